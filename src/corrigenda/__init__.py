@@ -1,3 +1,95 @@
-"""Corrections to the facts a language model states: made, measured, undone to the bit, shipped."""
+"""Corrections to the facts a language model states: made, measured, undone to the bit, shipped.
+
+```python
+import corrigenda as cg
+
+lm = cg.load("pocket")
+fact = cg.Fact(prompt="The capital of France is", subject="France", target="Rome")
+patch = cg.edit(lm, fact)
+with patch.apply(lm):
+    print(cg.answer(lm, fact.prompt))
+```
+
+Every name below is imported when it is first used, so that `import corrigenda` stays free of torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from corrigenda.api import (
+        answer,
+        ask,
+        correct,
+        edit,
+        export,
+        fit,
+        list_methods,
+        list_models,
+        load,
+        revert,
+    )
+    from corrigenda.correction import Correction
+    from corrigenda.errors import CorrigendaError
+    from corrigenda.facts import Fact, Span, read_facts
+    from corrigenda.lm.model import LanguageModel
+    from corrigenda.lm.sites import Site
+    from corrigenda.patch import load_patch
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Correction": "corrigenda.correction",
+    "CorrigendaError": "corrigenda.errors",
+    "Fact": "corrigenda.facts",
+    "LanguageModel": "corrigenda.lm.model",
+    "Site": "corrigenda.lm.sites",
+    "Span": "corrigenda.facts",
+    "answer": "corrigenda.api",
+    "ask": "corrigenda.api",
+    "correct": "corrigenda.api",
+    "edit": "corrigenda.api",
+    "export": "corrigenda.api",
+    "fit": "corrigenda.api",
+    "list_methods": "corrigenda.api",
+    "list_models": "corrigenda.api",
+    "load": "corrigenda.api",
+    "load_patch": "corrigenda.patch",
+    "read_facts": "corrigenda.facts",
+    "revert": "corrigenda.api",
+}
+
+__all__ = [
+    "Correction",
+    "CorrigendaError",
+    "Fact",
+    "LanguageModel",
+    "Site",
+    "Span",
+    "answer",
+    "ask",
+    "correct",
+    "edit",
+    "export",
+    "fit",
+    "list_methods",
+    "list_models",
+    "load",
+    "load_patch",
+    "read_facts",
+    "revert",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -64,6 +64,12 @@ class NotEnoughFacts(CorrigendaError):
     code = "CG106"
 
 
+class AlreadyTrue(CorrigendaError):
+    """The model says the target already; a notice, not raised: nothing is changed for that fact."""
+
+    code = "CG107"
+
+
 class NonFinite(CorrigendaError):
     """A key, a target vector or a solve holds infinities or NaN."""
 
