@@ -1,0 +1,107 @@
+"""Files that are either written completely or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from corrigenda.errors import WriteFailed
+
+_counter = itertools.count()
+_open: set[str] = set()
+
+
+def write_atomically(path: str | Path, writer: Callable[[Path], object]) -> Path:
+    """Write a file so that at any moment the old or the new one is there, whole.
+
+    The content goes to a temporary neighbour `.NAME.tmp-PID-N`, is forced to disk, and then takes
+    the name in one step. A process that is killed leaves at most that neighbour; the next write to
+    the same name removes it.
+
+    Args:
+        path: The file to create or replace. A symbolic link is followed.
+        writer: Called with the temporary path; writes the content there.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        WriteFailed (CG601): the disk is full, the folder is missing or not writable, or any other
+            failure of the file system. The old file, if any, is as it was. Errors of `writer` that
+            are no failure to write pass through, equally without a trace.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> write_atomically(folder / "a.txt", lambda part: part.write_text("whole")).read_text()
+        'whole'
+    """
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f".{target.name}.tmp-{os.getpid()}-{next(_counter)}")
+    _open.add(part.name)
+    try:
+        _remove_stale(target)
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        writer(part)
+        _sync(part)
+        os.replace(part, target)
+        _sync(target.parent)
+    except (OSError, SafetensorError) as error:
+        raise WriteFailed(
+            f"{path} could not be written: {error}.",
+            hint="Nothing was changed. Free some space, or choose another place.",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        _open.discard(part.name)
+    return Path(path)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """`write_atomically` for text, in UTF-8 with newlines as given."""
+    return write_atomically(path, lambda part: part.write_bytes(text.encode("utf-8")))
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove what killed writers of this file left; those of living processes stay."""
+    prefix = f".{target.name}.tmp-"
+    for entry in target.parent.glob(f"{_escape(prefix)}*"):
+        pid = entry.name.removeprefix(prefix).partition("-")[0]
+        if pid.isdecimal() and entry.name not in _open and not _runs(int(pid)):
+            with contextlib.suppress(OSError):
+                entry.unlink()
+
+
+def _escape(text: str) -> str:
+    return "".join(f"[{char}]" if char in "*?[" else char for char in text)
+
+
+def _runs(pid: int) -> bool:
+    """Whether another living process has this id; our own id on a file not ours is a leftover."""
+    if pid == os.getpid():
+        return False
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
