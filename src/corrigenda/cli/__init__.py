@@ -1,0 +1,1 @@
+"""The command `corrigenda`: one module per group of commands, none of which imports torch before it runs."""

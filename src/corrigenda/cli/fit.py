@@ -1,0 +1,60 @@
+"""`corrigenda fit`: the statistics a method needs, once per model, kept in the cache."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from corrigenda.cli import options, output
+
+
+def fit(
+    model: options.Model,
+    method: options.Method = "memit",
+    text: options.Text = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Keep the fitted state here as well."),
+    ] = None,
+    settings: options.Settings = None,
+    dtype: options.Dtype = None,
+    device: options.Device = "cpu",
+    as_json: options.AsJson = False,
+) -> None:
+    """Fit what a method needs to know about a model; `edit` does this by itself when it has to."""
+    config = options.parse_settings(settings)
+    if out is not None:
+        options.check_folder(out)
+    import corrigenda
+    from corrigenda.cli.progress import bar
+
+    lm = options.open_model(model, dtype=dtype, device=device)
+    start = time.perf_counter()
+    with bar() as progress:
+        state = corrigenda.fit(lm, method, corpus=text, progress=progress, **config)
+    seconds = time.perf_counter() - start
+    if out is not None:
+        state.save(out)
+    shapes = {name: list(tensor.shape) for name, tensor in state.tensors.items()}
+    data = {
+        "model": lm.name,
+        "method": method,
+        "tensors": shapes,
+        "meta": dict(state.meta),
+        "seconds": seconds,
+        "file": str(out) if out else None,
+    }
+
+    def draw(console: Console) -> None:
+        rows = [(name, " x ".join(map(str, shape))) for name, shape in shapes.items()]
+        if rows:
+            console.print(output.table(("fitted", "shape"), rows))
+        else:
+            console.print(f"{method} needs no statistics.")
+        console.print(f"{method} on {lm.name}: {seconds:.1f} s")
+
+    output.show(data, as_json=as_json, people=draw)

@@ -1,0 +1,85 @@
+"""The command `corrigenda`: its groups, its exit status, and what happens to errors.
+
+Exit status: 0 ok, 1 a finding (an edit that did not take, patches that differ), 2 misuse, 70 a defect of ours.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from corrigenda.cli import ask, doctor, edit, fit, listing, output, patches, pocket, trace
+from corrigenda.errors import CorrigendaError
+
+
+class Commands(TyperGroup):
+    """Commands whose coded errors are reported in one place and end with status 2."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # same class by another name
+        """Run the command given."""
+        try:
+            return super().invoke(ctx)
+        except CorrigendaError as error:
+            output.report(error, ctx)
+            raise typer.Exit(output.MISUSE) from error
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # as above
+        """Keep the order in which commands are declared."""
+        return list(self.commands)
+
+
+app = typer.Typer(
+    name="corrigenda",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Correct facts in language models: see what changed and what did not, undo it, keep it.",
+    epilog="Start with: corrigenda models; corrigenda methods; corrigenda edit --help",
+)
+for command in (
+    edit.edit,
+    ask.ask,
+    fit.fit,
+    listing.methods,
+    listing.models,
+    patches.diff,
+    patches.merge,
+    patches.export,
+    patches.revert,
+    trace.trace,
+    doctor.doctor,
+):
+    app.command()(command)
+app.add_typer(pocket.app, name="pocket")
+
+
+def _version(value: bool) -> None:
+    if value:
+        import corrigenda
+
+        typer.echo(corrigenda.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def run() -> None:
+    """Run the command line and leave with its status."""
+    try:
+        app()
+    except Exception:
+        traceback.print_exc()
+        sys.exit(output.DEFECT)

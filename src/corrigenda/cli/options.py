@@ -1,0 +1,109 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from corrigenda.cli.output import wants_json
+from corrigenda.errors import BadConfig, WriteFailed
+
+if TYPE_CHECKING:
+    from corrigenda.lm.model import LanguageModel
+
+Setting = bool | int | float | str | list[object] | dict[str, object] | None
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="pocket, pocket-gpt2, a folder, or a name on the Hugging Face hub.",
+        show_default=False,
+    ),
+]
+Method = Annotated[
+    str, typer.Option("--method", "-m", help="Editing method; see `corrigenda methods`.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="OPTION=VALUE",
+        help="Set an option of the method; may be repeated.",
+        show_default=False,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if not given."),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", callback=wants_json, is_eager=True, help="Print one JSON object on stdout."
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Use the patch on a model other than the one it was made on.")
+]
+Text = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--text",
+        metavar="FILE",
+        help="Text for the statistics; may be repeated. Without it the model writes its own.",
+        show_default=False,
+    ),
+]
+
+
+def parse_settings(settings: Sequence[str] | None) -> dict[str, Setting]:
+    """Turn `option=value` texts into options; a value is JSON where it can be read as JSON, else text.
+
+    Raises:
+        BadConfig (CG502): an entry without `=` or without a name.
+
+    Example:
+        >>> parse_settings(["learning_rate=0.1", "layers=[3,4]", "norm=l2"])
+        {'learning_rate': 0.1, 'layers': [3, 4], 'norm': 'l2'}
+    """
+    options: dict[str, Setting] = {}
+    for entry in settings or ():
+        name, sign, value = entry.partition("=")
+        if not (sign and name.strip()):
+            raise BadConfig(f'"{entry}" is not OPTION=VALUE.', where="--set")
+        try:
+            options[name.strip().replace("-", "_")] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name.strip().replace("-", "_")] = value
+    return options
+
+
+def open_model(name: str, *, dtype: str | None, device: str) -> LanguageModel:
+    """Load the model a command was given.
+
+    Raises:
+        BadConfig (CG502): no such dtype or device.
+        UnknownModel (CG301): no such model.
+    """
+    import corrigenda
+
+    return corrigenda.load(name, dtype=dtype, device=device)
+
+
+def check_folder(file: Path) -> None:
+    """Refuse a place for a result that cannot be written, before any work is done.
+
+    Raises:
+        WriteFailed (CG601): its folder does not exist.
+    """
+    if not file.absolute().parent.is_dir():
+        raise WriteFailed(
+            f"{file} cannot be written: there is no folder {file.absolute().parent}.",
+            hint="Make the folder first.",
+        )

@@ -1,0 +1,167 @@
+"""`corrigenda diff`, `merge`, `export` and `revert`: patches as files, and models made with them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from corrigenda.cli import options, output
+
+if TYPE_CHECKING:
+    from corrigenda.patch import Patch
+
+PatchFile = Annotated[Path, typer.Argument(metavar="PATCH", show_default=False)]
+
+
+class Form(StrEnum):
+    """What a patch can be exported to."""
+
+    PEFT = "peft"
+    MERGED = "merged"
+
+
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A", show_default=False)],
+    second: Annotated[Path | None, typer.Argument(metavar="[B]", show_default=False)] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show what a patch changes, or how two patches differ (cosine of their changes, by site).
+
+    With two patches, exit status 1 means that they differ.
+    """
+    import corrigenda
+    from corrigenda.comparison import compare, describe
+
+    a = corrigenda.load_patch(first)
+    if second is None:
+        description = describe(a)
+        data = {"a": _header(first, a), "sites": [item._asdict() for item in description]}
+
+        def draw(console: Console) -> None:
+            _draw_header(console, first, a)
+            rows = [(item.site, item.kind, item.norm, item.rank, item.stored) for item in description]
+            console.print(output.table(("site", "kind", "norm", "rank", "stored numbers"), rows))
+
+        output.show(data, as_json=as_json, people=draw)
+        return
+    b = corrigenda.load_patch(second)
+    comparison = compare(a, b)
+    equal = a == b
+    data = {
+        "a": _header(first, a),
+        "b": _header(second, b),
+        "equal": equal,
+        "sites": [item._asdict() for item in comparison],
+    }
+
+    def draw_both(console: Console) -> None:
+        for file, patch in ((first, a), (second, b)):
+            _draw_header(console, file, patch)
+        rows = [
+            (item.site, item.norm_a, item.norm_b, item.norm_difference, item.cosine)
+            for item in comparison
+        ]
+        columns = ("site", "norm A", "norm B", "norm of A - B", "cosine")
+        console.print(output.table(columns, rows))
+        console.print("The patches are equal." if equal else "The patches differ.")
+
+    output.show(data, as_json=as_json, people=draw_both)
+    if not equal:
+        raise typer.Exit(output.FINDING)
+
+
+def merge(
+    patches: Annotated[list[Path], typer.Argument(metavar="A B...", show_default=False)],
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The new patch.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Add patches of one model into a single file; where they touch the same weight, the changes add up."""
+    options.check_folder(out)
+    import corrigenda
+
+    loaded = [corrigenda.load_patch(file) for file in patches]
+    merged = reduce(add, loaded)
+    merged.save(out)
+    num_facts = len(merged.header.facts)
+    output.show(
+        {"file": str(out), "patches": [str(file) for file in patches], "facts": num_facts},
+        as_json=as_json,
+        people=lambda console: console.print(
+            f"{out}: {len(loaded)} patches, {num_facts} facts", soft_wrap=True
+        ),
+    )
+
+
+def export(
+    patch: PatchFile,
+    model: options.Model,
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="A new folder.")],
+    to: Annotated[
+        Form, typer.Option(help="A LoRA adapter, or a checkpoint with the patch in its weights.")
+    ] = Form.PEFT,
+    force: options.Force = False,
+    dtype: options.Dtype = None,
+    device: options.Device = "cpu",
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a patch as a LoRA adapter, or a model with the patch merged (`revert` takes it back)."""
+    options.check_folder(out)
+    import corrigenda
+
+    loaded = corrigenda.load_patch(patch)
+    lm = options.open_model(model, dtype=dtype, device=device)
+    corrigenda.export(loaded, lm, out, to=to.value, force=force)
+    files = sorted(item.name for item in out.iterdir())
+
+    def draw(console: Console) -> None:
+        console.print(f"{out}: {', '.join(files)}", soft_wrap=True)
+        if to is Form.MERGED:
+            console.print(f"undo: corrigenda revert {out} -o FOLDER", soft_wrap=True)
+
+    data = {"folder": str(out), "to": to.value, "patch": str(patch), "model": lm.name}
+    output.show(data | {"files": files}, as_json=as_json, people=draw)
+
+
+def revert(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A model exported with --to merged.")
+    ],
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="A new folder.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Write the model as it was before a merged patch, bit for bit, checked by its digest."""
+    options.check_folder(out)
+    import corrigenda
+
+    restored = corrigenda.revert(folder, out)
+    output.show(
+        {"folder": str(out), **restored._asdict()},
+        as_json=as_json,
+        people=lambda console: console.print(
+            f"{out}: {restored.base_name} as it was, restored from {restored.source};"
+            f" digest {restored.digest} verified",
+            soft_wrap=True,
+        ),
+    )
+
+
+def _header(file: Path, patch: Patch) -> dict[str, object]:
+    return {"file": str(file), **patch.header.model_dump(mode="json")}
+
+
+def _draw_header(console: Console, file: Path, patch: Patch) -> None:
+    header = patch.header
+    console.print(
+        f"{file}: {header.method}, {len(header.facts)} facts, made on {header.base_name}",
+        soft_wrap=True,
+    )
+    for fact in header.facts[:10]:
+        console.print(f"  {fact.get('prompt')} -> {fact.get('target')}", markup=False)
+    if len(header.facts) > 10:
+        console.print(f"  and {len(header.facts) - 10} more")

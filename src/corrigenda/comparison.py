@@ -1,0 +1,114 @@
+"""Sizes of a patch's changes, and how alike two patches are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from corrigenda.errors import NotExportable
+from corrigenda.linalg.lowrank import LowRank
+
+if TYPE_CHECKING:
+    from corrigenda.patch import Change, Patch
+
+
+class SiteDescription(NamedTuple):
+    """The change to one weight: `kind` of storage, Frobenius `norm`, `rank` (low-rank only), numbers `stored`."""
+
+    site: str
+    kind: str
+    norm: float
+    rank: int | None
+    stored: int
+
+
+class SiteComparison(NamedTuple):
+    """Two changes to one weight; a patch that leaves it alone counts as 0.
+
+    Attributes:
+        site: The weight's site.
+        norm_a: Frobenius norm of the first change.
+        norm_b: Frobenius norm of the second change.
+        norm_difference: Frobenius norm of their difference.
+        cosine: Cosine of the angle between them as vectors; None where one of them is 0.
+    """
+
+    site: str
+    norm_a: float
+    norm_b: float
+    norm_difference: float
+    cosine: float | None
+
+
+def describe(patch: Patch) -> tuple[SiteDescription, ...]:
+    """Describe every change of a weight patch, ordered by site.
+
+    Raises:
+        NotExportable (CG405): the patch changes no weights.
+    """
+    return tuple(
+        SiteDescription(
+            site=str(site),
+            kind=type(change).__name__,
+            norm=float(change.norm()),
+            rank=getattr(change, "rank", None),
+            stored=change.num_parameters(),
+        )
+        for site, change in sorted(_changes(patch).items())
+    )
+
+
+def compare(a: Patch, b: Patch) -> tuple[SiteComparison, ...]:
+    """Compare two weight patches site by site, in float64; low-rank pairs are never multiplied out.
+
+    Raises:
+        NotExportable (CG405): one of the patches changes no weights.
+    """
+    left, right = _changes(a), _changes(b)
+    result = []
+    for site in sorted({*left, *right}):
+        one, two = left.get(site), right.get(site)
+        norm_a = float(one.norm()) if one is not None else 0.0
+        norm_b = float(two.norm()) if two is not None else 0.0
+        product, difference = 0.0, norm_a + norm_b
+        if one is not None and two is not None:
+            product, difference = _inner(one, two), _distance(one, two)
+        result.append(
+            SiteComparison(
+                site=str(site),
+                norm_a=norm_a,
+                norm_b=norm_b,
+                norm_difference=difference,
+                cosine=product / (norm_a * norm_b) if norm_a and norm_b else None,
+            )
+        )
+    return tuple(result)
+
+
+def _changes(patch: Patch) -> dict:
+    changes = getattr(patch, "changes", None)
+    if changes is None:
+        raise NotExportable(
+            f"a {type(patch).__name__} changes no weights, so there are no sizes to show.",
+            where=getattr(patch.header, "method", ""),
+        )
+    return dict(changes)
+
+
+def _inner(one: Change, two: Change) -> float:
+    """Frobenius inner product <A, B> = tr(A^T B); for factors, sum((L1^T L2) * (R1^T R2))."""
+    if isinstance(one, LowRank) and isinstance(two, LowRank):
+        left = one.left.double().T @ two.left.double()
+        right = one.right.double().T @ two.right.double()
+        return float((left * right).sum())
+    return float((one.to_dense().double() * two.to_dense().double()).sum())
+
+
+def _distance(one: Change, two: Change) -> float:
+    """Frobenius norm of A - B, from stacked factors where both have them."""
+    if isinstance(one, LowRank) and isinstance(two, LowRank):
+        left = torch.cat([one.left.double(), two.left.double()], dim=1)
+        right = torch.cat([one.right.double(), -two.right.double()], dim=1)
+        return float(LowRank(left, right).norm())
+    return float((one.to_dense().double() - two.to_dense().double()).norm())
