@@ -1,0 +1,420 @@
+"""Target search: one vector per fact that makes the model say the target, for all facts at once.
+
+The vector enters at one position (the subject's last token) of one block, so each step runs only the later blocks, only
+from that position on (`corrigenda.lm.tail`), and the vocabulary head only where a label is read. Rows of different
+facts never meet in a loss, and Adam is elementwise, so every fact evolves as if it were searched alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from corrigenda.errors import NonFinite
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Tokens
+from corrigenda.lm.tail import Tail
+
+Status = Literal["written", "not converged", "clamped"]
+
+# A row of padding costs less than streaming the weights of the later blocks once more for a bucket of its own.
+_PADDING_TOKENS = {"cpu": 48, "cuda": 1024}
+_BUCKET_TOKENS = {"cpu": 512, "cuda": 16384}
+_HEAD_ROWS = {"cpu": 256, "cuda": 4096}
+_MEMORY_BYTES = 2 << 30
+
+
+class Settings(NamedTuple):
+    """Settings of the search, in the units of the method cards.
+
+    Attributes:
+        steps: Forward passes at most; the last one takes no step.
+        learning_rate: Of Adam (betas 0.9 and 0.999, eps 1e-8, no decay).
+        kl_weight: Weight of the essence term.
+        weight_decay: Weight of `||delta|| / ||anchor||^2`.
+        clamp: Largest `||delta||` in units of `||anchor||`.
+        stop_loss: A fact whose total loss is below this takes no further step.
+    """
+
+    steps: int
+    learning_rate: float
+    kl_weight: float
+    weight_decay: float
+    clamp: float
+    stop_loss: float = 0.05
+
+
+class Row(NamedTuple):
+    """One sequence of one fact.
+
+    Attributes:
+        fact: Index of the fact it belongs to.
+        ids: Token ids, without the last target token.
+        start: Position of the subject's last token, where the delta enters.
+        reads: Positions whose next-token distribution enters the loss, each >= `start`.
+        labels: Wanted token after each of `reads`; empty for the essence row, whose distribution must stay.
+        anchor: Whether this is the clean prompt, whose vector at `start` is the fact's anchor.
+    """
+
+    fact: int
+    ids: tuple[int, ...]
+    start: int
+    reads: tuple[int, ...]
+    labels: tuple[int, ...]
+    anchor: bool = False
+
+    @property
+    def tail(self) -> int:
+        """Number of positions from `start` on."""
+        return len(self.ids) - self.start
+
+
+class Losses(NamedTuple):
+    """Losses of one fact in one forward pass: `total = nll + kl + decay`."""
+
+    total: float
+    nll: float
+    kl: float
+    decay: float
+
+
+@dataclass
+class Trace:
+    """What the search did for one fact.
+
+    Attributes:
+        losses: One entry per forward pass.
+        stop: "loss" when the total loss fell below the stopping value, else "steps".
+        clamped_steps: Steps after which delta was pulled back onto the ball.
+        at_clamp: Whether the last step ended on the ball.
+    """
+
+    losses: list[Losses] = field(default_factory=list)
+    stop: Literal["loss", "steps"] = "steps"
+    clamped_steps: int = 0
+    at_clamp: bool = False
+
+    @property
+    def status(self) -> Status:
+        """"written" when the targets have at least even odds (geometric mean), else why not."""
+        if self.stop == "loss" or self.losses[-1].nll <= math.log(2.0):
+            return "written"
+        return "clamped" if self.at_clamp else "not converged"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready record for a patch header."""
+        return {
+            "losses": [[float(f"{value:.6g}") for value in entry] for entry in self.losses],
+            "stop": self.stop,
+            "clamped_steps": self.clamped_steps,
+            "at_clamp": self.at_clamp,
+            "status": self.status,
+        }
+
+
+class Targets(NamedTuple):
+    """Result of the search, float32, no gradients.
+
+    Attributes:
+        anchors: What stands at the subject's last token of the clean prompt.
+        deltas: What to add to it; `anchors + deltas` is the wanted vector.
+        traces: What happened, per fact.
+    """
+
+    anchors: Float[Tensor, "n d_model"]
+    deltas: Float[Tensor, "n d_model"]
+    traces: list[Trace]
+
+    @property
+    def wanted(self) -> Float[Tensor, "n d_model"]:
+        """The vectors the edit should produce."""
+        return self.anchors + self.deltas
+
+
+def find_targets(
+    lm: LanguageModel,
+    rows: Sequence[Row],
+    *,
+    layer: int,
+    role: Literal["state", "value"],
+    settings: Settings,
+    names: Sequence[str],
+) -> Targets:
+    """Search one vector per fact, with the model as it is now.
+
+    Minimises, per fact, the mean over contexts and target tokens of -log p, plus `kl_weight * KL(now || before)` at the
+    essence row, plus `weight_decay * ||delta|| / ||anchor||^2`. The model runs in its own dtype; delta, Adam's moments and
+    the losses are float32.
+
+    Args:
+        lm: The model; never changed.
+        rows: All sequences of all facts, in any order. Every fact has one `anchor` row.
+        layer: Block at which the delta enters.
+        role: "value" adds to the output of the down projection, "state" to the output of the block.
+        settings: Of the search.
+        names: How messages refer to each fact; its length is the number of facts.
+
+    Raises:
+        NonFinite (CG201): a loss is not a number, as happens on a model that earlier edits have broken.
+
+    Reference: ROME (Meng et al. 2022), equation 4 and appendix E.5; MEMIT (Meng et al. 2023), equation 16.
+    """
+    anchors = torch.zeros(len(names), lm.d_model, device=lm.device)
+    deltas = torch.zeros_like(anchors)
+    traces = [Trace() for _ in names]
+    for group in _groups(lm, rows, layer, len(names)):
+        _search(lm, group, layer, role, settings, names, anchors, deltas, traces)
+    return Targets(anchors, deltas, traces)
+
+
+def _groups(lm: LanguageModel, rows: Sequence[Row], layer: int, num_facts: int) -> list[list[Row]]:
+    """Split the facts so that the constants of one group (old keys and values, essence) fit in memory.
+
+    The order is by length and then by content, so it does not depend on the order in which facts were given.
+    """
+    of_fact: list[list[Row]] = [[] for _ in range(num_facts)]
+    for row in rows:
+        of_fact[row.fact].append(row)
+    of_fact.sort(key=lambda own: (own[0].tail, own[0].ids, own[0].labels) if own else (0,))
+    budget = _MEMORY_BYTES
+    if lm.device.type == "cuda":
+        budget = max(budget, torch.cuda.mem_get_info(lm.device)[0] // 3)
+    token_bytes = 2 * lm.d_model * (lm.num_layers - layer) * lm.dtype.itemsize
+    groups: list[list[Row]] = []
+    used = budget
+    for own in of_fact:
+        size = token_bytes * sum(len(row.ids) for row in own) + 4 * _vocabulary(lm)
+        if used + size > budget:
+            groups.append([])
+            used = 0
+        groups[-1].extend(own)
+        used += size
+    return groups
+
+
+def _vocabulary(lm: LanguageModel) -> int:
+    return int(lm.model.config.get_text_config().vocab_size)
+
+
+@dataclass
+class _Bucket:
+    """Rows of nearly equal tail length, run together."""
+
+    rows: list[Row]
+    tail: Tail
+    facts: Int[Tensor, " batch"]
+    at: Int[Tensor, "batch k"]
+    valid: Tensor  # (batch, k) bool: which of `at` are real reads
+    labels: Int[Tensor, "batch k"]  # -1 at the essence read
+    weights: Float[Tensor, "batch k"]  # 1 / (contexts * target tokens)
+
+
+def _bucket(rows: Sequence[Row], device_type: str) -> list[list[Row]]:
+    """Group rows so that padding stays below what another pass over the weights would cost."""
+    ordered = sorted(rows, key=lambda row: (-row.tail, row.start, row.ids, row.labels))
+    buckets: list[list[Row]] = []
+    waste = 0
+    for row in ordered:
+        if buckets:
+            longest = buckets[-1][0].tail
+            waste += longest - row.tail
+            full = longest * (len(buckets[-1]) + 1) > _BUCKET_TOKENS[device_type]
+            if waste <= _PADDING_TOKENS[device_type] and not full:
+                buckets[-1].append(row)
+                continue
+        buckets.append([row])
+        waste = 0
+    return buckets
+
+
+def _build(
+    lm: LanguageModel, rows: list[Row], layer: int, role: Literal["state", "value"],
+    contexts: Sequence[int],
+) -> _Bucket:
+    device = lm.device
+    width = max(len(row.reads) for row in rows)
+    at = torch.tensor([[*row.reads, *[row.start] * (width - len(row.reads))] for row in rows])
+    valid = torch.tensor([[j < len(row.reads) for j in range(width)] for row in rows])
+    labels = torch.full((len(rows), width), -1)
+    weights = torch.zeros(len(rows), width)
+    for i, row in enumerate(rows):
+        if row.labels:
+            labels[i, : len(row.labels)] = torch.tensor(row.labels)
+            weights[i, : len(row.labels)] = 1.0 / (contexts[row.fact] * len(row.labels))
+    pad = lm.tokenizer.pad_token_id or 0
+    tokens = Tokens.pad([list(row.ids) for row in rows], pad).to(device)
+    starts = torch.tensor([row.start for row in rows], device=device)
+    tail = Tail.build(lm, tokens, layer, starts, role=role)
+    facts = torch.tensor([row.fact for row in rows], device=device)
+    return _Bucket(
+        rows, tail, facts, at.to(device), valid.to(device), labels.to(device), weights.to(device)
+    )
+
+
+class _Read(NamedTuple):
+    """What one bucket says in one step: per-fact sums and the gradient with respect to delta."""
+
+    nll: Float[Tensor, " n"]
+    kl: Float[Tensor, " n"]
+    grad: Float[Tensor, "n d_model"]
+
+
+def _search(
+    lm: LanguageModel,
+    rows: list[Row],
+    layer: int,
+    role: Literal["state", "value"],
+    settings: Settings,
+    names: Sequence[str],
+    anchors: Float[Tensor, "n d_model"],
+    deltas: Float[Tensor, "n d_model"],
+    traces: list[Trace],
+) -> None:
+    """Run the search for one group of facts; writes into `anchors`, `deltas` and `traces`."""
+    contexts = [0] * len(names)
+    for row in rows:
+        contexts[row.fact] += bool(row.labels)
+    buckets = [
+        _build(lm, part, layer, role, contexts) for part in _bucket(rows, lm.device.type)
+    ]
+    for bucket in buckets:
+        for i, row in enumerate(bucket.rows):
+            if row.anchor:
+                anchors[row.fact] = bucket.tail.entry[i].float()
+    live = torch.zeros(len(names), dtype=torch.bool, device=lm.device)
+    live[[row.fact for row in rows]] = True
+    radius = settings.clamp * anchors.norm(dim=1)
+    decay = settings.weight_decay / anchors.square().sum(dim=1)
+    first, second = torch.zeros_like(deltas), torch.zeros_like(deltas)
+    before: dict[int, Float[Tensor, " vocab"]] = {}
+    for step in range(1, settings.steps + 1):
+        last = step == settings.steps
+        read = _Read(deltas.new_zeros(len(names)), deltas.new_zeros(len(names)), torch.zeros_like(deltas))
+        for bucket in buckets:
+            _run(lm, bucket, live, deltas, before, settings.kl_weight, read, grad=not last)
+        norms = deltas.norm(dim=1)
+        shrink = decay * norms
+        total = read.nll + read.kl + shrink
+        _record(traces, names, live, torch.stack([total, read.nll, read.kl, shrink], dim=1))
+        done = live & (total < settings.stop_loss)
+        for fact in done.nonzero().flatten().tolist():
+            traces[fact].stop = "loss"
+        live &= ~done
+        if last or not live.any():
+            break
+        now = live.nonzero().flatten()
+        # The gradient of a norm at zero is taken as zero.
+        unit = deltas[now] / norms[now].clamp_min(torch.finfo(norms.dtype).tiny)[:, None]
+        gradient = read.grad[now] + decay[now, None] * unit
+        first[now] = 0.9 * first[now] + 0.1 * gradient
+        second[now] = 0.999 * second[now] + 0.001 * gradient.square()
+        scale = (second[now].sqrt() / math.sqrt(1.0 - 0.999**step)).add_(1e-8)
+        moved = deltas[now] - settings.learning_rate / (1.0 - 0.9**step) * first[now] / scale
+        length = moved.norm(dim=1)
+        beyond = length > radius[now]
+        moved[beyond] *= (radius[now][beyond] / length[beyond])[:, None]
+        deltas[now] = moved
+        for fact, outside in zip(now.tolist(), beyond.tolist(), strict=True):
+            traces[fact].at_clamp = outside
+            traces[fact].clamped_steps += outside
+
+
+def _record(
+    traces: list[Trace], names: Sequence[str], live: Tensor, losses: Float[Tensor, "n 4"]
+) -> None:
+    for fact in live.nonzero().flatten().tolist():
+        entry = Losses(*losses[fact].tolist())
+        if not math.isfinite(entry.total):
+            raise NonFinite(
+                f"the loss of the target search is {entry.total} at step "
+                f"{len(traces[fact].losses) + 1}.",
+                where=names[fact],
+                hint="The model gives no finite probabilities here: earlier edits may have broken "
+                "it, or its number format overflows (try float32).",
+            )
+        traces[fact].losses.append(entry)
+
+
+def _run(
+    lm: LanguageModel,
+    bucket: _Bucket,
+    live: Tensor,
+    deltas: Float[Tensor, "n d_model"],
+    before: dict[int, Float[Tensor, " vocab"]],
+    kl_weight: float,
+    read: _Read,
+    *,
+    grad: bool,
+) -> None:
+    """One pass of one bucket; adds to `read`."""
+    active = live[bucket.facts]
+    if not active.any():
+        return
+    keep = None if active.all() else active.nonzero().flatten()
+    facts, at, valid, labels, weights = (
+        part if keep is None else part[keep]
+        for part in (bucket.facts, bucket.at, bucket.valid, bucket.labels, bucket.weights)
+    )
+    with torch.set_grad_enabled(grad):
+        delta = deltas[facts].requires_grad_(grad)
+        hidden = bucket.tail.run(delta, at, rows=keep)[valid]
+    owners = facts[:, None].expand_as(valid)[valid]
+    back = _read_head(
+        lm, hidden.detach(), owners, labels[valid], weights[valid], before, kl_weight, read, grad
+    )
+    if grad:
+        (gradient,) = torch.autograd.grad(hidden, delta, back)
+        read.grad.index_add_(0, facts, gradient.to(read.grad.dtype))
+
+
+def _read_head(
+    lm: LanguageModel,
+    hidden: Float[Tensor, "reads d_model"],
+    owners: Int[Tensor, " reads"],
+    labels: Int[Tensor, " reads"],
+    weights: Float[Tensor, " reads"],
+    before: dict[int, Float[Tensor, " vocab"]],
+    kl_weight: float,
+    read: _Read,
+    grad: bool,
+) -> Float[Tensor, "reads d_model"]:
+    """Losses at the head and their gradient with respect to the hidden states.
+
+    The gradient of both losses with respect to the logits is written down directly (softmax minus one-hot, and
+    `p * (log p - log p0 - KL)`), a few rows at a time, so the logits of a step are never held together.
+    """
+    back = torch.empty_like(hidden)
+    size = _HEAD_ROWS[lm.device.type]
+    for begin in range(0, len(hidden), size):
+        part = slice(begin, begin + size)
+        with torch.set_grad_enabled(grad):
+            inner = hidden[part].clone().requires_grad_(grad)
+            logits = lm.head(inner)
+        with torch.no_grad():
+            log_p = torch.log_softmax(logits.detach().float(), dim=-1)
+            own, label, weight = owners[part], labels[part], weights[part]
+            # Essence rows carry label -1; they are few, so they are treated one by one.
+            wanted = label.clamp_min(0)
+            picked = log_p.gather(1, wanted[:, None])[:, 0]
+            read.nll.index_add_(0, own, -picked * weight)
+            essence = {
+                i: log_p[i].clone() for i in (label < 0).nonzero().flatten().tolist()
+            }
+            slope = log_p.exp_().mul_(weight[:, None])
+            slope.scatter_add_(1, wanted[:, None], -weight[:, None])
+            for i, now in essence.items():
+                fact = int(own[i])
+                shift = now - before.setdefault(fact, now)
+                odds = now.exp()
+                divergence = odds @ shift
+                read.kl[fact] += kl_weight * divergence
+                slope[i] = kl_weight * odds * (shift - divergence)
+        if grad:
+            (back[part],) = torch.autograd.grad(logits, inner, slope.to(logits.dtype))
+    return back
