@@ -8,9 +8,12 @@ import torch
 
 from corrigenda.errors import NotExportable
 from corrigenda.linalg.lowrank import LowRank
+from corrigenda.patch.changes import Change, dense, norm, num_parameters
+from corrigenda.patch.weights import WeightPatch
 
 if TYPE_CHECKING:
-    from corrigenda.patch import Change, Patch
+    from corrigenda.lm.sites import Site
+    from corrigenda.patch.protocols import Patch
 
 
 class SiteDescription(NamedTuple):
@@ -51,11 +54,11 @@ def describe(patch: Patch) -> tuple[SiteDescription, ...]:
         SiteDescription(
             site=str(site),
             kind=type(change).__name__,
-            norm=float(change.norm()),
+            norm=norm(change),
             rank=getattr(change, "rank", None),
-            stored=change.num_parameters(),
+            stored=num_parameters(change),
         )
-        for site, change in sorted(_changes(patch).items())
+        for site, change in _changes(patch).items()
     )
 
 
@@ -67,10 +70,10 @@ def compare(a: Patch, b: Patch) -> tuple[SiteComparison, ...]:
     """
     left, right = _changes(a), _changes(b)
     result = []
-    for site in sorted({*left, *right}):
+    for site in [*left, *(site for site in right if site not in left)]:
         one, two = left.get(site), right.get(site)
-        norm_a = float(one.norm()) if one is not None else 0.0
-        norm_b = float(two.norm()) if two is not None else 0.0
+        norm_a = norm(one) if one is not None else 0.0
+        norm_b = norm(two) if two is not None else 0.0
         product, difference = 0.0, norm_a + norm_b
         if one is not None and two is not None:
             product, difference = _inner(one, two), _distance(one, two)
@@ -86,14 +89,13 @@ def compare(a: Patch, b: Patch) -> tuple[SiteComparison, ...]:
     return tuple(result)
 
 
-def _changes(patch: Patch) -> dict:
-    changes = getattr(patch, "changes", None)
-    if changes is None:
+def _changes(patch: Patch) -> dict[Site, Change]:
+    if not isinstance(patch, WeightPatch):
         raise NotExportable(
             f"a {type(patch).__name__} changes no weights, so there are no sizes to show.",
-            where=getattr(patch.header, "method", ""),
+            where=patch.header.method,
         )
-    return dict(changes)
+    return dict(patch.changes)
 
 
 def _inner(one: Change, two: Change) -> float:
@@ -102,7 +104,7 @@ def _inner(one: Change, two: Change) -> float:
         left = one.left.double().T @ two.left.double()
         right = one.right.double().T @ two.right.double()
         return float((left * right).sum())
-    return float((one.to_dense().double() * two.to_dense().double()).sum())
+    return float((dense(one) * dense(two)).sum())
 
 
 def _distance(one: Change, two: Change) -> float:
@@ -111,4 +113,4 @@ def _distance(one: Change, two: Change) -> float:
         left = torch.cat([one.left.double(), two.left.double()], dim=1)
         right = torch.cat([one.right.double(), -two.right.double()], dim=1)
         return float(LowRank(left, right).norm())
-    return float((one.to_dense().double() - two.to_dense().double()).norm())
+    return float((dense(one) - dense(two)).norm())

@@ -8,13 +8,15 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from corrigenda.facts import Fact
+from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.ask import answer, score
+from corrigenda.patch.changes import norm, num_parameters
+from corrigenda.patch.weights import WeightPatch
 
 if TYPE_CHECKING:
     from corrigenda.editor import State
     from corrigenda.lm.model import LanguageModel
-    from corrigenda.lm.sites import Site
-    from corrigenda.patch import Patch
+    from corrigenda.patch.protocols import Patch
 
 
 class Outcome(StrEnum):
@@ -233,20 +235,22 @@ def before_and_after(
 
 
 def size_of(lm: LanguageModel, patch: Patch) -> tuple[SiteChange, ...]:
-    """Measure the change of every weight of a patch against the weights of `lm`."""
+    """Measure the change of every weight of a patch against the weights of `lm`; none where it changes no weights."""
+    if not isinstance(patch, WeightPatch):
+        return ()
     sizes = []
-    for site, change in sorted(patch.changes.items()):
-        norm = float(change.norm())
+    for site, change in patch.changes.items():
+        size = norm(change)
         weight = lm.weight(site)
         sizes.append(
             SiteChange(
                 site=str(site),
                 parameter=lm.parameter_name(site),
-                norm=norm,
-                relative_norm=norm / float(weight.double().norm()),
-                rank=getattr(change, "rank", None),
+                norm=size,
+                relative_norm=size / float(weight.double().norm()),
+                rank=change.rank if isinstance(change, LowRank) else None,
                 parameters=weight.numel(),
-                stored=change.num_parameters(),
+                stored=num_parameters(change),
             )
         )
     return tuple(sizes)

@@ -1,0 +1,475 @@
+"""Load a model, edit facts, ask, fit, export, revert: the few functions most users need."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import torch
+
+from corrigenda import registry
+from corrigenda.correction import (
+    Answered,
+    Correction,
+    Outcome,
+    already_true,
+    before_and_after,
+    questions,
+    size_of,
+)
+from corrigenda.editor import Editor, State
+from corrigenda.errors import AlreadyTrue, BadConfig, did_you_mean
+from corrigenda.facts import Fact
+from corrigenda.lm.ask import answer as short_answers
+from corrigenda.lm.ask import greedy, next_token_top
+from corrigenda.lm.model import LanguageModel
+from corrigenda.merged import Restored, remember, restore
+from corrigenda.patch import Patch, export_merged, export_peft
+from corrigenda.subjects import guess_subject
+
+Progress = Callable[[str, int, int], None]
+Corpus = Iterable[str] | Sequence[str | Path] | str | Path | None
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model says after a prompt.
+
+    Attributes:
+        prompt: The text asked.
+        answer: First line or sentence of the continuation.
+        continuation: Greedy continuation as decoded.
+        top: Likeliest next tokens with their probabilities, best first.
+    """
+
+    prompt: str
+    answer: str
+    continuation: str
+    top: tuple[tuple[str, float], ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain dictionaries and lists."""
+        return {
+            "prompt": self.prompt,
+            "answer": self.answer,
+            "continuation": self.continuation,
+            "top": [{"token": token, "probability": p} for token, p in self.top],
+        }
+
+
+class MethodRow(NamedTuple):
+    """One line of the surveys' comparison of methods.
+
+    Attributes:
+        name: Name for `edit` and `--method`.
+        family: Family in the surveys' taxonomy.
+        training: Whether something must be trained before the first edit.
+        batch: Whether many facts are edited at once.
+        sequential: Whether edits may follow each other.
+        area: Part of the model that changes.
+        formula: Parameters changed, in words of the model's dimensions.
+        parameters: Parameters changed in the model given; None without a model.
+    """
+
+    name: str
+    family: str
+    training: bool
+    batch: bool
+    sequential: bool
+    area: str
+    formula: str
+    parameters: int | None = None
+
+
+class Shipped(NamedTuple):
+    """A model of the package: its `name`, whether it is `available` here, what it is `about`."""
+
+    name: str
+    available: bool
+    about: str
+
+
+class FamilyRow(NamedTuple):
+    """An architecture that is understood, and the `model_type` values that lead to it."""
+
+    name: str
+    model_types: tuple[str, ...]
+
+
+class Listing(NamedTuple):
+    """Models of the package and architectures understood."""
+
+    shipped: tuple[Shipped, ...]
+    families: tuple[FamilyRow, ...]
+
+
+def load(
+    name_or_path: str | Path = "pocket",
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a model and its tokenizer.
+
+    Args:
+        name_or_path: `pocket`, `pocket-gpt2`, a folder, or a name on the Hugging Face hub.
+        dtype: A torch dtype or its name; the checkpoint's own if None.
+        device: Where the model goes.
+        trust_remote_code: Passed on to transformers.
+
+    Raises:
+        UnknownModel (CG301): no such model.
+        BadConfig (CG502): no such dtype or device.
+    """
+    if isinstance(dtype, str):
+        if dtype not in _DTYPES:
+            raise BadConfig(f'no dtype "{dtype}".', hint=did_you_mean(dtype, list(_DTYPES)))
+        dtype = _DTYPES[dtype]
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadConfig(f'device "{device}" cannot be used here: {error}') from error
+    return LanguageModel.load(
+        str(name_or_path), dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+
+
+def build_editor(
+    lm: LanguageModel, method: str, *, layer: int | None = None, **options: object
+) -> Editor:
+    """Make an editor for a model: its preset where there is one, the options given on top.
+
+    Args:
+        lm: The model; its name selects the preset.
+        method: Name of the method.
+        layer: Sets `layer`, or `layers` to this one, whichever the method has.
+        **options: Options of the method.
+
+    Raises:
+        UnknownMethod (CG501): no such method.
+        BadConfig (CG502): an option the method does not have, or a value it cannot take.
+    """
+    kind = registry.editor_class(method)
+    if layer is not None:
+        name = "layer" if "layer" in kind.model_fields else "layers"
+        options[name] = layer if name == "layer" else (layer,)
+    return registry.build(method, lm.name, **options)
+
+
+def fit(
+    lm: LanguageModel,
+    method: str = "memit",
+    *,
+    corpus: Corpus = None,
+    progress: Progress | None = None,
+    **options: object,
+) -> State:
+    """Fit what a method needs to know about a model; repeated calls read the cache.
+
+    Args:
+        lm: The model.
+        method: Name of the method.
+        corpus: Files of text, texts, or None: the model writes its own text.
+        progress: Called with (stage, done, total).
+        **options: Options of the method.
+    """
+    return build_editor(lm, method, **options).fit(lm, corpus, progress=progress)
+
+
+def edit(
+    lm: LanguageModel,
+    facts: Fact | Sequence[Fact],
+    method: str = "rome",
+    *,
+    state: State | None = None,
+    corpus: Corpus = None,
+    progress: Progress | None = None,
+    layer: int | None = None,
+    **options: object,
+) -> Patch:
+    """Return the patch that makes facts true; the model is left as it was.
+
+    Fits first what the method needs. Facts that hold already are left out with a warning (CG107). Use `correct` to learn
+    what the patch does.
+
+    Args:
+        lm: The model.
+        facts: One fact or several; a missing subject is filled in where only one is possible.
+        method: Name of the method.
+        state: A state fitted earlier; fitted or read from the cache if None.
+        corpus: Text for the fit; see `fit`.
+        progress: Called with (stage, done, total).
+        layer: Block to edit; the preset's or a probed one if None.
+        **options: Options of the method.
+
+    Raises:
+        CorrigendaError: any of its kinds; the model is untouched.
+
+    Example:
+        ```python
+        patch = cg.edit(lm, cg.Fact(prompt="The capital of France is", target="Rome"))
+        with patch.apply(lm):
+            print(cg.answer(lm, "The capital of France is"))
+        ```
+    """
+    plan = _plan(lm, facts, method, layer, options)
+    for line in plan.already_true:
+        warnings.warn(line, stacklevel=2)
+    return _edit(lm, plan, state, corpus, progress).patch
+
+
+def correct(
+    lm: LanguageModel,
+    facts: Fact | Sequence[Fact],
+    method: str = "rome",
+    *,
+    state: State | None = None,
+    corpus: Corpus = None,
+    progress: Progress | None = None,
+    layer: int | None = None,
+    **options: object,
+) -> Correction:
+    """Edit as `edit` does, and measure what the patch does: everything `corrigenda edit` prints.
+
+    Every prompt, paraphrase and neighbour of the facts is asked without and with the patch. For the pocket models,
+    facts that name neither paraphrases nor neighbours get those of their world.
+    """
+    plan = _plan(lm, facts, method, layer, options, related=True)
+    made = _edit(lm, plan, state, corpus, progress)
+    start = time.perf_counter()
+    if plan.wanted:
+        answers, says = before_and_after(lm, made.patch, plan.facts)
+    else:
+        answers, says = _unchanged(lm, plan.facts), [True] * len(plan.facts)
+    outcomes = tuple(
+        Outcome.ALREADY_TRUE
+        if index not in plan.wanted
+        else (Outcome.TOOK if said else Outcome.NOT_TAKEN)
+        for index, said in enumerate(says)
+    )
+    changes = size_of(lm, made.patch)
+    return Correction(
+        patch=made.patch,
+        facts=plan.facts,
+        outcomes=outcomes,
+        answers=answers,
+        changes=changes,
+        method=method,
+        config=plan.editor.model_dump(mode="json"),
+        seconds={**made.seconds, "ask": time.perf_counter() - start},
+        notices=plan.notices + plan.already_true,
+        state=made.state,
+    )
+
+
+@overload
+def answer(lm: LanguageModel, prompts: str, *, max_new_tokens: int = 16) -> str: ...
+@overload
+def answer(lm: LanguageModel, prompts: Sequence[str], *, max_new_tokens: int = 16) -> list[str]: ...
+def answer(
+    lm: LanguageModel, prompts: str | Sequence[str], *, max_new_tokens: int = 16
+) -> str | list[str]:
+    """Return the short greedy answer to one prompt, or to each of several."""
+    several = [prompts] if isinstance(prompts, str) else list(prompts)
+    answers = short_answers(lm, several, max_new_tokens=max_new_tokens)
+    return answers[0] if isinstance(prompts, str) else answers
+
+
+def ask(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 16,
+    top: int = 5,
+    chat: bool = False,
+) -> list[Reply]:
+    """Return answers with their continuations and the likeliest next tokens.
+
+    Args:
+        lm: The model, with whatever patches are active on it.
+        prompts: Texts to continue.
+        max_new_tokens: Longest continuation.
+        top: How many next tokens to list.
+        chat: Put each prompt into the model's chat template.
+    """
+    prompts = list(prompts)
+    continuations = greedy(lm, prompts, max_new_tokens=max_new_tokens, chat=chat)
+    answers = short_answers(lm, prompts, max_new_tokens=max_new_tokens, chat=chat)
+    tops = next_token_top(lm, prompts, top)
+    return [
+        Reply(prompt, text, continuation, tuple(best))
+        for prompt, text, continuation, best in zip(
+            prompts, answers, continuations, tops, strict=True
+        )
+    ]
+
+
+def list_methods(lm: LanguageModel | None = None) -> tuple[MethodRow, ...]:
+    """Compare all methods, from their cards; with a model, count the parameters each changes in it."""
+    rows = []
+    for name in registry.names():
+        card = registry.card(name)
+        parameters = None
+        if lm is not None:
+            sites = build_editor(lm, name).sites(lm)
+            parameters = sum(lm.weight(site).numel() for site in sites)
+        rows.append(
+            MethodRow(
+                name,
+                card["family"],
+                card["training"],
+                card["batch"],
+                card["sequential"],
+                card["area"],
+                card["parameters"],
+                parameters,
+            )
+        )
+    return tuple(rows)
+
+
+def list_models() -> Listing:
+    """List the models of the package and the architectures understood."""
+    from corrigenda.lm.families import FAMILIES
+
+    folder = Path(str(files("corrigenda.pocket")))
+    about = {
+        "pocket": "Llama-style, trained by this project on facts of its own sentences",
+        "pocket-gpt2": "its GPT-2-style twin",
+    }
+    shipped = tuple(
+        Shipped(name, (folder / name / "config.json").is_file(), text)
+        for name, text in about.items()
+    )
+    families = tuple(FamilyRow(row.name, tuple(row.model_types)) for row in FAMILIES)
+    return Listing(shipped, families)
+
+
+def export(
+    patch: Patch, lm: LanguageModel, folder: str | Path, *, to: str = "peft", force: bool = False
+) -> None:
+    """Write a patch as a LoRA adapter, or the model with the patch in its weights.
+
+    Args:
+        patch: The patch.
+        lm: The model it was made on, without it.
+        folder: Where to write.
+        to: `peft` or `merged`. A merged folder also keeps the patch and the original tensors, for `revert`.
+        force: Use the patch on a model other than the one it was made on.
+
+    Raises:
+        NotExportable (CG405): the patch has no such form.
+        WrongBase (CG401): the patch was made on another model, and not `force`.
+    """
+    if to == "peft":
+        export_peft(patch, lm, folder)
+    elif to == "merged":
+        export_merged(patch, lm, folder)
+        remember(Path(folder), patch, lm)
+    else:
+        raise BadConfig(
+            f'no form "{to}" to export to.', hint=did_you_mean(to, ["peft", "merged"])
+        )
+
+
+def revert(folder: str | Path, out: str | Path) -> Restored:
+    """Write the original of a model exported as `merged`, bit for bit; see `corrigenda.merged.restore`."""
+    return restore(folder, out)
+
+
+class _Plan(NamedTuple):
+    editor: Editor
+    facts: tuple[Fact, ...]
+    wanted: tuple[int, ...]
+    notices: tuple[str, ...]
+    already_true: tuple[str, ...]
+
+
+class _Made(NamedTuple):
+    patch: Patch
+    state: State | None
+    seconds: dict[str, float]
+
+
+def _plan(
+    lm: LanguageModel,
+    facts: Fact | Sequence[Fact],
+    method: str,
+    layer: int | None,
+    options: dict[str, object],
+    *,
+    related: bool = False,
+) -> _Plan:
+    editor = build_editor(lm, method, layer=layer, **options)
+    notices: list[str] = []
+    complete = []
+    for fact in [facts] if isinstance(facts, Fact) else facts:
+        if fact.subject is None and editor.needs.subject:
+            subject = guess_subject(fact.prompt, known=_known_subjects(lm), where=fact.name)
+            notices.append(f'subject of {fact.label}: "{subject}" (found)')
+            fact = replace(fact, subject=subject)
+        complete.append(_with_related(lm, fact) if related else fact)
+    says = already_true(lm, complete)
+    holding = tuple(
+        f'{AlreadyTrue.code} {AlreadyTrue.__name__}: the model says "{fact.target}" already after'
+        f' "{fact.prompt}"; nothing is changed for it.'
+        for fact, said in zip(complete, says, strict=True)
+        if said
+    )
+    wanted = tuple(index for index, said in enumerate(says) if not said)
+    return _Plan(editor, tuple(complete), wanted, tuple(notices), holding)
+
+
+def _edit(
+    lm: LanguageModel,
+    plan: _Plan,
+    state: State | None,
+    corpus: Corpus,
+    progress: Progress | None,
+) -> _Made:
+    start = time.perf_counter()
+    if state is None and plan.wanted and plan.editor.needs.moments:
+        state = plan.editor.fit(lm, corpus, progress=progress)
+    fitted = time.perf_counter()
+    made = plan.editor.edit(lm, [plan.facts[index] for index in plan.wanted], state)
+    seconds = {"fit": fitted - start, "edit": time.perf_counter() - fitted}
+    return _Made(made.patch, made.state, seconds)
+
+
+def _unchanged(lm: LanguageModel, facts: Sequence[Fact]) -> tuple[Answered, ...]:
+    asked = questions(facts)
+    answers = short_answers(lm, [prompt for _, _, prompt in asked])
+    return tuple(
+        Answered(prompt=prompt, role=role, fact=index, before=text, after=text)
+        for (index, role, prompt), text in zip(asked, answers, strict=True)
+    )
+
+
+def _is_pocket(lm: LanguageModel) -> bool:
+    return lm.name in ("pocket", "pocket-gpt2")
+
+
+def _known_subjects(lm: LanguageModel) -> tuple[str, ...]:
+    if not _is_pocket(lm):
+        return ()
+    from corrigenda.pocket.world import load_world
+
+    return load_world().subjects
+
+
+def _with_related(lm: LanguageModel, fact: Fact) -> Fact:
+    """Add the pocket world's paraphrases and neighbours to a fact that names none."""
+    if not _is_pocket(lm) or fact.paraphrases or fact.neighbours:
+        return fact
+    from corrigenda.pocket import related_prompts
+
+    paraphrases, neighbours = related_prompts(fact)
+    return replace(fact, paraphrases=tuple(paraphrases), neighbours=tuple(neighbours))
