@@ -1,0 +1,455 @@
+"""Asking a model: log-probabilities, argmax, greedy and sampled continuations, for many prompts at once.
+
+Prompts are sorted by length and run in batches of nearly equal length; results come back in the order asked. They depend
+on the batch, its order and its padding by no more than float noise, which can matter only where two tokens are equally
+likely. Nothing is read from the model's generation configuration but its end-of-sequence tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from corrigenda.errors import BadConfig, EmptyTarget, PromptTooLong
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Tokens, state
+from corrigenda.lm.spans import encode
+
+BATCH_TOKENS = 4096
+# Padding of one batch may cost this share of its tokens, or as much as one more pass over the weights would.
+_PADDING_SHARE = 0.25
+_PADDING_TOKENS = 64
+_HEAD_NUMBERS = 1 << 25
+# A full stop that ends a sentence: not behind an initial ("J. K.", "D.C.") nor behind a common abbreviation.
+_SENTENCE_END = re.compile(
+    r"(?<!\b[A-Z])(?<!\b(?:St|Mr|Dr|Ms|Mt|Jr|Co))(?<!\b(?:Mrs|Inc|Ltd))[.!?](?=\s)"
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a model rates one target behind one prompt when the target is fed in (teacher forcing).
+
+    Attributes:
+        ids: Token ids of the target; the separating space belongs to it.
+        log_probs: Natural log-probability of each target token, given the prompt and the target tokens before it.
+        argmax_ids: Most likely token at each place; the lowest id where several are equally likely.
+    """
+
+    ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    argmax_ids: tuple[int, ...]
+
+    @property
+    def correct(self) -> list[bool]:
+        """Token by token, whether the most likely token is the target's."""
+        return [ours == theirs for ours, theirs in zip(self.ids, self.argmax_ids, strict=True)]
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the whole target: the sum over its tokens."""
+        return sum(self.log_probs)
+
+    @property
+    def mean(self) -> float:
+        """Log-probability per token of the target."""
+        return self.total / len(self.log_probs)
+
+
+class Candidate(NamedTuple):
+    """A possible next token.
+
+    Attributes:
+        text: What the token adds to the prompt, with its leading space.
+        probability: In [0, 1].
+        id: Token id.
+    """
+
+    text: str
+    probability: float
+    id: int
+
+
+def score(
+    lm: LanguageModel, pairs: Sequence[tuple[str, str]], *, batch_tokens: int = BATCH_TOKENS
+) -> list[Score]:
+    """Rate a target behind each prompt.
+
+    Where every token is `correct`, greedy generation from the prompt gives exactly the target. The vocabulary projection
+    runs only where a label is read; log-softmax is taken in float32, in float64 for a float64 model.
+
+    Args:
+        lm: The model.
+        pairs: Prompts, each with its target (joined as `spans.encode` says).
+        batch_tokens: Most tokens in one batch, padding included.
+
+    Raises:
+        PromptTooLong (CG105): a prompt and its target exceed the context.
+        EmptyTarget (CG102): a target or prompt is empty.
+
+    See also: `greedy`, for what the model says by itself.
+    """
+    rows = [encode(lm, prompt, target=target) for prompt, target in pairs]
+    for row in rows:
+        if not row.labels:
+            raise EmptyTarget(
+                f'the target of "{row.text}" is empty.', hint="Give the answer to rate."
+            )
+    scores: dict[int, Score] = {}
+    inputs = [row.ids[:-1] for row in rows]
+    for batch in _batches([len(ids) for ids in inputs], batch_tokens):
+        hidden = _hidden(lm, [inputs[i] for i in batch], [rows[i].reads for i in batch])
+        wanted = torch.tensor(
+            [token for i in batch for token in rows[i].target_ids], device=hidden.device
+        )
+        log_probs: list[float] = []
+        argmax_ids: list[int] = []
+        for part, logits in _logits(lm, hidden):
+            labels = wanted[part, None]
+            chosen = logits.gather(1, labels).squeeze(1) - logits.logsumexp(1)
+            log_probs += chosen.tolist()
+            argmax_ids += logits.argmax(1).tolist()
+        begin = 0
+        for i in batch:
+            own = slice(begin, begin + len(rows[i].labels))
+            begin = own.stop
+            scores[i] = Score(rows[i].target_ids, tuple(log_probs[own]), tuple(argmax_ids[own]))
+    return [scores[i] for i in range(len(rows))]
+
+
+def says(lm: LanguageModel, prompt: str, targets: Sequence[str]) -> bool:
+    """Tell whether the greedy continuation of a prompt begins with one of the targets, token by token.
+
+    Raises:
+        PromptTooLong (CG105), EmptyTarget (CG102): as `score`.
+    """
+    return any(all(one.correct) for one in score(lm, [(prompt, target) for target in targets]))
+
+
+def next_token_top(
+    lm: LanguageModel, prompts: Sequence[str], k: int = 5, *, batch_tokens: int = BATCH_TOKENS
+) -> list[list[Candidate]]:
+    """List the `k` most likely next tokens of each prompt, most likely first.
+
+    Raises:
+        PromptTooLong (CG105): a prompt exceeds the context.
+    """
+    rows = _prompt_ids(lm, prompts, chat=False)
+    found: dict[int, list[Candidate]] = {}
+    for batch in _batches([len(row) for row in rows], batch_tokens):
+        last = [range(len(rows[i]) - 1, len(rows[i])) for i in batch]
+        hidden = _hidden(lm, [rows[i] for i in batch], last)
+        for part, logits in _logits(lm, hidden):
+            top = logits.softmax(1).topk(min(k, logits.shape[1]), dim=1)
+            for i, probabilities, ids in zip(
+                batch[part], top.values.tolist(), top.indices.tolist(), strict=True
+            ):
+                found[i] = [
+                    Candidate(_decode(lm, rows[i], [token]), probability, token)
+                    for probability, token in zip(probabilities, ids, strict=True)
+                ]
+    return [found[i] for i in range(len(rows))]
+
+
+def greedy(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 16,
+    stop: Sequence[str] = ("\n",),
+    chat: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[str]:
+    """Continue each prompt with the most likely token, again and again.
+
+    Returns only what is added, decoded and otherwise untouched: it usually begins with a space. A row ends before its
+    first stop string, at an end-of-sequence token, after `max_new_tokens`, or where the context is full.
+
+    Args:
+        lm: The model.
+        prompts: Texts to continue; an empty one stands for the BOS token.
+        max_new_tokens: Longest continuation.
+        stop: Strings that end a continuation and are not part of it.
+        chat: Put each prompt as a user's turn into the model's chat template.
+        batch_tokens: Most tokens in one batch, padding and continuation included.
+
+    Raises:
+        PromptTooLong (CG105): a prompt exceeds the context.
+        BadConfig (CG502): `chat` with a tokenizer that has no chat template.
+
+    See also: `answer`, for the first sentence only; `score`, for the probability of a given target.
+    """
+
+    def finished(text: str) -> bool:
+        return any(end in text for end in stop)
+
+    texts = _generate(
+        lm,
+        _prompt_ids(lm, prompts, chat=chat),
+        max_new_tokens=max_new_tokens,
+        choose=_most_likely,
+        finished=finished,
+        batch_tokens=batch_tokens,
+    )
+    return [
+        text[: min([text.find(end) for end in stop if end in text], default=None)] for text in texts
+    ]
+
+
+def answer(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 16,
+    chat: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[str]:
+    """Return the first sentence of each greedy continuation, without surrounding space and closing full stop.
+
+    A sentence ends at a line break, or at `.`, `!` or `?` before a space, unless it follows an initial or an
+    abbreviation such as "St". Arguments and errors are those of `greedy`.
+    """
+    texts = _generate(
+        lm,
+        _prompt_ids(lm, prompts, chat=chat),
+        max_new_tokens=max_new_tokens,
+        choose=_most_likely,
+        finished=lambda text: _first_sentence(text) is not None,
+        batch_tokens=batch_tokens,
+    )
+    return [_first_sentence(text + "\n") or text.strip() for text in texts]
+
+
+def sample(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    top_k: int,
+    seed: int,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[str]:
+    """Continue each prompt at random among the `top_k` most likely tokens, by their probability.
+
+    Every row draws from its own generator, seeded by `seed`, the prompt, and how often that prompt came before. So a row
+    gives the same text in any batch and any order, and equal prompts give different texts.
+
+    Args:
+        lm: The model.
+        prompts: Texts to continue; an empty one stands for the BOS token.
+        max_new_tokens: Longest continuation; it ends earlier at an end-of-sequence token or a full context.
+        top_k: Number of tokens to draw among; 1 is greedy.
+        seed: Any integer.
+        batch_tokens: Most tokens in one batch, padding and continuation included.
+
+    Returns:
+        What is added to each prompt, decoded and otherwise untouched.
+
+    Raises:
+        PromptTooLong (CG105): a prompt exceeds the context.
+    """
+    seen: dict[str, int] = {}
+    generators: list[random.Random] = []
+    for prompt in prompts:
+        seen[prompt] = seen.get(prompt, 0) + 1
+        digest = hashlib.blake2b(f"{seed}\0{seen[prompt]}\0{prompt}".encode(), digest_size=16)
+        generators.append(random.Random(digest.digest()))
+
+    def choose(logits: Float[Tensor, "batch vocab"], rows: Sequence[int]) -> list[int]:
+        top = logits.double().topk(min(top_k, logits.shape[1]), dim=1)
+        share = top.values.softmax(1).cumsum(1)
+        draws = [[generators[row].random()] for row in rows]
+        drawn = torch.tensor(draws, dtype=torch.float64, device=logits.device)
+        place = torch.searchsorted(share, drawn, right=True).clamp(max=share.shape[1] - 1)
+        return top.indices.gather(1, place).squeeze(1).tolist()
+
+    return _generate(
+        lm,
+        _prompt_ids(lm, prompts, chat=False),
+        max_new_tokens=max_new_tokens,
+        choose=choose,
+        finished=lambda _: False,
+        batch_tokens=batch_tokens,
+    )
+
+
+def _first_sentence(text: str) -> str | None:
+    """First sentence of a text, None as long as it may go on."""
+    text = text.lstrip()
+    line, newline, _ = text.partition("\n")
+    end = _SENTENCE_END.search(line + newline, 1)
+    if end is None and not newline:
+        return None
+    return line[: end.start() if end else None].strip()
+
+
+def _prompt_ids(lm: LanguageModel, prompts: Sequence[str], *, chat: bool) -> list[list[int]]:
+    if not chat:
+        return [encode(lm, prompt).ids for prompt in prompts]
+    if lm.tokenizer.chat_template is None:
+        raise BadConfig(
+            f"{lm.name} has no chat template.",
+            hint="Ask it without `chat` (--chat), or load a model tuned for conversation.",
+        )
+    rows: list[list[int]] = []
+    for prompt in prompts:
+        turn = [{"role": "user", "content": prompt}]
+        text = lm.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        ids = lm.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        if len(ids) > lm.context_length:
+            raise PromptTooLong(
+                f'"{prompt[:60]}" has {len(ids)} tokens in the chat template; at most '
+                f"{lm.context_length} fit.",
+                hint="Shorten the prompt.",
+            )
+        rows.append(ids)
+    return rows
+
+
+def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Yield indices in batches, longest rows first, none wider than `budget` tokens and none with much padding."""
+    batch: list[int] = []
+    width = tokens = 0
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        padding = width * (len(batch) + 1) - tokens - lengths[index]
+        allowed = max(_PADDING_TOKENS, _PADDING_SHARE * (tokens + lengths[index]))
+        if batch and (width * (len(batch) + 1) > budget or padding > allowed):
+            yield batch
+            batch, tokens = [], 0
+        if not batch:
+            width = lengths[index]
+        batch.append(index)
+        tokens += lengths[index]
+    if batch:
+        yield batch
+
+
+def _hidden(
+    lm: LanguageModel, rows: Sequence[list[int]], reads: Sequence[range]
+) -> Float[Tensor, "reads d_model"]:
+    """Hidden states before the final norm at the positions read, row after row."""
+    width = max(map(len, reads))
+    at = torch.tensor([[*own, *[own[-1]] * (width - len(own))] for own in reads])
+    real = torch.tensor([[j < len(own) for j in range(width)] for own in reads])
+    tokens = Tokens.pad(rows, _pad_id(lm)).to(lm.device)
+    last = state(lm.num_layers - 1)
+    hidden = lm.tap(tokens, [last], positions=at.to(lm.device))[last]
+    return hidden[real.to(hidden.device)]
+
+
+def _logits(
+    lm: LanguageModel, hidden: Float[Tensor, "reads d_model"]
+) -> Iterator[tuple[slice, Float[Tensor, "part vocab"]]]:
+    """Logits at some hidden states, in parts that keep memory bounded, at least float32."""
+    size = max(1, _HEAD_NUMBERS // lm.model.config.get_text_config().vocab_size)
+    with torch.inference_mode():
+        for begin in range(0, len(hidden), size):
+            part = slice(begin, begin + size)
+            yield part, _widened(lm.head(hidden[part]))
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _pad_id(lm: LanguageModel) -> int:
+    return lm.tokenizer.pad_token_id or 0
+
+
+def _most_likely(logits: Float[Tensor, "batch vocab"], _: Sequence[int]) -> list[int]:
+    return logits.argmax(1).tolist()
+
+
+def _end_ids(lm: LanguageModel) -> set[int]:
+    config = getattr(lm.model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    listed = ends if isinstance(ends, list) else [ends]
+    return {end for end in [*listed, lm.tokenizer.eos_token_id] if end is not None}
+
+
+def _decode(lm: LanguageModel, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """Text that `new` adds behind `prompt`.
+
+    SentencePiece-style decoders drop the space in front of a text, so a letter is put before a continuation.
+    """
+    special = set(lm.tokenizer.all_special_ids)
+    letter = (
+        [] if special.issuperset(prompt) else lm.tokenizer("a", add_special_tokens=False).input_ids
+    )
+    text = lm.tokenizer.decode(
+        [*letter, *new], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return text[1:] if letter else text
+
+
+def _generate(
+    lm: LanguageModel,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    choose: Callable[[Float[Tensor, "batch vocab"], Sequence[int]], list[int]],
+    finished: Callable[[str], bool],
+    batch_tokens: int,
+) -> list[str]:
+    """Continue token rows; `choose` gets the logits and the indices of the rows that still run."""
+    new: list[list[int]] = [[] for _ in prompts]
+    if max_new_tokens > 0:
+        for batch in _batches([len(ids) + max_new_tokens for ids in prompts], batch_tokens):
+            _continue(lm, prompts, batch, max_new_tokens, choose, finished, new)
+    return [_decode(lm, prompt, added) for prompt, added in zip(prompts, new, strict=True)]
+
+
+@torch.inference_mode()
+def _continue(
+    lm: LanguageModel,
+    prompts: Sequence[list[int]],
+    batch: list[int],
+    max_new_tokens: int,
+    choose: Callable[[Float[Tensor, "batch vocab"], Sequence[int]], list[int]],
+    finished: Callable[[str], bool],
+    new: list[list[int]],
+) -> None:
+    """Run one batch to its end, padded on the left so that all rows continue at the same place; writes into `new`."""
+    ends = _end_ids(lm)
+    tokens = Tokens.pad([prompts[i] for i in batch], _pad_id(lm), side="left").to(lm.device)
+    ids, mask = tokens.ids, tokens.mask.long()
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    cache = None
+    while batch:
+        output = lm.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = output.past_key_values
+        chosen = choose(_widened(output.logits[:, -1]), batch)
+        running: list[int] = []
+        for place, (index, token) in enumerate(zip(batch, chosen, strict=True)):
+            if token in ends:
+                continue
+            new[index].append(token)
+            full = len(prompts[index]) + len(new[index]) > lm.context_length
+            enough = len(new[index]) >= max_new_tokens
+            if not (full or enough or finished(_decode(lm, prompts[index], new[index]))):
+                running.append(place)
+        if len(running) < len(batch):
+            keep = torch.tensor(running, dtype=torch.long, device=mask.device)
+            if running:
+                cache.batch_select_indices(keep)
+            mask, positions = mask[keep], positions[keep]
+            batch = [batch[place] for place in running]
+            chosen = [chosen[place] for place in running]
+        ids = torch.tensor(chosen, dtype=torch.long, device=mask.device)[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        positions = positions[:, -1:] + 1

@@ -1,0 +1,285 @@
+"""Which tokens are the subject, the end of the prompt and the target, by character offsets.
+
+The final string is built first and tokenised once, and positions follow from the characters each token covers. That
+holds for byte-level BPE and SentencePiece-style tokenizers alike, with and without a BOS token, because pieces are never
+tokenised alone and never counted. Text is only ever concatenated, so braces in it mean nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from corrigenda.errors import EmptyTarget, PromptTooLong, SlowTokenizer, SubjectNotFound
+from corrigenda.facts import Fact, Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from corrigenda.lm.model import LanguageModel
+
+# Text put before a continuation so that no tokenizer treats it as the start of a text; one of them never merges with it.
+_ANCHORS = ("\n", "a", "1")
+
+
+class Encoded(NamedTuple):
+    """Token ids of `prefix + prompt + separator + target`, and where its parts lie.
+
+    Positions count from the first token of the unpadded sequence, so they hold under right padding; under left padding
+    add `shift`.
+
+    Attributes:
+        ids: Token ids, with the tokenizer's BOS where it puts one.
+        prompt_last: Position of the last token of the prompt; label `j` is read from the logits at `prompt_last + j`.
+        subject_last: Position of the token that covers the subject's last character; None without subject.
+        subject_first: Position of the token that covers the subject's first character; None without subject.
+        labels: Positions of the target's tokens; empty without target. After `drop_last_target` its last position
+            lies one beyond `ids`.
+        text: The string that `ids` encode.
+        glued: Whether the subject's last token also covers characters behind the subject.
+        target_ids: Ids at `labels`, all of them also after `drop_last_target`.
+    """
+
+    ids: list[int]
+    prompt_last: int
+    subject_last: int | None
+    subject_first: int | None
+    labels: range
+    text: str
+    glued: bool
+    target_ids: tuple[int, ...]
+
+    @property
+    def subject_at_start(self) -> bool:
+        """Whether the subject's last token is the very first of the sequence.
+
+        That happens with a one-token subject and a tokenizer without BOS. Activations at the first position are an
+        outlier (an attention sink), so a key read there is unlike every key read behind a prefix.
+        """
+        return self.subject_last == 0
+
+    @property
+    def reads(self) -> range:
+        """Positions whose next-token distribution predicts the labels, one for each of `target_ids`."""
+        return range(self.prompt_last, self.prompt_last + len(self.labels))
+
+    def shift(self, width: int) -> int:
+        """Number of pads in front when the sequence is padded on the left to `width` tokens."""
+        return width - len(self.ids)
+
+
+class _Piece(NamedTuple):
+    """A token and the characters it covers."""
+
+    id: int
+    start: int
+    end: int
+    added: bool  # put there by the tokenizer (BOS), covers no text
+
+
+def encode(
+    lm: LanguageModel | PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    target: str = "",
+    subject: Span | None = None,
+    prefix: str = "",
+    separator: str = " ",
+    max_length: int | None = None,
+    where: str = "",
+) -> Encoded:
+    """Tokenise a prompt and its target as one string and locate their parts.
+
+    The label tokens are those that start at or behind the end of the prompt; the separator belongs to the target. There
+    is one separator between prompt and target: one that ends the prompt or begins the target is not doubled, and one
+    that ends a prompt without target is left out too, since it belongs to what follows.
+
+    Where a token would reach across the end of the prompt (`separator=""`, or text that merges with the target), the
+    prompt is tokenised as it is when it is asked alone, and the target is tokenised as its continuation. So the ids up
+    to `prompt_last` are always those of the prompt alone, and `labels` hold the whole target.
+
+    An empty prompt stands for the BOS token, which is put there even by tokenizers that put none.
+
+    Args:
+        lm: A model, or a fast tokenizer.
+        prompt: Text up to the answer.
+        target: The answer, without leading separator; empty to encode the prompt only.
+        subject: Characters of the subject within `prompt`.
+        prefix: Context before the prompt, concatenated exactly.
+        separator: Text between prompt and target; empty for languages written without spaces.
+        max_length: Most tokens allowed for prompt and target; by default the context of the model, and unbounded for
+            a tokenizer.
+        where: How messages refer to the fact.
+
+    Raises:
+        SubjectNotFound (CG103): `subject` is empty or lies outside the prompt.
+        PromptTooLong (CG105): prompt and target have more than `max_length` tokens.
+        EmptyTarget (CG102): the prompt has no tokens and the tokenizer knows no BOS.
+        SlowTokenizer (CG305): the tokenizer gives no character offsets.
+
+    Reference: Meng et al. 2022, appendix E.5 (subject's last token). The authors' code finds positions by counting
+    tokens of a template that is tokenised in parts.
+    """
+    tokenizer, context = _resolve(lm)
+    if separator:
+        prompt = _without_tail(prompt, separator)
+        target = target.removeprefix(separator)
+    asked = prefix + prompt
+    text = asked + separator + target if target else asked
+    end = len(asked)
+    pieces = _tokenise(tokenizer, text)
+    if any(piece.start < end < piece.end for piece in pieces):
+        pieces = _tokenise(tokenizer, asked) + _continuation(tokenizer, text[end:], end)
+    first_label = next(
+        (at for at, piece in enumerate(pieces) if piece.start >= end and not piece.added),
+        len(pieces),
+    )
+    if first_label == 0:
+        pieces.insert(0, _bos(tokenizer, where))
+        first_label = 1
+    limit = context if max_length is None else max_length
+    if limit is not None and len(pieces) > limit:
+        raise PromptTooLong(
+            f'"{_shortened(text)}" has {len(pieces)} tokens; at most {limit} fit.',
+            where=where,
+            hint="Shorten the prompt or its context.",
+        )
+    ids = [piece.id for piece in pieces]
+    first, last, glued = None, None, False
+    if subject is not None:
+        first, last, glued = _subject(pieces, prompt, subject, len(prefix), where)
+    return Encoded(
+        ids=ids,
+        prompt_last=first_label - 1,
+        subject_last=last,
+        subject_first=first,
+        labels=range(first_label, len(ids)),
+        text=text,
+        glued=glued,
+        target_ids=tuple(ids[first_label:]),
+    )
+
+
+def encode_fact(
+    lm: LanguageModel | PreTrainedTokenizerBase,
+    fact: Fact,
+    *,
+    prefix: str = "",
+    drop_last_target: bool = False,
+    max_length: int | None = None,
+) -> Encoded:
+    """Tokenise a fact with its target and locate its subject (if it names one).
+
+    Args:
+        lm: A model, or a fast tokenizer.
+        fact: The fact.
+        prefix: Context before the prompt, concatenated exactly.
+        drop_last_target: Leave the last target token out of `ids`: nothing is predicted from it.
+        max_length: As in `encode`.
+
+    Raises:
+        SubjectNotFound (CG103), PromptTooLong (CG105), SlowTokenizer (CG305): as `encode`.
+    """
+    encoded = encode(
+        lm,
+        fact.prompt,
+        target=fact.target,
+        subject=None if fact.subject is None else fact.span,
+        prefix=prefix,
+        separator=fact.separator,
+        max_length=max_length,
+        where=fact.label,
+    )
+    return encoded._replace(ids=encoded.ids[:-1]) if drop_last_target else encoded
+
+
+def _resolve(
+    lm: LanguageModel | PreTrainedTokenizerBase,
+) -> tuple[PreTrainedTokenizerBase, int | None]:
+    tokenizer: PreTrainedTokenizerBase = getattr(lm, "tokenizer", lm)
+    if not tokenizer.is_fast:
+        raise SlowTokenizer(
+            f"{type(tokenizer).__name__} gives no character offsets.",
+            hint="Load the tokenizer with AutoTokenizer.from_pretrained(..., use_fast=True).",
+        )
+    return tokenizer, None if tokenizer is lm else lm.context_length
+
+
+def _without_tail(prompt: str, separator: str) -> str:
+    return prompt if prompt == separator else prompt.removesuffix(separator)
+
+
+def _tokenise(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, plain: bool = False
+) -> list[_Piece]:
+    """Tokenise with offsets; `plain` leaves out what the tokenizer adds, and an EOS behind text is always left out."""
+    output = tokenizer(
+        text,
+        add_special_tokens=not plain,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        padding=False,
+        truncation=False,
+        verbose=False,
+    )
+    pieces = [
+        _Piece(token, start, end, added and start == end)
+        for token, (start, end), added in zip(
+            output["input_ids"],
+            output["offset_mapping"],
+            map(bool, output["special_tokens_mask"]),
+            strict=True,
+        )
+    ]
+    while len(pieces) > 1 and pieces[-1].added:
+        pieces.pop()
+    return pieces
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, text: str, start: int) -> list[_Piece]:
+    """Tokenise text as it stands behind other text, without merging the two; `start` is where it lies."""
+    for anchor in _ANCHORS:
+        pieces = _tokenise(tokenizer, anchor + text, plain=True)
+        width = len(anchor)
+        if not any(piece.start < width < piece.end for piece in pieces):
+            move = start - width
+            return [
+                piece._replace(start=piece.start + move, end=piece.end + move)
+                for piece in pieces
+                if piece.start >= width
+            ]
+    raise AssertionError(f"every anchor merges with {text!r}")
+
+
+def _bos(tokenizer: PreTrainedTokenizerBase, where: str) -> _Piece:
+    if tokenizer.bos_token_id is None:
+        raise EmptyTarget(
+            "the prompt is empty, and the tokenizer has no BOS token to stand for it.",
+            where=where,
+            hint="Give the text up to the answer.",
+        )
+    return _Piece(tokenizer.bos_token_id, 0, 0, True)
+
+
+def _subject(
+    pieces: list[_Piece], prompt: str, subject: Span, offset: int, where: str
+) -> tuple[int, int, bool]:
+    """First and last token of the subject, and whether the last reaches beyond it."""
+    if not 0 <= subject.start < subject.end <= len(prompt):
+        raise SubjectNotFound(
+            f'characters {subject.start} to {subject.end} are not within the prompt "{prompt}".',
+            where=where,
+            hint="A subject must be part of the prompt, without the space behind it.",
+        )
+    start, end = subject.start + offset, subject.end + offset
+    covering = [at for at, piece in enumerate(pieces) if piece.start < end and piece.end > start]
+    if not covering:
+        raise SubjectNotFound(
+            f'the tokenizer gives no token for "{prompt[subject.start : subject.end]}".',
+            where=where,
+            hint="Its characters are removed before tokenising; choose a subject with visible text.",
+        )
+    return covering[0], covering[-1], pieces[covering[-1]].end > end
+
+
+def _shortened(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
