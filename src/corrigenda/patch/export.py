@@ -1,0 +1,179 @@
+"""Leaving this library: a LoRA adapter that `peft` loads, or a checkpoint with the patch merged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from corrigenda.errors import NotExportable, WriteFailed
+from corrigenda.files import write_atomically, write_text
+from corrigenda.linalg.lowrank import LowRank
+from corrigenda.lm.sites import Site
+from corrigenda.patch.changes import Change, Dense, Rows
+from corrigenda.patch.ledger import ledger_of
+from corrigenda.patch.runtime import require_shapes
+
+if TYPE_CHECKING:
+    from corrigenda.lm.model import LanguageModel
+    from corrigenda.patch.protocols import Patch
+    from corrigenda.patch.weights import WeightPatch
+
+
+def export_peft(patch: WeightPatch, lm: LanguageModel, folder: str | Path) -> Path:
+    """Write a patch as a LoRA adapter folder, `adapter_config.json` and `adapter_model.safetensors`.
+
+    Ranks may differ by layer; every scaling is 1. The adapter is float32 and its logits agree with
+    those of the merged patch to 1e-4 relative in float32. Load it with
+    `peft.PeftModel.from_pretrained(model, folder)`; `peft` is not needed to write it.
+
+    Args:
+        patch: Low-rank changes, or row and dense changes of low rank, of linear layers.
+        lm: The model the patch was made for; it is not changed, and the patch need not be active.
+        folder: Created if it is missing.
+
+    Raises:
+        NotExportable (CG405): an empty patch, an expert's weight, part of a fused weight whose rows
+            cannot be told, or a dense change of full rank.
+        WrongBase (CG401): shapes do not fit the model.
+        WriteFailed (CG601): the folder cannot be written.
+    """
+    if patch.is_empty:
+        raise NotExportable("an empty patch has no adapter.")
+    require_shapes(patch.changes, lm)
+    adapters = _adapters(patch, lm)
+    ranks = {path: adapter.rank for path, adapter in adapters.items()}
+    most = max(ranks.values())
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": lm.name,
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": {path: rank for path, rank in ranks.items() if rank != most},
+        "alpha_pattern": {path: rank for path, rank in ranks.items() if rank != most},
+        "target_modules": sorted(adapters),
+        "fan_in_fan_out": any(_is_transposed(lm.model.get_submodule(path)) for path in adapters),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    tensors: dict[str, Tensor] = {}
+    for path, adapter in adapters.items():
+        name = f"base_model.model.{path}"
+        tensors[f"{name}.lora_A.weight"] = adapter.right.T.float().contiguous()
+        tensors[f"{name}.lora_B.weight"] = adapter.left.float().contiguous()
+    folder = _make_folder(folder)
+    write_atomically(
+        folder / "adapter_model.safetensors",
+        lambda part: save_file(tensors, part, metadata={"format": "pt"}),
+    )
+    write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+    return folder
+
+
+def export_merged(patch: Patch, lm: LanguageModel, folder: str | Path) -> Path:
+    """Write the model with the patch merged, and its tokenizer, by `save_pretrained`.
+
+    Patches merged into the model at the moment are part of it; if `patch` is not among them, it is
+    applied for the time of writing. Afterwards the model is bit for bit as it was.
+
+    Args:
+        patch: A weight patch.
+        lm: The model.
+        folder: Created if it is missing; files of the same names are replaced, all at the end.
+
+    Raises:
+        NotExportable (CG405): a patch is active that is no part of the weights.
+        WriteFailed (CG601): the folder cannot be written; it is as it was.
+        WrongBase (CG401): the patch does not belong on this model.
+    """
+    ledger = ledger_of(lm)
+    outside = [entry.patch.header.method for entry in ledger.entries if entry.mode != "merge"]
+    if outside or not hasattr(patch, "changes"):
+        raise NotExportable(
+            "only merged weights can be written into a checkpoint, and of these patches "
+            f"some are not: {', '.join(outside) or patch.header.method}.",
+            hint='Revert them, or apply them with mode="merge".',
+        )
+    if patch.is_empty or any(active == patch for active in ledger):
+        return _save_model(lm, folder)
+    with patch.apply(lm, mode="merge"):
+        return _save_model(lm, folder)
+
+
+def _save_model(lm: LanguageModel, folder: str | Path) -> Path:
+    folder = _make_folder(folder)
+    part = folder / f".tmp-{os.getpid()}"
+    try:
+        part.mkdir()
+        lm.model.save_pretrained(part)
+        lm.tokenizer.save_pretrained(part)
+        for file in sorted(part.iterdir()):
+            os.replace(file, folder / file.name)
+    except (OSError, SafetensorError) as error:
+        raise WriteFailed(
+            f"{folder} could not be written: {error}.",
+            hint="Free some space, or choose another place.",
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _adapters(patch: WeightPatch, lm: LanguageModel) -> Mapping[str, LowRank]:
+    """One low-rank change for each module, in the module's own (d_out, d_in)."""
+    adapters: dict[str, LowRank] = {}
+    for site, change in patch.changes.items():
+        if site.expert is not None:
+            raise NotExportable(
+                "weights of single experts cannot be LoRA adapters.",
+                where=f"site {site}",
+                hint="Export a merged checkpoint instead.",
+            )
+        path = lm.module_path(site)
+        whole = _in_module(factors(change, site), site, lm)
+        adapters[path] = adapters[path] + whole if path in adapters else whole
+    return adapters
+
+
+def factors(change: Change, site: Site) -> LowRank:
+    """A change as factors: exact for low-rank and row changes, by SVD for dense ones of low rank.
+
+    Raises:
+        NotExportable (CG405): a dense change whose factors would be larger than itself.
+    """
+    match change:
+        case LowRank():
+            return change
+        case Rows(index=index, values=values, d_out=d_out):
+            left = torch.zeros(d_out, len(index), dtype=values.dtype)
+            left[index, torch.arange(len(index))] = 1
+            return LowRank(left, values.T)
+        case Dense(delta=delta):
+            u, s, vh = torch.linalg.svd(delta.double(), full_matrices=False)
+            rank = int((s > s[0] * max(delta.shape) * torch.finfo(delta.dtype).eps).sum())
+            if rank * sum(delta.shape) > delta.numel():
+                raise NotExportable(
+                    f"the dense change has rank {rank}; as factors it would be larger than itself.",
+                    where=f"site {site}",
+                    hint="Export a merged checkpoint instead, or prune the spectrum first.",
+                )
+            return LowRank(u[:, :rank] * s[:rank], vh[:rank].T)
+
+
+def _make_folder(folder: str | Path) -> Path:
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteFailed(f"{folder} could not be made: {error}.") from error
+    return folder

@@ -1,0 +1,109 @@
+"""What every edit can do, and the three forms of edit that leave the weights alone.
+
+The laws hold for all of them:
+
+1. Pure: making an edit leaves the model's digest unchanged.
+2. Reversible: applying and reverting is bitwise identity, in any order among several patches.
+3. Deterministic: the same model, facts, state and seed give an equal patch.
+4. Neutral: no facts give an empty patch, and applying it changes nothing.
+5. Portable: loading a saved patch gives an equal patch.
+6. Contained: a question out of scope gives exactly what the unedited model gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from corrigenda.patch.header import Header
+
+if TYPE_CHECKING:
+    from corrigenda.lm.model import LanguageModel
+    from corrigenda.patch.ledger import Applied
+
+
+@runtime_checkable
+class Patch(Protocol):
+    """An edit as a value: frozen, compared by content."""
+
+    @property
+    def header(self) -> Header:
+        """Method, configuration, facts, base model."""
+        ...
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether applying it changes nothing."""
+        ...
+
+    def digest(self) -> str:
+        """Hash of the content, header apart."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the patch by its name in a file."""
+        ...
+
+    def apply(
+        self, lm: LanguageModel, *, mode: Literal["merge", "runtime"] = "merge", force: bool = False
+    ) -> Applied:
+        """Make it active. Nothing of the model has changed if this raises.
+
+        Raises:
+            WrongBase (CG401): made on another model, or on top of patches that are not active.
+            NotApplied (CG406): active already.
+        """
+        ...
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to one file that `load_patch` reads."""
+        ...
+
+
+@runtime_checkable
+class HookPatch(Patch, Protocol):
+    """An edit that adds a module with its own tensors at a site (an adapter, a codebook).
+
+    Parameters of the model keep their bits even while it is active. `apply` is
+    `apply_hooks(self, lm, force=force)` whatever the mode.
+    """
+
+    def hooks(self, lm: LanguageModel) -> AbstractContextManager[object]:
+        """Entered when the patch becomes active, left when it is reverted.
+
+        Entering twice on two models must work. Where a query is out of scope, the hooks return the
+        very tensor they were given.
+        """
+        ...
+
+
+@runtime_checkable
+class PromptPatch(Patch, Protocol):
+    """An edit of what goes into the model (demonstrations, retrieved facts).
+
+    `apply` is `apply_hooks(self, lm, force=force)`; whoever asks the model finds the active ones in
+    `lm.patches` and rewrites the prompt with each, in order.
+    """
+
+    def rewrite(self, prompt: str) -> str:
+        """The prompt to ask instead; the same string where the question is out of scope.
+
+        Pure and deterministic.
+        """
+        ...
+
+
+@runtime_checkable
+class AnswerPatch(Patch, Protocol):
+    """An edit of the procedure that answers (decomposing a question, checking a memory).
+
+    `apply` is `apply_hooks(self, lm, force=force)`; of several active ones the last decides.
+    """
+
+    def answer(self, prompt: str, ask: Callable[[str], str]) -> str | None:
+        """The answer, found with any number of calls of `ask`; None where it is out of scope."""
+        ...
