@@ -1,0 +1,211 @@
+"""Injection by layer: at which blocks does one vector at the subject's last token change the answer.
+
+A locate-then-edit method can only work where this works: it makes the weights produce such a vector. A model that gathers
+the subject's tokens directly at the last position can know every fact and still have no block where injection succeeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from corrigenda.facts import Fact, find_subject
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site, Tokens, state, value
+from corrigenda.lm.spans import Encoded, encode, encode_fact
+from corrigenda.methods._target_search import Row, Settings, find_targets
+
+SETTINGS = Settings(
+    steps=25, learning_rate=0.5, kl_weight=0.0, weight_decay=0.5, clamp=4.0, stop_loss=0.05
+)
+"""The fixed settings of the measurement; figures are comparable only under these."""
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What a vector written at the output of one block's MLP can do.
+
+    Attributes:
+        layer: The block.
+        answered: By fact: whether the new object becomes the greedy answer to the plain prompt.
+        transferred: By fact: for each other phrasing, whether the same vector makes the new object its greedy answer.
+    """
+
+    layer: int
+    answered: tuple[bool, ...]
+    transferred: tuple[tuple[bool, ...], ...]
+
+    @property
+    def share(self) -> float:
+        """Share of facts whose new object becomes the greedy answer, in [0, 1]."""
+        return sum(self.answered) / len(self.answered)
+
+    @property
+    def transfer(self) -> float | None:
+        """Share of other phrasings that the vectors carry over to, in [0, 1]; None where there are none."""
+        asked = [each for fact in self.transferred for each in fact]
+        return sum(asked) / len(asked) if asked else None
+
+
+class _Place(NamedTuple):
+    """One sequence to answer with a vector in place: reads as in `Row`."""
+
+    fact: int
+    ids: tuple[int, ...]
+    start: int
+    reads: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+def injection_by_layer(
+    lm: LanguageModel,
+    facts: Sequence[Fact],
+    *,
+    prefixes: Sequence[str] = (),
+    layers: Sequence[int] | None = None,
+    settings: Settings = SETTINGS,
+) -> list[Injection]:
+    """Measure at which blocks one vector at the subject's last token changes the answer, and how far it carries.
+
+    For each fact and block a vector is searched that, added to the output of the block's MLP (of its down projection) at
+    the subject's last token, makes `target` the answer to `prompt` in every context. It then is put in place under the
+    plain prompt and under every paraphrase that holds the subject, and the answer counts where every token of the target
+    is the greedy one.
+
+    Args:
+        lm: The model; left as it was.
+        facts: Each with its subject, a target that is not the model's answer, and paraphrases.
+        prefixes: Contexts put before the prompt in the search, beside the plain prompt; each ends where the prompt begins.
+        layers: Blocks to measure; all if None.
+        settings: Of the search. The defaults are the measurement's own.
+
+    Returns:
+        One result per block, in the order of `layers`.
+
+    Raises:
+        AmbiguousSubject (CG104): a fact without a subject, or a paraphrase that holds it twice.
+        PromptTooLong (CG105): a prompt with its target exceeds the context.
+        NonFinite (CG201): a loss is not a number.
+    """
+    for fact in facts:
+        fact.span  # noqa: B018 - raises where there is no subject
+    rows = [
+        row for number, fact in enumerate(facts) for row in _search_rows(lm, number, fact, prefixes)
+    ]
+    asked = [place for number, fact in enumerate(facts) for place in _questions(lm, number, fact)]
+    names = [fact.label for fact in facts]
+    results = []
+    for layer in range(lm.num_layers) if layers is None else layers:
+        found = find_targets(lm, rows, layer=layer, role="value", settings=settings, names=names)
+        says = _answers(lm, asked, layer, found.deltas)
+        by_fact: list[list[bool]] = [[] for _ in facts]
+        for place, said in zip(asked, says, strict=True):
+            by_fact[place.fact].append(said)
+        results.append(
+            Injection(
+                layer,
+                tuple(own[0] for own in by_fact),
+                tuple(tuple(own[1:]) for own in by_fact),
+            )
+        )
+    return results
+
+
+def best_layer(results: Sequence[Injection]) -> Injection:
+    """The block with the largest share of facts changed; ties go to the larger transfer, then to the later block."""
+    return max(results, key=lambda result: (result.share, result.transfer or 0.0, result.layer))
+
+
+def _search_rows(lm: LanguageModel, number: int, fact: Fact, prefixes: Sequence[str]) -> list[Row]:
+    rows = []
+    for prefix in dict.fromkeys(("", *prefixes)):
+        encoded = encode_fact(lm, fact, prefix=prefix)
+        rows.append(Row(*_place(number, encoded), anchor=not prefix))
+    return rows
+
+
+def _questions(lm: LanguageModel, number: int, fact: Fact) -> list[_Place]:
+    """The plain prompt first, then the paraphrases that hold the subject."""
+    assert fact.subject is not None
+    prompts = [(fact.prompt, fact.span)]
+    for text in fact.paraphrases:
+        if fact.subject in text:
+            prompts.append((text, find_subject(text, fact.subject, where=fact.label)))
+    places = []
+    for prompt, span in prompts:
+        encoded = encode(
+            lm,
+            prompt,
+            target=fact.target,
+            subject=span,
+            separator=fact.separator,
+            where=fact.label,
+        )
+        places.append(_place(number, encoded))
+    return places
+
+
+def _place(number: int, encoded: Encoded) -> _Place:
+    assert encoded.subject_last is not None
+    return _Place(
+        number,
+        tuple(encoded.ids[: encoded.prompt_last + len(encoded.labels)]),
+        encoded.subject_last,
+        tuple(encoded.reads),
+        encoded.target_ids,
+    )
+
+
+def _answers(
+    lm: LanguageModel,
+    asked: Sequence[_Place],
+    layer: int,
+    deltas: Float[Tensor, "n d_model"],
+    batch_tokens: int = 8192,
+) -> list[bool]:
+    """Whether every label is the greedy token with its fact's vector in place."""
+    order = sorted(range(len(asked)), key=lambda index: len(asked[index].ids))
+    says = [False] * len(asked)
+    while order:
+        count = max(1, batch_tokens // len(asked[order[-1]].ids))
+        part, order = order[-count:], order[:-count]
+        for index, said in zip(
+            part, _ask(lm, [asked[i] for i in part], layer, deltas), strict=True
+        ):
+            says[index] = said
+    return says
+
+
+def _ask(
+    lm: LanguageModel, part: Sequence[_Place], layer: int, deltas: Float[Tensor, "n d_model"]
+) -> list[bool]:
+    pad = lm.tokenizer.pad_token_id or 0
+    tokens = Tokens.pad([list(place.ids) for place in part], pad).to(lm.device)
+    width = max(len(place.reads) for place in part)
+    # Short targets repeat their last read, which changes nothing in "all of them are right".
+    at = torch.tensor([_filled(place.reads, width) for place in part], device=lm.device)
+    labels = torch.tensor([_filled(place.labels, width) for place in part], device=lm.device)
+    starts = torch.tensor([place.start for place in part], device=lm.device)
+    added = deltas[[place.fact for place in part]]
+    rows = torch.arange(len(part), device=lm.device)
+
+    def add(values: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        changed = values.clone()
+        changed[rows, starts] += added.to(values.dtype)
+        return changed
+
+    top = state(lm.num_layers - 1)
+    with lm.swap({value(Site(layer)): add}):
+        hidden = lm.tap(tokens, [top], positions=at)[top]
+    with torch.inference_mode():
+        right = lm.head(hidden).argmax(dim=-1) == labels
+    return right.all(dim=-1).tolist()
+
+
+def _filled(values: Sequence[int], width: int) -> list[int]:
+    return [*values, *[values[-1]] * (width - len(values))]

@@ -1,0 +1,118 @@
+"""Causal traces averaged over facts, by groups of tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from corrigenda.analysis.causal_trace import Bin, CausalTrace, Kind
+from corrigenda.errors import BadConfig
+
+
+@dataclass(frozen=True)
+class AverageTrace:
+    """Average indirect effects (AIE): of probabilities, first over noise samples, then over prompts.
+
+    Attributes:
+        num_traces: Prompts averaged.
+        clean: Mean of P.
+        corrupted: Mean of P*.
+        effects: Mean over the prompts that have such a token, by kind, group of tokens (in the order of `Bin`) and block;
+            several tokens of one group in one prompt count as their mean. NaN where no prompt has such a token.
+        errors: Standard errors of `effects` over prompts.
+        severed: Mean of the severed curves, by block.
+    """
+
+    num_traces: int
+    clean: float
+    corrupted: float
+    effects: Mapping[Kind, Float[Tensor, "bin layer"]]
+    errors: Mapping[Kind, Float[Tensor, "bin layer"]]
+    severed: Mapping[Kind, Float[Tensor, " layer"]]
+
+    @property
+    def total_effect(self) -> float:
+        """ATE, the mean of P - P*."""
+        return self.clean - self.corrupted
+
+    def early_site(self, kind: Kind | None = None) -> tuple[Bin, int, Kind, float]:
+        """Find the largest average effect outside the last token: group, block, kind and effect."""
+        early = [each for each in Bin if each is not Bin.LAST]
+        found = []
+        for each in self.effects if kind is None else [kind]:
+            grid = self.effects[each][: len(early)].nan_to_num(nan=-math.inf)
+            row, layer = divmod(int(grid.argmax()), grid.shape[1])
+            found.append((early[row], layer, each, float(grid[row, layer])))
+        return max(found, key=lambda site: site[3])
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain dictionaries and lists; groups without a token are left out."""
+        return {
+            "num_traces": self.num_traces,
+            "clean": self.clean,
+            "corrupted": self.corrupted,
+            "total_effect": self.total_effect,
+            "effects": {
+                str(kind): {
+                    str(name): row.tolist()
+                    for name, row in zip(Bin, grid, strict=True)
+                    if not row.isnan().any()
+                }
+                for kind, grid in self.effects.items()
+            },
+            "severed": {str(kind): curve.tolist() for kind, curve in self.severed.items()},
+        }
+
+
+def average_traces(
+    traces: Sequence[CausalTrace], *, least_total_effect: float = -math.inf
+) -> AverageTrace:
+    """Average the traces of many prompts of one model.
+
+    Args:
+        traces: Of the same kinds and severed paths.
+        least_total_effect: Leave out prompts whose total effect is below this: where noise hardly lowers the
+            probability of the answer, indirect effects mean nothing.
+
+    Raises:
+        BadConfig (CG502): no trace is left.
+
+    Reference: ROME (Meng et al. 2022), figure 2 and appendix B.3. Unlike there, the last token of the prompt is in the last
+    group only, also where it follows the subject directly.
+    """
+    kept = [trace for trace in traces if trace.total_effect >= least_total_effect]
+    if not kept:
+        raise BadConfig(
+            f"none of {len(traces)} traces has a total effect of {least_total_effect} or more.",
+            hint="Take prompts whose answers the model knows, or more noise.",
+        )
+    effects, errors = {}, {}
+    for kind in kept[0].effects:
+        rows = [_binned(trace, kind) for trace in kept]
+        grid = torch.stack(rows)
+        effects[kind] = grid.nanmean(dim=0)
+        count = (~grid.isnan()).sum(dim=0)
+        variance = (grid - effects[kind]).square().nansum(dim=0) / (count - 1)
+        errors[kind] = (variance / count).sqrt().masked_fill(count < 2, math.nan)
+    return AverageTrace(
+        num_traces=len(kept),
+        clean=sum(trace.clean for trace in kept) / len(kept),
+        corrupted=sum(trace.corrupted for trace in kept) / len(kept),
+        effects=effects,
+        errors=errors,
+        severed={
+            path: torch.stack([trace.severed[path] for trace in kept]).mean(dim=0)
+            for path in kept[0].severed
+        },
+    )
+
+
+def _binned(trace: CausalTrace, kind: Kind) -> Float[Tensor, "bin layer"]:
+    grid = trace.effects[kind]
+    nothing = torch.full_like(grid[0], math.nan)
+    return torch.stack([grid[own].mean(dim=0) if own else nothing for own in trace.bins().values()])

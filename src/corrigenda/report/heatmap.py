@@ -1,0 +1,166 @@
+"""Heat maps of tokens by blocks: drawn in the terminal with rich, saved as a figure with matplotlib."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len, set_cell_size
+from rich.color import Color
+from rich.segment import Segment
+from rich.style import Style
+from rich.text import Text
+
+from corrigenda.errors import BadConfig, MissingExtra
+from corrigenda.files import write_atomically
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+
+_SHADES = " .:-=+*#%@"
+_LABEL_WIDTH = 24
+_FORMATS = (".png", ".pdf", ".svg")
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A table of numbers that is looked at rather than read; printing it on a rich console draws it.
+
+    Attributes:
+        title: One line above the map.
+        rows: Labels, one per row.
+        values: Row by row; NaN is drawn as an empty cell, what is below zero as zero.
+        marked: Rows that are emphasised.
+        column_name: What the columns, numbered from 0, are.
+        unit: What the values are, for the scale of the figure.
+    """
+
+    title: str
+    rows: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+    marked: frozenset[int] = frozenset()
+    column_name: str = "block"
+    unit: str = "indirect effect"
+
+    @property
+    def largest(self) -> float:
+        """The value with the darkest cell; 0 where nothing is above zero."""
+        return max((v for row in self.values for v in row if not math.isnan(v)), default=0.0)
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[Text | Segment]:
+        """Draw the map, each cell in hundredths where the console is wide enough, else as a shade."""
+        num_columns = len(self.values[0]) if self.values else 0
+        width = min(_LABEL_WIDTH, max((cell_len(_shown(row)) for row in self.rows), default=0))
+        cell = 4 if width + 3 + 4 * num_columns <= options.max_width else 1
+        top = max(self.largest, 0.0)
+        yield Text(self.title, style="bold")
+        for number, (label, row) in enumerate(zip(self.rows, self.values, strict=True)):
+            mark = "*" if number in self.marked else " "
+            style = Style(bold=number in self.marked)
+            yield Segment(f"{set_cell_size(_shown(label), width)}{mark} ", style)
+            for value in row:
+                share = 0.0 if math.isnan(value) or top <= 0 else max(0.0, value / top)
+                yield Segment(_cell(value, share, cell), _background(share))
+            yield Segment.line()
+        numbers = "".join(
+            f"{column:>{cell}}"
+            if cell > 1
+            else (str(column // 10 % 10) if column % 10 == 0 else " ")
+            for column in range(num_columns)
+        )
+        yield Segment(f"{set_cell_size(self.column_name, width)}  {numbers}\n", Style(dim=True))
+        if cell > 1:
+            yield Text(f"values: 100 x {self.unit}", style="dim")
+        else:
+            yield Text(f"darkest: {top:.3g} {self.unit}", style="dim")
+
+
+def check_figure(path: str | Path) -> None:
+    """Refuse a figure that could not be saved, before any work is done.
+
+    Raises:
+        BadConfig (CG502): the name ends in neither .png, .pdf nor .svg.
+        MissingExtra (CG504): matplotlib is not installed.
+    """
+    name = Path(path).name
+    if not name.lower().endswith(_FORMATS):
+        raise BadConfig(
+            f'a figure cannot be saved as "{name}".',
+            hint=f"Give a name that ends in {', '.join(_FORMATS)}.",
+        )
+    try:
+        import matplotlib  # noqa: F401 - only whether it is there
+    except ImportError as error:
+        raise MissingExtra(
+            "saving figures needs matplotlib.", hint='pip install "corrigenda[report]"'
+        ) from error
+
+
+def save_heatmaps(maps: Sequence[Heatmap], path: str | Path, *, note: str = "") -> None:
+    """Save heat maps as one figure, one above the other.
+
+    Args:
+        maps: At least one.
+        path: Its ending chooses the format: .png, .pdf or .svg.
+        note: A line below the figure.
+
+    Raises:
+        MissingExtra (CG504): matplotlib is not installed.
+        BadConfig (CG502): another ending.
+        WriteFailed (CG601): the file could not be written.
+    """
+    path = Path(path)
+    check_figure(path)
+    from matplotlib.figure import Figure
+
+    columns = max(len(each.values[0]) for each in maps)
+    heights = [len(each.rows) for each in maps]
+    figure = Figure(
+        figsize=(3.0 + 0.28 * columns, 1.0 + sum(1.0 + 0.24 * rows for rows in heights)),
+        layout="constrained",
+    )
+    axes = figure.subplots(len(maps), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, each in zip(axes, maps, strict=True):
+        image = axis.imshow(
+            each.values, aspect="auto", cmap="Purples", vmin=0.0, vmax=max(each.largest, 1e-9)
+        )
+        axis.set_title(each.title, fontsize=10, parse_math=False)
+        axis.set_xlabel(each.column_name)
+        axis.set_yticks(range(len(each.rows)))
+        axis.set_yticklabels(
+            [_shown(row) + ("*" if at in each.marked else "") for at, row in enumerate(each.rows)],
+            parse_math=False,
+        )
+        figure.colorbar(image, ax=axis, label=each.unit)
+    if note:
+        figure.supxlabel(note, fontsize=8, parse_math=False)
+    write_atomically(
+        path, lambda part: figure.savefig(part, format=path.suffix[1:].lower(), dpi=150)
+    )
+
+
+def _shown(label: str) -> str:
+    """A label on one line: blanks at its ends dropped unless there is nothing else."""
+    return " ".join(label.split()) or repr(label)
+
+
+def _cell(value: float, share: float, width: int) -> str:
+    if math.isnan(value):
+        return " " * width
+    if width > 1:
+        return f"{100 * value:>{width}.0f}"
+    return _SHADES[min(len(_SHADES) - 1, int(share * len(_SHADES)))]
+
+
+def _background(share: float) -> Style:
+    """From white to violet, with readable text on it."""
+    low, high = (252, 251, 253), (84, 39, 143)
+    mixed = [round(a + share * (b - a)) for a, b in zip(low, high, strict=True)]
+    return Style(
+        bgcolor=Color.from_rgb(*mixed), color=Color.parse("white" if share > 0.5 else "black")
+    )
