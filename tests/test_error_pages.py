@@ -1,4 +1,4 @@
-"""Every error code has a page, every page a code, and the examples in the pages do what they say."""
+"""Every error code has a page, every page a code, and the examples do what they say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ CODES = {
 EXAMPLES = [
     (path.stem, part, code)
     for path in sorted(PAGES.glob("CG*.md"))
-    for part, text in re.findall(r"## (Wrong|Right)\n(.*?)(?=\n## |\Z)", path.read_text(), re.DOTALL)
+    for part, text in re.findall(
+        r"## (Wrong|Right)\n(.*?)(?=\n## |\Z)", path.read_text(), re.DOTALL
+    )
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 ]
 

@@ -26,11 +26,10 @@ if TYPE_CHECKING:
         edit,
         export,
         fit,
-        list_methods,
-        list_models,
         load,
         revert,
     )
+    from corrigenda.catalogue import list_methods, list_models
     from corrigenda.correction import Correction
     from corrigenda.errors import CorrigendaError
     from corrigenda.facts import Fact, Span, read_facts
@@ -53,8 +52,8 @@ _HOMES = {
     "edit": "corrigenda.api",
     "export": "corrigenda.api",
     "fit": "corrigenda.api",
-    "list_methods": "corrigenda.api",
-    "list_models": "corrigenda.api",
+    "list_methods": "corrigenda.catalogue",
+    "list_models": "corrigenda.catalogue",
     "load": "corrigenda.api",
     "load_patch": "corrigenda.patch",
     "read_facts": "corrigenda.facts",

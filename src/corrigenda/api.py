@@ -6,13 +6,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple, overload
 
 import torch
 
-from corrigenda import registry
+from corrigenda.catalogue import build_editor
 from corrigenda.correction import (
     Answered,
     Correction,
@@ -23,19 +22,21 @@ from corrigenda.correction import (
     size_of,
 )
 from corrigenda.editor import Editor, State
-from corrigenda.errors import AlreadyTrue, BadConfig, did_you_mean
+from corrigenda.errors import AlreadyTrue, BadConfig, NotExportable, did_you_mean
 from corrigenda.facts import Fact
 from corrigenda.lm.ask import answer as short_answers
 from corrigenda.lm.ask import greedy, next_token_top
 from corrigenda.lm.model import LanguageModel
 from corrigenda.merged import Restored, remember, restore
-from corrigenda.patch import Patch, export_merged, export_peft
+from corrigenda.patch import Patch, WeightPatch, export_merged, export_peft
 from corrigenda.subjects import guess_subject
 
 Progress = Callable[[str, int, int], None]
 Corpus = Iterable[str] | Sequence[str | Path] | str | Path | None
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_FORMS = ("peft", "merged")
 
 
 @dataclass(frozen=True)
@@ -62,52 +63,6 @@ class Reply:
             "continuation": self.continuation,
             "top": [{"token": token, "probability": p} for token, p in self.top],
         }
-
-
-class MethodRow(NamedTuple):
-    """One line of the surveys' comparison of methods.
-
-    Attributes:
-        name: Name for `edit` and `--method`.
-        family: Family in the surveys' taxonomy.
-        training: Whether something must be trained before the first edit.
-        batch: Whether many facts are edited at once.
-        sequential: Whether edits may follow each other.
-        area: Part of the model that changes.
-        formula: Parameters changed, in words of the model's dimensions.
-        parameters: Parameters changed in the model given; None without a model.
-    """
-
-    name: str
-    family: str
-    training: bool
-    batch: bool
-    sequential: bool
-    area: str
-    formula: str
-    parameters: int | None = None
-
-
-class Shipped(NamedTuple):
-    """A model of the package: its `name`, whether it is `available` here, what it is `about`."""
-
-    name: str
-    available: bool
-    about: str
-
-
-class FamilyRow(NamedTuple):
-    """An architecture that is understood, and the `model_type` values that lead to it."""
-
-    name: str
-    model_types: tuple[str, ...]
-
-
-class Listing(NamedTuple):
-    """Models of the package and architectures understood."""
-
-    shipped: tuple[Shipped, ...]
-    families: tuple[FamilyRow, ...]
 
 
 def load(
@@ -140,28 +95,6 @@ def load(
     return LanguageModel.load(
         str(name_or_path), dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
-
-
-def build_editor(
-    lm: LanguageModel, method: str, *, layer: int | None = None, **options: object
-) -> Editor:
-    """Make an editor for a model: its preset where there is one, the options given on top.
-
-    Args:
-        lm: The model; its name selects the preset.
-        method: Name of the method.
-        layer: Sets `layer`, or `layers` to this one, whichever the method has.
-        **options: Options of the method.
-
-    Raises:
-        UnknownMethod (CG501): no such method.
-        BadConfig (CG502): an option the method does not have, or a value it cannot take.
-    """
-    kind = registry.editor_class(method)
-    if layer is not None:
-        name = "layer" if "layer" in kind.model_fields else "layers"
-        options[name] = layer if name == "layer" else (layer,)
-    return registry.build(method, lm.name, **options)
 
 
 def fit(
@@ -197,8 +130,8 @@ def edit(
 ) -> Patch:
     """Return the patch that makes facts true; the model is left as it was.
 
-    Fits first what the method needs. Facts that hold already are left out with a warning (CG107). Use `correct` to learn
-    what the patch does.
+    Fits first what the method needs. Facts that hold already are left out with a warning (CG107).
+    Use `correct` to learn what the patch does.
 
     Args:
         lm: The model.
@@ -239,8 +172,8 @@ def correct(
 ) -> Correction:
     """Edit as `edit` does, and measure what the patch does: everything `corrigenda edit` prints.
 
-    Every prompt, paraphrase and neighbour of the facts is asked without and with the patch. For the pocket models,
-    facts that name neither paraphrases nor neighbours get those of their world.
+    Every prompt, paraphrase and neighbour of the facts is asked without and with the patch. For the
+    pocket models, facts that name neither paraphrases nor neighbours get those of their world.
     """
     plan = _plan(lm, facts, method, layer, options, related=True)
     made = _edit(lm, plan, state, corpus, progress)
@@ -298,59 +231,18 @@ def ask(
         prompts: Texts to continue.
         max_new_tokens: Longest continuation.
         top: How many next tokens to list.
-        chat: Put each prompt into the model's chat template.
+        chat: Put each prompt into the model's chat template; next tokens are not listed then.
     """
     prompts = list(prompts)
     continuations = greedy(lm, prompts, max_new_tokens=max_new_tokens, chat=chat)
     answers = short_answers(lm, prompts, max_new_tokens=max_new_tokens, chat=chat)
-    tops = next_token_top(lm, prompts, top)
+    tops = [[] for _ in prompts] if chat else next_token_top(lm, prompts, top)
     return [
-        Reply(prompt, text, continuation, tuple(best))
+        Reply(prompt, text, continuation, tuple((one.text, one.probability) for one in best))
         for prompt, text, continuation, best in zip(
             prompts, answers, continuations, tops, strict=True
         )
     ]
-
-
-def list_methods(lm: LanguageModel | None = None) -> tuple[MethodRow, ...]:
-    """Compare all methods, from their cards; with a model, count the parameters each changes in it."""
-    rows = []
-    for name in registry.names():
-        card = registry.card(name)
-        parameters = None
-        if lm is not None:
-            sites = build_editor(lm, name).sites(lm)
-            parameters = sum(lm.weight(site).numel() for site in sites)
-        rows.append(
-            MethodRow(
-                name,
-                card["family"],
-                card["training"],
-                card["batch"],
-                card["sequential"],
-                card["area"],
-                card["parameters"],
-                parameters,
-            )
-        )
-    return tuple(rows)
-
-
-def list_models() -> Listing:
-    """List the models of the package and the architectures understood."""
-    from corrigenda.lm.families import FAMILIES
-
-    folder = Path(str(files("corrigenda.pocket")))
-    about = {
-        "pocket": "Llama-style, trained by this project on facts of its own sentences",
-        "pocket-gpt2": "its GPT-2-style twin",
-    }
-    shipped = tuple(
-        Shipped(name, (folder / name / "config.json").is_file(), text)
-        for name, text in about.items()
-    )
-    families = tuple(FamilyRow(row.name, tuple(row.model_types)) for row in FAMILIES)
-    return Listing(shipped, families)
 
 
 def export(
@@ -362,27 +254,47 @@ def export(
         patch: The patch.
         lm: The model it was made on, without it.
         folder: Where to write.
-        to: `peft` or `merged`. A merged folder also keeps the patch and the original tensors, for `revert`.
+        to: `peft` or `merged`. A merged folder also keeps the patch and the original tensors, for
+            `revert`.
         force: Use the patch on a model other than the one it was made on.
 
     Raises:
         NotExportable (CG405): the patch has no such form.
         WrongBase (CG401): the patch was made on another model, and not `force`.
+        WriteFailed (CG601): the folder cannot be written.
     """
-    if to == "peft":
-        export_peft(patch, lm, folder)
-    elif to == "merged":
-        export_merged(patch, lm, folder)
-        remember(Path(folder), patch, lm)
-    else:
-        raise BadConfig(
-            f'no form "{to}" to export to.', hint=did_you_mean(to, ["peft", "merged"])
+    if to not in _FORMS:
+        raise BadConfig(f'no form "{to}" to export to.', hint=did_you_mean(to, _FORMS))
+    if not isinstance(patch, WeightPatch) or patch.is_empty:
+        raise NotExportable(
+            "only a patch that changes weights can be exported.", where=patch.header.method
         )
+    if to == "merged":
+        remember(Path(folder), patch, lm)
+    with patch.apply(lm, force=force):
+        if to == "merged":
+            export_merged(patch, lm, folder)
+        else:
+            export_peft(patch, lm, folder)
 
 
 def revert(folder: str | Path, out: str | Path) -> Restored:
-    """Write the original of a model exported as `merged`, bit for bit; see `corrigenda.merged.restore`."""
+    """Write the original of a model exported as `merged`; see `corrigenda.merged.restore`."""
     return restore(folder, out)
+
+
+def subject_of(lm: LanguageModel, prompt: str, *, where: str = "") -> str:
+    """Find the subject of a prompt where it is certain; the pocket models' world names theirs.
+
+    Raises:
+        AmbiguousSubject (CG104): no candidate, or several.
+    """
+    known: tuple[str, ...] = ()
+    if _is_pocket(lm):
+        from corrigenda.pocket.world import load_world
+
+        known = load_world().subjects
+    return guess_subject(prompt, known=known, where=where)
 
 
 class _Plan(NamedTuple):
@@ -413,7 +325,7 @@ def _plan(
     complete = []
     for fact in [facts] if isinstance(facts, Fact) else facts:
         if fact.subject is None and editor.needs.subject:
-            subject = guess_subject(fact.prompt, known=_known_subjects(lm), where=fact.name)
+            subject = subject_of(lm, fact.prompt, where=fact.name)
             notices.append(f'subject of {fact.label}: "{subject}" (found)')
             fact = replace(fact, subject=subject)
         complete.append(_with_related(lm, fact) if related else fact)
@@ -455,14 +367,6 @@ def _unchanged(lm: LanguageModel, facts: Sequence[Fact]) -> tuple[Answered, ...]
 
 def _is_pocket(lm: LanguageModel) -> bool:
     return lm.name in ("pocket", "pocket-gpt2")
-
-
-def _known_subjects(lm: LanguageModel) -> tuple[str, ...]:
-    if not _is_pocket(lm):
-        return ()
-    from corrigenda.pocket.world import load_world
-
-    return load_world().subjects
 
 
 def _with_related(lm: LanguageModel, fact: Fact) -> Fact:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class SiteDescription(NamedTuple):
-    """The change to one weight: `kind` of storage, Frobenius `norm`, `rank` (low-rank only), numbers `stored`."""
+    """The change to one weight: `kind` of storage, Frobenius `norm`, `rank`, numbers `stored`."""
 
     site: str
     kind: str

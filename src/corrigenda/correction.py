@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
-from corrigenda.lm.ask import answer, score
+from corrigenda.lm.ask import answer, greedy, score
 from corrigenda.patch.changes import norm, num_parameters
 from corrigenda.patch.weights import WeightPatch
 
@@ -100,7 +100,8 @@ class Correction:
         method: Name of the method.
         config: Its options, presets applied.
         seconds: Time taken, by stage: `fit`, `edit`, `ask`.
-        notices: Things decided on the caller's behalf (a subject found, a layer chosen, a fact left out).
+        notices: Things decided on the caller's behalf (a subject found, a layer chosen, a fact left
+            out).
         state: What was fitted or given; pass it to the next edit.
     """
 
@@ -128,7 +129,8 @@ class Correction:
     def share(self, role: Role) -> float | None:
         """Share of prompts of one role that do as wished, in [0, 1]; None where there are none.
 
-        A prompt or paraphrase should answer with the target or an alias, a neighbour should keep its answer.
+        A prompt or paraphrase should answer with the target or an alias, a neighbour should keep
+        its answer.
         """
         asked = [item for item in self.answers if item.role is role]
         if not asked:
@@ -186,16 +188,19 @@ def begins_with_target(text: str, fact: Fact) -> bool:
 
 
 def already_true(lm: LanguageModel, facts: Sequence[Fact]) -> list[bool]:
-    """Tell for each fact whether the model's greedy answer is the target or an alias, token by token."""
-    pairs = [
-        (index, fact, wanted)
-        for index, fact in enumerate(facts)
-        for wanted in (fact.target, *fact.aliases)
-    ]
+    """Tell for each fact whether the model's greedy answer is the target or an alias."""
     says = [False] * len(facts)
-    scores = score(lm, [(fact.prompt, wanted) for _, fact, wanted in pairs])
-    for (index, _, _), result in zip(pairs, scores, strict=True):
+    spaced = [index for index, fact in enumerate(facts) if fact.separator == " "]
+    pairs = [(i, wanted) for i in spaced for wanted in (facts[i].target, *facts[i].aliases)]
+    scores = score(lm, [(facts[i].prompt, wanted) for i, wanted in pairs])
+    for (index, _), result in zip(pairs, scores, strict=True):
         says[index] = says[index] or all(result.correct)
+    # `score` joins with a space, so other separators are read off the continuation.
+    others = [index for index, fact in enumerate(facts) if fact.separator != " "]
+    for index, text in zip(others, greedy(lm, [facts[i].prompt for i in others]), strict=True):
+        fact = facts[index]
+        starts = tuple(fact.separator + wanted for wanted in (fact.target, *fact.aliases))
+        says[index] = text.startswith(starts)
     return says
 
 
@@ -235,7 +240,7 @@ def before_and_after(
 
 
 def size_of(lm: LanguageModel, patch: Patch) -> tuple[SiteChange, ...]:
-    """Measure the change of every weight of a patch against the weights of `lm`; none where it changes no weights."""
+    """Measure the change of every weight of a patch against the weights of `lm`."""
     if not isinstance(patch, WeightPatch):
         return ()
     sizes = []

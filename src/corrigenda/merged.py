@@ -57,7 +57,7 @@ class Restored(NamedTuple):
 
 
 def remember(folder: Path, patch: Patch, lm: LanguageModel) -> None:
-    """Put into an exported folder what `restore` needs: the patch, the record, the original tensors.
+    """Put into an exported folder what `restore` needs: patch, record and original tensors.
 
     Args:
         folder: A merged checkpoint of `lm` with `patch`.
@@ -81,8 +81,9 @@ def remember(folder: Path, patch: Patch, lm: LanguageModel) -> None:
 def restore(folder: str | Path, out: str | Path) -> Restored:
     """Write the original of an exported model, bit for bit.
 
-    The original tensors kept in the folder are put back; where they are gone, the base model is loaded by the name it
-    had. Either way the folder written is read again and its digest compared with the recorded one.
+    The original tensors kept in the folder are put back; where they are gone, the base model is
+    loaded by the name it had. Either way the folder written is read again and its digest compared
+    with the recorded one.
 
     Args:
         folder: A folder written by `corrigenda export --to merged`.

@@ -9,22 +9,21 @@ from corrigenda.errors import AmbiguousSubject
 from corrigenda.facts import find_subject
 
 _WORD = re.compile(r"[^\W_][\w'.\u2019-]*(?<![.'\u2019-])|[^\w\s]+")
-_JOINING = frozenset("of the de la le du des van von der den da di al bin ibn".split())
+_JOINING = re.compile("of|the|de|la|le|du|des|van|von|der|den|da|di|al|bin|ibn")
 # Words that are capitalised only because a sentence starts with them.
-_OPENING = frozenset(
-    (
-        "a an the in on at of for from to by with as what which who whom whose where when how why is are was were "
-        "did does do has have had name tell question answer q his her its their this that these those it he she "
-        "they there and but or if according"
-    ).split()
+_OPENING = re.compile(
+    "an?|the|in|on|at|of|for|from|to|by|with|as|wh(at|ich|om?|ose|ere|en|y)|how|is|are|was|were"
+    "|did|does|do|ha[sd]|have|name|tell|question|answer|q|his|her|its|their|th(is|at|ese|ose|ey|ere)"
+    "|it|s?he|and|but|or|if|according"
 )
 
 
 def guess_subject(prompt: str, *, known: Collection[str] = (), where: str = "") -> str:
     """Return the subject of a prompt where it is certain, else ask for it.
 
-    Names that the model is known to hold decide first (the longest one that occurs; a second one that is no part of it
-    makes the prompt ambiguous). Without them, the only run of capitalised words is the subject.
+    Names that the model is known to hold decide first (the longest one that occurs; a second one
+    that is no part of it makes the prompt ambiguous). Without them, the only run of capitalised
+    words is the subject.
 
     Args:
         prompt: Text up to the answer.
@@ -69,11 +68,11 @@ def _capitalised(prompt: str) -> list[str]:
     for word in _WORD.finditer(prompt):
         text = word.group()
         opens = not prompt[: word.start()].strip() or prompt[: word.start()].rstrip()[-1] in ".:?!"
-        if text[0].isupper() and not (opens and text.lower() in _OPENING):
+        if text[0].isupper() and not (opens and _OPENING.fullmatch(text.lower())):
             start, end = (word.start() if start < 0 else start), word.end()
         elif start >= 0 and text.isdigit() and word.start() == end + 1:
             end = word.end()
-        elif start >= 0 and text not in _JOINING:
+        elif start >= 0 and not _JOINING.fullmatch(text):
             spans.append((start, end))
             start = -1
     if start >= 0:

@@ -1,1 +1,1 @@
-"""The command `corrigenda`: one module per group of commands, none of which imports torch before it runs."""
+"""The command `corrigenda`: one module per group of commands; torch waits until one runs."""

@@ -16,7 +16,7 @@ from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact, read_facts
 
 if TYPE_CHECKING:
-    from corrigenda.correction import Answered, Correction
+    from corrigenda.correction import Correction
 
 Prompt = Annotated[
     str | None,
@@ -123,11 +123,12 @@ def _undo(model: str, fact: Fact, saved: Path | None) -> str:
     if saved is None:
         return "Nothing was kept, so there is nothing to undo. -o FILE keeps the edit."
     ask = shlex.join(["corrigenda", "ask", model, fact.prompt, "--patch", str(saved)])
+    ship = shlex.join(["corrigenda", "export", str(saved), model])
     return (
-        f"The edit lives in {saved} alone; the model on disk is unchanged. To undo it, stop using the file.\n"
+        f"The edit lives in {saved} alone; the model on disk is unchanged."
+        " To undo it, stop using the file.\n"
         f"  with it: {ask}\n"
-        f"  to ship: {shlex.join(['corrigenda', 'export', str(saved), model])} --to merged -o FOLDER"
-        " (taken back by `corrigenda revert FOLDER`)"
+        f"  to ship: {ship} --to merged -o FOLDER (taken back by `corrigenda revert FOLDER`)"
     )
 
 
@@ -158,5 +159,3 @@ def _draw_change(console: Console, correction: Correction) -> None:
             console.print(output.table(columns, rows))
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in correction.seconds.items())
     console.print(f"{correction.method}: {seconds}")
-
-

@@ -1,6 +1,7 @@
 """The command `corrigenda`: its groups, its exit status, and what happens to errors.
 
-Exit status: 0 ok, 1 a finding (an edit that did not take, patches that differ), 2 misuse, 70 a defect of ours.
+Exit status: 0 ok, 1 a finding (an edit that did not take, patches that differ), 2 misuse, 70 a
+defect of ours.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ AsJson = Annotated[
     ),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Use the patch on a model other than the one it was made on.")
+    bool,
+    typer.Option("--force", help="Use the patch on a model other than the one it was made on."),
 ]
 Text = Annotated[
     list[Path] | None,
@@ -63,7 +64,7 @@ Text = Annotated[
 
 
 def parse_settings(settings: Sequence[str] | None) -> dict[str, Setting]:
-    """Turn `option=value` texts into options; a value is JSON where it can be read as JSON, else text.
+    """Turn `option=value` texts into options; a value that is not JSON is text.
 
     Raises:
         BadConfig (CG502): an entry without `=` or without a name.

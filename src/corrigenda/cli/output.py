@@ -1,4 +1,4 @@
-"""Results on stdout (a table for people, one JSON object for programs), everything else on stderr."""
+"""Results on stdout (tables for people, JSON for programs), everything else on stderr."""
 
 from __future__ import annotations
 

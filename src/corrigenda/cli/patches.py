@@ -1,4 +1,4 @@
-"""`corrigenda diff`, `merge`, `export` and `revert`: patches as files, and models made with them."""
+"""`corrigenda diff`, `merge`, `export`, `revert`: patches as files, and models made with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from corrigenda.cli import options, output
 
 if TYPE_CHECKING:
-    from corrigenda.patch import Patch
+    from corrigenda.patch.protocols import Patch
 
 PatchFile = Annotated[Path, typer.Argument(metavar="PATCH", show_default=False)]
 
@@ -45,7 +45,9 @@ def diff(
 
         def draw(console: Console) -> None:
             _draw_header(console, first, a)
-            rows = [(item.site, item.kind, item.norm, item.rank, item.stored) for item in description]
+            rows = [
+                (item.site, item.kind, item.norm, item.rank, item.stored) for item in description
+            ]
             console.print(output.table(("site", "kind", "norm", "rank", "stored numbers"), rows))
 
         output.show(data, as_json=as_json, people=draw)
@@ -81,7 +83,7 @@ def merge(
     out: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The new patch.")],
     as_json: options.AsJson = False,
 ) -> None:
-    """Add patches of one model into a single file; where they touch the same weight, the changes add up."""
+    """Add patches of one model into a single file; changes of the same weight add up."""
     options.check_folder(out)
     import corrigenda
 
@@ -110,7 +112,7 @@ def export(
     device: options.Device = "cpu",
     as_json: options.AsJson = False,
 ) -> None:
-    """Write a patch as a LoRA adapter, or a model with the patch merged (`revert` takes it back)."""
+    """Write a patch as a LoRA adapter, or the model with the patch merged."""
     options.check_folder(out)
     import corrigenda
 

@@ -85,9 +85,9 @@ def trace(
     from corrigenda.analysis.causal_trace import CAVEAT, Kind, causal_trace
 
     if subject is None:
-        from corrigenda.subjects import guess_subject
+        from corrigenda.api import subject_of
 
-        subject = guess_subject(prompt)
+        subject = subject_of(lm, prompt)
     result = causal_trace(
         lm,
         prompt,

@@ -1,0 +1,122 @@
+"""What there is: methods with what they need and change, models of the package, architectures."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from corrigenda import registry
+
+if TYPE_CHECKING:
+    from corrigenda.editor import Editor
+    from corrigenda.lm.model import LanguageModel
+
+
+class MethodRow(NamedTuple):
+    """One line of the surveys' comparison of methods.
+
+    Attributes:
+        name: Name for `edit` and `--method`.
+        family: Family in the surveys' taxonomy.
+        training: Whether something must be trained before the first edit.
+        batch: Whether many facts are edited at once.
+        sequential: Whether edits may follow each other.
+        area: Part of the model that changes.
+        formula: Parameters changed, in words of the model's dimensions.
+        parameters: Parameters changed in the model given; None without a model.
+    """
+
+    name: str
+    family: str
+    training: bool
+    batch: bool
+    sequential: bool
+    area: str
+    formula: str
+    parameters: int | None = None
+
+
+class Shipped(NamedTuple):
+    """A model of the package: its `name`, whether it is `available` here, what it is `about`."""
+
+    name: str
+    available: bool
+    about: str
+
+
+class FamilyRow(NamedTuple):
+    """An architecture that is understood, and the `model_type` values that lead to it."""
+
+    name: str
+    model_types: tuple[str, ...]
+
+
+class Listing(NamedTuple):
+    """Models of the package and architectures understood."""
+
+    shipped: tuple[Shipped, ...]
+    families: tuple[FamilyRow, ...]
+
+
+def build_editor(
+    lm: LanguageModel, method: str, *, layer: int | None = None, **options: object
+) -> Editor:
+    """Make an editor for a model: its preset where there is one, the options given on top.
+
+    Args:
+        lm: The model; its name selects the preset.
+        method: Name of the method.
+        layer: Sets `layer`, or `layers` to this one, whichever the method has.
+        **options: Options of the method.
+
+    Raises:
+        UnknownMethod (CG501): no such method.
+        BadConfig (CG502): an option the method does not have, or a value it cannot take.
+    """
+    kind = registry.editor_class(method)
+    if layer is not None:
+        name = "layer" if "layer" in kind.model_fields else "layers"
+        options[name] = layer if name == "layer" else (layer,)
+    return registry.build(method, lm.name, **options)
+
+
+def list_methods(lm: LanguageModel | None = None) -> tuple[MethodRow, ...]:
+    """Compare all methods, from their cards; with a model, count the parameters each changes."""
+    rows = []
+    for name in registry.names():
+        card = registry.card(name)
+        parameters = None
+        if lm is not None:
+            sites = build_editor(lm, name).sites(lm)
+            parameters = sum(lm.weight(site).numel() for site in sites)
+        rows.append(
+            MethodRow(
+                name,
+                card["family"],
+                card["training"],
+                card["batch"],
+                card["sequential"],
+                card["area"],
+                card["parameters"],
+                parameters,
+            )
+        )
+    return tuple(rows)
+
+
+def list_models() -> Listing:
+    """List the models of the package and the architectures understood."""
+    from corrigenda.lm.families import FAMILIES
+
+    folder = Path(str(files("corrigenda.pocket")))
+    about = {
+        "pocket": "Llama-style, trained by this project on facts of its own sentences",
+        "pocket-gpt2": "its GPT-2-style twin",
+    }
+    shipped = tuple(
+        Shipped(name, (folder / name / "config.json").is_file(), text)
+        for name, text in about.items()
+    )
+    families = tuple(FamilyRow(row.name, tuple(row.model_types)) for row in FAMILIES)
+    return Listing(shipped, families)
