@@ -93,9 +93,9 @@ def encode(
     is one separator between prompt and target: one that ends the prompt or begins the target is not doubled, and one
     that ends a prompt without target is left out too, since it belongs to what follows.
 
-    Where a token would reach across the end of the prompt (`separator=""`, or text that merges with the target), the
-    prompt is tokenised as it is when it is asked alone, and the target is tokenised as its continuation. So the ids up
-    to `prompt_last` are always those of the prompt alone, and `labels` hold the whole target.
+    The ids up to `prompt_last` are always those of the prompt asked alone, and `labels` hold the whole target. Where a
+    token would reach across the end of the prompt (`separator=""`, or text that merges with the target), the target is
+    therefore tokenised as a continuation of the prompt instead of together with it.
 
     An empty prompt stands for the BOS token, which is put there even by tokenizers that put none.
 
@@ -126,13 +126,14 @@ def encode(
     asked = prefix + prompt
     text = asked + separator + target if target else asked
     end = len(asked)
-    pieces = _tokenise(tokenizer, text)
-    if any(piece.start < end < piece.end for piece in pieces):
-        pieces = _tokenise(tokenizer, asked) + _continuation(tokenizer, text[end:], end)
-    first_label = next(
-        (at for at, piece in enumerate(pieces) if piece.start >= end and not piece.added),
-        len(pieces),
-    )
+    pieces = _tokenise(tokenizer, asked)
+    first_label = len(pieces)
+    if target:
+        joint = _tokenise(tokenizer, text)
+        if [piece.id for piece in joint[:first_label]] == [piece.id for piece in pieces]:
+            pieces = joint
+        else:
+            pieces += _continuation(tokenizer, text[end:], end)
     if first_label == 0:
         pieces.insert(0, _bos(tokenizer, where))
         first_label = 1
@@ -236,7 +237,7 @@ def _tokenise(
 
 
 def _continuation(tokenizer: PreTrainedTokenizerBase, text: str, start: int) -> list[_Piece]:
-    """Tokenise text as it stands behind other text, without merging the two; `start` is where it lies."""
+    """Tokenise text as it stands behind `start` other characters, without merging the two."""
     for anchor in _ANCHORS:
         pieces = _tokenise(tokenizer, anchor + text, plain=True)
         width = len(anchor)
