@@ -152,8 +152,8 @@ class SecondMoment:
         self._flush()
         return {
             "sum_of_products": self._upper.triu().cpu(),
-            "sum": self._sum.cpu(),
-            "largest": self.largest.cpu(),
+            "sum": self._sum.cpu().clone(),
+            "largest": self.largest.cpu().clone(),
             "count": torch.tensor(self.count, dtype=torch.int64),
         }
 

@@ -4,8 +4,8 @@ from corrigenda.patch.changes import Change, Dense, Rows, digest_of
 from corrigenda.patch.export import export_merged, export_peft
 from corrigenda.patch.header import FORMAT_VERSION, Header, Part
 from corrigenda.patch.ledger import Applied, Ledger, apply_hooks, header_for, ledger_of
-from corrigenda.patch.protocols import AnswerPatch, HookPatch, Patch, PromptPatch
 from corrigenda.patch.load import load_patch
+from corrigenda.patch.protocols import AnswerPatch, HookPatch, Patch, PromptPatch
 from corrigenda.patch.storage import read_patch_file, save_patch
 from corrigenda.patch.weights import WeightPatch
 

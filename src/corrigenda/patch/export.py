@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def export_peft(patch: WeightPatch, lm: LanguageModel, folder: str | Path) -> Path:
-    """Write a patch as a LoRA adapter folder, `adapter_config.json` and `adapter_model.safetensors`.
+    """Write a patch as a folder with a LoRA adapter, its configuration and its tensors.
 
     Ranks may differ by layer; every scaling is 1. The adapter is float32 and its logits agree with
     those of the merged patch to 1e-4 relative in float32. Load it with

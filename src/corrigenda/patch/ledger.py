@@ -3,8 +3,9 @@
 Adding a change and subtracting it again does not restore floating-point weights. So the first
 merged patch that touches a weight leaves a copy of it here, and from then on the weight is always
 computed anew: pristine copy plus all active changes in order of application, summed in float64 and
-rounded once. With no change left the copy is written back and dropped. Whatever else was written into a
-patched weight meanwhile is therefore lost when a patch comes or goes; that is what exact means.
+rounded once. With no change left the copy is written back and dropped. Whatever else was written
+into a patched weight meanwhile is therefore lost when a patch comes or goes: that is what exact
+means.
 """
 
 from __future__ import annotations

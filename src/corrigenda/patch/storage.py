@@ -140,6 +140,7 @@ def _pickle(path: Path, what: str) -> PickleRefused:
 
 
 def corrupt(path: str | Path, reason: str) -> CorruptFile:
+    """The error for a file that is not what was written."""
     return CorruptFile(
         f"{path} is damaged: {reason}.",
         hint="Get the file again, or make the edit again; nothing was applied.",
