@@ -1,0 +1,157 @@
+"""What every editing method is: a frozen configuration that makes patches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from corrigenda.errors import BadConfig, did_you_mean
+from corrigenda.facts import Fact
+from corrigenda.fitting import fit_moments
+from corrigenda.fitting.corpus import Corpus, Source
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site
+from corrigenda.progress import Progress
+from corrigenda.state import State
+
+if TYPE_CHECKING:
+    from corrigenda.patch import Patch
+
+__all__ = ["Constraint", "Edit", "Editor", "Gives", "Needs", "State"]
+
+
+class Needs(NamedTuple):
+    """What a method asks for before it can edit.
+
+    Attributes:
+        subject: Every fact must name its subject.
+        moments: Second moments of keys at `sites(lm)`; the state of `fit` holds them.
+        training_set: `fit` trains on facts, not on running text.
+    """
+
+    subject: bool = False
+    moments: bool = False
+    training_set: bool = False
+
+
+class Gives(NamedTuple):
+    """What a method claims; `corrigenda.testing.check_editor` holds it to that.
+
+    Attributes:
+        single: One fact can be edited.
+        batch: Several facts can be edited at once; otherwise more than one raises `NotEnoughFacts`.
+        sequential: An edit can follow another while the first is active, given its state.
+        exact: After the edit the constraints hold: (W + dW) k = v, see `Editor.constraints`.
+        order_free: Permuting the facts of a batch changes nothing beyond rounding.
+    """
+
+    single: bool = True
+    batch: bool = False
+    sequential: bool = False
+    exact: bool = False
+    order_free: bool = False
+
+
+class Constraint(NamedTuple):
+    """What an exact method promises at one site: (W + dW) keys = values, the bias left out.
+
+    Attributes:
+        keys: Inputs of the weight, one column a constraint.
+        values: Outputs wanted.
+    """
+
+    keys: Float[Tensor, "d_in n"]
+    values: Float[Tensor, "d_out n"]
+
+
+class Edit(NamedTuple):
+    """The result of an edit.
+
+    Attributes:
+        patch: The edit as a value; nothing of the model has changed.
+        state: What the next edit of a sequence needs; the state given where nothing was added.
+    """
+
+    patch: Patch
+    state: State
+
+
+class Editor(BaseModel, ABC):
+    """A method with its settings: validated, frozen, equal when the settings are equal.
+
+    A method is a subclass in `corrigenda/methods/<name>.py` with its card `<name>.md` beside it. It sets `name`, `needs`
+    and `gives` and implements `sites` and `edit`. `edit` obeys the laws that `corrigenda.testing.check_editor` runs:
+    it leaves the model as it was even when it raises, the same arguments give an equal patch, and no facts give an
+    empty one.
+
+    Raises:
+        BadConfig (CG502): an option the method does not have, or a value it cannot take.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    needs: ClassVar[Needs] = Needs()
+    gives: ClassVar[Gives] = Gives()
+
+    def __init__(self, **options: object) -> None:
+        """Validate the options."""
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise _bad_config(type(self), error) from error
+
+    @abstractmethod
+    def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
+        """The weights that an edit of this model changes, lowest layer first."""
+
+    def fit(
+        self,
+        lm: LanguageModel,
+        corpus: Corpus | Source | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> State:
+        """Learn what the method needs to know about a model; cached on disk by content.
+
+        Where the method needs second moments, they are fitted at `sites(lm)`; otherwise the state is
+        empty. See `corrigenda.fitting.fit_moments` for corpora and errors.
+        """
+        if not self.needs.moments:
+            return State()
+        return fit_moments(lm, self.sites(lm), corpus, progress=progress)
+
+    @abstractmethod
+    def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
+        """Make the patch after which `facts` hold; the model stays as it is.
+
+        Args:
+            lm: The model, with whatever patches are active: the edit is made on top of them.
+            facts: What should become true. None at all gives an empty patch.
+            state: What `fit` or the previous edit of the sequence returned.
+
+        Raises:
+            MissingState (CG503): the method needs a state and none, or another, was given.
+            CorrigendaError: other errors of facts, tokenizer or solver.
+        """
+
+    def constraints(
+        self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None
+    ) -> Mapping[Site, Constraint]:
+        """What holds exactly after `edit` with the same arguments; methods with `gives.exact` say it."""
+        raise NotImplementedError(f"{self.name} states no constraints")
+
+
+def _bad_config(kind: type[Editor], error: ValidationError) -> BadConfig:
+    problems, hints = [], []
+    for item in error.errors():
+        option = ".".join(map(str, item["loc"])) or "options"
+        problems.append(f"{option}: {item['msg']}")
+        if item["type"] == "extra_forbidden":
+            hints.append(did_you_mean(option, list(kind.model_fields)))
+    return BadConfig("; ".join(problems) + ".", where=f"method {kind.name}", hint=" ".join(hints))

@@ -1,0 +1,217 @@
+"""What was learned about a model before an edit: named tensors and plain metadata, in one file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from pydantic import JsonValue
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from corrigenda.errors import CorruptFile, MissingState, NewerFormat, WrongBase
+from corrigenda.files import write_atomically
+from corrigenda.linalg.cholesky import Cholesky
+from corrigenda.linalg.moments import SecondMoment
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site
+from corrigenda.patch.changes import digest_of, same_tensors
+from corrigenda.patch.ledger import ledger_of
+
+STATE_FORMAT = 1
+"""Version of the state file format that this library writes."""
+
+_MOMENT = "moment/"
+_SHRINKAGE_AT_LIMIT = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What `fit` learned and what a sequence of edits carries along; never changed in place.
+
+    Attributes:
+        tensors: Tensors by name. `moment/<site>/...` are the second moments of keys; a method adds
+            others under its own name (`memit/keys/5.mlp.down`).
+        meta: Plain JSON values: the base model's digest, the corpus, counts, notes.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    meta: Mapping[str, JsonValue] = field(default_factory=dict)
+    _factors: dict[tuple[Site, float | None], Cholesky] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tensors", MappingProxyType(dict(sorted(self.tensors.items()))))
+        object.__setattr__(
+            self, "meta", MappingProxyType(json.loads(json.dumps(dict(self.meta), sort_keys=True)))
+        )
+
+    @classmethod
+    def of_moments(
+        cls, moments: Mapping[Site, SecondMoment], meta: Mapping[str, JsonValue] | None = None
+    ) -> State:
+        """A state that holds second moments of keys."""
+        tensors = {
+            f"{_MOMENT}{site}/{name}": tensor
+            for site, moment in moments.items()
+            for name, tensor in moment.tensors().items()
+        }
+        return cls(tensors, meta or {})
+
+    @property
+    def moment_sites(self) -> tuple[Site, ...]:
+        """Sites whose second moment is here, in order."""
+        names = {name.split("/")[1] for name in self.tensors if name.startswith(_MOMENT)}
+        return tuple(sorted(map(Site.parse, names), key=_order))
+
+    def moment(self, site: Site) -> SecondMoment:
+        """The second moment of the keys of a site.
+
+        Raises:
+            MissingState (CG503): it was not fitted.
+        """
+        prefix = f"{_MOMENT}{site}/"
+        tensors = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix)
+        }
+        if not tensors:
+            known = ", ".join(map(str, self.moment_sites)) or "no site"
+            raise MissingState(
+                f"no second moment was fitted for {site}.",
+                where=f"the state holds {known}",
+                hint="Call `editor.fit(lm)` with the same editor and pass its state.",
+            )
+        return SecondMoment.from_tensors(tensors)
+
+    def factor(self, site: Site, shrinkage: float | None = None) -> Cholesky:
+        """The Cholesky factor of a site's second moment, computed once per state.
+
+        Args:
+            site: Where the keys were taken.
+            shrinkage: rho of `SecondMoment.covariance`; None takes `automatic_shrinkage`.
+
+        Raises:
+            MissingState (CG503): no moment for this site.
+            EmptyCorpus (CG602): no key was seen there (an expert no token was routed to).
+            IllConditioned (CG203): no factor exists, or too few keys with `shrinkage=0`.
+        """
+        if (site, shrinkage) not in self._factors:
+            moment = self.moment(site)
+            rho = automatic_shrinkage(moment) if shrinkage is None else shrinkage
+            self._factors[site, shrinkage] = moment.cholesky(rho, where=str(site))
+        return self._factors[site, shrinkage]
+
+    def updated(
+        self,
+        tensors: Mapping[str, Tensor] | None = None,
+        meta: Mapping[str, JsonValue] | None = None,
+    ) -> State:
+        """A new state with some tensors and metadata replaced or added; factors are shared."""
+        kept = any(name.startswith(_MOMENT) for name in tensors or ())
+        return State(
+            {**self.tensors, **(tensors or {})},
+            {**self.meta, **(meta or {})},
+            {} if kept else self._factors,
+        )
+
+    def require_base(self, lm: LanguageModel) -> None:
+        """Refuse a state that was fitted on another model.
+
+        The base is the model without its active patches. A state that names no base fits all.
+
+        Raises:
+            WrongBase (CG401): fitted on another model.
+        """
+        expected = self.meta.get("base_digest")
+        if expected is None:
+            return
+        ledger = ledger_of(lm)
+        base = ledger.base_digest if len(ledger) else lm.digest()
+        if base != expected:
+            raise WrongBase(
+                f"this state was fitted on {self.meta.get('base_name') or 'another model'}, "
+                f"not on {lm.name}.",
+                hint="Fit again on this model.",
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, State)
+            and dict(self.meta) == dict(other.meta)
+            and same_tensors(self.tensors, other.tensors)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # holds tensors, compared by content
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file, completely or not at all.
+
+        Raises:
+            WriteFailed (CG601): the disk is full or the place is not writable.
+        """
+        meta = json.dumps(dict(self.meta), sort_keys=True, separators=(",", ":"))
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        metadata = {
+            "format": "pt",
+            "corrigenda_state": str(STATE_FORMAT),
+            "meta": meta,
+            "checksum": _checksum(meta, tensors),
+        }
+        return write_atomically(path, lambda part: save_file(tensors, part, metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> State:
+        """Read what `save` wrote.
+
+        Raises:
+            CorruptFile (CG402): missing, truncated, changed since, or not a state.
+            NewerFormat (CG404): written by a newer version of this library.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise _corrupt(path, str(error)) from error
+        version = metadata.get("corrigenda_state", "")
+        if not version.isdecimal():
+            raise _corrupt(path, "it is no state of this library")
+        if int(version) > STATE_FORMAT:
+            raise NewerFormat(
+                f"{path} has format version {version}; this version reads up to {STATE_FORMAT}.",
+                hint="Upgrade: pip install --upgrade corrigenda.",
+            )
+        if metadata.get("checksum") != _checksum(metadata.get("meta", ""), tensors):
+            raise _corrupt(path, "the checksum does not match its content")
+        return cls(tensors, json.loads(metadata["meta"]))
+
+
+def automatic_shrinkage(moment: SecondMoment) -> float:
+    """How much a second moment is drawn towards a multiple of the identity when nobody says.
+
+    0 from two keys per dimension on; below that the small eigenvalues are noise or zero, and 0.01 at
+    the limit grows in proportion as keys get fewer: 0.02 d_in / N, at most 1.
+    """
+    if moment.count == 0 or moment.keys_per_dimension >= 2.0:
+        return 0.0
+    return min(1.0, 2.0 * _SHRINKAGE_AT_LIMIT / moment.keys_per_dimension)
+
+
+def _checksum(meta: str, tensors: Mapping[str, Tensor]) -> str:
+    cpu = {name: tensor.to(torch.device("cpu")) for name, tensor in tensors.items()}
+    return hashlib.sha256(f"{meta}\n{digest_of(cpu)}".encode()).hexdigest()
+
+
+def _corrupt(path: str | Path, reason: str) -> CorruptFile:
+    return CorruptFile(f"{path} is damaged: {reason}.", hint="Fit again.")
+
+
+def _order(site: Site) -> tuple[int, str, int]:
+    return site.layer, site.part, -1 if site.expert is None else site.expert
