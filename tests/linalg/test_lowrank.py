@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from corrigenda.linalg import LowRank
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from corrigenda.linalg import LowRank
 
 QUICK = settings(max_examples=25, deadline=None, derandomize=True)
 

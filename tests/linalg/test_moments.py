@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from corrigenda.errors import BadConfig, EmptyCorpus, IllConditioned, NonFinite
-from corrigenda.linalg import Cholesky, SecondMoment
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from corrigenda.errors import BadConfig, EmptyCorpus, IllConditioned, NonFinite
+from corrigenda.linalg import Cholesky, SecondMoment
 
 QUICK = settings(max_examples=25, deadline=None, derandomize=True)
 

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from corrigenda.errors import BadConfig, DependentKeys, IllConditioned, NonFinite
 from corrigenda.linalg import (
     Cholesky,
@@ -13,8 +16,6 @@ from corrigenda.linalg import (
     rank_one,
     ridge,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 # Letters: K keys (d_in n) - R residuals (d_out n) - C second moment of keys (d_in d_in)
 
@@ -284,9 +285,9 @@ def test_condition_of_the_gram_matrix():
 
 def test_bad_input_is_named():
     p = Problem(6, 4, 6, 3)
+    near = p.K.clone()
+    near[:, 2] = near[:, 1] + 1e-7 * p.K[:, 2]
     with pytest.raises(IllConditioned, match=r"nearly dependent.*\n.*keys 1 and 2") as caught:
-        near = p.K.clone()
-        near[:, 2] = near[:, 1] + 1e-7 * p.K[:, 2]
         equality(near, p.R, p.C)
     assert "ridge" in str(caught.value)
     with pytest.raises(DependentKeys, match="7 keys cannot be independent in 6"):

@@ -1,11 +1,11 @@
 """The library's solvers against the slow references, over shapes on both sides of n = d_in."""
 
 import numpy as np
+import numpy_solvers as reference
 import pytest
 import torch
-from corrigenda import linalg
 
-import numpy_solvers as reference
+from corrigenda import linalg
 
 
 def problem(d_out, d_in, n, seed=0):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from corrigenda.errors import NotExportable, WriteFailed
 from corrigenda.files import write_atomically, write_text
@@ -61,7 +62,7 @@ def export_peft(patch: WeightPatch, lm: LanguageModel, folder: str | Path) -> Pa
         "rank_pattern": {path: rank for path, rank in ranks.items() if rank != most},
         "alpha_pattern": {path: rank for path, rank in ranks.items() if rank != most},
         "target_modules": sorted(adapters),
-        "fan_in_fan_out": any(_is_transposed(lm.model.get_submodule(path)) for path in adapters),
+        "fan_in_fan_out": any(is_transposed(lm.model.get_submodule(path)) for path in adapters),
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,
@@ -168,6 +169,32 @@ def factors(change: Change, site: Site) -> LowRank:
                     hint="Export a merged checkpoint instead, or prune the spectrum first.",
                 )
             return LowRank(u[:, :rank] * s[:rank], vh[:rank].T)
+
+
+def _in_module(change: LowRank, site: Site, lm: LanguageModel) -> LowRank:
+    """The change of one site as a change of the whole module, whose weight may be fused."""
+    module = lm.module(site)
+    weight: Tensor = module.weight.T if is_transposed(module) else module.weight
+    part = lm.weight(site)
+    if part.shape == weight.shape:
+        return change
+    if part.stride() != weight.stride() or part.untyped_storage().data_ptr() != (
+        weight.untyped_storage().data_ptr()
+    ):
+        raise NotExportable(
+            "the rows of this site are scattered over a fused weight.",
+            where=f"site {site}, module {lm.module_path(site)}",
+            hint="Export a merged checkpoint instead.",
+        )
+    first = (part.storage_offset() - weight.storage_offset()) // weight.stride(0)
+    left = torch.zeros(weight.shape[0], change.rank, dtype=change.left.dtype)
+    left[first : first + part.shape[0]] = change.left
+    return LowRank(left, change.right)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module stores its weight as (d_in, d_out), as GPT-2's do."""
+    return isinstance(module, Conv1D)
 
 
 def _make_folder(folder: str | Path) -> Path:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from corrigenda.patch.protocols import Patch
 
 _PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"}
+_HEADER = "corrigenda"
+_CHECKSUM = "checksum"
 _LENGTH = 8
 _LAST_PICKLE_PROTOCOL = 5
 
@@ -49,11 +51,7 @@ def save_patch(patch: Patch, path: str | Path) -> Path:
     _refuse_pickle_name(path)
     tensors = {name: tensor.contiguous() for name, tensor in sorted(patch.tensors().items())}
     header = patch.header.to_json()
-    metadata = {
-        "format": "pt",
-        "corrigenda": header,
-        "checksum": _checksum(header, tensors),
-    }
+    metadata = {_HEADER: header, _CHECKSUM: _checksum(header, tensors)}
     content = _sorted_header(save(tensors, metadata))
     return write_atomically(path, lambda part: part.write_bytes(content))
 
@@ -68,7 +66,7 @@ def read_patch_file(path: str | Path) -> PatchFile:
         raise CorruptFile(f"{path} cannot be read: {error.strerror}.") from error
     _refuse_pickle_content(path, content)
     metadata = _metadata(path, content)
-    header_text = metadata.get("corrigenda")
+    header_text = metadata.get(_HEADER)
     if header_text is None:
         raise CorruptFile(
             f"{path} is a safetensors file, but not a patch.",
@@ -89,7 +87,7 @@ def read_patch_file(path: str | Path) -> PatchFile:
         header = Header.model_validate(fields)
     except (SafetensorError, ValidationError, KeyError) as error:
         raise corrupt(path, str(error)) from error
-    if metadata.get("checksum") != _checksum(header_text, tensors):
+    if metadata != {_HEADER: header_text, _CHECKSUM: _checksum(header_text, tensors)}:
         raise corrupt(path, "the checksum does not match its content")
     return PatchFile(header, tensors)
 
