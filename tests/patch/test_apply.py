@@ -4,13 +4,13 @@ import itertools
 
 import pytest
 import torch
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site
+from corrigenda.testing.tiny import tiny_model
 
 from corrigenda.errors import NonFinite, NotApplied, QuantisedWeights, UnknownSite, WrongBase
 from corrigenda.linalg import LowRank
-from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site
 from corrigenda.patch import Dense, Header, WeightPatch, apply_hooks, header_for, ledger_of
-from corrigenda.testing.tiny import tiny_model
 
 FAMILIES = ("gpt2", "gptj", "gpt_neox", "llama", "gemma2", "phi3")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -10,11 +10,11 @@ import sys
 
 import pytest
 import torch
+from corrigenda.lm.sites import Site
 from safetensors.torch import load_file, save_file
 
 from corrigenda.errors import CorruptFile, NewerFormat, PickleRefused, WriteFailed
 from corrigenda.linalg import LowRank
-from corrigenda.lm.sites import Site
 from corrigenda.patch import (
     Dense,
     Header,

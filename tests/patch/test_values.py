@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+from corrigenda.lm.sites import Site
 from pydantic import ValidationError
 
 from corrigenda.errors import NonFinite, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.linalg import LowRank
-from corrigenda.lm.sites import Site
 from corrigenda.patch import Dense, Header, Rows, WeightPatch
 from corrigenda.patch.changes import add, dense, norm
 
