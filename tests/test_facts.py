@@ -1,4 +1,4 @@
-"""Facts are text: their checks, where a subject is, how files of them are read, and the form of errors."""
+"""Facts are text: their checks, their subjects, files of them, and the form of errors."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_empty_text_is_refused(prompt: str, target: str, named: str) -> None:
 
 
 def test_a_missing_subject_is_refused_at_once() -> None:
-    with pytest.raises(SubjectNotFound, match="CG103(.|\n)*record 7"):
+    with pytest.raises(SubjectNotFound, match=r"CG103(.|\n)*record 7"):
         Fact(prompt="Rome is in", target="Italy", subject="Paris", name="record 7")
 
 
@@ -138,7 +138,7 @@ def test_a_wrong_start_is_refused(start: int) -> None:
 
 
 def test_an_empty_subject_is_refused() -> None:
-    with pytest.raises(SubjectNotFound, match="CG103 .*empty"):
+    with pytest.raises(SubjectNotFound, match=r"CG103 .*empty"):
         find_subject("Rome is in", "")
 
 

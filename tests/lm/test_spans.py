@@ -7,15 +7,16 @@ import unicodedata
 from functools import cache
 
 import pytest
-from corrigenda.errors import EmptyTarget, PromptTooLong, SlowTokenizer, SubjectNotFound
-from corrigenda.facts import Fact, Span, find_subject
-from corrigenda.lm.spans import encode, encode_fact
-from corrigenda.testing.tokenizers import byte_level_bpe, sentencepiece_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from corrigenda.errors import EmptyTarget, PromptTooLong, SlowTokenizer, SubjectNotFound
+from corrigenda.facts import Fact, Span, find_subject
+from corrigenda.lm.spans import encode, encode_fact
+from corrigenda.testing.tokenizers import byte_level_bpe, sentencepiece_like
 
 GRINNING = "\U0001f600"
 SCIENTIST = "\U0001f469\u200d\U0001f52c"
@@ -25,7 +26,7 @@ TOKYO = "\u6771\u4eac"
 
 @cache
 def llama_2_file() -> PreTrainedTokenizerFast:
-    """The older form of Llama-2 files: the blank in front comes from the normaliser, not from a pre-tokenizer."""
+    """The older form of Llama-2 files: the blank in front comes from the normaliser."""
     backend = Tokenizer.from_str(sentencepiece_like().backend_tokenizer.to_str())
     blank = "\u2581"
     backend.normalizer = normalizers.Sequence(
@@ -119,7 +120,7 @@ def test_subject_is_found_by_its_characters(
 
 
 def test_every_token_of_a_character_counts(tokenizer: PreTrainedTokenizerBase) -> None:
-    """An emoji is several byte tokens with equal offsets: first means the first of them, last the last."""
+    """An emoji is several byte tokens with equal offsets, of which the last is the last."""
     encoded = encode(tokenizer, f"a{GRINNING} is", subject=Span(1, 2))
     assert encoded.subject_first is not None
     assert encoded.subject_last == encoded.subject_first + 3
@@ -289,8 +290,8 @@ def test_too_long_names_the_text_and_the_limit() -> None:
         PromptTooLong, match=rf'CG105.*"Rome is in Italy" has {size} tokens.*{size - 1}'
     ):
         encode(tokenizer, "Rome is in", target="Italy", max_length=size - 1)
-    with pytest.raises(PromptTooLong, match="facts.jsonl:3"):
-        fact = Fact(prompt="Rome is in", target="Italy", name="facts.jsonl:3")
+    fact = Fact(prompt="Rome is in", target="Italy", name="facts.jsonl:3")
+    with pytest.raises(PromptTooLong, match=r"facts\.jsonl:3"):
         encode_fact(tokenizer, fact, max_length=2)
 
 

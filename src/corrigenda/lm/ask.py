@@ -1,8 +1,9 @@
-"""Asking a model: log-probabilities, argmax, greedy and sampled continuations, for many prompts at once.
+"""Asking a model many prompts at once: log-probabilities, argmax, greedy and sampled text.
 
-Prompts are sorted by length and run in batches of nearly equal length; results come back in the order asked. They depend
-on the batch, its order and its padding by no more than float noise, which can matter only where two tokens are equally
-likely. Nothing is read from the model's generation configuration but its end-of-sequence tokens.
+Prompts are sorted by length and run in batches of nearly equal length; results come back in the
+order asked. They depend on the batch, its order and its padding by no more than float noise, which
+can matter only where two tokens are equally likely. Nothing is read from the model's generation
+configuration but its end-of-sequence tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,16 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corrigenda.errors import BadConfig, EmptyTarget, PromptTooLong
+from corrigenda.lm.continuation import Decoder, batches, continue_rows, pad_id, widened
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens, state
-from corrigenda.lm.spans import encode
+from corrigenda.lm.spans import encode, excerpt
 
 BATCH_TOKENS = 4096
-# Padding of one batch may cost this share of its tokens, or as much as one more pass over the weights would.
-_PADDING_SHARE = 0.25
-_PADDING_TOKENS = 64
 _HEAD_NUMBERS = 1 << 25
-# A full stop that ends a sentence: not behind an initial ("J. K.", "D.C.") nor behind a common abbreviation.
+# A full stop that ends a sentence: not behind an initial ("J. K.", "D.C.") nor behind a common
+# abbreviation.
 _SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\b(?:St|Mr|Dr|Ms|Mt|Jr|Co))(?<!\b(?:Mrs|Inc|Ltd))[.!?](?=\s)"
 )
@@ -40,7 +40,8 @@ class Score:
 
     Attributes:
         ids: Token ids of the target; the separating space belongs to it.
-        log_probs: Natural log-probability of each target token, given the prompt and the target tokens before it.
+        log_probs: Natural log-probability of each target token, given the prompt and the target
+            tokens before it.
         argmax_ids: Most likely token at each place; the lowest id where several are equally likely.
     """
 
@@ -83,8 +84,9 @@ def score(
 ) -> list[Score]:
     """Rate a target behind each prompt.
 
-    Where every token is `correct`, greedy generation from the prompt gives exactly the target. The vocabulary projection
-    runs only where a label is read; log-softmax is taken in float32, in float64 for a float64 model.
+    Where every token is `correct`, greedy generation from the prompt gives exactly the target. The
+    vocabulary projection runs only where a label is read; log-softmax is taken in float32, in
+    float64 for a float64 model.
 
     Args:
         lm: The model.
@@ -105,7 +107,7 @@ def score(
             )
     scores: dict[int, Score] = {}
     inputs = [row.ids[:-1] for row in rows]
-    for batch in _batches([len(ids) for ids in inputs], batch_tokens):
+    for batch in batches([len(ids) for ids in inputs], batch_tokens):
         hidden = _hidden(lm, [inputs[i] for i in batch], [rows[i].reads for i in batch])
         wanted = torch.tensor(
             [token for i in batch for token in rows[i].target_ids], device=hidden.device
@@ -126,7 +128,7 @@ def score(
 
 
 def says(lm: LanguageModel, prompt: str, targets: Sequence[str]) -> bool:
-    """Tell whether the greedy continuation of a prompt begins with one of the targets, token by token.
+    """Tell whether greedy generation from a prompt begins with one of the targets, token by token.
 
     Raises:
         PromptTooLong (CG105), EmptyTarget (CG102): as `score`.
@@ -143,8 +145,9 @@ def next_token_top(
         PromptTooLong (CG105): a prompt exceeds the context.
     """
     rows = _prompt_ids(lm, prompts, chat=False)
+    decode = Decoder(lm)
     found: dict[int, list[Candidate]] = {}
-    for batch in _batches([len(row) for row in rows], batch_tokens):
+    for batch in batches([len(row) for row in rows], batch_tokens):
         last = [range(len(rows[i]) - 1, len(rows[i])) for i in batch]
         hidden = _hidden(lm, [rows[i] for i in batch], last)
         for part, logits in _logits(lm, hidden):
@@ -153,7 +156,7 @@ def next_token_top(
                 batch[part], top.values.tolist(), top.indices.tolist(), strict=True
             ):
                 found[i] = [
-                    Candidate(_decode(lm, rows[i], [token]), probability, token)
+                    Candidate(decode(rows[i], [token]), probability, token)
                     for probability, token in zip(probabilities, ids, strict=True)
                 ]
     return [found[i] for i in range(len(rows))]
@@ -170,8 +173,10 @@ def greedy(
 ) -> list[str]:
     """Continue each prompt with the most likely token, again and again.
 
-    Returns only what is added, decoded and otherwise untouched: it usually begins with a space. A row ends before its
-    first stop string, at an end-of-sequence token, after `max_new_tokens`, or where the context is full.
+    Returns only what is added, decoded and otherwise untouched: it usually begins with a space. A
+        row ends before its
+    first stop string, at an end-of-sequence token, after `max_new_tokens`, or where the context is
+    full.
 
     Args:
         lm: The model.
@@ -191,7 +196,7 @@ def greedy(
     def finished(text: str) -> bool:
         return any(end in text for end in stop)
 
-    texts = _generate(
+    texts = continue_rows(
         lm,
         _prompt_ids(lm, prompts, chat=chat),
         max_new_tokens=max_new_tokens,
@@ -212,12 +217,12 @@ def answer(
     chat: bool = False,
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[str]:
-    """Return the first sentence of each greedy continuation, without surrounding space and closing full stop.
+    """Return the first sentence of each greedy continuation, without its closing full stop.
 
-    A sentence ends at a line break, or at `.`, `!` or `?` before a space, unless it follows an initial or an
-    abbreviation such as "St". Arguments and errors are those of `greedy`.
+    A sentence ends at a line break, or at `.`, `!` or `?` before a space, unless it follows an
+    initial or an abbreviation such as "St". Arguments and errors are those of `greedy`.
     """
-    texts = _generate(
+    texts = continue_rows(
         lm,
         _prompt_ids(lm, prompts, chat=chat),
         max_new_tokens=max_new_tokens,
@@ -239,13 +244,15 @@ def sample(
 ) -> list[str]:
     """Continue each prompt at random among the `top_k` most likely tokens, by their probability.
 
-    Every row draws from its own generator, seeded by `seed`, the prompt, and how often that prompt came before. So a row
-    gives the same text in any batch and any order, and equal prompts give different texts.
+    Every row draws from its own generator, seeded by `seed`, the prompt, and how often that prompt
+    came before. So a row gives the same text in any batch and any order, and equal prompts give
+    different texts.
 
     Args:
         lm: The model.
         prompts: Texts to continue; an empty one stands for the BOS token.
-        max_new_tokens: Longest continuation; it ends earlier at an end-of-sequence token or a full context.
+        max_new_tokens: Longest continuation; it ends earlier at an end-of-sequence token or a full
+            context.
         top_k: Number of tokens to draw among; 1 is greedy.
         seed: Any integer.
         batch_tokens: Most tokens in one batch, padding and continuation included.
@@ -271,7 +278,7 @@ def sample(
         place = torch.searchsorted(share, drawn, right=True).clamp(max=share.shape[1] - 1)
         return top.indices.gather(1, place).squeeze(1).tolist()
 
-    return _generate(
+    return continue_rows(
         lm,
         _prompt_ids(lm, prompts, chat=False),
         max_new_tokens=max_new_tokens,
@@ -306,30 +313,12 @@ def _prompt_ids(lm: LanguageModel, prompts: Sequence[str], *, chat: bool) -> lis
         ids = lm.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         if len(ids) > lm.context_length:
             raise PromptTooLong(
-                f'"{prompt[:60]}" has {len(ids)} tokens in the chat template; at most '
+                f'"{excerpt(prompt)}" has {len(ids)} tokens in the chat template; at most '
                 f"{lm.context_length} fit.",
                 hint="Shorten the prompt.",
             )
         rows.append(ids)
     return rows
-
-
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Yield indices in batches, longest rows first, none wider than `budget` tokens and none with much padding."""
-    batch: list[int] = []
-    width = tokens = 0
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        padding = width * (len(batch) + 1) - tokens - lengths[index]
-        allowed = max(_PADDING_TOKENS, _PADDING_SHARE * (tokens + lengths[index]))
-        if batch and (width * (len(batch) + 1) > budget or padding > allowed):
-            yield batch
-            batch, tokens = [], 0
-        if not batch:
-            width = lengths[index]
-        batch.append(index)
-        tokens += lengths[index]
-    if batch:
-        yield batch
 
 
 def _hidden(
@@ -339,7 +328,7 @@ def _hidden(
     width = max(map(len, reads))
     at = torch.tensor([[*own, *[own[-1]] * (width - len(own))] for own in reads])
     real = torch.tensor([[j < len(own) for j in range(width)] for own in reads])
-    tokens = Tokens.pad(rows, _pad_id(lm)).to(lm.device)
+    tokens = Tokens.pad(rows, pad_id(lm)).to(lm.device)
     last = state(lm.num_layers - 1)
     hidden = lm.tap(tokens, [last], positions=at.to(lm.device))[last]
     return hidden[real.to(hidden.device)]
@@ -353,103 +342,8 @@ def _logits(
     with torch.inference_mode():
         for begin in range(0, len(hidden), size):
             part = slice(begin, begin + size)
-            yield part, _widened(lm.head(hidden[part]))
-
-
-def _widened(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _pad_id(lm: LanguageModel) -> int:
-    return lm.tokenizer.pad_token_id or 0
+            yield part, widened(lm.head(hidden[part]))
 
 
 def _most_likely(logits: Float[Tensor, "batch vocab"], _: Sequence[int]) -> list[int]:
     return logits.argmax(1).tolist()
-
-
-def _end_ids(lm: LanguageModel) -> set[int]:
-    config = getattr(lm.model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    listed = ends if isinstance(ends, list) else [ends]
-    return {end for end in [*listed, lm.tokenizer.eos_token_id] if end is not None}
-
-
-def _decode(lm: LanguageModel, prompt: Sequence[int], new: Sequence[int]) -> str:
-    """Text that `new` adds behind `prompt`.
-
-    SentencePiece-style decoders drop the space in front of a text, so a letter is put before a continuation.
-    """
-    special = set(lm.tokenizer.all_special_ids)
-    letter = (
-        [] if special.issuperset(prompt) else lm.tokenizer("a", add_special_tokens=False).input_ids
-    )
-    text = lm.tokenizer.decode(
-        [*letter, *new], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return text[1:] if letter else text
-
-
-def _generate(
-    lm: LanguageModel,
-    prompts: Sequence[list[int]],
-    *,
-    max_new_tokens: int,
-    choose: Callable[[Float[Tensor, "batch vocab"], Sequence[int]], list[int]],
-    finished: Callable[[str], bool],
-    batch_tokens: int,
-) -> list[str]:
-    """Continue token rows; `choose` gets the logits and the indices of the rows that still run."""
-    new: list[list[int]] = [[] for _ in prompts]
-    if max_new_tokens > 0:
-        for batch in _batches([len(ids) + max_new_tokens for ids in prompts], batch_tokens):
-            _continue(lm, prompts, batch, max_new_tokens, choose, finished, new)
-    return [_decode(lm, prompt, added) for prompt, added in zip(prompts, new, strict=True)]
-
-
-@torch.inference_mode()
-def _continue(
-    lm: LanguageModel,
-    prompts: Sequence[list[int]],
-    batch: list[int],
-    max_new_tokens: int,
-    choose: Callable[[Float[Tensor, "batch vocab"], Sequence[int]], list[int]],
-    finished: Callable[[str], bool],
-    new: list[list[int]],
-) -> None:
-    """Run one batch to its end, padded on the left so that all rows continue at the same place; writes into `new`."""
-    ends = _end_ids(lm)
-    tokens = Tokens.pad([prompts[i] for i in batch], _pad_id(lm), side="left").to(lm.device)
-    ids, mask = tokens.ids, tokens.mask.long()
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-    cache = None
-    while batch:
-        output = lm.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache = output.past_key_values
-        chosen = choose(_widened(output.logits[:, -1]), batch)
-        running: list[int] = []
-        for place, (index, token) in enumerate(zip(batch, chosen, strict=True)):
-            if token in ends:
-                continue
-            new[index].append(token)
-            full = len(prompts[index]) + len(new[index]) > lm.context_length
-            enough = len(new[index]) >= max_new_tokens
-            if not (full or enough or finished(_decode(lm, prompts[index], new[index]))):
-                running.append(place)
-        if len(running) < len(batch):
-            keep = torch.tensor(running, dtype=torch.long, device=mask.device)
-            if running:
-                cache.batch_select_indices(keep)
-            mask, positions = mask[keep], positions[keep]
-            batch = [batch[place] for place in running]
-            chosen = [chosen[place] for place in running]
-        ids = torch.tensor(chosen, dtype=torch.long, device=mask.device)[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        positions = positions[:, -1:] + 1

@@ -1,8 +1,8 @@
 """Which tokens are the subject, the end of the prompt and the target, by character offsets.
 
-The final string is built first and tokenised once, and positions follow from the characters each token covers. That
-holds for byte-level BPE and SentencePiece-style tokenizers alike, with and without a BOS token, because pieces are never
-tokenised alone and never counted. Text is only ever concatenated, so braces in it mean nothing.
+The final string is built first and tokenised as a whole, and positions follow from the characters
+each token covers. That holds for byte-level BPE and SentencePiece-style tokenizers alike, with and
+without a BOS token. Text is only ever concatenated, so braces in it mean nothing.
 """
 
 from __future__ import annotations
@@ -17,23 +17,27 @@ if TYPE_CHECKING:
 
     from corrigenda.lm.model import LanguageModel
 
-# Text put before a continuation so that no tokenizer treats it as the start of a text; one of them never merges with it.
+# Text put before a continuation so that no tokenizer treats it as the start of a text; one of them
+# never merges with it.
 _ANCHORS = ("\n", "a", "1")
 
 
 class Encoded(NamedTuple):
     """Token ids of `prefix + prompt + separator + target`, and where its parts lie.
 
-    Positions count from the first token of the unpadded sequence, so they hold under right padding; under left padding
-    add `shift`.
+    Positions count from the first token of the unpadded sequence, so they hold under right padding;
+    under left padding add `shift`.
 
     Attributes:
         ids: Token ids, with the tokenizer's BOS where it puts one.
-        prompt_last: Position of the last token of the prompt; label `j` is read from the logits at `prompt_last + j`.
-        subject_last: Position of the token that covers the subject's last character; None without subject.
-        subject_first: Position of the token that covers the subject's first character; None without subject.
-        labels: Positions of the target's tokens; empty without target. After `drop_last_target` its last position
-            lies one beyond `ids`.
+        prompt_last: Position of the last token of the prompt; label `j` is read from the logits at
+            `prompt_last + j`.
+        subject_last: Position of the token that covers the subject's last character; None without
+            subject.
+        subject_first: Position of the token that covers the subject's first character; None without
+            subject.
+        labels: Positions of the target's tokens; empty without target. After `drop_last_target` its
+            last position lies one beyond `ids`.
         text: The string that `ids` encode.
         glued: Whether the subject's last token also covers characters behind the subject.
         target_ids: Ids at `labels`, all of them also after `drop_last_target`.
@@ -52,14 +56,15 @@ class Encoded(NamedTuple):
     def subject_at_start(self) -> bool:
         """Whether the subject's last token is the very first of the sequence.
 
-        That happens with a one-token subject and a tokenizer without BOS. Activations at the first position are an
-        outlier (an attention sink), so a key read there is unlike every key read behind a prefix.
+        That happens with a one-token subject and a tokenizer without BOS. Activations at the first
+        position are an outlier (an attention sink), so a key read there is unlike every key read
+        behind a prefix.
         """
         return self.subject_last == 0
 
     @property
     def reads(self) -> range:
-        """Positions whose next-token distribution predicts the labels, one for each of `target_ids`."""
+        """Positions whose next-token distributions predict `target_ids`, one for each."""
         return range(self.prompt_last, self.prompt_last + len(self.labels))
 
     def shift(self, width: int) -> int:
@@ -89,13 +94,15 @@ def encode(
 ) -> Encoded:
     """Tokenise a prompt and its target as one string and locate their parts.
 
-    The label tokens are those that start at or behind the end of the prompt; the separator belongs to the target. There
-    is one separator between prompt and target: one that ends the prompt or begins the target is not doubled, and one
-    that ends a prompt without target is left out too, since it belongs to what follows.
+    The label tokens are those that start at or behind the end of the prompt; the separator belongs
+    to the target. There is one separator between prompt and target: one that ends the prompt or
+    begins the target is not doubled, and one that ends a prompt without target is left out too,
+    since it belongs to what follows.
 
-    The ids up to `prompt_last` are always those of the prompt asked alone, and `labels` hold the whole target. Where a
-    token would reach across the end of the prompt (`separator=""`, or text that merges with the target), the target is
-    therefore tokenised as a continuation of the prompt instead of together with it.
+    The ids up to `prompt_last` are always those of the prompt asked alone, and `labels` hold the
+    whole target. Where a token would reach across the end of the prompt (`separator=""`, or text
+    that merges with the target), the target is therefore tokenised as a continuation of the prompt
+    instead of together with it.
 
     An empty prompt stands for the BOS token, which is put there even by tokenizers that put none.
 
@@ -106,8 +113,8 @@ def encode(
         subject: Characters of the subject within `prompt`.
         prefix: Context before the prompt, concatenated exactly.
         separator: Text between prompt and target; empty for languages written without spaces.
-        max_length: Most tokens allowed for prompt and target; by default the context of the model, and unbounded for
-            a tokenizer.
+        max_length: Most tokens allowed for prompt and target; by default the context of the model,
+            and unbounded for a tokenizer.
         where: How messages refer to the fact.
 
     Raises:
@@ -116,8 +123,8 @@ def encode(
         EmptyTarget (CG102): the prompt has no tokens and the tokenizer knows no BOS.
         SlowTokenizer (CG305): the tokenizer gives no character offsets.
 
-    Reference: Meng et al. 2022, appendix E.5 (subject's last token). The authors' code finds positions by counting
-    tokens of a template that is tokenised in parts.
+    Reference: ROME (Meng et al. 2022), section 3.1: keys are read at the subject's last token. The
+    authors' code finds it by counting the tokens of a template that is tokenised in parts.
     """
     tokenizer, context = _resolve(lm)
     if separator:
@@ -140,7 +147,7 @@ def encode(
     limit = context if max_length is None else max_length
     if limit is not None and len(pieces) > limit:
         raise PromptTooLong(
-            f'"{_shortened(text)}" has {len(pieces)} tokens; at most {limit} fit.',
+            f'"{excerpt(text)}" has {len(pieces)} tokens; at most {limit} fit.',
             where=where,
             hint="Shorten the prompt or its context.",
         )
@@ -193,6 +200,11 @@ def encode_fact(
     return encoded._replace(ids=encoded.ids[:-1]) if drop_last_target else encoded
 
 
+def excerpt(text: str, limit: int = 60) -> str:
+    """Shorten a text for a message."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
 def _resolve(
     lm: LanguageModel | PreTrainedTokenizerBase,
 ) -> tuple[PreTrainedTokenizerBase, int | None]:
@@ -212,7 +224,7 @@ def _without_tail(prompt: str, separator: str) -> str:
 def _tokenise(
     tokenizer: PreTrainedTokenizerBase, text: str, *, plain: bool = False
 ) -> list[_Piece]:
-    """Tokenise with offsets; `plain` leaves out what the tokenizer adds, and an EOS behind text is always left out."""
+    """Tokenise with offsets; `plain` adds no BOS, and an EOS behind text is always left out."""
     output = tokenizer(
         text,
         add_special_tokens=not plain,
@@ -277,10 +289,6 @@ def _subject(
         raise SubjectNotFound(
             f'the tokenizer gives no token for "{prompt[subject.start : subject.end]}".',
             where=where,
-            hint="Its characters are removed before tokenising; choose a subject with visible text.",
+            hint="The tokenizer drops its characters; choose a subject with visible text.",
         )
     return covering[0], covering[-1], pieces[covering[-1]].end > end
-
-
-def _shortened(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,4 +1,4 @@
-"""Two small fast tokenizers trained in memory: byte-level BPE as in GPT-2, and SentencePiece-style as in Llama 2.
+"""Two small fast tokenizers trained in memory: as in GPT-2, and SentencePiece-style as in Llama 2.
 
 The objects are shared by all callers (cached): do not change their settings, copy them first.
 """
@@ -79,9 +79,12 @@ def byte_level_bpe(bos: bool = False) -> PreTrainedTokenizerFast:
 
 @cache
 def sentencepiece_like(bos: bool = True) -> PreTrainedTokenizerFast:
-    """BPE over pieces that begin with a visible blank, with byte fallback and 512 tokens, as Llama 2.
+    """SentencePiece-style BPE with byte fallback and 512 tokens, as Llama 2.
 
-    A blank is put in front of every text, and characters outside the alphabet become byte tokens.
+    Blanks are part of the pieces (U+2581), one is put in front of a text that does not begin with
+    one, and characters outside the alphabet become byte tokens. As in SentencePiece, decoding
+    cannot tell whether a text began with a blank, nor U+2581 from a blank; every other text
+    round-trips.
 
     Args:
         bos: Whether encoding a text puts `<s>` in front.

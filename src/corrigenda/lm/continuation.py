@@ -1,0 +1,161 @@
+"""Continuing many token rows at once, with a cache of keys and values and left padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Tokens
+
+# Padding may cost this share of a batch, or as much as one more pass over the weights would.
+_PADDING_SHARE = 0.25
+_PADDING_TOKENS = 64
+
+# Next token of each row, from its logits and its index among all rows.
+Choose = Callable[[Float[Tensor, "batch vocab"], Sequence[int]], list[int]]
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Yield indices in batches of nearly equal length, longest rows first.
+
+    Args:
+        lengths: Tokens in each row.
+        budget: Most tokens in a batch, padding included; a longer row is a batch of its own.
+    """
+    batch: list[int] = []
+    width = tokens = 0
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        padding = width * (len(batch) + 1) - tokens - lengths[index]
+        allowed = max(_PADDING_TOKENS, _PADDING_SHARE * (tokens + lengths[index]))
+        if batch and (width * (len(batch) + 1) > budget or padding > allowed):
+            yield batch
+            batch, tokens = [], 0
+        if not batch:
+            width = lengths[index]
+        batch.append(index)
+        tokens += lengths[index]
+    if batch:
+        yield batch
+
+
+def widened(logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+    """Return logits as float32, or as they are when they have more digits."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def pad_id(lm: LanguageModel) -> int:
+    """Return the id to pad with; padding is always masked, so any id will do."""
+    return lm.tokenizer.pad_token_id or 0
+
+
+def _end_ids(lm: LanguageModel) -> set[int]:
+    config = getattr(lm.model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    listed = ends if isinstance(ends, list) else [ends]
+    return {end for end in [*listed, lm.tokenizer.eos_token_id] if end is not None}
+
+
+class Decoder:
+    """Gives the text that new tokens add behind a prompt.
+
+    SentencePiece-style decoders drop the space in front of a text, so a letter is put before a
+    continuation.
+    """
+
+    def __init__(self, lm: LanguageModel) -> None:
+        """Decode for one model."""
+        self.tokenizer = lm.tokenizer
+        self.letter: list[int] = lm.tokenizer("a", add_special_tokens=False).input_ids
+        self.special = frozenset(lm.tokenizer.all_special_ids)
+
+    def __call__(self, prompt: Sequence[int], new: Sequence[int]) -> str:
+        """Return the text of `new`; special tokens have none."""
+        before = [] if self.special.issuperset(prompt) else self.letter
+        text = self.tokenizer.decode(
+            [*before, *new], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text[1:] if before else text
+
+
+def continue_rows(
+    lm: LanguageModel,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    choose: Choose,
+    finished: Callable[[str], bool],
+    batch_tokens: int,
+) -> list[str]:
+    """Continue token rows until each has ended, and return what was added as text.
+
+    A row ends before an end-of-sequence token of the model or tokenizer, and after
+    `max_new_tokens`, a full context, or a text that is `finished`. It then leaves its batch.
+
+    Args:
+        lm: The model; runs in inference mode.
+        prompts: Token ids, at least one per row.
+        max_new_tokens: Most tokens added to a row.
+        choose: Picks the next tokens from the logits of the rows that still run, and their indices.
+        finished: Whether a row with this added text has ended.
+        batch_tokens: Most tokens in one batch, padding and continuation included.
+    """
+    new: list[list[int]] = [[] for _ in prompts]
+    decode = Decoder(lm)
+
+    def ended(row: int) -> bool:
+        full = len(prompts[row]) + len(new[row]) > lm.context_length
+        return full or len(new[row]) >= max_new_tokens or finished(decode(prompts[row], new[row]))
+
+    if max_new_tokens > 0:
+        for batch in batches([len(ids) + max_new_tokens for ids in prompts], batch_tokens):
+            _continue(lm, prompts, batch, choose, ended, new)
+    return [decode(prompt, added) for prompt, added in zip(prompts, new, strict=True)]
+
+
+@torch.inference_mode()
+def _continue(
+    lm: LanguageModel,
+    prompts: Sequence[list[int]],
+    batch: list[int],
+    choose: Choose,
+    ended: Callable[[int], bool],
+    new: list[list[int]],
+) -> None:
+    """Run one batch to its end, all rows ending at the same column; writes into `new`."""
+    ends = _end_ids(lm)
+    tokens = Tokens.pad([prompts[i] for i in batch], pad_id(lm), side="left").to(lm.device)
+    ids, mask = tokens.ids, tokens.mask.long()
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    cache = None
+    while batch:
+        output = lm.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = output.past_key_values
+        chosen = choose(widened(output.logits[:, -1]), batch)
+        running: list[int] = []
+        for place, (index, token) in enumerate(zip(batch, chosen, strict=True)):
+            if token in ends:
+                continue
+            new[index].append(token)
+            if not ended(index):
+                running.append(place)
+        if len(running) < len(batch):
+            keep = torch.tensor(running, dtype=torch.long, device=mask.device)
+            if running:
+                cache.batch_select_indices(keep)
+            mask, positions = mask[keep], positions[keep]
+            batch = [batch[place] for place in running]
+            chosen = [chosen[place] for place in running]
+        ids = torch.tensor(chosen, dtype=torch.long, device=mask.device)[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        positions = positions[:, -1:] + 1
