@@ -1,0 +1,392 @@
+"""The figures of a pocket model: what it knows, reads and refuses, and how it can be edited.
+
+Every figure is a function over plain lists, so it can be measured on any model and any facts; `measure` puts them together
+for `corrigenda pocket card` and `perf/pocket_card.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from corrigenda import registry
+from corrigenda.analysis.causal_trace import Bin, Kind, causal_trace
+from corrigenda.analysis.injection import best_layer, injection_by_layer
+from corrigenda.analysis.restoration import subject_deviation
+from corrigenda.analysis.trace_average import average_traces
+from corrigenda.facts import Fact
+from corrigenda.lm.ask import answer, greedy, score
+
+if TYPE_CHECKING:
+    from corrigenda.editor import Editor, State
+    from corrigenda.lm.model import LanguageModel
+    from corrigenda.pocket.world import World
+
+Progress = Callable[[str, int, int], None]
+Corpus = Sequence[str | Path] | None
+
+LEAST_TOTAL_EFFECT = 0.1
+"""Prompts whose answer the noise hardly lowers say nothing about where it is recalled."""
+
+_FINAL = "Final answer:"
+
+
+class Asked(NamedTuple):
+    """A prompt with the answers that count as right."""
+
+    prompt: str
+    answers: tuple[str, ...]
+
+
+class EditCase(NamedTuple):
+    """A fact to edit, with its paraphrases and neighbours, and prompts about its subject that should not change."""
+
+    fact: Fact
+    same_subject: tuple[str, ...] = ()
+
+
+class Traced(NamedTuple):
+    """A prompt to trace; `answer` is None to follow the model's own next token."""
+
+    prompt: str
+    subject: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Everything a card asks.
+
+    Attributes:
+        recall: Phrasings seen in training.
+        recall_held_out: Phrasings never seen for these subjects.
+        context_override: Prompts that state another answer than the one learnt.
+        two_hop: Questions to which the model writes sub-questions and a line "Final answer: ...".
+        refusal: Questions about subjects that do not exist.
+        edits: Facts with a new object of the same relation.
+        traces: Prompts whose answers are known.
+        prefixes: Sentences that stand before a prompt in the search for an injected vector, each with its closing space.
+        counterfact: Prompts of the CounterFact records that the world covers; None where the records are absent.
+    """
+
+    recall: Sequence[Asked]
+    recall_held_out: Sequence[Asked]
+    context_override: Sequence[Asked]
+    two_hop: Sequence[Asked]
+    refusal: Sequence[Asked]
+    edits: Sequence[EditCase]
+    traces: Sequence[Traced]
+    prefixes: Sequence[str] = ()
+    counterfact: Sequence[Asked] | None = None
+
+
+class EditFigures(NamedTuple):
+    """Shares in [0, 1] under strict greedy decoding; None where nothing was asked.
+
+    Attributes:
+        efficacy: Facts whose new object is the greedy answer.
+        paraphrase: Paraphrases that get the new object.
+        locality: Neighbours that keep their answer.
+        same_subject: Other prompts about the subject that keep their answer.
+    """
+
+    efficacy: float | None
+    paraphrase: float | None
+    locality: float | None
+    same_subject: float | None
+
+
+def share_right(lm: LanguageModel, asked: Sequence[Asked]) -> float | None:
+    """Share of prompts whose greedy continuation begins, token by token, with one of the right answers."""
+    pairs = [(item.prompt, one) for item in asked for one in item.answers]
+    said = iter(score(lm, pairs))
+    right = [any([all(next(said).correct) for _ in item.answers]) for item in asked]
+    return _share(right)
+
+
+def share_concluding(
+    lm: LanguageModel, asked: Sequence[Asked], *, max_new_tokens: int = 96
+) -> float | None:
+    """Share of prompts after which the model reasons its way to a line "Final answer: X" with a right X."""
+    texts = greedy(lm, [item.prompt for item in asked], max_new_tokens=max_new_tokens, stop=())
+    right = []
+    for item, text in zip(asked, texts, strict=True):
+        said = text.partition(_FINAL)[2].lstrip(" ").partition("\n")[0].strip().removesuffix(".")
+        right.append(said in item.answers)
+    return _share(right)
+
+
+def single_edits(
+    lm: LanguageModel,
+    editor: Editor,
+    cases: Sequence[EditCase],
+    *,
+    state: State | None = None,
+    progress: Progress | None = None,
+) -> EditFigures:
+    """Edit each fact alone, ask, undo; the figures are over all prompts of a kind."""
+    groups = [[case] for case in cases]
+    return _edits(lm, editor, groups, state, progress, "single edits")
+
+
+def batch_edit(
+    lm: LanguageModel, editor: Editor, cases: Sequence[EditCase], *, state: State | None = None
+) -> EditFigures:
+    """Edit all facts at once, ask, undo."""
+    return _edits(lm, editor, [list(cases)] if cases else [], state, None, "")
+
+
+def _edits(
+    lm: LanguageModel,
+    editor: Editor,
+    groups: Sequence[Sequence[EditCase]],
+    state: State | None,
+    progress: Progress | None,
+    stage: str,
+) -> EditFigures:
+    kept_prompts = [prompt for cases in groups for prompt in _kept(cases)]
+    before = dict(zip(kept_prompts, answer(lm, kept_prompts), strict=True))
+    took: list[bool] = []
+    carried: list[bool] = []
+    neighbours: list[bool] = []
+    others: list[bool] = []
+    for number, cases in enumerate(groups):
+        patch = editor.edit(lm, [case.fact for case in cases], state).patch
+        pairs = [
+            (prompt, case.fact.target)
+            for case in cases
+            for prompt in (case.fact.prompt, *case.fact.paraphrases)
+        ]
+        kept = _kept(cases)
+        with patch.apply(lm):
+            said = iter([all(one.correct) for one in score(lm, pairs)])
+            after = dict(zip(kept, answer(lm, kept), strict=True))
+        for case in cases:
+            took.append(next(said))
+            carried += [next(said) for _ in case.fact.paraphrases]
+            neighbours += [after[text] == before[text] for text in case.fact.neighbours]
+            others += [after[text] == before[text] for text in case.same_subject]
+        if progress is not None:
+            progress(stage, number + 1, len(groups))
+    return EditFigures(_share(took), _share(carried), _share(neighbours), _share(others))
+
+
+def _kept(cases: Sequence[EditCase]) -> list[str]:
+    prompts = [text for case in cases for text in (*case.fact.neighbours, *case.same_subject)]
+    return list(dict.fromkeys(prompts))
+
+
+def injection_figures(
+    lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]
+) -> dict[str, object]:
+    """Injection and transfer at the best block, and by block; see `corrigenda.analysis.injection`."""
+    results = injection_by_layer(lm, facts, prefixes=prefixes)
+    best = best_layer(results)
+    return {
+        "injection": best.share,
+        "injection_transfer": best.transfer,
+        "injection_layer": best.layer,
+        "injection_by_layer": [_rounded(result.share) for result in results],
+        "injection_transfer_by_layer": [_rounded(result.transfer) for result in results],
+    }
+
+
+def trace_figures(
+    lm: LanguageModel, traced: Sequence[Traced], *, samples: int = 10, window: int | None = None
+) -> dict[str, object]:
+    """Average causal trace: its early site, its effects by group of tokens, and how many prompts agree.
+
+    The site is that of single states. `trace_site_share` is the share of prompts whose own early site lies at the
+    subject's last token.
+    """
+    noise = 3.0 * subject_deviation(lm, [(item.prompt, item.subject) for item in traced])
+    traces = [
+        causal_trace(
+            lm,
+            item.prompt,
+            item.subject,
+            answer=item.answer,
+            kinds=tuple(Kind),
+            severed=(Kind.MLP, Kind.ATTENTION),
+            window=window,
+            samples=samples,
+            noise=noise,
+        )
+        for item in traced
+    ]
+    kept = [trace for trace in traces if trace.total_effect >= LEAST_TOTAL_EFFECT]
+    if not kept:
+        return {"trace_site": None, "trace_prompts": 0}
+    average = average_traces(kept)
+    where, layer, _, effect = average.early_site(Kind.STATE)
+    mlp_where, mlp_layer, _, mlp_effect = average.early_site(Kind.MLP)
+    row = list(Bin).index(Bin.SUBJECT_LAST)
+    return {
+        "trace_site": str(where),
+        "trace_layer": layer,
+        "trace_effect": effect,
+        "trace_site_share": _share(
+            [trace.early_site(Kind.STATE).at_subject_last for trace in kept]
+        ),
+        "trace_mlp_site": str(mlp_where),
+        "trace_mlp_layer": mlp_layer,
+        "trace_mlp_effect": mlp_effect,
+        "trace_prompts": len(kept),
+        "trace_clean": average.clean,
+        "trace_corrupted": average.corrupted,
+        "trace_noise": noise,
+        "trace_subject_last": {
+            str(kind): [_rounded(value) for value in grid[row].tolist()]
+            for kind, grid in average.effects.items()
+        },
+        "trace_severed": {
+            str(path): [_rounded(value) for value in curve.tolist()]
+            for path, curve in average.severed.items()
+        },
+    }
+
+
+def counterfact_prompts(path: Path, world: World) -> list[Asked] | None:
+    """Prompts of the CounterFact records whose fact the world holds; None where there is no such file."""
+    if not path.is_file():
+        return None
+    asked = []
+    for record in json.loads(path.read_text(encoding="utf-8")):
+        rewrite = record["requested_rewrite"]
+        triple = world.get(rewrite["subject"], rewrite["relation_id"])
+        if triple is not None and rewrite["target_true"]["str"] in triple.objects:
+            asked.append(Asked(rewrite["prompt"].replace("{}", rewrite["subject"]), triple.objects))
+    return asked
+
+
+def size_figures(lm: LanguageModel, folder: Path) -> dict[str, object]:
+    """Parameters (tied ones once) and bytes on disk."""
+    return {
+        "parameters": sum(parameter.numel() for parameter in lm.model.parameters()),
+        "weights_mb": sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6,
+        "folder_mb": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6,
+        "context_length": lm.context_length,
+    }
+
+
+_PLAIN = """
+import sys
+sys.modules["corrigenda"] = None
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, prompt = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+ids = tokenizer(prompt, return_tensors="pt").input_ids
+print(int(model(ids).logits[0, -1].argmax()))
+"""
+
+
+def loads_plainly(lm: LanguageModel, folder: Path, prompt: str) -> bool:
+    """Whether transformers alone, in a process that cannot import this package, loads the folder and answers alike."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PLAIN, str(folder), prompt],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    ours = lm.tokenizer(prompt, return_tensors="pt").input_ids.to(lm.device)
+    said = int(lm.model(input_ids=ours).logits[0, -1].argmax())
+    return done.returncode == 0 and done.stdout.split()[-1:] == [str(said)]
+
+
+def edit_model(
+    lm: LanguageModel,
+    cases: Sequence[EditCase],
+    *,
+    corpus: Corpus = None,
+    preset: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, object]:
+    """Figures of single R-ROME edits and of one MEMIT batch, with the presets of the model.
+
+    Args:
+        lm: The model; left as it was.
+        cases: Facts to edit.
+        corpus: Text for the key statistics; the model writes its own if None.
+        preset: Name whose presets are used; the model's own if None.
+        progress: Called with (stage, done, total).
+    """
+    name = preset or lm.name
+    rome, memit = registry.build("rome", name), registry.build("memit", name)
+    state = rome.fit(lm, corpus, progress=progress)
+    single = single_edits(lm, rome, cases, state=state, progress=progress)
+    batch = batch_edit(lm, memit, cases, state=memit.fit(lm, corpus, progress=progress))
+    return {
+        **{f"rome_{field}": value for field, value in single._asdict().items()},
+        **{f"memit_{field}": value for field, value in batch._asdict().items()},
+        "edits": len(cases),
+    }
+
+
+def measure(
+    lm: LanguageModel,
+    questions: Questions,
+    *,
+    corpus: Corpus = None,
+    preset: str | None = None,
+    samples: int = 10,
+    progress: Progress | None = None,
+) -> dict[str, object]:
+    """Measure every figure of a card that needs no files.
+
+    Args:
+        lm: The model; left as it was.
+        questions: What is asked.
+        corpus: Text for the key statistics of the editing methods.
+        preset: Name whose presets are used; the model's own if None.
+        samples: Noise samples of the causal traces.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        Figures by name, shares in [0, 1], rounded to four digits; None where nothing was asked.
+    """
+    stages: list[tuple[str, Callable[[], dict[str, object]]]] = [
+        ("recall", lambda: {"recall": share_right(lm, questions.recall)}),
+        ("held-out", lambda: {"recall_held_out": share_right(lm, questions.recall_held_out)}),
+        ("context", lambda: {"context_override": share_right(lm, questions.context_override)}),
+        ("two hops", lambda: {"two_hop_chained": share_concluding(lm, questions.two_hop)}),
+        ("refusal", lambda: {"refusal": share_right(lm, questions.refusal)}),
+        ("CounterFact", lambda: {"counterfact_known": _known(lm, questions.counterfact)}),
+        (
+            "injection",
+            lambda: injection_figures(
+                lm, [case.fact for case in questions.edits], questions.prefixes
+            ),
+        ),
+        ("trace", lambda: trace_figures(lm, questions.traces, samples=samples)),
+        (
+            "edits",
+            lambda: edit_model(
+                lm, questions.edits, corpus=corpus, preset=preset, progress=progress
+            ),
+        ),
+    ]
+    figures: dict[str, object] = {}
+    for number, (stage, run) in enumerate(stages):
+        if progress is not None:
+            progress(f"card: {stage}", number, len(stages))
+        figures |= run()
+    return {name: _rounded(value) for name, value in figures.items()}
+
+
+def _known(lm: LanguageModel, asked: Sequence[Asked] | None) -> float | None:
+    return None if asked is None else share_right(lm, asked)
+
+
+def _share(right: Sequence[bool]) -> float | None:
+    return sum(right) / len(right) if right else None
+
+
+def _rounded(value: object) -> object:
+    return round(value, 4) if isinstance(value, float) else value

@@ -1,0 +1,361 @@
+"""The training recipe of the pocket models.
+
+A plain causal language model, trained so that recall passes through the last token of the subject, as in large models:
+in most batches attention to subject mentions is masked (see `batches.attention_masks`). The saved model is the plain
+architecture of `transformers`; nothing of the mask remains in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from corrigenda.errors import BadConfig
+from corrigenda.pocket.batches import (
+    Batch,
+    Masks,
+    attention_masks,
+    batches,
+    documents,
+    train_tokenizer,
+)
+from corrigenda.pocket.world import load_world
+
+CONTEXT = 512
+LONG_ROW = 512
+SHARD = 100
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of a model."""
+
+    layers: int
+    width: int
+    inner: int
+    heads: int
+    vocabulary: int
+
+
+SHAPES = {
+    ("llama", "full"): Shape(layers=8, width=256, inner=768, heads=4, vocabulary=6144),
+    ("gpt2", "full"): Shape(layers=6, width=224, inner=896, heads=4, vocabulary=6144),
+    ("llama", "small"): Shape(layers=4, width=64, inner=160, heads=2, vocabulary=1024),
+    ("gpt2", "small"): Shape(layers=4, width=64, inner=256, heads=2, vocabulary=1024),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides the weights.
+
+    Attributes:
+        architecture: "llama" or "gpt2".
+        size: World and model together: "full", or "small" for tests.
+        seed: Of world sample, tokenizer, initial weights and order.
+        steps: Length of the schedule in steps; or
+        minutes: its length in minutes of training time (then the machine's speed decides the steps).
+        device: "cpu" or a CUDA device.
+        masked_share: Share of batches whose attention to subjects is masked.
+        skill_share: Share of documents that teach skills.
+        batch_tokens: Tokens in a batch.
+        row: Tokens in a row; a tenth of the batches use rows of 512.
+        matrix_rate: Peak learning rate of Muon, for matrices inside the blocks.
+        other_rate: Peak learning rate of AdamW, for embeddings and norms.
+        compiled: Use `torch.compile` on the blocks (needs a C++ compiler).
+    """
+
+    architecture: str = "llama"
+    size: str = "full"
+    seed: int = 1
+    steps: int | None = None
+    minutes: float | None = None
+    device: str = "cpu"
+    masked_share: float = 0.7
+    skill_share: float = 0.25
+    batch_tokens: int = 6144
+    row: int = 192
+    matrix_rate: float = 4e-3
+    other_rate: float = 4e-3
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.architecture, self.size) not in SHAPES:
+            known = ", ".join("/".join(key) for key in SHAPES)
+            raise BadConfig(
+                f"no shape for {self.architecture}/{self.size}.", hint=f"Known: {known}."
+            )
+        if (self.steps is None) == (self.minutes is None):
+            raise BadConfig("give either steps or minutes.", hint="--steps N or --minutes M")
+
+
+def build_model(recipe: Recipe) -> PreTrainedModel:
+    """Make the untrained model (float32)."""
+    shape = SHAPES[recipe.architecture, recipe.size]
+    torch.manual_seed(recipe.seed)
+    special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    if recipe.architecture == "llama":
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=shape.vocabulary,
+                hidden_size=shape.width,
+                intermediate_size=shape.inner,
+                num_hidden_layers=shape.layers,
+                num_attention_heads=shape.heads,
+                num_key_value_heads=shape.heads,
+                max_position_embeddings=CONTEXT,
+                tie_word_embeddings=True,
+                attn_implementation="eager",
+                **special,
+            )
+        )
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=shape.vocabulary,
+            n_positions=CONTEXT,
+            n_embd=shape.width,
+            n_inner=shape.inner,
+            n_layer=shape.layers,
+            n_head=shape.heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            attn_implementation="eager",
+            **special,
+        )
+    )
+
+
+class _Network(nn.Module):
+    """The model's own blocks, run with a mask for each half of them."""
+
+    def __init__(self, model: PreTrainedModel, *, compiled: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.is_llama = isinstance(model, LlamaForCausalLM)
+        blocks = model.model.layers if self.is_llama else model.transformer.h
+        self.run_blocks = [torch.compile(block, dynamic=False) if compiled else block for block in blocks]
+
+    def forward(self, batch: Batch, masks: Masks) -> Tensor:
+        """Return the weighted mean loss of predicting each next token."""
+        ids = batch.ids
+        positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        if self.is_llama:
+            core = self.model.model
+            hidden = core.embed_tokens(ids)
+            extra = {"position_embeddings": core.rotary_emb(hidden, positions)}
+            norm = core.norm
+        else:
+            core = self.model.transformer
+            hidden, extra, norm = core.wte(ids) + core.wpe(positions), {}, core.ln_f
+        half = len(self.run_blocks) // 2
+        for index, block in enumerate(self.run_blocks):
+            hidden = block(
+                hidden, attention_mask=masks.early if index < half else masks.late, **extra
+            )
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        weight = batch.weight[:, 1:].reshape(-1)
+        kept = weight > 0
+        hidden = norm(hidden)[:, :-1].reshape(-1, hidden.shape[-1])[kept]
+        logits = self.model.lm_head(hidden).float()
+        loss = F.cross_entropy(logits, ids[:, 1:].reshape(-1)[kept], reduction="none")
+        weight = weight[kept]
+        return (loss * weight).sum() / weight.sum(), loss[weight == 1.0].mean()
+
+
+class _Optimizer:
+    """Muon for matrices inside the blocks, AdamW for the rest, on float32 copies of bfloat16 weights."""
+
+    def __init__(self, model: PreTrainedModel, recipe: Recipe) -> None:
+        self.low = list(model.parameters())
+        self.high = [parameter.detach().float().clone() for parameter in self.low]
+        named = [name for name, _ in model.named_parameters()]
+        matrices = [
+            high
+            for name, high in zip(named, self.high, strict=True)
+            if high.ndim == 2 and (".layers." in name or ".h." in name)
+        ]
+        chosen = {id(tensor) for tensor in matrices}
+        others = [tensor for tensor in self.high if id(tensor) not in chosen]
+        self.parts = [
+            (
+                torch.optim.Muon(
+                    matrices,
+                    lr=recipe.matrix_rate,
+                    weight_decay=0.01,
+                    adjust_lr_fn="match_rms_adamw",
+                ),
+                recipe.matrix_rate,
+            ),
+            (
+                torch.optim.AdamW(
+                    others, lr=recipe.other_rate, betas=(0.9, 0.98), weight_decay=0.0
+                ),
+                recipe.other_rate,
+            ),
+        ]
+
+    def step(self, scale: float) -> None:
+        for high, low in zip(self.high, self.low, strict=True):
+            high.grad, low.grad = low.grad.float(), None
+        nn.utils.clip_grad_norm_(self.high, 1.0)
+        for optimizer, rate in self.parts:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * scale
+            optimizer.step()
+        with torch.no_grad():
+            for high, low in zip(self.high, self.low, strict=True):
+                low.copy_(high)
+
+    def state(self) -> dict[str, object]:
+        return {"high": self.high, "parts": [optimizer.state_dict() for optimizer, _ in self.parts]}
+
+    def load(self, state: dict[str, object]) -> None:
+        with torch.no_grad():
+            for high, low, saved in zip(self.high, self.low, state["high"], strict=True):
+                high.copy_(saved)
+                low.copy_(saved)
+        for (optimizer, _), saved in zip(self.parts, state["parts"], strict=True):
+            optimizer.load_state_dict(saved)
+
+
+def train(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    report: Callable[[float, str], None] = lambda done, text: None,
+    checkpoint_every: float = 300.0,
+) -> Path:
+    """Train a pocket model and save it; continues from a checkpoint in the same folder.
+
+    Args:
+        recipe: What to train. A checkpoint of another recipe in the folder is an error.
+        folder: Where model, tokenizer and `training.json` go.
+        report: Called after each step with the share done and a line of figures.
+        checkpoint_every: Seconds between checkpoints.
+
+    Returns:
+        The folder.
+
+    Raises:
+        BadConfig (CG502): the folder holds a checkpoint of another recipe.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    world = load_world(recipe.size)
+    shape = SHAPES[recipe.architecture, recipe.size]
+    tokenizer = train_tokenizer(
+        world, vocabulary=shape.vocabulary, context=CONTEXT, seed=recipe.seed
+    )
+    model = build_model(recipe).to(recipe.device, torch.bfloat16)
+    optimizer = _Optimizer(model, recipe)
+    network = _Network(model, compiled=recipe.compiled)
+    run = _Run(recipe, folder / "checkpoint.pt", optimizer)
+    saved_at = time.monotonic()
+    while run.progress() < 1.0:
+        for batch, masked in _shard(recipe, world, tokenizer, run.step // SHARD):
+            started = time.monotonic()
+            batch = Batch(*(tensor.to(recipe.device) for tensor in batch))
+            masks = attention_masks(batch.owner, masked=masked, dtype=torch.bfloat16)
+            loss, answers = network(batch, masks)
+            loss.backward()
+            optimizer.step(_schedule(run.progress(), run.step))
+            run.step += 1
+            run.tokens += batch.ids.numel()
+            run.seconds += time.monotonic() - started
+            report(
+                run.progress(),
+                f"step {run.step}  answers {answers.item():.3f}  loss {loss.item():.3f}  "
+                f"{run.tokens / run.seconds:.0f} tokens/s",
+            )
+            if run.progress() >= 1.0:
+                break
+        if run.step % SHARD == 0 and time.monotonic() - saved_at > checkpoint_every:
+            run.save()
+            saved_at = time.monotonic()
+    for low, high in zip(optimizer.low, optimizer.high, strict=True):
+        low.data = high.to("cpu", torch.float16)
+    model.config._attn_implementation = None
+    model.config.dtype = torch.float16
+    model.generation_config.max_length = CONTEXT
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    record = {
+        "recipe": asdict(recipe),
+        "steps": run.step,
+        "tokens": run.tokens,
+        "seconds": round(run.seconds, 1),
+        "facts": len(world),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+    }
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    run.path.unlink(missing_ok=True)
+    return folder
+
+
+class _Run:
+    """Where a training stands, and its checkpoint."""
+
+    def __init__(self, recipe: Recipe, path: Path, optimizer: _Optimizer) -> None:
+        self.recipe, self.path, self.optimizer = recipe, path, optimizer
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        if path.exists():
+            saved = torch.load(path, weights_only=True)
+            if saved["recipe"] != asdict(recipe):
+                raise BadConfig(
+                    "the folder holds a checkpoint of another recipe.",
+                    where=str(path),
+                    hint="Use the same options to continue it, or another folder.",
+                )
+            optimizer.load(saved["optimizer"])
+            self.step, self.tokens, self.seconds = saved["step"], saved["tokens"], saved["seconds"]
+
+    def progress(self) -> float:
+        if self.recipe.steps is not None:
+            return self.step / self.recipe.steps
+        return self.seconds / (60.0 * self.recipe.minutes)
+
+    def save(self) -> None:
+        partial = self.path.with_suffix(".partial")
+        torch.save(
+            {
+                "recipe": asdict(self.recipe),
+                "optimizer": self.optimizer.state(),
+                "step": self.step,
+                "tokens": self.tokens,
+                "seconds": self.seconds,
+            },
+            partial,
+        )
+        partial.replace(self.path)
+
+
+def _schedule(done: float, step: int) -> float:
+    """Learning rate factor: warm-up of 60 steps, constant, then linear decay over the last 60 %."""
+    return min(1.0, (step + 1) / 60) * max(0.02, min(1.0, (1.0 - done) / 0.6))
+
+
+def _shard(recipe: Recipe, world, tokenizer, number: int) -> Iterator[tuple[Batch, bool]]:
+    """The next `SHARD` batches, the same whether or not training was interrupted before them."""
+    draw = random.Random(f"{recipe.seed}/{number}")
+    source = documents(world, f"{recipe.seed}/{number}", skill_share=recipe.skill_share)
+    short = batches(source, tokenizer, tokens=recipe.batch_tokens, length=recipe.row)
+    long = batches(source, tokenizer, tokens=recipe.batch_tokens, length=LONG_ROW)
+    for _ in range(SHARD):
+        yield next(long if draw.random() < 0.1 else short), draw.random() < recipe.masked_share
