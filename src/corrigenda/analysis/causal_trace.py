@@ -17,7 +17,6 @@ from corrigenda.analysis.restoration import (
     Restoration,
     answer_probabilities,
     draw_noise,
-    subject_deviation,
 )
 from corrigenda.errors import BadConfig
 from corrigenda.facts import find_subject

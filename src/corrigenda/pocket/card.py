@@ -274,6 +274,14 @@ def size_figures(lm: LanguageModel, folder: Path) -> dict[str, object]:
     }
 
 
+def model_folder(name_or_path: str) -> Path | None:
+    """Folder a model is loaded from: a local one, or one in the package; None for a name on the hub."""
+    for folder in (Path(name_or_path), Path(__file__).parent / name_or_path):
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
 _PLAIN = """
 import sys
 sys.modules["corrigenda"] = None

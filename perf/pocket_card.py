@@ -1,0 +1,87 @@
+"""Measure every figure of a pocket model; the last line is one JSON object.
+
+python perf/pocket_card.py [--model pocket] [--preset pocket] [--quick] [--threads N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+from corrigenda.lm.model import LanguageModel
+from corrigenda.pocket import card
+from corrigenda.pocket.exam import load_exam
+from corrigenda.pocket.world import load_world
+
+ROOT = Path(__file__).resolve().parents[1]
+COUNTERFACT = ROOT.parent / "shared" / "data" / "counterfact" / "counterfact.json"
+
+GOALS = {
+    "recall": 0.97,
+    "recall_held_out": 0.90,
+    "injection": 0.95,
+    "injection_transfer": 0.80,
+    "rome_efficacy": 0.95,
+    "rome_paraphrase": 0.85,
+    "rome_locality": 0.90,
+    "memit_efficacy": 0.90,
+    "context_override": 0.90,
+    "two_hop_chained": 0.70,
+    "refusal": 0.90,
+    "counterfact_known": 0.70,
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="pocket", help="a name or a folder")
+    parser.add_argument("--preset", default="pocket", help="whose presets the editing methods take")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the questions")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    start = time.perf_counter()
+    lm = LanguageModel.load(options.model, dtype=torch.float32)
+    folder = card.model_folder(options.model)
+    questions = card.card_questions(
+        load_exam(), world=load_world(), counterfact=COUNTERFACT, quick=options.quick
+    )
+    figures: dict[str, object] = {"model": options.model, "quick": options.quick}
+    if folder is not None:
+        figures |= card.size_figures(lm, folder)
+        figures["loads_plainly"] = card.loads_plainly(lm, folder, questions.recall[0].prompt)
+    figures |= card.measure(lm, questions, preset=options.preset, progress=report)
+    figures |= {
+        "seconds": round(time.perf_counter() - start, 1),
+        "threads": options.threads,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    for name, value in figures.items():
+        goal = GOALS.get(name)
+        verdict = (
+            ""
+            if goal is None or not isinstance(value, float | int)
+            else (f"  goal {goal:.2f}: {'reached' if value >= goal else 'MISSED'}")
+        )
+        print(f"{name:>28}  {value}{verdict}")
+    print(json.dumps(figures))
+
+
+def report(stage: str, done: int, total: int) -> None:
+    """Show progress on stderr, where it is a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{stage}: {done}/{total}", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""The figures of a card, on tiny models whose answers are known because they were asked before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from corrigenda.facts import Fact
+from corrigenda.linalg.lowrank import LowRank
+from corrigenda.lm.ask import answer
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site
+from corrigenda.patch import Header, WeightPatch
+from corrigenda.pocket import card
+from corrigenda.pocket.card import Asked, EditCase, Traced
+from corrigenda.pocket.world import load_world
+from corrigenda.testing.tiny import tiny_model
+
+PROMPTS = ("The Space Needle is in", "Anna speaks", "The capital of France is")
+
+
+class Edited(NamedTuple):
+    """What an editor returns."""
+
+    patch: WeightPatch
+    state: None = None
+
+
+class Fixed:
+    """An editor that returns the same change whatever the facts are, and remembers how they came."""
+
+    def __init__(self, lm: LanguageModel, changes: dict[Site, LowRank]) -> None:
+        header = Header(method="fixed", base_digest=lm.digest(), base_name=lm.name)
+        self.patch, self.groups = WeightPatch(changes, header), []
+
+    def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: object = None) -> Edited:
+        """Return the change."""
+        self.groups.append(len(facts))
+        return Edited(self.patch)
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return tiny_model("llama")
+
+
+def first_words(lm: LanguageModel) -> list[str]:
+    """What the model says, as answers that are certainly right."""
+    return answer(lm, PROMPTS, max_new_tokens=2)
+
+
+def cases(lm: LanguageModel) -> list[EditCase]:
+    """Two facts; the first one's target is what the model says already."""
+    return [
+        EditCase(
+            Fact(
+                prompt=PROMPTS[0],
+                subject="Space Needle",
+                target=first_words(lm)[0],
+                paraphrases=PROMPTS[:1],
+                neighbours=PROMPTS[1:],
+            )
+        ),
+        EditCase(
+            Fact(prompt=PROMPTS[1], subject="Anna", target="Timbuktu", paraphrases=PROMPTS[2:]),
+            same_subject=PROMPTS[:1],
+        ),
+    ]
+
+
+def test_any_of_the_right_answers_counts(lm: LanguageModel) -> None:
+    said = first_words(lm)
+    asked = [
+        Asked(PROMPTS[0], ("Timbuktu", said[0])),
+        Asked(PROMPTS[1], (said[1],)),
+        Asked(PROMPTS[2], ("Timbuktu",)),
+    ]
+    assert card.share_right(lm, asked) == pytest.approx(2 / 3)
+    assert card.share_right(lm, []) is None
+
+
+def test_an_empty_patch_keeps_everything(lm: LanguageModel) -> None:
+    editor = Fixed(lm, {})
+    figures = card.single_edits(lm, editor, cases(lm))
+    assert editor.groups == [1, 1]
+    assert figures == (0.5, 0.5, 1.0, 1.0)
+
+
+def test_a_wild_patch_breaks_everything_and_is_taken_off(lm: LanguageModel) -> None:
+    torch.manual_seed(0)
+    weight = lm.weight(Site(0))
+    wild = LowRank(100 * torch.randn(weight.shape[0], 4), torch.randn(weight.shape[1], 4))
+    before = lm.digest()
+    editor = Fixed(lm, {Site(0): wild})
+    figures = card.batch_edit(lm, editor, cases(lm))
+    assert editor.groups == [2]
+    assert figures.efficacy == 0.0 and figures.locality == 0.0
+    assert lm.digest() == before
+
+
+def test_traces_are_summed_up(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card, "LEAST_TOTAL_EFFECT", -1.0)
+    figures = card.trace_figures(
+        lm,
+        [Traced("The Space Needle is in", "Space Needle"), Traced("Anna speaks", "Anna")],
+        samples=2,
+    )
+    assert figures["trace_prompts"] == 2
+    assert 0 <= figures["trace_layer"] < lm.num_layers
+    assert len(figures["trace_severed"]["mlp"]) == lm.num_layers
+    json.dumps(figures)
+    monkeypatch.setattr(card, "LEAST_TOTAL_EFFECT", 2.0)
+    assert card.trace_figures(lm, [Traced("Anna speaks", "Anna")])["trace_site"] is None
+
+
+def test_injection_names_its_best_block(lm: LanguageModel) -> None:
+    figures = card.injection_figures(lm, [case.fact for case in cases(lm)], ["It rains. "])
+    by_layer = figures["injection_by_layer"]
+    assert len(by_layer) == lm.num_layers
+    assert figures["injection"] == max(by_layer) == by_layer[figures["injection_layer"]]
+
+
+def test_conclusions_are_read_behind_their_mark(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = iter(
+        [["Answer: Rome\nFinal answer: Italy.\nQuestion:", "Final answer: Spain", "Italy"]]
+    )
+    monkeypatch.setattr(card, "greedy", lambda *_, **__: next(texts))
+    asked = [Asked("q", ("Italy",))] * 3
+    assert card.share_concluding(lm, asked) == pytest.approx(1 / 3)
+
+
+def test_counterfact_prompts_are_those_the_world_holds(tmp_path: Path) -> None:
+    world = load_world("small")
+    triple = next(triple for triple in world.triples() if len(triple.objects) == 1)
+
+    def record(subject: str, target: str) -> dict[str, object]:
+        return {
+            "requested_rewrite": {
+                "prompt": "About {}: it is",
+                "subject": subject,
+                "relation_id": triple.relation,
+                "target_true": {"str": target},
+            }
+        }
+
+    path = tmp_path / "counterfact.json"
+    path.write_text(
+        json.dumps(
+            [
+                record(triple.subject, triple.object),
+                record(triple.subject, "Timbuktu"),
+                record("Nobody", triple.object),
+            ]
+        )
+    )
+    expected = [Asked(f"About {triple.subject}: it is", triple.objects)]
+    assert card.counterfact_prompts(path, world) == expected
+    assert card.counterfact_prompts(tmp_path / "none.json", world) is None
+
+
+def test_plain_transformers_loads_a_folder(lm: LanguageModel, tmp_path: Path) -> None:
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    assert card.loads_plainly(lm, tmp_path, PROMPTS[0])
+    sizes = card.size_figures(lm, tmp_path)
+    assert sizes["folder_mb"] > sizes["weights_mb"] > 0
+    (tmp_path / "config.json").unlink()
+    assert not card.loads_plainly(lm, tmp_path, PROMPTS[0])
