@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 import transformers
-
 from corrigenda.lm.model import LanguageModel
-from corrigenda.pocket import card
 from corrigenda.pocket.exam import load_exam
+
+from corrigenda.pocket import card
 from corrigenda.pocket.world import load_world
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -55,7 +55,7 @@ def test_a_vector_that_cannot_move_changes_nothing() -> None:
 
 
 def test_a_vector_at_the_last_position_of_the_last_block_can_say_anything() -> None:
-    """Where the subject ends the prompt, the vector stands right before the head: one-token targets must succeed."""
+    """Where the subject ends the prompt, the vector stands right before the head."""
     lm = tiny_model("llama")
     fact = Fact(prompt="He met Anna", subject="Anna", target="a")
     (encoded,) = score(lm, [(fact.prompt, fact.target)])

@@ -121,7 +121,7 @@ def test_batching_changes_nothing(lm: LanguageModel) -> None:
 
 
 def test_severed_increments_are_those_of_the_corrupted_run(lm: LanguageModel) -> None:
-    """Restored after block 0, the subject's last token keeps that state plus corrupted increments."""
+    """After block 0 is restored, the token keeps that state plus corrupted increments."""
     question, _ = ask_about(lm, PROMPT, SUBJECT)
     last = question.subject[-1]
     outputs = tuple(
@@ -175,7 +175,7 @@ def test_windows_over_everything_leave_the_noise_in_the_stream(lm: LanguageModel
     )
     subject = tuple(range(len(question.ids)))
     _, read = probabilities(lm, Restoration(subject, outputs))
-    # The last token's own embedding is clean, so it gets the clean answer; the subject's states stay noised.
+    # The last token's own embedding is clean; only the subject's states stay noised.
     torch.testing.assert_close(read.restored, read.clean.expand_as(read.restored), **CLOSE)
     _, read = probabilities(lm, Restoration(subject[:-1], outputs))
     assert (read.restored - read.clean).abs().max() > 1e-7

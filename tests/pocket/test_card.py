@@ -32,7 +32,7 @@ class Edited(NamedTuple):
 
 
 class Fixed:
-    """An editor that returns the same change whatever the facts are, and remembers how they came."""
+    """An editor that returns one change whatever the facts, and remembers how they came."""
 
     def __init__(self, lm: LanguageModel, changes: dict[Site, LowRank]) -> None:
         header = Header(method="fixed", base_digest=lm.digest(), base_name=lm.name)

@@ -1,4 +1,4 @@
-"""Causal tracing: which hidden states bring a fact back after its subject has been made unreadable."""
+"""Causal tracing: which hidden states bring a fact back after its subject was made unreadable."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Kind(StrEnum):
 
 
 class Bin(StrEnum):
-    """Groups of tokens over which traces of different prompts are averaged, in the order of the prompt.
+    """Groups of tokens over which traces of prompts are averaged, in the order of the prompt.
 
     A subject of one token counts as first and last. The prompt's last token is in no other group.
     """
@@ -100,11 +100,11 @@ class CausalTrace:
         samples: Number of noise samples.
         window: Blocks restored at once for MLP and attention.
         seed: Of the noise.
-        effects: Indirect effect, mean over samples, by kind, token and block. Tokens before the subject hold exact
-            zeros: the noise does not reach them.
+        effects: Indirect effect, mean over samples, by kind, token and block. Tokens before the
+            subject hold exact zeros: the noise does not reach them.
         errors: Standard errors of `effects` over the samples.
-        severed: Indirect effects, by block, of restoring the state at the subject's last token while the outputs of all
-            MLPs or attentions at that token keep their corrupted values.
+        severed: Indirect effects, by block, of restoring the state at the subject's last token
+            while the outputs of all MLPs or attentions at that token keep their corrupted values.
     """
 
     prompt: str
@@ -143,7 +143,8 @@ class CausalTrace:
     def early_site(self, kind: Kind | None = None) -> EarlySite:
         """Find the largest indirect effect outside the prompt's last token.
 
-        A prompt that ends with its subject has no other place to look, so there the last token counts.
+        A prompt that ends with its subject has no other place to look, so there the last token
+        counts.
 
         Args:
             kind: Look at this kind only; all that were traced if None.
@@ -196,7 +197,7 @@ def default_window(num_layers: int) -> int:
 
 
 def window_around(layer: int, width: int, num_layers: int) -> range:
-    """Blocks of the window centred on a block: `[layer - floor(w/2), layer + ceil(w/2))`, clipped to the model.
+    """Blocks `[layer - floor(w/2), layer + ceil(w/2))` of a window, clipped to the model.
 
     Example:
         >>> window_around(5, 10, 48), window_around(2, 3, 4)
@@ -222,32 +223,35 @@ def causal_trace(
 ) -> CausalTrace:
     """Measure where a fact passes through a model.
 
-    The embeddings of the subject's tokens get Gaussian noise, and single clean states are put back. The indirect effect
-    of a state is the probability of the answer with that state restored minus the one without.
+    The embeddings of the subject's tokens get Gaussian noise, and single clean states are put back.
+    The indirect effect of a state is the probability of the answer with that state restored minus
+    the one without.
 
     Args:
         lm: The model; left as it was.
         prompt: Text up to the answer.
         subject: Text within the prompt.
         subject_start: Character at which the subject starts, where it occurs more than once.
-        answer: Text whose probability is read. The model's own next token if None, as in the paper; for an answer of
-            several tokens the geometric mean of their probabilities under teacher forcing.
+        answer: Text whose probability is read. The model's own next token if None, as in the paper;
+            for an answer of several tokens the geometric mean of their probabilities under teacher
+            forcing.
         kinds: What to restore: block outputs singly, MLP and attention outputs in windows.
         severed: Paths to cut at the subject's last token (`Kind.MLP`, `Kind.ATTENTION`).
         window: Blocks restored at once for MLP and attention; `default_window` if None.
         samples: Noise samples. All restorations share them.
-        noise: Standard deviation of the noise. If None, 3 times the deviation of this subject's own embeddings; take
-            3 times `subject_deviation` of all subjects for a set of facts.
+        noise: Standard deviation of the noise. If None, 3 times the deviation of this subject's own
+            embeddings; take 3 times `subject_deviation` of all subjects for a set of facts.
         seed: Of the noise.
         batch_tokens: Tokens of one pass at most.
 
     Raises:
         SubjectNotFound (CG103), AmbiguousSubject (CG104): see `Fact.span`.
         PromptTooLong (CG105): prompt and answer exceed the context.
-        BadConfig (CG502): no kind, a window, sample count or noise out of range, or `severed` names the state.
+        BadConfig (CG502): no kind, a window, sample count or noise out of range, or `severed` names
+            the state.
 
-    Reference: ROME (Meng et al. 2022), section 2 and appendix B. Unlike the authors' code, the subject is found by
-    character offsets, and restorations share passes.
+    Reference: ROME (Meng et al. 2022), section 2 and appendix B. Unlike the authors' code, the
+    subject is found by character offsets, and restorations share passes.
     """
     width = default_window(lm.num_layers) if window is None else window
     _check(kinds, severed, width, samples, noise)
@@ -308,11 +312,13 @@ def ask_about(
     """Tokenise a prompt for tracing; returns it with the text of the answer that is read.
 
     Raises:
-        SubjectNotFound (CG103), AmbiguousSubject (CG104), PromptTooLong (CG105): see `causal_trace`.
+        SubjectNotFound (CG103), AmbiguousSubject (CG104), PromptTooLong (CG105): see
+            `causal_trace`.
     """
     span = find_subject(prompt, subject, start=subject_start)
     encoded = encode(lm, prompt, target=answer or "", subject=span)
-    assert encoded.subject_first is not None and encoded.subject_last is not None
+    assert encoded.subject_first is not None
+    assert encoded.subject_last is not None
     positions = range(encoded.subject_first, encoded.subject_last + 1)
     if answer is not None:
         labels = encoded.target_ids

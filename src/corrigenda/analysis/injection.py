@@ -1,7 +1,8 @@
-"""Injection by layer: at which blocks does one vector at the subject's last token change the answer.
+"""Injection by layer: where does one vector at the subject's last token change the answer?
 
-A locate-then-edit method can only work where this works: it makes the weights produce such a vector. A model that gathers
-the subject's tokens directly at the last position can know every fact and still have no block where injection succeeds.
+A locate-then-edit method can only work where this works: it makes the weights produce such a
+vector. A model that gathers the subject's tokens directly at the last position can know every fact
+and still have no block where injection succeeds.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Injection:
     Attributes:
         layer: The block.
         answered: By fact: whether the new object becomes the greedy answer to the plain prompt.
-        transferred: By fact: for each other phrasing, whether the same vector makes the new object its greedy answer.
+        transferred: By fact: for each other phrasing, whether the same vector makes the new object
+            its greedy answer.
     """
 
     layer: int
@@ -47,7 +49,7 @@ class Injection:
 
     @property
     def transfer(self) -> float | None:
-        """Share of other phrasings that the vectors carry over to, in [0, 1]; None where there are none."""
+        """Share of other phrasings the vectors carry over to, in [0, 1]; None without any."""
         asked = [each for fact in self.transferred for each in fact]
         return sum(asked) / len(asked) if asked else None
 
@@ -70,17 +72,18 @@ def injection_by_layer(
     layers: Sequence[int] | None = None,
     settings: Settings = SETTINGS,
 ) -> list[Injection]:
-    """Measure at which blocks one vector at the subject's last token changes the answer, and how far it carries.
+    """Measure at which blocks a vector at the subject's last token changes the answer.
 
-    For each fact and block a vector is searched that, added to the output of the block's MLP (of its down projection) at
-    the subject's last token, makes `target` the answer to `prompt` in every context. It then is put in place under the
-    plain prompt and under every paraphrase that holds the subject, and the answer counts where every token of the target
-    is the greedy one.
+    For each fact and block a vector is searched that, added to the output of the block's MLP (of
+    its down projection) at the subject's last token, makes `target` the answer to `prompt` in every
+    context. It then is put in place under the plain prompt and under every paraphrase that holds
+    the subject, and the answer counts where every token of the target is the greedy one.
 
     Args:
         lm: The model; left as it was.
         facts: Each with its subject, a target that is not the model's answer, and paraphrases.
-        prefixes: Contexts put before the prompt in the search, beside the plain prompt; each ends where the prompt begins.
+        prefixes: Contexts put before the prompt in the search, beside the plain prompt; each ends
+            where the prompt begins.
         layers: Blocks to measure; all if None.
         settings: Of the search. The defaults are the measurement's own.
 
@@ -117,7 +120,7 @@ def injection_by_layer(
 
 
 def best_layer(results: Sequence[Injection]) -> Injection:
-    """The block with the largest share of facts changed; ties go to the larger transfer, then to the later block."""
+    """The block that changes most facts; ties go to the larger transfer, then the later block."""
     return max(results, key=lambda result: (result.share, result.transfer or 0.0, result.layer))
 
 

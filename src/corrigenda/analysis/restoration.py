@@ -1,9 +1,10 @@
-"""The engine of causal tracing: a noised subject, clean states put back, and the probability of the answer.
+"""The engine of causal tracing: noise the subject, put clean states back, read the answer.
 
-One batch holds everything that is compared: row 0 is the clean run, the next rows are the corrupted runs, one for each
-noise sample, and then come the patched runs, one for each (restoration, noise sample). Clean values are read from row 0
-of the same pass and corrupted ones from the rows of the same sample, so nothing is recorded and no second pass is needed,
-and all runs of one sample carry the same noise.
+One batch holds everything that is compared: row 0 is the clean run, the next rows are the corrupted
+runs, one for each noise sample, and then come the patched runs, one for each (restoration, noise
+sample). Clean values are read from row 0 of the same pass and corrupted ones from the rows of the
+same sample, so nothing is recorded and no second pass is needed, and all runs of one sample carry
+the same noise.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Restoration(NamedTuple):
     Attributes:
         positions: Positions in the sequence.
         clean: Points whose values are taken from the clean run.
-        corrupted: Points whose values are taken from the corrupted run with the same noise (severed paths). A point that
-            is listed in both is restored.
+        corrupted: Points whose values are taken from the corrupted run with the same noise (severed
+            paths). A point that is listed in both is restored.
     """
 
     positions: tuple[int, ...]
@@ -54,7 +55,9 @@ class Restoration(NamedTuple):
 
 
 class Probabilities(NamedTuple):
-    """Probability of the answer in every run; for several answer tokens their geometric mean under teacher forcing.
+    """Probability of the answer in every run.
+
+    For several answer tokens it is their geometric mean under teacher forcing.
 
     Attributes:
         clean: P, of the clean run.
@@ -70,8 +73,8 @@ class Probabilities(NamedTuple):
 def subject_deviation(lm: LanguageModel, prompts: Sequence[tuple[str, str]]) -> float:
     """Standard deviation of all entries of the subject tokens' embeddings over a set of facts.
 
-    It is measured at the output of the embedding module, where the noise is added, whatever the model does to embeddings
-    later (positions, a norm, a scale).
+    It is measured at the output of the embedding module, where the noise is added, whatever the
+    model does to embeddings later (positions, a norm, a scale).
 
     Args:
         lm: The model.
@@ -86,7 +89,8 @@ def subject_deviation(lm: LanguageModel, prompts: Sequence[tuple[str, str]]) -> 
     rows = []
     for prompt, subject in prompts:
         encoded = encode(lm, prompt, subject=find_subject(prompt, subject))
-        assert encoded.subject_first is not None and encoded.subject_last is not None
+        assert encoded.subject_first is not None
+        assert encoded.subject_last is not None
         ids = encoded.ids[encoded.subject_first : encoded.subject_last + 1]
         with torch.inference_mode():
             rows.append(embed(torch.tensor(ids, device=lm.device)))
@@ -96,7 +100,7 @@ def subject_deviation(lm: LanguageModel, prompts: Sequence[tuple[str, str]]) -> 
 def draw_noise(
     lm: LanguageModel, num_tokens: int, *, deviation: float, samples: int, seed: int
 ) -> Float[Tensor, "samples subject d_embed"]:
-    """Gaussian noise for the embeddings of a subject; equal for equal arguments, whatever is traced.
+    """Gaussian noise for the embeddings of a subject, equal for equal arguments.
 
     Drawn in float32 on the CPU and cast to the model's dtype and device.
     """
@@ -122,7 +126,8 @@ def answer_probabilities(
         question: Prompt, subject and answer.
         noise: What is added to the embeddings of the subject's tokens, by sample.
         restorations: Patched runs; each is done once for every sample.
-        batch_tokens: Tokens of one pass at most (one pass holds at least one restoration with all its samples).
+        batch_tokens: Tokens of one pass at most (one pass holds at least one restoration with all
+            its samples).
 
     Reference: ROME (Meng et al. 2022), section 2.1.
     """

@@ -16,14 +16,15 @@ from corrigenda.errors import BadConfig
 
 @dataclass(frozen=True)
 class AverageTrace:
-    """Average indirect effects (AIE): of probabilities, first over noise samples, then over prompts.
+    """Average indirect effects (AIE): over noise samples first, then over prompts.
 
     Attributes:
         num_traces: Prompts averaged.
         clean: Mean of P.
         corrupted: Mean of P*.
-        effects: Mean over the prompts that have such a token, by kind, group of tokens (in the order of `Bin`) and block;
-            several tokens of one group in one prompt count as their mean. NaN where no prompt has such a token.
+        effects: Mean over the prompts that have such a token, by kind, group of tokens (in the
+            order of `Bin`) and block; several tokens of one group in one prompt count as their
+            mean. NaN where no prompt has such a token.
         errors: Standard errors of `effects` over prompts.
         severed: Mean of the severed curves, by block.
     """
@@ -76,14 +77,14 @@ def average_traces(
 
     Args:
         traces: Of the same kinds and severed paths.
-        least_total_effect: Leave out prompts whose total effect is below this: where noise hardly lowers the
-            probability of the answer, indirect effects mean nothing.
+        least_total_effect: Leave out prompts whose total effect is below this: where noise hardly
+            lowers the probability of the answer, indirect effects mean nothing.
 
     Raises:
         BadConfig (CG502): no trace is left.
 
-    Reference: ROME (Meng et al. 2022), figure 2 and appendix B.3. Unlike there, the last token of the prompt is in the last
-    group only, also where it follows the subject directly.
+    Reference: ROME (Meng et al. 2022), figure 2 and appendix B.3. Unlike there, the last token of
+    the prompt is in the last group only, also where it follows the subject directly.
     """
     kept = [trace for trace in traces if trace.total_effect >= least_total_effect]
     if not kept:

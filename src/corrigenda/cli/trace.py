@@ -49,7 +49,7 @@ def trace(
         float | None,
         typer.Option(
             min=0.0,
-            help="Standard deviation of the noise; 3 times that of the subject's embeddings if not given.",
+            help="Deviation of the noise; 3 times that of the subject's embeddings if not given.",
             show_default=False,
         ),
     ] = None,
@@ -184,7 +184,9 @@ def _summary(result: CausalTrace) -> str:
     return (
         f'"{result.prompt}" -> "{result.answer}"\n'
         f"probability {result.clean:.3f}, with the subject noised {result.corrupted:.3f} "
-        f"(total effect {result.total_effect:.3f}, noise {result.noise:.4g}, {result.samples} samples)\n"
-        f"early site: block {site.layer}, {site.kind} at {result.tokens[site.token].strip()!r} ({place}), "
+        f"(total effect {result.total_effect:.3f}, noise {result.noise:.4g}, "
+        f"{result.samples} samples)\n"
+        f"early site: block {site.layer}, {site.kind} at {result.tokens[site.token].strip()!r} "
+        f"({place}), "
         f"indirect effect {site.effect:.3f}{spread}"
     )

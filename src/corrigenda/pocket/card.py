@@ -1,7 +1,7 @@
 """The figures of a pocket model: what it knows, reads and refuses, and how it can be edited.
 
-Every figure is a function over plain lists, so it can be measured on any model and any facts; `measure` puts them together
-for `corrigenda pocket card` and `perf/pocket_card.py`.
+Every figure is a function over plain lists, so it can be measured on any model and any facts;
+`measure` puts them together for `corrigenda pocket card` and `perf/pocket_card.py`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Asked(NamedTuple):
 
 
 class EditCase(NamedTuple):
-    """A fact to edit, with its paraphrases and neighbours, and prompts about its subject that should not change."""
+    """A fact to edit, and other prompts about its subject, which should keep their answers."""
 
     fact: Fact
     same_subject: tuple[str, ...] = ()
@@ -70,8 +70,10 @@ class Questions:
         refusal: Questions about subjects that do not exist.
         edits: Facts with a new object of the same relation.
         traces: Prompts whose answers are known.
-        prefixes: Sentences that stand before a prompt in the search for an injected vector, each with its closing space.
-        counterfact: Prompts of the CounterFact records that the world covers; None where the records are absent.
+        prefixes: Sentences that stand before a prompt in the search for an injected vector, each
+            with its closing space.
+        counterfact: Prompts of the CounterFact records that the world covers; None where the
+            records are absent.
     """
 
     recall: Sequence[Asked]
@@ -102,7 +104,7 @@ class EditFigures(NamedTuple):
 
 
 def share_right(lm: LanguageModel, asked: Sequence[Asked]) -> float | None:
-    """Share of prompts whose greedy continuation begins, token by token, with one of the right answers."""
+    """Share of prompts whose greedy continuation begins, token by token, with a right answer."""
     pairs = [(item.prompt, one) for item in asked for one in item.answers]
     said = iter(score(lm, pairs))
     right = [any([all(next(said).correct) for _ in item.answers]) for item in asked]
@@ -112,7 +114,7 @@ def share_right(lm: LanguageModel, asked: Sequence[Asked]) -> float | None:
 def share_concluding(
     lm: LanguageModel, asked: Sequence[Asked], *, max_new_tokens: int = 96
 ) -> float | None:
-    """Share of prompts after which the model reasons its way to a line "Final answer: X" with a right X."""
+    """Share of prompts that the model works through to a right "Final answer: ..."."""
     texts = greedy(lm, [item.prompt for item in asked], max_new_tokens=max_new_tokens, stop=())
     right = []
     for item, text in zip(asked, texts, strict=True):
@@ -184,7 +186,7 @@ def _kept(cases: Sequence[EditCase]) -> list[str]:
 def injection_figures(
     lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]
 ) -> dict[str, object]:
-    """Injection and transfer at the best block, and by block; see `corrigenda.analysis.injection`."""
+    """Injection and transfer at the best block, and by block; see `analysis.injection`."""
     results = injection_by_layer(lm, facts, prefixes=prefixes)
     best = best_layer(results)
     return {
@@ -199,10 +201,10 @@ def injection_figures(
 def trace_figures(
     lm: LanguageModel, traced: Sequence[Traced], *, samples: int = 10, window: int | None = None
 ) -> dict[str, object]:
-    """Average causal trace: its early site, its effects by group of tokens, and how many prompts agree.
+    """Average causal trace: its early site, its effects, and how many prompts agree.
 
-    The site is that of single states. `trace_site_share` is the share of prompts whose own early site lies at the
-    subject's last token.
+    The site is that of single states. `trace_site_share` is the share of prompts whose own early
+    site lies at the subject's last token.
     """
     noise = 3.0 * subject_deviation(lm, [(item.prompt, item.subject) for item in traced])
     traces = [
@@ -252,7 +254,7 @@ def trace_figures(
 
 
 def counterfact_prompts(path: Path, world: World) -> list[Asked] | None:
-    """Prompts of the CounterFact records whose fact the world holds; None where there is no such file."""
+    """Prompts of the CounterFact records whose fact the world holds; None without the file."""
     if not path.is_file():
         return None
     asked = []
@@ -275,7 +277,7 @@ def size_figures(lm: LanguageModel, folder: Path) -> dict[str, object]:
 
 
 def model_folder(name_or_path: str) -> Path | None:
-    """Folder a model is loaded from: a local one, or one in the package; None for a name on the hub."""
+    """Folder of a model, local or in the package; None for a name on the hub."""
     for folder in (Path(name_or_path), Path(__file__).parent / name_or_path):
         if (folder / "config.json").is_file():
             return folder
@@ -296,7 +298,7 @@ print(int(model(ids).logits[0, -1].argmax()))
 
 
 def loads_plainly(lm: LanguageModel, folder: Path, prompt: str) -> bool:
-    """Whether transformers alone, in a process that cannot import this package, loads the folder and answers alike."""
+    """Whether transformers alone, where this package cannot be imported, answers alike."""
     done = subprocess.run(
         [sys.executable, "-c", _PLAIN, str(folder), prompt],
         capture_output=True,

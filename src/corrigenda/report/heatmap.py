@@ -1,4 +1,4 @@
-"""Heat maps of tokens by blocks: drawn in the terminal with rich, saved as a figure with matplotlib."""
+"""Heat maps of tokens by blocks: drawn in the terminal, or saved as a figure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FORMATS = (".png", ".pdf", ".svg")
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A table of numbers that is looked at rather than read; printing it on a rich console draws it.
+    """A table of numbers to look at rather than read; a rich console draws it.
 
     Attributes:
         title: One line above the map.
@@ -53,7 +53,7 @@ class Heatmap:
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[Text | Segment]:
-        """Draw the map, each cell in hundredths where the console is wide enough, else as a shade."""
+        """Draw the map: cells in hundredths where the console is wide enough, else shades."""
         num_columns = len(self.values[0]) if self.values else 0
         width = min(_LABEL_WIDTH, max((cell_len(_shown(row)) for row in self.rows), default=0))
         cell = 4 if width + 3 + 4 * num_columns <= options.max_width else 1
