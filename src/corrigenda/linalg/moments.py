@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -67,14 +67,15 @@ class SecondMoment:
         keys = keys.detach().to(self._sum.device)
         if keys.dtype not in (torch.float32, torch.float64):
             keys = keys.float()
-        if not bool(torch.isfinite(keys).all()):
+        if keys.shape[0] == 0:
+            return
+        highest = torch.maximum(keys.amax(dim=0), -keys.amin(dim=0))
+        if not bool(torch.isfinite(highest).all()):
             raise NonFinite(
                 "a key holds infinities or NaN.",
                 where=f"after {self.count} keys",
                 hint="Run the model in float32 or bfloat16; float16 activations can overflow.",
             )
-        if keys.shape[0] == 0:
-            return
         if keys.dtype == torch.float64:
             _add_upper(self._upper, keys)
         else:
@@ -85,8 +86,8 @@ class SecondMoment:
             self._chunk_count += keys.shape[0]
             if self._chunk_count >= _FLUSH_EVERY:
                 self._flush()
-        self._sum += keys.sum(dim=0, dtype=torch.float64)
-        self.largest = torch.maximum(self.largest, keys.abs().amax(dim=0).double())
+        self._sum += keys.sum(dim=0).double()
+        self.largest = torch.maximum(self.largest, highest.double())
         self.count += keys.shape[0]
 
     def merge(self, other: SecondMoment) -> SecondMoment:
@@ -190,7 +191,7 @@ def _add_upper(target: Tensor, keys: Tensor) -> None:
 
 
 @contextmanager
-def _full_float32() -> Iterator[None]:
+def _full_float32() -> Generator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

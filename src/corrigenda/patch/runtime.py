@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -34,7 +34,7 @@ def require_shapes(changes: Mapping[Site, Change], lm: LanguageModel) -> None:
 
 
 @contextmanager
-def added_at_run_time(changes: Mapping[Site, Change], lm: LanguageModel) -> Iterator[None]:
+def added_at_run_time(changes: Mapping[Site, Change], lm: LanguageModel) -> Generator[None]:
     """Hooks that add each change's output at its site, until left.
 
     Sums are formed in float32 (float64 where the model is), then rounded to the model's dtype.
