@@ -1,6 +1,9 @@
 """Putting patches on and taking them off, bit for bit."""
 
+import copy
+import gc
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -278,6 +281,28 @@ def test_wrappers_of_one_model_share_its_patches(make_patch, llama, bits, same_b
     first.revert()
     second.revert()
     assert same_bits(llama, before)
+
+
+def test_a_copied_model_starts_without_patches(make_patch, llama, bits, same_bits):
+    patch = make_patch(llama, SITES)
+    with patch.apply(llama):
+        patched = bits(llama)
+        twin = LanguageModel(copy.deepcopy(llama.model), llama.tokenizer, name="twin")
+    assert same_bits(twin, patched)
+    assert len(ledger_of(twin)) == 0
+    with patch.apply(twin, force=True):
+        assert not same_bits(twin, patched)
+    assert same_bits(twin, patched)
+
+
+def test_a_forgotten_model_is_freed(make_patch):
+    lm = tiny_model("llama")
+    make_patch(lm, SITES).apply(lm)
+    make_patch(lm, SITES, seed=9).apply(lm, mode="runtime")
+    alive = weakref.ref(lm.model)
+    del lm
+    gc.collect()
+    assert alive() is None
 
 
 def test_clear_takes_everything_off(make_patch, llama, bits, same_bits):

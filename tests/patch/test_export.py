@@ -151,9 +151,22 @@ def test_run_time_patches_cannot_be_in_a_checkpoint(make_patch, llama, tmp_path)
 
 
 def test_the_wrong_model_is_not_exported(make_patch, llama, tmp_path):
-    with pytest.raises(WrongBase):
-        export_merged(make_patch(tiny_model("llama", seed=1), SITES), llama, tmp_path)
+    other = make_patch(tiny_model("llama", seed=1), SITES)
+    for export in (export_merged, export_peft):
+        with pytest.raises(WrongBase):
+            export(other, llama, tmp_path)
     assert list(tmp_path.iterdir()) == []
+    with other.apply(llama, force=True):
+        export_peft(other, llama, tmp_path)
+
+
+def test_an_adapter_must_hold_all_edits_of_a_sequence(make_patch, llama, tmp_path):
+    one = make_patch(llama, "1.mlp.down", seed=1)
+    with one.apply(llama):
+        two = make_patch(llama, "2.mlp.down", seed=2)
+    with pytest.raises(NotExportable, match="on top of others"):
+        export_peft(two, llama, tmp_path)
+    assert_adapter(one + two, llama, tmp_path)
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_the_model(

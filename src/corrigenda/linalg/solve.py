@@ -80,7 +80,7 @@ def rank_one(
     k, r = float64(key), float64(residual)
     a = k if at is None else float64(at)
     _require_finite(key=k, residual=r, at=a)
-    u = _solve(_factor(moment), k[:, None])[:, 0]
+    u = _direction(_factor(moment), k)
     denominator = torch.dot(u, a)
     if bool(denominator.abs() <= _EPSILON * u.norm() * a.norm()):
         raise DependentKeys(
@@ -100,7 +100,7 @@ def key_agreement(key: Float[Tensor, " d_in"], at: Float[Tensor, " d_in"], momen
     Reference: R-ROME (Gupta et al. 2024), section 3.
     """
     k, a = float64(key), float64(at)
-    u = _solve(_factor(moment), k[:, None])[:, 0]
+    u = _direction(_factor(moment), k)
     return float(torch.dot(u, a) / torch.dot(u, k))
 
 
@@ -331,6 +331,7 @@ def _ridge_factor(gram: Tensor, weight: float) -> Tensor:
 
 def _thin(R: Tensor, right: Tensor) -> LowRank:
     """R right^T with no more columns than the matrix has rows or columns."""
+    R = R.to(right.device)
     (d_out, n), d_in = R.shape, right.shape[0]
     if n <= min(d_out, d_in):
         return LowRank(R, right)
@@ -385,5 +386,8 @@ def _unwhiten(factor: Cholesky | None, columns: Tensor) -> Tensor:
     return columns if factor is None else factor.unwhiten(columns)
 
 
-def _solve(factor: Cholesky | None, columns: Tensor) -> Tensor:
-    return columns if factor is None else factor.solve(columns.to(factor.lower.device))
+def _direction(factor: Cholesky | None, k: Tensor) -> Tensor:
+    """C^-1 k, on the device of the key."""
+    if factor is None:
+        return k
+    return factor.solve(k[:, None].to(factor.lower.device))[:, 0].to(k.device)

@@ -20,7 +20,7 @@ from corrigenda.files import write_atomically, write_text
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.sites import Site
 from corrigenda.patch.changes import Change, Dense, Rows
-from corrigenda.patch.ledger import ledger_of
+from corrigenda.patch.ledger import ledger_of, require_base
 from corrigenda.patch.runtime import require_shapes
 
 if TYPE_CHECKING:
@@ -42,13 +42,21 @@ def export_peft(patch: WeightPatch, lm: LanguageModel, folder: str | Path) -> Pa
         folder: Created if it is missing.
 
     Raises:
-        NotExportable (CG405): an empty patch, an expert's weight, part of a fused weight whose rows
-            cannot be told, or a dense change of full rank.
-        WrongBase (CG401): shapes do not fit the model.
+        NotExportable (CG405): an empty patch, one that needs others below it, an expert's weight,
+            part of a fused weight whose rows cannot be told, or a dense change of full rank.
+        WrongBase (CG401): made on another model (unless it is active on this one by force).
         WriteFailed (CG601): the folder cannot be written.
     """
     if patch.is_empty:
         raise NotExportable("an empty patch has no adapter.")
+    if patch.header.prerequisites:
+        raise NotExportable(
+            "the patch was made on top of others, without which its adapter would mean nothing.",
+            hint="Compose them first: (first + second) in the order they were made.",
+        )
+    ledger = ledger_of(lm)
+    if not any(active == patch for active in ledger):
+        require_base(patch.header, ledger.base(lm), lm)
     require_shapes(patch.changes, lm)
     adapters = _adapters(patch, lm)
     ranks = {path: adapter.rank for path, adapter in adapters.items()}

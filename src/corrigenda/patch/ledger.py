@@ -123,6 +123,10 @@ class Ledger(Sequence["Patch"]):
     def __reduce__(self) -> tuple[type[Ledger], tuple[()]]:
         return Ledger, ()
 
+    def base(self, lm: LanguageModel) -> str | None:
+        """Digest of the model without any of its patches."""
+        return self.base_digest if self.entries else lm.digest()
+
     def digests(self) -> tuple[str, ...]:
         """Digests of all active patches and of the parts they are composed of, in order."""
         found: dict[str, None] = {}
@@ -157,9 +161,9 @@ class Ledger(Sequence["Patch"]):
             WrongBase (CG401): another base, or a prerequisite is missing; not with `force`.
             NotApplied (CG406): active already; not with `force`.
         """
-        base = self.base_digest if self.entries else lm.digest()
+        base = self.base(lm)
         if not force:
-            _require_base(patch.header, base, lm)
+            require_base(patch.header, base, lm)
             active = self.digests()
             missing = [name for name in patch.header.prerequisites if name not in active]
             if missing:
@@ -278,7 +282,7 @@ def header_for(
             "config": dict(config or {}),
             "facts": list(facts),
             "notes": dict(notes or {}),
-            "base_digest": ledger.base_digest if len(ledger) else lm.digest(),
+            "base_digest": ledger.base(lm),
             "base_name": lm.name,
             "prerequisites": ledger.digests(),
         }
@@ -339,7 +343,12 @@ def _changes(entry: Applied) -> Mapping[Site, object]:
     return entry.patch.changes if hasattr(entry.patch, "changes") else {}
 
 
-def _require_base(header: Header, base: str | None, lm: LanguageModel) -> None:
+def require_base(header: Header, base: str | None, lm: LanguageModel) -> None:
+    """Refuse a patch made on another model than the one whose pristine digest is `base`.
+
+    Raises:
+        WrongBase (CG401): the digests differ.
+    """
     if header.base_digest is None or header.base_digest == base:
         return
     raise WrongBase(
