@@ -242,6 +242,11 @@ def test_the_context_is_a_limit(lm: LanguageModel) -> None:
     texts = greedy(lm, ["Rome", full], max_new_tokens=5, stop=())
     assert texts[0] == greedy(lm, ["Rome"], max_new_tokens=5, stop=())[0]
     assert texts[1] == decode(lm, plain_greedy(lm, full, 1))
+    nearly = full.removesuffix(" is")
+    room = size - len(encode(lm, nearly).ids) + 1
+    assert greedy(lm, [nearly], max_new_tokens=9, stop=()) == [
+        decode(lm, plain_greedy(lm, nearly, room))
+    ]
     for ask_it in (
         lambda: greedy(lm, ["Rome", full + " is"]),
         lambda: next_token_top(lm, [full + " is"], 1),

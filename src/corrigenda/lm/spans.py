@@ -214,7 +214,8 @@ def _resolve(
             f"{type(tokenizer).__name__} gives no character offsets.",
             hint="Load the tokenizer with AutoTokenizer.from_pretrained(..., use_fast=True).",
         )
-    return tokenizer, None if tokenizer is lm else lm.context_length
+    context: int | None = getattr(lm, "context_length", None)
+    return tokenizer, context
 
 
 def _without_tail(prompt: str, separator: str) -> str:
@@ -264,13 +265,14 @@ def _continuation(tokenizer: PreTrainedTokenizerBase, text: str, start: int) -> 
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase, where: str) -> _Piece:
-    if tokenizer.bos_token_id is None:
+    bos: int | None = getattr(tokenizer, "bos_token_id", None)
+    if bos is None:
         raise EmptyTarget(
             "the prompt is empty, and the tokenizer has no BOS token to stand for it.",
             where=where,
             hint="Give the text up to the answer.",
         )
-    return _Piece(tokenizer.bos_token_id, 0, 0, True)
+    return _Piece(bos, 0, 0, True)
 
 
 def _subject(

@@ -73,7 +73,7 @@ def byte_level_bpe(bos: bool = False) -> PreTrainedTokenizerFast:
     tokenizer.decoder = ByteLevelDecoder()
     tokenizer.post_processor = ByteLevelProcessor(trim_offsets=False)
     if bos:
-        tokenizer.post_processor = _leading(end, tokenizer.token_to_id(end))
+        tokenizer.post_processor = _leading(end, VOCABULARY_SIZE - 1)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end)
 
 
@@ -117,7 +117,7 @@ def sentencepiece_like(bos: bool = True) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = Metaspace(replacement=_BLANK, prepend_scheme="first")
     tokenizer.decoder = Sequence([Replace(_BLANK, " "), ByteFallback(), Fuse(), Strip(" ", 1, 0)])
     if bos:
-        tokenizer.post_processor = _leading("<s>", tokenizer.token_to_id("<s>"))
+        tokenizer.post_processor = _leading("<s>", names.index("<s>"))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
