@@ -1,80 +1,204 @@
-"""The locate-then-edit pipeline: encode, capture at the subject's last token, search targets, solve, write down.
+"""The locate-then-edit pipeline: encode, capture at the subject's last token, search targets, write
+down what happened.
 
-Shared by every method that writes into down projections. Contexts are prefixes put before a prompt by plain
-concatenation; the first is always the empty one, the clean prompt.
+Shared by every method that writes into down projections. Contexts are prefixes put before a prompt
+by plain concatenation; the first is always the empty one, the clean prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
-from corrigenda.errors import BadConfig, PromptTooLong
+from corrigenda.contexts import Contexts, Style, generate_contexts
+from corrigenda.editor import Editor
+from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact, Span
+from corrigenda.fitting.corpus import Corpus, Source
+from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Tokens
+from corrigenda.lm.sites import Point, Site, Tokens, value, write
 from corrigenda.lm.spans import Encoded, encode, encode_fact
-from corrigenda.methods._target_search import Row
+from corrigenda.methods._probe_layer import probe_layer
+from corrigenda.methods._target_search import Row, Settings
+from corrigenda.patch import Header, header_for
+from corrigenda.progress import Progress
+from corrigenda.state import State
 
+SMALL_AGREEMENT = 0.1
+"""Below this ratio of the clean to the averaged key, an edit at the clean prompt is not to be
+trusted."""
+
+_SAME_KEY = 0.999
 _CAPTURE_TOKENS = 4096
+_PULL_BACK = 1e-3
+_CONTEXTS, _SITES, _NOTICES = "contexts", "locate/sites", "locate/notices"
 
 
-def encode_in_contexts(
-    lm: LanguageModel, fact: Fact, prefixes: Sequence[str]
-) -> list[Encoded]:
+class Plan(NamedTuple):
+    """What an edit works with, decided before it looks at facts.
+
+    Attributes:
+        sites: Down projections to change, lowest first.
+        contexts: Prefixes and their weights.
+        notices: Decisions taken on the caller's behalf, in words.
+    """
+
+    sites: tuple[Site, ...]
+    contexts: Contexts
+    notices: tuple[str, ...]
+
+
+class LocateThenEdit(Editor):
+    """Options and steps that all methods of the family share."""
+
+    context_style: ClassVar[Style]
+
+    steps: int = Field(default=20, ge=1, description="Forward passes of the target search.")
+    learning_rate: float = Field(default=0.5, gt=0, description="Of Adam in the target search.")
+    kl_weight: float = Field(default=0.0625, ge=0, description="Price of changing the essence.")
+    weight_decay: float = Field(default=0.5, ge=0, description="Price of a long delta.")
+    clamp: float = Field(default=4.0, gt=0, description="Longest delta, in lengths of the anchor.")
+    stop_loss: float = Field(default=0.05, ge=0, description="Loss at which a search ends.")
+    contexts: Contexts | None = Field(
+        default=None, description="Prefixes; the fitted ones, or generated, if not given."
+    )
+    seed: int = Field(default=0, description="Of generated contexts and of the layer probe.")
+
+    @abstractmethod
+    def chosen_layers(self) -> tuple[int, ...] | None:
+        """The layers of the configuration in ascending order; None to let the probe choose."""
+
+    def probed_layers(self, peak: int, num_layers: int) -> tuple[int, ...]:
+        """The layers to edit when the probe finds `peak`."""
+        return (peak,)
+
+    @property
+    def settings(self) -> Settings:
+        """Settings of the target search."""
+        return Settings(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            kl_weight=self.kl_weight,
+            weight_decay=self.weight_decay,
+            clamp=self.clamp,
+            stop_loss=self.stop_loss,
+        )
+
+    def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
+        """Down projections of the configured layers, or of those the probe chooses.
+
+        Raises:
+            UnknownSite (CG303): the model has no such block.
+        """
+        return self._locate(lm)[0]
+
+    def fit(
+        self,
+        lm: LanguageModel,
+        corpus: Corpus | Source | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> State:
+        """Fit second moments at `sites(lm)` and write the contexts; call it on the unedited
+        model."""
+        sites, notices = self._locate(lm)
+        fitted = super().fit(lm, corpus, progress=progress)
+        contexts = self.contexts or generate_contexts(lm, self.context_style, seed=self.seed)
+        return fitted.updated(
+            meta={
+                _CONTEXTS: contexts.to_json(),
+                _SITES: [str(site) for site in sites],
+                _NOTICES: list(notices),
+            }
+        )
+
+    def plan(self, lm: LanguageModel, state: State | None) -> Plan:
+        """Settle sites and contexts: the configuration's, else the state's, else found now.
+
+        Raises:
+            MissingState (CG503): second moments are needed and not there.
+            WrongBase (CG401): the state was fitted on another model.
+        """
+        state = state or State()
+        state.require_base(lm)
+        if self.chosen_layers() is None and _SITES in state.meta:
+            sites = tuple(Site.parse(str(text)) for text in state.meta[_SITES])
+            notices = tuple(str(text) for text in state.meta.get(_NOTICES, []))
+        else:
+            sites, notices = self._locate(lm)
+        if self.needs.moments:
+            for site in sites:
+                state.moment(site)
+        contexts = self.contexts
+        if contexts is None and _CONTEXTS in state.meta:
+            contexts = Contexts.from_json(str(state.meta[_CONTEXTS]))
+        if contexts is None:
+            contexts = generate_contexts(lm, self.context_style, seed=self.seed)
+        return Plan(sites, contexts, notices)
+
+    def header(self, lm: LanguageModel, facts: Sequence[Fact], notes: Mapping[str, object]) -> Header:
+        """The header of a patch made now."""
+        config = self.model_dump(mode="json")
+        return header_for(lm, method=self.name, config=config, facts=facts, notes=notes)
+
+    def _locate(self, lm: LanguageModel) -> tuple[tuple[Site, ...], tuple[str, ...]]:
+        layers, notices = self.chosen_layers(), ()
+        if layers is None:
+            choice = probe_layer(lm, seed=self.seed)
+            layers, notices = self.probed_layers(choice.layer, lm.num_layers), (choice.message,)
+        for layer in layers:
+            if layer >= lm.num_layers:
+                raise UnknownSite(
+                    f"there is no block {layer} in {lm.name}: it has {lm.num_layers}, from 0.",
+                    where=f"method {self.name}",
+                    hint=f"Choose from 0 to {lm.num_layers - 1}.",
+                )
+        return tuple(Site(layer) for layer in layers), notices
+
+
+def encode_in_contexts(lm: LanguageModel, fact: Fact, prefixes: Sequence[str]) -> list[Encoded]:
     """Encode one fact, target included, behind every prefix.
 
     Raises:
         AmbiguousSubject (CG104): the fact names no subject.
-        PromptTooLong (CG105): with its longest prefix it does not fit the model's context.
-        BadConfig (CG502): the first prefix is not the empty one.
+        SubjectNotFound (CG103), PromptTooLong (CG105): as `corrigenda.lm.spans.encode`.
     """
-    if not prefixes or prefixes[0] != "":
-        raise BadConfig(
-            "the first context must be the empty prefix: anchors are read at the clean prompt.",
-            where="contexts",
-            hint='Put "" first.',
-        )
     fact.span  # noqa: B018 - raises where the subject is missing or ambiguous
-    encoded = [encode_fact(lm.tokenizer, fact, prefix=prefix) for prefix in prefixes]
-    longest = max(len(one.ids) for one in encoded) - 1
-    if longest > lm.context_length:
-        raise PromptTooLong(
-            f"with its prefix and target the prompt has {longest} tokens; the model reads "
-            f"{lm.context_length}.",
-            where=fact.label,
-            hint="Shorten the prompt or the contexts.",
-        )
-    return encoded
+    return [encode_fact(lm, fact, prefix=prefix) for prefix in prefixes]
 
 
-def rewrite_rows(
-    lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]
-) -> list[Row]:
+def rewrite_rows(lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]) -> list[Row]:
     """Rows of the target search: each fact behind every prefix, plus its essence prompt.
 
-    The essence prompt is "<subject> is a", cut after the subject: its loss is read at the subject's last token, and a
-    causal model does not see the words behind it.
+    The essence prompt is "<subject> is a", cut after the subject: its loss is read at the subject's
+    last token, and a causal model does not see the words behind it.
 
     Raises:
-        AmbiguousSubject, PromptTooLong, BadConfig: see `encode_in_contexts`.
+        AmbiguousSubject, SubjectNotFound, PromptTooLong: see `encode_in_contexts`.
     """
     rows: list[Row] = []
     for index, fact in enumerate(facts):
         for context, one in enumerate(encode_in_contexts(lm, fact, prefixes)):
-            labels = tuple(one.ids[position] for position in one.labels)
-            reads = tuple(one.prompt_last + j for j in range(len(labels)))
-            assert one.subject_last is not None
             rows.append(
-                Row(index, tuple(one.ids[:-1]), one.subject_last, reads, labels, context == 0)
+                Row(
+                    fact=index,
+                    ids=tuple(one.ids[:-1]),
+                    start=_position(one),
+                    reads=tuple(one.reads),
+                    labels=one.target_ids,
+                    anchor=context == 0,
+                )
             )
         subject = fact.subject or ""
-        essence = encode(lm.tokenizer, f"{subject} is a", subject=Span(0, len(subject)))
-        assert essence.subject_last is not None
-        start = essence.subject_last
+        essence = encode(lm, f"{subject} is a", subject=Span(0, len(subject)), where=fact.label)
+        start = _position(essence)
         rows.append(Row(index, tuple(essence.ids[: start + 1]), start, (start,), ()))
     return rows
 
@@ -82,20 +206,40 @@ def rewrite_rows(
 def subject_tokens(
     lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]
 ) -> list[tuple[int, ...]]:
-    """Token ids up to the subject's last token, for each fact behind each prefix (facts outermost)."""
+    """Token ids up to the subject's last token, for each fact behind each prefix, facts
+    outermost."""
     return [
-        tuple(one.ids[: (one.subject_last or 0) + 1])
+        tuple(one.ids[: _position(one) + 1])
         for fact in facts
         for one in encode_in_contexts(lm, fact, prefixes)
     ]
 
 
+def subject_warnings(lm: LanguageModel, facts: Sequence[Fact]) -> list[str]:
+    """What makes the subject's last token a doubtful place in the clean prompt, in words."""
+    found = []
+    for fact in facts:
+        one = encode_fact(lm, fact)
+        if one.glued:
+            found.append(
+                f"{fact.label}: the last token of the subject also covers text behind it; the edit "
+                "sits on that text too."
+            )
+        if one.subject_at_start:
+            found.append(
+                f"{fact.label}: the subject is the very first token, where activations are unlike "
+                "all others; a prompt with a word before it is safer."
+            )
+    return found
+
+
 def capture_last(
     lm: LanguageModel, sequences: Sequence[tuple[int, ...]], points: Sequence[Point]
 ) -> dict[Point, Float[Tensor, "batch d"]]:
-    """Values at the last token of each sequence, in the order given; float32.
+    """Values at the last token of each sequence, in the order given; float32, no gradients.
 
-    Equal sequences run once, and batches are sorted by length, so neither repetition nor padding costs.
+    Equal sequences run once and batches are sorted by length, so neither repetition nor padding costs, and the result
+    does not depend on the order of the sequences.
     """
     unique = sorted(set(sequences), key=lambda ids: (len(ids), ids))
     place = {ids: index for index, ids in enumerate(unique)}
@@ -114,3 +258,100 @@ def capture_last(
             parts[point].append(values.float())
         begin = end
     return {point: torch.cat(values)[order].clone() for point, values in parts.items()}
+
+
+def average(values: Float[Tensor, "batch d"], weights: Sequence[float]) -> Float[Tensor, "n d"]:
+    """Averages over contexts of values captured facts outermost; float64."""
+    grouped = values.double().reshape(-1, len(weights), values.shape[-1])
+    return torch.einsum("c,ncd->nd", grouped.new_tensor(list(weights)), grouped)
+
+
+def key_agreements(
+    keys: Float[Tensor, "n d_in"], clean: Float[Tensor, "n d_in"], factor: Cholesky | None
+) -> list[float]:
+    """The ratio `(u . k_clean) / (u . k)`, `u = C^-1 k`, of each fact: 1 where both keys act
+    alike."""
+    if factor is None:
+        direction = keys.double()
+    else:
+        direction = factor.solve(keys.double().T.to(factor.lower.device)).T.to(keys.device)
+    own = (direction * keys.double()).sum(dim=1)
+    return ((direction * clean.double()).sum(dim=1) / own).tolist()
+
+
+def same_key_pairs(keys: Float[Tensor, "n d_in"]) -> list[tuple[int, int]]:
+    """Pairs of facts whose keys are parallel for all purposes (cosine above 0.999)."""
+    unit = torch.nn.functional.normalize(keys.double(), dim=1)
+    close = torch.triu(unit @ unit.T > _SAME_KEY, diagonal=1)
+    return [(int(i), int(j)) for i, j in close.nonzero().tolist()]
+
+
+def written_fractions(
+    written: Float[Tensor, "d_out n"], wanted: Float[Tensor, "d_out n"]
+) -> list[float]:
+    """How much of each wanted vector is written: its projection on the wanted one; 1 is all of
+    it."""
+    norms = wanted.square().sum(dim=0)
+    share = (written * wanted).sum(dim=0) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    return torch.where(norms > 0, share, torch.ones_like(share)).tolist()
+
+
+def residuals_at_output(
+    lm: LanguageModel,
+    site: Site,
+    clean: Sequence[tuple[int, ...]],
+    residuals: Float[Tensor, "n d_model"],
+) -> Float[Tensor, "n d_model"]:
+    """Wanted changes of the residual stream, expressed at the output of the down projection;
+    float64.
+
+    They are the same thing unless a norm stands between the two (Gemma 2 and 3, OLMo 2). There the norm multiplies each
+    coordinate by `gain / rms`, read off as `write / value` at the same token; the wanted change is divided by it, with
+    coordinates damped that the norm hardly lets through.
+    """
+    captured = capture_last(lm, clean, [value(site), write(site)])
+    before, after = captured[value(site)].double(), captured[write(site)].double()
+    if torch.equal(before, after):
+        return residuals
+    gain = after / torch.where(before == 0, torch.ones_like(before), before)
+    floor = _PULL_BACK * gain.square().mean(dim=1, keepdim=True)
+    return residuals * gain / (gain.square() + floor)
+
+
+def summarise(
+    facts: Sequence[Fact], statuses: Sequence[str], warnings: Sequence[str]
+) -> dict[str, object]:
+    """Notes common to all methods: the status of each fact, and notices in words."""
+    failed = [
+        f"{fact.label}: {status}; the target stayed unlikely in the search, so the edit may not
+        take." for fact, status in zip(facts, statuses, strict=True)
+        if status != "written"
+    ]
+    return {"status": list(statuses), "notices": [*warnings, *failed]}
+
+
+def rounded(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Six significant digits, for headers that people read."""
+    return {name: [float(f"{value:.6g}") for value in row] for name, row in values.items()}
+
+
+def old_keys(state: State, method: str, site: Site) -> Float[Tensor, "d_in n_protected"] | None:
+    """Keys of earlier edits kept in a state; None where there are none."""
+    return state.tensors.get(f"{method}/keys/{site}")
+
+
+def with_old_keys(
+    state: State, method: str, new: Mapping[Site, Float[Tensor, "d_in n"]]
+) -> State:
+    """A state that keeps these keys behind those it has."""
+    tensors = {}
+    for site, keys in new.items():
+        kept = old_keys(state, method, site)
+        own = keys.cpu()
+        tensors[f"{method}/keys/{site}"] = own if kept is None else torch.cat([kept, own], dim=1)
+    return state.updated(tensors)
+
+
+def _position(encoded: Encoded) -> int:
+    assert encoded.subject_last is not None, "encoded with a subject"
+    return encoded.subject_last

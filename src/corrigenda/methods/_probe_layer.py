@@ -1,4 +1,5 @@
-"""Which block to edit in a model without a preset: a short causal trace on well-known statements."""
+"""Which block to edit in a model without a preset: a short causal trace on well-known
+statements."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class LayerChoice(NamedTuple):
 
 @torch.inference_mode()
 def probe_layer(lm: LanguageModel, *, seed: int = 0) -> LayerChoice:
-    """Choose the block whose feed-forward output at the subject's last token carries most of what is recalled.
+    """Choose the block whose feed-forward output at the subject's last token carries most of what
+    is recalled.
 
     The subject's embeddings are disturbed by seeded noise of three standard deviations; then the clean outputs of a window
     of feed-forward blocks (a fifth of the depth) are put back at the subject's last token, one window after the other. The
@@ -68,8 +70,8 @@ def probe_layer(lm: LanguageModel, *, seed: int = 0) -> LayerChoice:
         layer = min(lm.num_layers // 4, last_allowed)
         message = (
             f"No preset for {lm.name}, and a causal trace of {len(STATEMENTS)} statements shows no "
-            f"block that recalls at the subject (best {effects[peak]:+.3f}): block {layer} is taken, "
-            "a quarter of the depth. Give the layer to choose another."
+            f"block that recalls at the subject (best {effects[peak]:+.3f}): block {layer} is "
+            "taken, a quarter of the depth. Give the layer to choose another."
         )
     else:
         layer = peak
@@ -123,15 +125,22 @@ class _Trace(NamedTuple):
         noise = (noise * inside[..., None]).to(embedded.dtype)
         answer = lm.logits(tokens)[rows, prompt_last].argmax(dim=-1)
         trace = cls(
-            tokens, rows, subject_last, prompt_last, answer, noise, clean, noise.new_zeros(len(rows))
+            tokens,
+            rows,
+            subject_last,
+            prompt_last,
+            answer,
+            noise,
+            clean,
+            noise.new_zeros(len(rows)),
         )
         return trace._replace(corrupted=trace.answers(lm, range(0)))
 
     def answers(self, lm: LanguageModel, window: range) -> Float[Tensor, " batch"]:
-        """Probability of each answer with disturbed subjects and the outputs of `window` restored."""
+        """Probability of each answer, subjects disturbed and outputs of `window` restored."""
 
         def put_back(point: Point) -> Callable[[Tensor], Tensor]:
-            def fn(values: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+            def fn(values: Tensor) -> Tensor:
                 values = values.clone()
                 values[self.rows, self.subject_last] = self.clean[point]
                 return values

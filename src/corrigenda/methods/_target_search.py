@@ -1,8 +1,9 @@
 """Target search: one vector per fact that makes the model say the target, for all facts at once.
 
-The vector enters at one position (the subject's last token) of one block, so each step runs only the later blocks, only
-from that position on (`corrigenda.lm.tail`), and the vocabulary head only where a label is read. Rows of different
-facts never meet in a loss, and Adam is elementwise, so every fact evolves as if it were searched alone.
+The vector enters at one position (the subject's last token) of one block, so each step runs only
+the later blocks, only from that position on (`corrigenda.lm.tail`), and the vocabulary head only
+where a label is read. Rows of different facts never meet in a loss, and Adam is elementwise, so
+every fact evolves as if it were searched alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from corrigenda.lm.tail import Tail
 
 Status = Literal["written", "not converged", "clamped"]
 
-# A row of padding costs less than streaming the weights of the later blocks once more for a bucket of its own.
+# Padded positions cost less than streaming the weights of the later blocks for another bucket.
 _PADDING_TOKENS = {"cpu": 48, "cuda": 1024}
 _BUCKET_TOKENS = {"cpu": 512, "cuda": 16384}
 _HEAD_ROWS = {"cpu": 256, "cuda": 4096}
@@ -58,7 +59,8 @@ class Row(NamedTuple):
         ids: Token ids, without the last target token.
         start: Position of the subject's last token, where the delta enters.
         reads: Positions whose next-token distribution enters the loss, each >= `start`.
-        labels: Wanted token after each of `reads`; empty for the essence row, whose distribution must stay.
+        labels: Wanted token after each of `reads`; empty for the essence row, whose distribution
+            must stay.
         anchor: Whether this is the clean prompt, whose vector at `start` is the fact's anchor.
     """
 
@@ -102,7 +104,7 @@ class Trace:
 
     @property
     def status(self) -> Status:
-        """"written" when the targets have at least even odds (geometric mean), else why not."""
+        """Whether the targets got at least even odds (geometric mean), else why not."""
         if self.stop == "loss" or self.losses[-1].nll <= math.log(2.0):
             return "written"
         return "clamped" if self.at_clamp else "not converged"
@@ -148,9 +150,9 @@ def find_targets(
 ) -> Targets:
     """Search one vector per fact, with the model as it is now.
 
-    Minimises, per fact, the mean over contexts and target tokens of -log p, plus `kl_weight * KL(now || before)` at the
-    essence row, plus `weight_decay * ||delta|| / ||anchor||^2`. The model runs in its own dtype; delta, Adam's moments and
-    the losses are float32.
+    Minimises, per fact, the mean over contexts and target tokens of -log p, plus `kl_weight *
+    KL(now || before)` at the essence row, plus `weight_decay * ||delta|| / ||anchor||^2`. The model
+    runs in its own dtype; delta, Adam's moments and the losses are float32.
 
     Args:
         lm: The model; never changed.
@@ -161,9 +163,11 @@ def find_targets(
         names: How messages refer to each fact; its length is the number of facts.
 
     Raises:
-        NonFinite (CG201): a loss is not a number, as happens on a model that earlier edits have broken.
+        NonFinite (CG201): a loss is not a number, as happens on a model that earlier edits have
+            broken.
 
-    Reference: ROME (Meng et al. 2022), equation 4 and appendix E.5; MEMIT (Meng et al. 2023), equation 16.
+    Reference: ROME (Meng et al. 2022), equation 4 and appendix E.5; MEMIT (Meng et al. 2023),
+        equation 16.
     """
     anchors = torch.zeros(len(names), lm.d_model, device=lm.device)
     deltas = torch.zeros_like(anchors)
@@ -174,9 +178,10 @@ def find_targets(
 
 
 def _groups(lm: LanguageModel, rows: Sequence[Row], layer: int, num_facts: int) -> list[list[Row]]:
-    """Split the facts so that the constants of one group (old keys and values, essence) fit in memory.
+    """Split the facts so that the constants of one group fit in memory.
 
-    The order is by length and then by content, so it does not depend on the order in which facts were given.
+    These are the keys and values of earlier positions and the essence's distributions. The order
+    is by length and then by content, so that the order in which facts were given does not matter.
     """
     of_fact: list[list[Row]] = [[] for _ in range(num_facts)]
     for row in rows:
@@ -234,7 +239,10 @@ def _bucket(rows: Sequence[Row], device_type: str) -> list[list[Row]]:
 
 
 def _build(
-    lm: LanguageModel, rows: list[Row], layer: int, role: Literal["state", "value"],
+    lm: LanguageModel,
+    rows: list[Row],
+    layer: int,
+    role: Literal["state", "value"],
     contexts: Sequence[int],
 ) -> _Bucket:
     device = lm.device
@@ -280,9 +288,7 @@ def _search(
     contexts = [0] * len(names)
     for row in rows:
         contexts[row.fact] += bool(row.labels)
-    buckets = [
-        _build(lm, part, layer, role, contexts) for part in _bucket(rows, lm.device.type)
-    ]
+    buckets = [_build(lm, part, layer, role, contexts) for part in _bucket(rows, lm.device.type)]
     for bucket in buckets:
         for i, row in enumerate(bucket.rows):
             if row.anchor:
@@ -295,7 +301,9 @@ def _search(
     before: dict[int, Float[Tensor, " vocab"]] = {}
     for step in range(1, settings.steps + 1):
         last = step == settings.steps
-        read = _Read(deltas.new_zeros(len(names)), deltas.new_zeros(len(names)), torch.zeros_like(deltas))
+        read = _Read(
+            deltas.new_zeros(len(names)), deltas.new_zeros(len(names)), torch.zeros_like(deltas)
+        )
         for bucket in buckets:
             _run(lm, bucket, live, deltas, before, settings.kl_weight, read, grad=not last)
         norms = deltas.norm(dim=1)
@@ -369,8 +377,9 @@ def _run(
         lm, hidden.detach(), owners, labels[valid], weights[valid], before, kl_weight, read, grad
     )
     if grad:
-        (gradient,) = torch.autograd.grad(hidden, delta, back)
-        read.grad.index_add_(0, facts, gradient.to(read.grad.dtype))
+        torch.autograd.backward(hidden, back)
+        assert delta.grad is not None
+        read.grad.index_add_(0, facts, delta.grad)
 
 
 def _read_head(
@@ -386,8 +395,9 @@ def _read_head(
 ) -> Float[Tensor, "reads d_model"]:
     """Losses at the head and their gradient with respect to the hidden states.
 
-    The gradient of both losses with respect to the logits is written down directly (softmax minus one-hot, and
-    `p * (log p - log p0 - KL)`), a few rows at a time, so the logits of a step are never held together.
+    The gradient of both losses with respect to the logits is written down directly (softmax minus
+    one-hot, and `p * (log p - log p0 - KL)`), a few rows at a time, so the logits of a step are
+    never held together.
     """
     back = torch.empty_like(hidden)
     size = _HEAD_ROWS[lm.device.type]
@@ -403,9 +413,7 @@ def _read_head(
             wanted = label.clamp_min(0)
             picked = log_p.gather(1, wanted[:, None])[:, 0]
             read.nll.index_add_(0, own, -picked * weight)
-            essence = {
-                i: log_p[i].clone() for i in (label < 0).nonzero().flatten().tolist()
-            }
+            essence = {i: log_p[i].clone() for i in (label < 0).nonzero().flatten().tolist()}
             slope = log_p.exp_().mul_(weight[:, None])
             slope.scatter_add_(1, wanted[:, None], -weight[:, None])
             for i, now in essence.items():
@@ -416,5 +424,6 @@ def _read_head(
                 read.kl[fact] += kl_weight * divergence
                 slope[i] = kl_weight * odds * (shift - divergence)
         if grad:
-            (back[part],) = torch.autograd.grad(logits, inner, slope.to(logits.dtype))
+            torch.autograd.backward(logits, slope.to(logits.dtype))
+            back[part] = inner.grad
     return back
