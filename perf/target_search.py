@@ -31,9 +31,7 @@ from corrigenda.methods._target_search import Row, Settings, Targets, find_targe
 from corrigenda.testing.tokenizers import byte_level_bpe
 
 LAYER = 5
-SETTINGS = Settings(
-    steps=20, learning_rate=0.5, kl_weight=0.0625, weight_decay=0.001, clamp=4.0
-)
+SETTINGS = Settings(steps=20, learning_rate=0.5, kl_weight=0.0625, weight_decay=0.001, clamp=4.0)
 CONTEXTS = 6
 PREFIX_TOKENS = 11  # ten generated tokens and a full stop, as in MEMIT
 
@@ -63,7 +61,11 @@ def make_rows(num_facts: int) -> list[Row]:
             reads = tuple(len(prompt) - 1 + j for j in range(len(target)))
             rows.append(
                 Row(
-                    fact, tuple(prompt + target[:-1]), len(head) - 1, reads, tuple(target),
+                    fact,
+                    tuple(prompt + target[:-1]),
+                    len(head) - 1,
+                    reads,
+                    tuple(target),
                     index == 0,
                 )
             )
@@ -127,8 +129,9 @@ def naive_search(model: GPT2LMHeadModel, rows: list[Row], settings: Settings) ->
     return delta.detach()
 
 
-def _attention_flops(query: list[int], key: list[int], value: list[int], *_: object, **__: object)
--> int:
+def _attention_flops(
+    query: list[int], key: list[int], value: list[int], *_: object, **__: object
+) -> int:
     return sdpa_flop_count(query, key, value)
 
 
@@ -178,9 +181,7 @@ def main() -> None:
     own = [[row for row in rows if row.fact == fact] for fact in chosen]
 
     def ours(settings: Settings) -> Targets:
-        return find_targets(
-            lm, rows, layer=LAYER, role="value", settings=settings, names=names
-        )
+        return find_targets(lm, rows, layer=LAYER, role="value", settings=settings, names=names)
 
     def naive(settings: Settings) -> Tensor:
         return torch.stack([naive_search(model, part, settings) for part in own])

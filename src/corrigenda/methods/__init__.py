@@ -1,0 +1,1 @@
+"""The methods: each a module, its card beside it, its tests in `tests/methods`."""

@@ -143,7 +143,9 @@ class LocateThenEdit(Editor):
             contexts = generate_contexts(lm, self.context_style, seed=self.seed)
         return Plan(sites, contexts, notices)
 
-    def header(self, lm: LanguageModel, facts: Sequence[Fact], notes: Mapping[str, object]) -> Header:
+    def header(
+        self, lm: LanguageModel, facts: Sequence[Fact], notes: Mapping[str, object]
+    ) -> Header:
         """The header of a patch made now."""
         config = self.model_dump(mode="json")
         return header_for(lm, method=self.name, config=config, facts=facts, notes=notes)
@@ -238,8 +240,8 @@ def capture_last(
 ) -> dict[Point, Float[Tensor, "batch d"]]:
     """Values at the last token of each sequence, in the order given; float32, no gradients.
 
-    Equal sequences run once and batches are sorted by length, so neither repetition nor padding costs, and the result
-    does not depend on the order of the sequences.
+    Equal sequences run once and batches are sorted by length, so neither repetition nor padding
+    costs, and the result does not depend on the order of the sequences.
     """
     unique = sorted(set(sequences), key=lambda ids: (len(ids), ids))
     place = {ids: index for index, ids in enumerate(unique)}
@@ -305,9 +307,9 @@ def residuals_at_output(
     """Wanted changes of the residual stream, expressed at the output of the down projection;
     float64.
 
-    They are the same thing unless a norm stands between the two (Gemma 2 and 3, OLMo 2). There the norm multiplies each
-    coordinate by `gain / rms`, read off as `write / value` at the same token; the wanted change is divided by it, with
-    coordinates damped that the norm hardly lets through.
+    They are the same thing unless a norm stands between the two (Gemma 2 and 3, OLMo 2). There the
+    norm multiplies each coordinate by `gain / rms`, read off as `write / value` at the same token;
+    the wanted change is divided by it, with coordinates damped that the norm hardly lets through.
     """
     captured = capture_last(lm, clean, [value(site), write(site)])
     before, after = captured[value(site)].double(), captured[write(site)].double()
@@ -323,8 +325,8 @@ def summarise(
 ) -> dict[str, object]:
     """Notes common to all methods: the status of each fact, and notices in words."""
     failed = [
-        f"{fact.label}: {status}; the target stayed unlikely in the search, so the edit may not
-        take." for fact, status in zip(facts, statuses, strict=True)
+        f"{fact.label}: {status}; the target stayed unlikely in the search."
+        for fact, status in zip(facts, statuses, strict=True)
         if status != "written"
     ]
     return {"status": list(statuses), "notices": [*warnings, *failed]}
@@ -340,9 +342,7 @@ def old_keys(state: State, method: str, site: Site) -> Float[Tensor, "d_in n_pro
     return state.tensors.get(f"{method}/keys/{site}")
 
 
-def with_old_keys(
-    state: State, method: str, new: Mapping[Site, Float[Tensor, "d_in n"]]
-) -> State:
+def with_old_keys(state: State, method: str, new: Mapping[Site, Float[Tensor, "d_in n"]]) -> State:
     """A state that keeps these keys behind those it has."""
     tensors = {}
     for site, keys in new.items():

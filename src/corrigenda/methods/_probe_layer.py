@@ -1,5 +1,4 @@
-"""Which block to edit in a model without a preset: a short causal trace on well-known
-statements."""
+"""Which block to edit where there is no preset: a short causal trace on known statements."""
 
 from __future__ import annotations
 
@@ -37,8 +36,9 @@ class LayerChoice(NamedTuple):
 
     Attributes:
         layer: Index of the block, from 0; never the last one.
-        effects: Probability of the model's own answer won back by restoring a window of feed-forward outputs around each
-            block at the subject's last token, mean over statements and noises.
+        effects: Probability of the model's own answer won back by restoring a window of
+            feed-forward outputs around each block at the subject's last token, mean over statements
+            and noises.
         message: One sentence for people.
     """
 
@@ -52,11 +52,12 @@ def probe_layer(lm: LanguageModel, *, seed: int = 0) -> LayerChoice:
     """Choose the block whose feed-forward output at the subject's last token carries most of what
     is recalled.
 
-    The subject's embeddings are disturbed by seeded noise of three standard deviations; then the clean outputs of a window
-    of feed-forward blocks (a fifth of the depth) are put back at the subject's last token, one window after the other. The
-    model is unchanged.
+    The subject's embeddings are disturbed by seeded noise of three standard deviations; then the
+    clean outputs of a window of feed-forward blocks (a fifth of the depth) are put back at the
+    subject's last token, one window after the other. The model is unchanged.
 
-    Reference: ROME (Meng et al. 2022), section 2; there with 10 noises, 1000 facts and a window of 10 of 48 blocks.
+    Reference: ROME (Meng et al. 2022), section 2; there with 10 noises, 1000 facts and a window of
+        10 of 48 blocks.
     """
     last_allowed = max(lm.num_layers - 2, 0)
     trace = _Trace.of(lm, seed)
