@@ -1,0 +1,88 @@
+"""What is kept on disk between fits: by content, written in one step, checked when read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import platformdirs
+
+from corrigenda.errors import CorruptFile, NewerFormat, WriteFailed
+from corrigenda.files import write_text
+from corrigenda.state import State
+
+_VARIABLE = "CORRIGENDA_CACHE"
+
+
+def cache_folder() -> Path:
+    """Folder of the cache: `$CORRIGENDA_CACHE`, else the user's cache folder."""
+    chosen = os.environ.get(_VARIABLE)
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("corrigenda"))
+
+
+def key(settings: Mapping[str, object]) -> str:
+    """Name of everything that a result depends on, as 40 hexadecimal digits."""
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def read_state(name: str) -> State | None:
+    """A kept state; None where there is none or it is damaged, the latter with a warning."""
+    path = cache_folder() / "moments" / name
+    if not path.is_file():
+        return None
+    try:
+        return State.load(path)
+    except (CorruptFile, NewerFormat) as error:
+        warnings.warn(f"{error.message} It is computed again.", stacklevel=2)
+        return None
+
+
+def write_state(name: str, state: State) -> None:
+    """Keep a state; where that fails, warn and go on without."""
+    _write(cache_folder() / "moments" / name, state.save)
+
+
+def remove_state(name: str) -> None:
+    """Forget a kept state."""
+    with contextlib.suppress(OSError):
+        (cache_folder() / "moments" / name).unlink(missing_ok=True)
+
+
+def read_texts(name: str) -> list[str] | None:
+    """Kept texts; None where there are none or they are damaged, the latter with a warning."""
+    path = cache_folder() / "texts" / name
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        texts = [json.loads(line) for line in lines[1:]]
+        if not lines or lines[0] != _digest(texts):
+            raise ValueError("the checksum does not match")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        warnings.warn(f"{path} is damaged: {error}. It is written again.", stacklevel=2)
+        return None
+    return texts
+
+
+def write_texts(name: str, texts: list[str]) -> None:
+    """Keep texts under a checksum; where that fails, warn and go on without."""
+    content = "\n".join([_digest(texts), *map(json.dumps, texts)])
+    _write(cache_folder() / "texts" / name, lambda path: write_text(path, content))
+
+
+def _digest(texts: list[str]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def _write(path: Path, writer: Callable[[Path], object]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer(path)
+    except (OSError, WriteFailed) as error:
+        warnings.warn(f"The result is not kept for next time: {error}", stacklevel=3)

@@ -1,0 +1,261 @@
+"""Second moments of keys at many sites in one pass over a text."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from pydantic import JsonValue
+from torch import Tensor
+
+from corrigenda.errors import BadConfig
+from corrigenda.fitting import cache
+from corrigenda.fitting.corpus import Corpus, Source, as_corpus, documents, own_text
+from corrigenda.fitting.rows import Rows, tokenise
+from corrigenda.linalg.moments import SecondMoment
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site, Tokens, key
+from corrigenda.patch.ledger import ledger_of
+from corrigenda.progress import Progress
+from corrigenda.state import State, automatic_shrinkage
+
+_FORMAT = 1
+_BATCH_TOKENS = 4096
+_CHECKPOINT_TOKENS_PER_DIMENSION = 32
+_TOKENS_OF_TEXT = 1_000_000
+_OWN_TOKENS_PER_DIMENSION = 10
+_LONGEST_ROW = 1024
+
+
+def fit_moments(
+    lm: LanguageModel,
+    sites: Sequence[Site],
+    corpus: Corpus | Source | None = None,
+    *,
+    progress: Progress | None = None,
+    keep: bool = True,
+) -> State:
+    """Second moments C = E[k k^T] of the keys at `sites` over the tokens of a text, in one pass.
+
+    The pass stops after the highest site. Keys count at every token, special ones included and padding excluded; at an
+    expert only those routed to it. Results are kept on disk, site by site, under a hash of the model, the site, the tokens
+    and the settings, so that another method with the same site finds them. A killed run goes on where its last
+    checkpoint was, with the same result to the bit.
+
+    With fewer than two keys per dimension the moment cannot be used as it is: `State.factor` then draws it towards a
+    multiple of the identity (`automatic_shrinkage`), and a warning says so.
+
+    Args:
+        lm: The model without active patches; the moment is of the model as it is.
+        sites: Weights whose inputs are measured.
+        corpus: A `Corpus`, or its `source`; None is the shipped corpus of a pocket model, else text that the model
+            writes itself.
+        progress: Called with ("reading text" | "writing text" | "statistics", tokens done, tokens in all).
+        keep: Read and write the cache.
+
+    Returns:
+        A state with the moments; `meta` names the base model and the corpus, and for each site the number of keys, keys
+        per dimension, the shrinkage to be used, and the share of tr C that is due to position 0.
+
+    Raises:
+        BadConfig (CG502): no site, or a text that cannot be read.
+        EmptyCorpus (CG602): the text holds no tokens.
+        MissingExtra (CG504): a data set is named and `datasets` is not installed.
+        NonFinite (CG201): a key is infinite or NaN.
+
+    Reference: ROME (Meng et al. 2022), appendix E.5. There each layer is a pass of its own.
+    """
+    sites = tuple(dict.fromkeys(sites))
+    if not sites:
+        raise BadConfig("there is no site to fit.", where="fit_moments")
+    if len(ledger_of(lm)):
+        warnings.warn(
+            "Patches are active: the statistics are those of the edited model. Fit before editing "
+            "and pass the state on.",
+            stacklevel=2,
+        )
+    wanted = as_corpus(lm, corpus)
+    rows = _rows(lm, sites, wanted, progress, keep=keep)
+    run = _Pass(lm, rows, wanted.include_first_token, keep)
+    found = {site: cache.read_state(run.name(site)) if keep else None for site in sites}
+    missing = [site for site, state in found.items() if state is None]
+    if missing:
+        for site, one in run.run(missing, progress).items():
+            found[site] = State.of_moments({site: one.moment}, {"first": one.first})
+            if keep:
+                cache.write_state(run.name(site), found[site])
+        cache.remove_state(run.checkpoint(missing))
+    state = _together(lm, wanted, rows, {site: one for site, one in found.items() if one})
+    _warn_of_few_keys(state)
+    return state
+
+
+@dataclass
+class _Running:
+    """What is summed up for one site: the moment, and the part of tr S that is due to position 0."""
+
+    moment: SecondMoment
+    first: float = 0.0
+
+    def add(self, keys: Float[Tensor, "n d_in"], first: Float[Tensor, "batch d_in"]) -> None:
+        """Add the keys of a batch; `first` are those of position 0, counted or not."""
+        self.moment.update(keys)
+        self.first += float(first.double().square().sum())
+
+
+@dataclass
+class _Pass:
+    """One pass over the rows: its settings, and the names under which its results are kept."""
+
+    lm: LanguageModel
+    rows: Rows
+    include_first: bool
+    keep: bool
+
+    def __post_init__(self) -> None:
+        self.settings = {
+            "format": _FORMAT,
+            "model": self.lm.digest(),
+            "dtype": str(self.lm.dtype),
+            "rows": self.rows.digest,
+            "include_first_token": self.include_first,
+            "batch_tokens": _BATCH_TOKENS,
+        }
+
+    def name(self, site: Site) -> str:
+        """File name of the finished moment of a site."""
+        return f"{cache.key({**self.settings, 'site': str(site)})}.safetensors"
+
+    def checkpoint(self, sites: Sequence[Site]) -> str:
+        """File name of the unfinished moments of several sites."""
+        return f"{cache.key({**self.settings, 'sites': list(map(str, sites))})}.part.safetensors"
+
+    def run(self, sites: Sequence[Site], progress: Progress | None) -> dict[Site, _Running]:
+        """Sum over all batches, from the last checkpoint on."""
+        name = self.checkpoint(sites)
+        running, next_batch = self._resumed(sites, name)
+        # Sums are flushed where a checkpoint is due, kept or not and whatever the sites are, so that neither the cache nor
+        # an interruption nor the company of other sites changes a bit of the result.
+        due_every = _CHECKPOINT_TOKENS_PER_DIMENSION * self.lm.d_inner
+        done = since = 0
+        for number, batch in enumerate(self.rows.batches(_BATCH_TOKENS)):
+            size = sum(self.rows.lengths[index] for index in batch)
+            done, since = done + size, since + size
+            due = since >= due_every
+            since = 0 if due else since
+            if number < next_batch:
+                continue
+            self._add(batch, running)
+            if due:
+                self._checkpoint(name, running, number + 1)
+            if progress is not None:
+                progress("statistics", done, self.rows.num_tokens)
+        return running
+
+    def _add(self, batch: list[int], running: Mapping[Site, _Running]) -> None:
+        tokens = Tokens.pad(
+            [self.rows[index] for index in batch], self.lm.tokenizer.pad_token_id or 0
+        ).to(self.lm.device)
+        counted = tokens.mask.bool()
+        if not self.include_first:
+            counted = counted.clone()
+            counted[:, 0] = False
+        tapped = self.lm.tap(tokens, [key(site) for site in running])
+        for site, one in running.items():
+            keys = tapped.pop(key(site))
+            rows = keys.flatten(0, 1) if bool(counted.all()) else keys[counted]
+            one.add(rows, keys[:, 0])
+
+    def _checkpoint(self, name: str, running: Mapping[Site, _Running], next_batch: int) -> None:
+        moments = {site: one.moment for site, one in running.items()}
+        firsts = {str(site): one.first for site, one in running.items()}
+        state = State.of_moments(moments, {"first": firsts, "next_batch": next_batch})
+        if self.keep:
+            cache.write_state(name, state)
+
+    def _resumed(self, sites: Sequence[Site], name: str) -> tuple[dict[Site, _Running], int]:
+        kept = cache.read_state(name) if self.keep else None
+        if kept is None:
+            widths = {site: self.lm.weight(site).shape[1] for site in sites}
+            device = self.lm.device if self.lm.device.type == "cuda" else "cpu"
+            return {
+                site: _Running(SecondMoment(width, device=device)) for site, width in widths.items()
+            }, 0
+        firsts = kept.meta["first"]
+        return {site: _Running(kept.moment(site), firsts[str(site)]) for site in sites}, kept.meta[
+            "next_batch"
+        ]
+
+
+def _rows(
+    lm: LanguageModel,
+    sites: Sequence[Site],
+    corpus: Corpus,
+    progress: Progress | None,
+    *,
+    keep: bool,
+) -> Rows:
+    if corpus.source is None:
+        width = max(lm.weight(site).shape[1] for site in sites)
+        num_tokens = corpus.num_tokens or _OWN_TOKENS_PER_DIMENSION * width
+        texts = own_text(lm, num_tokens, seed=corpus.seed, progress=progress, keep=keep)
+    else:
+        num_tokens = corpus.num_tokens or _TOKENS_OF_TEXT
+        texts = documents(corpus.source)
+    return tokenise(
+        lm.tokenizer,
+        texts,
+        length=min(corpus.length or _LONGEST_ROW, lm.context_length),
+        pack=corpus.pack,
+        num_tokens=num_tokens,
+        progress=progress,
+    )
+
+
+def _together(lm: LanguageModel, corpus: Corpus, rows: Rows, found: Mapping[Site, State]) -> State:
+    """One state from those of the sites, with what people want to know about them."""
+    tensors = {name: tensor for state in found.values() for name, tensor in state.tensors.items()}
+    about: dict[str, JsonValue] = {}
+    for site, state in found.items():
+        moment = state.moment(site)
+        first = state.meta["first"]
+        trace = float(state.tensors[f"moment/{site}/sum_of_products"].diagonal().sum())
+        total = trace if corpus.include_first_token else trace + first
+        about[str(site)] = {
+            "count": moment.count,
+            "keys_per_dimension": moment.keys_per_dimension,
+            "shrinkage": automatic_shrinkage(moment),
+            "first_token_share": first / total if total else 0.0,
+        }
+    meta = {
+        "base_digest": lm.digest(),
+        "base_name": lm.name,
+        "dtype": str(lm.dtype),
+        "quantised": lm.is_quantised,
+        "corpus": {
+            "digest": rows.digest,
+            "num_rows": len(rows),
+            "num_tokens": rows.num_tokens,
+            "longest_row": max(rows.lengths),
+            "written_by_model": corpus.source is None,
+            "pack": corpus.pack,
+            "include_first_token": corpus.include_first_token,
+        },
+        "moments": about,
+    }
+    return State(tensors, meta)
+
+
+def _warn_of_few_keys(state: State) -> None:
+    about = state.meta["moments"]
+    few = [site for site, one in about.items() if one["shrinkage"] > 0]
+    if few:
+        least = min(about[site]["keys_per_dimension"] for site in few)
+        warnings.warn(
+            f"Few keys: {least:.2f} per dimension at {', '.join(few)}; 2 are needed, 10 are good. The second moment will "
+            f"be shrunk towards a multiple of the identity (by {max(about[site]['shrinkage'] for site in few):.3f}). "
+            "Give more text.",
+            stacklevel=3,
+        )
