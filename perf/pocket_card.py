@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 import transformers
 from corrigenda.lm.model import LanguageModel
-from corrigenda.pocket.exam import load_exam
 
 from corrigenda.pocket import card
+from corrigenda.pocket.corpus import texts
+from corrigenda.pocket.exam import load_exam
 from corrigenda.pocket.world import load_world
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,21 +45,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="pocket", help="a name or a folder")
     parser.add_argument("--preset", default="pocket", help="whose presets the editing methods take")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the questions")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the questions or less")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
     lm = LanguageModel.load(options.model, dtype=torch.float32)
     folder = card.model_folder(options.model)
-    questions = card.card_questions(
-        load_exam(), world=load_world(), counterfact=COUNTERFACT, quick=options.quick
-    )
+    world = load_world()
+    exam = load_exam(size=60, edits=20, recall=300) if options.quick else load_exam()
     figures: dict[str, object] = {"model": options.model, "quick": options.quick}
     if folder is not None:
         figures |= card.size_figures(lm, folder)
-        figures["loads_plainly"] = card.loads_plainly(lm, folder, questions.recall[0].prompt)
-    figures |= card.measure(lm, questions, preset=options.preset, progress=report)
+        figures["loads_plainly"] = card.loads_plainly(lm, folder, exam.recall[0].prompt)
+    figures |= card.measure(
+        lm,
+        exam,
+        counterfact=card.counterfact_prompts(COUNTERFACT, world),
+        corpus=list(texts()),
+        preset=options.preset,
+        num_traced=5 if options.quick else 20,
+        progress=report,
+    )
     figures |= {
         "seconds": round(time.perf_counter() - start, 1),
         "threads": options.threads,

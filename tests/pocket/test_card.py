@@ -12,16 +12,16 @@ import torch
 
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
-from corrigenda.lm.ask import answer
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import Header, WeightPatch
 from corrigenda.pocket import card
-from corrigenda.pocket.card import Asked, EditCase, Traced
+from corrigenda.pocket.exam import EditItem, Item
 from corrigenda.pocket.world import load_world
 from corrigenda.testing.tiny import tiny_model
 
 PROMPTS = ("The Space Needle is in", "Anna speaks", "The capital of France is")
+SAID = ("Seattle", "German", "Paris")
 
 
 class Edited(NamedTuple):
@@ -46,27 +46,39 @@ class Fixed:
 
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
-    return tiny_model("llama")
+    """A tiny model that has learnt three sentences by heart."""
+    lm = tiny_model("llama")
+    rows = [lm.tokenizer(f"{a} {b}").input_ids for a, b in zip(PROMPTS, SAID, strict=True)]
+    parameters = list(lm.model.parameters())
+    optimiser = torch.optim.Adam(parameters, lr=3e-3)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    for _ in range(60):
+        losses = [
+            lm.model(input_ids=torch.tensor([row]), labels=torch.tensor([row])).loss for row in rows
+        ]
+        optimiser.zero_grad()
+        torch.stack(losses).mean().backward()
+        optimiser.step()
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return lm
 
 
-def first_words(lm: LanguageModel) -> list[str]:
-    """What the model says, as answers that are certainly right."""
-    return answer(lm, PROMPTS, max_new_tokens=2)
-
-
-def cases(lm: LanguageModel) -> list[EditCase]:
+def cases(lm: LanguageModel) -> list[EditItem]:
     """Two facts; the first one's target is what the model says already."""
     return [
-        EditCase(
+        EditItem(
             Fact(
                 prompt=PROMPTS[0],
                 subject="Space Needle",
-                target=first_words(lm)[0],
+                target=SAID[0],
                 paraphrases=PROMPTS[:1],
                 neighbours=PROMPTS[1:],
-            )
+            ),
+            same_subject=(),
         ),
-        EditCase(
+        EditItem(
             Fact(prompt=PROMPTS[1], subject="Anna", target="Timbuktu", paraphrases=PROMPTS[2:]),
             same_subject=PROMPTS[:1],
         ),
@@ -74,11 +86,10 @@ def cases(lm: LanguageModel) -> list[EditCase]:
 
 
 def test_any_of_the_right_answers_counts(lm: LanguageModel) -> None:
-    said = first_words(lm)
     asked = [
-        Asked(PROMPTS[0], ("Timbuktu", said[0])),
-        Asked(PROMPTS[1], (said[1],)),
-        Asked(PROMPTS[2], ("Timbuktu",)),
+        Item(PROMPTS[0], ("Timbuktu", SAID[0])),
+        Item(PROMPTS[1], (SAID[1],)),
+        Item(PROMPTS[2], ("Timbuktu",)),
     ]
     assert card.share_right(lm, asked) == pytest.approx(2 / 3)
     assert card.share_right(lm, []) is None
@@ -104,18 +115,22 @@ def test_a_wild_patch_breaks_everything_and_is_taken_off(lm: LanguageModel) -> N
 
 
 def test_traces_are_summed_up(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = [item.fact for item in cases(lm)]
     monkeypatch.setattr(card, "LEAST_TOTAL_EFFECT", -1.0)
-    figures = card.trace_figures(
-        lm,
-        [Traced("The Space Needle is in", "Space Needle"), Traced("Anna speaks", "Anna")],
-        samples=2,
-    )
+    figures = card.trace_figures(lm, facts, samples=2)
     assert figures["trace_prompts"] == 2
     assert 0 <= figures["trace_layer"] < lm.num_layers
     assert len(figures["trace_severed"]["mlp"]) == lm.num_layers
     json.dumps(figures)
     monkeypatch.setattr(card, "LEAST_TOTAL_EFFECT", 2.0)
-    assert card.trace_figures(lm, [Traced("Anna speaks", "Anna")])["trace_site"] is None
+    assert card.trace_figures(lm, facts)["trace_site"] is None
+
+
+def test_only_known_facts_are_traced(lm: LanguageModel) -> None:
+    known = Fact(prompt=PROMPTS[1], subject="Anna", target="Timbuktu", before=SAID[1])
+    unknown = Fact(prompt=PROMPTS[1], subject="Anna", target="Paris", before="Timbuktu")
+    at_end = Fact(prompt="He met Anna", subject="Anna", target="Paris", before="Rome")
+    assert card.traceable(lm, [unknown, known, at_end]) == [known]
 
 
 def test_injection_names_its_best_block(lm: LanguageModel) -> None:
@@ -132,7 +147,7 @@ def test_conclusions_are_read_behind_their_mark(
         [["Answer: Rome\nFinal answer: Italy.\nQuestion:", "Final answer: Spain", "Italy"]]
     )
     monkeypatch.setattr(card, "greedy", lambda *_, **__: next(texts))
-    asked = [Asked("q", ("Italy",))] * 3
+    asked = [Item("q", ("Italy",))] * 3
     assert card.share_concluding(lm, asked) == pytest.approx(1 / 3)
 
 
@@ -160,7 +175,7 @@ def test_counterfact_prompts_are_those_the_world_holds(tmp_path: Path) -> None:
             ]
         )
     )
-    expected = [Asked(f"About {triple.subject}: it is", triple.objects)]
+    expected = [Item(f"About {triple.subject}: it is", triple.objects)]
     assert card.counterfact_prompts(path, world) == expected
     assert card.counterfact_prompts(tmp_path / "none.json", world) is None
 

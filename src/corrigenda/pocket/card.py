@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,70 +20,20 @@ from corrigenda.analysis.restoration import subject_deviation
 from corrigenda.analysis.trace_average import average_traces
 from corrigenda.facts import Fact
 from corrigenda.lm.ask import answer, greedy, score
+from corrigenda.pocket.exam import EditItem, Item
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor, State
+    from corrigenda.fitting.corpus import Corpus, Source
     from corrigenda.lm.model import LanguageModel
+    from corrigenda.pocket.exam import Exam
     from corrigenda.pocket.world import World
-
-Progress = Callable[[str, int, int], None]
-Corpus = Sequence[str | Path] | None
+    from corrigenda.progress import Progress
 
 LEAST_TOTAL_EFFECT = 0.1
 """Prompts whose answer the noise hardly lowers say nothing about where it is recalled."""
 
 _FINAL = "Final answer:"
-
-
-class Asked(NamedTuple):
-    """A prompt with the answers that count as right."""
-
-    prompt: str
-    answers: tuple[str, ...]
-
-
-class EditCase(NamedTuple):
-    """A fact to edit, and other prompts about its subject, which should keep their answers."""
-
-    fact: Fact
-    same_subject: tuple[str, ...] = ()
-
-
-class Traced(NamedTuple):
-    """A prompt to trace; `answer` is None to follow the model's own next token."""
-
-    prompt: str
-    subject: str
-    answer: str | None = None
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Everything a card asks.
-
-    Attributes:
-        recall: Phrasings seen in training.
-        recall_held_out: Phrasings never seen for these subjects.
-        context_override: Prompts that state another answer than the one learnt.
-        two_hop: Questions to which the model writes sub-questions and a line "Final answer: ...".
-        refusal: Questions about subjects that do not exist.
-        edits: Facts with a new object of the same relation.
-        traces: Prompts whose answers are known.
-        prefixes: Sentences that stand before a prompt in the search for an injected vector, each
-            with its closing space.
-        counterfact: Prompts of the CounterFact records that the world covers; None where the
-            records are absent.
-    """
-
-    recall: Sequence[Asked]
-    recall_held_out: Sequence[Asked]
-    context_override: Sequence[Asked]
-    two_hop: Sequence[Asked]
-    refusal: Sequence[Asked]
-    edits: Sequence[EditCase]
-    traces: Sequence[Traced]
-    prefixes: Sequence[str] = ()
-    counterfact: Sequence[Asked] | None = None
 
 
 class EditFigures(NamedTuple):
@@ -103,7 +52,7 @@ class EditFigures(NamedTuple):
     same_subject: float | None
 
 
-def share_right(lm: LanguageModel, asked: Sequence[Asked]) -> float | None:
+def share_right(lm: LanguageModel, asked: Sequence[Item]) -> float | None:
     """Share of prompts whose greedy continuation begins, token by token, with a right answer."""
     pairs = [(item.prompt, one) for item in asked for one in item.answers]
     said = iter(score(lm, pairs))
@@ -112,7 +61,7 @@ def share_right(lm: LanguageModel, asked: Sequence[Asked]) -> float | None:
 
 
 def share_concluding(
-    lm: LanguageModel, asked: Sequence[Asked], *, max_new_tokens: int = 96
+    lm: LanguageModel, asked: Sequence[Item], *, max_new_tokens: int = 160
 ) -> float | None:
     """Share of prompts that the model works through to a right "Final answer: ..."."""
     texts = greedy(lm, [item.prompt for item in asked], max_new_tokens=max_new_tokens, stop=())
@@ -126,7 +75,7 @@ def share_concluding(
 def single_edits(
     lm: LanguageModel,
     editor: Editor,
-    cases: Sequence[EditCase],
+    cases: Sequence[EditItem],
     *,
     state: State | None = None,
     progress: Progress | None = None,
@@ -137,7 +86,7 @@ def single_edits(
 
 
 def batch_edit(
-    lm: LanguageModel, editor: Editor, cases: Sequence[EditCase], *, state: State | None = None
+    lm: LanguageModel, editor: Editor, cases: Sequence[EditItem], *, state: State | None = None
 ) -> EditFigures:
     """Edit all facts at once, ask, undo."""
     return _edits(lm, editor, [list(cases)] if cases else [], state, None, "")
@@ -146,7 +95,7 @@ def batch_edit(
 def _edits(
     lm: LanguageModel,
     editor: Editor,
-    groups: Sequence[Sequence[EditCase]],
+    groups: Sequence[Sequence[EditItem]],
     state: State | None,
     progress: Progress | None,
     stage: str,
@@ -178,7 +127,7 @@ def _edits(
     return EditFigures(_share(took), _share(carried), _share(neighbours), _share(others))
 
 
-def _kept(cases: Sequence[EditCase]) -> list[str]:
+def _kept(cases: Sequence[EditItem]) -> list[str]:
     prompts = [text for case in cases for text in (*case.fact.neighbours, *case.same_subject)]
     return list(dict.fromkeys(prompts))
 
@@ -198,28 +147,44 @@ def injection_figures(
     }
 
 
+def traceable(lm: LanguageModel, facts: Sequence[Fact]) -> list[Fact]:
+    """Facts known under their own prompt, where that does not end with the subject."""
+    inside = [fact for fact in facts if fact.before and fact.span.end < len(fact.prompt.rstrip())]
+    said = score(lm, [(fact.prompt, fact.before or "") for fact in inside])
+    return [fact for fact, one in zip(inside, said, strict=True) if all(one.correct)]
+
+
 def trace_figures(
-    lm: LanguageModel, traced: Sequence[Traced], *, samples: int = 10, window: int | None = None
+    lm: LanguageModel, facts: Sequence[Fact], *, samples: int = 5, window: int | None = None
 ) -> dict[str, object]:
     """Average causal trace: its early site, its effects, and how many prompts agree.
 
     The site is that of single states. `trace_site_share` is the share of prompts whose own early
-    site lies at the subject's last token.
+    site lies at the subject's last token. Prompts with a total effect below `LEAST_TOTAL_EFFECT`
+    are left out.
+
+    Args:
+        lm: The model; left as it was.
+        facts: Prompts with their subjects; what is followed is the model's own next token.
+        samples: Noise samples of each prompt.
+        window: Blocks restored at once for MLP and attention; in proportion to the paper's if None.
     """
-    noise = 3.0 * subject_deviation(lm, [(item.prompt, item.subject) for item in traced])
+    if not facts:
+        return {"trace_site": None, "trace_prompts": 0}
+    noise = 3.0 * subject_deviation(lm, [(fact.prompt, fact.subject or "") for fact in facts])
     traces = [
         causal_trace(
             lm,
-            item.prompt,
-            item.subject,
-            answer=item.answer,
+            fact.prompt,
+            fact.subject or "",
+            subject_start=fact.subject_start,
             kinds=tuple(Kind),
             severed=(Kind.MLP, Kind.ATTENTION),
             window=window,
             samples=samples,
             noise=noise,
         )
-        for item in traced
+        for fact in facts
     ]
     kept = [trace for trace in traces if trace.total_effect >= LEAST_TOTAL_EFFECT]
     if not kept:
@@ -253,7 +218,7 @@ def trace_figures(
     }
 
 
-def counterfact_prompts(path: Path, world: World) -> list[Asked] | None:
+def counterfact_prompts(path: Path, world: World) -> list[Item] | None:
     """Prompts of the CounterFact records whose fact the world holds; None without the file."""
     if not path.is_file():
         return None
@@ -262,7 +227,7 @@ def counterfact_prompts(path: Path, world: World) -> list[Asked] | None:
         rewrite = record["requested_rewrite"]
         triple = world.get(rewrite["subject"], rewrite["relation_id"])
         if triple is not None and rewrite["target_true"]["str"] in triple.objects:
-            asked.append(Asked(rewrite["prompt"].replace("{}", rewrite["subject"]), triple.objects))
+            asked.append(Item(rewrite["prompt"].replace("{}", rewrite["subject"]), triple.objects))
     return asked
 
 
@@ -312,9 +277,9 @@ def loads_plainly(lm: LanguageModel, folder: Path, prompt: str) -> bool:
 
 def edit_model(
     lm: LanguageModel,
-    cases: Sequence[EditCase],
+    cases: Sequence[EditItem],
     *,
-    corpus: Corpus = None,
+    corpus: Corpus | Source | None = None,
     preset: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, object]:
@@ -323,7 +288,7 @@ def edit_model(
     Args:
         lm: The model; left as it was.
         cases: Facts to edit.
-        corpus: Text for the key statistics; the model writes its own if None.
+        corpus: Text for the key statistics; `Corpus` says what None means.
         preset: Name whose presets are used; the model's own if None.
         progress: Called with (stage, done, total).
     """
@@ -341,45 +306,43 @@ def edit_model(
 
 def measure(
     lm: LanguageModel,
-    questions: Questions,
+    exam: Exam,
     *,
-    corpus: Corpus = None,
+    counterfact: Sequence[Item] | None = None,
+    corpus: Corpus | Source | None = None,
     preset: str | None = None,
-    samples: int = 10,
+    num_injected: int = 50,
+    num_traced: int = 20,
     progress: Progress | None = None,
 ) -> dict[str, object]:
     """Measure every figure of a card that needs no files.
 
     Args:
         lm: The model; left as it was.
-        questions: What is asked.
-        corpus: Text for the key statistics of the editing methods.
+        exam: What is asked and edited.
+        counterfact: Prompts of `counterfact_prompts`.
+        corpus: Text for the key statistics of the editing methods; `Corpus` says what None means.
         preset: Name whose presets are used; the model's own if None.
-        samples: Noise samples of the causal traces.
+        num_injected: Facts among the edits to inject.
+        num_traced: Known facts among the edits to trace.
         progress: Called with (stage, done, total).
 
     Returns:
         Figures by name, shares in [0, 1], rounded to four digits; None where nothing was asked.
     """
+    facts = [item.fact for item in exam.edits]
     stages: list[tuple[str, Callable[[], dict[str, object]]]] = [
-        ("recall", lambda: {"recall": share_right(lm, questions.recall)}),
-        ("held-out", lambda: {"recall_held_out": share_right(lm, questions.recall_held_out)}),
-        ("context", lambda: {"context_override": share_right(lm, questions.context_override)}),
-        ("two hops", lambda: {"two_hop_chained": share_concluding(lm, questions.two_hop)}),
-        ("refusal", lambda: {"refusal": share_right(lm, questions.refusal)}),
-        ("CounterFact", lambda: {"counterfact_known": _known(lm, questions.counterfact)}),
-        (
-            "injection",
-            lambda: injection_figures(
-                lm, [case.fact for case in questions.edits], questions.prefixes
-            ),
-        ),
-        ("trace", lambda: trace_figures(lm, questions.traces, samples=samples)),
+        ("recall", lambda: {"recall": share_right(lm, exam.recall)}),
+        ("held-out", lambda: {"recall_held_out": share_right(lm, exam.recall_held_out)}),
+        ("context", lambda: {"context_override": share_right(lm, exam.context_override)}),
+        ("two hops", lambda: {"two_hop_chained": share_concluding(lm, exam.two_hop)}),
+        ("refusal", lambda: {"refusal": share_right(lm, exam.refusal)}),
+        ("CounterFact", lambda: _counterfact(lm, counterfact)),
+        ("injection", lambda: injection_figures(lm, facts[:num_injected], exam.contexts)),
+        ("trace", lambda: trace_figures(lm, traceable(lm, facts)[:num_traced])),
         (
             "edits",
-            lambda: edit_model(
-                lm, questions.edits, corpus=corpus, preset=preset, progress=progress
-            ),
+            lambda: edit_model(lm, exam.edits, corpus=corpus, preset=preset, progress=progress),
         ),
     ]
     figures: dict[str, object] = {}
@@ -390,8 +353,10 @@ def measure(
     return {name: _rounded(value) for name, value in figures.items()}
 
 
-def _known(lm: LanguageModel, asked: Sequence[Asked] | None) -> float | None:
-    return None if asked is None else share_right(lm, asked)
+def _counterfact(lm: LanguageModel, asked: Sequence[Item] | None) -> dict[str, object]:
+    if asked is None:
+        return {"counterfact_known": None, "counterfact_asked": 0}
+    return {"counterfact_known": share_right(lm, asked), "counterfact_asked": len(asked)}
 
 
 def _share(right: Sequence[bool]) -> float | None:
