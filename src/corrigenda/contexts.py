@@ -33,8 +33,8 @@ class Contexts:
 
     Attributes:
         prefixes: The prefixes; the first is the empty one, the prompt itself.
-        groups: Group of each prefix, from 0; keys are averaged inside each group, then over groups. Empty
-            puts all into one group: a plain mean.
+        groups: Group of each prefix, from 0; keys are averaged inside each group, then over groups.
+            Empty puts all into one group: a plain mean.
         base_digest: Model that wrote the prefixes; empty where they were given.
         seed: Seed of the generation.
 
@@ -98,9 +98,10 @@ class Contexts:
 def generate_contexts(lm: LanguageModel, style: Style = "rome", *, seed: int = 0) -> Contexts:
     """Let the model itself write the prefixes, by sampling among its five likeliest tokens.
 
-    `memit`: the empty prefix, and one of 10 tokens from each of `SEED_WORDS`; two groups, so that the
-    bare prompt weighs one half. `rome`: the empty prefix, ten of 5 and ten of 10 tokens; one group. Lengths count the
-    seed word and the tokens that the tokenizer puts before a text.
+    In the style `memit`: the empty prefix, and one of 10 tokens from each of `SEED_WORDS`; two
+    groups, so that the bare prompt weighs one half. In the style `rome`: the empty prefix, ten of 5
+    and ten of 10 tokens; one group. Lengths count the seed word and the tokens that the tokenizer
+    puts before a text.
 
     Generate them once, from the unedited model, and keep them for a whole sequence of edits.
 
@@ -112,7 +113,8 @@ def generate_contexts(lm: LanguageModel, style: Style = "rome", *, seed: int = 0
     Raises:
         BadConfig (CG502): no such style.
 
-    Reference: ROME (Meng et al. 2022), appendix E.5; MEMIT (Meng et al. 2023), appendix B. There nothing was seeded.
+    Reference: ROME (Meng et al. 2022), appendix E.5; MEMIT (Meng et al. 2023), appendix B. There
+        nothing was seeded.
     """
     if style == "memit":
         wanted = [(word, _LONG) for word in SEED_WORDS]

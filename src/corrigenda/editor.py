@@ -78,16 +78,16 @@ class Edit(NamedTuple):
     """
 
     patch: Patch
-    state: State
+    state: State | None
 
 
 class Editor(BaseModel, ABC):
     """A method with its settings: validated, frozen, equal when the settings are equal.
 
-    A method is a subclass in `corrigenda/methods/<name>.py` with its card `<name>.md` beside it. It sets `name`, `needs`
-    and `gives` and implements `sites` and `edit`. `edit` obeys the laws that `corrigenda.testing.check_editor` runs:
-    it leaves the model as it was even when it raises, the same arguments give an equal patch, and no facts give an
-    empty one.
+    A method is a subclass in `corrigenda/methods/<name>.py` with its card `<name>.md` beside it. It
+    sets `name`, `needs` and `gives` and implements `sites` and `edit`. `edit` obeys the laws that
+    `corrigenda.testing.check_editor` runs: it leaves the model as it was even when it raises, the
+    same arguments give an equal patch, and no facts give an empty one.
 
     Raises:
         BadConfig (CG502): an option the method does not have, or a value it cannot take.
@@ -119,8 +119,8 @@ class Editor(BaseModel, ABC):
     ) -> State:
         """Learn what the method needs to know about a model; cached on disk by content.
 
-        Where the method needs second moments, they are fitted at `sites(lm)`; otherwise the state is
-        empty. See `corrigenda.fitting.fit_moments` for corpora and errors.
+        Where the method needs second moments, they are fitted at `sites(lm)`; otherwise the state
+        is empty. See `corrigenda.fitting.fit_moments` for corpora and errors.
         """
         if not self.needs.moments:
             return State()
@@ -143,7 +143,7 @@ class Editor(BaseModel, ABC):
     def constraints(
         self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None
     ) -> Mapping[Site, Constraint]:
-        """What holds exactly after `edit` with the same arguments; methods with `gives.exact` say it."""
+        """What holds exactly after `edit` with the same arguments, where `gives.exact`."""
         raise NotImplementedError(f"{self.name} states no constraints")
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from corrigenda.editor import Editor
 
 ENTRY_POINTS = "corrigenda.methods"
-"""Entry point group of plug-ins: `name = "package.module:EditorClass"`, with `module.md` beside it."""
+"""Entry points of plug-ins: `name = "package.module:EditorClass"`, with `module.md` beside it."""
 
 _FENCE = "+++"
 _SUFFIX = re.compile(r"[-_](hf|instruct|chat|base|it|v\d+(\.\d+)*)$")
@@ -127,8 +127,9 @@ def presets(name: str) -> tuple[Preset, ...]:
 def preset(name: str, model_name: str) -> Preset | None:
     """The preset of a method for a model, by the model's name; None where there is none.
 
-    Of a hub name or a path the last part counts, without case, without a leading "meta-" and without
-    endings that tell variants of one model apart (-hf, -instruct, -chat, -base, -it, -v0.1).
+    Of a hub name or a path the last part counts, without case, without a leading "meta-" and
+    without endings that tell variants of one model apart (-hf, -instruct, -chat, -base, -it,
+    -v0.1).
 
     Example:
         >>> preset("memit", "openai-community/gpt2-xl").model
@@ -174,7 +175,8 @@ def _card_parts(name: str) -> tuple[str, str]:
         text = files("corrigenda").joinpath("methods", f"{name}.md").read_text(encoding="utf-8")
     else:
         spec = importlib.util.find_spec(plug_in.module)
-        assert spec is not None and spec.origin is not None, f"{plug_in.value} cannot be found"
+        assert spec is not None, f"{plug_in.value} cannot be found"
+        assert spec.origin is not None, f"{plug_in.value} has no file"
         text = Path(spec.origin).with_suffix(".md").read_text(encoding="utf-8")
     _, matter, body = text.split(f"{_FENCE}\n", 2)
     return matter, body.lstrip("\n")

@@ -196,8 +196,8 @@ class State:
 def automatic_shrinkage(moment: SecondMoment) -> float:
     """How much a second moment is drawn towards a multiple of the identity when nobody says.
 
-    0 from two keys per dimension on; below that the small eigenvalues are noise or zero, and 0.01 at
-    the limit grows in proportion as keys get fewer: 0.02 d_in / N, at most 1.
+    0 from two keys per dimension on; below that the small eigenvalues are noise or zero, and 0.01
+    at the limit grows in proportion as keys get fewer: 0.02 d_in / N, at most 1.
     """
     if moment.count == 0 or moment.keys_per_dimension >= 2.0:
         return 0.0

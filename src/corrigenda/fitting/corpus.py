@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from corrigenda.errors import BadConfig, EmptyCorpus, MissingExtra
@@ -18,9 +18,9 @@ from corrigenda.progress import Progress
 Source = str | Path | Iterable[str | Path]
 """Text for statistics.
 
-One `str` or `Path` is a file, or `datasets:NAME[:CONFIG[:SPLIT]]`. In an iterable a `str` is a document and a `Path`
-again a file. A `.jsonl` file holds one document a line, a JSON string or an object with `text`; every other file is
-UTF-8 text with one document a line.
+One `str` or `Path` is a file, or `datasets:NAME[:CONFIG[:SPLIT]]`. In an iterable a `str` is a
+document and a `Path` again a file. A `.jsonl` file holds one document a line, a JSON string or an
+object with `text`; every other file is UTF-8 text with one document a line.
 """
 
 OPENINGS: tuple[str, ...] = (
@@ -30,6 +30,7 @@ OPENINGS: tuple[str, ...] = (
 """Words that texts written by the model itself begin with."""
 
 _DATASETS = "datasets:"
+# By name, since the pocket models stand above this layer.
 _SHIPPED = {
     "pocket": "corrigenda.pocket.corpus",
     "pocket-gpt2": "corrigenda.pocket.corpus",
@@ -44,11 +45,15 @@ class Corpus:
     """Text with the way it is read.
 
     Attributes:
-        source: See `Source`; None is the corpus shipped with a pocket model, else text that the model writes itself.
-        num_tokens: Stop after so many tokens. None: 1,000,000 of a given text, 10 d_in of the model's own.
+        source: See `Source`; None is the corpus shipped with a pocket model, else text that the
+            model writes itself.
+        num_tokens: Stop after so many tokens. None: 1,000,000 of a given text, 10 d_in of the
+            model's own.
         length: Most tokens of a row; None: the model's context, at most 1024.
-        pack: Fill rows by joining documents; otherwise each document is its own row, cut at `length`.
-        include_first_token: Count the key at position 0, which in many models is an outlier of huge norm.
+        pack: Fill rows by joining documents; otherwise each document is its own row, cut at
+            `length`.
+        include_first_token: Count the key at position 0, which in many models is an outlier of huge
+            norm.
         seed: Seed of text that the model writes itself.
 
     Raises:
@@ -70,13 +75,16 @@ class Corpus:
 
 
 def as_corpus(lm: LanguageModel, corpus: Corpus | Source | None) -> Corpus:
-    """Complete what a caller gave: wrap a source, put the shipped corpus where there is one."""
+    """Complete what a caller gave: wrap a source, put the shipped corpus where there is one.
+
+    Its documents are questions and statements as the pocket models are asked, so each is its own
+    row.
+    """
     wrapped = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
     module = _SHIPPED.get(lm.name)
-    if wrapped != Corpus() or module is None or importlib.util.find_spec(module) is None:
+    if wrapped.source is not None or module is None:
         return wrapped
-    shipped = importlib.import_module(module).default_corpus()
-    return shipped if isinstance(shipped, Corpus) else Corpus(shipped)
+    return replace(wrapped, source=importlib.import_module(module).texts(), pack=False)
 
 
 def documents(source: Source) -> Iterator[str]:

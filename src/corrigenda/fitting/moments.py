@@ -39,25 +39,28 @@ def fit_moments(
 ) -> State:
     """Second moments C = E[k k^T] of the keys at `sites` over the tokens of a text, in one pass.
 
-    The pass stops after the highest site. Keys count at every token, special ones included and padding excluded; at an
-    expert only those routed to it. Results are kept on disk, site by site, under a hash of the model, the site, the tokens
-    and the settings, so that another method with the same site finds them. A killed run goes on where its last
-    checkpoint was, with the same result to the bit.
+    The pass stops after the highest site. Keys count at every token, special ones included and
+    padding excluded; at an expert only those routed to it. Results are kept on disk, site by site,
+    under a hash of the model, the site, the tokens and the settings, so that another method with
+    the same site finds them. A killed run goes on where its last checkpoint was, with the same
+    result to the bit.
 
-    With fewer than two keys per dimension the moment cannot be used as it is: `State.factor` then draws it towards a
-    multiple of the identity (`automatic_shrinkage`), and a warning says so.
+    With fewer than two keys per dimension the moment cannot be used as it is: `State.factor` then
+    draws it towards a multiple of the identity (`automatic_shrinkage`), and a warning says so.
 
     Args:
         lm: The model without active patches; the moment is of the model as it is.
         sites: Weights whose inputs are measured.
-        corpus: A `Corpus`, or its `source`; None is the shipped corpus of a pocket model, else text that the model
-            writes itself.
-        progress: Called with ("reading text" | "writing text" | "statistics", tokens done, tokens in all).
+        corpus: A `Corpus`, or its `source`; None is the shipped corpus of a pocket model, else text
+            that the model writes itself.
+        progress: Called with ("reading text" | "writing text" | "statistics", tokens done, tokens
+            in all).
         keep: Read and write the cache.
 
     Returns:
-        A state with the moments; `meta` names the base model and the corpus, and for each site the number of keys, keys
-        per dimension, the shrinkage to be used, and the share of tr C that is due to position 0.
+        A state with the moments; `meta` names the base model and the corpus, and for each site the
+        number of keys, keys per dimension, the shrinkage to be used, and the share of tr C that is
+        due to position 0.
 
     Raises:
         BadConfig (CG502): no site, or a text that cannot be read.
@@ -94,7 +97,7 @@ def fit_moments(
 
 @dataclass
 class _Running:
-    """What is summed up for one site: the moment, and the part of tr S that is due to position 0."""
+    """What is summed up for one site: the moment, and the part of tr S due to position 0."""
 
     moment: SecondMoment
     first: float = 0.0
@@ -136,8 +139,9 @@ class _Pass:
         """Sum over all batches, from the last checkpoint on."""
         name = self.checkpoint(sites)
         running, next_batch = self._resumed(sites, name)
-        # Sums are flushed where a checkpoint is due, kept or not and whatever the sites are, so that neither the cache nor
-        # an interruption nor the company of other sites changes a bit of the result.
+        # Sums are flushed where a checkpoint is due, kept or not and whatever the sites are, so
+        # that neither the cache nor an interruption nor the company of other sites changes a bit of
+        # the result.
         due_every = _CHECKPOINT_TOKENS_PER_DIMENSION * self.lm.d_inner
         done = since = 0
         for number, batch in enumerate(self.rows.batches(_BATCH_TOKENS)):
@@ -252,10 +256,11 @@ def _warn_of_few_keys(state: State) -> None:
     about = state.meta["moments"]
     few = [site for site, one in about.items() if one["shrinkage"] > 0]
     if few:
+        most = max(about[site]["shrinkage"] for site in few)
         least = min(about[site]["keys_per_dimension"] for site in few)
         warnings.warn(
-            f"Few keys: {least:.2f} per dimension at {', '.join(few)}; 2 are needed, 10 are good. The second moment will "
-            f"be shrunk towards a multiple of the identity (by {max(about[site]['shrinkage'] for site in few):.3f}). "
-            "Give more text.",
+            f"Few keys: {least:.2f} per dimension at {', '.join(few)}; 2 are needed, 10 are good. "
+            f"The second moment will be shrunk by up to {most:.3f} towards a multiple of the "
+            "identity. Give more text.",
             stacklevel=3,
         )

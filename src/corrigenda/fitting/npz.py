@@ -18,8 +18,9 @@ from corrigenda.state import State
 def read_npz(files: Mapping[Site, str | Path]) -> State:
     """Read second moments in the NPZ format of the reference implementations.
 
-    The files hold the sum of k k^T (`mom2.mom2`) and the number of keys (`mom2.count`); the mean key is not in them and
-    reads as NaN here. They do not say which model they belong to, so the state fits any.
+    The files hold the sum of k k^T (`mom2.mom2`) and the number of keys (`mom2.count`); the mean
+    key is not in them and reads as NaN here. They do not say which model they belong to, so the
+    state fits any.
 
     Args:
         files: The file of each site.

@@ -84,8 +84,9 @@ def tokenise(
 ) -> Rows:
     """Turn texts into rows of at most `length` tokens, stopping after `num_tokens`.
 
-    One document a row: as the tokenizer encodes it, its special tokens included, cut at `length`. Packed: documents
-    follow each other, separated by the end-of-text token where there is one, and are cut into rows of `length`, each
+    One document a row: as the tokenizer encodes it, its special tokens included, cut at `length`.
+    Packed: documents follow each other, separated by the end-of-text token where there is one, and
+        are cut into rows of `length`, each
     behind the token that the tokenizer puts before every text, if any.
 
     Raises:
