@@ -334,7 +334,8 @@ def test_answer_is_the_start_of_the_continuation(lm: LanguageModel) -> None:
 
 def test_batches_hold_every_row_once_with_little_padding() -> None:
     lengths = random.Random(0).choices(range(1, 400), k=500)
-    found = list(batches(lengths, 2048))
+    lm = model("gpt2")
+    found = list(batches(lm, lengths, 2048))
     assert sorted(i for batch in found for i in batch) == list(range(500))
     for batch in found:
         width = max(lengths[i] for i in batch)
@@ -342,7 +343,7 @@ def test_batches_hold_every_row_once_with_little_padding() -> None:
         assert width * len(batch) <= max(2048, width)
         assert width * len(batch) - used <= max(64, used / 4)
     assert len(found) < 80
-    assert [len(batch) for batch in batches([5] * 10, 1)] == [1] * 10
+    assert [len(batch) for batch in batches(lm, [5] * 10, 1)] == [1] * 10
 
 
 def test_the_head_runs_only_where_a_label_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,6 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens, state
 from corrigenda.lm.spans import encode, excerpt
 
-BATCH_TOKENS = 4096
 _HEAD_NUMBERS = 1 << 25
 # A full stop that ends a sentence: not behind an initial ("J. K.", "D.C.") nor behind a common
 # abbreviation.
@@ -80,7 +79,7 @@ class Candidate(NamedTuple):
 
 
 def score(
-    lm: LanguageModel, pairs: Sequence[tuple[str, str]], *, batch_tokens: int = BATCH_TOKENS
+    lm: LanguageModel, pairs: Sequence[tuple[str, str]], *, batch_tokens: int | None = None
 ) -> list[Score]:
     """Rate a target behind each prompt.
 
@@ -91,7 +90,7 @@ def score(
     Args:
         lm: The model.
         pairs: Prompts, each with its target (joined as `spans.encode` says).
-        batch_tokens: Most tokens in one batch, padding included.
+        batch_tokens: Most tokens in one batch, padding included; None takes what suits the device.
 
     Raises:
         PromptTooLong (CG105): a prompt and its target exceed the context.
@@ -107,7 +106,7 @@ def score(
             )
     scores: dict[int, Score] = {}
     inputs = [row.ids[:-1] for row in rows]
-    for batch in batches([len(ids) for ids in inputs], batch_tokens):
+    for batch in batches(lm, [len(ids) for ids in inputs], batch_tokens):
         hidden = _hidden(lm, [inputs[i] for i in batch], [rows[i].reads for i in batch])
         wanted = torch.tensor(
             [token for i in batch for token in rows[i].target_ids], device=hidden.device
@@ -137,7 +136,7 @@ def says(lm: LanguageModel, prompt: str, targets: Sequence[str]) -> bool:
 
 
 def next_token_top(
-    lm: LanguageModel, prompts: Sequence[str], k: int = 5, *, batch_tokens: int = BATCH_TOKENS
+    lm: LanguageModel, prompts: Sequence[str], k: int = 5, *, batch_tokens: int | None = None
 ) -> list[list[Candidate]]:
     """List the `k` most likely next tokens of each prompt, most likely first.
 
@@ -147,7 +146,7 @@ def next_token_top(
     rows = _prompt_ids(lm, prompts, chat=False)
     decode = Decoder(lm)
     found: dict[int, list[Candidate]] = {}
-    for batch in batches([len(row) for row in rows], batch_tokens):
+    for batch in batches(lm, [len(row) for row in rows], batch_tokens):
         last = [range(len(rows[i]) - 1, len(rows[i])) for i in batch]
         hidden = _hidden(lm, [rows[i] for i in batch], last)
         for part, logits in _logits(lm, hidden):
@@ -169,7 +168,7 @@ def greedy(
     max_new_tokens: int = 16,
     stop: Sequence[str] = ("\n",),
     chat: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> list[str]:
     """Continue each prompt with the most likely token, again and again.
 
@@ -184,7 +183,8 @@ def greedy(
         max_new_tokens: Longest continuation.
         stop: Strings that end a continuation and are not part of it.
         chat: Put each prompt as a user's turn into the model's chat template.
-        batch_tokens: Most tokens in one batch, padding and continuation included.
+        batch_tokens: Most tokens in one batch, padding and continuation included; None takes what
+            suits the device.
 
     Raises:
         PromptTooLong (CG105): a prompt exceeds the context.
@@ -215,7 +215,7 @@ def answer(
     *,
     max_new_tokens: int = 16,
     chat: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> list[str]:
     """Return the first sentence of each greedy continuation, without its closing full stop.
 
@@ -240,7 +240,7 @@ def sample(
     max_new_tokens: int,
     top_k: int,
     seed: int,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> list[str]:
     """Continue each prompt at random among the `top_k` most likely tokens, by their probability.
 
@@ -255,7 +255,8 @@ def sample(
             context.
         top_k: Number of tokens to draw among; 1 is greedy.
         seed: Any integer.
-        batch_tokens: Most tokens in one batch, padding and continuation included.
+        batch_tokens: Most tokens in one batch, padding and continuation included; None takes what
+            suits the device.
 
     Returns:
         What is added to each prompt, decoded and otherwise untouched.

@@ -14,18 +14,26 @@ from corrigenda.lm.sites import Tokens
 # Padding may cost this share of a batch, or as much as one more pass over the weights would.
 _PADDING_SHARE = 0.25
 _PADDING_TOKENS = 64
+# Larger batches fall out of a CPU's caches; on a GPU the cache of keys and values sets the bound.
+_CPU_TOKENS = 1024
+_GPU_TOKENS = 8192
 
 # Next token of each row, from its logits and its index among all rows.
 Choose = Callable[[Float[Tensor, "batch vocab"], Sequence[int]], list[int]]
 
 
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+def batches(
+    lm: LanguageModel, lengths: Sequence[int], batch_tokens: int | None
+) -> Iterator[list[int]]:
     """Yield indices in batches of nearly equal length, longest rows first.
 
     Args:
+        lm: The model, for its device.
         lengths: Tokens in each row.
-        budget: Most tokens in a batch, padding included; a longer row is a batch of its own.
+        batch_tokens: Most tokens in a batch, padding included; a longer row is a batch of its own.
+            None takes what suits the device.
     """
+    budget = batch_tokens or (_CPU_TOKENS if lm.device.type == "cpu" else _GPU_TOKENS)
     batch: list[int] = []
     width = tokens = 0
     for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
@@ -88,7 +96,7 @@ def continue_rows(
     max_new_tokens: int,
     choose: Choose,
     finished: Callable[[str], bool],
-    batch_tokens: int,
+    batch_tokens: int | None,
 ) -> list[str]:
     """Continue token rows until each has ended, and return what was added as text.
 
@@ -101,7 +109,8 @@ def continue_rows(
         max_new_tokens: Most tokens added to a row.
         choose: Picks the next tokens from the logits of the rows that still run, and their indices.
         finished: Whether a row with this added text has ended.
-        batch_tokens: Most tokens in one batch, padding and continuation included.
+        batch_tokens: Most tokens in one batch, padding and continuation included; None takes what
+            suits the device.
     """
     new: list[list[int]] = [[] for _ in prompts]
     decode = Decoder(lm)
@@ -111,7 +120,7 @@ def continue_rows(
         return full or len(new[row]) >= max_new_tokens or finished(decode(prompts[row], new[row]))
 
     if max_new_tokens > 0:
-        for batch in batches([len(ids) + max_new_tokens for ids in prompts], batch_tokens):
+        for batch in batches(lm, [len(ids) + max_new_tokens for ids in prompts], batch_tokens):
             _continue(lm, prompts, batch, choose, ended, new)
     return [decode(prompt, added) for prompt, added in zip(prompts, new, strict=True)]
 
