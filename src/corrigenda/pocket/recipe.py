@@ -146,7 +146,9 @@ class _Network(nn.Module):
         self.model = model
         self.is_llama = isinstance(model, LlamaForCausalLM)
         blocks = model.model.layers if self.is_llama else model.transformer.h
-        self.run_blocks = [torch.compile(block, dynamic=False) if compiled else block for block in blocks]
+        self.run_blocks = [
+            torch.compile(block, dynamic=False) if compiled else block for block in blocks
+        ]
 
     def forward(self, batch: Batch, masks: Masks) -> Tensor:
         """Return the weighted mean loss of predicting each next token."""
