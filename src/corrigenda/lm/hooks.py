@@ -1,0 +1,248 @@
+"""Hooks that read or replace tensors at points of the forward pass, and are gone when left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from corrigenda.errors import UnknownSite
+from corrigenda.lm.sites import Point, Site
+from corrigenda.lm.storage import Place, Storage
+
+if TYPE_CHECKING:
+    from corrigenda.lm.families import Family
+
+Transform = Callable[[Float[Tensor, "batch pos d"]], Float[Tensor, "batch pos d"]]
+"""Gets a tensor of the pass; what it returns takes its place (the same object: nothing changes)."""
+
+_HIDDEN = "hidden_states"
+
+
+class Hooks:
+    """Places hooks in one model."""
+
+    def __init__(self, storage: Storage, family: Family) -> None:
+        """Prepare for a model; nothing is attached yet."""
+        self._storage, self._family = storage, family
+        self._experts: dict[int, list[tuple[Site, str, Transform]]] = {}
+        self._shapes: dict[int, torch.Size] = {}
+
+    def check(self, point: Point) -> None:
+        """Refuse points the model does not have.
+
+        Raises:
+            UnknownSite (CG303): no such layer, part or expert, or a role the part does not have.
+        """
+        site, role = point
+        if role == "state":
+            self._storage.require_layer(site.layer, lowest=-1)
+        elif role == "write":
+            self._storage.require_layer(site.layer)
+            if site.part not in ("mlp.down", "attn.out") or site.expert is not None:
+                raise UnknownSite(
+                    f"{site.part} does not write to the residual stream by itself.",
+                    where=f"site {site}",
+                    hint="The whole feed-forward block is mlp.down, the attention is attn.out.",
+                )
+        else:
+            self._storage.find(site)
+
+    @contextmanager
+    def attached(self, transforms: Mapping[Point, Transform]) -> Iterator[None]:
+        """Call the transforms during every pass, until left; inner contexts come after outer ones.
+
+        Raises:
+            UnknownSite (CG303): see `check`; nothing is attached then.
+        """
+        for point in transforms:
+            self.check(point)
+        with ExitStack() as stack:
+            if self._family.flat_mlp or self._family.experts:
+                for layer in {point.site.layer for point in transforms if point.role != "state"}:
+                    self._remember_shape(stack, layer)
+            for point, transform in transforms.items():
+                self._attach(stack, point, transform)
+            yield
+
+    def _attach(self, stack: ExitStack, point: Point, transform: Transform) -> None:
+        site, role = point
+        if role == "state":
+            if site.layer < 0:
+                _on_input(stack, self._storage.blocks[0], transform)
+            else:
+                _on_output(stack, self._storage.blocks[site.layer], transform)
+        elif role == "write":
+            unflat = self._unflattened(site.layer, transform)
+            _on_output(stack, self._writer(site), unflat)
+        elif site.expert is not None:
+            self._on_expert(stack, site, role, transform)
+        else:
+            place = self._storage.find(site)
+            unflat = self._unflattened(site.layer, transform)
+            if place.whole:
+                (_on_input if role == "key" else _on_output)(stack, place.module, unflat)
+            elif role == "key":
+                self._on_fused_input(stack, site, place, unflat)
+            else:
+                _on_output(stack, place.module, _on_rows(unflat, place))
+
+    def _writer(self, site: Site) -> nn.Module:
+        """The last module of a sub-block in front of the residual stream."""
+        block = self._storage.blocks[site.layer]
+        is_mlp = site.part == "mlp.down"
+        norm = self._family.mlp_norm if is_mlp else self._family.attn_norm
+        if norm is not None:
+            return block.get_submodule(norm)
+        if is_mlp and self._storage.experts(site.layer) is not None:
+            assert self._family.experts is not None
+            return block.get_submodule(self._family.experts.rpartition(".")[0])
+        return self._storage.find(site).module
+
+    def _remember_shape(self, stack: ExitStack, layer: int) -> None:
+        def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._shapes[layer] = (args[0] if args else kwargs[_HIDDEN]).shape[:2]
+
+        block = self._storage.blocks[layer]
+        handle = block.register_forward_pre_hook(remember, with_kwargs=True)
+        stack.callback(handle.remove)
+
+    def _unflattened(self, layer: int, transform: Transform) -> Transform:
+        """Give (batch pos d) to a transform where the block works on (batch*pos d)."""
+
+        def apply(tensor: Tensor) -> Tensor:
+            if tensor.dim() == 3:
+                return transform(tensor)
+            whole = tensor.unflatten(0, self._shapes[layer])
+            new = transform(whole)
+            return tensor if new is whole else new.flatten(0, 1)
+
+        return apply
+
+    def _on_fused_input(
+        self, stack: ExitStack, site: Site, place: Place, transform: Transform
+    ) -> None:
+        """The input is shared by several parts, so only this part's outputs are computed anew."""
+
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            new = transform(args[0])
+            if new is args[0]:
+                return None
+            output = output.clone()
+            output[..., place.rows] = linear(
+                new, self._storage.weight(site), self._storage.bias(site)
+            )
+            return output
+
+        stack.callback(place.module.register_forward_hook(hook).remove)
+
+    def _on_expert(self, stack: ExitStack, site: Site, role: str, transform: Transform) -> None:
+        experts = self._storage.experts(site.layer)
+        assert experts is not None
+        entries = self._experts.setdefault(site.layer, [])
+        entry = (site, role, transform)
+        if not entries:
+            hook = _ExpertHook(self._storage, entries, self._shapes, site.layer)
+            handle = experts.register_forward_hook(hook)
+            stack.callback(handle.remove)
+            stack.callback(self._experts.pop, site.layer)
+        entries.append(entry)
+        stack.callback(entries.remove, entry)
+
+
+class _ExpertHook:
+    """Recomputes single experts of a fused block for the tokens routed to them."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        entries: list[tuple[Site, str, Transform]],
+        shapes: Mapping[int, torch.Size],
+        layer: int,
+    ) -> None:
+        self._storage, self._entries, self._shapes, self._layer = storage, entries, shapes, layer
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        hidden, chosen, weights = args
+        added = output
+        for expert in dict.fromkeys(site.expert for site, _, _ in self._entries):
+            rows, choice = (chosen == expert).nonzero(as_tuple=True)
+            x = hidden[rows]
+            before = self._run(module, expert, x, None)
+            after = self._run(module, expert, x, rows, len(hidden))
+            if after is not None:
+                change = (after - before) * weights[rows, choice, None]
+                added = added.index_add(0, rows, change.to(added.dtype))
+        return added
+
+    def _run(
+        self, module: nn.Module, expert: int | None, x: Tensor, rows: Tensor | None, total: int = 0
+    ) -> Tensor | None:
+        """Output of one expert; with transforms if `rows` is given, None if they changed nothing."""
+        changed = rows is None
+
+        def through(part: str, role: str, tensor: Tensor) -> Tensor:
+            nonlocal changed
+            if rows is None:
+                return tensor
+            for site, its_role, transform in self._entries:
+                if (site.part, site.expert, its_role) == (part, expert, role):
+                    wide = tensor.new_full((total, tensor.shape[-1]), torch.nan)
+                    wide = wide.index_copy(0, rows, tensor).unflatten(0, self._shapes[self._layer])
+                    new = transform(wide)
+                    if new is not wide:
+                        changed = True
+                        tensor = new.flatten(0, 1)[rows]
+            return tensor
+
+        def layer(part: str, tensor: Tensor) -> Tensor:
+            weight = self._storage.weight(Site(self._layer, part, expert))
+            return through(part, "value", linear(through(part, "key", tensor), weight))
+
+        gate, up = layer("mlp.gate", x), layer("mlp.up", x)
+        out = layer("mlp.down", module.act_fn(gate) * up)
+        return out if changed else None
+
+
+def _on_rows(transform: Transform, place: Place) -> Transform:
+    def apply(output: Tensor) -> Tensor:
+        part = output[..., place.rows]
+        new = transform(part)
+        if new is part:
+            return output
+        output = output.clone()
+        output[..., place.rows] = new
+        return output
+
+    return apply
+
+
+def _on_input(stack: ExitStack, module: nn.Module, transform: Transform) -> None:
+    def hook(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        old = args[0] if args else kwargs[_HIDDEN]
+        new = transform(old)
+        if new is old:
+            return None
+        if args:
+            return (new, *args[1:]), kwargs
+        return args, {**kwargs, _HIDDEN: new}
+
+    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+
+def _on_output(stack: ExitStack, module: nn.Module, transform: Transform) -> None:
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> object:
+        old = output[0] if isinstance(output, tuple) else output
+        new = transform(old)
+        if new is old:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    stack.callback(module.register_forward_hook(hook).remove)

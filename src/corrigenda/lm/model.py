@@ -1,0 +1,302 @@
+"""A Hugging Face model and its tokenizer, unchanged, addressed in our words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from corrigenda.errors import QuantisedWeights
+from corrigenda.lm.digest import digest
+from corrigenda.lm.families import Family
+from corrigenda.lm.hooks import Hooks, Transform
+from corrigenda.lm.loading import load_pair, require_fast
+from corrigenda.lm.probing import resolve
+from corrigenda.lm.sites import Point, Site, Tokens
+from corrigenda.lm.storage import Storage
+
+
+class _Reached(Exception):
+    """Everything asked for has been captured; the rest of the pass is not needed."""
+
+
+class LanguageModel:
+    """A causal language model with a fast tokenizer.
+
+    The model computes what it computed before. It is set to evaluation mode, and its parameters are
+    frozen (`requires_grad` False) at construction; neither is undone later.
+
+    Attributes:
+        model: The Hugging Face model.
+        tokenizer: Its fast tokenizer.
+        family: What is known about its architecture.
+        name: How messages and files refer to it.
+        patches: The patches active on it; kept by `corrigenda.patch`.
+
+    Example:
+        >>> from corrigenda.testing.tiny import tiny_model
+        >>> lm = tiny_model("gpt2")
+        >>> lm.weight(Site(1)).shape
+        torch.Size([48, 192])
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        name: str = "",
+        family: Family | None = None,
+    ) -> None:
+        """Wrap a model in memory.
+
+        Args:
+            model: A causal language model.
+            tokenizer: Its fast tokenizer.
+            name: How messages and files refer to it; by default the name it was loaded by.
+            family: Its architecture, where it is not in the table.
+
+        Raises:
+            UnknownFamily (CG302): the architecture is not understood; the message says what to
+                declare.
+            SlowTokenizer (CG305): the tokenizer gives no character offsets.
+        """
+        self.name = name or getattr(model.config, "name_or_path", "") or type(model).__name__
+        require_fast(tokenizer, self.name)
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.family = family or resolve(model)
+        self.patches: Sequence[object] = ()
+        self._storage = Storage(model, self.family)
+        self._hooks = Hooks(self._storage, self.family)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path,
+        *,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str = "cpu",
+        trust_remote_code: bool = False,
+    ) -> LanguageModel:
+        """Load a model and its tokenizer, from safetensors files only.
+
+        Args:
+            name_or_path: "pocket" and "pocket-gpt2" are inside the package; otherwise a folder or
+                a name on the Hugging Face hub.
+            dtype: By default the one it was saved in.
+            device: Where it should be.
+            trust_remote_code: Whether code that comes with the model may run.
+
+        Raises:
+            UnknownModel (CG301): no model there.
+            UnknownFamily (CG302): its architecture is not understood.
+            SlowTokenizer (CG305): its tokenizer gives no character offsets.
+            PickleRefused (CG403): its weights are pickled.
+        """
+        model, tokenizer = load_pair(
+            name_or_path, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        )
+        return cls(model, tokenizer, name=str(name_or_path))
+
+    def __repr__(self) -> str:
+        shape = f"{self.num_layers} layers x {self.d_model}"
+        return f"<{self.name}: {self.family.name}, {shape}, {self.dtype}>"
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+        return len(self._storage.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def d_inner(self) -> int:
+        """Width of the feed-forward blocks: of one expert where block 0 has experts."""
+        expert = 0 if self.num_experts(0) else None
+        return self.weight(Site(0, "mlp.down", expert)).shape[1]
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens in a row."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the model computes in."""
+        return self.model.dtype
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether weights are stored quantised, so that they cannot be written."""
+        if getattr(self.model, "is_quantized", False):
+            return True
+        return getattr(self.model.config, "quantization_config", None) is not None
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The model's own blocks."""
+        return self._storage.blocks
+
+    def num_experts(self, layer: int) -> int:
+        """Return the number of experts in a block's feed-forward part; 0 where it is dense."""
+        self._storage.require_layer(layer)
+        return self._storage.num_experts(layer)
+
+    def weight(self, site: Site) -> Float[Tensor, "d_out d_in"]:
+        """Return a weight as (d_out, d_in), however it is stored.
+
+        A view of the parameter, except where its rows are scattered over a fused one (GPT-NeoX
+        queries, keys and values); use `write` to change it.
+
+        Raises:
+            UnknownSite (CG303): no such layer, part or expert.
+            QuantisedWeights (CG304): it is stored quantised.
+        """
+        return self._storage.weight(site)
+
+    def bias(self, site: Site) -> Float[Tensor, " d_out"] | None:
+        """Return a bias, None where there is none.
+
+        Raises:
+            UnknownSite (CG303): no such layer, part or expert.
+        """
+        return self._storage.bias(site)
+
+    def write(self, site: Site, weight: Float[Tensor, "d_out d_in"]) -> None:
+        """Copy a weight into the model, converted to its dtype and layout.
+
+        Raises:
+            UnknownSite (CG303): no such layer, part or expert.
+            QuantisedWeights (CG304): the model is quantised.
+            ValueError: the shape is not that of `weight(site)`.
+        """
+        if self.is_quantised:
+            raise QuantisedWeights(
+                "quantised weights are never written.",
+                where=f"{self.name}, site {site}",
+                hint="Load the model in float32, bfloat16 or float16.",
+            )
+        self._storage.write(site, weight)
+
+    def parameter_name(self, site: Site) -> str:
+        """Return the name, in the model's state dict, of the parameter that holds a weight."""
+        place = self._storage.find(site)
+        return f"{place.path}.{place.parameter}"
+
+    def module_path(self, site: Site) -> str:
+        """Return the path of the module that holds a weight."""
+        return self._storage.find(site).path
+
+    def module(self, site: Site) -> nn.Module:
+        """Return the module that holds a weight; fused parts share one."""
+        return self._storage.find(site).module
+
+    @torch.no_grad()
+    def tap(
+        self,
+        tokens: Tokens,
+        points: Sequence[Point],
+        *,
+        positions: Int[Tensor, "batch"] | Int[Tensor, "batch k"] | None = None,
+    ) -> dict[Point, Tensor]:
+        """Capture tensors in one pass that stops behind the last of them; no gradients.
+
+        Inputs and outputs of an expert's weight exist only for the tokens routed to it: rows of
+        other tokens are NaN.
+
+        Args:
+            tokens: The batch.
+            points: What to capture.
+            positions: Which positions of each row; by default all.
+
+        Returns:
+            By point, (batch, pos, d); with `positions` (batch, d) or (batch, k, d).
+
+        Raises:
+            UnknownSite (CG303): the model has no such point.
+        """
+        captured: dict[Point, Tensor] = {}
+        wanted = dict.fromkeys(points)
+
+        def recorder(point: Point) -> Transform:
+            def record(tensor: Tensor) -> Tensor:
+                captured[point] = tensor if positions is None else gather(tensor, positions)
+                if len(captured) == len(wanted):
+                    raise _Reached
+                return tensor
+
+            return record
+
+        if not wanted:
+            return {}
+        with self._hooks.attached({point: recorder(point) for point in wanted}):
+            try:
+                self._forward(tokens)
+            except _Reached:
+                pass
+        return {point: captured[point] for point in wanted}
+
+    def swap(self, transforms: Mapping[Point, Transform]) -> AbstractContextManager[None]:
+        """Replace tensors of the forward pass, until left.
+
+        Args:
+            transforms: By point, a function from the tensor (batch, pos, d) to the one that takes
+                its place. Gradients flow through. What was replaced is what `tap` and swaps entered
+                later see. At experts, only rows of tokens routed to them count; others are NaN.
+
+        Raises:
+            UnknownSite (CG303): the model has no such point.
+        """
+        return self._hooks.attached(transforms)
+
+    def logits(self, tokens: Tokens) -> Float[Tensor, "batch pos vocab"]:
+        """Run the model; gradients flow to what `swap` puts in."""
+        return self._forward(tokens)
+
+    def head(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
+        """Turn states behind the last block into logits: final norm, head, soft-capping."""
+        normed = self.model.get_submodule(self.family.final_norm)(hidden)
+        logits = self.model.get_output_embeddings()(normed)
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def digest(self) -> str:
+        """Return a hash of all weights, dtypes and the configuration; see `corrigenda.lm.digest`.
+
+        Reads every weight each time: about a second for each two gigabytes.
+        """
+        return digest(self.model)
+
+    def _forward(self, tokens: Tokens) -> Float[Tensor, "batch pos vocab"]:
+        tokens = tokens.to(self.device)
+        return self.model(
+            input_ids=tokens.ids,
+            attention_mask=tokens.mask.long(),
+            position_ids=tokens.position_ids,
+            use_cache=False,
+        ).logits
+
+
+def gather(
+    tensor: Float[Tensor, "batch pos d"], positions: Int[Tensor, "batch"] | Int[Tensor, "batch k"]
+) -> Tensor:
+    """Pick positions of each row: (batch, d), or (batch, k, d) where `positions` has k columns."""
+    positions = positions.to(tensor.device)
+    rows = torch.arange(len(positions), device=tensor.device)
+    return tensor[rows.view(-1, *[1] * (positions.dim() - 1)), positions]
+
+

@@ -1,0 +1,172 @@
+"""Weights by site, always (d_out, d_in), whatever the storage: transposed, fused or by expert."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from corrigenda.errors import QuantisedWeights, UnknownSite, did_you_mean
+from corrigenda.lm.families import Family, Slot
+from corrigenda.lm.sites import PARTS, Site
+
+Rows = slice | Int[Tensor, " d_out"]
+"""Which outputs of a module belong to a site."""
+
+ALL_ROWS = slice(None)
+
+
+class Place(NamedTuple):
+    """Where a site's weight is.
+
+    Attributes:
+        path: Path of the module in the model.
+        module: The module.
+        parameter: Name of the parameter in the module.
+        rows: Which of the module's outputs are this part's.
+    """
+
+    path: str
+    module: nn.Module
+    parameter: str
+    rows: Rows
+
+    @property
+    def whole(self) -> bool:
+        """Whether the module holds this part alone."""
+        return isinstance(self.rows, slice) and self.rows == ALL_ROWS
+
+
+class Storage:
+    """Finds and writes the weights of one model."""
+
+    def __init__(self, model: nn.Module, family: Family) -> None:
+        """Read weights of a model as its family stores them."""
+        self._model, self._family = model, family
+        self.blocks: nn.ModuleList = model.get_submodule(family.blocks)
+        self._config = model.config.get_text_config()
+
+    def experts(self, layer: int) -> nn.Module | None:
+        """Return the fused experts of a block, None where it is dense."""
+        path = self._family.experts
+        return None if path is None else submodule(self.blocks[layer], path)
+
+    def num_experts(self, layer: int) -> int:
+        """Return the number of experts in a block, 0 where it is dense."""
+        experts = self.experts(layer)
+        return 0 if experts is None else experts.down_proj.shape[0]
+
+    def require_layer(self, layer: int, lowest: int = 0) -> None:
+        """Refuse layers the model does not have."""
+        if not lowest <= layer < len(self.blocks):
+            raise UnknownSite(
+                f"there is no layer {layer}; the model has layers 0 to {len(self.blocks) - 1}."
+            )
+
+    def find(self, site: Site) -> Place:
+        """Return where a site's weight is.
+
+        Raises:
+            UnknownSite (CG303): no such layer, part or expert.
+        """
+        self.require_layer(site.layer)
+        slots = self._family.slots
+        if site.part not in slots:
+            lacks = f"{self._family.name} models have no {site.part}."
+            unknown = f'"{site.part}" is no part of a block.'
+            raise UnknownSite(
+                lacks if site.part in PARTS else unknown,
+                where=f"site {site}",
+                hint=did_you_mean(site.part, list(slots)),
+            )
+        block = f"{self._family.blocks}.{site.layer}"
+        count = self.num_experts(site.layer) if site.part.startswith("mlp.") else 0
+        if (site.expert is None) != (count == 0) or not 0 <= (site.expert or 0) < max(count, 1):
+            have = f"experts 0 to {count - 1}" if count else "no experts"
+            raise UnknownSite(
+                f"{site.part} of layer {site.layer} has {have}.",
+                where=f"site {site}",
+                hint='Name one: "3.mlp.down#7" is expert 7 of layer 3.' if count else "",
+            )
+        if site.expert is not None:
+            module = self.experts(site.layer)
+            assert module is not None
+            half = module.gate_up_proj.shape[1] // 2
+            rows = {"mlp.gate": slice(0, half), "mlp.up": slice(half, None)}
+            name = "down_proj" if site.part == "mlp.down" else "gate_up_proj"
+            path = f"{block}.{self._family.experts}"
+            return Place(path, module, name, rows.get(site.part, ALL_ROWS))
+        slot = slots[site.part]
+        module = self.blocks[site.layer].get_submodule(slot.path)
+        return Place(f"{block}.{slot.path}", module, "weight", self._rows(site.part, slot))
+
+    def weight(self, site: Site) -> Float[Tensor, "d_out d_in"]:
+        """Return a site's weight, a view where the storage allows."""
+        place = self.find(site)
+        return self._oriented(site, place)[place.rows]
+
+    def bias(self, site: Site) -> Float[Tensor, " d_out"] | None:
+        """Return a site's bias, None where there is none."""
+        place = self.find(site)
+        bias = getattr(place.module, "bias", None)
+        return None if bias is None else bias.detach()[place.rows]
+
+    @torch.no_grad()
+    def write(self, site: Site, weight: Float[Tensor, "d_out d_in"]) -> None:
+        """Copy a weight into the storage."""
+        place = self.find(site)
+        oriented = self._oriented(site, place)
+        if oriented[place.rows].shape != weight.shape:
+            shape = tuple(oriented[place.rows].shape)
+            raise ValueError(f"site {site} has shape {shape}, not {tuple(weight.shape)}")
+        oriented[place.rows] = weight.to(oriented.device, oriented.dtype)
+
+    def _oriented(self, site: Site, place: Place) -> Float[Tensor, "d_out d_in"]:
+        """All of the parameter, as (d_out, d_in)."""
+        parameter = getattr(place.module, place.parameter).detach()
+        if site.expert is not None:
+            parameter = parameter[site.expert]
+        if not parameter.is_floating_point() or parameter.dim() != 2:
+            raise QuantisedWeights(
+                f"the weight of this site is stored quantised ({parameter.dtype}).",
+                where=f"site {site}, module {place.path}",
+                hint="Load the model in float32, bfloat16 or float16.",
+            )
+        return parameter.T if isinstance(place.module, Conv1D) else parameter
+
+    def _rows(self, part: str, slot: Slot) -> Rows:
+        config = self._config
+        match slot.fused:
+            case "":
+                return ALL_ROWS
+            case "gate_up":
+                half = config.intermediate_size
+                return slice(0, half) if part == "mlp.gate" else slice(half, 2 * half)
+            case "qkv":
+                width = head_width(config)
+                queries = config.num_attention_heads * width
+                keys = (getattr(config, "num_key_value_heads", None) or 0) * width or queries
+                ends = [0, queries, queries + keys, queries + 2 * keys]
+                third = "qkv".index(part[-1])
+                return slice(ends[third], ends[third + 1])
+            case "qkv by head":
+                heads, width = config.num_attention_heads, head_width(config)
+                rows = torch.arange(3 * heads * width).view(heads, 3, width)
+                return rows[:, "qkv".index(part[-1])].reshape(-1)
+
+
+def head_width(config: object) -> int:
+    """Return the width of one attention head."""
+    width = getattr(config, "head_dim", None)
+    return width or config.hidden_size // config.num_attention_heads
+
+
+def submodule(parent: nn.Module, path: str) -> nn.Module | None:
+    """Return a module by path, None if there is none."""
+    try:
+        return parent.get_submodule(path)
+    except AttributeError:
+        return None
