@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -24,15 +24,14 @@ from corrigenda.correction import (
 from corrigenda.editor import Editor, State
 from corrigenda.errors import AlreadyTrue, BadConfig, NotExportable, did_you_mean
 from corrigenda.facts import Fact
+from corrigenda.fitting.corpus import Corpus, Source
 from corrigenda.lm.ask import answer as short_answers
 from corrigenda.lm.ask import greedy, next_token_top
 from corrigenda.lm.model import LanguageModel
 from corrigenda.merged import Restored, remember, restore
 from corrigenda.patch import Patch, WeightPatch, export_merged, export_peft
+from corrigenda.progress import Progress
 from corrigenda.subjects import guess_subject
-
-Progress = Callable[[str, int, int], None]
-Corpus = Iterable[str] | Sequence[str | Path] | str | Path | None
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -101,7 +100,7 @@ def fit(
     lm: LanguageModel,
     method: str = "memit",
     *,
-    corpus: Corpus = None,
+    corpus: Corpus | Source | None = None,
     progress: Progress | None = None,
     **options: object,
 ) -> State:
@@ -110,7 +109,8 @@ def fit(
     Args:
         lm: The model.
         method: Name of the method.
-        corpus: Files of text, texts, or None: the model writes its own text.
+        corpus: Text for statistics, see `corrigenda.fitting.corpus.Source`; if None, the shipped
+            one of a pocket model, else text that the model writes itself.
         progress: Called with (stage, done, total).
         **options: Options of the method.
     """
@@ -123,14 +123,15 @@ def edit(
     method: str = "rome",
     *,
     state: State | None = None,
-    corpus: Corpus = None,
+    corpus: Corpus | Source | None = None,
     progress: Progress | None = None,
     layer: int | None = None,
     **options: object,
 ) -> Patch:
     """Return the patch that makes facts true; the model is left as it was.
 
-    Fits first what the method needs. Facts that hold already are left out with a warning (CG107).
+    Fits first what the method needs. Facts that hold already are left out with a warning (CG107);
+    whatever else was decided on the caller's behalf (a subject found, a layer chosen) is warned of.
     Use `correct` to learn what the patch does.
 
     Args:
@@ -154,9 +155,10 @@ def edit(
         ```
     """
     plan = _plan(lm, facts, method, layer, options)
-    for line in plan.already_true:
+    made = _edit(lm, plan, state, corpus, progress)
+    for line in (*plan.notices, *plan.already_true, *made.notices):
         warnings.warn(line, stacklevel=2)
-    return _edit(lm, plan, state, corpus, progress).patch
+    return made.patch
 
 
 def correct(
@@ -165,7 +167,7 @@ def correct(
     method: str = "rome",
     *,
     state: State | None = None,
-    corpus: Corpus = None,
+    corpus: Corpus | Source | None = None,
     progress: Progress | None = None,
     layer: int | None = None,
     **options: object,
@@ -198,7 +200,7 @@ def correct(
         method=method,
         config=plan.editor.model_dump(mode="json"),
         seconds={**made.seconds, "ask": time.perf_counter() - start},
-        notices=plan.notices + plan.already_true,
+        notices=plan.notices + plan.already_true + made.notices,
         state=made.state,
     )
 
@@ -309,6 +311,7 @@ class _Made(NamedTuple):
     patch: Patch
     state: State | None
     seconds: dict[str, float]
+    notices: tuple[str, ...]
 
 
 def _plan(
@@ -323,7 +326,8 @@ def _plan(
     editor = build_editor(lm, method, layer=layer, **options)
     notices: list[str] = []
     complete = []
-    for fact in [facts] if isinstance(facts, Fact) else facts:
+    for given in [facts] if isinstance(facts, Fact) else facts:
+        fact = given
         if fact.subject is None and editor.needs.subject:
             subject = subject_of(lm, fact.prompt, where=fact.name)
             notices.append(f'subject of {fact.label}: "{subject}" (found)')
@@ -344,16 +348,18 @@ def _edit(
     lm: LanguageModel,
     plan: _Plan,
     state: State | None,
-    corpus: Corpus,
+    corpus: Corpus | Source | None,
     progress: Progress | None,
 ) -> _Made:
     start = time.perf_counter()
-    if state is None and plan.wanted and plan.editor.needs.moments:
+    if state is None and plan.wanted:
         state = plan.editor.fit(lm, corpus, progress=progress)
     fitted = time.perf_counter()
     made = plan.editor.edit(lm, [plan.facts[index] for index in plan.wanted], state)
     seconds = {"fit": fitted - start, "edit": time.perf_counter() - fitted}
-    return _Made(made.patch, made.state, seconds)
+    notices = made.patch.header.notes.get("notices", [])
+    assert isinstance(notices, list), "a list of sentences"
+    return _Made(made.patch, made.state, seconds, tuple(map(str, notices)))
 
 
 def _unchanged(lm: LanguageModel, facts: Sequence[Fact]) -> tuple[Answered, ...]:

@@ -92,14 +92,14 @@ def list_methods(lm: LanguageModel | None = None) -> tuple[MethodRow, ...]:
             parameters = sum(lm.weight(site).numel() for site in sites)
         rows.append(
             MethodRow(
-                name,
-                card["family"],
-                card["training"],
-                card["batch"],
-                card["sequential"],
-                card["area"],
-                card["parameters"],
-                parameters,
+                name=name,
+                family=str(card["family"]),
+                training=bool(card["training"]),
+                batch=bool(card["batch"]),
+                sequential=bool(card["sequential"]),
+                area=str(card["area"]),
+                formula=str(card["parameters"]),
+                parameters=parameters,
             )
         )
     return tuple(rows)

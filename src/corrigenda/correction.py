@@ -176,6 +176,7 @@ class Correction:
             "changes": [change._asdict() for change in self.changes],
             "seconds": dict(self.seconds),
             "notices": list(self.notices),
+            "notes": self.patch.header.notes,
         }
 
 

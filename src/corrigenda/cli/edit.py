@@ -66,6 +66,8 @@ def edit(
     """
     wanted = _facts(prompt, subject, target, facts, paraphrase or (), neighbour or ())
     config = options.parse_settings(settings)
+    if out is not None:
+        options.check_folder(out)
     import corrigenda
     from corrigenda.cli.progress import bar
 

@@ -26,11 +26,12 @@ def methods(
     rows = corrigenda.list_methods(lm)
 
     def draw(console: Console) -> None:
-        columns = ["method", "family", "training", "batch", "area edited"]
-        columns += ["parameters changed"] if lm is not None else []
+        columns = ["method", "family", "training", "batch", "area edited", "parameters changed"]
         cells = [
-            [row.name, row.family, row.training, row.batch, row.area]
-            + ([row.parameters] if lm is not None else [])
+            (
+                *(row.name, row.family, row.training, row.batch, row.area),
+                row.formula if lm is None else row.parameters,
+            )
             for row in rows
         ]
         console.print(output.table(columns, cells))

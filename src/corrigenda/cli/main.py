@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from typing import Annotated
 
 import typer
@@ -21,12 +22,14 @@ class Commands(TyperGroup):
     """Commands whose coded errors are reported in one place and end with status 2."""
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # same class by another name
-        """Run the command given."""
-        try:
-            return super().invoke(ctx)
-        except CorrigendaError as error:
-            output.report(error, ctx)
-            raise typer.Exit(output.MISUSE) from error
+        """Run the command given; warnings become notices on stderr."""
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: output.notice(str(message))
+            try:
+                return super().invoke(ctx)
+            except CorrigendaError as error:
+                output.report(error, ctx)
+                raise typer.Exit(output.MISUSE) from error
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # as above
         """Keep the order in which commands are declared."""
