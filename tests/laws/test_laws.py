@@ -1,0 +1,70 @@
+"""Laws 1 to 6 for every method on six tiny random architectures, in float32 and bfloat16."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from corrigenda import registry
+from corrigenda.facts import Fact
+from corrigenda.fitting import Corpus
+from corrigenda.lm.model import LanguageModel
+from corrigenda.testing.editor import check_editor
+from corrigenda.testing.tiny import tiny_model
+
+ARCHITECTURES = ("gpt2", "gptj", "llama", "qwen3", "mistral", "gemma2")
+DTYPES = (torch.float32, torch.bfloat16)
+
+# What makes each method quick on a model of four blocks; a new method runs with its defaults until
+# it has a line here.
+QUICK = {"steps": 4, "contexts": {"prefixes": ["", "I think so. "], "groups": [0, 1]}}
+VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
+    "rome": ({"layer": 1, **QUICK}, {"layer": 1, "variant": "rome", **QUICK}),
+    "memit": (
+        {"layers": [1, 2], "weight": 20.0, **QUICK},
+        {"layers": [1, 2], "weight": 20.0, "sequential": True, **QUICK},
+    ),
+    "emmet": ({"layer": 1, **QUICK},),
+}
+CASES = [(name, options) for name in registry.names() for options in VARIANTS.get(name, ({},))]
+
+FACTS = (
+    Fact(prompt="The mother tongue of Ada Lovelace is", subject="Ada Lovelace", target="French"),
+    Fact(prompt="The Space Needle is in", subject="The Space Needle", target="Rome"),
+    Fact(prompt="Toyota is a company of", subject="Toyota", target="Chile"),
+)
+TEXTS = [
+    f"{place} is a town of {number} people, and its {thing} is known for {quality}."
+    for number, place in enumerate(("Arles", "Bergen", "Cork", "Delft", "Essen", "Faro"), start=7)
+    for thing in ("bridge", "market", "old tower")
+    for quality in ("its age", "the river below it", "songs and bread")
+]
+
+
+@cache
+def model(architecture: str, dtype: torch.dtype) -> LanguageModel:
+    return tiny_model(architecture, dtype=dtype, seed=0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CORRIGENDA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:Few keys")
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("method", "options"), CASES)
+def test_laws(
+    method: str, options: dict[str, object], architecture: str, dtype: torch.dtype
+) -> None:
+    lm = model(architecture, dtype)
+    editor = registry.build(method, **options)
+    check_editor(editor, lm, FACTS, editor.fit(lm, Corpus(TEXTS, length=32)))
+
+
+def test_every_method_has_a_quick_variant() -> None:
+    assert set(VARIANTS) == set(registry.names())
