@@ -10,7 +10,7 @@ from typing import NamedTuple
 from corrigenda.facts import Fact
 from corrigenda.pocket.documents import Author, assemble, fill
 from corrigenda.pocket.skills import REFUSAL, chain_question, override, teachable, unknown_subject
-from corrigenda.pocket.world import Triple, World, load_world
+from corrigenda.pocket.world import TOLD_FROM_BOTH_ENDS, Triple, World, load_world
 
 
 class Item(NamedTuple):
@@ -38,7 +38,8 @@ class Exam:
 
     Attributes:
         recall: Every fact under one cloze and one question, both phrasings of training.
-        recall_held_out: Phrasings that training never showed for these subjects.
+        recall_held_out: Phrasings that training never showed for these subjects, in any relation that is told from one
+            end only.
         context_override: Passages that state another answer than the one learnt; subjects held out.
         two_hop: Two-hop questions up to the first sub-question; the answer follows "Final answer:".
         refusal: Questions about subjects that do not exist.
@@ -104,6 +105,8 @@ def _seen(author: Author, triple: Triple) -> list[Item]:
 def _held_out(world: World, draw: random.Random, triples: Sequence[Triple]) -> list[Item]:
     items = []
     for triple in triples:
+        if triple.relation in TOLD_FROM_BOTH_ENDS:
+            continue
         phrasings = world.relations[triple.relation].phrasings
         held_out = [phrasings[i] for i in sorted(world.held_out(triple.subject, triple.relation))]
         usable = [text for text in held_out if text.endswith(("{o}", "?"))]
