@@ -1,0 +1,1 @@
+"""All knowledge of architectures, tokenizers and devices."""

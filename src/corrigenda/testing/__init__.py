@@ -1,0 +1,1 @@
+"""For authors of methods: tiny models of every family, tokenizers, and the laws of editing."""
