@@ -13,6 +13,7 @@ from corrigenda.analysis.causal_trace import Bin, CausalTrace, Kind, causal_trac
 from corrigenda.analysis.trace_average import average_traces
 from corrigenda.errors import BadConfig
 from corrigenda.lm.model import LanguageModel
+from corrigenda.testing import tiny
 from corrigenda.testing.tiny import tiny_model
 
 FAMILIES = ("gpt2", "llama", "gptj", "gemma2")
@@ -62,6 +63,14 @@ def test_effects_obey_the_laws(lm: LanguageModel) -> None:
     # After the last block nothing is left to sever; before it, something is.
     torch.testing.assert_close(trace.severed[Kind.MLP][-1], ordinary[-1], rtol=1e-4, atol=1e-8)
     assert (trace.severed[Kind.MLP] - ordinary)[:-1].abs().max() > 1e-8
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family_can_be_traced(family: str) -> None:
+    trace = causal_trace(tiny_model(family), PROMPT, SUBJECT, kinds=tuple(Kind), samples=2)
+    state = trace.effects[Kind.STATE]
+    assert float(state[-1, -1]) == pytest.approx(trace.total_effect, abs=1e-7)
+    assert min(grid.abs().max() for grid in trace.effects.values()) > 1e-6
 
 
 def test_without_noise_all_effects_vanish(lm: LanguageModel) -> None:

@@ -180,11 +180,15 @@ def test_counterfact_prompts_are_those_the_world_holds(tmp_path: Path) -> None:
     assert card.counterfact_prompts(tmp_path / "none.json", world) is None
 
 
-def test_plain_transformers_loads_a_folder(lm: LanguageModel, tmp_path: Path) -> None:
+def test_plain_transformers_loads_a_folder(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lm.model.save_pretrained(tmp_path)
     lm.tokenizer.save_pretrained(tmp_path)
     assert card.loads_plainly(lm, tmp_path, PROMPTS[0])
     sizes = card.size_figures(lm, tmp_path)
     assert sizes["folder_mb"] > sizes["weights_mb"] > 0
-    (tmp_path / "config.json").unlink()
+    monkeypatch.setattr(card, "_PLAIN", "print(-1)")
+    assert not card.loads_plainly(lm, tmp_path, PROMPTS[0])
+    monkeypatch.setattr(card, "_PLAIN", "raise SystemExit(1)")
     assert not card.loads_plainly(lm, tmp_path, PROMPTS[0])
