@@ -42,7 +42,7 @@ class LanguageModel:
         >>> from corrigenda.testing.tiny import tiny_model
         >>> lm = tiny_model("gpt2")
         >>> lm.weight(Site(1)).shape
-        torch.Size([48, 192])
+        torch.Size([32, 128])
     """
 
     def __init__(

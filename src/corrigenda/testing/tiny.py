@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from corrigenda.lm.model import LanguageModel
 from corrigenda.testing.tokenizers import byte_level_bpe, sentencepiece_like
 
-_WIDTH, _INNER, _HEADS, _CONTEXT, _WINDOW = 48, 80, 4, 128, 8
+_WIDTH, _INNER, _HEADS, _CONTEXT, _WINDOW = 32, 80, 4, 128, 8
 _HEAD_WIDTH = _WIDTH // _HEADS
 
 _GPT: dict[str, Any] = {"n_embd": _WIDTH, "n_head": _HEADS, "n_positions": _CONTEXT}
@@ -53,6 +53,8 @@ _SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_intermediate_size": 24,
             "num_experts": 4,
             "num_experts_per_tok": 2,
+            # The default, a grouped matrix product, has no float64.
+            "experts_implementation": "eager",
         },
     ),
     "gemma2": ("gemma2", {**_GEMMA, "final_logit_softcapping": 3.0}),
@@ -71,7 +73,7 @@ def tiny_model(
 ) -> LanguageModel:
     """Make a small random model of a family: the same one for the same arguments.
 
-    Its width is 48, its vocabulary 512, its context 128 tokens; norms and biases are random too, so
+    Its width is 32, its vocabulary 512, its context 128 tokens; norms and biases are random too, so
     that nothing hides behind ones and zeros. Sliding windows are 8 tokens.
 
     Args:

@@ -1,0 +1,398 @@
+"""The last blocks on the last positions: what a vector added at one place changes, and no more.
+
+A vector that enters at one position of one block changes nothing at earlier positions, nor in
+earlier blocks. So the blocks up to there run once, the keys and values of earlier positions in the
+later blocks are constants, and each pass runs the model's own later blocks on the positions from
+there on. Position embeddings and attention masks (sliding windows included) are those that the
+model itself hands to its blocks; they are gathered once.
+
+Results equal those of the whole model up to rounding. In float64 that is about 1e-12, except where
+a family computes its attention in float32 whatever its dtype (GPT-J, eager attention as in Gemma
+2), where it is about 1e-6.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from corrigenda.lm.model import LanguageModel, gather
+from corrigenda.lm.sites import Site, Tokens, state, value, write
+
+_CACHE_NAMES = ("past_key_values", "layer_past")
+_OWN_NAMES = ("hidden_states", "attention_mask", *_CACHE_NAMES)
+
+
+class _Reached(Exception):
+    """The last keys and values are recorded; the rest of the pass is not needed."""
+
+
+class _Recorder:
+    """Stands in for a cache of keys and values while they are recorded."""
+
+    def __init__(self, stop: bool) -> None:
+        self._stop = stop
+        self.recorded: tuple[Tensor, Tensor] | None = None
+
+    def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> object:
+        self.recorded = keys, values
+        if self._stop:
+            raise _Reached
+        return keys, values
+
+
+class _Constants(NamedTuple):
+    """Stands in for a cache: keys and values of earlier positions, which stay as they are."""
+
+    keys: Float[Tensor, "batch head pos d_head"]
+    values: Float[Tensor, "batch head pos d_head"]
+
+    def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> object:
+        return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
+
+
+class _Step(NamedTuple):
+    """One later block and everything it is called with besides the hidden states."""
+
+    block: nn.Module
+    cache_name: str
+    constants: _Constants
+    mask: Float[Tensor, "batch head pos keys"]
+    along: dict[str, Any]  # tensors, or tuples of them, with positions as their second axis
+    fixed: dict[str, Any]
+
+
+class _Live(NamedTuple):
+    """Constants of the rows and positions that run now."""
+
+    rows: Int[Tensor, " rows"] | None
+    at: Int[Tensor, "rows k"]
+    offsets: Int[Tensor, "rows k"]
+    base: Float[Tensor, "rows d_model"]
+    entry: Float[Tensor, "rows d_model"]
+    rest: Float[Tensor, "rows pos d_model"]
+    steps: list[_Step]
+
+
+@dataclass(eq=False)
+class Tail:
+    """The blocks after one, for a ragged batch, from each row's start position on.
+
+    Attributes:
+        entry: The vector at each row's start to which a delta is added: the residual stream behind
+            the block ("state"), or the output of its down projection ("value").
+        starts: Where the delta enters.
+    """
+
+    entry: Float[Tensor, "batch d_model"]
+    starts: Int[Tensor, " batch"]
+    _norm: nn.Module | None
+    _base: Float[Tensor, "batch d_model"]
+    _hidden: Float[Tensor, "batch pos d_model"]
+    _prefix: int
+    _steps: list[_Step]
+    _live: _Live | None = None
+
+    @classmethod
+    @torch.no_grad()
+    def build(
+        cls,
+        lm: LanguageModel,
+        tokens: Tokens,
+        layer: int,
+        starts: Int[Tensor, " batch"],
+        *,
+        role: Literal["state", "value"],
+    ) -> Tail:
+        """Run the model once and keep what does not depend on a delta.
+
+        Args:
+            lm: The model as it is now; later changes of it must not touch it while this is used.
+            tokens: The batch. Rows sorted by length and start waste least.
+            layer: The block at which a delta enters.
+            starts: The position in each row at which it enters; counted in columns of the batch.
+            role: "state" adds to the output of the block, "value" to that of its down projection.
+
+        Raises:
+            UnknownSite (CG303): no such layer, or "value" at a mixture of experts, which has no one
+                down projection.
+            ValueError: a start outside its row, or attention that takes no mask (use "sdpa" or
+                "eager").
+        """
+        tokens = _with_padding(tokens).to(lm.device)
+        starts = starts.to(lm.device)
+        columns = torch.arange(tokens.ids.shape[1], device=lm.device)
+        ends = (tokens.mask.long() * (columns + 1)).amax(1)
+        if bool(((starts < 0) | (starts >= ends)).any()):
+            raise ValueError("each start must be the position of a token in its row")
+        prefix = max(1, int(starts.max()))
+        width = int((ends - starts).max())
+        window = starts[:, None] + torch.arange(width, device=lm.device)
+        view = _View(window.clamp_max(len(columns) - 1), window < ends[:, None], starts, prefix)
+
+        site = Site(layer)
+        norm = lm.family.mlp_norm if role == "value" else None
+        points = [state(layer)]
+        points += [value(site)] if role == "value" else []
+        points += [] if norm is None else [write(site)]
+        seen: dict[object, Tensor] = {}
+        later = list(lm.blocks[layer + 1 :])
+
+        def recorder(point: object) -> Callable[[Tensor], Tensor]:
+            def record(tensor: Tensor) -> Tensor:
+                seen[point] = tensor
+                if not later and len(seen) == len(points):
+                    raise _Reached
+                return tensor
+
+            return record
+
+        calls = [_Call(block, prefix, stop=block is later[-1]) for block in later]
+        with lm.swap({point: recorder(point) for point in points}):
+            handles = [
+                call.block.register_forward_pre_hook(call, with_kwargs=True) for call in calls
+            ]
+            try:
+                lm.logits(tokens)
+            except _Reached:
+                pass
+            finally:
+                for handle in handles:
+                    handle.remove()
+        hidden = gather(seen[state(layer)], view.index)
+        base = hidden[:, 0]
+        entry = base if role == "state" else gather(seen[value(site)], starts)
+        if norm is not None:
+            base = base - gather(seen[write(site)], starts)
+        module = None if norm is None else lm.blocks[layer].get_submodule(norm)
+        memo: dict[int, Any] = {}
+        steps = [call.step(view, memo, hidden.dtype) for call in calls]
+        return cls(entry, starts, module, base, hidden, prefix, steps)
+
+    def run(
+        self,
+        delta: Float[Tensor, "rows d_model"],
+        at: Int[Tensor, "rows k"],
+        rows: Int[Tensor, " rows"] | None = None,
+    ) -> Float[Tensor, "rows k d_model"]:
+        """Return hidden states, before the final norm, with a delta added at each row's start.
+
+        Only the positions up to the last of `at` run. Constants of the chosen rows are kept until
+        other rows or positions are asked for.
+
+        Args:
+            delta: What to add; gradients flow to it and to nothing else. It may have more digits
+                than the model: the sum is rounded to the model's dtype.
+            at: Positions to read, columns of the batch, at or behind each row's start.
+            rows: Which rows of the batch `delta` and `at` are for; by default all, in order.
+
+        Raises:
+            ValueError: a position in front of its row's start or behind its last token.
+        """
+        live = self._select(at, rows)
+        entered = (live.entry + delta).to(live.entry.dtype)
+        if self._norm is not None:
+            entered = live.base + self._norm(entered[:, None])[:, 0]
+        elif live.base is not live.entry:
+            entered = (live.base + delta).to(live.base.dtype)
+        hidden = torch.cat([entered[:, None], live.rest], dim=1)
+        for step in live.steps:
+            output = step.block(
+                hidden,
+                attention_mask=step.mask,
+                **{step.cache_name: step.constants},
+                **step.along,
+                **step.fixed,
+            )
+            hidden = output[0] if isinstance(output, tuple) else output
+        return gather(hidden, live.offsets)
+
+    @torch.no_grad()
+    def _select(self, at: Int[Tensor, "rows k"], rows: Int[Tensor, " rows"] | None) -> _Live:
+        live = self._live
+        if live is not None and _same(live.rows, rows) and _same(live.at, at):
+            return live
+        starts = self.starts if rows is None else self.starts[rows]
+        offsets = at.to(starts.device) - starts[:, None]
+        length = int(offsets.max()) + 1
+        if int(offsets.min()) < 0 or length > self._hidden.shape[1]:
+            raise ValueError("positions must lie between a row's start and its last token")
+        prefix = max(1, int(starts.max()))
+        chosen: dict[int, Tensor] = {}
+
+        def pick(tensor: Tensor, *, columns: int | None = None) -> Tensor:
+            """Rows and columns of a constant; one that several blocks share stays shared."""
+            if id(tensor) not in chosen:
+                part = tensor if columns is None else tensor[:, :columns]
+                chosen[id(tensor)] = part if rows is None else part[rows]
+            return chosen[id(tensor)]
+
+        def pick_mask(mask: Tensor) -> Tensor:
+            if id(mask) not in chosen:
+                part = mask[:, :, :length] if rows is None else mask[rows, :, :length]
+                new = part[..., self._prefix : self._prefix + length]
+                chosen[id(mask)] = torch.cat([part[..., :prefix], new], dim=-1)
+            return chosen[id(mask)]
+
+        steps = [
+            step._replace(
+                constants=_Constants(
+                    *(
+                        (tensor if rows is None else tensor[rows])[:, :, :prefix]
+                        for tensor in step.constants
+                    )
+                ),
+                mask=pick_mask(step.mask),
+                along={
+                    name: tuple(pick(one, columns=length) for one in found)
+                    if isinstance(found, tuple)
+                    else pick(found, columns=length)
+                    for name, found in step.along.items()
+                },
+            )
+            for step in self._steps
+        ]
+        entry, base = pick(self.entry), pick(self._base)
+        rest = pick(self._hidden, columns=length)[:, 1:]
+        self._live = _Live(rows, at, offsets, base, entry, rest, steps)
+        return self._live
+
+
+class _View(NamedTuple):
+    """Which columns of the batch the tail runs on."""
+
+    index: Int[Tensor, "batch pos"]  # columns, clamped to the batch
+    valid: Tensor  # (batch, pos) bool: whether there is a token of the row
+    starts: Int[Tensor, " batch"]
+    prefix: int
+
+    def along(self, tensor: Tensor) -> Tensor:
+        """Pick positions, the second axis."""
+        return gather(tensor.expand(len(self.index), *tensor.shape[1:]), self.index)
+
+    def mask(self, mask: Tensor, dtype: torch.dtype) -> Float[Tensor, "batch head pos keys"]:
+        """An additive mask from each position of the tail to the prefix and to the tail.
+
+        Every position sees itself, so that rows of padding stay finite.
+        """
+        lowest = torch.finfo(dtype).min
+        if mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+                ~mask, lowest
+            )
+        batch, width = self.index.shape
+        mask = mask.to(dtype).expand(batch, *mask.shape[1:])
+        heads, keys = mask.shape[1], mask.shape[3]
+        queries = mask.gather(2, self.index[:, None, :, None].expand(-1, heads, -1, keys))
+        new = queries.gather(3, self.index[:, None, None, :].expand(-1, heads, width, -1))
+        new = new.masked_fill(~self.valid[:, None, None, :], lowest)
+        old = queries[..., : self.prefix]
+        behind = torch.arange(self.prefix, device=mask.device) >= self.starts[:, None]
+        old = old.masked_fill(behind[:, None, None, :], lowest)
+        new.diagonal(dim1=2, dim2=3).zero_()
+        return torch.cat([old, new], dim=-1)
+
+
+class _Call:
+    """Takes down with what a later block is called, and lets it run on the prefix only."""
+
+    def __init__(self, block: nn.Module, prefix: int, *, stop: bool) -> None:
+        self.block, self._prefix = block, prefix
+        self._signature = inspect.signature(block.forward)
+        self._recorder = _Recorder(stop)
+        self._given: dict[str, Any] = {}
+        self._columns = 0
+
+    def __call__(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        bound = self._signature.bind(*args, **kwargs)
+        given: dict[str, Any] = {}
+        for name, found in bound.arguments.items():
+            if self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                given |= found
+            else:
+                given[name] = found
+        hidden = given.pop("hidden_states")
+        mask = given.get("attention_mask")
+        if not isinstance(mask, Tensor) or mask.dim() != 4:
+            raise ValueError(
+                "the attention of this model takes no explicit mask; load it with "
+                'attn_implementation "sdpa" or "eager"'
+            )
+        if not self._given:
+            self._columns = mask.shape[-1]
+            self._given = given
+        short = {
+            name: _mapped(found, self._is_along, lambda one: one[:, : self._prefix])
+            for name, found in given.items()
+        }
+        short["attention_mask"] = mask[:, :, : self._prefix, : self._prefix]
+        short[self._cache_name] = self._recorder
+        return (hidden[:, : self._prefix],), short
+
+    @property
+    def _cache_name(self) -> str:
+        names = [name for name in _CACHE_NAMES if name in self._signature.parameters]
+        assert names, f"{type(self.block).__name__} takes no cache of keys and values"
+        return names[0]
+
+    def _is_along(self, found: object) -> bool:
+        return (
+            isinstance(found, Tensor) and found.dim() in (2, 3) and found.shape[1] == self._columns
+        )
+
+    def step(self, view: _View, memo: dict[int, Any], dtype: torch.dtype) -> _Step:
+        """What the block is called with in the tail; blocks share what the model shares."""
+        along: dict[str, Any] = {}
+        fixed: dict[str, Any] = {}
+        for name, found in self._given.items():
+            if name in _OWN_NAMES:
+                continue
+            one = found[0] if isinstance(found, tuple) and found else found
+            if not self._is_along(one):
+                fixed[name] = found
+                continue
+            along[name] = _mapped(
+                found, self._is_along, lambda one: _remembered(memo, one, view.along)
+            )
+        mask = _remembered(
+            memo, self._given["attention_mask"], lambda mask: view.mask(mask, dtype)
+        )
+        assert self._recorder.recorded is not None
+        return _Step(
+            self.block, self._cache_name, _Constants(*self._recorder.recorded), mask, along, fixed
+        )
+
+
+def _mapped(found: Any, fits: Callable[[object], bool], function: Callable[[Any], Any]) -> Any:
+    """Apply a function to a tensor that fits, or to those in a tuple; leave the rest."""
+    if isinstance(found, tuple):
+        return tuple(function(one) if fits(one) else one for one in found)
+    return function(found) if fits(found) else found
+
+
+def _remembered(memo: dict[int, Any], one: Any, function: Callable[[Any], Any]) -> Any:
+    if id(one) not in memo:
+        memo[id(one)] = function(one)
+    return memo[id(one)]
+
+
+def _with_padding(tokens: Tokens) -> Tokens:
+    """Make sure there is padding: without any, models may leave the mask out."""
+    if not bool(tokens.mask.all()):
+        return tokens
+    ids, mask = (torch.cat([part, torch.zeros_like(part[:, :1])], dim=1) for part in tokens)
+    return Tokens(ids, mask)
+
+
+def _same(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return first is second or torch.equal(first, second)
