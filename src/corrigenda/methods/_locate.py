@@ -1,5 +1,4 @@
-"""The locate-then-edit pipeline: encode, capture at the subject's last token, search targets, write
-down what happened.
+"""The locate-then-edit pipeline: encode, capture at the subject's last token, search, take notes.
 
 Shared by every method that writes into down projections. Contexts are prefixes put before a prompt
 by plain concatenation; the first is always the empty one, the clean prompt.
@@ -106,8 +105,7 @@ class LocateThenEdit(Editor):
         *,
         progress: Progress | None = None,
     ) -> State:
-        """Fit second moments at `sites(lm)` and write the contexts; call it on the unedited
-        model."""
+        """Fit second moments at `sites(lm)` and write the contexts, on the unedited model."""
         sites, notices = self._locate(lm)
         fitted = super().fit(lm, corpus, progress=progress)
         contexts = self.contexts or generate_contexts(lm, self.context_style, seed=self.seed)
@@ -208,8 +206,7 @@ def rewrite_rows(lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[st
 def subject_tokens(
     lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]
 ) -> list[tuple[int, ...]]:
-    """Token ids up to the subject's last token, for each fact behind each prefix, facts
-    outermost."""
+    """Token ids up to the subject's last token, behind each prefix; facts outermost."""
     return [
         tuple(one.ids[: _position(one) + 1])
         for fact in facts
@@ -271,8 +268,7 @@ def average(values: Float[Tensor, "batch d"], weights: Sequence[float]) -> Float
 def key_agreements(
     keys: Float[Tensor, "n d_in"], clean: Float[Tensor, "n d_in"], factor: Cholesky | None
 ) -> list[float]:
-    """The ratio `(u . k_clean) / (u . k)`, `u = C^-1 k`, of each fact: 1 where both keys act
-    alike."""
+    """Each fact's `(u . k_clean) / (u . k)`, `u = C^-1 k`: 1 where both keys act alike."""
     if factor is None:
         direction = keys.double()
     else:
@@ -291,8 +287,7 @@ def same_key_pairs(keys: Float[Tensor, "n d_in"]) -> list[tuple[int, int]]:
 def written_fractions(
     written: Float[Tensor, "d_out n"], wanted: Float[Tensor, "d_out n"]
 ) -> list[float]:
-    """How much of each wanted vector is written: its projection on the wanted one; 1 is all of
-    it."""
+    """How much of each wanted vector is written, along its own direction; 1 is all of it."""
     norms = wanted.square().sum(dim=0)
     share = (written * wanted).sum(dim=0) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
     return torch.where(norms > 0, share, torch.ones_like(share)).tolist()
@@ -304,8 +299,7 @@ def residuals_at_output(
     clean: Sequence[tuple[int, ...]],
     residuals: Float[Tensor, "n d_model"],
 ) -> Float[Tensor, "n d_model"]:
-    """Wanted changes of the residual stream, expressed at the output of the down projection;
-    float64.
+    """Wanted changes of the residual stream, expressed at the down projection's output; float64.
 
     They are the same thing unless a norm stands between the two (Gemma 2 and 3, OLMo 2). There the
     norm multiplies each coordinate by `gain / rms`, read off as `write / value` at the same token;

@@ -49,8 +49,7 @@ class LayerChoice(NamedTuple):
 
 @torch.inference_mode()
 def probe_layer(lm: LanguageModel, *, seed: int = 0) -> LayerChoice:
-    """Choose the block whose feed-forward output at the subject's last token carries most of what
-    is recalled.
+    """Choose the block whose output at the subject's last token carries most of what is recalled.
 
     The subject's embeddings are disturbed by seeded noise of three standard deviations; then the
     clean outputs of a window of feed-forward blocks (a fifth of the depth) are put back at the

@@ -296,7 +296,8 @@ def _search(
     live = torch.zeros(len(names), dtype=torch.bool, device=lm.device)
     live[[row.fact for row in rows]] = True
     radius = settings.clamp * anchors.norm(dim=1)
-    decay = settings.weight_decay / anchors.square().sum(dim=1)
+    lengths = anchors.square().sum(dim=1)
+    decay = settings.weight_decay / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
     first, second = torch.zeros_like(deltas), torch.zeros_like(deltas)
     before: dict[int, Float[Tensor, " vocab"]] = {}
     for step in range(1, settings.steps + 1):

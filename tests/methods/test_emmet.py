@@ -1,0 +1,69 @@
+"""EMMET: constraints met, the identity with MEMIT, and keys that cannot be constrained together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from corrigenda.errors import NotEnoughFacts
+from corrigenda.facts import Fact
+from corrigenda.linalg.solve import rank_one
+from corrigenda.lm.sites import Site
+from corrigenda.methods.emmet import Emmet
+from corrigenda.methods.memit import Memit
+from tests.methods.locating import FACTS, TWO_LEVEL, exact_dtype, model, moments
+
+LAYER = 2
+COMMON = {"contexts": TWO_LEVEL, "steps": 5, "learning_rate": 0.2}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_every_constraint_is_met(family: str) -> None:
+    lm, editor = model(family, exact_dtype(family)), Emmet(layer=LAYER, **COMMON)
+    state = moments(lm, [LAYER])
+    patch = editor.edit(lm, FACTS, state).patch
+    constraint = editor.constraints(lm, FACTS, state)[Site(LAYER)]
+    assert constraint.keys.shape[1] == len(FACTS)
+    with patch.apply(lm):
+        reached = lm.weight(Site(LAYER)).double() @ constraint.keys
+    tolerance = 1e-8 if lm.dtype == torch.float64 else 1e-3
+    torch.testing.assert_close(reached, constraint.values, rtol=tolerance, atol=tolerance)
+    assert patch.changes[Site(LAYER)].rank <= len(FACTS)
+
+
+def test_a_ridge_makes_it_memit_with_that_weight() -> None:
+    lm = model("llama")
+    state = moments(lm, [LAYER])
+    emmet = Emmet(layer=LAYER, gamma=0.3, **COMMON).edit(lm, FACTS, state).patch
+    memit = Memit(layers=(LAYER,), weight=0.3, **COMMON).edit(lm, FACTS, state).patch
+    one, two = (patch.changes[Site(LAYER)].to_dense() for patch in (emmet, memit))
+    assert (one - two).norm() <= 1e-10 * one.norm()
+    assert not Emmet(gamma=0.3).gives.exact
+    assert Emmet().gives.exact
+
+
+def test_one_fact_is_rome_with_the_averaged_key_in_both_places() -> None:
+    lm, editor = model("llama", torch.float64), Emmet(layer=LAYER, **COMMON)
+    state = moments(lm, [LAYER])
+    (layer,) = editor.solved(lm, FACTS[:1], state)
+    expected = rank_one(layer.keys[0], layer.share[0], state.factor(Site(LAYER)))
+    torch.testing.assert_close(layer.change.to_dense(), expected.to_dense())
+
+
+def test_two_facts_with_one_key_need_a_ridge() -> None:
+    lm = model("llama")
+    state = moments(lm, [LAYER])
+    twins = [FACTS[0], Fact(prompt=FACTS[0].prompt, subject=FACTS[0].subject, target="Rome")]
+    with pytest.raises(NotEnoughFacts, match="CG106.*\n.*Space Needle"):
+        Emmet(layer=LAYER, **COMMON).edit(lm, twins, state)
+    assert not Emmet(layer=LAYER, gamma=0.1, **COMMON).edit(lm, twins, state).patch.is_empty
+
+
+def test_the_model_stays_as_it_is() -> None:
+    lm = model("gpt2")
+    digest = lm.digest()
+    editor = Emmet(layer=LAYER, **COMMON)
+    patch = editor.edit(lm, FACTS, moments(lm, [LAYER])).patch
+    assert lm.digest() == digest
+    assert patch.header.notes["layers"] == [LAYER]
+    assert editor.edit(lm, [], moments(lm, [LAYER])).patch.is_empty

@@ -1,0 +1,150 @@
+"""MEMIT: the normal equation layer by layer, the fraction written, keys kept in sequence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from corrigenda.errors import MissingState
+from corrigenda.facts import Fact
+from corrigenda.lm.sites import Site, key
+from corrigenda.methods import _locate
+from corrigenda.methods.memit import Memit
+from corrigenda.patch import WeightPatch
+from tests.methods.locating import FACTS, TWO_LEVEL, model, moments
+
+LAYERS = (1, 2)
+
+
+def memit(**options: object) -> Memit:
+    settings = {
+        "layers": LAYERS,
+        "contexts": TWO_LEVEL,
+        "steps": 5,
+        "learning_rate": 0.2,
+        "weight": 0.5,
+    }
+    return Memit(**{**settings, **options})
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_every_layer_solves_its_normal_equation(family: str) -> None:
+    lm, editor = model(family, torch.float64), memit()
+    state = moments(lm, LAYERS)
+    for layer in editor.solved(lm, FACTS, state):
+        keys, share = layer.keys.T, layer.share.T
+        change = layer.change.to_dense()
+        metric = state.moment(layer.site).covariance()
+        left = (change @ keys - share) @ keys.T + editor.weight * change @ metric
+        assert left.norm() <= 1e-8 * (share @ keys.T).norm()
+
+
+def test_keys_are_those_of_the_model_with_the_lower_layers_changed() -> None:
+    lm, editor = model("llama", torch.float64), memit()
+    state = moments(lm, LAYERS)
+    first, second = editor.solved(lm, FACTS, state)
+    sequences = _locate.subject_tokens(lm, FACTS, TWO_LEVEL.prefixes)
+    patch = editor.edit(lm, FACTS, state).patch
+    lower = WeightPatch({first.site: patch.changes[first.site]}, patch.header)
+    point = key(second.site)
+    with lower.apply(lm):
+        captured = _locate.capture_last(lm, sequences, [point])[point]
+    expected = _locate.average(captured, (0.5, 0.25, 0.25))
+    torch.testing.assert_close(second.keys, expected, rtol=1e-5, atol=1e-6)
+    unchanged = _locate.capture_last(lm, sequences, [point])[point]
+    assert (_locate.average(unchanged, TWO_LEVEL.weights) - second.keys).norm() > 1e-4
+
+
+def test_the_first_layer_gets_its_share_and_the_last_all_that_is_missing() -> None:
+    lm = model("llama", torch.float64)
+    both = memit().solved(lm, FACTS, moments(lm, LAYERS))
+    last = memit(layers=LAYERS[1:]).solved(lm, FACTS, moments(lm, LAYERS))
+    torch.testing.assert_close(both[0].share * 2, last[0].share, rtol=1e-5, atol=1e-6)
+
+
+def test_the_fraction_written_is_that_of_the_formula() -> None:
+    lm, editor = model("gpt2", torch.float64), memit(layers=(2,))
+    state = moments(lm, [2])
+    (layer,) = editor.solved(lm, FACTS[:1], state)
+    gram = layer.keys[0] @ torch.linalg.solve(state.moment(Site(2)).covariance(), layer.keys[0])
+    notes = editor.edit(lm, FACTS[:1], state).patch.header.notes
+    assert notes["written_fraction"]["2.mlp.down"][0] == pytest.approx(
+        float(gram / (gram + editor.weight)), rel=1e-4
+    )
+
+
+def test_the_order_of_facts_does_not_matter() -> None:
+    lm, editor = model("llama"), memit()
+    state = moments(lm, LAYERS)
+    forwards = editor.edit(lm, FACTS, state).patch
+    backwards = editor.edit(lm, FACTS[::-1], state).patch
+    for site in forwards.sites:
+        one, two = forwards.changes[site].to_dense(), backwards.changes[site].to_dense()
+        assert (one - two).norm() <= 1e-6 * one.norm()
+
+
+def test_without_a_step_nothing_changes() -> None:
+    lm = model("llama", torch.float64)
+    patch = memit(steps=1).edit(lm, FACTS, moments(lm, LAYERS)).patch
+    assert all(norm <= 1e-4 for norm in patch.norms().values())
+
+
+def test_a_sequence_keeps_the_keys_of_earlier_batches_and_protects_them() -> None:
+    lm, editor = model("llama", torch.float64), memit(layers=(2,), sequential=True)
+    state = moments(lm, [2])
+    first = editor.edit(lm, FACTS[:2], state)
+    sequences = _locate.subject_tokens(lm, FACTS[:2], TWO_LEVEL.prefixes)
+    with first.patch.apply(lm):
+        captured = _locate.capture_last(lm, sequences, [key(Site(2))])[key(Site(2))]
+        old = _locate.average(captured, TWO_LEVEL.weights).T
+        torch.testing.assert_close(first.state.tensors["memit/keys/2.mlp.down"], old)
+        second = editor.edit(lm, FACTS[2:], first.state)
+        (layer,) = editor.solved(lm, FACTS[2:], first.state)
+    assert second.state.tensors["memit/keys/2.mlp.down"].shape[1] == len(FACTS)
+    keys, share = layer.keys.T, layer.share.T
+    metric = editor.weight * state.moment(Site(2)).covariance() + keys @ keys.T + old @ old.T
+    expected = torch.linalg.solve(metric, keys @ share.T).T
+    torch.testing.assert_close(second.patch.changes[Site(2)].to_dense(), expected)
+    assert memit(layers=(2,)).edit(lm, FACTS[2:], state).state == state
+
+
+def test_facts_that_contradict_each_other_are_named() -> None:
+    lm = model("llama")
+    twin = Fact(prompt=FACTS[0].prompt, subject=FACTS[0].subject, target="Rome")
+    notes = memit().edit(lm, [FACTS[0], twin], moments(lm, LAYERS)).patch.header.notes
+    assert notes["conflicts"] == [[0, 1]]
+    assert any("different targets" in notice for notice in notes["notices"])
+
+
+def test_the_model_stays_as_it_is_also_when_a_later_layer_fails() -> None:
+    lm = model("llama")
+    state, digest = moments(lm, LAYERS), lm.digest()
+    memit().edit(lm, FACTS, state)
+    assert lm.digest() == digest
+    with pytest.raises(MissingState, match="CG503"):
+        memit(layers=(1, 3)).edit(lm, FACTS, state)
+
+    class Failing(Memit):
+        def protected(self, state, site):  # noqa: ANN001, ANN202
+            if site.layer == LAYERS[1]:
+                raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        Failing(**memit().model_dump(exclude={"contexts"}), contexts=TWO_LEVEL).edit(
+            lm, FACTS, state
+        )
+    assert lm.digest() == digest
+
+
+def test_no_facts_give_the_empty_patch_and_equal_arguments_equal_ones() -> None:
+    lm = model("gpt2")
+    state = moments(lm, LAYERS)
+    assert memit().edit(lm, [], state).patch.is_empty
+    assert memit().edit(lm, FACTS, state).patch == memit().edit(lm, FACTS, state).patch
+
+
+def test_layers_are_taken_in_ascending_order() -> None:
+    lm = model("llama")
+    assert memit(layers=(2, 1)).sites(lm) == (Site(1), Site(2))
+    assert memit().probed_layers(17, 48) == (13, 14, 15, 16, 17)
+    assert memit().probed_layers(1, 4) == (1,)
