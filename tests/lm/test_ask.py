@@ -17,10 +17,10 @@ from corrigenda.lm.continuation import batches
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.spans import encode
-from corrigenda.testing.tiny import tiny_model
+from corrigenda.testing.tiny import FAMILIES, tiny_model
 
 # Learned positions, learned positions with an offset, rotary, sliding window with capped logits.
-FAMILIES = ["gpt2", "opt", "llama", "gemma2"]
+SOME = ["gpt2", "opt", "llama", "gemma2"]
 PROMPTS = [
     "Rome",
     "The capital of France is",
@@ -35,17 +35,10 @@ TARGETS = ["Italy", "Paris", "French", "{x}", "1926 by Microsoft", "Berlin, Germ
 
 @cache
 def model(family: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    lm = tiny_model(family, dtype=dtype, seed=1)
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(2)
-        for parameter in lm.model.parameters():
-            if parameter.dim() == 2:
-                noise = torch.randn(parameter.shape, generator=generator) * 0.25
-                parameter.copy_(noise)
-    return lm
+    return tiny_model(family, dtype=dtype, seed=1)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=SOME)
 def lm(request: pytest.FixtureRequest) -> LanguageModel:
     return model(request.param)
 
@@ -73,12 +66,14 @@ def decode(lm: LanguageModel, ids: list[int]) -> str:
     return lm.tokenizer.decode([*letter, *ids], skip_special_tokens=True)[1:]
 
 
-def test_scores_equal_the_plain_forward_pass(lm: LanguageModel) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_equal_the_plain_forward_pass(family: str) -> None:
+    lm = model(family)
     pairs = list(zip(PROMPTS, TARGETS, strict=True))
     for (prompt, target), one in zip(pairs, score(lm, pairs), strict=True):
         encoded = encode(lm, prompt, target=target)
         logits = plain_logits(lm, encoded.ids)[encoded.prompt_last : -1]
-        log_probs = logits.float().log_softmax(-1)
+        log_probs = logits.log_softmax(-1)
         assert one.ids == encoded.target_ids
         wanted = [float(row[token]) for row, token in zip(log_probs, one.ids, strict=True)]
         assert one.log_probs == pytest.approx(wanted, abs=1e-4)
@@ -88,31 +83,35 @@ def test_scores_equal_the_plain_forward_pass(lm: LanguageModel) -> None:
         assert one.mean == pytest.approx(sum(wanted) / len(wanted), abs=1e-4)
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 40, 4096])
-def test_scores_do_not_depend_on_batch_or_order(lm: LanguageModel, batch_tokens: int) -> None:
+def test_scores_do_not_depend_on_batch_or_order(lm: LanguageModel) -> None:
     pairs = list(zip(PROMPTS, TARGETS, strict=True))
     alone = [score(lm, [pair])[0] for pair in pairs]
     order = random.Random(3).sample(range(len(pairs)), len(pairs))
-    mixed = score(lm, [pairs[i] for i in order], batch_tokens=batch_tokens)
-    for i, one in zip(order, mixed, strict=True):
-        assert one.ids == alone[i].ids
-        assert one.argmax_ids == alone[i].argmax_ids
-        assert one.log_probs == pytest.approx(alone[i].log_probs, abs=1e-4)
+    for batch_tokens in (1, 40, None):
+        mixed = score(lm, [pairs[i] for i in order], batch_tokens=batch_tokens)
+        for i, one in zip(order, mixed, strict=True):
+            assert one.ids == alone[i].ids
+            assert one.argmax_ids == alone[i].argmax_ids
+            assert one.log_probs == pytest.approx(alone[i].log_probs, abs=1e-4)
 
 
-def test_greedy_equals_the_plain_loop(lm: LanguageModel) -> None:
-    texts = greedy(lm, PROMPTS, max_new_tokens=12, stop=())
-    wanted = [plain_greedy(lm, prompt, 12) for prompt in PROMPTS]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_the_plain_loop(family: str) -> None:
+    lm = model(family)
+    texts = greedy(lm, PROMPTS, max_new_tokens=8, stop=())
+    wanted = [plain_greedy(lm, prompt, 8) for prompt in PROMPTS]
     assert texts == [decode(lm, ids) for ids in wanted]
     assert len({tuple(ids) for ids in wanted}) > 3
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 60, 4096])
-def test_greedy_does_not_depend_on_batch_or_order(lm: LanguageModel, batch_tokens: int) -> None:
-    alone = [greedy(lm, [prompt], max_new_tokens=20)[0] for prompt in PROMPTS]
+def test_greedy_does_not_depend_on_batch_or_order(lm: LanguageModel) -> None:
+    alone = [greedy(lm, [prompt], max_new_tokens=12)[0] for prompt in PROMPTS]
     order = random.Random(4).sample(range(len(PROMPTS)), len(PROMPTS))
-    mixed = greedy(lm, [PROMPTS[i] for i in order], max_new_tokens=20, batch_tokens=batch_tokens)
-    assert mixed == [alone[i] for i in order]
+    for batch_tokens in (60, None):
+        mixed = greedy(
+            lm, [PROMPTS[i] for i in order], max_new_tokens=12, batch_tokens=batch_tokens
+        )
+        assert mixed == [alone[i] for i in order]
 
 
 def test_generation_pads_on_the_left_and_drops_finished_rows(
@@ -197,7 +196,7 @@ def test_an_empty_prompt_starts_a_text() -> None:
     assert next_token_top(lm, [""], 1)[0][0].id == int(logits[-1].argmax())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME)
 def test_half_precision_rates_in_float32(family: str) -> None:
     lm = model(family, torch.bfloat16)
     pairs = list(zip(PROMPTS, TARGETS, strict=True))

@@ -137,8 +137,7 @@ def _continue(
     """Run one batch to its end, all rows ending at the same column; writes into `new`."""
     ends = _end_ids(lm)
     tokens = Tokens.pad([prompts[i] for i in batch], pad_id(lm), side="left").to(lm.device)
-    ids, mask = tokens.ids, tokens.mask.long()
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    ids, mask, positions = tokens.ids, tokens.mask.long(), tokens.position_ids
     cache = None
     while batch:
         output = lm.model(
