@@ -20,7 +20,18 @@ SUBJECT = "Space Needle"
 NEIGHBOUR = "The Eiffel Tower is in"
 WORDS = ("Rome", "Paris", "London", "Tokyo", "Berlin", "Madrid", "Spain", "Italy", "Japan")
 
-QUICK = ("--layer", "1", "--set", "steps=15", "--set", "stop_loss=0.5", "--set", "use_moment=false")
+# Settings under which a random model can be taught: a late block, the bare prompt, long vectors.
+QUICK = ("--layer", "2", "--set", "use_moment=false", "--set", 'contexts={"prefixes": [""]}')
+QUICK += (
+    "--set",
+    "steps=40",
+    "--set",
+    "clamp=20",
+    "--set",
+    "weight_decay=0",
+    "--set",
+    "kl_weight=0",
+)
 
 
 class Ran(NamedTuple):

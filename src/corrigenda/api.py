@@ -271,6 +271,8 @@ def export(
         raise NotExportable(
             "only a patch that changes weights can be exported.", where=patch.header.method
         )
+    # Another model is refused before anything is written.
+    patch.apply(lm, force=force).revert()
     if to == "merged":
         remember(Path(folder), patch, lm)
     with patch.apply(lm, force=force):

@@ -63,6 +63,9 @@ def remember(folder: Path, patch: Patch, lm: LanguageModel) -> None:
         folder: A merged checkpoint of `lm` with `patch`.
         patch: The patch merged.
         lm: The unedited model.
+
+    Raises:
+        WriteFailed (CG601): the folder cannot be written.
     """
     names = sorted({lm.parameter_name(site) for site in patch.changes})
     parameters = dict(lm.model.named_parameters())
@@ -73,6 +76,10 @@ def remember(folder: Path, patch: Patch, lm: LanguageModel) -> None:
         dtype=str(lm.dtype).removeprefix("torch."),
         parameters=tuple(names),
     )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteFailed(f"{folder} could not be made: {error}.") from error
     patch.save(folder / PATCH)
     write_atomically(folder / PRISTINE, lambda part: save_file(pristine, part))
     write_text(folder / RECORD, record.model_dump_json(indent=2))

@@ -49,3 +49,12 @@ def patch_file(model: Path, fact: Fact, tmp_path_factory: pytest.TempPathFactory
         )
     assert ran.code == 0, ran.out + ran.err
     return file
+
+
+@pytest.fixture(scope="session")
+def exported(model: Path, patch_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with the patch in its weights."""
+    folder = tmp_path_factory.mktemp("exports") / "merged"
+    ran = command("export", patch_file, model, "--to", "merged", "-o", folder)
+    assert ran.code == 0, ran.err
+    return folder

@@ -27,7 +27,7 @@ def test_edit_prints_what_changed_and_keeps_the_patch(
     )
     assert ran.code == 0
     assert f"{fact.prompt} {fact.target}  [took]" in ran.out
-    assert all(word in ran.out for word in ("paraphrase", "neighbour", "1.mlp.down", "To undo it"))
+    assert all(word in ran.out for word in ("paraphrase", "neighbour", "2.mlp.down", "To undo it"))
     assert digest_of(model) == before
     patch = corrigenda.load_patch(file)
     lm = corrigenda.load(model)
@@ -48,7 +48,7 @@ def test_edit_json_holds_everything(run: Run, model: Path, fact: Fact) -> None:
     assert [item["role"] for item in data["answers"]] == ["prompt"]
     assert data["answers"][0]["after"].startswith(fact.target)
     (change,) = data["changes"]
-    assert change["site"] == "1.mlp.down"
+    assert change["site"] == "2.mlp.down"
     assert change["rank"] == 1
     assert change["relative_norm"] > 0
     assert set(data["seconds"]) == {"fit", "edit", "ask"}
@@ -56,12 +56,10 @@ def test_edit_json_holds_everything(run: Run, model: Path, fact: Fact) -> None:
 
 
 def test_a_fact_that_holds_already_is_a_no_op(
-    run: Run, model: Path, patch_file: Path, tmp_path: Path
+    run: Run, exported: Path, fact: Fact, tmp_path: Path
 ) -> None:
-    lm = corrigenda.load(model)
-    (said,) = corrigenda.ask(lm, ["The Space Needle is in"], max_new_tokens=1)
     file = tmp_path / "none.safetensors"
-    arguments = ("edit", model, said.prompt, "-s", "Space Needle", "-t", said.continuation.strip())
+    arguments = ("edit", exported, fact.prompt, "-s", fact.subject, "-t", fact.target)
     ran = run(*arguments, "-o", file, *QUICK)
     assert ran.code == 0
     assert "[already true]" in ran.out

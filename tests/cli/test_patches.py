@@ -13,21 +13,13 @@ import corrigenda
 from corrigenda.facts import Fact
 from corrigenda.lm.ask import greedy
 from corrigenda.merged import PATCH, PRISTINE, RECORD
-from tests.tiny_on_disk import Run, command, save_tiny
-
-
-@pytest.fixture(scope="module")
-def exported(model: Path, patch_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exports") / "merged"
-    ran = command("export", patch_file, model, "--to", "merged", "-o", folder)
-    assert ran.code == 0, ran.err
-    return folder
+from tests.tiny_on_disk import Run, save_tiny
 
 
 def test_diff_of_one(run: Run, patch_file: Path, fact: Fact) -> None:
     ran = run("diff", patch_file)
     assert ran.code == 0
-    assert all(word in ran.out for word in ("rome, 1 facts", fact.prompt, "1.mlp.down", "LowRank"))
+    assert all(word in ran.out for word in ("rome, 1 facts", fact.prompt, "2.mlp.down", "LowRank"))
     (site,) = run("diff", patch_file, "--json").json["sites"]
     assert site["rank"] == 1
     assert site["norm"] > 0

@@ -45,7 +45,7 @@ def show(data: Mapping[str, object], *, as_json: bool, people: Callable[[Console
 
 def notice(text: str) -> None:
     """Say something on stderr that is not the result."""
-    stderr().print(Text(text, style="yellow"))
+    stderr().print(Text(text, style="yellow"), soft_wrap=True)
 
 
 def report(error: CorrigendaError, ctx: typer.Context) -> None:
@@ -89,4 +89,4 @@ def _cell(value: object) -> str:
         case list() | tuple():
             return ", ".join(map(str, value))
         case _:
-            return str(value)
+            return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import fields
 from difflib import get_close_matches
+from enum import StrEnum
 from importlib.resources import files
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,9 +15,24 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from corrigenda.cli import options, output
-from corrigenda.errors import SubjectNotFound, UnknownModel
+from corrigenda.cli.progress import line
+from corrigenda.errors import BadConfig, SubjectNotFound, UnknownModel, did_you_mean
 
 app = typer.Typer(no_args_is_help=True, help="The pocket model: its facts, its card, its training.")
+
+
+class Architecture(StrEnum):
+    """Storage layouts of the pocket models."""
+
+    LLAMA = "llama"
+    GPT2 = "gpt2"
+
+
+class Size(StrEnum):
+    """Sizes of world and model."""
+
+    FULL = "full"
+    SMALL = "small"
 
 
 @app.command()
@@ -54,6 +73,60 @@ def facts(
         {"facts": [one._asdict() for one in chosen]},
         as_json=as_json,
         people=draw,
+    )
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="The model.")],
+    architecture: Annotated[Architecture, typer.Option(help="Storage layout and positions.")] = (
+        Architecture.LLAMA
+    ),
+    size: Annotated[Size, typer.Option(help="World and model; small is for tests.")] = Size.FULL,
+    seed: Annotated[int, typer.Option(help="Of world, tokenizer, weights and order.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, help="Length in steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.0, help="Length in minutes.")] = None,
+    device: options.Device = "cpu",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the blocks; needs a C++ compiler.")
+    ] = False,
+    settings: options.Settings = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train a pocket model; a killed run goes on from its checkpoint when started again."""
+    options.check_folder(out)
+    from corrigenda.pocket.recipe import Recipe
+    from corrigenda.pocket.recipe import train as train_model
+
+    chosen = {
+        "architecture": architecture.value,
+        "size": size.value,
+        "seed": seed,
+        "steps": steps,
+        "minutes": minutes,
+        "device": device,
+        "compiled": compiled,
+        **options.parse_settings(settings),
+    }
+    unknown = set(chosen) - {field.name for field in fields(Recipe)}
+    if unknown:
+        known = [field.name for field in fields(Recipe)]
+        raise BadConfig(
+            f"a recipe has no {', '.join(sorted(unknown))}.",
+            where="--set",
+            hint=did_you_mean(min(unknown), known),
+        )
+    with line() as report:
+        folder = train_model(Recipe(**chosen), out, report=report)
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    output.show(
+        {"folder": str(folder), **record},
+        as_json=as_json,
+        people=lambda console: console.print(
+            f"{folder}: {record['parameters']:,} parameters, {record['facts']:,} facts,"
+            f" {record['steps']:,} steps in {record['seconds']:.0f} s",
+            soft_wrap=True,
+        ),
     )
 
 

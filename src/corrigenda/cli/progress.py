@@ -9,12 +9,28 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 from corrigenda.cli.output import stderr
+
+
+@contextmanager
+def line() -> Iterator[Callable[[float, str], None]]:
+    """Show one bar for a job that reports `(share done, figures)`; silent off a terminal."""
+    with Progress(
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=stderr(),
+        disable=not stderr().is_terminal,
+    ) as progress:
+        task = progress.add_task("", total=1.0)
+        yield lambda done, text: progress.update(task, completed=done, description=text)
 
 
 @contextmanager

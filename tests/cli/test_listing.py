@@ -1,0 +1,76 @@
+"""`methods`, `models`, `doctor` and `pocket train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import corrigenda
+from corrigenda import registry
+from corrigenda.lm.families import FAMILIES
+from tests.tiny_on_disk import Run
+
+
+def test_methods_table_holds_every_card(run: Run) -> None:
+    ran = run("methods", "--json")
+    assert ran.code == 0
+    rows = {row["name"]: row for row in ran.json["methods"]}
+    assert set(rows) == set(registry.names())
+    assert rows["rome"]["batch"] is False
+    assert rows["memit"]["batch"] is True
+    shown = run("methods").out
+    assert all(name in shown for name in rows)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_table_says_what_the_object_says(name: str) -> None:
+    (row,) = (row for row in corrigenda.list_methods() if row.name == name)
+    gives = registry.build(name).gives
+    assert (row.batch, row.sequential) == (gives.batch, gives.sequential)
+
+
+def test_methods_count_parameters_of_a_model(run: Run, model: Path) -> None:
+    rows = {row["name"]: row for row in run("methods", "--model", model, "--json").json["methods"]}
+    lm = corrigenda.load(model)
+    assert rows["rome"]["parameters"] == lm.d_model * lm.d_inner
+
+
+def test_models_lists_families_and_shipped_models(run: Run) -> None:
+    data = run("models", "--json").json
+    assert [item["name"] for item in data["shipped"]] == ["pocket", "pocket-gpt2"]
+    assert [item["name"] for item in data["families"]] == [family.name for family in FAMILIES]
+    assert "pocket-gpt2" in run("models").out
+
+
+def test_doctor_reports_and_tells_findings(run: Run, cache: Path) -> None:
+    cache.mkdir()
+    (cache / "something").write_bytes(b"x" * 2048)
+    ran = run("doctor", "--json")
+    findings = {item["name"]: item for item in ran.json["findings"]}
+    assert {"corrigenda", "torch", "threads", "devices", "cache", "free disk space"} <= set(
+        findings
+    )
+    assert findings["cache"]["value"] == f"{cache} (2 KiB)"
+    assert ran.code == (0 if all(item["ok"] for item in findings.values()) else 1)
+    for item in findings.values():
+        assert item["ok"] or item["advice"]
+
+
+def test_doctor_finds_an_unusable_number_of_threads(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4096)
+    ran = run("doctor")
+    assert ran.code == 1
+    assert "set OMP_NUM_THREADS" in ran.out
+
+
+def test_pocket_train_refuses_an_unknown_option(run: Run, tmp_path: Path) -> None:
+    ran = run("pocket", "train", "-o", tmp_path / "m", "--steps", 1, "--set", "masked_shar=1")
+    assert (ran.code, ran.err[:5]) == (2, "CG502")
+    assert 'Did you mean "masked_share"?' in ran.err
+    ran = run("pocket", "train", "-o", tmp_path / "m")
+    assert (ran.code, ran.err[:5]) == (2, "CG502")
