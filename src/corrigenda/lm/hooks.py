@@ -183,7 +183,7 @@ class _ExpertHook:
     def _run(
         self, module: nn.Module, expert: int | None, x: Tensor, rows: Tensor | None, total: int = 0
     ) -> Tensor | None:
-        """Output of one expert; with transforms if `rows` is given, None if they changed nothing."""
+        """Output of one expert; with transforms (`rows` given), None if they changed nothing."""
         changed = rows is None
 
         def through(part: str, role: str, tensor: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from corrigenda.errors import QuantisedWeights
 from corrigenda.lm.digest import digest
 from corrigenda.lm.families import Family
+from corrigenda.lm.head import logits_of
 from corrigenda.lm.hooks import Hooks, Transform
 from corrigenda.lm.loading import load_pair, require_fast
 from corrigenda.lm.probing import resolve
@@ -74,6 +76,8 @@ class LanguageModel:
         self.patches: Sequence[object] = ()
         self._storage = Storage(model, self.family)
         self._hooks = Hooks(self._storage, self.family)
+        # Models with ALiBi take none: they count from the mask.
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     @classmethod
     def load(
@@ -211,7 +215,7 @@ class LanguageModel:
         tokens: Tokens,
         points: Sequence[Point],
         *,
-        positions: Int[Tensor, "batch"] | Int[Tensor, "batch k"] | None = None,
+        positions: Int[Tensor, " batch"] | Int[Tensor, "batch k"] | None = None,
     ) -> dict[Point, Tensor]:
         """Capture tensors in one pass that stops behind the last of them; no gradients.
 
@@ -244,10 +248,8 @@ class LanguageModel:
         if not wanted:
             return {}
         with self._hooks.attached({point: recorder(point) for point in wanted}):
-            try:
+            with suppress(_Reached):
                 self._forward(tokens)
-            except _Reached:
-                pass
         return {point: captured[point] for point in wanted}
 
     def swap(self, transforms: Mapping[Point, Transform]) -> AbstractContextManager[None]:
@@ -269,10 +271,7 @@ class LanguageModel:
 
     def head(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
         """Turn states behind the last block into logits: final norm, head, soft-capping."""
-        normed = self.model.get_submodule(self.family.final_norm)(hidden)
-        logits = self.model.get_output_embeddings()(normed)
-        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return logits_of(self.model, self.family, hidden)
 
     def digest(self) -> str:
         """Return a hash of all weights, dtypes and the configuration; see `corrigenda.lm.digest`.
@@ -283,20 +282,17 @@ class LanguageModel:
 
     def _forward(self, tokens: Tokens) -> Float[Tensor, "batch pos vocab"]:
         tokens = tokens.to(self.device)
+        positions = {"position_ids": tokens.position_ids} if self._takes_positions else {}
+        mask = tokens.mask.long()
         return self.model(
-            input_ids=tokens.ids,
-            attention_mask=tokens.mask.long(),
-            position_ids=tokens.position_ids,
-            use_cache=False,
+            input_ids=tokens.ids, attention_mask=mask, use_cache=False, **positions
         ).logits
 
 
 def gather(
-    tensor: Float[Tensor, "batch pos d"], positions: Int[Tensor, "batch"] | Int[Tensor, "batch k"]
+    tensor: Float[Tensor, "batch pos d"], positions: Int[Tensor, " batch"] | Int[Tensor, "batch k"]
 ) -> Tensor:
     """Pick positions of each row: (batch, d), or (batch, k, d) where `positions` has k columns."""
     positions = positions.to(tensor.device)
     rows = torch.arange(len(positions), device=tensor.device)
     return tensor[rows.view(-1, *[1] * (positions.dim() - 1)), positions]
-
-
