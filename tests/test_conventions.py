@@ -175,7 +175,9 @@ def test_benchmark_ends_with_one_line_of_json(path: Path) -> None:
     if isinstance(last, ast.Return):
         last = main.body[-2]
     assert isinstance(last, ast.Expr), ast.unparse(last)
-    assert re.fullmatch(r"print\(json\.dumps\((?!.*indent=).*\)(, flush=True)?\)", ast.unparse(last))
+    assert re.fullmatch(
+        r"print\(json\.dumps\((?!.*indent=).*\)(, flush=True)?\)", ast.unparse(last)
+    )
     source = path.read_text(encoding="utf-8")
     assert all(re.search(rf"[\"']{key}[\"']", source) for key in ("threads", "torch"))
 

@@ -1,4 +1,4 @@
-"""Pages: links lead somewhere, commands exist, Python snippets compile, use public names and run."""
+"""Pages: links lead to files, commands exist, Python snippets use public names and run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import shlex
 from importlib.resources import files
 from pathlib import Path
 
-import corrigenda
 import pytest
 import typer
+
+import corrigenda
 from corrigenda.cli.main import app
 
 ROOT = Path(__file__).parents[1]
