@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from corrigenda.lm.sites import Site
-from corrigenda.testing.tiny import tiny_model
 
 from corrigenda.linalg import LowRank
+from corrigenda.lm.sites import Site
 from corrigenda.patch import Dense, Rows, WeightPatch, header_for
+from corrigenda.testing.tiny import tiny_model
 
 
 def factors(shape, rank, seed, scale=0.05):

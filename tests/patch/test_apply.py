@@ -7,13 +7,23 @@ import weakref
 
 import pytest
 import torch
-from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site
-from corrigenda.testing.tiny import tiny_model
 
 from corrigenda.errors import NonFinite, NotApplied, QuantisedWeights, UnknownSite, WrongBase
 from corrigenda.linalg import LowRank
-from corrigenda.patch import Dense, Header, WeightPatch, apply_hooks, header_for, ledger_of
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site
+from corrigenda.patch import (
+    Dense,
+    Header,
+    Patch,
+    PromptPatch,
+    WeightPatch,
+    apply_hooks,
+    header_for,
+    ledger_of,
+    save_patch,
+)
+from corrigenda.testing.tiny import tiny_model
 
 FAMILIES = ("gpt2", "gptj", "gpt_neox", "llama", "gemma2", "phi3")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -164,6 +174,25 @@ def test_slices_of_fused_outputs_at_run_time(family, make_patch, logits):
         running = logits(lm)
     with patch.apply(lm):
         assert distance(running, logits(lm)) <= 1e-5
+
+
+def test_experts_at_run_time_in_any_order(make_patch, logits):
+    lm = tiny_model("qwen3_moe")
+    plain = logits(lm)
+    one = make_patch(lm, "1.mlp.down#0 1.mlp.down#1 1.mlp.up#2", seed=1)
+    two = make_patch(lm, "1.mlp.down#1 1.mlp.gate#3", seed=5)
+    with one.apply(lm), two.apply(lm):
+        both = logits(lm)
+    with two.apply(lm):
+        second = logits(lm)
+    first_hooks = one.apply(lm, mode="runtime")
+    second_hooks = two.apply(lm, mode="runtime")
+    assert distance(logits(lm), both) <= 1e-5
+    first_hooks.revert()
+    assert distance(logits(lm), second) <= 1e-5
+    assert distance(second, plain) > 1e-3
+    second_hooks.revert()
+    assert torch.equal(logits(lm), plain)
 
 
 def test_both_modes_mix(make_patch, gpt2, bits, same_bits, logits):
@@ -397,7 +426,7 @@ def test_merging_into_quantised_weights_is_refused(make_patch, llama, monkeypatc
 
 
 def test_unknown_modes(make_patch, llama):
-    with pytest.raises(ValueError, match="merge"):
+    with pytest.raises((ValueError, TypeError), match="merge"):
         make_patch(llama, SITES).apply(llama, mode="merged")
 
 
@@ -411,6 +440,15 @@ class Shout:
     def digest(self):
         return "shout"
 
+    def tensors(self):
+        return {}
+
+    def rewrite(self, prompt):
+        return prompt.upper()
+
+    def save(self, path):
+        return save_patch(self, path)
+
     def apply(self, lm, *, mode="merge", force=False):
         return apply_hooks(self, lm, force=force)
 
@@ -418,6 +456,8 @@ class Shout:
 def test_patches_without_weights_share_the_machinery(llama, make_patch, bits, same_bits):
     before = bits(llama)
     shout = Shout(header_for(llama, method="shout"))
+    assert isinstance(shout, Patch)
+    assert isinstance(shout, PromptPatch)
     with shout.apply(llama) as applied, make_patch(llama, SITES).apply(llama):
         assert tuple(llama.patches)[0] is shout
         with pytest.raises(NotApplied):

@@ -7,12 +7,11 @@ import signal
 
 import pytest
 import torch
-from corrigenda.lm.sites import Site
-from corrigenda.testing.tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from corrigenda.errors import NotExportable, WriteFailed, WrongBase
 from corrigenda.linalg import LowRank
+from corrigenda.lm.sites import Site
 from corrigenda.patch import (
     Dense,
     Header,
@@ -21,6 +20,7 @@ from corrigenda.patch import (
     export_peft,
     header_for,
 )
+from corrigenda.testing.tiny import tiny_model
 
 SITES = "0.mlp.down 2.mlp.down 2.attn.out"
 
@@ -94,7 +94,7 @@ def test_slices_of_fused_weights(family, make_patch, tmp_path):
 
 def test_what_cannot_be_an_adapter_is_refused(make_patch, llama, tmp_path):
     folder = tmp_path / "adapter"
-    with pytest.raises(NotExportable, match=r"CG405.*rank 32.*\n.*1\.mlp\.down"):
+    with pytest.raises(NotExportable, match=r"CG405.*rank \d+.*\n.*1\.mlp\.down"):
         export_peft(make_patch(llama, "1.mlp.down", "dense"), llama, folder)
     with pytest.raises(NotExportable, match="empty"):
         export_peft(WeightPatch({}, Header(method="m")), llama, folder)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.utils.hooks import RemovableHandle
 
 from corrigenda.errors import UnknownSite
 from corrigenda.lm.sites import Point, Site
@@ -31,6 +32,7 @@ class Hooks:
         """Prepare for a model; nothing is attached yet."""
         self._storage, self._family = storage, family
         self._experts: dict[int, list[tuple[Site, str, Transform]]] = {}
+        self._expert_handles: dict[int, RemovableHandle] = {}
         self._shapes: dict[int, torch.Size] = {}
 
     def check(self, point: Point) -> None:
@@ -148,11 +150,17 @@ class Hooks:
         entry = (site, role, transform)
         if not entries:
             hook = _ExpertHook(self._storage, entries, self._shapes, site.layer)
-            handle = experts.register_forward_hook(hook)
-            stack.callback(handle.remove)
-            stack.callback(self._experts.pop, site.layer)
+            self._expert_handles[site.layer] = experts.register_forward_hook(hook)
         entries.append(entry)
-        stack.callback(entries.remove, entry)
+        stack.callback(self._release_expert, site.layer, entry)
+
+    def _release_expert(self, layer: int, entry: tuple[Site, str, Transform]) -> None:
+        """Contexts may be left in any order, so the last one out takes the hook away."""
+        entries = self._experts[layer]
+        entries.remove(entry)
+        if not entries:
+            self._expert_handles.pop(layer).remove()
+            del self._experts[layer]
 
 
 class _ExpertHook:

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -18,15 +17,13 @@ from transformers.pytorch_utils import Conv1D
 from corrigenda.errors import NotExportable, WriteFailed
 from corrigenda.files import write_atomically, write_text
 from corrigenda.linalg.lowrank import LowRank
+from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch.changes import Change, Dense, Rows
 from corrigenda.patch.ledger import ledger_of, require_base
+from corrigenda.patch.protocols import Patch
 from corrigenda.patch.runtime import require_shapes
-
-if TYPE_CHECKING:
-    from corrigenda.lm.model import LanguageModel
-    from corrigenda.patch.protocols import Patch
-    from corrigenda.patch.weights import WeightPatch
+from corrigenda.patch.weights import WeightPatch
 
 
 def export_peft(patch: WeightPatch, lm: LanguageModel, folder: str | Path) -> Path:

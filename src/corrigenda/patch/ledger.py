@@ -14,22 +14,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, overload
+from typing import Literal, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.errors import NonFinite, NotApplied, QuantisedWeights, WrongBase
+from corrigenda.errors import NonFinite, NotApplied, WrongBase
+from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.patch.changes import add_to_weight
+from corrigenda.patch.changes import Change, add_to_weight
 from corrigenda.patch.header import Header
-from corrigenda.patch.runtime import added_at_run_time, require_shapes
-
-if TYPE_CHECKING:
-    from corrigenda.lm.model import LanguageModel
-    from corrigenda.patch.protocols import HookPatch, Patch
-    from corrigenda.patch.weights import WeightPatch
+from corrigenda.patch.protocols import AnswerPatch, HookPatch, Patch, PromptPatch
 
 Mode = Literal["merge", "runtime"]
 
@@ -85,7 +81,7 @@ class _Region:
     sites: set[Site] = field(default_factory=set)
 
 
-class Ledger(Sequence["Patch"]):
+class Ledger(Sequence[Patch]):
     """The patches active on one model, in order of application; read it as `lm.patches`.
 
     Attributes:
@@ -289,44 +285,9 @@ def header_for(
     )
 
 
-def apply_weights(
-    patch: WeightPatch, lm: LanguageModel, *, mode: Mode = "merge", force: bool = False
+def apply_hooks(
+    patch: HookPatch | PromptPatch | AnswerPatch, lm: LanguageModel, *, force: bool = False
 ) -> Applied:
-    """Make a weight patch active.
-
-    Args:
-        patch: The patch.
-        lm: A model; several patches may be active on it, in both modes.
-        mode: "merge" rewrites the weights (nothing is slower afterwards); "runtime" leaves them
-            alone and adds `(x @ right) @ left.T` in forward hooks, also on quantised models.
-        force: Apply it to another base, without its prerequisites, or twice. Shapes must fit.
-
-    Returns:
-        A context manager with `.revert()`; merged weights return bit for bit, in any order.
-
-    Raises:
-        WrongBase (CG401): made on another model, or its prerequisites are not active.
-        NotApplied (CG406): active already.
-        QuantisedWeights (CG304): merge mode on a quantised model.
-        NonFinite (CG201): the sum overflows the dtype of the weight.
-        UnknownSite (CG303): the model has no such layer or part.
-    """
-    if mode not in ("merge", "runtime"):
-        raise ValueError(f'mode is "merge" or "runtime", not {mode!r}')
-    if mode == "merge" and lm.is_quantised:
-        raise QuantisedWeights(
-            "a patch cannot be merged into quantised weights.",
-            where=lm.name,
-            hint='Apply it with mode="runtime".',
-        )
-    ledger = ledger_of(lm)
-    ledger.admit(patch, lm, force=force)
-    require_shapes(patch.changes, lm)
-    hooks = added_at_run_time(patch.changes, lm) if mode == "runtime" else None
-    return ledger.enter(Applied(patch, lm, mode), hooks)
-
-
-def apply_hooks(patch: HookPatch, lm: LanguageModel, *, force: bool = False) -> Applied:
     """Make a patch active that works by hooks, or (without hooks) by whoever asks the model.
 
     Raises:
@@ -335,11 +296,11 @@ def apply_hooks(patch: HookPatch, lm: LanguageModel, *, force: bool = False) -> 
     """
     ledger = ledger_of(lm)
     ledger.admit(patch, lm, force=force)
-    hooks = patch.hooks(lm) if hasattr(patch, "hooks") else ExitStack()
+    hooks = patch.hooks(lm) if isinstance(patch, HookPatch) else ExitStack()
     return ledger.enter(Applied(patch, lm, "runtime"), hooks)
 
 
-def _changes(entry: Applied) -> Mapping[Site, object]:
+def _changes(entry: Applied) -> Mapping[Site, Change]:
     return entry.patch.changes if hasattr(entry.patch, "changes") else {}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -20,9 +20,7 @@ from corrigenda.errors import CorruptFile, NewerFormat, PickleRefused
 from corrigenda.files import write_atomically
 from corrigenda.patch.changes import digest_of
 from corrigenda.patch.header import FORMAT_VERSION, Header
-
-if TYPE_CHECKING:
-    from corrigenda.patch.protocols import Patch
+from corrigenda.patch.protocols import Patch
 
 _PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"}
 _HEADER = "corrigenda"

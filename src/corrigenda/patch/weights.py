@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from corrigenda.errors import NonFinite, WrongBase
+from corrigenda.errors import NonFinite, QuantisedWeights, WrongBase
+from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import changes as change_algebra
 from corrigenda.patch.changes import Change
 from corrigenda.patch.header import Header, compose_headers
-from corrigenda.patch.ledger import Applied, apply_weights
+from corrigenda.patch.ledger import Applied, ledger_of
+from corrigenda.patch.runtime import added_at_run_time, require_shapes
 from corrigenda.patch.storage import save_patch
-
-if TYPE_CHECKING:
-    from corrigenda.lm.model import LanguageModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +136,38 @@ class WeightPatch:
         mode: Literal["merge", "runtime"] = "merge",
         force: bool = False,
     ) -> Applied:
-        """Make the patch active on a model; see `corrigenda.patch.ledger.apply_weights`."""
-        return apply_weights(self, lm, mode=mode, force=force)
+        """Make the patch active on a model.
+
+        Args:
+            lm: A model; several patches may be active on it, in both modes.
+            mode: "merge" rewrites the weights (nothing is slower afterwards); "runtime" leaves
+                them alone and adds `(x @ right) @ left.T` in forward hooks, also on quantised
+                models.
+            force: Apply it to another base, without its prerequisites, or twice. Shapes must fit.
+
+        Returns:
+            A context manager with `.revert()`; merged weights return bit for bit, in any order.
+
+        Raises:
+            WrongBase (CG401): made on another model, or its prerequisites are not active.
+            NotApplied (CG406): active already.
+            QuantisedWeights (CG304): merge mode on a quantised model.
+            NonFinite (CG201): the sum overflows the dtype of the weight.
+            UnknownSite (CG303): the model has no such layer or part.
+        """
+        if mode not in ("merge", "runtime"):
+            raise ValueError(f'mode is "merge" or "runtime", not {mode!r}')
+        if mode == "merge" and lm.is_quantised:
+            raise QuantisedWeights(
+                "a patch cannot be merged into quantised weights.",
+                where=lm.name,
+                hint='Apply it with mode="runtime".',
+            )
+        ledger = ledger_of(lm)
+        ledger.admit(self, lm, force=force)
+        require_shapes(self.changes, lm)
+        hooks = added_at_run_time(self.changes, lm) if mode == "runtime" else None
+        return ledger.enter(Applied(self, lm, mode), hooks)
 
     def save(self, path: str | Path) -> Path:
         """Write the patch to one safetensors file; see `corrigenda.patch.storage.save_patch`."""
