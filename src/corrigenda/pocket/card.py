@@ -61,7 +61,7 @@ def share_right(lm: LanguageModel, asked: Sequence[Item]) -> float | None:
 
 
 def share_concluding(
-    lm: LanguageModel, asked: Sequence[Item], *, max_new_tokens: int = 160
+    lm: LanguageModel, asked: Sequence[Item], *, max_new_tokens: int = 96
 ) -> float | None:
     """Share of prompts that the model works through to a right "Final answer: ..."."""
     texts = greedy(lm, [item.prompt for item in asked], max_new_tokens=max_new_tokens, stop=())
@@ -311,7 +311,7 @@ def measure(
     counterfact: Sequence[Item] | None = None,
     corpus: Corpus | Source | None = None,
     preset: str | None = None,
-    num_injected: int = 50,
+    num_injected: int = 40,
     num_traced: int = 20,
     progress: Progress | None = None,
 ) -> dict[str, object]:
@@ -338,7 +338,7 @@ def measure(
         ("two hops", lambda: {"two_hop_chained": share_concluding(lm, exam.two_hop)}),
         ("refusal", lambda: {"refusal": share_right(lm, exam.refusal)}),
         ("CounterFact", lambda: _counterfact(lm, counterfact)),
-        ("injection", lambda: injection_figures(lm, facts[:num_injected], exam.contexts)),
+        ("injection", lambda: injection_figures(lm, facts[:num_injected], exam.contexts[:3])),
         ("trace", lambda: trace_figures(lm, traceable(lm, facts)[:num_traced])),
         (
             "edits",
