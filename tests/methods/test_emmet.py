@@ -54,7 +54,7 @@ def test_two_facts_with_one_key_need_a_ridge() -> None:
     lm = model("llama")
     state = moments(lm, [LAYER])
     twins = [FACTS[0], Fact(prompt=FACTS[0].prompt, subject=FACTS[0].subject, target="Rome")]
-    with pytest.raises(NotEnoughFacts, match="CG106.*\n.*Space Needle"):
+    with pytest.raises(NotEnoughFacts, match=r"CG106.*\n.*Space Needle"):
         Emmet(layer=LAYER, **COMMON).edit(lm, twins, state)
     assert not Emmet(layer=LAYER, gamma=0.1, **COMMON).edit(lm, twins, state).patch.is_empty
 

@@ -125,7 +125,7 @@ def test_the_model_stays_as_it_is_also_when_a_later_layer_fails() -> None:
         memit(layers=(1, 3)).edit(lm, FACTS, state)
 
     class Failing(Memit):
-        def protected(self, state, site):  # noqa: ANN001, ANN202
+        def protected(self, state, site):
             if site.layer == LAYERS[1]:
                 raise RuntimeError("in the middle")
 

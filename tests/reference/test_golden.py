@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site, key
+from _pytest.mark import ParameterSet
 from safetensors.torch import load_file
 from torch import Tensor
 
 from corrigenda.contexts import Contexts
 from corrigenda.facts import Fact
 from corrigenda.linalg.moments import SecondMoment
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site, key
 from corrigenda.methods import _locate
 from corrigenda.methods.emmet import Emmet
 from corrigenda.methods.memit import Memit
@@ -33,6 +34,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 TOLERANCE = 1e-3
+
+
+def slow(case: object) -> ParameterSet:
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
 PREFIXES = (
     "",
     "The language is English. ",
@@ -114,7 +121,7 @@ def check_trace(patch: WeightPatch, index: int, expected: list[list[float]]) -> 
     )
 
 
-@pytest.mark.parametrize("index", range(8))
+@pytest.mark.parametrize("index", [0, 1, 2, *(slow(index) for index in range(3, 8))])
 @pytest.mark.parametrize(
     ("method", "variant"), [("orig_rome", "rome"), ("rome", "rome"), ("r-rome", "r-rome")]
 )
@@ -155,7 +162,7 @@ def check_key_and_target(editor: Rome, fact: Fact, stored: dict[str, Tensor], ta
 
 
 @pytest.mark.parametrize("method", ["orig_memit", "memit"])
-@pytest.mark.parametrize("tag", ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "b16"])
+@pytest.mark.parametrize("tag", ["s0", "s1", "b16", *(slow(f"s{i}") for i in range(2, 8))])
 def test_memit(method: str, tag: str) -> None:
     hparams = golden(method)["hparams"]
     editor = Memit(
@@ -167,7 +174,7 @@ def test_memit(method: str, tag: str) -> None:
     check_spread(method, tag, editor)
 
 
-@pytest.mark.parametrize("tag", ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "b16"])
+@pytest.mark.parametrize("tag", ["s0", "s1", "b16", slow("s2"), slow("s3")])
 def test_emmet(tag: str) -> None:
     hparams = golden("orig_emmet")["hparams"]
     ridge = hparams["emmet_lambda"] * hparams["mom2_update_weight"]

@@ -25,7 +25,7 @@ from corrigenda.lm.tail import Tail
 Status = Literal["written", "not converged", "clamped"]
 
 # Padded positions cost less than streaming the weights of the later blocks for another bucket.
-_PADDING_TOKENS = {"cpu": 48, "cuda": 1024}
+_PADDING_TOKENS = {"cpu": 16, "cuda": 1024}
 _BUCKET_TOKENS = {"cpu": 512, "cuda": 16384}
 _HEAD_ROWS = {"cpu": 256, "cuda": 4096}
 _MEMORY_BYTES = 2 << 30
