@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.utils import logging as transformers_logging
@@ -40,7 +41,7 @@ def load_pair(
     """Load a model and its tokenizer.
 
     Raises:
-        UnknownModel (CG301): nothing there, or no model in it.
+        UnknownModel (CG301): nothing there, no model in it, or not all of its weights.
         PickleRefused (CG403): a folder with pickled weights only.
         SlowTokenizer (CG305): the tokenizer gives no character offsets.
     """
@@ -53,15 +54,27 @@ def load_pair(
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype="auto" if dtype is None else dtype, use_safetensors=True, **settings
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype="auto" if dtype is None else dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **settings,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **settings)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unknown(name, error) from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise UnknownModel(
+            f"{len(missing)} weights are not in the files, among them {missing[0]}.",
+            where=name,
+            hint="Without them the model would be random there: the files are incomplete, or of "
+            "another architecture than config.json says.",
+        )
     require_fast(tokenizer, name)
     return model.to(device), tokenizer
 

@@ -247,9 +247,9 @@ class LanguageModel:
 
         if not wanted:
             return {}
-        with self._hooks.attached({point: recorder(point) for point in wanted}):
-            with suppress(_Reached):
-                self._forward(tokens)
+        recorders = {point: recorder(point) for point in wanted}
+        with self._hooks.attached(recorders), suppress(_Reached):
+            self._forward(tokens)
         return {point: captured[point] for point in wanted}
 
     def swap(self, transforms: Mapping[Point, Transform]) -> AbstractContextManager[None]:

@@ -92,6 +92,7 @@ class Tail:
 
     entry: Float[Tensor, "batch d_model"]
     starts: Int[Tensor, " batch"]
+    _ends: Int[Tensor, " batch"]
     _norm: nn.Module | None
     _base: Float[Tensor, "batch d_model"]
     _hidden: Float[Tensor, "batch pos d_model"]
@@ -173,7 +174,7 @@ class Tail:
         module = None if norm is None else lm.blocks[layer].get_submodule(norm)
         memo: dict[int, Tensor] = {}
         steps = [call.step(view, memo, hidden.dtype) for call in calls]
-        return cls(entry, starts, module, base, hidden, prefix, steps)
+        return cls(entry, starts, ends, module, base, hidden, prefix, steps)
 
     def run(
         self,
@@ -218,11 +219,12 @@ class Tail:
         live = self._live
         if live is not None and _same(live.rows, rows) and _same(live.at, at):
             return live
-        starts = self.starts if rows is None else self.starts[rows]
-        offsets = at.to(starts.device) - starts[:, None]
-        length = int(offsets.max()) + 1
-        if int(offsets.min()) < 0 or length > self._hidden.shape[1]:
+        starts, ends = (one if rows is None else one[rows] for one in (self.starts, self._ends))
+        at = at.to(starts.device)
+        offsets = at - starts[:, None]
+        if bool(((offsets < 0) | (at >= ends[:, None])).any()):
             raise ValueError("positions must lie between a row's start and its last token")
+        length = int(offsets.max()) + 1
         prefix = max(1, int(starts.max()))
         chosen: dict[int, Tensor] = {}
 
