@@ -310,7 +310,9 @@ def _prompt_ids(lm: LanguageModel, prompts: Sequence[str], *, chat: bool) -> lis
     rows: list[list[int]] = []
     for prompt in prompts:
         turn = [{"role": "user", "content": prompt}]
-        text = lm.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        text = str(
+            lm.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        )
         ids = lm.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         if len(ids) > lm.context_length:
             raise PromptTooLong(

@@ -57,7 +57,8 @@ def widened(logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"
 
 def pad_id(lm: LanguageModel) -> int:
     """Return the id to pad with; padding is always masked, so any id will do."""
-    return lm.tokenizer.pad_token_id or 0
+    padding: int | None = getattr(lm.tokenizer, "pad_token_id", None)
+    return padding or 0
 
 
 def _end_ids(lm: LanguageModel) -> set[int]:
@@ -83,8 +84,10 @@ class Decoder:
     def __call__(self, prompt: Sequence[int], new: Sequence[int]) -> str:
         """Return the text of `new`; special tokens have none."""
         before = [] if self.special.issuperset(prompt) else self.letter
-        text = self.tokenizer.decode(
-            [*before, *new], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        text = str(
+            self.tokenizer.decode(
+                [*before, *new], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
         )
         return text[1:] if before else text
 

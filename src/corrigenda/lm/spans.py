@@ -7,7 +7,7 @@ without a BOS token. Text is only ever concatenated, so braces in it mean nothin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from corrigenda.errors import EmptyTarget, PromptTooLong, SlowTokenizer, SubjectNotFound
 from corrigenda.facts import Fact, Span
@@ -208,7 +208,7 @@ def excerpt(text: str, limit: int = 60) -> str:
 def _resolve(
     lm: LanguageModel | PreTrainedTokenizerBase,
 ) -> tuple[PreTrainedTokenizerBase, int | None]:
-    tokenizer: PreTrainedTokenizerBase = getattr(lm, "tokenizer", lm)
+    tokenizer = cast("PreTrainedTokenizerBase", getattr(lm, "tokenizer", lm))
     if not tokenizer.is_fast:
         raise SlowTokenizer(
             f"{type(tokenizer).__name__} gives no character offsets.",
