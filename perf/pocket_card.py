@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from corrigenda.lm.model import LanguageModel
 
+from corrigenda.lm.model import LanguageModel
 from corrigenda.pocket import card
 from corrigenda.pocket.corpus import texts
 from corrigenda.pocket.exam import load_exam

@@ -130,7 +130,8 @@ def test_windows_hold_their_centre_and_stay_in_the_model(width: int) -> None:
     for layer in range(12):
         window = window_around(layer, width, 12)
         assert layer in window
-        assert window.start >= 0 and window.stop <= 12
+        assert window.start >= 0
+        assert window.stop <= 12
         assert len(window) <= width
     assert window_around(15, 10, 48) == range(10, 20)
 
@@ -141,7 +142,8 @@ def test_early_site_leaves_the_last_token_out() -> None:
     trace = made({Kind.STATE: grid, Kind.MLP: grid / 2}, subject=range(1, 3))
     site = trace.early_site()
     assert site[:3] == (1, 2, Kind.STATE)
-    assert site.bin is Bin.SUBJECT_LAST and site.at_subject_last
+    assert site.bin is Bin.SUBJECT_LAST
+    assert site.at_subject_last
     assert trace.early_site(Kind.MLP).effect == pytest.approx(0.25)
     assert not made({Kind.STATE: grid}, subject=range(1, 2)).early_site().at_subject_last
 
@@ -150,7 +152,8 @@ def test_subject_of_one_token_counts_as_first_and_last() -> None:
     trace = made({Kind.STATE: torch.zeros(6, 2)}, subject=range(1, 2))
     groups = trace.bins()
     assert groups[Bin.SUBJECT_FIRST] == groups[Bin.SUBJECT_LAST] == [1]
-    assert groups[Bin.AFTER_FIRST] == [2] and groups[Bin.AFTER_FURTHER] == [3, 4]
+    assert groups[Bin.AFTER_FIRST] == [2]
+    assert groups[Bin.AFTER_FURTHER] == [3, 4]
     assert groups[Bin.LAST] == [5]
 
 
@@ -164,7 +167,8 @@ def test_subject_at_the_end_is_no_last_token_of_its_own() -> None:
 
 def test_token_next_to_the_subject_that_ends_the_prompt_is_only_last() -> None:
     groups = made({Kind.STATE: torch.zeros(4, 2)}, subject=range(1, 3)).bins()
-    assert groups[Bin.AFTER_FIRST] == [] and groups[Bin.LAST] == [3]
+    assert groups[Bin.AFTER_FIRST] == []
+    assert groups[Bin.LAST] == [3]
 
 
 def test_averages_are_over_the_prompts_that_have_the_token() -> None:
@@ -186,7 +190,8 @@ def test_averages_are_over_the_prompts_that_have_the_token() -> None:
     error = average.errors[Kind.STATE][list(Bin).index(Bin.SUBJECT_LAST), 0]
     assert float(error) == pytest.approx(0.1)
     assert average.early_site()[:3] == (Bin.AFTER_FURTHER, 1, Kind.STATE)
-    assert average.num_traces == 2 and average.total_effect == pytest.approx(0.5)
+    assert average.num_traces == 2
+    assert average.total_effect == pytest.approx(0.5)
 
 
 def test_prompts_without_total_effect_are_left_out() -> None:

@@ -45,7 +45,8 @@ def test_narrow_terminals_get_shades_and_every_row_fits() -> None:
     many = Heatmap("m", ("a", "b"), (tuple(i / 40 for i in range(40)), (0.0,) * 40))
     lines = drawn(many, 50).splitlines()
     assert all(len(line) <= 50 for line in lines)
-    assert lines[1].endswith("@") and lines[2].strip() == "b"
+    assert lines[1].endswith("@")
+    assert lines[2].strip() == "b"
     assert "darkest: 0.975" in lines[-1]
 
 
@@ -71,7 +72,7 @@ def test_figures_are_saved(tmp_path: Path, name: str, magic: bytes) -> None:
 
 
 def test_other_endings_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadConfig, match="a.gif"):
+    with pytest.raises(BadConfig, match=r"a\.gif"):
         save_heatmaps([MAP], tmp_path / "a.gif")
     assert not list(tmp_path.iterdir())
 

@@ -82,6 +82,7 @@ def test_shares_and_best_layer() -> None:
     low = Injection(0, (True, False), ((True,), (True, True)))
     high = Injection(1, (True, True), ((False,), (True, False)))
     better = Injection(2, (True, True), ((True,), (True, False)))
-    assert low.share == 0.5 and low.transfer == 1.0
+    assert low.share == 0.5
+    assert low.transfer == 1.0
     assert best_layer([low, better, high]) is better
     assert Injection(0, (True,), ((),)).transfer is None

@@ -86,7 +86,8 @@ def test_embeddings_are_noised_before_positions_are_added() -> None:
     inside = slice(question.subject.start, question.subject.stop)
     torch.testing.assert_close(stream[1, inside] - stream[0, inside], noise[0], rtol=0, atol=1e-5)
     outside = [at for at in range(stream.shape[1]) if at not in question.subject]
-    assert outside and torch.equal(stream[0, outside], stream[1, outside])
+    assert outside
+    assert torch.equal(stream[0, outside], stream[1, outside])
 
 
 def test_scaled_embeddings_are_noised_where_sigma_is_measured() -> None:

@@ -47,7 +47,8 @@ def test_json_is_one_object(folder: Path) -> None:
     result = run(folder, PROMPT, "--subject", "Space Needle", "--kind", "mlp", "--json")
     record = json.loads(result.stdout)
     assert list(record["effects"]) == ["mlp"]
-    assert record["samples"] == 10 and record["subject"] == "Space Needle"
+    assert record["samples"] == 10
+    assert record["subject"] == "Space Needle"
 
 
 def test_subject_is_found_where_it_is_certain(folder: Path) -> None:

@@ -110,7 +110,8 @@ def test_a_wild_patch_breaks_everything_and_is_taken_off(lm: LanguageModel) -> N
     editor = Fixed(lm, {Site(0): wild})
     figures = card.batch_edit(lm, editor, cases(lm))
     assert editor.groups == [2]
-    assert figures.efficacy == 0.0 and figures.locality == 0.0
+    assert figures.efficacy == 0.0
+    assert figures.locality == 0.0
     assert lm.digest() == before
 
 

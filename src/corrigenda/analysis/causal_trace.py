@@ -287,7 +287,7 @@ def causal_trace(
         prompt=prompt,
         subject=subject,
         answer=text,
-        tokens=tuple(lm.tokenizer.decode([one]) for one in question.ids[: cells.stop]),
+        tokens=tuple(str(lm.tokenizer.decode([one])) for one in question.ids[: cells.stop]),
         subject_tokens=question.subject,
         clean=float(read.clean),
         corrupted=float(read.corrupted.double().mean()),
@@ -331,7 +331,7 @@ def ask_about(
     with torch.inference_mode():
         label = int(lm.head(hidden)[0].argmax())
     question = Question(tuple(encoded.ids), positions, encoded.prompt_last, (label,))
-    return question, lm.tokenizer.decode([label]).strip()
+    return question, str(lm.tokenizer.decode([label])).strip()
 
 
 def _own_deviation(lm: LanguageModel, question: Question) -> float:

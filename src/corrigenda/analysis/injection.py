@@ -187,8 +187,10 @@ def _answers(
 def _ask(
     lm: LanguageModel, part: Sequence[_Place], layer: int, deltas: Float[Tensor, "n d_model"]
 ) -> list[bool]:
-    pad = lm.tokenizer.pad_token_id or 0
-    tokens = Tokens.pad([list(place.ids) for place in part], pad).to(lm.device)
+    pad = lm.tokenizer.pad_token_id
+    tokens = Tokens.pad([list(place.ids) for place in part], pad if isinstance(pad, int) else 0).to(
+        lm.device
+    )
     width = max(len(place.reads) for place in part)
     # Short targets repeat their last read, which changes nothing in "all of them are right".
     at = torch.tensor([_filled(place.reads, width) for place in part], device=lm.device)

@@ -9,7 +9,7 @@ the same noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -135,11 +135,9 @@ def answer_probabilities(
     length = len(question.ids)
     step = max(1, (batch_tokens // length - 1 - samples) // samples)
     parts = [restorations[at : at + step] for at in range(0, len(restorations), step)] or [()]
-    restored = []
-    for part in parts:
-        read = _read(lm, question, noise, part)
-        clean, corrupted = read[0], read[1 : 1 + samples]
-        restored.append(read[1 + samples :].view(len(part), samples))
+    reads = [_read(lm, question, noise, part) for part in parts]
+    clean, corrupted = reads[0][0], reads[0][1 : 1 + samples]
+    restored = [read[1 + samples :].view(-1, samples) for read in reads]
     return Probabilities(clean, corrupted, torch.cat(restored))
 
 
@@ -208,7 +206,7 @@ def _put(
 @contextmanager
 def _noised(
     lm: LanguageModel, subject: range, noise: Float[Tensor, "rows subject d_embed"]
-) -> Iterator[None]:
+) -> Generator[None]:
     """Add noise to the token embeddings of all rows but the first, before positions are added."""
 
     def add(

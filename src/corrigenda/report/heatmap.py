@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -93,12 +94,10 @@ def check_figure(path: str | Path) -> None:
             f'a figure cannot be saved as "{name}".',
             hint=f"Give a name that ends in {', '.join(_FORMATS)}.",
         )
-    try:
-        import matplotlib  # noqa: F401 - only whether it is there
-    except ImportError as error:
+    if not _installed("matplotlib"):
         raise MissingExtra(
             "saving figures needs matplotlib.", hint='pip install "corrigenda[report]"'
-        ) from error
+        )
 
 
 def save_heatmaps(maps: Sequence[Heatmap], path: str | Path, *, note: str = "") -> None:
@@ -142,6 +141,13 @@ def save_heatmaps(maps: Sequence[Heatmap], path: str | Path, *, note: str = "") 
     write_atomically(
         path, lambda part: figure.savefig(part, format=path.suffix[1:].lower(), dpi=150)
     )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:
+        return False
 
 
 def _shown(label: str) -> str:
