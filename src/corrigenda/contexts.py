@@ -141,7 +141,7 @@ def generate_contexts(lm: LanguageModel, style: Style = "rome", *, seed: int = 0
 
 
 def _tidied(lm: LanguageModel, text: str) -> str:
-    """Compatibility decomposition, one line, no end-of-text marks, no braces."""
+    """Compatibility decomposition, no empty lines, no end-of-text marks, no braces."""
     for mark in lm.tokenizer.all_special_tokens:
         text = text.replace(mark, "")
     text = unicodedata.normalize("NFKD", text).replace("\n\n", " ")

@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from corrigenda.errors import CorruptFile, MissingState, NewerFormat, WrongBase
+from corrigenda.errors import CorruptFile, EmptyCorpus, MissingState, NewerFormat, WrongBase
 from corrigenda.files import write_atomically
 from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.linalg.moments import SecondMoment
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.patch.changes import digest_of, same_tensors
+from corrigenda.patch.changes import digest_of
 from corrigenda.patch.ledger import ledger_of
 
 STATE_FORMAT = 1
@@ -104,6 +104,11 @@ class State:
         """
         if (site, shrinkage) not in self._factors:
             moment = self.moment(site)
+            if not moment.count:
+                raise EmptyCorpus(
+                    f"no key was seen at {site}.",
+                    hint="Give more text, or text that reaches this expert.",
+                )
             rho = automatic_shrinkage(moment) if shrinkage is None else shrinkage
             self._factors[site, shrinkage] = moment.cholesky(rho, where=str(site))
         return self._factors[site, shrinkage]
@@ -145,7 +150,7 @@ class State:
         return (
             isinstance(other, State)
             and dict(self.meta) == dict(other.meta)
-            and same_tensors(self.tensors, other.tensors)
+            and digest_of(self.tensors) == digest_of(other.tensors)
         )
 
     __hash__ = None  # type: ignore[assignment]  # holds tensors, compared by content

@@ -121,7 +121,8 @@ def own_text(
     texts: list[str] = []
     done = part = 0
     while done < num_tokens:
-        prompts = [OPENINGS[index % len(OPENINGS)] for index in range(_AT_ONCE)]
+        count = min(_AT_ONCE, -(-(num_tokens - done) // room))
+        prompts = [OPENINGS[index % len(OPENINGS)] for index in range(count)]
         new = sample(lm, prompts, max_new_tokens=room, top_k=_TOP_K, seed=seed + part)
         new = [prompt + text for prompt, text in zip(prompts, new, strict=True) if text.strip()]
         if not new:

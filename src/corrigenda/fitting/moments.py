@@ -81,7 +81,7 @@ def fit_moments(
         )
     wanted = as_corpus(lm, corpus)
     rows = _rows(lm, sites, wanted, progress, keep=keep)
-    run = _Pass(lm, rows, wanted.include_first_token, keep)
+    run = _Pass(lm, lm.digest(), rows, wanted.include_first_token, keep)
     found = {site: cache.read_state(run.name(site)) if keep else None for site in sites}
     missing = [site for site, state in found.items() if state is None]
     if missing:
@@ -90,7 +90,7 @@ def fit_moments(
             if keep:
                 cache.write_state(run.name(site), found[site])
         cache.remove_state(run.checkpoint(missing))
-    state = _together(lm, wanted, rows, {site: one for site, one in found.items() if one})
+    state = _together(run, wanted, {site: one for site, one in found.items() if one})
     _warn_of_few_keys(state)
     return state
 
@@ -113,6 +113,7 @@ class _Pass:
     """One pass over the rows: its settings, and the names under which its results are kept."""
 
     lm: LanguageModel
+    digest: str
     rows: Rows
     include_first: bool
     keep: bool
@@ -120,7 +121,7 @@ class _Pass:
     def __post_init__(self) -> None:
         self.settings = {
             "format": _FORMAT,
-            "model": self.lm.digest(),
+            "model": self.digest,
             "dtype": str(self.lm.dtype),
             "rows": self.rows.digest,
             "include_first_token": self.include_first,
@@ -170,7 +171,10 @@ class _Pass:
         for site, one in running.items():
             keys = tapped.pop(key(site))
             rows = keys.flatten(0, 1) if bool(counted.all()) else keys[counted]
-            one.add(rows, keys[:, 0])
+            first = keys[:, 0]
+            if site.expert is not None:
+                rows, first = _routed(rows), _routed(first)
+            one.add(rows, first)
 
     def _checkpoint(self, name: str, running: Mapping[Site, _Running], next_batch: int) -> None:
         moments = {site: one.moment for site, one in running.items()}
@@ -191,6 +195,11 @@ class _Pass:
         return {site: _Running(kept.moment(site), firsts[str(site)]) for site in sites}, kept.meta[
             "next_batch"
         ]
+
+
+def _routed(keys: Float[Tensor, "n d_in"]) -> Float[Tensor, "n_routed d_in"]:
+    """Rows of tokens that the expert saw; a tap fills the others with NaN."""
+    return keys[~keys.isnan().all(dim=1)]
 
 
 def _rows(
@@ -218,7 +227,7 @@ def _rows(
     )
 
 
-def _together(lm: LanguageModel, corpus: Corpus, rows: Rows, found: Mapping[Site, State]) -> State:
+def _together(run: _Pass, corpus: Corpus, found: Mapping[Site, State]) -> State:
     """One state from those of the sites, with what people want to know about them."""
     tensors = {name: tensor for state in found.values() for name, tensor in state.tensors.items()}
     about: dict[str, JsonValue] = {}
@@ -234,15 +243,15 @@ def _together(lm: LanguageModel, corpus: Corpus, rows: Rows, found: Mapping[Site
             "first_token_share": first / total if total else 0.0,
         }
     meta = {
-        "base_digest": lm.digest(),
-        "base_name": lm.name,
-        "dtype": str(lm.dtype),
-        "quantised": lm.is_quantised,
+        "base_digest": run.digest,
+        "base_name": run.lm.name,
+        "dtype": str(run.lm.dtype),
+        "quantised": run.lm.is_quantised,
         "corpus": {
-            "digest": rows.digest,
-            "num_rows": len(rows),
-            "num_tokens": rows.num_tokens,
-            "longest_row": max(rows.lengths),
+            "digest": run.rows.digest,
+            "num_rows": len(run.rows),
+            "num_tokens": run.rows.num_tokens,
+            "longest_row": max(run.rows.lengths),
             "written_by_model": corpus.source is None,
             "pack": corpus.pack,
             "include_first_token": corpus.include_first_token,

@@ -47,6 +47,10 @@ class Rows:
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
         self._ids = np.memmap(self._file, dtype=np.int32, mode="r") if self.num_tokens else None
 
+    def __del__(self) -> None:
+        """Give the temporary file back."""
+        self._file.close()
+
     def __len__(self) -> int:
         return len(self.lengths)
 
