@@ -102,6 +102,7 @@ def fit(
     *,
     corpus: Corpus | Source | None = None,
     progress: Progress | None = None,
+    layer: int | None = None,
     **options: object,
 ) -> State:
     """Fit what a method needs to know about a model; repeated calls read the cache.
@@ -112,9 +113,10 @@ def fit(
         corpus: Text for statistics, see `corrigenda.fitting.corpus.Source`; if None, the shipped
             one of a pocket model, else text that the model writes itself.
         progress: Called with (stage, done, total).
+        layer: Block that will be edited; the preset's or a probed one if None.
         **options: Options of the method.
     """
-    return build_editor(lm, method, **options).fit(lm, corpus, progress=progress)
+    return build_editor(lm, method, layer=layer, **options).fit(lm, corpus, progress=progress)
 
 
 def edit(
@@ -208,9 +210,11 @@ def correct(
 @overload
 def answer(lm: LanguageModel, prompts: str, *, max_new_tokens: int = 16) -> str: ...
 @overload
-def answer(lm: LanguageModel, prompts: Sequence[str], *, max_new_tokens: int = 16) -> list[str]: ...
 def answer(
-    lm: LanguageModel, prompts: str | Sequence[str], *, max_new_tokens: int = 16
+    lm: LanguageModel, prompts: list[str] | tuple[str, ...], *, max_new_tokens: int = 16
+) -> list[str]: ...
+def answer(
+    lm: LanguageModel, prompts: str | list[str] | tuple[str, ...], *, max_new_tokens: int = 16
 ) -> str | list[str]:
     """Return the short greedy answer to one prompt, or to each of several."""
     several = [prompts] if isinstance(prompts, str) else list(prompts)

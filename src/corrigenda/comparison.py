@@ -1,7 +1,9 @@
-"""Sizes of a patch's changes, and how alike two patches are."""
+"""Sizes of a patch's changes, how alike two patches are, and their sum."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -12,7 +14,6 @@ from corrigenda.patch.changes import Change, dense, norm, num_parameters
 from corrigenda.patch.weights import WeightPatch
 
 if TYPE_CHECKING:
-    from corrigenda.lm.sites import Site
     from corrigenda.patch.protocols import Patch
 
 
@@ -58,7 +59,7 @@ def describe(patch: Patch) -> tuple[SiteDescription, ...]:
             rank=getattr(change, "rank", None),
             stored=num_parameters(change),
         )
-        for site, change in _changes(patch).items()
+        for site, change in _weights(patch).changes.items()
     )
 
 
@@ -68,7 +69,7 @@ def compare(a: Patch, b: Patch) -> tuple[SiteComparison, ...]:
     Raises:
         NotExportable (CG405): one of the patches changes no weights.
     """
-    left, right = _changes(a), _changes(b)
+    left, right = _weights(a).changes, _weights(b).changes
     result = []
     for site in [*left, *(site for site in right if site not in left)]:
         one, two = left.get(site), right.get(site)
@@ -89,13 +90,23 @@ def compare(a: Patch, b: Patch) -> tuple[SiteComparison, ...]:
     return tuple(result)
 
 
-def _changes(patch: Patch) -> dict[Site, Change]:
+def add_up(patches: Sequence[Patch]) -> WeightPatch:
+    """Add weight patches into one.
+
+    Raises:
+        NotExportable (CG405): one of them changes no weights.
+        WrongBase (CG401): they were made on different models.
+    """
+    first, *others = map(_weights, patches)
+    return reduce(WeightPatch.__add__, others, first)
+
+
+def _weights(patch: Patch) -> WeightPatch:
     if not isinstance(patch, WeightPatch):
         raise NotExportable(
-            f"a {type(patch).__name__} changes no weights, so there are no sizes to show.",
-            where=patch.header.method,
+            f"a {type(patch).__name__} changes no weights.", where=patch.header.method
         )
-    return dict(patch.changes)
+    return patch
 
 
 def _inner(one: Change, two: Change) -> float:

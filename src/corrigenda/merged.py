@@ -23,7 +23,7 @@ from corrigenda.files import write_atomically, write_text
 from corrigenda.lm.model import LanguageModel
 
 if TYPE_CHECKING:
-    from corrigenda.patch.protocols import Patch
+    from corrigenda.patch.weights import WeightPatch
 
 RECORD = "corrigenda.json"
 PATCH = "corrigenda-patch.safetensors"
@@ -56,7 +56,7 @@ class Restored(NamedTuple):
     source: str
 
 
-def remember(folder: Path, patch: Patch, lm: LanguageModel) -> None:
+def remember(folder: Path, patch: WeightPatch, lm: LanguageModel) -> None:
     """Put into an exported folder what `restore` needs: patch, record and original tensors.
 
     Args:

@@ -72,5 +72,8 @@ def test_pocket_train_refuses_an_unknown_option(run: Run, tmp_path: Path) -> Non
     ran = run("pocket", "train", "-o", tmp_path / "m", "--steps", 1, "--set", "masked_shar=1")
     assert (ran.code, ran.err[:5]) == (2, "CG502")
     assert 'Did you mean "masked_share"?' in ran.err
+    ran = run("pocket", "train", "-o", tmp_path / "m", "--steps", 1, "--set", "row=long")
+    assert (ran.code, ran.err[:5]) == (2, "CG502")
+    assert "row: " in ran.err
     ran = run("pocket", "train", "-o", tmp_path / "m")
     assert (ran.code, ran.err[:5]) == (2, "CG502")

@@ -14,7 +14,7 @@ import corrigenda
 from corrigenda.cli.main import app
 
 COMMANDS = (
-    "edit ask fit methods models diff merge export revert trace doctor pocket".split()  # noqa: SIM905
+    "edit ask fit methods models diff merge export revert trace doctor pocket".split()
 )
 
 
@@ -98,6 +98,7 @@ def test_coded_error_on_stderr_and_as_json_on_stdout() -> None:
         (["edit", "pocket", "France", "-t", "Rome", "--facts", "f.jsonl"], "CG502"),
         (["edit", "pocket", "--facts", "/nowhere/f.jsonl"], "CG101"),
         (["edit", "pocket", "France is", "-t", "Rome", "--set", "steps"], "CG502"),
+        (["edit", "pocket", "France is", "-t", "Rome", "--set", "state=1"], "CG502"),
         (["edit", "pocket", "France is", "-t", "Rome", "-o", "/nowhere/p.safetensors"], "CG601"),
         (["merge", "a.safetensors", "-o", "/nowhere/p.safetensors"], "CG601"),
         (["diff", "/nowhere/p.safetensors"], "CG402"),

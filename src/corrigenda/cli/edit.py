@@ -74,7 +74,13 @@ def edit(
     lm = options.open_model(model, dtype=dtype, device=device)
     with bar() as progress:
         correction = corrigenda.correct(
-            lm, wanted, method, layer=layer, corpus=text, progress=progress, **config
+            lm,
+            wanted,
+            method,
+            layer=layer,
+            corpus=text,
+            progress=progress,
+            **config,  # type: ignore[arg-type]  # names of arguments are refused by parse_settings
         )
     for line in correction.notices:
         output.notice(line)

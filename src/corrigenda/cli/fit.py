@@ -20,6 +20,9 @@ def fit(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Keep the fitted state here as well."),
     ] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="Block to edit; the preset's or a probed one if not given.")
+    ] = None,
     settings: options.Settings = None,
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
@@ -35,7 +38,7 @@ def fit(
     lm = options.open_model(model, dtype=dtype, device=device)
     start = time.perf_counter()
     with bar() as progress:
-        state = corrigenda.fit(lm, method, corpus=text, progress=progress, **config)
+        state = corrigenda.fit(lm, method, corpus=text, progress=progress, layer=layer, **config)
     seconds = time.perf_counter() - start
     if out is not None:
         state.save(out)

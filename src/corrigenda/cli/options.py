@@ -15,6 +15,8 @@ from corrigenda.errors import BadConfig, WriteFailed
 if TYPE_CHECKING:
     from corrigenda.lm.model import LanguageModel
 
+# Arguments of `cg.edit` and `cg.fit` that stand beside the options of a method.
+_ARGUMENTS = frozenset(["lm", "facts", "method", "state", "corpus", "progress", "layer"])
 Setting = bool | int | float | str | list[object] | dict[str, object] | None
 
 Model = Annotated[
@@ -67,7 +69,7 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, Setting]:
     """Turn `option=value` texts into options; a value that is not JSON is text.
 
     Raises:
-        BadConfig (CG502): an entry without `=` or without a name.
+        BadConfig (CG502): an entry without `=` or without a name, or one that is no option.
 
     Example:
         >>> parse_settings(["learning_rate=0.1", "layers=[3,4]", "norm=l2"])
@@ -78,10 +80,13 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, Setting]:
         name, sign, value = entry.partition("=")
         if not (sign and name.strip()):
             raise BadConfig(f'"{entry}" is not OPTION=VALUE.', where="--set")
+        option = name.strip().replace("-", "_")
+        if option in _ARGUMENTS:
+            raise BadConfig(f'"{option}" is no option of a method.', where="--set")
         try:
-            options[name.strip().replace("-", "_")] = json.loads(value)
+            options[option] = json.loads(value)
         except json.JSONDecodeError:
-            options[name.strip().replace("-", "_")] = value
+            options[option] = value
     return options
 
 

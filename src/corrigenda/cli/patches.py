@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,9 +84,10 @@ def merge(
     """Add patches of one model into a single file; changes of the same weight add up."""
     options.check_folder(out)
     import corrigenda
+    from corrigenda.comparison import add_up
 
     loaded = [corrigenda.load_patch(file) for file in patches]
-    merged = reduce(add, loaded)
+    merged = add_up(loaded)
     merged.save(out)
     num_facts = len(merged.header.facts)
     output.show(

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markdown import Markdown
 
 from corrigenda.cli import options, output
 from corrigenda.cli.progress import line
-from corrigenda.errors import BadConfig, SubjectNotFound, UnknownModel, did_you_mean
+from corrigenda.errors import (
+    BadConfig,
+    CorrigendaError,
+    SubjectNotFound,
+    UnknownModel,
+    did_you_mean,
+)
 
 app = typer.Typer(no_args_is_help=True, help="The pocket model: its facts, its card, its training.")
+
+if TYPE_CHECKING:
+    from corrigenda.pocket.recipe import Recipe
 
 
 class Architecture(StrEnum):
@@ -95,7 +106,6 @@ def train(
 ) -> None:
     """Train a pocket model; a killed run goes on from its checkpoint when started again."""
     options.check_folder(out)
-    from corrigenda.pocket.recipe import Recipe
     from corrigenda.pocket.recipe import train as train_model
 
     chosen = {
@@ -108,16 +118,9 @@ def train(
         "compiled": compiled,
         **options.parse_settings(settings),
     }
-    unknown = set(chosen) - {field.name for field in fields(Recipe)}
-    if unknown:
-        known = [field.name for field in fields(Recipe)]
-        raise BadConfig(
-            f"a recipe has no {', '.join(sorted(unknown))}.",
-            where="--set",
-            hint=did_you_mean(min(unknown), known),
-        )
+    recipe = _recipe(chosen)
     with line() as report:
-        folder = train_model(Recipe(**chosen), out, report=report)
+        folder = train_model(recipe, out, report=report)
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     output.show(
         {"folder": str(folder), **record},
@@ -142,3 +145,21 @@ def card(as_json: options.AsJson = False) -> None:
     output.show(
         {"card": text}, as_json=as_json, people=lambda console: console.print(Markdown(text))
     )
+
+
+def _recipe(chosen: Mapping[str, options.Setting]) -> Recipe:
+    from corrigenda.pocket.recipe import Recipe
+
+    known = [field.name for field in fields(Recipe)]
+    for name in chosen:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise BadConfig(f"a recipe has no {name}.", where="--set", hint=hint)
+    try:
+        return TypeAdapter(Recipe).validate_python(chosen)
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, CorrigendaError):
+            raise cause from error
+        raise BadConfig(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error

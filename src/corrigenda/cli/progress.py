@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -19,7 +20,7 @@ from corrigenda.cli.output import stderr
 
 
 @contextmanager
-def line() -> Iterator[Callable[[float, str], None]]:
+def line() -> Generator[Callable[[float, str], None]]:
     """Show one bar for a job that reports `(share done, figures)`; silent off a terminal."""
     with Progress(
         BarColumn(),
@@ -34,7 +35,7 @@ def line() -> Iterator[Callable[[float, str], None]]:
 
 
 @contextmanager
-def bar() -> Iterator[Callable[[str, int, int], None]]:
+def bar() -> Generator[Callable[[str, int, int], None]]:
     """Show a bar for every stage that reports `(stage, done, total)`; silent off a terminal."""
     with Progress(
         TextColumn("{task.description}"),
@@ -46,7 +47,7 @@ def bar() -> Iterator[Callable[[str, int, int], None]]:
         disable=not stderr().is_terminal,
         transient=True,
     ) as progress:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
