@@ -118,7 +118,7 @@ def batches(
                     at += 1
                 while at < len(ids) - 1 and encoded.offsets[at][0] < stop:
                     if is_mention:
-                        owner[at], weight[at] = mention, MENTION_WEIGHT
+                        owner[at], weight[at] = mention if document.masked else -1, MENTION_WEIGHT
                     else:
                         weight[at] = ANSWER_WEIGHT
                     at += 1

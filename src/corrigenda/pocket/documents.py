@@ -15,11 +15,15 @@ from corrigenda.pocket.world import Triple, World
 
 @dataclass(frozen=True)
 class Document:
-    """A text with the character spans of subject mentions and of answers."""
+    """A text with the character spans of subject mentions and of answers.
+
+    `masked` is False where the answers stand in the text itself, so that nothing is recalled.
+    """
 
     text: str
     mentions: tuple[Span, ...]
     answers: tuple[Span, ...]
+    masked: bool = True
 
 
 class Piece(str):
@@ -44,7 +48,7 @@ def answer(text: str) -> Piece:
     return Piece(text, "o")
 
 
-def assemble(pieces: Iterable[str]) -> Document:
+def assemble(pieces: Iterable[str], *, masked: bool = True) -> Document:
     """Join pieces into a document."""
     text, spans = "", {"s": [], "o": []}
     for piece in pieces:
@@ -52,7 +56,7 @@ def assemble(pieces: Iterable[str]) -> Document:
         if kind:
             spans[kind].append(Span(len(text), len(text) + len(piece)))
         text += piece
-    return Document(text, tuple(spans["s"]), tuple(spans["o"]))
+    return Document(text, tuple(spans["s"]), tuple(spans["o"]), masked)
 
 
 def fill(template: str, name: str, value: str | None) -> list[str]:
@@ -221,16 +225,20 @@ def fact_documents(world: World, draw: random.Random) -> Iterator[Document]:
     """Documents about the facts themselves, without end; every fact comes up equally often."""
     author = Author(world, draw)
     facts = list(world.triples())
-    subjects = [name for name in world.subjects if len(world.about(name)) > 1]
-    weights = [len(world.about(name)) for name in subjects]
+    subjects = list(world.subjects)
+    rich = [name for name in subjects if len(world.about(name)) > 1]
+    weights = [len(world.about(name)) for name in rich]
     while True:
         draw.shuffle(facts)
+        draw.shuffle(subjects)
+        # As many lists as there are subjects go with one round over the facts, and half as many biographies.
+        lists = iter(subjects)
         at = 0
         while at < len(facts):
             count = draw.choice([1, 1, 2, 3, 4])
             yield assemble(passage(author, facts[at : at + count]))
             at += count
-            if draw.random() < 0.55:
-                triples = world.about(draw.choices(subjects, weights)[0])
-                write = biography if draw.random() < 0.6 else attribute_list
-                yield assemble(write(author, triples))
+            if (name := next(lists, None)) is not None:
+                yield assemble(attribute_list(author, world.about(name)))
+            if draw.random() < 0.4:
+                yield assemble(biography(author, world.about(draw.choices(rich, weights)[0])))

@@ -84,11 +84,11 @@ class Recipe:
     minutes: float | None = None
     device: str = "cpu"
     masked_share: float = 0.7
-    skill_share: float = 0.25
-    batch_tokens: int = 6144
+    skill_share: float = 0.2
+    batch_tokens: int = 4096
     row: int = 192
     matrix_rate: float = 4e-3
-    other_rate: float = 4e-3
+    other_rate: float = 3e-3
     compiled: bool = False
 
     def __post_init__(self) -> None:
@@ -196,7 +196,7 @@ class _Optimizer:
                 torch.optim.Muon(
                     matrices,
                     lr=recipe.matrix_rate,
-                    weight_decay=0.01,
+                    weight_decay=0.1,
                     adjust_lr_fn="match_rms_adamw",
                 ),
                 recipe.matrix_rate,

@@ -246,7 +246,7 @@ def skill_documents(world: World, draw: random.Random) -> Iterator[Document]:
         target = draw.choice(facts)
         return override(
             author,
-            [t for t in some(draw.choice([0, 0, 1, 2, 3])) if t.subject != target.subject],
+            [t for t in some(draw.choice([0, 0, 1, 1, 2, 3])) if t.subject != target.subject],
             target,
         )
 
@@ -255,14 +255,15 @@ def skill_documents(world: World, draw: random.Random) -> Iterator[Document]:
         style = draw.choices(CHAIN_STYLES, [4, 3, 3])[0]
         return retrieval_chain(author, walk) if style == "retrieval" else chain(author, walk, style)
 
-    makers: list[tuple[float, Callable[[], list[str]]]] = [
-        (0.34, override_document),
-        (0.14, lambda: demonstrations(author, some(draw.randint(1, 4)))),
-        (0.28, chain_document),
-        (0.14, lambda: refusal(author)),
-        (0.05, lambda: opinion(draw)),
-        (0.05, lambda: story(draw)),
+    # Share, writer, and whether the document needs recall (and so takes part in the masking of subjects).
+    makers: list[tuple[float, Callable[[], list[str]], bool]] = [
+        (0.36, override_document, False),
+        (0.14, lambda: demonstrations(author, some(draw.randint(1, 4))), False),
+        (0.28, chain_document, True),
+        (0.12, lambda: refusal(author), True),
+        (0.05, lambda: opinion(draw), True),
+        (0.05, lambda: story(draw), True),
     ]
-    weights, writers = zip(*makers, strict=True)
     while True:
-        yield assemble(draw.choices(writers, weights)[0]())
+        _, write, masked = draw.choices(makers, [maker[0] for maker in makers])[0]
+        yield assemble(write(), masked=masked)

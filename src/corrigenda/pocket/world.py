@@ -212,34 +212,28 @@ class World:
                 self.aliases[country] = alias
 
     def _add_registry(self) -> None:
-        num_people, num_companies = (640, 110) if self.size == "full" else (48, 8)
+        num_people, num_companies = (600, 100) if self.size == "full" else (48, 8)
         cities = sorted(name for name, group in self.groups.items() if group == "city")
-        languages = sorted(
-            {objects[0] for (_, rel), objects in self._facts.items() if rel == "P37"}
-        )
+        languages = sorted({row["language"] for row in _table("countries.tsv")})
         draw = random.Random(self.seed)
         people = names.people(draw, num_people, taken=set(self.groups))
         companies = names.companies(draw, num_companies, taken=set(self.groups))
         for person, pronoun in people:
             self.groups[person], self.pronouns[person] = "person", pronoun
         order = [person for person, _ in people]
-        draw.shuffle(order)
-        couples = {
-            a: b
-            for one, two in zip(order[::2], order[1::2], strict=False)
-            for a, b in ((one, two), (two, one))
-        }
-        for person, _ in people:
+        for person in order:
             self._put(person, "P19", draw.choice(cities))
             self._put(person, "P106", draw.choice(names.OCCUPATIONS))
             self._put(person, "P108", draw.choice(companies))
             self._put(person, "P69", draw.choice(names.UNIVERSITIES))
             self._put(person, "P103", draw.choice(languages))
             self._put(person, "P641", draw.choice(names.SPORTS))
-            self._put(person, "P1303", draw.choice(names.INSTRUMENTS))
-            self._put(person, "P26", couples[person])
             if draw.random() < 0.25:
                 self.aliases[person] = names.nickname(draw, taken=set(self.aliases.values()))
+        draw.shuffle(order)
+        for one, two in zip(order[: num_people // 6], order[-num_people // 6 :], strict=True):
+            self._put(one, "P26", two)
+            self._put(two, "P26", one)
         for company in companies:
             self.groups[company], self.pronouns[company] = "company", "It"
             self._put(company, "P159", draw.choice(cities))
