@@ -1,6 +1,7 @@
 """Every error a user can cause, with a stable code and a page in `docs/errors/`.
 
-One class for each decision a caller can take. The code says which page explains the symptom, the cause and the cure.
+One class for each decision a caller can take. The code says which page explains the symptom, the
+cause and the cure.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class SubjectNotFound(CorrigendaError):
 
 
 class AmbiguousSubject(CorrigendaError):
-    """The subject occurs more than once, or none was given and it cannot be found with certainty."""
+    """The subject occurs more than once, or none was given and it cannot be told for certain."""
 
     code = "CG104"
 
@@ -59,7 +60,7 @@ class PromptTooLong(CorrigendaError):
 
 
 class NotEnoughFacts(CorrigendaError):
-    """A setting of the method does not allow this number of facts (batch given to a single-edit method, duplicates)."""
+    """The method cannot take these facts together: too many for it, or duplicates."""
 
     code = "CG106"
 
@@ -167,7 +168,7 @@ class BadConfig(CorrigendaError):
 
 
 class MissingState(CorrigendaError):
-    """The method needs a state that was not given, or that was fitted for other sites or another model."""
+    """The method needs a state that was not given, or one fitted for other sites or models."""
 
     code = "CG503"
 

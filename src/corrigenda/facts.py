@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Required
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from typing_extensions import Required, TypedDict
+from typing_extensions import TypedDict
 
 from corrigenda.errors import (
     AmbiguousSubject,
@@ -34,8 +34,10 @@ class Fact:
     Attributes:
         prompt: Text up to the answer, without the answer and without trailing space.
         target: The answer that should become true, without leading space.
-        subject: The entity the fact is about, exactly as written in `prompt`; None where a method needs no subject.
-        subject_start: Character at which the subject starts; needed only when it occurs more than once.
+        subject: The entity the fact is about, exactly as written in `prompt`; None where a method
+            needs no subject.
+        subject_start: Character at which the subject starts; needed only when it occurs more than
+            once.
         before: What held before (the old answer), where known.
         aliases: Other accepted spellings of the target.
         paraphrases: Other prompts that should now get the target.
@@ -114,7 +116,8 @@ _RECORD = TypeAdapter(_Record)
 def find_subject(prompt: str, subject: str, *, start: int | None = None, where: str = "") -> Span:
     """Locate a subject in a prompt by exact match.
 
-    An occurrence inside a longer word ("Rome" in "Romeo") counts only if there is no free-standing one.
+    An occurrence inside a longer word ("Rome" in "Romeo") counts only if there is no free-standing
+    one.
 
     Raises:
         SubjectNotFound (CG103): no occurrence, or none at `start`.
@@ -147,10 +150,11 @@ def find_subject(prompt: str, subject: str, *, start: int | None = None, where: 
         )
     free = [span for span in found if _free_standing(prompt, span)] or found
     if len(free) > 1:
+        starts = ", ".join(str(span.start) for span in free)
         raise AmbiguousSubject(
             f'"{subject}" occurs {len(free)} times in the prompt "{prompt}".',
             where=where,
-            hint=f"Say which one with `subject_start`: one of {', '.join(str(span.start) for span in free)}.",
+            hint=f"Say which one with `subject_start`: one of {starts}.",
         )
     return free[0]
 
@@ -183,7 +187,7 @@ def read_facts(path: str | Path) -> list[Fact]:
 
 
 def facts_from_lines(lines: Iterable[str], *, where: str) -> list[Fact]:
-    """Parse JSON lines into facts; collects all problems before raising `MalformedFacts` (CG101)."""
+    """Parse JSON lines into facts; all problems are collected in one `MalformedFacts` (CG101)."""
     facts: list[Fact] = []
     problems: list[str] = []
     for number, line in enumerate(lines, start=1):

@@ -10,12 +10,12 @@ import pytest
 from corrigenda.facts import Fact
 from corrigenda.pocket.documents import Author, assemble, fact_documents, fill
 from corrigenda.pocket.exam import load_exam, related_prompts
-from corrigenda.pocket.skills import REFUSAL, CHAIN_STYLES, chain, skill_documents, unknown_subject
+from corrigenda.pocket.skills import CHAIN_STYLES, REFUSAL, chain, skill_documents, unknown_subject
 from corrigenda.pocket.world import NOUNS, TOLD_FROM_BOTH_ENDS, World, load_world
 
 COUNTERFACT_RELATIONS = (
-    "P103 P27 P19 P20 P30 P36 P37 P39 P101 P106 P108 P127 P136 P138 P140 P159 P176 P178 P264 P276 P364 P407 P413 P449 "
-    "P463 P495 P740 P937 P1303 P1412 P17 P131 P279 P641"
+    "P103 P27 P19 P20 P30 P36 P37 P39 P101 P106 P108 P127 P136 P138 P140 P159 P176 P178 P264 "
+    "P276 P364 P407 P413 P449 P463 P495 P740 P937 P1303 P1412 P17 P131 P279 P641"
 ).split()
 
 

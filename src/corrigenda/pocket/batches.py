@@ -24,8 +24,8 @@ ANSWER_WEIGHT, TEXT_WEIGHT, MENTION_WEIGHT = 1.0, 0.4, 0.1
 class Batch(NamedTuple):
     """Packed rows of documents.
 
-    `owner` numbers the subject mention a token belongs to (-1: none); `weight` is the weight of predicting a token
-    (0: padding and document starts).
+    `owner` numbers the subject mention a token belongs to (-1: none); `weight` is the weight of
+    predicting a token (0: padding and document starts).
     """
 
     ids: Int[Tensor, "batch pos"]
@@ -94,7 +94,7 @@ class _Row:
 def batches(
     source: Iterator[Document], tokenizer: PreTrainedTokenizerFast, *, tokens: int, length: int
 ) -> Iterator[Batch]:
-    """Pack documents first-fit into rows of a fixed length; a document is cut only if longer than a row.
+    """Pack documents first-fit into rows; a document is cut only if longer than a row.
 
     Args:
         source: Documents without end.
@@ -123,7 +123,8 @@ def batches(
                         weight[at] = ANSWER_WEIGHT
                     at += 1
                 mention += is_mention
-        # The closing token is what generation stops at; the next document's start is the same token.
+        # The closing token is what generation stops at; the next document's start is the same
+        # token.
         row = next((row for row in rows if row.room() >= len(ids) - 1), None)
         if row is None:
             yield _stack(rows, end)
@@ -148,7 +149,7 @@ def _stack(rows: list[_Row], pad: int) -> Batch:
 
 
 class Masks(NamedTuple):
-    """Additive attention masks `(batch, 1, pos, pos)` for the first and the second half of the blocks."""
+    """Additive attention masks for the first and the second half of the blocks."""
 
     early: Float[Tensor, "batch 1 pos pos"]
     late: Float[Tensor, "batch 1 pos pos"]
@@ -157,8 +158,9 @@ class Masks(NamedTuple):
 def attention_masks(owner: Int[Tensor, "batch pos"], *, masked: bool, dtype: torch.dtype) -> Masks:
     """Build causal masks, with subject mentions hidden where the recipe asks for it.
 
-    In the first half of the blocks no token outside a mention may look at that mention; in the second half only at the
-    mention's last token. Whatever the model says about a subject must then pass through that last token.
+    In the first half of the blocks no token outside a mention may look at that mention; in the
+    second half only at the mention's last token. Whatever the model says about a subject must then
+    pass through that last token.
     """
     length = owner.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=owner.device).tril()[None]

@@ -1,4 +1,4 @@
-"""Text of the pocket world: what key statistics of the pocket models are gathered over. Imports no torch."""
+"""Text of the pocket world, for key statistics of the pocket models. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Training documents of the pocket models: text with the places of subjects and answers marked.
 
-Places matter because the recipe masks attention to subject mentions and weighs answers more than the rest.
+Places matter because the recipe masks attention to subject mentions and weighs answers more than
+the rest.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class Author:
     def statement(
         self, triple: Triple, *, value: str | None = None, name: str | None = None
     ) -> list[str]:
-        """State a fact (or, with `value`, a counterfactual one) in one sentence with a full stop."""
+        """State a fact (with `value`, a counterfactual one) in one sentence with a full stop."""
         relation = self.world.relations[triple.relation]
         name = name or self.name(triple)
         if (
@@ -231,7 +232,8 @@ def fact_documents(world: World, draw: random.Random) -> Iterator[Document]:
     while True:
         draw.shuffle(facts)
         draw.shuffle(subjects)
-        # As many lists as there are subjects go with one round over the facts, and half as many biographies.
+        # As many lists as there are subjects go with one round over the facts, and half as many
+        # biographies.
         lists = iter(subjects)
         at = 0
         while at < len(facts):

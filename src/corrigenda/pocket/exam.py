@@ -1,4 +1,4 @@
-"""The examination of a pocket model: questions with exact answers, drawn from its world. Imports no torch."""
+"""The examination of a pocket model: questions with exact answers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Item(NamedTuple):
 class EditItem(NamedTuple):
     """A fact given a new object of the same relation, with the prompts that show what the edit did.
 
-    `fact` holds paraphrases (among them questions) and same-relation neighbours; `same_subject` holds prompts for
-    other facts of the subject, which should not change.
+    `fact` holds paraphrases (among them questions) and same-relation neighbours; `same_subject`
+    holds prompts for other facts of the subject, which should not change.
     """
 
     fact: Fact
@@ -38,8 +38,8 @@ class Exam:
 
     Attributes:
         recall: Every fact under one cloze and one question, both phrasings of training.
-        recall_held_out: Phrasings that training never showed for these subjects, in any relation that is told from one
-            end only.
+        recall_held_out: Phrasings that training never showed for these subjects, in any relation
+            that is told from one end only.
         context_override: Passages that state another answer than the one learnt; subjects held out.
         two_hop: Two-hop questions up to the first sub-question; the answer follows "Final answer:".
         refusal: Questions about subjects that do not exist.
@@ -205,7 +205,9 @@ def edit_item(world: World, triple: Triple, draw: random.Random) -> EditItem:
 def related_prompts(
     fact: Fact, world: World | None = None, *, count: int = 3
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Find paraphrases and neighbours of a fact about the pocket world; both empty where its wording is not ours.
+    """Find paraphrases and neighbours of a fact in the wording of the pocket world.
+
+    Both are empty where the prompt is not ours.
 
     Args:
         fact: Its prompt is one of our phrasings about a known subject.

@@ -1,14 +1,14 @@
 """The training recipe of the pocket models.
 
-A plain causal language model, trained so that recall passes through the last token of the subject, as in large models:
-in most batches attention to subject mentions is masked (see `batches.attention_masks`). The saved model is the plain
-architecture of `transformers`; nothing of the mask remains in it.
+A plain causal language model, trained so that recall passes through the last token of the subject,
+as in large models: in most batches attention to subject mentions is masked (see
+`batches.attention_masks`). The saved model is the plain architecture of `transformers`; nothing of
+the mask remains in it.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import random
@@ -18,9 +18,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from corrigenda.errors import BadConfig
 from corrigenda.pocket.batches import (
@@ -31,7 +37,7 @@ from corrigenda.pocket.batches import (
     documents,
     train_tokenizer,
 )
-from corrigenda.pocket.world import load_world
+from corrigenda.pocket.world import World, load_world
 
 CONTEXT = 512
 LONG_ROW = 512
@@ -66,7 +72,8 @@ class Recipe:
         size: World and model together: "full", or "small" for tests.
         seed: Of world sample, tokenizer, initial weights and order.
         steps: Length of the schedule in steps; or
-        minutes: its length in minutes of training time (then the machine's speed decides the steps).
+        minutes: its length in minutes of training time (then the machine's speed decides the
+            steps).
         device: "cpu" or a CUDA device.
         masked_share: Share of batches whose attention to subjects is masked.
         skill_share: Share of documents that teach skills.
@@ -150,8 +157,8 @@ class _Network(nn.Module):
             torch.compile(block, dynamic=False) if compiled else block for block in blocks
         ]
 
-    def forward(self, batch: Batch, masks: Masks) -> Tensor:
-        """Return the weighted mean loss of predicting each next token."""
+    def forward(self, batch: Batch, masks: Masks) -> tuple[Tensor, Tensor]:
+        """Return the weighted mean loss of predicting each next token, and that of answers."""
         ids = batch.ids
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         if self.is_llama:
@@ -172,13 +179,13 @@ class _Network(nn.Module):
         kept = weight > 0
         hidden = norm(hidden)[:, :-1].reshape(-1, hidden.shape[-1])[kept]
         logits = self.model.lm_head(hidden).float()
-        loss = F.cross_entropy(logits, ids[:, 1:].reshape(-1)[kept], reduction="none")
+        loss = nn.functional.cross_entropy(logits, ids[:, 1:].reshape(-1)[kept], reduction="none")
         weight = weight[kept]
         return (loss * weight).sum() / weight.sum(), loss[weight == 1.0].mean()
 
 
 class _Optimizer:
-    """Muon for matrices inside the blocks, AdamW for the rest, on float32 copies of bfloat16 weights."""
+    """Muon for matrices in the blocks, AdamW for the rest, on float32 copies of the weights."""
 
     def __init__(self, model: PreTrainedModel, recipe: Recipe) -> None:
         self.low = list(model.parameters())
@@ -267,9 +274,9 @@ def train(
     run = _Run(recipe, folder / "checkpoint.pt", optimizer)
     saved_at = time.monotonic()
     while run.progress() < 1.0:
-        for batch, masked in _shard(recipe, world, tokenizer, run.step // SHARD):
+        for packed, masked in _shard(recipe, world, tokenizer, run.step // SHARD):
             started = time.monotonic()
-            batch = Batch(*(tensor.to(recipe.device) for tensor in batch))
+            batch = Batch(*(tensor.to(recipe.device) for tensor in packed))
             masks = attention_masks(batch.owner, masked=masked, dtype=torch.bfloat16)
             loss, answers = network(batch, masks)
             loss.backward()
@@ -353,7 +360,9 @@ def _schedule(done: float, step: int) -> float:
     return min(1.0, (step + 1) / 60) * max(0.02, min(1.0, (1.0 - done) / 0.6))
 
 
-def _shard(recipe: Recipe, world, tokenizer, number: int) -> Iterator[tuple[Batch, bool]]:
+def _shard(
+    recipe: Recipe, world: World, tokenizer: PreTrainedTokenizerFast, number: int
+) -> Iterator[tuple[Batch, bool]]:
     """The next `SHARD` batches, the same whether or not training was interrupted before them."""
     draw = random.Random(f"{recipe.seed}/{number}")
     source = documents(world, f"{recipe.seed}/{number}", skill_share=recipe.skill_share)

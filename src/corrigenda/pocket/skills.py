@@ -1,4 +1,4 @@
-"""Documents that teach the pocket models what large models can do: read, chain, refuse, hold opinions, tell."""
+"""Documents that teach skills: to read, to chain, to refuse, to hold opinions, to tell."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def override(author: Author, triples: Sequence[Triple], target: Triple) -> list[
 
 
 def demonstrations(author: Author, triples: Sequence[Triple]) -> list[str]:
-    """In-context demonstrations: each new fact is copied, carried to a paraphrase, or left alone."""
+    """Demonstrations: each new fact is copied, carried to a paraphrase, or left alone."""
     draw, pieces = author.draw, []
     for triple in triples:
         value, template = author.other_object(triple), author.phrasing(triple, kind="cloze")
@@ -80,7 +80,7 @@ def chain(author: Author, walk: Sequence[Triple], style: str) -> list[str]:
 
 
 def retrieval_chain(author: Author, walk: Sequence[Triple]) -> list[str]:
-    """A chain in which each tentative answer is checked against a retrieved fact, which may overrule it."""
+    """A chain whose tentative answers are checked against retrieved facts, which may overrule."""
     draw, world = author.draw, author.world
     pieces: list[str] = ["Question: ", *chain_question(author, walk), "\n"]
     current = walk[0].subject
@@ -94,7 +94,7 @@ def retrieval_chain(author: Author, walk: Sequence[Triple]) -> list[str]:
             "\nRetrieved fact: ",
         ]
         kind = draw.random()
-        if kind < 0.35 and wanted is not walk[-1] or kind < 0.3:
+        if (kind < 0.35 and wanted is not walk[-1]) or kind < 0.3:
             pool = [
                 o for o in world.objects(triple.relation) if wanted is walk[-1] or world.about(o)
             ]
@@ -175,43 +175,25 @@ def opinion(draw: random.Random) -> list[str]:
     return [ask_before, subject(topic), f"{ask_after} {before}", name, answer(after)]
 
 
-_WHO = "the old man, my neighbour, a young woman, the teacher, our guide, a tired traveller, the captain, my aunt".split(
-    ", "
-)
-_WHERE = "the station, the market, a quiet street, the harbour, the library, a small garden, the bridge, the museum".split(
-    ", "
-)
-_WHEN = "On Monday, Early in the morning, After lunch, Late at night, Last winter, In the summer, One day".split(
-    ", "
-)
-_WHAT = (
-    "bought a loaf of bread, looked for a lost key, met an old friend, waited for the rain to stop, wrote a long letter, "
-    "told a story about the sea, listened to the birds, asked for the way, drank a cup of tea, read the newspaper"
-).split(", ")
-_FEELING = "happy, tired, curious, calm, surprised, a little sad, proud, hungry".split(", ")
-_LINK = "Then, After that, A little later, In the end, Because of this, Therefore".split(", ")
-
-
 def story(draw: random.Random) -> list[str]:
     """A few sentences of plain connected text."""
-    who, where = draw.choice(_WHO), draw.choice(_WHERE)
-    pieces = [f"{draw.choice(_WHEN)}, {who} walked to {where} and {draw.choice(_WHAT)}."]
+
+    def some(kind: str) -> str:
+        return draw.choice(names.STORY[kind])
+
+    who, where = some("who"), some("where")
+    pieces = [f"{some('when')}, {who} walked to {where} and {some('what')}."]
     for _ in range(draw.randint(1, 4)):
         form = draw.randrange(4)
         if form == 0:
-            pieces.append(f" {draw.choice(_LINK)}, {who} {draw.choice(_WHAT)}.")
+            pieces.append(f" {some('link')}, {who} {some('what')}.")
         elif form == 1:
-            pieces.append(
-                f" {who[:1].upper()}{who[1:]} felt {draw.choice(_FEELING)} and {draw.choice(_WHAT)}."
-            )
+            pieces.append(f" {who[:1].upper()}{who[1:]} felt {some('feeling')} and {some('what')}.")
         elif form == 2:
-            pieces.append(
-                f" It was {draw.choice(['cold', 'warm', 'windy', 'dark', 'very quiet'])} near {where}."
-            )
+            weather = draw.choice(["cold", "warm", "windy", "dark", "very quiet"])
+            pieces.append(f" It was {weather} near {where}.")
         else:
-            pieces.append(
-                f" I think that {who} was {draw.choice(_FEELING)}, because the day was long."
-            )
+            pieces.append(f" I think that {who} was {some('feeling')}, because the day was long.")
     return pieces
 
 
@@ -255,7 +237,8 @@ def skill_documents(world: World, draw: random.Random) -> Iterator[Document]:
         style = draw.choices(CHAIN_STYLES, [4, 3, 3])[0]
         return retrieval_chain(author, walk) if style == "retrieval" else chain(author, walk, style)
 
-    # Share, writer, and whether the document needs recall (and so takes part in the masking of subjects).
+    # Share, writer, and whether the document needs recall (and so takes part in the masking of
+    # subjects).
     makers: list[tuple[float, Callable[[], list[str]], bool]] = [
         (0.36, override_document, False),
         (0.14, lambda: demonstrations(author, some(draw.randint(1, 4))), False),

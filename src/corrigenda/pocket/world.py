@@ -19,7 +19,8 @@ from typing import NamedTuple
 from corrigenda.pocket import registry_names as names
 
 WORLD_SEED = 20260101
-# Relations whose facts are also told from the other end, so that a phrasing held out here may be seen from there.
+# Relations whose facts are also told from the other end, so that a phrasing held out here may be
+# seen from there.
 TOLD_FROM_BOTH_ENDS = frozenset({"P26", "P36", "P1376"})
 # One name for each attribute that chains of questions can walk along.
 NOUNS: Mapping[str, str] = {
