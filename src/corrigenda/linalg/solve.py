@@ -329,9 +329,9 @@ def _ridge_factor(gram: Tensor, weight: float) -> Tensor:
     return lower
 
 
-def _thin(R: Tensor, right: Tensor) -> LowRank:
+def _thin(residuals: Tensor, right: Tensor) -> LowRank:
     """R right^T with no more columns than the matrix has rows or columns."""
-    R = R.to(right.device)
+    R = residuals.to(right.device)
     (d_out, n), d_in = R.shape, right.shape[0]
     if n <= min(d_out, d_in):
         return LowRank(R, right)

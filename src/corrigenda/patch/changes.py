@@ -91,13 +91,13 @@ def change_from(tensors: Mapping[str, Tensor]) -> Change:
     Raises:
         ValueError: the names are those of no change, or the shapes do not fit.
     """
-    match set(tensors):
-        case names if names == {"left", "right"}:
-            return LowRank(tensors["left"], tensors["right"])
-        case names if names == {"delta"}:
-            return Dense(tensors["delta"])
-        case names if names == {"index", "values", "d_out"}:
-            return Rows(tensors["index"], tensors["values"], int(tensors["d_out"]))
+    names = set(tensors)
+    if names == {"left", "right"}:
+        return LowRank(tensors["left"], tensors["right"])
+    if names == {"delta"}:
+        return Dense(tensors["delta"])
+    if names == {"index", "values", "d_out"}:
+        return Rows(tensors["index"], tensors["values"], int(tensors["d_out"]))
     raise ValueError(f"no kind of change has the tensors {', '.join(sorted(tensors))}")
 
 
@@ -154,7 +154,8 @@ def add(first: Change, second: Change) -> Change:
                 place = torch.searchsorted(index, part.index)
                 values.index_add_(0, place, part.values.to(dtype))
             return Rows(index, values, first.d_out)
-    return Dense(dense(first) + dense(second))
+        case _:
+            return Dense(dense(first) + dense(second))
 
 
 def norm(change: Change) -> float:

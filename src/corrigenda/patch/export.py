@@ -179,7 +179,8 @@ def factors(change: Change, site: Site) -> LowRank:
 def _in_module(change: LowRank, site: Site, lm: LanguageModel) -> LowRank:
     """The change of one site as a change of the whole module, whose weight may be fused."""
     module = lm.module(site)
-    weight: Tensor = module.weight.T if is_transposed(module) else module.weight
+    weight = module.get_parameter("weight")
+    weight = weight.T if is_transposed(module) else weight
     part = lm.weight(site)
     if part.shape == weight.shape:
         return change
@@ -191,7 +192,7 @@ def _in_module(change: LowRank, site: Site, lm: LanguageModel) -> LowRank:
             where=f"site {site}, module {lm.module_path(site)}",
             hint="Export a merged checkpoint instead.",
         )
-    first = (part.storage_offset() - weight.storage_offset()) // weight.stride(0)
+    first = int((part.storage_offset() - weight.storage_offset()) // weight.stride(0))
     left = torch.zeros(weight.shape[0], change.rank, dtype=change.left.dtype)
     left[first : first + part.shape[0]] = change.left
     return LowRank(left, change.right)

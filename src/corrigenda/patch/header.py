@@ -117,6 +117,5 @@ def _jsonable(value: object) -> object:
         return dict(value)
     if isinstance(value, Sequence | set | frozenset):
         return sorted(value) if isinstance(value, set | frozenset) else list(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return str(value)
+    tolist = getattr(value, "tolist", None)
+    return tolist() if callable(tolist) else str(value)

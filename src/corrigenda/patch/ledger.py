@@ -39,12 +39,13 @@ class Applied:
         patch: The patch.
         lm: The model.
         mode: "merge" where weights were rewritten, "runtime" where hooks do the work.
+        hooks: What is undone when the patch comes off, apart from weights.
     """
 
     def __init__(self, patch: Patch, lm: LanguageModel, mode: Mode) -> None:
         """Made by `Patch.apply` only."""
         self.patch, self.lm, self.mode = patch, lm, mode
-        self._hooks = ExitStack()
+        self.hooks = ExitStack()
 
     @property
     def active(self) -> bool:
@@ -183,7 +184,7 @@ class Ledger(Sequence[Patch]):
         self.entries.append(entry)
         try:
             if hooks is not None:
-                entry._hooks.enter_context(hooks)
+                entry.hooks.enter_context(hooks)
             else:
                 self._recompute(entry)
         except BaseException:
@@ -194,7 +195,7 @@ class Ledger(Sequence[Patch]):
     def remove(self, entry: Applied) -> None:
         """Take one application off."""
         self.entries = [other for other in self.entries if other is not entry]
-        entry._hooks.close()
+        entry.hooks.close()
         if entry.mode == "merge":
             self._recompute(entry)
         if not self.entries:
@@ -301,7 +302,7 @@ def apply_hooks(
 
 
 def _changes(entry: Applied) -> Mapping[Site, Change]:
-    return entry.patch.changes if hasattr(entry.patch, "changes") else {}
+    return getattr(entry.patch, "changes", {})
 
 
 def require_base(header: Header, base: str | None, lm: LanguageModel) -> None:

@@ -35,9 +35,9 @@ def require_shapes(changes: Mapping[Site, Change], lm: LanguageModel) -> None:
 
 def _stored_shape(lm: LanguageModel, site: Site) -> tuple[int, int]:
     """Shape of a packed weight, of which only the module still knows."""
-    bias, module = lm.bias(site), lm.module(site)
-    d_out = module.out_features if bias is None else len(bias)
-    return int(d_out), int(module.in_features)
+    bias, sizes = lm.bias(site), vars(lm.module(site))
+    d_out = sizes["out_features"] if bias is None else len(bias)
+    return int(d_out), int(sizes["in_features"])
 
 
 @contextmanager
