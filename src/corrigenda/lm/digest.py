@@ -7,7 +7,8 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 # Names and versions, and settings that the weights or the caller decide.
 _IGNORED = frozenset(
@@ -28,7 +29,7 @@ _IGNORED = frozenset(
 )
 
 
-def digest(model: nn.Module) -> str:
+def digest(model: PreTrainedModel) -> str:
     """Return a hash that changes when any bit of any weight, a dtype or the configuration changes.
 
     Nothing is remembered between calls: a change is seen however it was made. The name and path of
@@ -50,11 +51,11 @@ def _tensor(tensor: Tensor) -> bytes:
     header = f"{tensor.dtype} {tuple(tensor.shape)} "
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     value = hashlib.blake2b(header.encode(), digest_size=32)
-    value.update(raw.numpy())
+    value.update(raw.numpy().data)
     return value.digest()
 
 
-def _config(model: nn.Module) -> str:
+def _config(model: PreTrainedModel) -> str:
     def kept(node: object) -> object:
         if isinstance(node, dict):
             return {

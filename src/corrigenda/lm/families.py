@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from corrigenda.errors import UnknownFamily
 
@@ -92,14 +92,22 @@ _LLAMA_SLOTS = {
 _SANDWICH = {"mlp_norm": "post_feedforward_layernorm", "attn_norm": "post_attention_layernorm"}
 
 
-def _like_llama(name: str, *model_types: str, **more: str) -> Family:
+def _like_llama(
+    name: str,
+    *model_types: str,
+    mlp_norm: str | None = None,
+    attn_norm: str | None = None,
+    experts: str | None = None,
+) -> Family:
     return Family(
         name=name,
         model_types=model_types,
         blocks="model.layers",
         final_norm="model.norm",
         slots=_LLAMA_SLOTS,
-        **more,
+        mlp_norm=mlp_norm,
+        attn_norm=attn_norm,
+        experts=experts,
     )
 
 
@@ -167,7 +175,7 @@ FAMILIES: tuple[Family, ...] = (
 """The families that are understood."""
 
 
-def known(model: nn.Module) -> Family | None:
+def known(model: PreTrainedModel) -> Family | None:
     """Return the row of the table for a model, by its `model_type`; None if there is none.
 
     Raises:
@@ -181,7 +189,7 @@ def known(model: nn.Module) -> Family | None:
     return None
 
 
-def _require_variant(family: Family, model: nn.Module) -> None:
+def _require_variant(family: Family, model: PreTrainedModel) -> None:
     config = model.config.get_text_config()
     for name, wanted in family.needs:
         found = getattr(config, name, wanted)

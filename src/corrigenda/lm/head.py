@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from corrigenda.lm.families import Family
 
 
 def logits_of(
-    model: nn.Module, family: Family, hidden: Float[Tensor, "*rows d_model"]
+    model: PreTrainedModel, family: Family, hidden: Float[Tensor, "*rows d_model"]
 ) -> Float[Tensor, "*rows vocab"]:
     """Apply final norm, head (bias included) and soft-capping to states behind the last block."""
     normed = model.get_submodule(family.final_norm)(hidden)
-    logits = model.get_output_embeddings()(normed)
+    head = model.get_output_embeddings()
+    assert head is not None, "a causal language model has a head"
+    logits = head(normed)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ class Hooks:
             self._storage.find(site)
 
     @contextmanager
-    def attached(self, transforms: Mapping[Point, Transform]) -> Iterator[None]:
+    def attached(self, transforms: Mapping[Point, Transform]) -> Generator[None]:
         """Call the transforms during every pass, until left; inner contexts come after outer ones.
 
         Raises:
@@ -181,9 +181,10 @@ class _ExpertHook:
         for expert in dict.fromkeys(site.expert for site, _, _ in self._entries):
             rows, choice = (chosen == expert).nonzero(as_tuple=True)
             x = hidden[rows]
-            before = self._run(module, expert, x, None)
             after = self._run(module, expert, x, rows, len(hidden))
             if after is not None:
+                before = self._run(module, expert, x, None)
+                assert before is not None
                 change = (after - before) * weights[rows, choice, None]
                 added = added.index_add(0, rows, change.to(added.dtype))
         return added
@@ -213,7 +214,7 @@ class _ExpertHook:
             return through(part, "value", linear(through(part, "key", tensor), weight))
 
         gate, up = layer("mlp.gate", x), layer("mlp.up", x)
-        out = layer("mlp.down", module.act_fn(gate) * up)
+        out = layer("mlp.down", module.get_submodule("act_fn")(gate) * up)
         return out if changed else None
 
 

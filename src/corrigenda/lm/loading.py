@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -54,7 +55,7 @@ def load_pair(
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype="auto" if dtype is None else dtype,
             use_safetensors=True,
@@ -67,6 +68,7 @@ def load_pair(
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
+    model, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UnknownModel(

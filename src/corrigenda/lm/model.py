@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -136,7 +136,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return self.model.get_input_embeddings().weight.device
+        return next(self.model.get_input_embeddings().parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -290,7 +290,8 @@ class LanguageModel:
 
 
 def gather(
-    tensor: Float[Tensor, "batch pos d"], positions: Int[Tensor, " batch"] | Int[Tensor, "batch k"]
+    tensor: Shaped[Tensor, "batch pos *d"],
+    positions: Int[Tensor, " batch"] | Int[Tensor, "batch k"],
 ) -> Tensor:
     """Pick positions of each row: (batch, d), or (batch, k, d) where `positions` has k columns."""
     positions = positions.to(tensor.device)

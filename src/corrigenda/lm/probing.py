@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from corrigenda.errors import UnknownFamily
 from corrigenda.lm.families import FAMILIES, Family, Fused, Slot, known
@@ -40,7 +41,7 @@ _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
 _HALF_TOLERANCE = 3e-2
 
 
-def resolve(model: nn.Module) -> Family:
+def resolve(model: PreTrainedModel) -> Family:
     """Return the family of a model.
 
     Raises:
@@ -66,7 +67,7 @@ class _Ambiguous(Exception):
     """What cannot be told."""
 
 
-def _guesses(model: nn.Module) -> Iterator[Family]:
+def _guesses(model: PreTrainedModel) -> Iterator[Family]:
     config = model.config.get_text_config()
     count = config.num_hidden_layers
     lists = [
@@ -120,13 +121,14 @@ def _slots(block: nn.Module, d_model: int) -> dict[str, Slot]:
     for part in ("mlp.down", "attn.out"):
         if part not in slots:
             raise _Ambiguous(f"no module of a block looks like {part}")
-        if d_model not in block.get_submodule(slots[part].path).weight.shape:
+        module = block.get_submodule(slots[part].path)
+        if d_model not in module.get_parameter("weight").shape:
             raise _Ambiguous(f"{slots[part].path} does not give vectors of width {d_model}")
     return slots
 
 
 @torch.no_grad()
-def _failure(model: nn.Module, family: Family) -> str | None:
+def _failure(model: PreTrainedModel, family: Family) -> str | None:
     """What about a guess is contradicted by a short pass; None if nothing is."""
     was_training = model.training
     model.eval()
@@ -142,7 +144,7 @@ def _failure(model: nn.Module, family: Family) -> str | None:
     layers = range(len(storage.blocks))
     points = [state(layer) for layer in range(-1, len(layers))]
     points += [write(Site(layer, part)) for layer in layers for part in ("mlp.down", "attn.out")]
-    ids = torch.arange(1, 5, device=model.get_input_embeddings().weight.device)[None]
+    ids = torch.arange(1, 5, device=next(model.get_input_embeddings().parameters()).device)[None]
     try:
         with Hooks(storage, family).attached({point: recorder(point) for point in points}):
             logits = model(input_ids=ids, use_cache=False).logits
@@ -163,7 +165,7 @@ def _close(first: Tensor, second: Tensor) -> bool:
     return bool((first - second).float().norm() <= tolerance * second.float().norm())
 
 
-def _unknown(model: nn.Module, reason: str) -> UnknownFamily:
+def _unknown(model: PreTrainedModel, reason: str) -> UnknownFamily:
     names = ", ".join(family.name for family in FAMILIES)
     return UnknownFamily(
         f'the architecture "{model.config.model_type}" is not in the table, and its modules do '

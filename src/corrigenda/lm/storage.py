@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from corrigenda.errors import QuantisedWeights, UnknownSite, did_you_mean
@@ -43,10 +44,12 @@ class Place(NamedTuple):
 class Storage:
     """Finds and writes the weights of one model."""
 
-    def __init__(self, model: nn.Module, family: Family) -> None:
+    def __init__(self, model: PreTrainedModel, family: Family) -> None:
         """Read weights of a model as its family stores them."""
         self._model, self._family = model, family
-        self.blocks: nn.ModuleList = model.get_submodule(family.blocks)
+        blocks = model.get_submodule(family.blocks)
+        assert isinstance(blocks, nn.ModuleList), "the family says so"
+        self.blocks = blocks
         self._config = model.config.get_text_config()
 
     def experts(self, layer: int) -> nn.Module | None:
@@ -57,7 +60,7 @@ class Storage:
     def num_experts(self, layer: int) -> int:
         """Return the number of experts in a block, 0 where it is dense."""
         experts = self.experts(layer)
-        return 0 if experts is None else experts.down_proj.shape[0]
+        return 0 if experts is None else experts.get_parameter("down_proj").shape[0]
 
     def require_layer(self, layer: int, lowest: int = 0) -> None:
         """Refuse layers the model does not have."""
@@ -94,7 +97,7 @@ class Storage:
         if site.expert is not None:
             module = self.experts(site.layer)
             assert module is not None
-            half = module.gate_up_proj.shape[1] // 2
+            half = module.get_parameter("gate_up_proj").shape[1] // 2
             rows = {"mlp.gate": slice(0, half), "mlp.up": slice(half, None)}
             name = "down_proj" if site.part == "mlp.down" else "gate_up_proj"
             path = f"{block}.{self._family.experts}"
@@ -158,7 +161,7 @@ class Storage:
                 return rows[:, "qkv".index(part[-1])].reshape(-1)
 
 
-def head_width(config: object) -> int:
+def head_width(config: PreTrainedConfig) -> int:
     """Return the width of one attention head."""
     width = getattr(config, "head_dim", None)
     return width or config.hidden_size // config.num_attention_heads

@@ -166,7 +166,7 @@ class Tail:
             finally:
                 for handle in handles:
                     handle.remove()
-        hidden = gather(seen[state(layer)], view.index)
+        hidden = gather(seen[state(layer)], view.columns)
         base = hidden[:, 0]
         entry = base if role == "state" else gather(seen[value(site)], starts)
         if norm is not None:
@@ -269,14 +269,14 @@ class Tail:
 class _View(NamedTuple):
     """Which columns of the batch the tail runs on."""
 
-    index: Int[Tensor, "batch pos"]  # columns, clamped to the batch
+    columns: Int[Tensor, "batch pos"]  # clamped to the batch
     valid: Tensor  # (batch, pos) bool: whether there is a token of the row
     starts: Int[Tensor, " batch"]
     prefix: int
 
     def along(self, tensor: Tensor) -> Tensor:
         """Pick positions, the second axis."""
-        return gather(tensor.expand(len(self.index), *tensor.shape[1:]), self.index)
+        return gather(tensor.expand(len(self.columns), *tensor.shape[1:]), self.columns)
 
     def mask(self, mask: Tensor, dtype: torch.dtype) -> Float[Tensor, "batch head pos keys"]:
         """An additive mask from each position of the tail to the prefix and to the tail.
@@ -288,11 +288,11 @@ class _View(NamedTuple):
             mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
                 ~mask, lowest
             )
-        batch, width = self.index.shape
+        batch, width = self.columns.shape
         mask = mask.to(dtype).expand(batch, *mask.shape[1:])
         heads, keys = mask.shape[1], mask.shape[3]
-        queries = mask.gather(2, self.index[:, None, :, None].expand(-1, heads, -1, keys))
-        new = queries.gather(3, self.index[:, None, None, :].expand(-1, heads, width, -1))
+        queries = mask.gather(2, self.columns[:, None, :, None].expand(-1, heads, -1, keys))
+        new = queries.gather(3, self.columns[:, None, None, :].expand(-1, heads, width, -1))
         new = new.masked_fill(~self.valid[:, None, None, :], lowest)
         old = queries[..., : self.prefix]
         behind = torch.arange(self.prefix, device=mask.device) >= self.starts[:, None]

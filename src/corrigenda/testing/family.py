@@ -11,6 +11,7 @@ def test_family(my_model, my_tokenizer):
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -147,7 +148,7 @@ def _tails(lm: LanguageModel) -> Iterator[str]:
     rows = torch.arange(len(starts), device=lm.device)
     last = state(lm.num_layers - 1)
     for layer in sorted({0, lm.num_layers // 2, lm.num_layers - 1}):
-        points = {"state": state(layer)}
+        points: dict[Literal["state", "value"], Point] = {"state": state(layer)}
         if not lm.num_experts(layer):
             points["value"] = value(Site(layer))
         for role, point in points.items():
@@ -183,7 +184,7 @@ def _keeping(seen: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def _rows(lm: LanguageModel) -> list[list[int]]:
-    size = lm.model.get_input_embeddings().weight.shape[0]
+    size = int(lm.model.config.get_text_config().vocab_size)
     draw = torch.Generator().manual_seed(0)
     return [torch.randint(size, (length,), generator=draw).tolist() for length in _LENGTHS]
 

@@ -105,7 +105,7 @@ def tiny_model(
     return LanguageModel(model, tokenizer, name=f"tiny-{family}")
 
 
-def _special(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
+def _special(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
