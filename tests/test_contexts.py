@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from corrigenda import contexts as contexts_module
 from corrigenda.contexts import SEED_WORDS, Contexts, generate_contexts
 from corrigenda.errors import BadConfig

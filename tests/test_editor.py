@@ -9,6 +9,10 @@ from typing import ClassVar
 
 import pytest
 import torch
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor
+
 from corrigenda.editor import Edit, Editor, Gives, Needs
 from corrigenda.errors import (
     BadConfig,
@@ -29,9 +33,6 @@ from corrigenda.patch import WeightPatch, header_for
 from corrigenda.state import State, automatic_shrinkage
 from corrigenda.testing.editor import check_editor
 from corrigenda.testing.tiny import tiny_model
-from pydantic import Field
-from safetensors.torch import save_file
-from torch import Tensor
 
 FACTS = (
     Fact(prompt="The mother tongue of Ada Lovelace is", subject="Ada Lovelace", target="French"),
@@ -123,7 +124,7 @@ def test_options_are_frozen_and_checked() -> None:
         Nudge().layer = 4  # type: ignore[misc]  # refused at run time
 
 
-def test_fit_does_what_is_needed(lm: LanguageModel, tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+def test_fit_does_what_is_needed(lm: LanguageModel, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path))
     assert Nudge().fit(lm) == State()
     with pytest.warns(UserWarning, match="Few keys"):
@@ -199,7 +200,7 @@ def test_factor_is_made_once_and_shrinks_where_keys_are_few() -> None:
     factor = state.factor(Site(0))
     assert factor is state.factor(Site(0)) is state.updated(meta={"x": 1}).factor(Site(0))
     assert torch.allclose(factor.matrix(), _moment(60).covariance(), atol=1e-12)
-    rho = automatic_shrinkage(_moment(3))
+    rho = automatic_shrinkage(0.5)
     assert rho == pytest.approx(0.04)
     assert torch.allclose(state.factor(Site(1)).matrix(), _moment(3).covariance(rho), atol=1e-12)
     with pytest.raises(IllConditioned, match="CG203"):
@@ -211,7 +212,7 @@ def test_factor_is_made_once_and_shrinks_where_keys_are_few() -> None:
 
 
 def test_shrinkage_falls_to_nothing_with_two_keys_per_dimension() -> None:
-    shares = [automatic_shrinkage(_moment(count)) for count in (1, 3, 6, 11, 12, 60)]
+    shares = [automatic_shrinkage(count / 6) for count in (1, 3, 6, 11, 12, 60)]
     assert shares == sorted(shares, reverse=True)
     assert shares[3] == pytest.approx(0.01, rel=0.1)
     assert shares[4:] == [0.0, 0.0]

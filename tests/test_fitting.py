@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from corrigenda.errors import (
     BadConfig,
     CorruptFile,
@@ -31,7 +33,6 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, key, value
 from corrigenda.state import State
 from corrigenda.testing.tiny import tiny_model
-from torch import Tensor
 
 SITES = (Site(0), Site(2))
 TEXTS = [

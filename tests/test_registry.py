@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
 from corrigenda import registry
 from corrigenda.errors import BadConfig, UnknownMethod
 
@@ -84,7 +85,7 @@ def test_unknown_option_names_the_closest() -> None:
 def test_a_bad_preset_is_named(tmp_path: Path) -> None:
     bad = tmp_path / "pocket.toml"
     bad.write_text("layer = 3\n")
-    with pytest.raises(BadConfig, match="pocket.toml"):
+    with pytest.raises(BadConfig, match=r"pocket\.toml"):
         registry._read_preset(bad)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +28,7 @@ STATE_FORMAT = 1
 """Version of the state file format that this library writes."""
 
 _MOMENT = "moment/"
+_ENOUGH_KEYS = 2.0
 _SHRINKAGE_AT_LIMIT = 0.01
 
 
@@ -69,26 +70,35 @@ class State:
         names = {name.split("/")[1] for name in self.tensors if name.startswith(_MOMENT)}
         return tuple(sorted(map(Site.parse, names), key=_order))
 
-    def moment(self, site: Site) -> SecondMoment:
-        """The second moment of the keys of a site.
+    def moment(self, site: Site, *, device: torch.device | str = "cpu") -> SecondMoment:
+        """The second moment of the keys of a site, as a copy on a device.
 
         Raises:
             MissingState (CG503): it was not fitted.
         """
+        self.require_moments([site])
         prefix = f"{_MOMENT}{site}/"
         tensors = {
             name.removeprefix(prefix): tensor
             for name, tensor in self.tensors.items()
             if name.startswith(prefix)
         }
-        if not tensors:
-            known = ", ".join(map(str, self.moment_sites)) or "no site"
-            raise MissingState(
-                f"no second moment was fitted for {site}.",
-                where=f"the state holds {known}",
-                hint="Call `editor.fit(lm)` with the same editor and pass its state.",
-            )
-        return SecondMoment.from_tensors(tensors)
+        return SecondMoment.from_tensors(tensors, device=device)
+
+    def require_moments(self, sites: Sequence[Site]) -> None:
+        """Check that second moments of all these sites are here.
+
+        Raises:
+            MissingState (CG503): one was not fitted.
+        """
+        for site in sites:
+            if site not in self.moment_sites:
+                known = ", ".join(map(str, self.moment_sites)) or "no site"
+                raise MissingState(
+                    f"no second moment was fitted for {site}.",
+                    where=f"the state holds {known}",
+                    hint="Call `editor.fit(lm)` with the same editor and pass its state.",
+                )
 
     def factor(self, site: Site, shrinkage: float | None = None) -> Cholesky:
         """The Cholesky factor of a site's second moment, computed once per state.
@@ -109,7 +119,7 @@ class State:
                     f"no key was seen at {site}.",
                     hint="Give more text, or text that reaches this expert.",
                 )
-            rho = automatic_shrinkage(moment) if shrinkage is None else shrinkage
+            rho = automatic_shrinkage(moment.keys_per_dimension) if shrinkage is None else shrinkage
             self._factors[site, shrinkage] = moment.cholesky(rho, where=str(site))
         return self._factors[site, shrinkage]
 
@@ -198,15 +208,15 @@ class State:
         return cls(tensors, json.loads(metadata["meta"]))
 
 
-def automatic_shrinkage(moment: SecondMoment) -> float:
+def automatic_shrinkage(keys_per_dimension: float) -> float:
     """How much a second moment is drawn towards a multiple of the identity when nobody says.
 
     0 from two keys per dimension on; below that the small eigenvalues are noise or zero, and 0.01
     at the limit grows in proportion as keys get fewer: 0.02 d_in / N, at most 1.
     """
-    if moment.count == 0 or moment.keys_per_dimension >= 2.0:
+    if keys_per_dimension == 0 or keys_per_dimension >= _ENOUGH_KEYS:
         return 0.0
-    return min(1.0, 2.0 * _SHRINKAGE_AT_LIMIT / moment.keys_per_dimension)
+    return min(1.0, _ENOUGH_KEYS * _SHRINKAGE_AT_LIMIT / keys_per_dimension)
 
 
 def _checksum(meta: str, tensors: Mapping[str, Tensor]) -> str:

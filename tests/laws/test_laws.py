@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+
 from corrigenda import registry
 from corrigenda.facts import Fact
 from corrigenda.fitting import Corpus

@@ -85,7 +85,9 @@ def fit_moments(
     found = {site: cache.read_state(run.name(site)) if keep else None for site in sites}
     missing = [site for site, state in found.items() if state is None]
     if missing:
-        for site, one in run.run(missing, progress).items():
+        running = run.run(missing, progress)
+        for site in missing:
+            one = running.pop(site)
             found[site] = State.of_moments({site: one.moment}, {"first": one.first})
             if keep:
                 cache.write_state(run.name(site), found[site])
@@ -185,16 +187,17 @@ class _Pass:
 
     def _resumed(self, sites: Sequence[Site], name: str) -> tuple[dict[Site, _Running], int]:
         kept = cache.read_state(name) if self.keep else None
-        if kept is None:
-            widths = {site: self.lm.weight(site).shape[1] for site in sites}
-            device = self.lm.device if self.lm.device.type == "cuda" else "cpu"
-            return {
-                site: _Running(SecondMoment(width, device=device)) for site, width in widths.items()
-            }, 0
-        firsts = kept.meta["first"]
-        return {site: _Running(kept.moment(site), firsts[str(site)]) for site in sites}, kept.meta[
-            "next_batch"
-        ]
+        # Some other accelerators have no float64.
+        device = self.lm.device if self.lm.device.type == "cuda" else "cpu"
+        running: dict[Site, _Running] = {}
+        for site in sites:
+            if kept is None:
+                width = self.lm.weight(site).shape[1]
+                running[site] = _Running(SecondMoment(width, device=device))
+            else:
+                first = kept.meta["first"][str(site)]
+                running[site] = _Running(kept.moment(site, device=device), first)
+        return running, 0 if kept is None else kept.meta["next_batch"]
 
 
 def _routed(keys: Float[Tensor, "n d_in"]) -> Float[Tensor, "n_routed d_in"]:
@@ -232,14 +235,15 @@ def _together(run: _Pass, corpus: Corpus, found: Mapping[Site, State]) -> State:
     tensors = {name: tensor for state in found.values() for name, tensor in state.tensors.items()}
     about: dict[str, JsonValue] = {}
     for site, state in found.items():
-        moment = state.moment(site)
+        count = int(state.tensors[f"moment/{site}/count"])
+        keys_per_dimension = count / len(state.tensors[f"moment/{site}/sum"])
         first = state.meta["first"]
         trace = float(state.tensors[f"moment/{site}/sum_of_products"].diagonal().sum())
         total = trace if corpus.include_first_token else trace + first
         about[str(site)] = {
-            "count": moment.count,
-            "keys_per_dimension": moment.keys_per_dimension,
-            "shrinkage": automatic_shrinkage(moment),
+            "count": count,
+            "keys_per_dimension": keys_per_dimension,
+            "shrinkage": automatic_shrinkage(keys_per_dimension),
             "first_token_share": first / total if total else 0.0,
         }
     meta = {

@@ -132,8 +132,7 @@ class LocateThenEdit(Editor):
         else:
             sites, notices = self._locate(lm)
         if self.needs.moments:
-            for site in sites:
-                state.moment(site)
+            state.require_moments(sites)
         contexts = self.contexts
         if contexts is None and _CONTEXTS in state.meta:
             contexts = Contexts.from_json(str(state.meta[_CONTEXTS]))
