@@ -1,6 +1,9 @@
 """Measure every figure of a pocket model; the last line is one JSON object.
 
-python perf/pocket_card.py [--model pocket] [--preset pocket] [--quick] [--threads N]
+python perf/pocket_card.py [--model pocket] [--preset pocket] [--quick] [--threads N] [--write]
+
+With --write the figures, and how the model was trained, also go into the model card, between the
+marks of that model.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from corrigenda.pocket.exam import load_exam
 from corrigenda.pocket.world import load_world
 
 ROOT = Path(__file__).resolve().parents[1]
+CARD = ROOT / "src" / "corrigenda" / "pocket" / "CARD.md"
 COUNTERFACT = ROOT.parent / "shared" / "data" / "counterfact" / "counterfact.json"
 
 GOALS = {
@@ -47,6 +51,7 @@ def main() -> None:
     parser.add_argument("--preset", default="pocket", help="whose presets the editing methods take")
     parser.add_argument("--quick", action="store_true", help="a fifth of the questions or less")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--write", action="store_true", help="put the figures into the model card")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
@@ -82,7 +87,28 @@ def main() -> None:
             else (f"  goal {goal:.2f}: {'reached' if value >= goal else 'MISSED'}")
         )
         print(f"{name:>28}  {value}{verdict}")
+    if options.write and folder is not None:
+        write(folder, figures)
     print(json.dumps(figures))
+
+
+def write(folder: Path, figures: dict[str, object]) -> None:
+    """Replace the block of this model in the card by its training record and its figures."""
+    begin, end = (f"<!-- {folder.name}: {mark} -->" for mark in ("begin", "end"))
+    before, _, rest = CARD.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    recipe = training.pop("recipe")
+    rows = ["| trained | |", "|---|---|"]
+    rows += [f"| {name} | {value} |" for name, value in (recipe | training).items()]
+    rows += ["", "| figure | measured | goal |", "|---|---|---|"]
+    rows += [
+        f"| `{name}` | {', '.join(map(str, value)) if isinstance(value, list) else value} "
+        f"| {GOALS.get(name, '')} |"
+        for name, value in figures.items()
+        if not isinstance(value, dict)
+    ]
+    CARD.write_text("\n".join([before + begin, *rows, end + after]), encoding="utf-8")
 
 
 def report(stage: str, done: int, total: int) -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,9 @@ class Recipe:
         skill_share: Share of documents that teach skills.
         batch_tokens: Tokens in a batch.
         row: Tokens in a row; a tenth of the batches use rows of 512.
+        stream_price: Price of the mean square of the residual stream after each block. Without it
+            the first MLP writes one large vector at every subject, beside which nothing that an
+            edit can write counts.
         matrix_rate: Peak learning rate of Muon, for matrices inside the blocks.
         other_rate: Peak learning rate of AdamW, for embeddings and norms.
         compiled: Use `torch.compile` on the blocks (needs a C++ compiler).
@@ -94,6 +98,7 @@ class Recipe:
     skill_share: float = 0.2
     batch_tokens: int = 4096
     row: int = 192
+    stream_price: float = 1e-3
     matrix_rate: float = 4e-3
     other_rate: float = 3e-3
     compiled: bool = False
@@ -145,6 +150,20 @@ def build_model(recipe: Recipe) -> PreTrainedModel:
     )
 
 
+class Losses(NamedTuple):
+    """What one batch says.
+
+    Attributes:
+        text: Weighted mean loss of predicting each next token, in nats.
+        answers: Mean loss of the tokens of answers, in nats.
+        stream: Mean square of the residual stream over blocks, positions and coordinates.
+    """
+
+    text: Tensor
+    answers: Tensor
+    stream: Tensor
+
+
 class _Network(nn.Module):
     """The model's own blocks, run with a mask for each half of them."""
 
@@ -157,8 +176,8 @@ class _Network(nn.Module):
             torch.compile(block, dynamic=False) if compiled else block for block in blocks
         ]
 
-    def forward(self, batch: Batch, masks: Masks) -> tuple[Tensor, Tensor]:
-        """Return the weighted mean loss of predicting each next token, and that of answers."""
+    def forward(self, batch: Batch, masks: Masks) -> Losses:
+        """Run the model and measure."""
         ids = batch.ids
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         if self.is_llama:
@@ -170,18 +189,20 @@ class _Network(nn.Module):
             core = self.model.transformer
             hidden, extra, norm = core.wte(ids) + core.wpe(positions), {}, core.ln_f
         half = len(self.run_blocks) // 2
+        size = hidden.new_zeros((), dtype=torch.float32)
         for index, block in enumerate(self.run_blocks):
             hidden = block(
                 hidden, attention_mask=masks.early if index < half else masks.late, **extra
             )
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+            size = size + hidden.float().square().mean() / len(self.run_blocks)
         weight = batch.weight[:, 1:].reshape(-1)
         kept = weight > 0
         hidden = norm(hidden)[:, :-1].reshape(-1, hidden.shape[-1])[kept]
         logits = self.model.lm_head(hidden).float()
         loss = nn.functional.cross_entropy(logits, ids[:, 1:].reshape(-1)[kept], reduction="none")
         weight = weight[kept]
-        return (loss * weight).sum() / weight.sum(), loss[weight == 1.0].mean()
+        return Losses((loss * weight).sum() / weight.sum(), loss[weight == 1.0].mean(), size)
 
 
 class _Optimizer:
@@ -278,15 +299,16 @@ def train(
             started = time.monotonic()
             batch = Batch(*(tensor.to(recipe.device) for tensor in packed))
             masks = attention_masks(batch.owner, masked=masked, dtype=torch.bfloat16)
-            loss, answers = network(batch, masks)
-            loss.backward()
+            losses = network(batch, masks)
+            (losses.text + recipe.stream_price * losses.stream).backward()
             optimizer.step(_schedule(run.progress(), run.step))
             run.step += 1
             run.tokens += batch.ids.numel()
             run.seconds += time.monotonic() - started
             report(
                 run.progress(),
-                f"step {run.step}  answers {answers.item():.3f}  loss {loss.item():.3f}  "
+                f"step {run.step}  answers {losses.answers.item():.3f}  "
+                f"loss {losses.text.item():.3f}  stream {losses.stream.item():.1f}  "
                 f"{run.tokens / run.seconds:.0f} tokens/s",
             )
             if run.progress() >= 1.0:
