@@ -125,7 +125,7 @@ def test_integer_storage_is_no_weight(llama):
         (Site(4), "no layer 4; the model has layers 0 to 3"),
         (Site(-1), "no layer -1"),
         (Site(0, "mlp.gate"), r"gpt2 models have no mlp\.gate"),
-        (Site(0, "mlp.donw"), r'(?s)"mlp.donw" is no part.*mean "mlp\.down"'),
+        (Site(0, "mlp.dawn"), r'(?s)"mlp.dawn" is no part.*mean "mlp\.down"'),
         (Site(0, "mlp.down", 0), "has no experts"),
     ],
 )
