@@ -212,5 +212,6 @@ def test_the_probe_chooses_a_block_and_says_so() -> None:
     assert 0 <= choice.layer < lm.num_layers - 1
     assert f"block {choice.layer}" in choice.message
     assert len(choice.effects) == lm.num_layers - 1
-    assert choice == probe_layer(lm)
+    assert choice == probe_layer(model("llama"))
+    assert probe_layer(lm, seed=1).effects != choice.effects
     assert lm.digest() == digest

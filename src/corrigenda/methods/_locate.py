@@ -21,6 +21,7 @@ from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact, Span
 from corrigenda.fitting.corpus import Corpus, Source
 from corrigenda.linalg.cholesky import Cholesky
+from corrigenda.lm.continuation import pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, value, write
 from corrigenda.lm.spans import Encoded, encode, encode_fact
@@ -127,8 +128,8 @@ class LocateThenEdit(Editor):
         state = state or State()
         state.require_base(lm)
         if self.chosen_layers() is None and _SITES in state.meta:
-            sites = tuple(Site.parse(str(text)) for text in state.meta[_SITES])
-            notices = tuple(str(text) for text in state.meta.get(_NOTICES, []))
+            sites = tuple(Site.parse(text) for text in _texts(state, _SITES))
+            notices = _texts(state, _NOTICES)
         else:
             sites, notices = self._locate(lm)
         if self.needs.moments:
@@ -242,7 +243,6 @@ def capture_last(
     unique = sorted(set(sequences), key=lambda ids: (len(ids), ids))
     place = {ids: index for index, ids in enumerate(unique)}
     order = torch.tensor([place[ids] for ids in sequences], device=lm.device)
-    pad = lm.tokenizer.pad_token_id or 0
     parts: dict[Point, list[Tensor]] = {point: [] for point in points}
     begin = 0
     while begin < len(unique):
@@ -250,7 +250,7 @@ def capture_last(
         while end < len(unique) and len(unique[end]) * (end + 1 - begin) <= _CAPTURE_TOKENS:
             end += 1
         batch = unique[begin:end]
-        tokens = Tokens.pad([list(ids) for ids in batch], pad).to(lm.device)
+        tokens = Tokens.pad(batch, pad_id(lm)).to(lm.device)
         at = torch.tensor([len(ids) - 1 for ids in batch], device=lm.device)
         for point, values in lm.tap(tokens, list(points), positions=at).items():
             parts[point].append(values.float())
@@ -343,6 +343,11 @@ def with_old_keys(state: State, method: str, new: Mapping[Site, Float[Tensor, "d
         own = keys.cpu()
         tensors[f"{method}/keys/{site}"] = own if kept is None else torch.cat([kept, own], dim=1)
     return state.updated(tensors)
+
+
+def _texts(state: State, name: str) -> tuple[str, ...]:
+    found = state.meta.get(name)
+    return tuple(map(str, found)) if isinstance(found, list) else ()
 
 
 def _position(encoded: Encoded) -> int:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corrigenda.facts import Span, find_subject
+from corrigenda.lm.continuation import pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, state, write
 from corrigenda.lm.spans import encode
@@ -47,20 +48,31 @@ class LayerChoice(NamedTuple):
     message: str
 
 
-@torch.inference_mode()
+_CHOICES: dict[tuple[str, str, int], LayerChoice] = {}
+
+
 def probe_layer(lm: LanguageModel, *, seed: int = 0) -> LayerChoice:
     """Choose the block whose output at the subject's last token carries most of what is recalled.
 
     The subject's embeddings are disturbed by seeded noise of three standard deviations; then the
     clean outputs of a window of feed-forward blocks (a fifth of the depth) are put back at the
-    subject's last token, one window after the other. The model is unchanged.
+    subject's last token, one window after the other. The model is unchanged. The answer is
+    remembered by the content of the model.
 
     Reference: ROME (Meng et al. 2022), section 2; there with 10 noises, 1000 facts and a window of
         10 of 48 blocks.
     """
+    content = (lm.digest(), lm.name, seed)
+    if content not in _CHOICES:
+        _CHOICES[content] = _probe(lm, seed)
+    return _CHOICES[content]
+
+
+@torch.inference_mode()
+def _probe(lm: LanguageModel, seed: int) -> LayerChoice:
     last_allowed = max(lm.num_layers - 2, 0)
     trace = _Trace.of(lm, seed)
-    half = max(lm.num_layers // 10, 0)
+    half = lm.num_layers // 10
     effects = []
     for centre in range(last_allowed + 1):
         window = range(max(centre - half, 0), min(centre + half, lm.num_layers - 1) + 1)
@@ -102,7 +114,7 @@ class _Trace(NamedTuple):
             for prompt, subject in STATEMENTS
         ]
         encoded = [one for one in encoded for _ in range(_NOISES)]
-        tokens = Tokens.pad([one.ids for one in encoded], lm.tokenizer.pad_token_id or 0)
+        tokens = Tokens.pad([one.ids for one in encoded], pad_id(lm))
         tokens = tokens.to(lm.device)
 
         def column(values: list[int | None]) -> Int[Tensor, " batch"]:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corrigenda.errors import NonFinite
+from corrigenda.lm.continuation import pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.tail import Tail
@@ -255,8 +256,7 @@ def _build(
         if row.labels:
             labels[i, : len(row.labels)] = torch.tensor(row.labels)
             weights[i, : len(row.labels)] = 1.0 / (contexts[row.fact] * len(row.labels))
-    pad = lm.tokenizer.pad_token_id or 0
-    tokens = Tokens.pad([list(row.ids) for row in rows], pad).to(device)
+    tokens = Tokens.pad([row.ids for row in rows], pad_id(lm)).to(device)
     starts = torch.tensor([row.start for row in rows], device=device)
     tail = Tail.build(lm, tokens, layer, starts, role=role)
     facts = torch.tensor([row.fact for row in rows], device=device)
@@ -343,7 +343,7 @@ def _record(
             raise NonFinite(
                 f"the loss of the target search is {entry.total} at step "
                 f"{len(traces[fact].losses) + 1}.",
-                where=names[fact],
+                where=str(names[fact]),
                 hint="The model gives no finite probabilities here: earlier edits may have broken "
                 "it, or its number format overflows (try float32).",
             )
@@ -426,5 +426,6 @@ def _read_head(
                 slope[i] = kl_weight * odds * (shift - divergence)
         if grad:
             torch.autograd.backward(logits, slope.to(logits.dtype))
+            assert inner.grad is not None
             back[part] = inner.grad
     return back

@@ -40,7 +40,7 @@ class Emmet(SpreadEditor):
     )
 
     @property
-    def gives(self) -> Gives:
+    def gives(self) -> Gives:  # pyright: ignore[reportIncompatibleVariableOverride]  # by option
         """Exact constraints unless there is a ridge."""
         return Gives(
             single=True, batch=True, sequential=True, exact=self.gamma == 0.0, order_free=True

@@ -74,7 +74,7 @@ class Rome(LocateThenEdit):
     )
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Needs:  # pyright: ignore[reportIncompatibleVariableOverride]  # by option
         """A subject, and second moments unless `use_moment` is off."""
         return Needs(subject=True, moments=self.use_moment, training_set=False)
 
