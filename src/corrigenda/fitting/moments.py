@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from pydantic import JsonValue
 from torch import Tensor
@@ -27,6 +29,8 @@ _CHECKPOINT_TOKENS_PER_DIMENSION = 32
 _TOKENS_OF_TEXT = 1_000_000
 _OWN_TOKENS_PER_DIMENSION = 10
 _LONGEST_ROW = 1024
+_FIRST = "first/"
+_NEXT_BATCH = "next_batch"
 
 
 def fit_moments(
@@ -87,14 +91,11 @@ def fit_moments(
     if missing:
         running = run.run(missing, progress)
         for site in missing:
-            one = running.pop(site)
-            found[site] = State.of_moments({site: one.moment}, {"first": one.first})
+            state = found[site] = _kept({site: running.pop(site)})
             if keep:
-                cache.write_state(run.name(site), found[site])
+                cache.write_state(run.name(site), state)
         cache.remove_state(run.checkpoint(missing))
-    state = _together(run, wanted, {site: one for site, one in found.items() if one})
-    _warn_of_few_keys(state)
-    return state
+    return _together(run, wanted, {site: one for site, one in found.items() if one})
 
 
 @dataclass
@@ -162,9 +163,7 @@ class _Pass:
         return running
 
     def _add(self, batch: list[int], running: Mapping[Site, _Running]) -> None:
-        tokens = Tokens.pad(
-            [self.rows[index] for index in batch], self.lm.tokenizer.pad_token_id or 0
-        ).to(self.lm.device)
+        tokens = Tokens.pad([self.rows[index] for index in batch], 0).to(self.lm.device)
         counted = tokens.mask.bool()
         if not self.include_first:
             counted = counted.clone()
@@ -179,9 +178,7 @@ class _Pass:
             one.add(rows, first)
 
     def _checkpoint(self, name: str, running: Mapping[Site, _Running], next_batch: int) -> None:
-        moments = {site: one.moment for site, one in running.items()}
-        firsts = {str(site): one.first for site, one in running.items()}
-        state = State.of_moments(moments, {"first": firsts, "next_batch": next_batch})
+        state = _kept(running).updated({_NEXT_BATCH: torch.tensor(next_batch)})
         if self.keep:
             cache.write_state(name, state)
 
@@ -195,9 +192,18 @@ class _Pass:
                 width = self.lm.weight(site).shape[1]
                 running[site] = _Running(SecondMoment(width, device=device))
             else:
-                first = kept.meta["first"][str(site)]
+                first = float(kept.tensors[f"{_FIRST}{site}"])
                 running[site] = _Running(kept.moment(site, device=device), first)
-        return running, 0 if kept is None else kept.meta["next_batch"]
+        return running, 0 if kept is None else int(kept.tensors[_NEXT_BATCH])
+
+
+def _kept(running: Mapping[Site, _Running]) -> State:
+    """What goes to disk: the sums and what belongs to position 0."""
+    firsts = {
+        f"{_FIRST}{site}": torch.tensor(one.first, dtype=torch.float64)
+        for site, one in running.items()
+    }
+    return State.of_moments({site: one.moment for site, one in running.items()}).updated(firsts)
 
 
 def _routed(keys: Float[Tensor, "n d_in"]) -> Float[Tensor, "n_routed d_in"]:
@@ -230,23 +236,26 @@ def _rows(
     )
 
 
+class _About(NamedTuple):
+    """What people want to know about the moment of a site."""
+
+    count: int
+    keys_per_dimension: float
+    shrinkage: float
+    first_token_share: float
+
+
 def _together(run: _Pass, corpus: Corpus, found: Mapping[Site, State]) -> State:
-    """One state from those of the sites, with what people want to know about them."""
-    tensors = {name: tensor for state in found.values() for name, tensor in state.tensors.items()}
-    about: dict[str, JsonValue] = {}
-    for site, state in found.items():
-        count = int(state.tensors[f"moment/{site}/count"])
-        keys_per_dimension = count / len(state.tensors[f"moment/{site}/sum"])
-        first = state.meta["first"]
-        trace = float(state.tensors[f"moment/{site}/sum_of_products"].diagonal().sum())
-        total = trace if corpus.include_first_token else trace + first
-        about[str(site)] = {
-            "count": count,
-            "keys_per_dimension": keys_per_dimension,
-            "shrinkage": automatic_shrinkage(keys_per_dimension),
-            "first_token_share": first / total if total else 0.0,
-        }
-    meta = {
+    """One state from those of the sites."""
+    tensors = {
+        name: tensor
+        for state in found.values()
+        for name, tensor in state.tensors.items()
+        if not name.startswith(_FIRST)
+    }
+    about = {str(site): _about(state, site, corpus) for site, state in found.items()}
+    _warn_of_few_keys(about)
+    meta: dict[str, JsonValue] = {
         "base_digest": run.digest,
         "base_name": run.lm.name,
         "dtype": str(run.lm.dtype),
@@ -260,20 +269,33 @@ def _together(run: _Pass, corpus: Corpus, found: Mapping[Site, State]) -> State:
             "pack": corpus.pack,
             "include_first_token": corpus.include_first_token,
         },
-        "moments": about,
+        "moments": {site: one._asdict() for site, one in about.items()},
     }
     return State(tensors, meta)
 
 
-def _warn_of_few_keys(state: State) -> None:
-    about = state.meta["moments"]
-    few = [site for site, one in about.items() if one["shrinkage"] > 0]
+def _about(state: State, site: Site, corpus: Corpus) -> _About:
+    count = int(state.tensors[f"moment/{site}/count"])
+    keys_per_dimension = count / len(state.tensors[f"moment/{site}/sum"])
+    first = float(state.tensors[f"{_FIRST}{site}"])
+    trace = float(state.tensors[f"moment/{site}/sum_of_products"].diagonal().sum())
+    total = trace if corpus.include_first_token else trace + first
+    return _About(
+        count=count,
+        keys_per_dimension=keys_per_dimension,
+        shrinkage=automatic_shrinkage(keys_per_dimension),
+        first_token_share=first / total if total else 0.0,
+    )
+
+
+def _warn_of_few_keys(about: Mapping[str, _About]) -> None:
+    few = {site: one for site, one in about.items() if one.shrinkage > 0}
     if few:
-        most = max(about[site]["shrinkage"] for site in few)
-        least = min(about[site]["keys_per_dimension"] for site in few)
+        most = max(one.shrinkage for one in few.values())
+        least = min(one.keys_per_dimension for one in few.values())
         warnings.warn(
             f"Few keys: {least:.2f} per dimension at {', '.join(few)}; 2 are needed, 10 are good. "
             f"The second moment will be shrunk by up to {most:.3f} towards a multiple of the "
             "identity. Give more text.",
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -120,11 +120,11 @@ def _packed(
 ) -> Iterator[list[int]]:
     first = tokenizer("a").input_ids[:1]
     prefix = first if first == [tokenizer.bos_token_id] and length > 1 else []
-    end = tokenizer.eos_token_id
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     row: list[int] = []
     room = length - len(prefix)
     for ids in _encoded(tokenizer, _pieces(texts), special=False):
-        row += ids if end is None else [*ids, end]
+        row += [*ids, *end]
         while len(row) >= room:
             yield prefix + row[:room]
             row = row[room:]

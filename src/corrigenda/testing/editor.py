@@ -14,7 +14,7 @@ Each law raises an `AssertionError` whose message names it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +78,7 @@ class _Case:
         self.editor, self.lm, self.facts, self.state = editor, lm, list(facts), state
         self.group = self.facts if editor.gives.batch else self.facts[:1]
         rows = [lm.tokenizer(fact.prompt).input_ids for fact in facts]
-        self.tokens = Tokens.pad(rows, lm.tokenizer.pad_token_id or 0).to(lm.device)
+        self.tokens = Tokens.pad(rows, 0).to(lm.device)
         self.bits = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
         self.logits = lm.logits(self.tokens).clone()
         self.digest = lm.digest()
@@ -240,7 +240,7 @@ def _require_close(case: _Case, ours: Patch, theirs: Patch, law: str) -> None:
 
 
 @contextmanager
-def _padding_side(lm: LanguageModel, side: str) -> Iterator[None]:
+def _padding_side(lm: LanguageModel, side: str) -> Generator[None]:
     before = lm.tokenizer.padding_side
     lm.tokenizer.padding_side = side
     try:
