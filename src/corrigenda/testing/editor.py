@@ -33,8 +33,8 @@ from corrigenda.state import State
 
 # Relative difference of logits between a merged weight, rounded to its dtype, and the exact sum at
 # run time; and of two patches that differ by the order of sums only.
-_MERGED = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
-_SAME = {torch.float64: 1e-6, torch.float32: 2e-2, torch.bfloat16: 0.5, torch.float16: 0.2}
+_MERGED = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.005}
+_SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.02, torch.float16: 0.01}
 _EXACT = 1e-6
 
 
