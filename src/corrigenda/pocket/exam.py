@@ -9,7 +9,14 @@ from typing import NamedTuple
 
 from corrigenda.facts import Fact
 from corrigenda.pocket.documents import Author, assemble, fill
-from corrigenda.pocket.skills import REFUSAL, chain_question, override, teachable, unknown_subject
+from corrigenda.pocket.skills import (
+    REFUSAL,
+    chain,
+    chain_question,
+    override,
+    teachable,
+    unknown_subject,
+)
 from corrigenda.pocket.world import TOLD_FROM_BOTH_ENDS, Triple, World, load_world
 
 
@@ -41,7 +48,8 @@ class Exam:
         recall_held_out: Phrasings that training never showed for these subjects, in any relation
             that is told from one end only.
         context_override: Passages that state another answer than the one learnt; subjects held out.
-        two_hop: Two-hop questions up to the first sub-question; the answer follows "Final answer:".
+        two_hop: Two-hop questions behind one worked example, up to the first sub-question; the
+            answer follows "Final answer:".
         refusal: Questions about subjects that do not exist.
         edits: Counterfactual edits of known facts.
         contexts: Unrelated true sentences, each with its closing space, to stand before a prompt.
@@ -138,17 +146,16 @@ def _override(author: Author, size: int) -> list[Item]:
 
 
 def _two_hop(author: Author, size: int) -> list[Item]:
-    world = author.world
-    walks = [
-        walk
-        for name in world.subjects
-        if world.skill_held_out(name)
-        for walk in world.chains(name, 2)
-    ]
+    """Two-hop questions behind one worked example, which shows the style of the answer."""
+    world, draw = author.world, author.draw
+    walks: dict[bool, list[tuple[Triple, ...]]] = {True: [], False: []}
+    for name in world.subjects:
+        walks[world.skill_held_out(name)].extend(world.chains(name, 2))
     items = []
-    for walk in author.draw.sample(walks, min(size, len(walks))):
-        prompt = f"Question: {_text(chain_question(author, walk))}\nSubquestion:"
-        items.append(Item(prompt, walk[-1].objects, walk[0].subject))
+    for walk in draw.sample(walks[True], min(size, len(walks[True]))):
+        example = _text(chain(author, draw.choice(walks[False]), "plain"))
+        asked = f"Question: {_text(chain_question(author, walk))}\nSubquestion:"
+        items.append(Item(f"{example}\n\n{asked}", walk[-1].objects, walk[0].subject))
     return items
 
 

@@ -232,10 +232,15 @@ def skill_documents(world: World, draw: random.Random) -> Iterator[Document]:
             target,
         )
 
-    def chain_document() -> list[str]:
+    def worked(style: str) -> list[str]:
         walk = draw.choice(walks[2 if draw.random() < 0.75 else 3])
-        style = draw.choices(CHAIN_STYLES, [4, 3, 3])[0]
         return retrieval_chain(author, walk) if style == "retrieval" else chain(author, walk, style)
+
+    def chain_document() -> list[str]:
+        """Half of the chains stand behind another one, which shows their style."""
+        style = draw.choices(CHAIN_STYLES, [4, 3, 3])[0]
+        example = [*worked(style), "\n\n"] if draw.random() < 0.5 else []
+        return [*example, *worked(style)]
 
     # Share, writer, and whether the document needs recall (and so takes part in the masking of
     # subjects).
