@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
 
 import torch
 from jaxtyping import Float
@@ -236,7 +235,8 @@ def _rows(
     )
 
 
-class _About(NamedTuple):
+@dataclass(frozen=True)
+class _About:
     """What people want to know about the moment of a site."""
 
     count: int
@@ -269,7 +269,7 @@ def _together(run: _Pass, corpus: Corpus, found: Mapping[Site, State]) -> State:
             "pack": corpus.pack,
             "include_first_token": corpus.include_first_token,
         },
-        "moments": {site: one._asdict() for site, one in about.items()},
+        "moments": {site: asdict(one) for site, one in about.items()},
     }
     return State(tensors, meta)
 

@@ -120,7 +120,7 @@ def _packed(
 ) -> Iterator[list[int]]:
     first = tokenizer("a").input_ids[:1]
     prefix = first if first == [tokenizer.bos_token_id] and length > 1 else []
-    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    end = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
     row: list[int] = []
     room = length - len(prefix)
     for ids in _encoded(tokenizer, _pieces(texts), special=False):
