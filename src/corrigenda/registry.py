@@ -43,8 +43,12 @@ class Preset(NamedTuple):
 
 
 def names() -> tuple[str, ...]:
-    """Names of all methods: those with a card in `corrigenda/methods`, then plug-ins."""
-    own = sorted(item.name.removesuffix(".md") for item in _cards() if item.name.endswith(".md"))
+    """Names of all methods: those with a card in `corrigenda/methods`, then plug-ins.
+
+    A name is that of the module, with hyphens: `ft-l` is `methods/ft_l.py`.
+    """
+    cards = (item.name for item in _cards() if item.name.endswith(".md"))
+    own = sorted(card.removesuffix(".md").replace("_", "-") for card in cards)
     return (*own, *sorted(set(_plug_ins()) - set(own)))
 
 
@@ -62,7 +66,7 @@ def editor_class(name: str) -> type[Editor]:
         found = plug_in.load()
         assert issubclass(found, Editor), f"{plug_in.value} is no Editor"
         return found
-    module = importlib.import_module(f"corrigenda.methods.{name}")
+    module = importlib.import_module(f"corrigenda.methods.{_stem(name)}")
     for kind in vars(module).values():
         if inspect.isclass(kind) and issubclass(kind, Editor) and getattr(kind, "name", "") == name:
             return kind
@@ -117,7 +121,7 @@ def presets(name: str) -> tuple[Preset, ...]:
         BadConfig (CG502): a preset file that is not `source` and `[options]`.
     """
     require(name)
-    folder = files("corrigenda").joinpath("presets", name)
+    folder = files("corrigenda").joinpath("presets", _stem(name))
     if not folder.is_dir():
         return ()
     found = [_read_preset(item) for item in folder.iterdir() if item.name.endswith(".toml")]
@@ -139,6 +143,10 @@ def preset(name: str, model_name: str) -> Preset | None:
     """
     wanted = _plain(model_name)
     return next((one for one in presets(name) if _plain(one.model) == wanted), None)
+
+
+def _stem(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def _plain(model_name: str) -> str:
@@ -172,7 +180,9 @@ def _card_parts(name: str) -> tuple[str, str]:
     require(name)
     plug_in = _plug_ins().get(name)
     if plug_in is None:
-        text = files("corrigenda").joinpath("methods", f"{name}.md").read_text(encoding="utf-8")
+        text = (
+            files("corrigenda").joinpath("methods", f"{_stem(name)}.md").read_text(encoding="utf-8")
+        )
     else:
         spec = importlib.util.find_spec(plug_in.module)
         assert spec is not None, f"{plug_in.value} cannot be found"

@@ -95,7 +95,7 @@ class Recipe:
     minutes: float | None = None
     device: str = "cpu"
     masked_share: float = 0.7
-    skill_share: float = 0.2
+    skill_share: float = 0.25
     batch_tokens: int = 4096
     row: int = 192
     stream_price: float = 1e-3

@@ -59,10 +59,14 @@ def demonstrations(author: Author, triples: Sequence[Triple]) -> list[str]:
 
 
 def chain_question(author: Author, chain: Sequence[Triple]) -> list[str]:
-    """Ask for the end of a chain of facts in one question."""
+    """Ask for the end of a chain of facts in one question.
+
+    The name is no mention to be masked: the first sub-question copies it, token by token, and what
+    is recalled about it is recalled at the copy.
+    """
     nouns = " of the ".join(NOUNS[triple.relation] for triple in reversed(chain))
     opening = author.draw.choice(["What is the ", "Tell me the ", "Which is the "])
-    return [f"{opening}{nouns} of ", subject(chain[0].subject), "?" if opening[0] == "W" else "."]
+    return [f"{opening}{nouns} of {chain[0].subject}{'?' if opening[0] == 'W' else '.'}"]
 
 
 def chain(author: Author, walk: Sequence[Triple], style: str) -> list[str]:
@@ -245,10 +249,10 @@ def skill_documents(world: World, draw: random.Random) -> Iterator[Document]:
     # Share, writer, and whether the document needs recall (and so takes part in the masking of
     # subjects).
     makers: list[tuple[float, Callable[[], list[str]], bool]] = [
-        (0.36, override_document, False),
-        (0.14, lambda: demonstrations(author, some(draw.randint(1, 4))), False),
-        (0.28, chain_document, True),
-        (0.12, lambda: refusal(author), True),
+        (0.34, override_document, False),
+        (0.12, lambda: demonstrations(author, some(draw.randint(1, 4))), False),
+        (0.26, chain_document, True),
+        (0.18, lambda: refusal(author), True),
         (0.05, lambda: opinion(draw), True),
         (0.05, lambda: story(draw), True),
     ]
