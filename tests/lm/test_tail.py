@@ -96,6 +96,31 @@ def test_other_positions_of_the_same_rows():
     assert difference(torch.cat([first, last], dim=1), tail.run(delta, AT)) < 1e-12
 
 
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize(("family", "role"), CASES)
+def test_a_delta_at_every_position_equals_the_whole_model(family, role, first):
+    lm = tiny_model(family, dtype=torch.float64)
+    tokens, starts = batch(), torch.full((4,), first)
+    at = torch.tensor([[5, 13], [2, 10], [12, 15], [4, 4]])
+    tail = Tail.build(lm, tokens, 1, starts, role=role)
+    delta = draw(4, tokens.ids.shape[1] - first, lm.d_model, seed=1).requires_grad_()
+    found = tail.run(delta, at)
+    point = state(1) if role == "state" else value(Site(1))
+    padded = torch.nn.functional.pad(delta, (0, 0, first, 0))
+    kept = {}
+    with (
+        lm.swap({point: lambda x: x + padded[:, : x.shape[1]]}),
+        lm.swap({LAST: lambda x: kept.setdefault("x", x)}),
+    ):
+        lm.logits(tokens)
+    expected = gather(kept["x"], at)
+    weights = draw(*found.shape, seed=2)
+    (back,) = torch.autograd.grad((found * weights).sum(), delta)
+    (wanted,) = torch.autograd.grad((expected * weights).sum(), delta)
+    assert difference(found, expected) < IN_FLOAT32.get(family, 1e-12)
+    assert difference(back, wanted) < IN_FLOAT32.get(family, 1e-12)
+
+
 @pytest.mark.parametrize("layer", [0, 3])
 def test_first_and_last_block(layer):
     lm = tiny_model("gemma3")

@@ -1,7 +1,7 @@
 """The last blocks on the last positions: what a vector added at one place changes, and no more.
 
-A vector that enters at one position of one block changes nothing at earlier positions, nor in
-earlier blocks. So the blocks up to there run once, the keys and values of earlier positions in the
+A vector that enters at one position of one block, or one at each position from there on, changes
+nothing at earlier positions, nor in earlier blocks. So the blocks up to there run once, the keys and values of earlier positions in the
 later blocks are constants, and each pass runs the model's own later blocks on the positions from
 there on. Position embeddings and attention masks (sliding windows included) are those that the
 model itself hands to its blocks; they are gathered once.
@@ -27,6 +27,7 @@ from corrigenda.lm.sites import Site, Tokens, state, value, write
 
 _CACHE_NAMES = ("past_key_values", "layer_past")
 _OWN_NAMES = ("hidden_states", "attention_mask", *_CACHE_NAMES)
+_MEMORY_BYTES = 2 << 30
 
 
 class _Reached(Exception):
@@ -74,9 +75,9 @@ class _Live(NamedTuple):
     rows: Int[Tensor, " rows"] | None
     at: Int[Tensor, "rows k"]
     offsets: Int[Tensor, "rows k"]
-    base: Float[Tensor, "rows d_model"]
-    entry: Float[Tensor, "rows d_model"]
-    rest: Float[Tensor, "rows pos d_model"]
+    base: Float[Tensor, "rows pos d_model"]
+    entry: Float[Tensor, "rows pos d_model"]
+    hidden: Float[Tensor, "rows pos d_model"]
     steps: list[_Step]
 
 
@@ -85,16 +86,14 @@ class Tail:
     """The blocks after one, for a ragged batch, from each row's start position on.
 
     Attributes:
-        entry: The vector at each row's start to which a delta is added: the residual stream behind
-            the block ("state"), or the output of its down projection ("value").
         starts: Where the delta enters.
     """
 
-    entry: Float[Tensor, "batch d_model"]
     starts: Int[Tensor, " batch"]
     _ends: Int[Tensor, " batch"]
     _norm: nn.Module | None
-    _base: Float[Tensor, "batch d_model"]
+    _entry: Float[Tensor, "batch pos d_model"]
+    _base: Float[Tensor, "batch pos d_model"]
     _hidden: Float[Tensor, "batch pos d_model"]
     _prefix: int
     _steps: list[_Step]
@@ -166,29 +165,39 @@ class Tail:
             finally:
                 for handle in handles:
                     handle.remove()
-        hidden = gather(seen[state(layer)], view.columns)
-        base = hidden[:, 0]
-        entry = base if role == "state" else gather(seen[value(site)], starts)
+        base = entry = hidden = gather(seen[state(layer)], view.columns)
+        if role == "value":
+            entry = gather(seen[value(site)], view.columns)
         if norm is not None:
-            base = base - gather(seen[write(site)], starts)
+            base = hidden - gather(seen[write(site)], view.columns)
         module = None if norm is None else lm.blocks[layer].get_submodule(norm)
         memo: dict[int, Tensor] = {}
         steps = [call.step(view, memo, hidden.dtype) for call in calls]
-        return cls(entry, starts, ends, module, base, hidden, prefix, steps)
+        return cls(starts, ends, module, entry, base, hidden, prefix, steps)
+
+    @property
+    def entry(self) -> Float[Tensor, "batch d_model"]:
+        """The vector at each row's start to which a delta is added.
+
+        It is the residual stream behind the block ("state"), or the output of its down projection
+        ("value").
+        """
+        return self._entry[:, 0]
 
     def run(
         self,
-        delta: Float[Tensor, "rows d_model"],
+        delta: Float[Tensor, "rows d_model"] | Float[Tensor, "rows width d_model"],
         at: Int[Tensor, "rows k"],
         rows: Int[Tensor, " rows"] | None = None,
     ) -> Float[Tensor, "rows k d_model"]:
-        """Return hidden states, before the final norm, with a delta added at each row's start.
+        """Return hidden states, before the final norm, with a delta added from each row's start on.
 
         Only the positions up to the last of `at` run. Constants of the chosen rows are kept until
         other rows or positions are asked for.
 
         Args:
-            delta: What to add; gradients flow to it and to nothing else. It may have more digits
+            delta: What to add, at each row's start or, with a third axis, at each of the positions
+                from there on. Gradients flow to it and to nothing else. It may have more digits
                 than the model: the sum is rounded to the model's dtype.
             at: Positions to read, columns of the batch, at or behind each row's start.
             rows: Which rows of the batch `delta` and `at` are for; by default all, in order.
@@ -197,12 +206,17 @@ class Tail:
             ValueError: a position in front of its row's start or behind its last token.
         """
         live = self._select(at, rows)
-        entered = (live.entry + delta).to(live.entry.dtype)
+        if delta.dim() == 2:
+            delta = delta[:, None]
+        delta = delta[:, : live.hidden.shape[1]]
+        width = delta.shape[1]
+        entry, base = live.entry[:, :width], live.base[:, :width]
+        entered = (entry + delta).to(entry.dtype)
         if self._norm is not None:
-            entered = live.base + self._norm(entered[:, None])[:, 0]
+            entered = base + self._norm(entered)
         elif live.base is not live.entry:
-            entered = (live.base + delta).to(live.base.dtype)
-        hidden = torch.cat([entered[:, None], live.rest], dim=1)
+            entered = (base + delta).to(base.dtype)
+        hidden = torch.cat([entered, live.hidden[:, width:]], dim=1)
         for step in live.steps:
             output = step.block(
                 hidden,
@@ -228,10 +242,10 @@ class Tail:
         prefix = max(1, int(starts.max()))
         chosen: dict[int, Tensor] = {}
 
-        def pick(tensor: Tensor, *, columns: int | None = None) -> Tensor:
+        def pick(tensor: Tensor) -> Tensor:
             """Rows and columns of a constant; one that several blocks share stays shared."""
             if id(tensor) not in chosen:
-                part = tensor if columns is None else tensor[:, :columns]
+                part = tensor[:, :length]
                 chosen[id(tensor)] = part if rows is None else part[rows]
             return chosen[id(tensor)]
 
@@ -252,17 +266,14 @@ class Tail:
                 ),
                 mask=pick_mask(step.mask),
                 along={
-                    name: tuple(pick(one, columns=length) for one in found)
-                    if isinstance(found, tuple)
-                    else pick(found, columns=length)
+                    name: tuple(map(pick, found)) if isinstance(found, tuple) else pick(found)
                     for name, found in step.along.items()
                 },
             )
             for step in self._steps
         ]
-        entry, base = pick(self.entry), pick(self._base)
-        rest = pick(self._hidden, columns=length)[:, 1:]
-        self._live = _Live(rows, at, offsets, base, entry, rest, steps)
+        base, entry, hidden = map(pick, (self._base, self._entry, self._hidden))
+        self._live = _Live(rows, at, offsets, base, entry, hidden, steps)
         return self._live
 
 
@@ -374,6 +385,13 @@ class _Call:
         return _Step(
             self.block, self._cache_name, _Constants(*self._recorder.recorded), mask, along, fixed
         )
+
+
+def memory_budget(lm: LanguageModel) -> int:
+    """Bytes that constants kept between passes may take: 2 GB, or a third of a GPU's free memory."""
+    if lm.device.type == "cuda":
+        return max(_MEMORY_BYTES, torch.cuda.mem_get_info(lm.device)[0] // 3)
+    return _MEMORY_BYTES
 
 
 def _mapped(

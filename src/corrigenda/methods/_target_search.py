@@ -21,7 +21,7 @@ from corrigenda.errors import NonFinite
 from corrigenda.lm.continuation import pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
-from corrigenda.lm.tail import Tail
+from corrigenda.lm.tail import Tail, memory_budget
 
 Status = Literal["written", "not converged", "clamped"]
 
@@ -29,7 +29,6 @@ Status = Literal["written", "not converged", "clamped"]
 _PADDING_TOKENS = {"cpu": 16, "cuda": 1024}
 _BUCKET_TOKENS = {"cpu": 512, "cuda": 16384}
 _HEAD_ROWS = {"cpu": 256, "cuda": 4096}
-_MEMORY_BYTES = 2 << 30
 
 
 class Settings(NamedTuple):
@@ -188,9 +187,7 @@ def _groups(lm: LanguageModel, rows: Sequence[Row], layer: int, num_facts: int) 
     for row in rows:
         of_fact[row.fact].append(row)
     of_fact.sort(key=lambda own: (own[0].tail, own[0].ids, own[0].labels) if own else (0,))
-    budget = _MEMORY_BYTES
-    if lm.device.type == "cuda":
-        budget = max(budget, torch.cuda.mem_get_info(lm.device)[0] // 3)
+    budget = memory_budget(lm)
     token_bytes = 2 * lm.d_model * (lm.num_layers - layer) * lm.dtype.itemsize
     groups: list[list[Row]] = []
     used = budget
