@@ -2,16 +2,13 @@
 PROGRAMS ?= .venv/bin
 export PATH := $(abspath $(PROGRAMS)):$(PATH)
 
-.PHONY: setup check types test perf docs
+.PHONY: setup check test perf docs
 
 setup: ## environment, package, first edit
 	python3 first_edit.py
 
 check: ## style, spelling, layers: what pre-commit and CI run
 	.ci/check
-
-types: ## pyright, minutes on two cores
-	pyright
 
 test: ## all tests but slow, gpu and network
 	python -m pytest -n 2

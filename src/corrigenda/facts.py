@@ -196,7 +196,8 @@ def facts_from_lines(lines: Iterable[str], *, where: str) -> list[Fact]:
         name = f"{where}:{number}"
         try:
             record = _RECORD.validate_python(json.loads(line))
-            facts.append(Fact(**{"name": name, **record}))
+            record.setdefault("name", name)
+            facts.append(Fact(**record))
         except json.JSONDecodeError as error:
             problems.append(f"line {number}: not JSON ({error.msg} at column {error.colno})")
         except CorrigendaError as error:

@@ -80,7 +80,7 @@ def test_what_is_saved_is_a_plain_half_precision_model(tmp_path: Path) -> None:
     assert model.dtype == torch.float16
     assert model.config.max_position_embeddings >= 512
     assert len(tokenizer) <= model.config.vocab_size
-    assert not (folder / "checkpoint.pt").exists()
+    assert not (folder / "checkpoint.safetensors").exists()
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(
@@ -95,7 +95,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
 
     with pytest.raises(KeyboardInterrupt):
         train(small(), tmp_path / "killed", report=kill, checkpoint_every=0.0)
-    assert (tmp_path / "killed" / "checkpoint.pt").exists()
+    assert (tmp_path / "killed" / "checkpoint.safetensors").exists()
     resumed = train(small(), tmp_path / "killed")
     first, second = (load_file(f / "model.safetensors") for f in (whole, resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -63,9 +63,10 @@ def pad_id(lm: LanguageModel) -> int:
 
 def _end_ids(lm: LanguageModel) -> set[int]:
     config = getattr(lm.model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
+    ends: int | list[int] | None = getattr(config, "eos_token_id", None)
+    own: int | None = getattr(lm.tokenizer, "eos_token_id", None)
     listed = ends if isinstance(ends, list) else [ends]
-    return {end for end in [*listed, lm.tokenizer.eos_token_id] if end is not None}
+    return {end for end in [*listed, own] if end is not None}
 
 
 class Decoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -78,6 +78,13 @@ def train_tokenizer(
     )
 
 
+def end_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Id of the token that opens and closes every text."""
+    found = tokenizer.convert_tokens_to_ids(END)
+    assert isinstance(found, int)
+    return found
+
+
 class _Row:
     """A row being filled with documents."""
 
@@ -89,6 +96,12 @@ class _Row:
 
     def room(self) -> int:
         return self.length - len(self.ids)
+
+    def add(self, ids: list[int], owner: list[int], weight: list[float], *, joined: bool) -> None:
+        """Append a document; `joined` leaves out its first token, which is the row's last."""
+        self.ids = [*self.ids, *ids[joined:]][: self.length]
+        self.owner = [*self.owner, *owner[joined:]][: self.length]
+        self.weight = [*self.weight, *weight[joined:]][: self.length]
 
 
 def batches(
@@ -102,7 +115,7 @@ def batches(
         tokens: Tokens in a batch.
         length: Tokens in a row.
     """
-    end = tokenizer.bos_token_id
+    end = end_id(tokenizer)
     mention = 0
     rows = [_Row(length) for _ in range(max(1, tokens // length))]
     while True:
@@ -130,16 +143,12 @@ def batches(
             yield _stack(rows, end)
             rows = [_Row(length) for _ in range(len(rows))]
             row = rows[0]
-        joined = bool(row.ids) and row.ids[-1] == end
-        row.ids += ids[joined:]
-        row.owner += owner[joined:]
-        row.weight += weight[joined:]
-        row.ids, row.owner, row.weight = row.ids[:length], row.owner[:length], row.weight[:length]
+        row.add(ids, owner, weight, joined=bool(row.ids) and row.ids[-1] == end)
 
 
 def _stack(rows: list[_Row], pad: int) -> Batch:
-    def filled(values: list, value: float) -> list:
-        return values + [value] * (rows[0].length - len(values))
+    def filled(values: Sequence[float], value: float) -> list[float]:
+        return [*values, *[value] * (rows[0].length - len(values))]
 
     return Batch(
         torch.tensor([filled(row.ids, pad) for row in rows]),

@@ -16,9 +16,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     GPT2Config,
@@ -30,6 +32,7 @@ from transformers import (
 )
 
 from corrigenda.errors import BadConfig
+from corrigenda.files import write_atomically
 from corrigenda.pocket.batches import (
     Batch,
     Masks,
@@ -117,9 +120,10 @@ def build_model(recipe: Recipe) -> PreTrainedModel:
     """Make the untrained model (float32)."""
     shape = SHAPES[recipe.architecture, recipe.size]
     torch.manual_seed(recipe.seed)
-    special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    special: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    model: PreTrainedModel
     if recipe.architecture == "llama":
-        return LlamaForCausalLM(
+        model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=shape.vocabulary,
                 hidden_size=shape.width,
@@ -129,25 +133,26 @@ def build_model(recipe: Recipe) -> PreTrainedModel:
                 num_key_value_heads=shape.heads,
                 max_position_embeddings=CONTEXT,
                 tie_word_embeddings=True,
-                attn_implementation="eager",
                 **special,
             )
         )
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=shape.vocabulary,
-            n_positions=CONTEXT,
-            n_embd=shape.width,
-            n_inner=shape.inner,
-            n_layer=shape.layers,
-            n_head=shape.heads,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            attn_implementation="eager",
-            **special,
+    else:
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=shape.vocabulary,
+                n_positions=CONTEXT,
+                n_embd=shape.width,
+                n_inner=shape.inner,
+                n_layer=shape.layers,
+                n_head=shape.heads,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                **special,
+            )
         )
-    )
+    model.set_attn_implementation("eager")
+    return model
 
 
 class Losses(NamedTuple):
@@ -169,24 +174,23 @@ class _Network(nn.Module):
 
     def __init__(self, model: PreTrainedModel, *, compiled: bool) -> None:
         super().__init__()
-        self.model = model
+        self.head: nn.Module = model.get_submodule("lm_head")
         self.is_llama = isinstance(model, LlamaForCausalLM)
-        blocks = model.model.layers if self.is_llama else model.transformer.h
+        self.core: Any = model.base_model
+        blocks = self.core.layers if self.is_llama else self.core.h
         self.run_blocks = [
             torch.compile(block, dynamic=False) if compiled else block for block in blocks
         ]
 
     def forward(self, batch: Batch, masks: Masks) -> Losses:
         """Run the model and measure."""
-        ids = batch.ids
+        ids, core = batch.ids, self.core
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         if self.is_llama:
-            core = self.model.model
             hidden = core.embed_tokens(ids)
             extra = {"position_embeddings": core.rotary_emb(hidden, positions)}
             norm = core.norm
         else:
-            core = self.model.transformer
             hidden, extra, norm = core.wte(ids) + core.wpe(positions), {}, core.ln_f
         half = len(self.run_blocks) // 2
         size = hidden.new_zeros((), dtype=torch.float32)
@@ -199,7 +203,7 @@ class _Network(nn.Module):
         weight = batch.weight[:, 1:].reshape(-1)
         kept = weight > 0
         hidden = norm(hidden)[:, :-1].reshape(-1, hidden.shape[-1])[kept]
-        logits = self.model.lm_head(hidden).float()
+        logits = self.head(hidden).float()
         loss = nn.functional.cross_entropy(logits, ids[:, 1:].reshape(-1)[kept], reduction="none")
         weight = weight[kept]
         return Losses((loss * weight).sum() / weight.sum(), loss[weight == 1.0].mean(), size)
@@ -239,6 +243,7 @@ class _Optimizer:
 
     def step(self, scale: float) -> None:
         for high, low in zip(self.high, self.low, strict=True):
+            assert low.grad is not None
             high.grad, low.grad = low.grad.float(), None
         nn.utils.clip_grad_norm_(self.high, 1.0)
         for optimizer, rate in self.parts:
@@ -249,16 +254,26 @@ class _Optimizer:
             for high, low in zip(self.high, self.low, strict=True):
                 low.copy_(high)
 
-    def state(self) -> dict[str, object]:
-        return {"high": self.high, "parts": [optimizer.state_dict() for optimizer, _ in self.parts]}
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and moments by name; rates and decay are the recipe's."""
+        named = {f"weight/{index}": high for index, high in enumerate(self.high)}
+        for part, (optimizer, _) in enumerate(self.parts):
+            for index, moments in optimizer.state_dict()["state"].items():
+                named |= {f"moment/{part}/{index}/{name}": one for name, one in moments.items()}
+        return named
 
-    def load(self, state: dict[str, object]) -> None:
+    def load(self, tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():
-            for high, low, saved in zip(self.high, self.low, state["high"], strict=True):
-                high.copy_(saved)
-                low.copy_(saved)
-        for (optimizer, _), saved in zip(self.parts, state["parts"], strict=True):
-            optimizer.load_state_dict(saved)
+            for index, (high, low) in enumerate(zip(self.high, self.low, strict=True)):
+                high.copy_(tensors[f"weight/{index}"])
+                low.copy_(high)
+        for part, (optimizer, _) in enumerate(self.parts):
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                if name.startswith(f"moment/{part}/"):
+                    _, _, index, kind = name.split("/")
+                    moments.setdefault(int(index), {})[kind] = tensor
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
 def train(
@@ -289,10 +304,11 @@ def train(
     tokenizer = train_tokenizer(
         world, vocabulary=shape.vocabulary, context=CONTEXT, seed=recipe.seed
     )
-    model = build_model(recipe).to(recipe.device, torch.bfloat16)
+    model = build_model(recipe)
+    nn.Module.to(model, recipe.device, torch.bfloat16)
     optimizer = _Optimizer(model, recipe)
     network = _Network(model, compiled=recipe.compiled)
-    run = _Run(recipe, folder / "checkpoint.pt", optimizer)
+    run = _Run(recipe, folder / "checkpoint.safetensors", optimizer)
     saved_at = time.monotonic()
     while run.progress() < 1.0:
         for packed, masked in _shard(recipe, world, tokenizer, run.step // SHARD):
@@ -347,34 +363,33 @@ class _Run:
         self.recipe, self.path, self.optimizer = recipe, path, optimizer
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         if path.exists():
-            saved = torch.load(path, weights_only=True)
+            with safe_open(path, framework="pt") as file:
+                saved = json.loads(file.metadata()["run"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if saved["recipe"] != asdict(recipe):
                 raise BadConfig(
                     "the folder holds a checkpoint of another recipe.",
                     where=str(path),
                     hint="Use the same options to continue it, or another folder.",
                 )
-            optimizer.load(saved["optimizer"])
+            optimizer.load(tensors)
             self.step, self.tokens, self.seconds = saved["step"], saved["tokens"], saved["seconds"]
 
     def progress(self) -> float:
         if self.recipe.steps is not None:
             return self.step / self.recipe.steps
+        assert self.recipe.minutes is not None
         return self.seconds / (60.0 * self.recipe.minutes)
 
     def save(self) -> None:
-        partial = self.path.with_suffix(".partial")
-        torch.save(
-            {
-                "recipe": asdict(self.recipe),
-                "optimizer": self.optimizer.state(),
-                "step": self.step,
-                "tokens": self.tokens,
-                "seconds": self.seconds,
-            },
-            partial,
-        )
-        partial.replace(self.path)
+        run = {
+            "recipe": asdict(self.recipe),
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+        }
+        tensors = {name: one.contiguous() for name, one in self.optimizer.tensors().items()}
+        write_atomically(self.path, lambda part: save_file(tensors, part, {"run": json.dumps(run)}))
 
 
 def _schedule(done: float, step: int) -> float:

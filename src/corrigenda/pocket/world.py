@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from corrigenda.pocket import registry_names as names
 
@@ -278,4 +278,7 @@ def _cities() -> dict[str, list[str]]:
 
 def _relations() -> Iterator[Relation]:
     for row in json.loads(_read("relations.json")):
-        yield Relation(**{key: tuple(v) if isinstance(v, list) else v for key, v in row.items()})
+        texts: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in row.items()
+        }
+        yield Relation(**texts)
