@@ -1,10 +1,10 @@
 """The last blocks on the last positions: what a vector added at one place changes, and no more.
 
 A vector that enters at one position of one block, or one at each position from there on, changes
-nothing at earlier positions, nor in earlier blocks. So the blocks up to there run once, the keys and values of earlier positions in the
-later blocks are constants, and each pass runs the model's own later blocks on the positions from
-there on. Position embeddings and attention masks (sliding windows included) are those that the
-model itself hands to its blocks; they are gathered once.
+nothing at earlier positions, nor in earlier blocks. So the blocks up to there run once, the keys
+and values of earlier positions in the later blocks are constants, and each pass runs the model's
+own later blocks on the positions from there on. Position embeddings and attention masks (sliding
+windows included) are those that the model itself hands to its blocks; they are gathered once.
 
 Results equal those of the whole model up to rounding. In float64 that is about 1e-12, except where
 a family computes its attention in float32 whatever its dtype (GPT-J, eager attention as in Gemma
@@ -388,7 +388,7 @@ class _Call:
 
 
 def memory_budget(lm: LanguageModel) -> int:
-    """Bytes that constants kept between passes may take: 2 GB, or a third of a GPU's free memory."""
+    """Bytes that constants kept between passes may take: 2 GiB, or a third of a GPU's free ones."""
     if lm.device.type == "cuda":
         return max(_MEMORY_BYTES, torch.cuda.mem_get_info(lm.device)[0] // 3)
     return _MEMORY_BYTES
