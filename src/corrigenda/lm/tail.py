@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -183,6 +183,25 @@ class Tail:
         ("value").
         """
         return self._entry[:, 0]
+
+    @property
+    def width(self) -> int:
+        """Most positions from a row's start to its last token."""
+        return self._hidden.shape[1]
+
+    def later(
+        self,
+        blocks: int,
+        *,
+        entry: Float[Tensor, "batch pos d_model"],
+        base: Float[Tensor, "batch pos d_model"],
+        hidden: Float[Tensor, "batch pos d_model"],
+        norm: nn.Module | None,
+    ) -> Tail:
+        """Enter some blocks further on, without a pass; see `corrigenda.lm.tails`."""
+        steps = self._steps[blocks:]
+        parts = {"_entry": entry, "_base": base, "_hidden": hidden, "_norm": norm}
+        return replace(self, **parts, _steps=steps, _live=None)
 
     def run(
         self,
