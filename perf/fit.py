@@ -9,8 +9,6 @@ compared. Last line: the figures as JSON.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import resource
 import statistics
 import sys
@@ -20,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import transformers
+from figures import publish
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from corrigenda.fitting import Corpus, fit_moments, moments
@@ -111,14 +109,8 @@ def main() -> None:
         "layers": [site.layer for site in SITES],
         "d_in": d_in,
         "device": options.device,
-        "threads": options.threads,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
     }
-    for name, value in figures.items():
-        print(f"{name:>24}  {value}")
-    print(json.dumps(figures))
+    publish(figures, {"ratio": 0.6})
 
 
 if __name__ == "__main__":

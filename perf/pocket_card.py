@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from pathlib import Path
 
 import torch
-import transformers
+from figures import publish
 
 from corrigenda.lm.model import LanguageModel
 from corrigenda.pocket import card
@@ -72,24 +71,10 @@ def main() -> None:
         num_traced=5 if options.quick else 20,
         progress=report,
     )
-    figures |= {
-        "seconds": round(time.perf_counter() - start, 1),
-        "threads": options.threads,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    for name, value in figures.items():
-        goal = GOALS.get(name)
-        verdict = (
-            ""
-            if goal is None or not isinstance(value, float | int)
-            else (f"  goal {goal:.2f}: {'reached' if value >= goal else 'MISSED'}")
-        )
-        print(f"{name:>28}  {value}{verdict}")
+    figures["seconds"] = round(time.perf_counter() - start, 1)
+    complete = publish(figures, GOALS)
     if options.write and folder is not None:
-        write(folder, figures)
-    print(json.dumps(figures))
+        write(folder, complete)
 
 
 def write(folder: Path, figures: dict[str, object]) -> None:

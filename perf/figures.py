@@ -1,0 +1,38 @@
+"""How every script of this folder ends: a table of its figures, then one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+
+import torch
+import transformers
+
+
+def publish(
+    figures: Mapping[str, object], goals: Mapping[str, float] | None = None
+) -> dict[str, object]:
+    """Print figures with the threads and versions they were measured with, and return both.
+
+    Args:
+        figures: By name, in the order of the table.
+        goals: Least value of some of them; the table says whether it is reached.
+    """
+    complete = {
+        **figures,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    for name, value in complete.items():
+        print(f"{name:>28}  {value}{_verdict(value, (goals or {}).get(name))}")
+    print(json.dumps(complete))
+    return complete
+
+
+def _verdict(value: object, goal: float | None) -> str:
+    if goal is None or not isinstance(value, float | int):
+        return ""
+    return f"  goal {goal:g}: {'reached' if value >= goal else 'MISSED'}"
