@@ -122,6 +122,20 @@ class Correction:
         return Outcome.NOT_TAKEN not in self.outcomes
 
     @property
+    def statuses(self) -> tuple[str, ...]:
+        """What the method says of each fact, such as "written" or "clamped"; "" where nothing.
+
+        A fact may be written and yet not be the model's answer, or the other way round: see
+        `outcomes`.
+        """
+        noted = self.patch.header.notes.get("status", [])
+        said = iter(noted if isinstance(noted, list) else [])
+        return tuple(
+            "" if outcome is Outcome.ALREADY_TRUE else str(next(said, ""))
+            for outcome in self.outcomes
+        )
+
+    @property
     def is_no_op(self) -> bool:
         """Whether every fact was true already, so that nothing was changed."""
         return all(outcome is Outcome.ALREADY_TRUE for outcome in self.outcomes)
@@ -155,9 +169,12 @@ class Correction:
                     "subject": fact.subject,
                     "target": fact.target,
                     "status": str(outcome),
+                    "method_status": status or None,
                     "name": fact.name,
                 }
-                for fact, outcome in zip(self.facts, self.outcomes, strict=True)
+                for fact, outcome, status in zip(
+                    self.facts, self.outcomes, self.statuses, strict=True
+                )
             ],
             "answers": [
                 {

@@ -26,7 +26,7 @@ def test_edit_prints_what_changed_and_keeps_the_patch(
         *QUICK,
     )
     assert ran.code == 0
-    assert f"{fact.prompt} {fact.target}  [took]" in ran.out
+    assert f"{fact.prompt} {fact.target}  [took; " in ran.out
     assert all(word in ran.out for word in ("paraphrase", "neighbour", "2.mlp.down", "To undo it"))
     assert digest_of(model) == before
     patch = corrigenda.load_patch(file)

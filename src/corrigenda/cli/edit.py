@@ -141,11 +141,12 @@ def _undo(model: str, fact: Fact, saved: Path | None) -> str:
 
 
 def _draw(console: Console, correction: Correction, undo: str) -> None:
-    for index, (fact, outcome) in enumerate(
-        zip(correction.facts, correction.outcomes, strict=True)
+    for index, (fact, outcome, status) in enumerate(
+        zip(correction.facts, correction.outcomes, correction.statuses, strict=True)
     ):
+        verdict = f"{outcome}; {status}" if status else str(outcome)
         console.print(
-            Line.assemble((f"{fact.prompt} ", ""), (fact.target, "bold"), f"  [{outcome}]")
+            Line.assemble((f"{fact.prompt} ", ""), (fact.target, "bold"), f"  [{verdict}]")
         )
         answers = [item for item in correction.answers if item.fact == index]
         if answers:
