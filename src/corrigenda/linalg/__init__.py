@@ -4,6 +4,7 @@ from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.moments import SecondMoment
 from corrigenda.linalg.project import NullSpace, null_space
+from corrigenda.linalg.protected import Protected
 from corrigenda.linalg.solve import (
     equality,
     gram_condition,
@@ -17,6 +18,7 @@ __all__ = [
     "Cholesky",
     "LowRank",
     "NullSpace",
+    "Protected",
     "SecondMoment",
     "equality",
     "gram_condition",

@@ -49,6 +49,14 @@ class NullSpace:
         inside = self.basis @ (self.basis.T @ keys)
         return keys - inside if self.complement else inside
 
+    def coordinates(self, keys: Float[Tensor, "d_in n"]) -> Float[Tensor, "size n"]:
+        """Keys seen by the free directions: U^T K, or P K where U is not kept."""
+        return self.project(keys) if self.complement else self.basis.T @ keys
+
+    def lift(self, coordinates: Float[Tensor, "size n"]) -> Float[Tensor, "d_in n"]:
+        """The inverse of `coordinates` on the free directions; what it gives lies in them."""
+        return self.project(coordinates) if self.complement else self.basis @ coordinates
+
     def to_dense(self) -> Float[Tensor, "d_in d_in"]:
         """P itself."""
         return self.project(torch.eye(self.width, dtype=self.basis.dtype, device=self.basis.device))

@@ -17,6 +17,7 @@ from corrigenda.errors import BadConfig, DependentKeys, IllConditioned, NonFinit
 from corrigenda.linalg.cholesky import Cholesky, float64
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.project import NullSpace
+from corrigenda.linalg.protected import Protected
 
 # Letters: K keys (d_in n) - R residuals (d_out n) - C second moment of keys (d_in d_in) = L L^T
 #          B = L^-1 K whitened keys - G = K^T C^-1 K Gram matrix (n n) - P projector (d_in d_in)
@@ -159,7 +160,7 @@ def ridge(
     moment: Moment,
     *,
     weight: float,
-    protected: Float[Tensor, "d_in n_protected"] | None = None,
+    protected: Float[Tensor, "d_in n_protected"] | Protected | None = None,
 ) -> LowRank:
     """Least-squares update that pays for disturbing old keys.
 
@@ -171,7 +172,9 @@ def ridge(
         residuals: R = V - W K, in the units of the layer's output.
         moment: C or its factor; None for the identity.
         weight: lambda >= 0. Large keeps old behaviour; with 0 this is `equality`.
-        protected: K_p, keys of earlier edits that should keep their outputs (sequential MEMIT).
+        protected: K_p, keys of earlier edits that should keep their outputs (sequential MEMIT); or,
+            with `weight` as its weight, `Protected` whitened keys, which cost no more when they are
+            many.
 
     Returns:
         Factors of rank <= min(n, d_in, d_out), float64; while n is the least, `left` is R.
@@ -194,9 +197,15 @@ def ridge(
     n = K.shape[1]
     _require_weight(weight)
     factor = _factor(moment)
-    B = _whiten(factor, _with_protected(K, protected))
-    dual = _dual(B, _MAX_CONDITION)[:, :n] if weight == 0.0 else _ridge_dual(B, n, weight)
-    return _thin(R, _unwhiten(factor, dual))
+    if weight == 0.0:
+        assert not isinstance(protected, Protected), "a `Protected` has a weight above 0"
+        B = _whiten(factor, _with_protected(K, protected))
+        return _thin(R, _unwhiten(factor, _dual(B, _MAX_CONDITION)[:, :n]))
+    B = _whiten(factor, K)
+    if not isinstance(protected, Protected):
+        protected = _protect(B, weight, _whiten(factor, _with_protected(K[:, :0], protected)))
+    assert protected.weight == weight, "protected at another weight; see `Protected.reweighted`"
+    return _thin(R, _unwhiten(factor, protected.solve(B)))
 
 
 def null_space_ridge(
@@ -204,7 +213,7 @@ def null_space_ridge(
     residuals: Float[Tensor, "d_out n"],
     projector: NullSpace,
     *,
-    protected: Float[Tensor, "d_in n_protected"] | None = None,
+    protected: Float[Tensor, "d_in n_protected"] | Protected | None = None,
     weight: float = 1.0,
 ) -> LowRank:
     """Ridge update confined to the directions that old keys hardly use.
@@ -216,7 +225,8 @@ def null_space_ridge(
         keys: K, one column per fact.
         residuals: R = V - W K, in the units of the layer's output.
         projector: P, from `null_space`.
-        protected: K_p, keys of earlier edits that should keep their outputs.
+        protected: K_p, keys of earlier edits that should keep their outputs; or, with `weight` as
+            its weight, `Protected` keys in the projector's coordinates.
         weight: L2 > 0, in squared units of the keys (1 in the paper, 10 in the authors' code).
 
     Returns:
@@ -236,12 +246,16 @@ def null_space_ridge(
     Reference: AlphaEdit (Fang et al. 2025), eq. 14; here in symmetric form and float64.
     """
     K, R = _columns(keys, residuals)
-    n = K.shape[1]
     _require_weight(weight)
     if weight == 0.0:
         raise BadConfig("the weight of a null-space update must be above 0.")
-    Y = projector.project(_with_protected(K, protected))
-    return _thin(R, _ridge_dual(Y, n, weight))
+    K = K.to(projector.basis.device)
+    Y = projector.coordinates(K)
+    if not isinstance(protected, Protected):
+        old = projector.coordinates(_with_protected(K[:, :0], protected))
+        protected = _protect(Y, weight, old)
+    assert protected.weight == weight, "protected at another weight; see `Protected.reweighted`"
+    return _thin(R, projector.lift(protected.solve(Y)))
 
 
 class _Normalised(NamedTuple):
@@ -310,23 +324,9 @@ def _dual(B: Tensor, max_condition: float) -> Tensor:
     return normalised.orthonormal @ inverse
 
 
-def _ridge_dual(B: Tensor, n: int, weight: float) -> Tensor:
-    """The first n columns of B (weight I + B^T B)^-1 = (weight I + B B^T)^-1 B."""
-    if B.shape[1] <= B.shape[0]:
-        first = torch.eye(B.shape[1], n, dtype=B.dtype, device=B.device)
-        return B @ torch.cholesky_solve(first, _ridge_factor(B.T @ B, weight))
-    return torch.cholesky_solve(B[:, :n], _ridge_factor(B @ B.T, weight))
-
-
-def _ridge_factor(gram: Tensor, weight: float) -> Tensor:
-    gram.diagonal().add_(weight)
-    lower, info = torch.linalg.cholesky_ex(gram)
-    if int(info):
-        raise IllConditioned(
-            f"the system of {gram.shape[0]} keys has no Cholesky factor with weight {weight:g}.",
-            hint="The weight is lost to rounding beside the keys; choose a larger one.",
-        )
-    return lower
+def _protect(B: Tensor, weight: float, old: Tensor) -> Protected:
+    """Keys of earlier edits as columns, on the device of the new ones."""
+    return Protected.empty(B.shape[0], weight, B.device).extended(old)
 
 
 def _thin(residuals: Tensor, right: Tensor) -> LowRank:

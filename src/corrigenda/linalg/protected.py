@@ -1,0 +1,173 @@
+"""Keys of earlier edits, kept so that the next solve costs the same however many they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from corrigenda.errors import IllConditioned
+
+# Letters: B keys of a batch (size n) - B_p keys of earlier edits (size p), both in coordinates
+#          where a change costs weight * ||dW||^2 (whitened, or projected)
+#          T lower factor of weight I + B_p^T B_p (p p) - F of weight I + B_p B_p^T (size size)
+
+_MOST_COLUMNS = 0.25
+_SMALLEST_BLOCK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Protected:
+    """What least squares has to know about the keys of earlier edits; never changed in place.
+
+    Up to a quarter as many keys as coordinates, it holds them as columns, with the factor T of the
+    small system. Beyond that it holds the factor F of the large one and no columns. Both are exact
+    and are brought up to date by the new keys alone, so that neither time nor memory grows with the
+    number of edits for good.
+
+    Attributes:
+        weight: Price of a change in these coordinates, above 0.
+        lower: T or F, float64.
+        columns: B_p, float64; None where `lower` is F.
+        count: p, the number of keys so far.
+
+    Example:
+        >>> one = torch.eye(8, dtype=torch.float64)
+        >>> kept = Protected.empty(8, 1.0).extended(one[:, :1])
+        >>> kept.solve(one[:, :2]).diagonal().tolist()  # 1 / (1 + 1 + 1) and 1 / (1 + 1)
+        [0.3333333333333333, 0.5]
+    """
+
+    weight: float
+    lower: Tensor
+    columns: Float[Tensor, "size p"] | None
+    count: int
+
+    @classmethod
+    def empty(cls, size: int, weight: float, device: torch.device | str = "cpu") -> Protected:
+        """No keys yet."""
+        nothing = torch.zeros(size, 0, dtype=torch.float64, device=device)
+        return cls(weight, nothing[:0], nothing, 0)
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates."""
+        return (self.lower if self.columns is None else self.columns).shape[0]
+
+    def solve(self, keys: Float[Tensor, "size n"]) -> Float[Tensor, "size n"]:
+        """(weight I + B_p B_p^T + B B^T)^-1 B, in O(n size^2).
+
+        Raises:
+            IllConditioned (CG203): the system has no Cholesky factor.
+        """
+        B = keys.to(self.lower)
+        n = B.shape[1]
+        if self.columns is None or self.count + n > self.size:
+            F = self._large().lower
+            if n > self.size:
+                return torch.cholesky_solve(B, _with_columns(F, B))
+            W = torch.linalg.solve_triangular(F, B, upper=False)
+            small = torch.cholesky_solve(_identity(n, W), _factor_of(W.T @ W, 1.0))
+            return torch.linalg.solve_triangular(F.T, W @ small, upper=True)
+        X, S = self._border(B)
+        last = torch.cholesky_solve(_identity(n, B), S)
+        first = torch.linalg.solve_triangular(self.lower.T, X @ last, upper=True)
+        return B @ last - self.columns @ first
+
+    def extended(self, keys: Float[Tensor, "size n"]) -> Protected:
+        """These keys and the ones before.
+
+        Raises:
+            IllConditioned (CG203): the system has no Cholesky factor.
+        """
+        B = keys.to(self.lower)
+        count = self.count + B.shape[1]
+        if self.columns is None or count > _MOST_COLUMNS * self.size:
+            return Protected(self.weight, _with_columns(self._large().lower, B), None, count)
+        X, S = self._border(B)
+        above = torch.cat([self.lower, torch.zeros_like(X)], dim=1)
+        lower = torch.cat([above, torch.cat([X.T, S], dim=1)])
+        return Protected(self.weight, lower, torch.cat([self.columns, B], dim=1), count)
+
+    def reweighted(self, weight: float) -> Protected:
+        """The same keys under another price; factored anew if it differs."""
+        if weight == self.weight:
+            return self
+        if self.columns is not None:
+            return Protected.empty(self.size, weight, self.lower.device).extended(self.columns)
+        system = self.lower @ self.lower.T
+        lower = _factor_of(system, weight - self.weight)
+        return Protected(weight, lower, None, self.count)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything, by name, for `from_tensors`; CPU."""
+        found = {
+            "weight": torch.tensor(self.weight, dtype=torch.float64),
+            "count": torch.tensor(self.count, dtype=torch.int64),
+            "lower": self.lower.cpu(),
+        }
+        return found if self.columns is None else {**found, "columns": self.columns.cpu()}
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu"
+    ) -> Protected:
+        """The inverse of `tensors`, to the bit."""
+        columns = tensors.get("columns")
+        return cls(
+            float(tensors["weight"]),
+            tensors["lower"].to(device),
+            None if columns is None else columns.to(device),
+            int(tensors["count"]),
+        )
+
+    def _border(self, B: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows that new keys add to T: X^T beside T, and S, the factor of what is left below it."""
+        assert self.columns is not None
+        X = torch.linalg.solve_triangular(self.lower, self.columns.T @ B, upper=False)
+        return X, _factor_of(B.T @ B - X.T @ X, self.weight)
+
+    def _large(self) -> Protected:
+        """The same keys without columns."""
+        if self.columns is None:
+            return self
+        lower = _factor_of(self.columns @ self.columns.T, self.weight)
+        return Protected(self.weight, lower, None, self.count)
+
+
+def _identity(size: int, like: Tensor) -> Tensor:
+    return torch.eye(size, dtype=like.dtype, device=like.device)
+
+
+def _factor_of(system: Tensor, weight: float) -> Tensor:
+    """The lower factor of system + weight I; `system` is overwritten."""
+    system.diagonal().add_(weight)
+    lower, info = torch.linalg.cholesky_ex(system)
+    if int(info):
+        raise IllConditioned(
+            f"the system of {system.shape[0]} keys has no Cholesky factor with weight {weight:g}.",
+            hint="The weight is lost to rounding beside the keys; choose a larger one.",
+        )
+    return lower
+
+
+def _with_columns(lower: Tensor, columns: Tensor) -> Tensor:
+    """The lower factor of F F^T + B B^T by rotations, block of columns by block: O(n size^2)."""
+    size, n = columns.shape
+    if n > size / 2:
+        return _factor_of(lower @ lower.T + columns @ columns.T, 0.0)
+    lower, rest = lower.clone(), columns.T.clone()
+    block = max(_SMALLEST_BLOCK, n)
+    for begin in range(0, size if n else 0, block):
+        end = min(begin + block, size)
+        stacked = torch.cat([lower[begin:, begin:end].T, rest[:, begin:]])
+        width = end - begin
+        rotation, _ = torch.linalg.qr(stacked[:, :width], mode="complete")
+        turned = rotation.T @ stacked
+        turned[:width] *= turned.diagonal()[:width].sign()[:, None]
+        lower[begin:, begin:end] = turned[:width].triu().T
+        rest[:, begin:] = turned[width:]
+    return lower
