@@ -189,19 +189,10 @@ class Tail:
         """Most positions from a row's start to its last token."""
         return self._hidden.shape[1]
 
-    def later(
-        self,
-        blocks: int,
-        *,
-        entry: Float[Tensor, "batch pos d_model"],
-        base: Float[Tensor, "batch pos d_model"],
-        hidden: Float[Tensor, "batch pos d_model"],
-        norm: nn.Module | None,
-    ) -> Tail:
-        """Enter some blocks further on, without a pass; see `corrigenda.lm.tails`."""
-        steps = self._steps[blocks:]
-        parts = {"_entry": entry, "_base": base, "_hidden": hidden, "_norm": norm}
-        return replace(self, **parts, _steps=steps, _live=None)
+    def later(self, blocks: int, hidden: Float[Tensor, "batch pos d_model"]) -> Tail:
+        """Enter the stream some blocks further on, without a pass; see `corrigenda.lm.tails`."""
+        states = {"_entry": hidden, "_base": hidden, "_hidden": hidden}
+        return replace(self, **states, _norm=None, _steps=self._steps[blocks:], _live=None)
 
     def run(
         self,
