@@ -15,7 +15,8 @@ from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import Header, WeightPatch
-from corrigenda.pocket import card
+from corrigenda.patch.ledger import ledger_of
+from corrigenda.pocket import card, trial
 from corrigenda.pocket.exam import EditItem, Item
 from corrigenda.pocket.world import load_world
 from corrigenda.testing.tiny import tiny_model
@@ -28,11 +29,13 @@ class Edited(NamedTuple):
     """What an editor returns."""
 
     patch: WeightPatch
-    state: None = None
+    state: object = None
 
 
 class Fixed:
     """An editor that returns one change whatever the facts, and remembers how they came."""
+
+    name = "fixed"
 
     def __init__(self, lm: LanguageModel, changes: dict[Site, LowRank]) -> None:
         header = Header(method="fixed", base_digest=lm.digest(), base_name=lm.name)
@@ -42,6 +45,19 @@ class Fixed:
         """Return the change."""
         self.groups.append(len(facts))
         return Edited(self.patch)
+
+
+class Remembering(Fixed):
+    """Changes nothing; remembers which state came, and how many patches were active."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        super().__init__(lm, {})
+        self.active, self.states = [], []
+
+    def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: object = None) -> Edited:
+        self.active.append(len(ledger_of(lm)))
+        self.states.append(state)
+        return Edited(super().edit(lm, facts).patch, f"after {len(self.states)}")
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +113,11 @@ def test_any_of_the_right_answers_counts(lm: LanguageModel) -> None:
 
 def test_an_empty_patch_keeps_everything(lm: LanguageModel) -> None:
     editor = Fixed(lm, {})
-    figures = card.single_edits(lm, editor, cases(lm))
+    figures = trial.single_edits(lm, editor, cases(lm))
     assert editor.groups == [1, 1]
-    assert figures == (0.5, 0.5, 1.0, 1.0)
+    assert figures[:4] == (0.5, 0.5, 1.0, 1.0)
+    assert figures.seconds > 0
+    assert figures.num_bytes > 0
 
 
 def test_a_wild_patch_breaks_everything_and_is_taken_off(lm: LanguageModel) -> None:
@@ -108,10 +126,21 @@ def test_a_wild_patch_breaks_everything_and_is_taken_off(lm: LanguageModel) -> N
     wild = LowRank(100 * torch.randn(weight.shape[0], 4), torch.randn(weight.shape[1], 4))
     before = lm.digest()
     editor = Fixed(lm, {Site(0): wild})
-    figures = card.batch_edit(lm, editor, cases(lm))
+    figures = trial.batch_edit(lm, editor, cases(lm))
     assert editor.groups == [2]
     assert figures.efficacy == 0.0
     assert figures.locality == 0.0
+    assert lm.digest() == before
+
+
+def test_a_sequence_is_asked_at_its_end_and_taken_off(lm: LanguageModel) -> None:
+    before = lm.digest()
+    editor = Remembering(lm)
+    figures = trial.sequence_of_edits(lm, editor, cases(lm))
+    assert editor.groups == [1, 1]
+    assert editor.active == [0, 1]
+    assert editor.states == [None, "after 1"]
+    assert figures.efficacy == 0.5
     assert lm.digest() == before
 
 

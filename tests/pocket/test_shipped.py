@@ -16,6 +16,7 @@ from corrigenda.lm.ask import score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.pocket import card
 from corrigenda.pocket.exam import edit_items, load_exam
+from corrigenda.pocket.trial import single_edits
 from corrigenda.pocket.world import load_world
 
 MODELS = {"pocket": (16e6, 32e6), "pocket-gpt2": (16e6, 12e6)}
@@ -56,7 +57,7 @@ def test_it_knows_its_world(lm: LanguageModel) -> None:
 def test_single_edits_take_and_come_off(lm: LanguageModel) -> None:
     editor = registry.build("rome", lm.name)
     digest = lm.digest()
-    figures = card.single_edits(lm, editor, edit_items(load_world(), 8), state=editor.fit(lm))
+    figures = single_edits(lm, editor, edit_items(load_world(), 8), state=editor.fit(lm))
     assert figures.efficacy >= 0.75
     assert figures.locality >= 0.75
     assert lm.digest() == digest

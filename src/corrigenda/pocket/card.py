@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from corrigenda import registry
 from corrigenda.analysis.causal_trace import Bin, Kind, causal_trace
@@ -19,11 +19,11 @@ from corrigenda.analysis.injection import best_layer, injection_by_layer
 from corrigenda.analysis.restoration import subject_deviation
 from corrigenda.analysis.trace_average import average_traces
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import answer, greedy, score
+from corrigenda.lm.ask import greedy, score
 from corrigenda.pocket.exam import EditItem, Item
+from corrigenda.pocket.trial import batch_edit, share, single_edits
 
 if TYPE_CHECKING:
-    from corrigenda.editor import Editor, State
     from corrigenda.fitting.corpus import Corpus, Source
     from corrigenda.lm.model import LanguageModel
     from corrigenda.pocket.exam import Exam
@@ -36,28 +36,12 @@ LEAST_TOTAL_EFFECT = 0.1
 _FINAL = "Final answer:"
 
 
-class EditFigures(NamedTuple):
-    """Shares in [0, 1] under strict greedy decoding; None where nothing was asked.
-
-    Attributes:
-        efficacy: Facts whose new object is the greedy answer.
-        paraphrase: Paraphrases that get the new object.
-        locality: Neighbours that keep their answer.
-        same_subject: Other prompts about the subject that keep their answer.
-    """
-
-    efficacy: float | None
-    paraphrase: float | None
-    locality: float | None
-    same_subject: float | None
-
-
 def share_right(lm: LanguageModel, asked: Sequence[Item]) -> float | None:
     """Share of prompts whose greedy continuation begins, token by token, with a right answer."""
     pairs = [(item.prompt, one) for item in asked for one in item.answers]
     said = iter(score(lm, pairs))
     right = [any([all(next(said).correct) for _ in item.answers]) for item in asked]
-    return _share(right)
+    return share(right)
 
 
 def share_concluding(
@@ -69,67 +53,7 @@ def share_concluding(
     for item, text in zip(asked, texts, strict=True):
         said = text.partition(_FINAL)[2].lstrip(" ").partition("\n")[0].strip().removesuffix(".")
         right.append(said in item.answers)
-    return _share(right)
-
-
-def single_edits(
-    lm: LanguageModel,
-    editor: Editor,
-    cases: Sequence[EditItem],
-    *,
-    state: State | None = None,
-    progress: Progress | None = None,
-) -> EditFigures:
-    """Edit each fact alone, ask, undo; the figures are over all prompts of a kind."""
-    groups = [[case] for case in cases]
-    return _edits(lm, editor, groups, state, progress, "single edits")
-
-
-def batch_edit(
-    lm: LanguageModel, editor: Editor, cases: Sequence[EditItem], *, state: State | None = None
-) -> EditFigures:
-    """Edit all facts at once, ask, undo."""
-    return _edits(lm, editor, [list(cases)] if cases else [], state, None, "")
-
-
-def _edits(
-    lm: LanguageModel,
-    editor: Editor,
-    groups: Sequence[Sequence[EditItem]],
-    state: State | None,
-    progress: Progress | None,
-    stage: str,
-) -> EditFigures:
-    kept_prompts = [prompt for cases in groups for prompt in _kept(cases)]
-    before = dict(zip(kept_prompts, answer(lm, kept_prompts), strict=True))
-    took: list[bool] = []
-    carried: list[bool] = []
-    neighbours: list[bool] = []
-    others: list[bool] = []
-    for number, cases in enumerate(groups):
-        patch = editor.edit(lm, [case.fact for case in cases], state).patch
-        pairs = [
-            (prompt, case.fact.target)
-            for case in cases
-            for prompt in (case.fact.prompt, *case.fact.paraphrases)
-        ]
-        kept = _kept(cases)
-        with patch.apply(lm):
-            said = iter([all(one.correct) for one in score(lm, pairs)])
-            after = dict(zip(kept, answer(lm, kept), strict=True))
-        for case in cases:
-            took.append(next(said))
-            carried += [next(said) for _ in case.fact.paraphrases]
-            neighbours += [after[text] == before[text] for text in case.fact.neighbours]
-            others += [after[text] == before[text] for text in case.same_subject]
-        if progress is not None:
-            progress(stage, number + 1, len(groups))
-    return EditFigures(_share(took), _share(carried), _share(neighbours), _share(others))
-
-
-def _kept(cases: Sequence[EditItem]) -> list[str]:
-    prompts = [text for case in cases for text in (*case.fact.neighbours, *case.same_subject)]
-    return list(dict.fromkeys(prompts))
+    return share(right)
 
 
 def injection_figures(
@@ -197,9 +121,7 @@ def trace_figures(
         "trace_site": str(where),
         "trace_layer": layer,
         "trace_effect": effect,
-        "trace_site_share": _share(
-            [trace.early_site(Kind.STATE).at_subject_last for trace in kept]
-        ),
+        "trace_site_share": share([trace.early_site(Kind.STATE).at_subject_last for trace in kept]),
         "trace_mlp_site": str(mlp_where),
         "trace_mlp_layer": mlp_layer,
         "trace_mlp_effect": mlp_effect,
@@ -357,10 +279,6 @@ def _counterfact(lm: LanguageModel, asked: Sequence[Item] | None) -> dict[str, o
     if asked is None:
         return {"counterfact_known": None, "counterfact_asked": 0}
     return {"counterfact_known": share_right(lm, asked), "counterfact_asked": len(asked)}
-
-
-def _share(right: Sequence[bool]) -> float | None:
-    return sum(right) / len(right) if right else None
 
 
 def _rounded(value: object) -> object:
