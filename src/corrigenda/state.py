@@ -38,7 +38,7 @@ class State:
 
     Attributes:
         tensors: Tensors by name. `moment/<site>/...` are the second moments of keys; a method adds
-            others under its own name (`memit/keys/5.mlp.down`).
+            others under its own name (`memit/protected/5.mlp.down/columns`).
         meta: Plain JSON values: the base model's digest, the corpus, counts, notes.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
@@ -11,6 +12,7 @@ from corrigenda.lm.sites import Site, key
 from corrigenda.methods import _locate
 from corrigenda.methods.memit import Memit
 from corrigenda.patch import WeightPatch
+from corrigenda.state import State
 from tests.methods.locating import FACTS, TWO_LEVEL, model, moments
 
 LAYERS = (1, 2)
@@ -97,15 +99,73 @@ def test_a_sequence_keeps_the_keys_of_earlier_batches_and_protects_them() -> Non
     with first.patch.apply(lm):
         captured = _locate.capture_last(lm, sequences, [key(Site(2))])[key(Site(2))]
         old = _locate.average(captured, TWO_LEVEL.weights).T
-        torch.testing.assert_close(first.state.tensors["memit/keys/2.mlp.down"], old)
+        kept = first.state.tensors["memit/protected/2.mlp.down/columns"]
+        torch.testing.assert_close(state.factor(Site(2)).lower @ kept, old)
         second = editor.edit(lm, FACTS[2:], first.state)
         (layer,) = editor.solved(lm, FACTS[2:], first.state)
-    assert second.state.tensors["memit/keys/2.mlp.down"].shape[1] == len(FACTS)
+    assert second.state.tensors["memit/protected/2.mlp.down/count"] == len(FACTS)
     keys, share = layer.keys.T, layer.share.T
     metric = editor.weight * state.moment(Site(2)).covariance() + keys @ keys.T + old @ old.T
     expected = torch.linalg.solve(metric, keys @ share.T).T
     torch.testing.assert_close(second.patch.changes[Site(2)].to_dense(), expected)
     assert memit(layers=(2,)).edit(lm, FACTS[2:], state).state == state
+
+
+@pytest.mark.parametrize("sizes", [(3, 5, 2), (40, 1, 100, 7)])
+def test_a_sequence_with_fixed_keys_and_targets_equals_the_joint_batch(
+    sizes: tuple[int, ...],
+) -> None:
+    """Recursive least squares, through the state and past the point where columns are dropped."""
+    site, state = Site(2), moments(model(), [2])
+    editor, plain = memit(sequential=True), memit()
+    d_in = state.factor(site).size
+    generator = torch.Generator().manual_seed(1)
+    keys = torch.randn(d_in, sum(sizes), generator=generator, dtype=torch.float64)
+    wanted = torch.randn(32, sum(sizes), generator=generator, dtype=torch.float64)
+    joint = plain.solve(keys, wanted, state, site).to_dense()
+    change, forgetful, kept = torch.zeros_like(joint), torch.zeros_like(joint), state
+    for own, target in zip(keys.split(sizes, dim=1), wanted.split(sizes, dim=1), strict=True):
+        change += editor.solve(own, target - change @ own, kept, site).to_dense()
+        kept = editor.protect(kept, {site: own})
+        forgetful += plain.solve(own, target - forgetful @ own, state, site).to_dense()
+    assert (change - joint).norm() <= 1e-8 * joint.norm()
+    assert (forgetful - joint).norm() >= 1e-2 * joint.norm()
+    assert kept.moment_sites == state.moment_sites
+
+
+def test_the_state_of_a_long_sequence_stops_growing_and_a_solve_costs_the_same() -> None:
+    site, state = Site(2), moments(model(), [2])
+    editor = memit(sequential=True)
+    d_in = state.factor(site).size
+    generator = torch.Generator().manual_seed(1)
+
+    def keys(count: int) -> torch.Tensor:
+        return torch.randn(d_in, count, generator=generator, dtype=torch.float64)
+
+    def numbers(one: State) -> int:
+        return sum(t.numel() for name, t in one.tensors.items() if name.startswith("memit/"))
+
+    def work(one: State) -> int:
+        own, share = keys(1), torch.randn(32, 1, dtype=torch.float64)
+        with FlopCounterMode(display=False) as counter:
+            editor.solve(own, share, one, site)
+        return counter.get_total_flops()
+
+    early = editor.protect(state, {site: keys(d_in)})
+    late = editor.protect(editor.protect(early, {site: keys(5 * d_in)}), {site: keys(1)})
+    assert numbers(early) == numbers(late) == d_in**2 + 2
+    assert work(early) == work(late)
+    assert numbers(editor.protect(state, {site: keys(1)})) < 2 * d_in
+
+
+def test_another_weight_may_be_taken_in_the_middle_of_a_sequence() -> None:
+    site, state = Site(2), moments(model(), [2])
+    keys = torch.randn(state.factor(site).size, 3, dtype=torch.float64)
+    one, two = memit(sequential=True), memit(sequential=True, weight=9.0)
+    residuals = torch.randn(32, 3, dtype=torch.float64)
+    change = two.solve(keys, residuals, one.protect(state, {site: keys}), site).to_dense()
+    same = two.solve(keys, residuals, two.protect(state, {site: keys}), site).to_dense()
+    torch.testing.assert_close(change, same)
 
 
 def test_facts_that_contradict_each_other_are_named() -> None:
@@ -125,9 +185,10 @@ def test_the_model_stays_as_it_is_also_when_a_later_layer_fails() -> None:
         memit(layers=(1, 3)).edit(lm, FACTS, state)
 
     class Failing(Memit):
-        def protected(self, state, site):
+        def solve(self, keys, residuals, state, site):
             if site.layer == LAYERS[1]:
                 raise RuntimeError("in the middle")
+            return super().solve(keys, residuals, state, site)
 
     with pytest.raises(RuntimeError, match="in the middle"):
         Failing(**memit().model_dump(exclude={"contexts"}), contexts=TWO_LEVEL).edit(

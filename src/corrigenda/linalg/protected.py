@@ -103,25 +103,26 @@ class Protected:
         return Protected(weight, lower, None, self.count)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything, by name, for `from_tensors`; CPU."""
-        found = {
+        """Everything, by the same names whatever the form, for `from_tensors`; CPU."""
+        columns = self.lower[:, :0] if self.columns is None else self.columns
+        return {
             "weight": torch.tensor(self.weight, dtype=torch.float64),
             "count": torch.tensor(self.count, dtype=torch.int64),
             "lower": self.lower.cpu(),
+            "columns": columns.cpu(),
         }
-        return found if self.columns is None else {**found, "columns": self.columns.cpu()}
 
     @classmethod
     def from_tensors(
         cls, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu"
     ) -> Protected:
         """The inverse of `tensors`, to the bit."""
-        columns = tensors.get("columns")
+        columns, count = tensors["columns"], int(tensors["count"])
         return cls(
             float(tensors["weight"]),
             tensors["lower"].to(device),
-            None if columns is None else columns.to(device),
-            int(tensors["count"]),
+            columns.to(device) if columns.shape[1] == count else None,
+            count,
         )
 
     def _border(self, B: Tensor) -> tuple[Tensor, Tensor]:

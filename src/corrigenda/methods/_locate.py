@@ -304,13 +304,25 @@ def residuals_at_output(
     norm multiplies each coordinate by `gain / rms`, read off as `write / value` at the same token;
     the wanted change is divided by it, with coordinates damped that the norm hardly lets through.
     """
+    gain = norm_gain(lm, site, clean)
+    if gain is None:
+        return residuals
+    floor = _PULL_BACK * gain.square().mean(dim=1, keepdim=True)
+    return residuals * gain / (gain.square() + floor)
+
+
+def norm_gain(
+    lm: LanguageModel, site: Site, clean: Sequence[tuple[int, ...]]
+) -> Float[Tensor, "n d_model"] | None:
+    """`write / value` at the subject's last token, coordinate by coordinate; None without a norm.
+
+    The norm is one between the down projection and the residual stream; float64.
+    """
     captured = capture_last(lm, clean, [value(site), write(site)])
     before, after = captured[value(site)].double(), captured[write(site)].double()
     if torch.equal(before, after):
-        return residuals
-    gain = after / torch.where(before == 0, torch.ones_like(before), before)
-    floor = _PULL_BACK * gain.square().mean(dim=1, keepdim=True)
-    return residuals * gain / (gain.square() + floor)
+        return None
+    return after / torch.where(before == 0, torch.ones_like(before), before)
 
 
 def summarise(
@@ -328,21 +340,6 @@ def summarise(
 def rounded(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
     """Six significant digits, for headers that people read."""
     return {name: [float(f"{value:.6g}") for value in row] for name, row in values.items()}
-
-
-def old_keys(state: State, method: str, site: Site) -> Float[Tensor, "d_in n_protected"] | None:
-    """Keys of earlier edits kept in a state; None where there are none."""
-    return state.tensors.get(f"{method}/keys/{site}")
-
-
-def with_old_keys(state: State, method: str, new: Mapping[Site, Float[Tensor, "d_in n"]]) -> State:
-    """A state that keeps these keys behind those it has."""
-    tensors = {}
-    for site, keys in new.items():
-        kept = old_keys(state, method, site)
-        own = keys.cpu()
-        tensors[f"{method}/keys/{site}"] = own if kept is None else torch.cat([kept, own], dim=1)
-    return state.updated(tensors)
 
 
 def _texts(state: State, name: str) -> tuple[str, ...]:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import ClassVar, NamedTuple
 
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from corrigenda.contexts import Style
 from corrigenda.editor import Edit
 from corrigenda.facts import Fact
-from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.linalg.lowrank import LowRank
+from corrigenda.linalg.protected import Protected
 from corrigenda.linalg.solve import gram_condition
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, key
 from corrigenda.lm.sites import state as residual_stream
 from corrigenda.methods import _locate
 from corrigenda.methods._locate import SMALL_AGREEMENT, LocateThenEdit, Plan
-from corrigenda.methods._target_search import Targets, Trace, find_targets
+from corrigenda.methods._target_search import Role, Targets, Trace, find_targets
 from corrigenda.patch import Header, WeightPatch
 from corrigenda.state import State
 
@@ -40,19 +41,46 @@ class Measured(NamedTuple):
 
 
 class SpreadEditor(LocateThenEdit):
-    """Targets in the stream after the last edited block; one solve per layer, lowest first."""
+    """Targets at the last edited block; one solve per layer, lowest first."""
 
     context_style: ClassVar[Style] = "memit"
+    role: ClassVar[Role] = "state"
 
     def solve(
         self,
         keys: Float[Tensor, "d_in n"],
         residuals: Float[Tensor, "d_out n"],
-        factor: Cholesky,
-        protected: Float[Tensor, "d_in n_protected"] | None,
+        state: State,
+        site: Site,
     ) -> LowRank:
         """The change of one layer; the equation of the method."""
         raise NotImplementedError
+
+    def coordinates(
+        self, state: State, site: Site, keys: Float[Tensor, "d_in n"]
+    ) -> Float[Tensor, "size n"]:
+        """Keys where disturbing old ones costs the same in every direction: whitened."""
+        factor = state.factor(site)
+        return factor.whiten(keys.to(factor.lower))
+
+    def missing(
+        self,
+        lm: LanguageModel,
+        site: Site,
+        plan: Plan,
+        clean: Sequence[tuple[int, ...]],
+        targets: Targets,
+    ) -> Float[Tensor, "n d_model"]:
+        """What is missing behind the last edited block, at the output of `site`; float64."""
+        end = residual_stream(plan.sites[-1].layer)
+        now = _locate.capture_last(lm, clean, [end])[end].double()
+        return _locate.residuals_at_output(lm, site, clean, targets.wanted.double() - now)
+
+    def share(
+        self, missing: Float[Tensor, "n d_model"], remaining: int
+    ) -> Float[Tensor, "n d_model"]:
+        """What one layer is to close of what is missing, with `remaining` layers to go."""
+        return missing / remaining
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
         """Make one change for all facts; the model is left as it is.
@@ -95,7 +123,7 @@ class SpreadEditor(LocateThenEdit):
             lm,
             _locate.rewrite_rows(lm, facts, plan.contexts.prefixes),
             layer=plan.sites[-1].layer,
-            role="state",
+            role=self.role,
             settings=self.settings,
             names=[fact.label for fact in facts],
         )
@@ -103,13 +131,15 @@ class SpreadEditor(LocateThenEdit):
         sequences = _locate.subject_tokens(lm, facts, plan.contexts.prefixes)
         layers = []
         for done, site in enumerate(plan.sites):
-            measured = _measure(lm, site, plan, sequences, targets)
-            share = measured.residuals / (len(plan.sites) - done)
-            factor = state.factor(site)
+            measured = self._measure(lm, site, plan, sequences, targets)
+            share = self.share(measured.residuals, len(plan.sites) - done)
             self.check_keys(facts, measured.keys)
-            change = self.solve(measured.keys.T, share.T, factor, self.protected(state, site))
+            change = self.solve(measured.keys.T, share.T, state, site)
             layers.append(Layer(site, measured.keys, share, change))
-            notes.add(layers[-1], measured.clean, factor)
+            keys, clean = (
+                self.coordinates(state, site, part.T) for part in (measured.keys, measured.clean)
+            )
+            notes.add(layers[-1], measured.residuals, keys, clean)
             temporary = WeightPatch({site: change}, Header(method=self.name))
             stack.enter_context(temporary.apply(lm))
         return layers
@@ -123,32 +153,95 @@ class SpreadEditor(LocateThenEdit):
     def check_keys(self, facts: Sequence[Fact], keys: Float[Tensor, "n d_in"]) -> None:
         """Refuse keys that the solver cannot take; least squares takes all."""
 
-    def protected(self, state: State, site: Site) -> Float[Tensor, "d_in n_protected"] | None:
-        """Keys of earlier edits that should keep their outputs."""
-        return None
-
     def remember(self, lm: LanguageModel, facts: Sequence[Fact], plan: Plan, state: State) -> State:
         """The state after this edit; called with the edit in place."""
         return state
 
+    def _measure(
+        self,
+        lm: LanguageModel,
+        site: Site,
+        plan: Plan,
+        sequences: Sequence[tuple[int, ...]],
+        targets: Targets,
+    ) -> Measured:
+        """Keys at `site` and what is missing, on the model as it is."""
+        keys = _locate.capture_last(lm, sequences, [key(site)])[key(site)]
+        clean = sequences[:: len(plan.contexts)]
+        return Measured(
+            _locate.average(keys, plan.contexts.weights),
+            keys[:: len(plan.contexts)].double(),
+            self.missing(lm, site, plan, clean, targets),
+        )
 
-def _measure(
-    lm: LanguageModel,
-    site: Site,
-    plan: Plan,
-    sequences: Sequence[tuple[int, ...]],
-    targets: Targets,
-) -> Measured:
-    """Keys at `site` and what is missing after the last edited block, on the model as it is."""
-    keys = _locate.capture_last(lm, sequences, [key(site)])[key(site)]
-    clean = sequences[:: len(plan.contexts)]
-    end = residual_stream(plan.sites[-1].layer)
-    missing = targets.wanted.double() - _locate.capture_last(lm, clean, [end])[end].double()
-    return Measured(
-        _locate.average(keys, plan.contexts.weights),
-        keys[:: len(plan.contexts)].double(),
-        _locate.residuals_at_output(lm, site, clean, missing),
+
+class SeveralLayers(SpreadEditor):
+    """A range of layers, and a price of old keys that may come to include those of earlier edits.
+
+    Kept keys are in the state as `<method>/protected/<site>/...`, see `Protected`: as many numbers
+    however long the sequence, from a quarter as many keys as the layer has inner units on.
+    """
+
+    layers: tuple[int, ...] | None = Field(
+        default=None, description="Blocks to edit, lowest first; probed if not given."
     )
+    weight: float = Field(
+        default=15000.0, gt=0, description="Price of disturbing old keys, in background keys."
+    )
+
+    @property
+    def protects(self) -> bool:
+        """Whether the keys of each batch are kept, and protected in later ones."""
+        return False
+
+    def chosen_layers(self) -> tuple[int, ...] | None:
+        """The layers given in ascending order, or None to let the probe choose."""
+        return None if self.layers is None else tuple(sorted(set(self.layers)))
+
+    def probed_layers(self, peak: int, num_layers: int) -> tuple[int, ...]:
+        """A sixth of the blocks, at most five, ending at the one the probe found."""
+        count = max(1, min(5, num_layers // 6))
+        return tuple(range(max(0, peak - count + 1), peak + 1))
+
+    def protected(self, state: State, site: Site) -> Protected | None:
+        """Keys of earlier edits, at the price of this editor; None where there are none."""
+        prefix = self._prefix(site)
+        tensors = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state.tensors.items()
+            if name.startswith(prefix)
+        }
+        if not self.protects or not tensors:
+            return None
+        return Protected.from_tensors(tensors).reweighted(self.weight)
+
+    def protect(self, state: State, keys: Mapping[Site, Float[Tensor, "d_in n"]]) -> State:
+        """A state in which these keys are protected, besides those that are."""
+        tensors = {}
+        for site, new in keys.items():
+            columns = self.coordinates(state, site, new)
+            kept = self.protected(state, site)
+            kept = kept or Protected.empty(len(columns), self.weight, columns.device)
+            for name, tensor in kept.extended(columns).tensors().items():
+                tensors[self._prefix(site) + name] = tensor
+        return state.updated(tensors)
+
+    def remember(self, lm: LanguageModel, facts: Sequence[Fact], plan: Plan, state: State) -> State:
+        """Protect the keys of this batch as the edited model computes them."""
+        if not self.protects:
+            return state
+        sequences = _locate.subject_tokens(lm, facts, plan.contexts.prefixes)
+        captured = _locate.capture_last(lm, sequences, [key(site) for site in plan.sites])
+        return self.protect(
+            state,
+            {
+                site: _locate.average(captured[key(site)], plan.contexts.weights).T
+                for site in plan.sites
+            },
+        )
+
+    def _prefix(self, site: Site) -> str:
+        return f"{self.name}/protected/{site}/"
 
 
 class Layer(NamedTuple):
@@ -169,16 +262,24 @@ class _Notes:
         self.warnings = [*plan.notices, *warnings]
         self.agreement: dict[str, list[float]] = {}
         self.fraction: dict[str, list[float]] = {}
+        self.missing: dict[str, list[float]] = {}
         self.condition: dict[str, float] = {}
         self.conflicts: list[list[int]] = []
 
-    def add(self, layer: Layer, clean: Float[Tensor, "n d_in"], factor: Cholesky) -> None:
-        """Record one layer: key agreement, the fraction written, condition, facts with one key."""
+    def add(
+        self,
+        layer: Layer,
+        missing: Float[Tensor, "n d_model"],
+        keys: Float[Tensor, "size n"],
+        clean: Float[Tensor, "size n"],
+    ) -> None:
+        """Record one layer; `keys` and `clean` are in the coordinates of the method."""
         name = str(layer.site)
-        self.agreement[name] = _locate.key_agreements(layer.keys, clean, factor)
+        self.agreement[name] = _locate.key_agreements(keys.T, clean.T, None)
         written = layer.change @ layer.keys.T.to(layer.change.right)
         self.fraction[name] = _locate.written_fractions(written, layer.share.T.to(written))
-        self.condition[name] = gram_condition(layer.keys.T, factor).condition
+        self.missing[name] = missing.norm(dim=1).tolist()
+        self.condition[name] = gram_condition(keys, None).condition
         for fact, ratio in zip(self.facts, self.agreement[name], strict=True):
             if ratio < SMALL_AGREEMENT:
                 self.warnings.append(
@@ -202,6 +303,7 @@ class _Notes:
             "search": [trace.to_dict() for trace in self.traces],
             "key_agreement": _locate.rounded(self.agreement),
             "written_fraction": _locate.rounded(self.fraction),
+            "missing": _locate.rounded(self.missing),
             "key_condition": {name: f"{value:.3g}" for name, value in self.condition.items()},
             "conflicts": self.conflicts,
             "layers": [site.layer for site in self.plan.sites],

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from corrigenda.errors import NonFinite
+from corrigenda.lm.components import ComponentTail
 from corrigenda.lm.continuation import pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.tail import Tail, memory_budget
+from corrigenda.methods._search_records import Losses, Role, Row, Settings, Targets, Trace
 
-Status = Literal["written", "not converged", "clamped"]
+__all__ = ["Losses", "Role", "Row", "Settings", "Targets", "Trace", "find_targets"]
 
 # Padded positions cost less than streaming the weights of the later blocks for another bucket.
 _PADDING_TOKENS = {"cpu": 16, "cuda": 1024}
@@ -31,134 +33,29 @@ _BUCKET_TOKENS = {"cpu": 512, "cuda": 16384}
 _HEAD_ROWS = {"cpu": 256, "cuda": 4096}
 
 
-class Settings(NamedTuple):
-    """Settings of the search, in the units of the method cards.
-
-    Attributes:
-        steps: Forward passes at most; the last one takes no step.
-        learning_rate: Of Adam (betas 0.9 and 0.999, eps 1e-8, no decay).
-        kl_weight: Weight of the essence term.
-        weight_decay: Weight of `||delta|| / ||anchor||^2`.
-        clamp: Largest `||delta||` in units of `||anchor||`.
-        stop_loss: A fact whose total loss is below this takes no further step.
-    """
-
-    steps: int
-    learning_rate: float
-    kl_weight: float
-    weight_decay: float
-    clamp: float
-    stop_loss: float = 0.05
-
-
-class Row(NamedTuple):
-    """One sequence of one fact.
-
-    Attributes:
-        fact: Index of the fact it belongs to.
-        ids: Token ids, without the last target token.
-        start: Position of the subject's last token, where the delta enters.
-        reads: Positions whose next-token distribution enters the loss, each >= `start`.
-        labels: Wanted token after each of `reads`; empty for the essence row, whose distribution
-            must stay.
-        anchor: Whether this is the clean prompt, whose vector at `start` is the fact's anchor.
-    """
-
-    fact: int
-    ids: tuple[int, ...]
-    start: int
-    reads: tuple[int, ...]
-    labels: tuple[int, ...]
-    anchor: bool = False
-
-    @property
-    def tail(self) -> int:
-        """Number of positions from `start` on."""
-        return len(self.ids) - self.start
-
-
-class Losses(NamedTuple):
-    """Losses of one fact in one forward pass: `total = nll + kl + decay`."""
-
-    total: float
-    nll: float
-    kl: float
-    decay: float
-
-
-@dataclass
-class Trace:
-    """What the search did for one fact.
-
-    Attributes:
-        losses: One entry per forward pass.
-        stop: "loss" when the total loss fell below the stopping value, else "steps".
-        clamped_steps: Steps after which delta was pulled back onto the ball.
-        at_clamp: Whether the last step ended on the ball.
-    """
-
-    losses: list[Losses] = field(default_factory=list)
-    stop: Literal["loss", "steps"] = "steps"
-    clamped_steps: int = 0
-    at_clamp: bool = False
-
-    @property
-    def status(self) -> Status:
-        """Whether the targets got at least even odds (geometric mean), else why not."""
-        if self.stop == "loss" or self.losses[-1].nll <= math.log(2.0):
-            return "written"
-        return "clamped" if self.at_clamp else "not converged"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready record for a patch header."""
-        return {
-            "losses": [[float(f"{value:.6g}") for value in entry] for entry in self.losses],
-            "stop": self.stop,
-            "clamped_steps": self.clamped_steps,
-            "at_clamp": self.at_clamp,
-            "status": self.status,
-        }
-
-
-class Targets(NamedTuple):
-    """Result of the search, float32, no gradients.
-
-    Attributes:
-        anchors: What stands at the subject's last token of the clean prompt.
-        deltas: What to add to it; `anchors + deltas` is the wanted vector.
-        traces: What happened, per fact.
-    """
-
-    anchors: Float[Tensor, "n d_model"]
-    deltas: Float[Tensor, "n d_model"]
-    traces: list[Trace]
-
-    @property
-    def wanted(self) -> Float[Tensor, "n d_model"]:
-        """The vectors the edit should produce."""
-        return self.anchors + self.deltas
-
-
 def find_targets(
     lm: LanguageModel,
     rows: Sequence[Row],
     *,
     layer: int,
-    role: Literal["state", "value"],
+    role: Role,
     settings: Settings,
     names: Sequence[str],
 ) -> Targets:
     """Search one vector per fact, with the model as it is now.
 
     Minimises, per fact, the mean over contexts and target tokens of -log p, plus `kl_weight *
-    KL(now || before)` at the essence row, plus `weight_decay * ||delta|| / ||anchor||^2`. The model
-    runs in its own dtype; delta, Adam's moments and the losses are float32.
+    KL(now || before)` at the essence row, plus `weight_decay * ||delta|| / ||anchor||^2`; with two
+    deltas the last is a sum over both, and each has its own ball. The model runs in its own dtype;
+    delta, Adam's moments and the losses are float32.
 
     Args:
         lm: The model; never changed.
         rows: All sequences of all facts, in any order. Every fact has one `anchor` row.
         layer: Block at which the delta enters.
-        role: "value" adds to the output of the down projection, "state" to the output of the block.
+        role: "value" adds to the output of the down projection, "state" to the output of the block,
+            "components" one delta to the output of the attention, another to that of the down
+            projection.
         settings: Of the search.
         names: How messages refer to each fact; its length is the number of facts.
 
@@ -167,14 +64,15 @@ def find_targets(
             broken.
 
     Reference: ROME (Meng et al. 2022), equation 4 and appendix E.5; MEMIT (Meng et al. 2023),
-        equation 16.
+        equation 16; PMET (Li et al. 2024), equation 13, for two deltas.
     """
-    anchors = torch.zeros(len(names), lm.d_model, device=lm.device)
+    parts = 2 if role == "components" else 1
+    anchors = torch.zeros(len(names), parts, lm.d_model, device=lm.device)
     deltas = torch.zeros_like(anchors)
     traces = [Trace() for _ in names]
     for group in _groups(lm, rows, layer, len(names)):
         _search(lm, group, layer, role, settings, names, anchors, deltas, traces)
-    return Targets(anchors, deltas, traces)
+    return Targets(anchors.flatten(1), deltas.flatten(1), traces)
 
 
 def _groups(lm: LanguageModel, rows: Sequence[Row], layer: int, num_facts: int) -> list[list[Row]]:
@@ -210,7 +108,7 @@ class _Bucket:
     """Rows of nearly equal tail length, run together."""
 
     rows: list[Row]
-    tail: Tail
+    tail: Tail | ComponentTail
     facts: Int[Tensor, " batch"]
     at: Int[Tensor, "batch k"]
     valid: Tensor  # (batch, k) bool: which of `at` are real reads
@@ -240,7 +138,7 @@ def _build(
     lm: LanguageModel,
     rows: list[Row],
     layer: int,
-    role: Literal["state", "value"],
+    role: Role,
     contexts: Sequence[int],
 ) -> _Bucket:
     device = lm.device
@@ -255,7 +153,10 @@ def _build(
             weights[i, : len(row.labels)] = 1.0 / (contexts[row.fact] * len(row.labels))
     tokens = Tokens.pad([row.ids for row in rows], pad_id(lm)).to(device)
     starts = torch.tensor([row.start for row in rows], device=device)
-    tail = Tail.build(lm, tokens, layer, starts, role=role)
+    if role == "components":
+        tail = ComponentTail.build(lm, tokens, layer, starts)
+    else:
+        tail = Tail.build(lm, tokens, layer, starts, role=role)
     facts = torch.tensor([row.fact for row in rows], device=device)
     return _Bucket(
         rows, tail, facts, at.to(device), valid.to(device), labels.to(device), weights.to(device)
@@ -263,22 +164,31 @@ def _build(
 
 
 class _Read(NamedTuple):
-    """What one bucket says in one step: per-fact sums and the gradient with respect to delta."""
+    """What one step says: per-fact sums and the gradient with respect to delta.
+
+    `missed` counts reads at which the target is not the most likely token.
+    """
 
     nll: Float[Tensor, " n"]
     kl: Float[Tensor, " n"]
-    grad: Float[Tensor, "n d_model"]
+    missed: Float[Tensor, " n"]
+    grad: Float[Tensor, "n d_entry"]
+
+    @classmethod
+    def empty(cls, deltas: Float[Tensor, "n parts d_model"]) -> _Read:
+        sums = (deltas.new_zeros(len(deltas)) for _ in range(3))
+        return cls(*sums, torch.zeros_like(deltas).flatten(1))
 
 
 def _search(
     lm: LanguageModel,
     rows: list[Row],
     layer: int,
-    role: Literal["state", "value"],
+    role: Role,
     settings: Settings,
     names: Sequence[str],
-    anchors: Float[Tensor, "n d_model"],
-    deltas: Float[Tensor, "n d_model"],
+    anchors: Float[Tensor, "n parts d_model"],
+    deltas: Float[Tensor, "n parts d_model"],
     traces: list[Trace],
 ) -> None:
     """Run the search for one group of facts; writes into `anchors`, `deltas` and `traces`."""
@@ -289,44 +199,50 @@ def _search(
     for bucket in buckets:
         for i, row in enumerate(bucket.rows):
             if row.anchor:
-                anchors[row.fact] = bucket.tail.entry[i].float()
+                anchors[row.fact] = bucket.tail.entry[i].float().view_as(anchors[row.fact])
     live = torch.zeros(len(names), dtype=torch.bool, device=lm.device)
     live[[row.fact for row in rows]] = True
-    radius = settings.clamp * anchors.norm(dim=1)
-    lengths = anchors.square().sum(dim=1)
+    radius = settings.clamp * anchors.norm(dim=2)
+    lengths = anchors.square().sum(dim=2)
     decay = settings.weight_decay / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
     first, second = torch.zeros_like(deltas), torch.zeros_like(deltas)
     before: dict[int, Float[Tensor, " vocab"]] = {}
+    weight = deltas.new_ones(len(names))
     for step in range(1, settings.steps + 1):
         last = step == settings.steps
-        read = _Read(
-            deltas.new_zeros(len(names)), deltas.new_zeros(len(names)), torch.zeros_like(deltas)
-        )
+        read = _Read.empty(deltas)
         for bucket in buckets:
-            _run(lm, bucket, live, deltas, before, settings.kl_weight, read, grad=not last)
-        norms = deltas.norm(dim=1)
-        shrink = decay * norms
-        total = read.nll + read.kl + shrink
+            _run(lm, bucket, live, deltas, before, settings, weight, read, grad=not last)
+        norms = deltas.norm(dim=2)
+        shrink = (decay * norms).sum(dim=1)
+        total = weight * read.nll + read.kl + shrink
         _record(traces, names, live, torch.stack([total, read.nll, read.kl, shrink], dim=1))
         done = live & (total < settings.stop_loss)
         for fact in done.nonzero().flatten().tolist():
             traces[fact].stop = "loss"
+        if settings.settled_kl is not None:
+            settled = live & ~done & (read.missed == 0)
+            weight = torch.where(settled, settings.settled_weight, 1.0)
+            settled &= read.kl <= settings.settled_kl
+            for fact in settled.nonzero().flatten().tolist():
+                traces[fact].stop = "settled"
+            done |= settled
         live &= ~done
         if last or not live.any():
             break
         now = live.nonzero().flatten()
         # The gradient of a norm at zero is taken as zero.
-        unit = deltas[now] / norms[now].clamp_min(torch.finfo(norms.dtype).tiny)[:, None]
-        gradient = read.grad[now] + decay[now, None] * unit
+        unit = deltas[now] / norms[now].clamp_min(torch.finfo(norms.dtype).tiny)[..., None]
+        gradient = read.grad[now].view_as(unit) + decay[now, :, None] * unit
         first[now] = 0.9 * first[now] + 0.1 * gradient
         second[now] = 0.999 * second[now] + 0.001 * gradient.square()
         scale = (second[now].sqrt() / math.sqrt(1.0 - 0.999**step)).add_(1e-8)
         moved = deltas[now] - settings.learning_rate / (1.0 - 0.9**step) * first[now] / scale
-        length = moved.norm(dim=1)
+        length = moved.norm(dim=2)
         beyond = length > radius[now]
         moved[beyond] *= (radius[now][beyond] / length[beyond])[:, None]
         deltas[now] = moved
-        for fact, outside in zip(now.tolist(), beyond.tolist(), strict=True):
+        for fact, outside in zip(now.tolist(), beyond.any(dim=1).tolist(), strict=True):
             traces[fact].at_clamp = outside
             traces[fact].clamped_steps += outside
 
@@ -351,9 +267,10 @@ def _run(
     lm: LanguageModel,
     bucket: _Bucket,
     live: Tensor,
-    deltas: Float[Tensor, "n d_model"],
+    deltas: Float[Tensor, "n parts d_model"],
     before: dict[int, Float[Tensor, " vocab"]],
-    kl_weight: float,
+    settings: Settings,
+    weight: Float[Tensor, " n"],
     read: _Read,
     *,
     grad: bool,
@@ -368,26 +285,39 @@ def _run(
         for part in (bucket.facts, bucket.at, bucket.valid, bucket.labels, bucket.weights)
     )
     with torch.set_grad_enabled(grad):
-        delta = deltas[facts].requires_grad_(grad)
+        delta = deltas[facts].flatten(1).requires_grad_(grad)
         hidden = bucket.tail.run(delta, at, rows=keep)[valid]
     owners = facts[:, None].expand_as(valid)[valid]
-    back = _read_head(
-        lm, hidden.detach(), owners, labels[valid], weights[valid], before, kl_weight, read, grad
-    )
+    asked = _Asked(owners, labels[valid], weights[valid], weight[owners])
+    back = _read_head(lm, hidden.detach(), asked, before, settings, read, grad)
     if grad:
         torch.autograd.backward(hidden, back)
         assert delta.grad is not None
         read.grad.index_add_(0, facts, delta.grad)
 
 
+class _Asked(NamedTuple):
+    """What is read at each hidden state.
+
+    Attributes:
+        owners: Index of the fact.
+        labels: Wanted token, -1 at the essence.
+        weights: Share in the mean over contexts and target tokens.
+        scales: Weight of the target's loss of that fact in the total.
+    """
+
+    owners: Int[Tensor, " reads"]
+    labels: Int[Tensor, " reads"]
+    weights: Float[Tensor, " reads"]
+    scales: Float[Tensor, " reads"]
+
+
 def _read_head(
     lm: LanguageModel,
     hidden: Float[Tensor, "reads d_model"],
-    owners: Int[Tensor, " reads"],
-    labels: Int[Tensor, " reads"],
-    weights: Float[Tensor, " reads"],
+    asked: _Asked,
     before: dict[int, Float[Tensor, " vocab"]],
-    kl_weight: float,
+    settings: Settings,
     read: _Read,
     grad: bool,
 ) -> Float[Tensor, "reads d_model"]:
@@ -398,6 +328,7 @@ def _read_head(
     never held together.
     """
     back = torch.empty_like(hidden)
+    kl_weight = settings.kl_weight
     size = _HEAD_ROWS[lm.device.type]
     for begin in range(0, len(hidden), size):
         part = slice(begin, begin + size)
@@ -406,11 +337,15 @@ def _read_head(
             logits = lm.head(inner)
         with torch.no_grad():
             log_p = torch.log_softmax(logits.detach().float(), dim=-1)
-            own, label, weight = owners[part], labels[part], weights[part]
+            own, label, weight, scale = (one[part] for one in asked)
             # Essence rows carry label -1; they are few, so they are treated one by one.
             wanted = label.clamp_min(0)
             picked = log_p.gather(1, wanted[:, None])[:, 0]
             read.nll.index_add_(0, own, -picked * weight)
+            if settings.settled_kl is not None:
+                missed = (picked < log_p.amax(dim=1)) & (label >= 0)
+                read.missed.index_add_(0, own, missed.to(read.missed))
+            weight = weight * scale
             essence = {i: log_p[i].clone() for i in (label < 0).nonzero().flatten().tolist()}
             slope = log_p.exp_().mul_(weight[:, None])
             slope.scatter_add_(1, wanted[:, None], -weight[:, None])

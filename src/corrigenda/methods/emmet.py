@@ -12,7 +12,6 @@ from torch import Tensor
 from corrigenda.editor import Constraint, Gives, Needs
 from corrigenda.errors import NotEnoughFacts
 from corrigenda.facts import Fact
-from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.solve import equality, ridge
 from corrigenda.lm.model import LanguageModel
@@ -69,13 +68,13 @@ class Emmet(SpreadEditor):
         self,
         keys: Float[Tensor, "d_in n"],
         residuals: Float[Tensor, "d_out n"],
-        factor: Cholesky,
-        protected: Float[Tensor, "d_in n_protected"] | None,
+        state: State,
+        site: Site,
     ) -> LowRank:
         """R (K^T C^-1 K + gamma I)^-1 K^T C^-1."""
         if self.gamma == 0.0:
-            return equality(keys, residuals, factor)
-        return ridge(keys, residuals, factor, weight=self.gamma, protected=protected)
+            return equality(keys, residuals, state.factor(site))
+        return ridge(keys, residuals, state.factor(site), weight=self.gamma)
 
     def constraints(
         self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None

@@ -1,0 +1,137 @@
+"""What goes into a target search and what comes out of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+Role = Literal["state", "value", "components"]
+"""Where a delta enters: at the output of a block, at that of its down projection, or two deltas at
+the outputs of the last projections of its attention and of its feed-forward block."""
+
+Status = Literal["written", "not converged", "clamped"]
+
+
+class Settings(NamedTuple):
+    """Settings of the search, in the units of the method cards.
+
+    Attributes:
+        steps: Forward passes at most; the last one takes no step.
+        learning_rate: Of Adam (betas 0.9 and 0.999, eps 1e-8, no decay).
+        kl_weight: Weight of the essence term.
+        weight_decay: Weight of `||delta|| / ||anchor||^2`.
+        clamp: Largest `||delta||` in units of `||anchor||`.
+        stop_loss: A fact whose total loss is below this takes no further step.
+        settled_weight: Weight of the target's loss in the step after one in which the target was
+            the most likely token wherever it is read, 1 otherwise; see `settled_kl`.
+        settled_kl: A fact for which that is so, and whose weighted essence term is at most this,
+            takes no further step. None: such facts are treated like all others.
+    """
+
+    steps: int
+    learning_rate: float
+    kl_weight: float
+    weight_decay: float
+    clamp: float
+    stop_loss: float = 0.05
+    settled_weight: float = 1.0
+    settled_kl: float | None = None
+
+
+class Row(NamedTuple):
+    """One sequence of one fact.
+
+    Attributes:
+        fact: Index of the fact it belongs to.
+        ids: Token ids, without the last target token.
+        start: Position of the subject's last token, where the delta enters.
+        reads: Positions whose next-token distribution enters the loss, each >= `start`.
+        labels: Wanted token after each of `reads`; empty for the essence row, whose distribution
+            must stay.
+        anchor: Whether this is the clean prompt, whose vector at `start` is the fact's anchor.
+    """
+
+    fact: int
+    ids: tuple[int, ...]
+    start: int
+    reads: tuple[int, ...]
+    labels: tuple[int, ...]
+    anchor: bool = False
+
+    @property
+    def tail(self) -> int:
+        """Number of positions from `start` on."""
+        return len(self.ids) - self.start
+
+
+class Losses(NamedTuple):
+    """Losses of one fact in one forward pass: `total = nll + kl + decay`.
+
+    Where the target has settled, `nll` counts for less in `total`, see `Settings`.
+    """
+
+    total: float
+    nll: float
+    kl: float
+    decay: float
+
+
+@dataclass
+class Trace:
+    """What the search did for one fact.
+
+    Attributes:
+        losses: One entry per forward pass.
+        stop: "loss" when the total loss fell below the stopping value, "settled" when the target
+            was the most likely token everywhere and the essence stayed, else "steps".
+        clamped_steps: Steps after which delta was pulled back onto the ball.
+        at_clamp: Whether the last step ended on the ball.
+    """
+
+    losses: list[Losses] = field(default_factory=list)
+    stop: Literal["loss", "settled", "steps"] = "steps"
+    clamped_steps: int = 0
+    at_clamp: bool = False
+
+    @property
+    def status(self) -> Status:
+        """Whether the targets got at least even odds (geometric mean), else why not."""
+        if self.stop != "steps" or self.losses[-1].nll <= math.log(2.0):
+            return "written"
+        return "clamped" if self.at_clamp else "not converged"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready record for a patch header."""
+        return {
+            "losses": [[float(f"{value:.6g}") for value in entry] for entry in self.losses],
+            "stop": self.stop,
+            "clamped_steps": self.clamped_steps,
+            "at_clamp": self.at_clamp,
+            "status": self.status,
+        }
+
+
+class Targets(NamedTuple):
+    """Result of the search, float32, no gradients.
+
+    Attributes:
+        anchors: What stands at the subject's last token of the clean prompt.
+        deltas: What to add to it; `anchors + deltas` is the wanted vector.
+        traces: What happened, per fact.
+
+    With the role "components" the attention's vector and the feed-forward block's stand side by
+    side, 2 d_model wide.
+    """
+
+    anchors: Float[Tensor, "n d_entry"]
+    deltas: Float[Tensor, "n d_entry"]
+    traces: list[Trace]
+
+    @property
+    def wanted(self) -> Float[Tensor, "n d_entry"]:
+        """The vectors the edit should produce."""
+        return self.anchors + self.deltas
