@@ -27,6 +27,10 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
         {"layers": [1, 2], "weight": 20.0, "sequential": True, **QUICK},
     ),
     "emmet": ({"layer": 1, **QUICK},),
+    "ultraedit": (
+        {"layers": [1, 2], "learning_rate": 0.01},
+        {"layers": {"mlp.up": [1], "mlp.down": [2]}, "learning_rate": 0.01, "parity": True},
+    ),
 }
 CASES = [(name, options) for name in registry.names() for options in VARIANTS.get(name, ({},))]
 
