@@ -86,10 +86,20 @@ def test_row_changes_and_dense_ones_of_low_rank_are_exact(make_patch, tmp_path):
     assert list(config["rank_pattern"].values()) == [2]
 
 
-@pytest.mark.parametrize("family", ["gpt2", "phi3"])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi3"])
 def test_slices_of_fused_weights(family, make_patch, tmp_path):
     lm = tiny_model(family)
     assert_adapter(make_patch(lm, "1.attn.q 1.attn.v"), lm, tmp_path)
+
+
+def test_parts_that_read_the_same_directions_share_them(make_patch, tmp_path):
+    lm = tiny_model("gpt2")
+    two = make_patch(lm, "1.attn.q 1.attn.v")
+    shared = two.changes[Site(1, "attn.q")].right
+    same = {site: LowRank(change.left, shared) for site, change in two.changes.items()}
+    assert_adapter(WeightPatch(same, two.header), lm, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["r"] == shared.shape[1]
 
 
 def test_what_cannot_be_an_adapter_is_refused(make_patch, llama, tmp_path):

@@ -20,7 +20,7 @@ from corrigenda.lm.hooks import Hooks, Transform
 from corrigenda.lm.loading import load_pair, require_fast
 from corrigenda.lm.probing import resolve
 from corrigenda.lm.sites import Point, Site, Tokens
-from corrigenda.lm.storage import Storage
+from corrigenda.lm.storage import Rows, Storage
 
 
 class _Reached(Exception):
@@ -208,6 +208,10 @@ class LanguageModel:
     def module(self, site: Site) -> nn.Module:
         """Return the module that holds a weight; fused parts share one."""
         return self._storage.find(site).module
+
+    def rows(self, site: Site) -> Rows:
+        """Return which outputs of `module(site)` are this site's: all, unless it is fused."""
+        return self._storage.find(site).rows
 
     @torch.no_grad()
     def tap(

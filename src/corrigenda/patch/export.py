@@ -19,6 +19,7 @@ from corrigenda.files import write_atomically, write_text
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
+from corrigenda.lm.storage import ALL_ROWS
 from corrigenda.patch.changes import Change, Dense, Rows
 from corrigenda.patch.ledger import ledger_of, require_base
 from corrigenda.patch.protocols import Patch
@@ -40,7 +41,7 @@ def export_peft(patch: WeightPatch, lm: LanguageModel, folder: str | Path) -> Pa
 
     Raises:
         NotExportable (CG405): an empty patch, one that needs others below it, an expert's weight,
-            part of a fused weight whose rows cannot be told, or a dense change of full rank.
+            or a dense change of full rank.
         WrongBase (CG401): made on another model (unless it is active on this one by force).
         WriteFailed (CG601): the folder cannot be written.
     """
@@ -147,7 +148,7 @@ def _adapters(patch: WeightPatch, lm: LanguageModel) -> Mapping[str, LowRank]:
             )
         path = lm.module_path(site)
         whole = _in_module(factors(change, site), site, lm)
-        adapters[path] = adapters[path] + whole if path in adapters else whole
+        adapters[path] = _together(adapters[path], whole) if path in adapters else whole
     return adapters
 
 
@@ -178,24 +179,20 @@ def factors(change: Change, site: Site) -> LowRank:
 
 def _in_module(change: LowRank, site: Site, lm: LanguageModel) -> LowRank:
     """The change of one site as a change of the whole module, whose weight may be fused."""
-    module = lm.module(site)
-    weight = module.get_parameter("weight")
-    weight = weight.T if is_transposed(module) else weight
-    part = lm.weight(site)
-    if part.shape == weight.shape:
+    rows = lm.rows(site)
+    if isinstance(rows, slice) and rows == ALL_ROWS:
         return change
-    if part.stride() != weight.stride() or part.untyped_storage().data_ptr() != (
-        weight.untyped_storage().data_ptr()
-    ):
-        raise NotExportable(
-            "the rows of this site are scattered over a fused weight.",
-            where=f"site {site}, module {lm.module_path(site)}",
-            hint="Export a merged checkpoint instead.",
-        )
-    first = int((part.storage_offset() - weight.storage_offset()) // weight.stride(0))
-    left = torch.zeros(weight.shape[0], change.rank, dtype=change.left.dtype)
-    left[first : first + part.shape[0]] = change.left
+    module = lm.module(site)
+    d_out = module.get_parameter("weight").shape[1 if is_transposed(module) else 0]
+    left = torch.zeros(d_out, change.rank, dtype=change.left.dtype)
+    left[rows] = change.left
     return LowRank(left, change.right)
+
+
+def _together(first: LowRank, second: LowRank) -> LowRank:
+    """The sum of changes of different rows of a module; equal columns of `right` are kept once."""
+    same = first.left.dtype == second.left.dtype and torch.equal(first.right, second.right)
+    return LowRank(first.left + second.left, first.right) if same else first + second
 
 
 def is_transposed(module: nn.Module) -> bool:
