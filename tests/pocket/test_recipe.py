@@ -130,3 +130,9 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
         report=lambda done, text: losses.append(float(text.split("loss ")[1].split()[0])),
     )
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_the_price_of_the_stream_grows_in_the_second_half() -> None:
+    recipe = small(stream_price=1.0, late_stream_price=3.0)
+    prices = [_stream_price(recipe, done) for done in (0.0, 0.5, 0.625, 0.75, 1.0)]
+    assert prices == [1.0, 1.0, 2.0, 3.0, 3.0]

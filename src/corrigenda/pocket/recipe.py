@@ -86,6 +86,8 @@ class Recipe:
         stream_price: Price of the mean square of the residual stream after each block. Without it
             the first MLP writes one large vector at every subject, beside which nothing that an
             edit can write counts.
+        late_stream_price: What the price has grown to after three quarters of the training; it
+            begins to grow half way, once the facts are mostly known.
         matrix_rate: Peak learning rate of Muon, for matrices inside the blocks.
         other_rate: Peak learning rate of AdamW, for embeddings and norms.
         compiled: Use `torch.compile` on the blocks (needs a C++ compiler).
@@ -102,6 +104,7 @@ class Recipe:
     batch_tokens: int = 4096
     row: int = 192
     stream_price: float = 1e-3
+    late_stream_price: float = 5e-3
     matrix_rate: float = 4e-3
     other_rate: float = 3e-3
     compiled: bool = False
@@ -316,7 +319,8 @@ def train(
             batch = Batch(*(tensor.to(recipe.device) for tensor in packed))
             masks = attention_masks(batch.owner, masked=masked, dtype=torch.bfloat16)
             losses = network(batch, masks)
-            (losses.text + recipe.stream_price * losses.stream).backward()
+            price = _stream_price(recipe, run.progress())
+            (losses.text + price * losses.stream).backward()
             optimizer.step(_schedule(run.progress(), run.step))
             run.step += 1
             run.tokens += batch.ids.numel()
@@ -395,6 +399,12 @@ class _Run:
 def _schedule(done: float, step: int) -> float:
     """Learning rate factor: warm-up of 60 steps, constant, then linear decay over the last 60 %."""
     return min(1.0, (step + 1) / 60) * max(0.02, min(1.0, (1.0 - done) / 0.6))
+
+
+def _stream_price(recipe: Recipe, done: float) -> float:
+    """The early price for the first half, then linearly more, the late price from 75 % on."""
+    grown = min(1.0, max(0.0, 4.0 * (done - 0.5)))
+    return recipe.stream_price + grown * (recipe.late_stream_price - recipe.stream_price)
 
 
 def _shard(
