@@ -159,10 +159,11 @@ def test_method_has_card_and_tests(path: Path) -> None:
     assert (ROOT / "tests" / "methods" / f"test_{path.stem}.py").is_file()
     from corrigenda import registry
 
-    matter = registry.card(path.stem)
+    name = path.stem.replace("_", "-")
+    matter = registry.card(name)
     assert set(matter) >= FRONT_MATTER
-    assert matter["name"] == path.stem
-    presets = {preset.model for preset in registry.presets(path.stem)}
+    assert matter["name"] == name
+    presets = {preset.model for preset in registry.presets(name)}
     assert set(matter["presets"]) <= presets
 
 

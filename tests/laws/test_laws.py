@@ -27,10 +27,19 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
         {"layers": [1, 2], "weight": 20.0, "sequential": True, **QUICK},
     ),
     "emmet": ({"layer": 1, **QUICK},),
+    "ft": (
+        {"layer": 1, "epochs": 4, "box": 1e-3},
+        {"layer": 3, "epochs": 4, "objective": "last-token", "weight_decay": 0.1, "batch_size": 2},
+    ),
+    "ft-l": ({"layer": 1, "epochs": 4},),
+    "ft-m": ({"layer": 2, "epochs": 4},),
+    "locft-bf": ({"layer": 1, "epochs": 4, "batch_size": 2},),
     "ultraedit": (
         {"layers": [1, 2], "learning_rate": 0.01},
         {"layers": {"mlp.up": [1], "mlp.down": [2]}, "learning_rate": 0.01, "parity": True},
     ),
+    "adalora": ({"steps": 3, "initial_rank": 3, "target_rank": 2},),
+    "lora": ({"steps": 2, "rank": 2}, {"steps": 2, "continued": True, "parts": ["mlp.up"]}),
 }
 CASES = [(name, options) for name in registry.names() for options in VARIANTS.get(name, ({},))]
 
@@ -66,6 +75,8 @@ def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> object:
 def test_laws(
     method: str, options: dict[str, object], architecture: str, dtype: torch.dtype
 ) -> None:
+    if extra := registry.card(method).get("extra"):
+        pytest.importorskip(str(extra), reason="the method needs an optional package")
     lm = model(architecture, dtype)
     editor = registry.build(method, **options)
     check_editor(editor, lm, FACTS, editor.fit(lm, Corpus(TEXTS, length=32)))

@@ -158,6 +158,22 @@ def add(first: Change, second: Change) -> Change:
             return Dense(dense(first) + dense(second))
 
 
+def compact(delta: Float[Tensor, "d_out d_in"]) -> Change:
+    """A full matrix in the smallest form that is exact to the bit.
+
+    Low-rank where few columns are not zero (inputs that never fired), else rows, else dense. A zero
+    matrix has rank 0, which a patch leaves out.
+    """
+    rows = delta.any(dim=1).nonzero().flatten()
+    columns = delta.any(dim=0).nonzero().flatten()
+    d_out, d_in = delta.shape
+    if len(columns) * (d_out + d_in) <= len(rows) * d_in:
+        right = torch.zeros(d_in, len(columns), dtype=delta.dtype, device=delta.device)
+        right[columns, torch.arange(len(columns), device=delta.device)] = 1.0
+        return LowRank(delta[:, columns], right)
+    return Dense(delta) if len(rows) == d_out else Rows(rows, delta[rows], d_out)
+
+
 def norm(change: Change) -> float:
     """Frobenius norm."""
     match change:
