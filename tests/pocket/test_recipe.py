@@ -134,5 +134,5 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
 
 def test_the_price_of_the_stream_grows_in_the_second_half() -> None:
     recipe = small(stream_price=1.0, late_stream_price=3.0)
-    prices = [_stream_price(recipe, done) for done in (0.0, 0.5, 0.625, 0.75, 1.0)]
+    prices = [module._stream_price(recipe, done) for done in (0.0, 0.5, 0.625, 0.75, 1.0)]
     assert prices == [1.0, 1.0, 2.0, 3.0, 3.0]
