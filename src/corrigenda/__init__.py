@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         fit,
         load,
         revert,
+        transform,
     )
     from corrigenda.catalogue import list_methods, list_models
     from corrigenda.correction import Correction
@@ -58,6 +59,7 @@ _HOMES = {
     "load_patch": "corrigenda.patch",
     "read_facts": "corrigenda.facts",
     "revert": "corrigenda.api",
+    "transform": "corrigenda.api",
 }
 
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "load_patch",
     "read_facts",
     "revert",
+    "transform",
 ]
 
 

@@ -32,6 +32,8 @@ from corrigenda.merged import Restored, remember, restore
 from corrigenda.patch import Patch, WeightPatch, export_merged, export_peft
 from corrigenda.progress import Progress
 from corrigenda.subjects import guess_subject
+from corrigenda.transforms.named import parse_all
+from corrigenda.transforms.transform import Transform
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -128,6 +130,7 @@ def edit(
     corpus: Corpus | Source | None = None,
     progress: Progress | None = None,
     layer: int | None = None,
+    transforms: Sequence[Transform | str] = (),
     **options: object,
 ) -> Patch:
     """Return the patch that makes facts true; the model is left as it was.
@@ -144,6 +147,7 @@ def edit(
         corpus: Text for the fit; see `fit`.
         progress: Called with (stage, done, total).
         layer: Block to edit; the preset's or a probed one if None.
+        transforms: What is done to the patch, in order; see `transform`.
         **options: Options of the method.
 
     Raises:
@@ -156,8 +160,9 @@ def edit(
             print(cg.answer(lm, "The capital of France is"))
         ```
     """
+    steps = parse_all(transforms)
     plan = _plan(lm, facts, method, layer, options)
-    made = _edit(lm, plan, state, corpus, progress)
+    made = _edit(lm, plan, state, corpus, progress, steps)
     for line in (*plan.notices, *plan.already_true, *made.notices):
         warnings.warn(line, stacklevel=2)
     return made.patch
@@ -172,6 +177,7 @@ def correct(
     corpus: Corpus | Source | None = None,
     progress: Progress | None = None,
     layer: int | None = None,
+    transforms: Sequence[Transform | str] = (),
     **options: object,
 ) -> Correction:
     """Edit as `edit` does, and measure what the patch does: everything `corrigenda edit` prints.
@@ -179,8 +185,9 @@ def correct(
     Every prompt, paraphrase and neighbour of the facts is asked without and with the patch. For the
     pocket models, facts that name neither paraphrases nor neighbours get those of their world.
     """
+    steps = parse_all(transforms)
     plan = _plan(lm, facts, method, layer, options, related=True)
-    made = _edit(lm, plan, state, corpus, progress)
+    made = _edit(lm, plan, state, corpus, progress, steps)
     start = time.perf_counter()
     if plan.wanted:
         answers, says = before_and_after(lm, made.patch, plan.facts)
@@ -205,6 +212,34 @@ def correct(
         notices=plan.notices + plan.already_true + made.notices,
         state=made.state,
     )
+
+
+def transform(patch: Patch, lm: LanguageModel, *transforms: Transform | str) -> WeightPatch:
+    """Make a patch that is smaller, sparser or better conditioned; the model is left as it was.
+
+    Args:
+        patch: A patch of weights, not active on the model; an empty one comes back as it is.
+        lm: The model it was made on.
+        transforms: What is done to it, in order: objects, or their names with options, as
+            "rect:keep=0.4". Names are in `corrigenda.transforms.named.NAMES`.
+
+    Raises:
+        BadConfig (CG502): no such transform or option.
+        NotExportable (CG405): the patch changes no weights.
+        WrongBase (CG401): the patch was made on another model.
+
+    Example:
+        ```python
+        smaller = cg.transform(patch, lm, "prune", "clip-norm:relative=0.05")
+        ```
+    """
+    if not isinstance(patch, WeightPatch):
+        raise NotExportable(
+            "only a patch of weights can be transformed.", where=patch.header.method
+        )
+    for step in parse_all(transforms):
+        patch = step(patch, lm)
+    return patch
 
 
 @overload
@@ -356,16 +391,20 @@ def _edit(
     state: State | None,
     corpus: Corpus | Source | None,
     progress: Progress | None,
+    transforms: Sequence[Transform],
 ) -> _Made:
     start = time.perf_counter()
     if state is None and plan.wanted:
         state = plan.editor.fit(lm, corpus, progress=progress)
     fitted = time.perf_counter()
     made = plan.editor.edit(lm, [plan.facts[index] for index in plan.wanted], state)
+    patch = made.patch
+    for step in transforms:
+        patch = step(patch, lm)
     seconds = {"fit": fitted - start, "edit": time.perf_counter() - fitted}
-    notices = made.patch.header.notes.get("notices", [])
+    notices = patch.header.notes.get("notices", [])
     assert isinstance(notices, list), "a list of sentences"
-    return _Made(made.patch, made.state, seconds, tuple(map(str, notices)))
+    return _Made(patch, made.state, seconds, tuple(map(str, notices)))
 
 
 def _unchanged(lm: LanguageModel, facts: Sequence[Fact]) -> tuple[Answered, ...]:

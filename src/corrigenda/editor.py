@@ -104,7 +104,7 @@ class Editor(BaseModel, ABC):
         try:
             super().__init__(**options)
         except ValidationError as error:
-            raise _bad_config(type(self), error) from error
+            raise bad_config(type(self), error, where=f"method {self.name}") from error
 
     @abstractmethod
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
@@ -147,11 +147,12 @@ class Editor(BaseModel, ABC):
         raise NotImplementedError(f"{self.name} states no constraints")
 
 
-def _bad_config(kind: type[Editor], error: ValidationError) -> BadConfig:
+def bad_config(kind: type[BaseModel], error: ValidationError, *, where: str) -> BadConfig:
+    """The error for options that do not fit a configuration, all problems in one message."""
     problems, hints = [], []
     for item in error.errors():
         option = ".".join(map(str, item["loc"])) or "options"
         problems.append(f"{option}: {item['msg']}")
         if item["type"] == "extra_forbidden":
             hints.append(did_you_mean(option, list(kind.model_fields)))
-    return BadConfig("; ".join(problems) + ".", where=f"method {kind.name}", hint=" ".join(hints))
+    return BadConfig("; ".join(problems) + ".", where=where, hint=" ".join(hints))

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 import corrigenda
 from corrigenda.cli.main import app
 
-COMMANDS = "edit ask fit methods models diff merge export revert trace doctor pocket".split()
+COMMANDS = (
+    "edit ask fit methods models diff merge transform export revert trace doctor pocket"
+).split()
 
 
 def run(*arguments: str) -> tuple[int, str, str]:

@@ -55,6 +55,7 @@ def edit(
         int | None, typer.Option(help="Block to edit; the preset's or a probed one if not given.")
     ] = None,
     settings: options.Settings = None,
+    transform: options.Transforms = None,
     text: options.Text = None,
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
@@ -70,6 +71,9 @@ def edit(
         options.check_folder(out)
     import corrigenda
     from corrigenda.cli.progress import bar
+    from corrigenda.transforms.named import parse_all
+
+    steps = parse_all(transform or ())
 
     lm = options.open_model(model, dtype=dtype, device=device)
     with bar() as progress:
@@ -80,6 +84,7 @@ def edit(
             layer=layer,
             corpus=text,
             progress=progress,
+            transforms=steps,
             **config,  # type: ignore[arg-type]  # names of arguments are refused by parse_settings
         )
     for line in correction.notices:

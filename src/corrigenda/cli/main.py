@@ -53,6 +53,7 @@ for command in (
     listing.models,
     patches.diff,
     patches.merge,
+    patches.transform,
     patches.export,
     patches.revert,
     trace.trace,

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from corrigenda.lm.model import LanguageModel
 
 # Arguments of `cg.edit` and `cg.fit` that stand beside the options of a method.
-_ARGUMENTS = frozenset(["lm", "facts", "method", "state", "corpus", "progress", "layer"])
+_ARGUMENTS = frozenset(
+    ["lm", "facts", "method", "state", "corpus", "progress", "layer", "transforms"]
+)
 Setting = bool | int | float | str | list[object] | dict[str, object] | None
 
 Model = Annotated[
@@ -36,6 +38,15 @@ Settings = Annotated[
         "--set",
         metavar="OPTION=VALUE",
         help="Set an option of the method; may be repeated.",
+        show_default=False,
+    ),
+]
+Transforms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--transform",
+        metavar="NAME[:OPTION=VALUE,...]",
+        help="Change the patch afterwards: anchor-norm, clip-norm, prune, rect; may be repeated.",
         show_default=False,
     ),
 ]

@@ -1,4 +1,4 @@
-"""`corrigenda diff`, `merge`, `export`, `revert`: patches as files, and models made with them."""
+"""Patches as files, and models made with them: `diff`, `merge`, `transform`, `export`, `revert`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from corrigenda.cli import options, output
+from corrigenda.errors import BadConfig
 
 if TYPE_CHECKING:
     from corrigenda.patch.protocols import Patch
@@ -99,6 +100,50 @@ def merge(
     )
 
 
+def transform(
+    patch: PatchFile,
+    model: options.Model,
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The new patch.")],
+    transforms: options.Transforms = None,
+    dtype: options.Dtype = None,
+    device: options.Device = "cpu",
+    as_json: options.AsJson = False,
+) -> None:
+    """Make a patch smaller, sparser or better conditioned; what was done is kept in its header."""
+    options.check_folder(out)
+    import corrigenda
+    from corrigenda.comparison import compare
+    from corrigenda.transforms.named import parse_all
+
+    steps = parse_all(transforms or ())
+    if not steps:
+        raise BadConfig("no transform was given.", hint="Give --transform, as rect:keep=0.4.")
+    loaded = corrigenda.load_patch(patch)
+    lm = options.open_model(model, dtype=dtype, device=device)
+    new = corrigenda.transform(loaded, lm, *steps)
+    for line in _new_notices(loaded, new):
+        output.notice(line)
+    new.save(out)
+    comparison = compare(loaded, new)
+    data = {
+        "file": str(out),
+        "method": new.header.method,
+        "sites": [item._asdict() for item in comparison],
+        "transforms": new.header.notes.get("transforms", []),
+    }
+
+    def draw(console: Console) -> None:
+        _draw_header(console, out, new)
+        rows = [
+            (item.site, item.norm_a, item.norm_b, item.norm_difference, item.cosine)
+            for item in comparison
+        ]
+        columns = ("site", "norm before", "norm after", "norm of the difference", "cosine")
+        console.print(output.table(columns, rows))
+
+    output.show(data, as_json=as_json, people=draw)
+
+
 def export(
     patch: PatchFile,
     model: options.Model,
@@ -150,6 +195,14 @@ def revert(
             soft_wrap=True,
         ),
     )
+
+
+def _new_notices(before: Patch, after: Patch) -> list[str]:
+    """What the header says now and did not say before."""
+    old, new = (patch.header.notes.get("notices") or [] for patch in (before, after))
+    assert isinstance(old, list), "a list of sentences"
+    assert isinstance(new, list), "a list of sentences"
+    return [str(line) for line in new[len(old) :]]
 
 
 def _header(file: Path, patch: Patch) -> dict[str, object]:

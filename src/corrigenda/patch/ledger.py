@@ -152,32 +152,53 @@ class Ledger(Sequence[Patch]):
             self.remove(entry)
 
     def admit(self, patch: Patch, lm: LanguageModel, *, force: bool) -> None:
-        """Refuse a patch that does not belong on this model as it stands.
+        """Refuse a patch that does not belong on this model as it stands; see `require`.
 
         Raises:
-            WrongBase (CG401): another base, or a prerequisite is missing; not with `force`.
-            NotApplied (CG406): active already; not with `force`.
+            WrongBase (CG401), NotApplied (CG406): as `require`; not with `force`.
+        """
+        self.base_digest = self.base(lm) if force else self.require(patch, lm)
+
+    def require(self, patch: Patch, lm: LanguageModel) -> str | None:
+        """Check that a patch belongs on this model as it stands; nothing is changed.
+
+        Returns:
+            Digest of the model without any of its patches.
+
+        Raises:
+            WrongBase (CG401): another base, or a prerequisite is missing.
+            NotApplied (CG406): active already.
         """
         base = self.base(lm)
-        if not force:
-            require_base(patch.header, base, lm)
-            active = self.digests()
-            missing = [name for name in patch.header.prerequisites if name not in active]
-            if missing:
-                raise WrongBase(
-                    f"this {patch.header.method} patch was made on top of "
-                    f"{len(patch.header.prerequisites)} other patch(es), of which {len(missing)} "
-                    "are not active.",
-                    where="missing: " + ", ".join(name[:12] for name in missing),
-                    hint="Apply those first, in order, or compose them with `+`; "
-                    "`force` applies it all the same.",
-                )
-            if not patch.is_empty and patch.digest() in active:
-                raise NotApplied(
-                    f"this {patch.header.method} patch is active on this model already.",
-                    hint="Applying it twice would double the change; `force` does so.",
-                )
-        self.base_digest = base
+        require_base(patch.header, base, lm)
+        active = self.digests()
+        missing = [name for name in patch.header.prerequisites if name not in active]
+        if missing:
+            raise WrongBase(
+                f"this {patch.header.method} patch was made on top of "
+                f"{len(patch.header.prerequisites)} other patch(es), of which {len(missing)} "
+                "are not active.",
+                where="missing: " + ", ".join(name[:12] for name in missing),
+                hint="Apply those first, in order, or compose them with `+`; "
+                "`force` applies it all the same.",
+            )
+        if not patch.is_empty and patch.digest() in active:
+            raise NotApplied(
+                f"this {patch.header.method} patch is active on this model already.",
+                hint="Applying it twice would double the change; `force` does so.",
+            )
+        return base
+
+    def pristine(self, lm: LanguageModel, site: Site) -> Float[Tensor, "d_out d_in"]:
+        """A weight as it is without any merged patch; not a copy.
+
+        Raises:
+            UnknownSite (CG303), QuantisedWeights (CG304): as `LanguageModel.weight`.
+        """
+        for region in self._regions:
+            if site in region.sites:
+                return region.pristine
+        return lm.weight(site)
 
     def enter(self, entry: Applied, hooks: AbstractContextManager[object] | None = None) -> Applied:
         """Make an admitted patch active; if that fails, nothing has changed."""

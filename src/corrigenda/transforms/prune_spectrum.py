@@ -1,0 +1,99 @@
+"""PRUNE: no direction of a change grows far beyond the largest one of the unedited weight."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, JsonValue
+from torch import Tensor
+
+from corrigenda.linalg.lowrank import LowRank
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site
+from corrigenda.patch import ledger_of
+from corrigenda.patch.changes import Change, Dense, Rows, norm
+from corrigenda.transforms.transform import Transform, Transformed
+
+
+class PruneSpectrum(Transform):
+    """Restrain the singular values of a change that exceed the largest of the unedited weight.
+
+    With s a singular value of the change and sigma the largest of the unedited weight, every
+    s >= sigma becomes  min(s, sigma + ln(s / sigma) / ln(base)),  or (s + sigma) / 2 where
+    `restraint` is "linear"; smaller ones and all directions stay. Factors stay factors of the same
+    rank, rows stay rows. Meant for the sum of a sequence of edits: compose the patches first.
+
+    The edited weight then has no singular value above  2 sigma + ln(s / sigma) / ln(base),  which
+    bounds its condition number from above as far as the change is to blame.
+
+    Reference: PRUNE (Ma et al. 2025), section 4. See the card, `prune_spectrum.md`.
+    """
+
+    name: ClassVar[str] = "prune"
+
+    base: float = Field(default=math.e, gt=1, description="Of the logarithm; larger is stricter.")
+    restraint: Literal["log", "linear"] = Field(default="log", description="How values shrink.")
+
+    def restrained(self, values: Float[Tensor, " k"], sigma: float) -> Float[Tensor, " k"]:
+        """The function of the paper on singular values, never above the value itself."""
+        if self.restraint == "linear":
+            smaller = (values + sigma) / 2
+        else:
+            smaller = sigma + (values / sigma).clamp_min(1.0).log() / math.log(self.base)
+        return torch.where(values >= sigma, torch.minimum(values, smaller), values)
+
+    def at(
+        self,
+        site: Site,
+        change: Change,
+        lm: LanguageModel,
+        keys: Float[Tensor, "d_in n"] | None,
+    ) -> Transformed:
+        """Restrain one change."""
+        weight = ledger_of(lm).pristine(lm, site).detach().cpu().double()
+        # Cheap proof that nothing exceeds sigma: ||dW||_2 <= ||dW||_F, and sigma is at least the
+        # root mean square of the singular values of W.
+        if norm(change) < float(weight.norm()) / min(weight.shape) ** 0.5:
+            return Transformed(change, {"restrained": 0})
+        sigma = spectral_norm(weight)
+        left, values, right = _svd(change)
+        smaller = self.restrained(values, sigma)
+        report: dict[str, JsonValue] = {
+            "restrained": int((smaller < values).sum()),
+            "largest_of_weight": sigma,
+            "largest": float(values.max()),
+            "largest_now": float(smaller.max()),
+        }
+        if not report["restrained"]:
+            return Transformed(change, report)
+        match change:
+            case LowRank():
+                return Transformed(LowRank(left * smaller, right), report)
+            case Rows(index=index, d_out=d_out):
+                return Transformed(Rows(index, (left * smaller) @ right.T, d_out), report)
+            case Dense():
+                return Transformed(Dense((left * smaller) @ right.T), report)
+
+
+def spectral_norm(matrix: Float[Tensor, "rows columns"]) -> float:
+    """The largest singular value, from the smaller of the two Gram matrices; float64."""
+    wide = matrix.double() if matrix.shape[0] <= matrix.shape[1] else matrix.double().T
+    return float(torch.linalg.eigvalsh(wide @ wide.T)[-1].clamp_min(0).sqrt())
+
+
+def _svd(
+    change: Change,
+) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, " k"], Float[Tensor, "d_in k"]]:
+    """Singular vectors and values of a change; of a row change those of its rows; float64."""
+    match change:
+        case LowRank(left=left, right=right):
+            left_frame, left_core = torch.linalg.qr(left.double())
+            right_frame, right_core = torch.linalg.qr(right.double())
+            u, values, vh = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
+            return left_frame @ u, values, right_frame @ vh.T
+        case Rows(values=full) | Dense(delta=full):
+            u, values, vh = torch.linalg.svd(full.double(), full_matrices=False)
+            return u, values, vh.T
