@@ -38,8 +38,12 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
         {"layers": [1, 2], "learning_rate": 0.01},
         {"layers": {"mlp.up": [1], "mlp.down": [2]}, "learning_rate": 0.01, "parity": True},
     ),
-    "adalora": ({"steps": 3, "initial_rank": 3, "target_rank": 2},),
-    "lora": ({"steps": 2, "rank": 2}, {"steps": 2, "continued": True, "parts": ["mlp.up"]}),
+    "adalora": ({"layers": [1], "steps": 2, "initial_rank": 3, "target_rank": 2},),
+    "lora": (
+        {"layers": [0, 2], "steps": 2, "rank": 2},
+        {"layers": [1], "parts": ["mlp.up"], "steps": 2, "rank": 2, "continued": True},
+    ),
+    "knowledge-neurons": (QUICK, {"action": "erase", **QUICK}),
 }
 CASES = [(name, options) for name in registry.names() for options in VARIANTS.get(name, ({},))]
 

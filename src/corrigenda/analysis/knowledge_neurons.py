@@ -1,0 +1,263 @@
+"""Knowledge neurons: which inner units of feed-forward blocks express an answer.
+
+The attribution itself is in `corrigenda.methods._attribution`; the editing method builds on it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from corrigenda.contexts import generate_contexts
+from corrigenda.errors import BadConfig
+from corrigenda.facts import find_subject
+from corrigenda.lm.continuation import pad_id, widened
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Point, Site, Tokens, key, state
+from corrigenda.methods._attribution import (
+    Neuron,
+    Objective,
+    Question,
+    Rule,
+    above,
+    ask_each,
+    attribute,
+    neurons_of,
+    refine,
+)
+
+SUPPRESS, AMPLIFY = 0.0, 2.0
+"""Factors by which the paper scales neurons to see what they do."""
+
+
+class Effect(NamedTuple):
+    """Probability of the answer while the neurons found are scaled, mean over its tokens.
+
+    Attributes:
+        clean: Without.
+        suppressed: With all of them at 0.
+        amplified: With all of them doubled.
+    """
+
+    clean: float
+    suppressed: float
+    amplified: float
+
+
+@dataclass(frozen=True)
+class KnowledgeNeurons:
+    """Attributions of an answer to the neurons of all blocks, and the neurons that express it.
+
+    Attributes:
+        prompts: Phrasings, the plain prompt first.
+        answer: Text whose probability is attributed.
+        subject: Text at whose last token neurons were scaled; None at the place of the answer.
+        scores: Attribution by phrasing, block and unit.
+        clean: The objective by phrasing.
+        without: The objective with all units of one block at 0.
+        objective: "probability" or "log-probability".
+        threshold: Least share of a phrasing's largest attribution.
+        share: Share of the phrasings asked for in the end.
+        coarse: Neurons above the threshold, by phrasing.
+        neurons: Those that enough phrasings share, lowest block first.
+        effect: What they do to the answer of the plain prompt.
+    """
+
+    prompts: tuple[str, ...]
+    answer: str
+    subject: str | None
+    scores: Float[Tensor, "prompt layer d_inner"]
+    clean: Float[Tensor, " prompt"]
+    without: Float[Tensor, "prompt layer"]
+    objective: Objective
+    threshold: float
+    share: float
+    coarse: tuple[int, ...]
+    neurons: tuple[Neuron, ...]
+    effect: Effect
+
+    def score(self, neuron: Neuron) -> float:
+        """Attribution of a neuron, mean over the phrasings."""
+        return float(self.scores[:, neuron.layer, neuron.unit].mean())
+
+    def strongest(self, count: int) -> list[Neuron]:
+        """The neurons found with the largest attributions, lowest block first, strongest first."""
+        best = sorted(self.neurons, key=self.score, reverse=True)[:count]
+        return sorted(best, key=lambda neuron: (neuron.layer, -self.score(neuron)))
+
+    def by_layer(self) -> list[float]:
+        """Sum of the attributions of all units of each block, mean over the phrasings.
+
+        Approximates how much the objective falls when the whole block is silent at that position.
+        """
+        return self.scores.sum(dim=-1).mean(dim=0).tolist()
+
+    @property
+    def largest_gap(self) -> float:
+        """Most by which a sum of attributions misses `clean - without`; 0 is complete."""
+        missed = self.scores.sum(dim=-1) - (self.clean[:, None] - self.without)
+        return float(missed.abs().max())
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain dictionaries and lists, as `corrigenda neurons --json` prints them."""
+        return {
+            "prompts": list(self.prompts),
+            "answer": self.answer,
+            "subject": self.subject,
+            "objective": self.objective,
+            "clean": self.clean.tolist(),
+            "threshold": self.threshold,
+            "share": self.share,
+            "coarse": list(self.coarse),
+            "neurons": [
+                {"layer": one.layer, "unit": one.unit, "attribution": self.score(one)}
+                for one in self.neurons
+            ],
+            "by_layer": self.by_layer(),
+            "effect": self.effect._asdict(),
+            "largest_gap": self.largest_gap,
+        }
+
+
+def knowledge_neurons(
+    lm: LanguageModel,
+    prompt: str,
+    *,
+    answer: str | None = None,
+    subject: str | None = None,
+    paraphrases: Sequence[str] | None = None,
+    threshold: float = 0.2,
+    share: float = 0.7,
+    wanted: tuple[int, int] | None = (2, 5),
+    steps: int = 20,
+    rule: Rule = "midpoint",
+    objective: Objective = "probability",
+    seed: int = 0,
+) -> KnowledgeNeurons:
+    """Find the neurons that express an answer.
+
+    Args:
+        lm: The model; left as it was.
+        prompt: Text up to the answer.
+        answer: Text whose probability is attributed; the model's own next token if None. Several
+            tokens are read under teacher forcing, each at its own position, and averaged.
+        subject: Scale the units at the last token of this text, which every phrasing must hold. If
+            None, where the answer is read, as in the paper.
+        paraphrases: Other phrasings to refine with; none at all for an empty list, which leaves
+            the neurons of one prompt. If None, the prompt behind prefixes that the model writes.
+        threshold: Least attribution, as a share of the largest of a phrasing.
+        share: Share of the phrasings a neuron must occur in.
+        wanted: Numbers of neurons towards which `share` is moved; None leaves it.
+        steps: Points of the integral.
+        rule: Where they lie; see `attribute`.
+        objective: What is attributed.
+        seed: Of the prefixes.
+
+    Raises:
+        SubjectNotFound (CG103), AmbiguousSubject (CG104): a phrasing lacks the subject, or holds it
+            twice.
+        PromptTooLong (CG105): a phrasing with the answer exceeds the context.
+        BadConfig (CG502): a threshold, share or number of steps out of range.
+        UnknownSite (CG303): the model has mixtures of experts.
+
+    Reference: Dai et al. 2022, section 3. See `knowledge_neurons.md` of the method.
+    """
+    if not (0 <= threshold <= 1 and 0 < share <= 1 and steps >= 1):
+        raise BadConfig(
+            f"threshold {threshold}, share {share}, {steps} steps.",
+            hint="A threshold is in [0, 1], a share in (0, 1], and there is at least one step.",
+        )
+    if paraphrases is None:
+        prefixes = generate_contexts(lm, "memit", seed=seed).prefixes
+        prompts = [prefix + prompt for prefix in prefixes]
+    else:
+        prompts = list(dict.fromkeys((prompt, *paraphrases)))
+    spans = None
+    if subject is not None:
+        # Behind a prefix the subject is the one of the prompt, whatever the prefix says.
+        own = find_subject(prompt, subject)
+        spans = [
+            own._replace(start=own.start + shift, end=own.end + shift)
+            if (shift := len(text) - len(prompt)) >= 0 and text.endswith(prompt)
+            else find_subject(text, subject)
+            for text in prompts
+        ]
+    asked = ask_each(lm, prompts, answer, subjects=spans)
+    found = attribute(lm, asked, steps=steps, rule=rule, objective=objective)
+    coarse = above(found.scores, threshold)
+    refined = refine(coarse, share, wanted=wanted if len(prompts) > 1 else None)
+    neurons = neurons_of(refined.kept)
+    labels = [one.label for one in asked[0]]
+    return KnowledgeNeurons(
+        prompts=tuple(prompts),
+        answer=str(lm.tokenizer.decode(labels)).strip() if answer is None else answer,
+        subject=subject,
+        scores=found.scores,
+        clean=found.clean,
+        without=found.without,
+        objective=objective,
+        threshold=threshold,
+        share=refined.share,
+        coarse=tuple(coarse.sum(dim=(1, 2)).tolist()),
+        neurons=tuple(neurons),
+        effect=Effect(
+            scaled_probability(lm, asked[0], [], 1.0),
+            scaled_probability(lm, asked[0], neurons, SUPPRESS),
+            scaled_probability(lm, asked[0], neurons, AMPLIFY),
+        ),
+    )
+
+
+def scaled_probability(
+    lm: LanguageModel, asked: Sequence[Question], neurons: Sequence[Neuron], factor: float
+) -> float:
+    """Probability of an answer with some neurons multiplied by a factor, mean over its tokens.
+
+    The neurons are scaled at the position of each question and nowhere else; what later blocks
+    compute follows.
+
+    Args:
+        lm: The model; left as it was.
+        asked: The questions of one prompt.
+        neurons: Which units.
+        factor: 0 suppresses, 2 amplifies, 1 leaves all as it is.
+
+    Reference: Dai et al. 2022, section 4.3.
+    """
+    tokens = Tokens.pad([one.ids for one in asked], pad_id(lm)).to(lm.device)
+    at = torch.tensor([one.at for one in asked], device=lm.device)
+    rows = torch.arange(len(asked), device=lm.device)
+    units: dict[int, list[int]] = {}
+    for neuron in neurons:
+        units.setdefault(neuron.layer, []).append(neuron.unit)
+
+    def scaling(layer: int) -> tuple[Point, _Scale]:
+        return key(Site(layer)), _Scale(rows, at, torch.tensor(units[layer]), factor)
+
+    top = state(lm.num_layers - 1)
+    with lm.swap(dict(map(scaling, units))):
+        hidden = lm.tap(tokens, [top], positions=tokens.lengths - 1)[top]
+    with torch.inference_mode():
+        shares = widened(lm.head(hidden)).softmax(dim=-1)
+        labels = torch.tensor([one.label for one in asked], device=shares.device)
+        return float(shares.gather(-1, labels[:, None]).mean())
+
+
+class _Scale(NamedTuple):
+    """Multiplies some units at one position of each row."""
+
+    rows: Tensor
+    at: Tensor
+    units: Tensor
+    factor: float
+
+    def __call__(self, keys: Float[Tensor, "batch pos d_inner"]) -> Tensor:
+        changed = keys.clone()
+        here = (self.rows[:, None], self.at[:, None], self.units.to(keys.device)[None])
+        changed[here] = keys[here] * self.factor
+        return changed
