@@ -249,16 +249,16 @@ class _Inputs:
         self._kept: list[_Held] | None = None
         if needed <= memory_budget(lm):
             together = batches(lm, self._lengths, _HELD_TOKENS[lm.device.type])
-            self._kept = [self._hold(indices) for indices in together]
+            self._kept = [self.hold(indices) for indices in together]
 
-    def pieces(self, chosen: Sequence[int]) -> list[tuple[_Held, list[int]]]:
-        """Parts of a mini-batch that run together."""
+    def pieces(self, chosen: Sequence[int]) -> list[tuple[_Held | None, list[int]]]:
+        """Parts of a mini-batch that run together; those without constants are to be held first."""
         if self._kept is None:
             lengths = [self._lengths[index] for index in chosen]
             step = _STEP_TOKENS[self._lm.device.type]
-            parts = [[chosen[i] for i in part] for part in batches(self._lm, lengths, step)]
-            return [(self._hold(part), part) for part in parts]
-        found = []
+            parts = batches(self._lm, lengths, step)
+            return [(None, [chosen[i] for i in part]) for part in parts]
+        found: list[tuple[_Held | None, list[int]]] = []
         for held in self._kept:
             own = sorted((i for i in chosen if i in held.rows), key=held.rows.__getitem__)
             size = max(1, _STEP_TOKENS[self._lm.device.type] // held.tail.width)
@@ -266,7 +266,8 @@ class _Inputs:
         return found
 
     @torch.no_grad()
-    def _hold(self, indices: Sequence[int]) -> _Held:
+    def hold(self, indices: Sequence[int]) -> _Held:
+        """Compute the constants of some facts."""
         lm, site = self._lm, self._site
         examples = [self.examples[index] for index in indices]
         is_last = site.layer == lm.num_layers - 1
@@ -290,7 +291,8 @@ def _accumulate(
     """Losses of some facts; adds the gradient of their mean to `delta.grad` if it is wanted."""
     losses: dict[int, float] = {}
     pieces = inputs.pieces(chosen)
-    for held, own in pieces:
+    for kept, own in pieces:
+        held = kept or inputs.hold(own)
         with torch.set_grad_enabled(delta.requires_grad):
             nll = _nll(lm, held, own, inputs.examples, delta, settings)
             loss = nll.sum() / len(chosen)
