@@ -14,7 +14,7 @@ import corrigenda
 from corrigenda.cli.main import app
 
 COMMANDS = (
-    "edit ask fit methods models diff merge transform export revert trace doctor pocket"
+    "edit ask fit methods models diff merge transform export revert trace neurons doctor pocket"
 ).split()
 
 

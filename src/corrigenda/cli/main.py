@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from corrigenda.cli import ask, doctor, edit, fit, listing, output, patches, pocket, trace
+from corrigenda.cli import ask, doctor, edit, fit, listing, neurons, output, patches, pocket, trace
 from corrigenda.errors import CorrigendaError
 
 
@@ -57,6 +57,7 @@ for command in (
     patches.export,
     patches.revert,
     trace.trace,
+    neurons.neurons,
     doctor.doctor,
 ):
     app.command()(command)
