@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
 from corrigenda.contexts import Contexts
 from corrigenda.facts import Fact
+from corrigenda.fitting import Corpus, fit_moments
 from corrigenda.linalg.moments import SecondMoment
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
+from corrigenda.pocket.corpus import texts
 from corrigenda.state import State
 from corrigenda.testing.tiny import tiny_model
 
@@ -51,3 +54,16 @@ def moments(lm: LanguageModel, layers: Sequence[int], seed: int = 0) -> State:
         moment.update(keys @ (torch.eye(width, dtype=torch.float64) + 0.5 * mix))
         found[Site(layer)] = moment
     return State.of_moments(found)
+
+
+@cache
+def pocket() -> LanguageModel:
+    """Return the shipped model, in float32."""
+    return LanguageModel.load("pocket", dtype=torch.float32)
+
+
+@cache
+def pocket_moments(layers: tuple[int, ...]) -> State:
+    """Return second moments of the shipped model over a few hundred documents of its world."""
+    corpus = Corpus(list(texts(300)))
+    return fit_moments(pocket(), [Site(layer) for layer in layers], corpus, keep=False)

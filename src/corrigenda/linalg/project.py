@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,25 @@ class NullSpace:
     complement: bool = False
     threshold: float = 0.0
     energy: float = 0.0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything, by name, for `from_tensors`; CPU."""
+        return {
+            "basis": self.basis.cpu(),
+            "complement": torch.tensor(self.complement),
+            "threshold": torch.tensor(self.threshold, dtype=torch.float64),
+            "energy": torch.tensor(self.energy, dtype=torch.float64),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> NullSpace:
+        """The inverse of `tensors`, to the bit."""
+        return cls(
+            tensors["basis"],
+            bool(tensors["complement"]),
+            float(tensors["threshold"]),
+            float(tensors["energy"]),
+        )
 
     @property
     def width(self) -> int:

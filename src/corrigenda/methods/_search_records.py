@@ -90,17 +90,20 @@ class Trace:
             was the most likely token everywhere and the essence stayed, else "steps".
         clamped_steps: Steps after which delta was pulled back onto the ball.
         at_clamp: Whether the last step ended on the ball.
+        settled: Whether the last pass found the target the most likely token wherever it is read;
+            only where `Settings.settled_kl` asks for it.
     """
 
     losses: list[Losses] = field(default_factory=list)
     stop: Literal["loss", "settled", "steps"] = "steps"
     clamped_steps: int = 0
     at_clamp: bool = False
+    settled: bool = False
 
     @property
     def status(self) -> Status:
-        """Whether the targets got at least even odds (geometric mean), else why not."""
-        if self.stop != "steps" or self.losses[-1].nll <= math.log(2.0):
+        """Whether the target settled or got at least even odds (geometric mean), else why not."""
+        if self.stop != "steps" or self.settled or self.losses[-1].nll <= math.log(2.0):
             return "written"
         return "clamped" if self.at_clamp else "not converged"
 

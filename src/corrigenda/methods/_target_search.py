@@ -222,6 +222,8 @@ def _search(
             traces[fact].stop = "loss"
         if settings.settled_kl is not None:
             settled = live & ~done & (read.missed == 0)
+            for fact in (live & ~done).nonzero().flatten().tolist():
+                traces[fact].settled = bool(settled[fact])
             weight = torch.where(settled, settings.settled_weight, 1.0)
             settled &= read.kl <= settings.settled_kl
             for fact in settled.nonzero().flatten().tolist():

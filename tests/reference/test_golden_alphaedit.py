@@ -1,0 +1,105 @@
+"""AlphaEdit against stored outputs of a public implementation, where they are at hand.
+
+Named deviation: the reference solves its non-symmetric d_in x d_in system in float32, which leaves
+noise of full rank in its change (numerical rank above the number of facts); keys and targets do not
+suffer from it. The projector is compared by its rank.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from corrigenda.lm.sites import Site
+from corrigenda.methods import _locate
+from corrigenda.methods._target_search import find_targets
+from corrigenda.methods.alphaedit import AlphaEdit
+from corrigenda.patch import WeightPatch
+from corrigenda.state import State
+from tests.reference.test_golden import (
+    GOLDEN,
+    PREFIXES,
+    TOLERANCE,
+    TWO_LEVEL,
+    check_trace,
+    common,
+    expected_change,
+    facts,
+    golden,
+    model,
+    relative,
+    slow,
+    state,
+    tensors,
+)
+
+pytestmark = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason="the stored outputs of the public implementations are not here"
+)
+
+METHOD = "alphaedit"
+
+
+def alphaedit() -> AlphaEdit:
+    hparams = golden(METHOD)["hparams"]
+    return AlphaEdit(
+        layers=tuple(hparams["layers"]),
+        weight=hparams["L2"],
+        threshold=hparams["nullspace_threshold"],
+        contexts=TWO_LEVEL,
+        **common(METHOD),
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted() -> State:
+    editor = alphaedit()
+    return editor.with_projectors(state(), editor.sites(model()))
+
+
+def test_the_projectors_have_the_stored_ranks(fitted: State) -> None:
+    editor = alphaedit()
+    ranks = [editor.projector(fitted, site).rank for site in editor.sites(model())]
+    assert ranks == golden(METHOD)["P_rank"]
+
+
+@pytest.mark.parametrize("tag", ["s0", "s1", "b16", *(slow(f"s{i}") for i in range(2, 8))])
+def test_alphaedit(tag: str, fitted: State) -> None:
+    editor, batch = alphaedit(), tag == "b16"
+    wanted = facts(16) if batch else [facts(8)[int(tag[1:])]]
+    record = golden(METHOD)["batch"] if batch else golden(METHOD)["single"][int(tag[1:])]
+    patch = editor.edit(model(), wanted, fitted).patch
+    assert isinstance(patch, WeightPatch)
+    traces, begin = record["loss_trace_total_nll_kl_wd"], 0
+    for index, search in enumerate(patch.header.notes["search"]):
+        length = len(search["losses"])
+        check_trace(patch, index, traces[begin : begin + length])
+        begin += length
+    assert begin == len(traces)
+    stored = tensors(METHOD)
+    for layer in golden(METHOD)["hparams"]["layers"]:
+        check_change(patch.changes[Site(layer)].to_dense(), METHOD, tag, layer)
+    for one in editor.solved(model(), wanted, fitted):
+        assert relative(one.keys, stored[f"{tag}/ks_layer{one.site.layer}"]) <= TOLERANCE
+    found = find_targets(
+        model(),
+        _locate.rewrite_rows(model(), wanted, PREFIXES),
+        layer=golden(METHOD)["hparams"]["layers"][-1],
+        role="state",
+        settings=editor.settings,
+        names=[fact.label for fact in wanted],
+    )
+    assert relative(found.wanted, stored[f"{tag}/z"]) <= TOLERANCE
+
+
+def check_change(change: Tensor, method: str, tag: str, layer: int) -> None:
+    """Against factors, or where noise has full rank against a projection and sixteen rows."""
+    stored, name = tensors(method), f"{tag}/transformer.h.{layer}.mlp.c_proj.weight"
+    if f"{name}/U" in stored:
+        assert relative(change, expected_change(method, tag, layer)) <= TOLERANCE
+        return
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(change.shape[0], 8, generator=generator, dtype=torch.float64)
+    assert relative(change.T @ probe, stored[f"{name}/proj"]) <= TOLERANCE
+    assert relative(change.T[:16], stored[f"{name}/row0_16"]) <= TOLERANCE

@@ -1,0 +1,74 @@
+"""PMET against stored outputs of a public implementation, where they are at hand.
+
+The reference ran with right padding: as shipped it pads left and reads wrong tokens. Named
+deviations: none in keys, targets and changes.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from corrigenda.lm.sites import Site
+from corrigenda.methods import _locate
+from corrigenda.methods._target_search import find_targets
+from corrigenda.methods.pmet import Pmet
+from corrigenda.patch import WeightPatch
+from tests.reference.test_golden import (
+    GOLDEN,
+    PREFIXES,
+    TOLERANCE,
+    TWO_LEVEL,
+    check_trace,
+    common,
+    facts,
+    golden,
+    model,
+    relative,
+    slow,
+    state,
+    tensors,
+)
+from tests.reference.test_golden_alphaedit import check_change
+
+pytestmark = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason="the stored outputs of the public implementations are not here"
+)
+
+METHOD = "pmet_right"
+
+
+@pytest.mark.parametrize("tag", ["s0", "s3", "b16", *(slow(f"s{i}") for i in (1, 2, 4, 5, 6, 7))])
+def test_pmet(tag: str) -> None:
+    hparams, batch = golden(METHOD)["hparams"], tag == "b16"
+    editor = Pmet(
+        layers=tuple(hparams["layers"]),
+        weight=hparams["mom2_update_weight"],
+        contexts=TWO_LEVEL,
+        **common(METHOD),
+    )
+    wanted = facts(16) if batch else [facts(8)[int(tag[1:])]]
+    record = golden(METHOD)["batch"] if batch else golden(METHOD)["single"][int(tag[1:])]
+    patch = editor.edit(model(), wanted, state()).patch
+    assert isinstance(patch, WeightPatch)
+    traces, begin = record["loss_trace_total_nll_kl_wd"], 0
+    for index, search in enumerate(patch.header.notes["search"]):
+        length = len(search["losses"])
+        check_trace(patch, index, traces[begin : begin + length])
+        begin += length
+    assert begin == len(traces)
+    stored = tensors(METHOD)
+    found = find_targets(
+        model(),
+        _locate.rewrite_rows(model(), wanted, PREFIXES),
+        layer=hparams["layers"][-1],
+        role="components",
+        settings=editor.settings,
+        names=[fact.label for fact in wanted],
+    )
+    attention, mlp = found.wanted.chunk(2, dim=1)
+    assert relative(attention, stored[f"{tag}/z_attn"]) <= TOLERANCE
+    assert relative(mlp, stored[f"{tag}/z_mlp"]) <= TOLERANCE
+    for layer in hparams["layers"]:
+        check_change(patch.changes[Site(layer)].to_dense(), METHOD, tag, layer)
+    for one in editor.solved(model(), wanted, state()):
+        assert relative(one.keys, stored[f"{tag}/ks_layer{one.site.layer}"]) <= TOLERANCE
