@@ -11,7 +11,7 @@ import corrigenda as cg
 from corrigenda.errors import BadConfig, NotEnoughFacts, PromptTooLong, UnknownSite
 from corrigenda.facts import Fact, Span
 from corrigenda.lm.ask import score
-from corrigenda.lm.sites import Site, Tokens, key, value
+from corrigenda.lm.sites import Site, Tokens, key, value, write
 from corrigenda.methods import _attribution
 from corrigenda.methods._attribution import (
     Neuron,
@@ -39,25 +39,31 @@ def editor(**options: object) -> KnowledgeNeurons:
 
 
 def naive(lm, question: Question, layer: int, steps: int) -> torch.Tensor:
-    """The definition: a pass through the whole model for each step, gradients at k itself."""
-    site, total = Site(layer), torch.zeros(lm.d_inner, dtype=torch.float64)
-    tokens = Tokens.pad([question.ids], 0)
-    (clean,) = lm.tap(tokens, [key(site)], positions=torch.tensor([question.at])).values()
+    """The definition: a pass through the whole model for each step, gradients at k itself.
+
+    A norm behind the projection keeps its scale: what it writes is linear in k.
+    """
+    site, total = Site(layer), torch.zeros(lm.d_inner, dtype=lm.dtype)
+    tokens, at = Tokens.pad([question.ids], 0), torch.tensor([question.at])
+    clean, out, wrote = lm.tap(tokens, [key(site), value(site), write(site)], positions=at).values()
+    has_norm = lm.family.mlp_norm is not None
+    point = write(site) if has_norm else key(site)
     for step in range(steps):
         leaf = ((step + 0.5) / steps * clean[0]).requires_grad_()
 
-        def put(keys, leaf=leaf):
-            changed = keys.clone()
-            changed[0, question.at] = leaf
+        def put(tensor, leaf=leaf):
+            changed = tensor.clone()
+            new = wrote[0] / out[0] * (lm.weight(site) @ leaf) if has_norm else leaf
+            changed[0, question.at] = new
             return changed
 
-        with lm.swap({key(site): put}):
+        with lm.swap({point: put}):
             p = lm.logits(tokens)[0, -1].softmax(dim=-1)[question.label]
         total += torch.autograd.grad(p, leaf)[0] / steps
     return clean[0] * total
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gptj", "opt", "phi3"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gptj", "opt", "olmo2"])
 def test_attributions_are_those_of_the_definition(family: str) -> None:
     lm = tiny_model(family, dtype=torch.float64)
     asked = ask_each(lm, PROMPTS[:1], ANSWER)
