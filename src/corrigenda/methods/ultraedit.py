@@ -274,8 +274,10 @@ class UltraEdit(Editor):
         random.Random(self.seed).shuffle(texts)
         rows: list[Labelled] = []
         for text in texts:
+            if len(rows) == count:
+                break
             ids = tuple(lm.tokenizer(text).input_ids[:_ROW_OF_TEXT])
-            if len(ids) > _ANSWER_OF_TEXT and len(rows) < count:
+            if len(ids) > _ANSWER_OF_TEXT:
                 reads = tuple(range(len(ids) - 1 - _ANSWER_OF_TEXT, len(ids) - 1))
                 rows.append(Labelled(ids[:-1], reads, ids[-_ANSWER_OF_TEXT:], len(rows)))
         return rows
