@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -71,6 +71,18 @@ class Captured(NamedTuple):
 
     samples: dict[Site, Samples]
     losses: list[float]
+
+
+class Predictions(NamedTuple):
+    """What is predicted, one entry a label, row after row.
+
+    Attributes:
+        logits: At least float32.
+        labels: The tokens wanted.
+    """
+
+    logits: Float[Tensor, "labels vocab"]
+    labels: Int[Tensor, " labels"]
 
 
 def labelled_rows(lm: LanguageModel, facts: Sequence[Fact]) -> list[Labelled]:
@@ -143,6 +155,15 @@ def mean_losses(lm: LanguageModel, rows: Sequence[Labelled]) -> list[float]:
     return _by_row(_losses(lm, _run(lm, tokens, (), {}, {}), rows), rows)
 
 
+def predict(lm: LanguageModel, rows: Sequence[Labelled]) -> Predictions:
+    """Run one batch and read what is predicted where a label is wanted.
+
+    Gradients flow to whatever asks for them inside the model or in active swaps.
+    """
+    tokens = Tokens.pad([row.ids for row in rows], pad_id(lm)).to(lm.device)
+    return _predictions(lm, _run(lm, tokens, (), {}, {}), rows)
+
+
 def _run(
     lm: LanguageModel,
     tokens: Tokens,
@@ -182,12 +203,19 @@ def _run(
     return reached[0]
 
 
+def _predictions(
+    lm: LanguageModel, hidden: Float[Tensor, "batch pos d_model"], rows: Sequence[Labelled]
+) -> Predictions:
+    labels = torch.tensor([token for row in rows for token in row.labels], device=hidden.device)
+    logits = widened(lm.head(hidden[_places(rows, hidden.device)]))
+    return Predictions(logits, labels.to(logits.device))
+
+
 def _losses(
     lm: LanguageModel, hidden: Float[Tensor, "batch pos d_model"], rows: Sequence[Labelled]
 ) -> Float[Tensor, " labels"]:
-    labels = torch.tensor([token for row in rows for token in row.labels], device=hidden.device)
-    logits = widened(lm.head(hidden[_places(rows, hidden.device)]))
-    return cross_entropy(logits, labels.to(logits.device), reduction="none")
+    logits, labels = _predictions(lm, hidden, rows)
+    return cross_entropy(logits, labels, reduction="none")
 
 
 def _by_row(losses: Float[Tensor, " labels"], rows: Sequence[Labelled]) -> list[float]:
