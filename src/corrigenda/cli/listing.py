@@ -34,7 +34,10 @@ def methods(
             )
             for row in rows
         ]
-        console.print(output.table(columns, cells))
+        table = output.table(columns, cells)
+        # A name is typed back, so it stays in one piece.
+        table.columns[0].no_wrap = True
+        console.print(table)
 
     output.show(
         {"model": lm.name if lm else None, "methods": [row._asdict() for row in rows]},
