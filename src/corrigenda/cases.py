@@ -1,0 +1,144 @@
+"""One record of a benchmark: facts to write, and the questions that show what the edit did.
+
+Text only: no tensors, no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from corrigenda.facts import Fact
+
+
+class Protocol(StrEnum):
+    """How an answer is taken from the model; part of the name of every metric made from it."""
+
+    RANK = "rank"
+    """The expected answer and each of `rivals` are scored, per token, given the prompt."""
+
+    TEACHER_FORCED = "teacher_forced"
+    """The most probable token at every position of the expected answer, with that answer fed."""
+
+    GREEDY = "greedy"
+    """The model continues the prompt by itself, always with the most probable token."""
+
+
+class Against(StrEnum):
+    """What an answer is held against."""
+
+    TARGET = "target"
+    """The expected answer should be given."""
+
+    BEFORE = "before"
+    """The expected answer should win against `rivals`: what held before or, for a neighbour of
+    the edit, what was written."""
+
+    UNEDITED = "unedited"
+    """The answer should be that of the unedited model to the same prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One question asked of a model.
+
+    Attributes:
+        prompt: Everything the model reads before it answers, contexts included.
+        expected: Groups of accepted spellings. Every group must be met (AND), each by any of its
+            spellings (OR). Where one string is needed, it is the first of the first group. Empty
+            for text that is only generated (fluency).
+        role: What the answer says of the edit: `reliability`, `generalization`,
+            `locality/relation_specificity`, `portability/reasoning`, `fluency`, ... The part
+            before the slash is the family. `condition` is asked of the unedited model only:
+            probes of the same `test` count where all its conditions hold.
+        protocol: How the answer is taken.
+        against: What it is held against.
+        rivals: Answers that must not win: the old answer, or the new one for a neighbour.
+        test: Probes of one case and role with the same non-empty name form one test; else each
+            probe is a test of its own.
+        every: Whether a test passes only if all its probes do (AND), or if any does (OR).
+        after: Numbers of rounds (see `Case.rounds`) after which it is asked; empty: after the
+            last. The unedited model, 0, is asked in any case.
+        divergence: Whether the distributions of the next token are compared with those of the
+            unedited model as well: along the expected answer, or after the prompt where there is
+            none.
+        max_new_tokens: Length of a greedy answer; None leaves it to the run.
+        separator: Text between prompt and expected answer.
+    """
+
+    prompt: str
+    expected: tuple[tuple[str, ...], ...] = ()
+    role: str
+    protocol: Protocol
+    against: Against = Against.TARGET
+    rivals: tuple[str, ...] = ()
+    test: str = ""
+    every: bool = True
+    after: tuple[int, ...] = ()
+    divergence: bool = False
+    max_new_tokens: int | None = None
+    separator: str = " "
+
+    @property
+    def family(self) -> str:
+        """The role up to its slash.
+
+        Example:
+            >>> Probe(prompt="A", role="locality/forgetfulness", protocol=Protocol.RANK).family
+            'locality'
+        """
+        return self.role.partition("/")[0]
+
+    @property
+    def answer(self) -> str | None:
+        """The one expected string where one is needed: the first of the first group."""
+        return self.expected[0][0] if self.expected else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One benchmark record: its facts and its probes.
+
+    Attributes:
+        id: Unique in its benchmark, and the same whenever the file is read.
+        facts: What the edit should make true, in the order of editing.
+        probes: What is asked before and after.
+        rounds: Facts by index, edited one round on top of the other; empty: all in one round.
+        meta: What reports group by and rows carry along: relation, number of hops, direction, ...
+            Plain JSON.
+    """
+
+    id: str
+    facts: tuple[Fact, ...]
+    probes: tuple[Probe, ...]
+    rounds: tuple[tuple[int, ...], ...] = ()
+    meta: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    @property
+    def edits(self) -> tuple[tuple[Fact, ...], ...]:
+        """The facts of every round, in order.
+
+        Example:
+            >>> fact = Fact(prompt="Rome is in", target="Italy")
+            >>> len(Case(id="1", facts=(fact, fact), probes=(), rounds=((0,), (1,))).edits)
+            2
+        """
+        if not self.rounds:
+            return (self.facts,)
+        return tuple(tuple(self.facts[index] for index in one) for one in self.rounds)
+
+    def under(self, *protocols: Protocol) -> Case:
+        """The same case with every probe that expects an answer asked under these protocols.
+
+        Probes that expect nothing, conditions, and those whose distributions are compared stay as
+        they are.
+        """
+        probes: list[Probe] = []
+        for probe in self.probes:
+            if not probe.expected or probe.divergence or probe.role == "condition":
+                probes.append(probe)
+            else:
+                probes += [dataclasses.replace(probe, protocol=one) for one in protocols]
+        return dataclasses.replace(self, probes=tuple(probes))
