@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
-from corrigenda.errors import NotEnoughFacts
+from corrigenda.contexts import Contexts
+from corrigenda.errors import DependentKeys, NotEnoughFacts
 from corrigenda.facts import Fact
 from corrigenda.linalg.solve import rank_one
-from corrigenda.lm.sites import Site
+from corrigenda.lm.sites import Site, key
 from corrigenda.methods.emmet import Emmet
 from corrigenda.methods.memit import Memit
 from tests.methods.locating import FACTS, TWO_LEVEL, exact_dtype, model, moments
@@ -57,6 +60,59 @@ def test_two_facts_with_one_key_need_a_ridge() -> None:
     with pytest.raises(NotEnoughFacts, match=r"CG106.*\n.*Space Needle"):
         Emmet(layer=LAYER, **COMMON).edit(lm, twins, state)
     assert not Emmet(layer=LAYER, gamma=0.1, **COMMON).edit(lm, twins, state).patch.is_empty
+
+
+def many_facts(count: int) -> list[Fact]:
+    """Subjects of letters drawn at random, no two alike."""
+    draw = random.Random(0)
+    names = {"".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(2 * count)}
+    return [
+        Fact(prompt=f"The home of {name} is", subject=name, target=draw.choice(("Rome", "Cork")))
+        for name in sorted(names)[:count]
+    ]
+
+
+def test_more_facts_than_inner_units_need_a_ridge_and_are_refused_at_once_without() -> None:
+    lm = model("llama")
+    state, d_in = moments(lm, [LAYER]), lm.d_inner
+    facts = many_facts(d_in + 5)
+    options = {"contexts": Contexts(("",)), "steps": 2}
+    patch = Emmet(layer=LAYER, gamma=0.3, **options).edit(lm, facts, state).patch
+    memit = Memit(layers=(LAYER,), weight=0.3, **options).edit(lm, facts, state).patch
+    change, other = (one.changes[Site(LAYER)] for one in (patch, memit))
+    assert change.rank <= min(lm.weight(Site(LAYER)).shape)
+    assert change.norm() > 0
+    assert (change.to_dense() - other.to_dense()).norm() <= 1e-10 * change.norm()
+    (layer,) = Emmet(layer=LAYER, gamma=0.3, **options).solved(lm, facts, state)
+    keys, share, dense = layer.keys.T, layer.share.T, layer.change.to_dense()
+    rest = (dense @ keys - share) @ keys.T + 0.3 * dense @ state.moment(Site(LAYER)).covariance()
+    assert rest.norm() <= 1e-8 * (share @ keys.T).norm()
+    with (
+        pytest.raises(DependentKeys, match=f"{d_in + 5} facts .* {d_in} coordinates(.|\n)*gamma"),
+        lm.swap({key(Site(0)): lambda _: pytest.fail("the model ran")}),
+    ):
+        Emmet(layer=LAYER, **options).edit(lm, facts, state)
+
+
+def test_a_fact_given_twice_counts_as_once_with_half_the_ridge() -> None:
+    lm = model("llama", torch.float64)
+    state = moments(lm, [LAYER])
+    once = Emmet(layer=LAYER, gamma=0.2, **COMMON).edit(lm, FACTS[:1], state).patch
+    twice = Emmet(layer=LAYER, gamma=0.4, **COMMON).edit(lm, FACTS[:1] * 2, state).patch
+    one, two = (patch.changes[Site(LAYER)].to_dense() for patch in (once, twice))
+    torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-8)
+
+
+def test_a_vanishing_ridge_gives_the_constrained_solution() -> None:
+    lm = model("llama", torch.float64)
+    state = moments(lm, [LAYER])
+    exact = Emmet(layer=LAYER, **COMMON).edit(lm, FACTS, state).patch
+    distances = []
+    for gamma in (1.0, 1e-3, 1e-6):
+        soft = Emmet(layer=LAYER, gamma=gamma, **COMMON).edit(lm, FACTS, state).patch
+        one, two = (patch.changes[Site(LAYER)].to_dense() for patch in (soft, exact))
+        distances.append(float((one - two).norm() / two.norm()))
+    assert distances[0] > 100 * distances[1] > 1e4 * distances[2]
 
 
 def test_the_model_stays_as_it_is() -> None:

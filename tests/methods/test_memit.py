@@ -39,6 +39,23 @@ def test_every_layer_solves_its_normal_equation(family: str) -> None:
         metric = state.moment(layer.site).covariance()
         left = (change @ keys - share) @ keys.T + editor.weight * change @ metric
         assert left.norm() <= 1e-8 * (share @ keys.T).norm()
+        price = editor.weight**0.5 * torch.linalg.cholesky(metric)
+        system = torch.cat([keys, price], dim=1)
+        wanted = torch.cat([share, share.new_zeros(len(share), len(price))], dim=1)
+        expected = torch.linalg.lstsq(system.T, wanted.T).solution.T
+        assert (change - expected).norm() <= 1e-8 * expected.norm()
+        assert layer.change.rank <= len(FACTS)
+        directions, _ = torch.linalg.qr(torch.linalg.solve(metric, keys))
+        assert (change - change @ directions @ directions.T).norm() <= 1e-9 * change.norm()
+
+
+def test_layers_that_close_their_shares_close_the_same_part_of_the_gap_each() -> None:
+    gap, closed = torch.ones(1, 1), []
+    for remaining in (5, 4, 3, 2, 1):
+        part = memit().share(gap, remaining)
+        closed.append(float(part))
+        gap = gap - part
+    assert closed == pytest.approx([0.2] * 5)
 
 
 def test_keys_are_those_of_the_model_with_the_lower_layers_changed() -> None:

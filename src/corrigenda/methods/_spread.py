@@ -94,12 +94,13 @@ class SpreadEditor(LocateThenEdit):
             MissingState (CG503): no state, or one without these layers.
             NonFinite (CG201): the model gives no finite loss.
             NotEnoughFacts (CG106), DependentKeys (CG202): equality constraints on keys that
-                coincide.
+                coincide, or more of them than coordinates.
         """
         state = state or State()
         if not facts:
             return Edit(WeightPatch({}, self.header(lm, facts, {})), state)
         plan = self.plan(lm, state)
+        self.check_facts(lm, facts, plan)
         notes = _Notes(facts, plan, _locate.subject_warnings(lm, facts))
         with ExitStack() as stack:
             changes = {
@@ -149,6 +150,9 @@ class SpreadEditor(LocateThenEdit):
         plan = self.plan(lm, state)
         with ExitStack() as stack:
             return self._spread(lm, facts, plan, state, _Notes(facts, plan, ()), stack)
+
+    def check_facts(self, lm: LanguageModel, facts: Sequence[Fact], plan: Plan) -> None:
+        """Refuse, before the search, a batch that no solve could take; least squares takes all."""
 
     def check_keys(self, facts: Sequence[Fact], keys: Float[Tensor, "n d_in"]) -> None:
         """Refuse keys that the solver cannot take; least squares takes all."""

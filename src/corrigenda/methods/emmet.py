@@ -10,13 +10,14 @@ from pydantic import Field
 from torch import Tensor
 
 from corrigenda.editor import Constraint, Gives, Needs
-from corrigenda.errors import NotEnoughFacts
+from corrigenda.errors import DependentKeys, NotEnoughFacts
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.solve import equality, ridge
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.methods import _locate
+from corrigenda.methods._locate import Plan
 from corrigenda.methods._spread import SpreadEditor
 from corrigenda.state import State
 
@@ -48,6 +49,21 @@ class Emmet(SpreadEditor):
     def chosen_layers(self) -> tuple[int, ...] | None:
         """The layer given, or None to let the probe choose."""
         return None if self.layer is None else (self.layer,)
+
+    def check_facts(self, lm: LanguageModel, facts: Sequence[Fact], plan: Plan) -> None:
+        """Refuse more constraints than a key has coordinates, unless there is a ridge.
+
+        Raises:
+            DependentKeys (CG202): names both numbers.
+        """
+        (site,) = plan.sites
+        d_in = lm.weight(site).shape[1]
+        if self.gamma == 0.0 and len(facts) > d_in:
+            raise DependentKeys(
+                f"{len(facts)} facts cannot all be constraints on keys of {d_in} coordinates.",
+                where=f"site {site}",
+                hint="Set gamma above 0, or give fewer facts.",
+            )
 
     def check_keys(self, facts: Sequence[Fact], keys: Float[Tensor, "n d_in"]) -> None:
         """Refuse two facts with one key, unless there is a ridge.
