@@ -10,26 +10,28 @@ import torch
 import transformers
 
 
-def publish(
-    figures: Mapping[str, object], goals: Mapping[str, float] | None = None
-) -> dict[str, object]:
-    """Print figures with the threads and versions they were measured with, and return both.
-
-    Args:
-        figures: By name, in the order of the table.
-        goals: Least value of some of them; the table says whether it is reached.
-    """
-    complete = {
+def with_versions(figures: Mapping[str, object]) -> dict[str, object]:
+    """Figures with the threads and versions they were measured with."""
+    return {
         **figures,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def publish(figures: Mapping[str, object], goals: Mapping[str, float] | None = None) -> None:
+    """Print figures with the threads and versions they were measured with.
+
+    Args:
+        figures: By name, in the order of the table.
+        goals: Least value of some of them; the table says whether it is reached.
+    """
+    complete = with_versions(figures)
     for name, value in complete.items():
         print(f"{name:>28}  {value}{_verdict(value, (goals or {}).get(name))}")
     print(json.dumps(complete))
-    return complete
 
 
 def _verdict(value: object, goal: float | None) -> str:

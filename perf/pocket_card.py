@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from figures import publish
+from figures import publish, with_versions
 
 from corrigenda.lm.model import LanguageModel
 from corrigenda.pocket import card
@@ -72,9 +72,9 @@ def main() -> None:
         progress=report,
     )
     figures["seconds"] = round(time.perf_counter() - start, 1)
-    complete = publish(figures, GOALS)
     if options.write and folder is not None:
-        write(folder, complete)
+        write(folder, with_versions(figures))
+    publish(figures, GOALS)
 
 
 def write(folder: Path, figures: dict[str, object]) -> None:
