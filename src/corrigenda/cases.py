@@ -40,7 +40,7 @@ class Against(StrEnum):
     """The answer should be that of the unedited model to the same prompt."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
     """One question asked of a model.
 
@@ -65,6 +65,8 @@ class Probe:
             unedited model as well: along the expected answer, or after the prompt where there is
             none.
         max_new_tokens: Length of a greedy answer; None leaves it to the run.
+        marker: Text in a greedy answer behind which the answer proper stands, up to the end of the
+            line; empty: the answer is all of it.
         separator: Text between prompt and expected answer.
     """
 
@@ -79,6 +81,7 @@ class Probe:
     after: tuple[int, ...] = ()
     divergence: bool = False
     max_new_tokens: int | None = None
+    marker: str = ""
     separator: str = " "
 
     @property
