@@ -163,3 +163,14 @@ def test_a_probed_layer_is_kept_in_the_state_and_named_in_the_notices() -> None:
     patch = editor.edit(lm, FACTS[:1], state).patch
     assert patch.sites == (site,)
     assert any(f"block {site.layer}" in notice for notice in patch.header.notes["notices"])
+
+
+def test_an_edit_that_would_disable_the_model_is_refused_and_says_so() -> None:
+    made = edited(rome())
+    refused = edited(rome(largest_change=1e-9))
+    assert not made.is_empty
+    assert refused.is_empty
+    assert refused.header.notes["status"] == ["refused"]
+    (why,) = refused.header.notes["notices"]
+    assert "disabling edit refused" in why
+    assert edited(rome(largest_change=1e9)).changes == made.changes

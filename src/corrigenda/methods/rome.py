@@ -22,6 +22,7 @@ from corrigenda.methods import _locate
 from corrigenda.methods._locate import SMALL_AGREEMENT, LocateThenEdit, Plan
 from corrigenda.methods._target_search import Trace, find_targets
 from corrigenda.patch import WeightPatch
+from corrigenda.patch.changes import Change, norm
 from corrigenda.state import State
 
 Variant = Literal["r-rome", "rome", "p-rome", "denominator"]
@@ -78,12 +79,21 @@ class Rome(LocateThenEdit):
         """A subject, and second moments unless `use_moment` is off."""
         return Needs(subject=True, moments=self.use_moment, training_set=False)
 
+    largest_change: float | None = Field(
+        default=None,
+        gt=0,
+        description="Largest norm of the change, in norms of the weight; a larger one is refused.",
+    )
+
     def chosen_layers(self) -> tuple[int, ...] | None:
         """The layer given, or None to let the probe choose."""
         return None if self.layer is None else (self.layer,)
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
         """Make a rank-one change for one fact; the model is left as it is.
+
+        An edit beyond `largest_change` would disable the model: the patch is empty then, and its
+        status is "refused".
 
         Raises:
             NotEnoughFacts (CG106): more than one fact.
@@ -99,8 +109,17 @@ class Rome(LocateThenEdit):
         plan = self.plan(lm, state)
         (site,) = plan.sites
         written = self._write(lm, facts, plan, state)
-        header = self.header(lm, facts, self._notes(lm, facts[0], plan, written))
-        return Edit(WeightPatch({site: written.change}, header), state)
+        notes = self._notes(lm, facts[0], plan, written)
+        changes: dict[Site, Change] = {site: written.change}
+        size = norm(written.change) / float(lm.weight(site).double().norm())
+        if self.largest_change is not None and size > self.largest_change:
+            changes = {}
+            notes["status"] = ["refused"]
+            notes["notices"] = [
+                f"{facts[0].label}: disabling edit refused; the change has {size:.3g} times the "
+                f"norm of the weight, {self.largest_change:g} is allowed."
+            ]
+        return Edit(WeightPatch(changes, self.header(lm, facts, notes)), state)
 
     def constraints(
         self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None
