@@ -199,8 +199,8 @@ def ridge(
     factor = _factor(moment)
     if weight == 0.0:
         assert not isinstance(protected, Protected), "a `Protected` has a weight above 0"
-        B = _whiten(factor, _with_protected(K, protected))
-        return _thin(R, _unwhiten(factor, _dual(B, _MAX_CONDITION)[:, :n]))
+        whitened = _whiten(factor, _with_protected(K, protected))
+        return _thin(R, _unwhiten(factor, _dual(whitened, _MAX_CONDITION)[:, :n]))
     B = _whiten(factor, K)
     if not isinstance(protected, Protected):
         protected = _protect(B, weight, _whiten(factor, _with_protected(K[:, :0], protected)))
@@ -249,10 +249,9 @@ def null_space_ridge(
     _require_weight(weight)
     if weight == 0.0:
         raise BadConfig("the weight of a null-space update must be above 0.")
-    K = K.to(projector.basis.device)
-    Y = projector.coordinates(K)
+    Y = projector.coordinates(K.to(projector.basis))
     if not isinstance(protected, Protected):
-        old = projector.coordinates(_with_protected(K[:, :0], protected))
+        old = projector.coordinates(_with_protected(K[:, :0], protected).to(projector.basis))
         protected = _protect(Y, weight, old)
     assert protected.weight == weight, "protected at another weight; see `Protected.reweighted`"
     return _thin(R, projector.lift(protected.solve(Y)))

@@ -176,8 +176,8 @@ class _Read(NamedTuple):
 
     @classmethod
     def empty(cls, deltas: Float[Tensor, "n parts d_model"]) -> _Read:
-        sums = (deltas.new_zeros(len(deltas)) for _ in range(3))
-        return cls(*sums, torch.zeros_like(deltas).flatten(1))
+        nll, kl, missed = deltas.new_zeros(3, len(deltas))
+        return cls(nll, kl, missed, torch.zeros_like(deltas).flatten(1))
 
 
 def _search(
