@@ -10,13 +10,13 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from corrigenda.errors import BadConfig, did_you_mean
 from corrigenda.facts import Fact
 from corrigenda.fitting import fit_moments
 from corrigenda.fitting.corpus import Corpus, Source
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.progress import Progress
+from corrigenda.settings import bad_config
 from corrigenda.state import State
 
 if TYPE_CHECKING:
@@ -145,14 +145,3 @@ class Editor(BaseModel, ABC):
     ) -> Mapping[Site, Constraint]:
         """What holds exactly after `edit` with the same arguments, where `gives.exact`."""
         raise NotImplementedError(f"{self.name} states no constraints")
-
-
-def bad_config(kind: type[BaseModel], error: ValidationError, *, where: str) -> BadConfig:
-    """The error for options that do not fit a configuration, all problems in one message."""
-    problems, hints = [], []
-    for item in error.errors():
-        option = ".".join(map(str, item["loc"])) or "options"
-        problems.append(f"{option}: {item['msg']}")
-        if item["type"] == "extra_forbidden":
-            hints.append(did_you_mean(option, list(kind.model_fields)))
-    return BadConfig("; ".join(problems) + ".", where=where, hint=" ".join(hints))

@@ -1,4 +1,4 @@
-"""Files that are either written completely or not at all."""
+"""Files that are either written completely or not at all, and where those kept for later are."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import platformdirs
 from safetensors import SafetensorError
 
 from corrigenda.errors import WriteFailed
 
+_VARIABLE = "CORRIGENDA_CACHE"
 _counter = itertools.count()
 _open: set[str] = set()
+
+
+def cache_folder() -> Path:
+    """Folder of the cache: `$CORRIGENDA_CACHE`, else the user's cache folder."""
+    chosen = os.environ.get(_VARIABLE)
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("corrigenda"))
 
 
 def write_atomically(path: str | Path, writer: Callable[[Path], object]) -> Path:

@@ -15,6 +15,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from corrigenda.cards import Card, card_at, card_in, names_in, stem
 from corrigenda.errors import BadConfig, UnknownMethod, did_you_mean
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "corrigenda.methods"
 """Entry points of plug-ins: `name = "package.module:EditorClass"`, with `module.md` beside it."""
 
-_FENCE = "+++"
+_PACKAGE = "corrigenda.methods"
 _SUFFIX = re.compile(r"[-_](hf|instruct|chat|base|it|v\d+(\.\d+)*)$")
 _PREFIX = re.compile(r"^meta[-_]")
 
@@ -47,8 +48,7 @@ def names() -> tuple[str, ...]:
 
     A name is that of the module, with hyphens: `ft-l` is `methods/ft_l.py`.
     """
-    cards = (item.name for item in _cards() if item.name.endswith(".md"))
-    own = sorted(card.removesuffix(".md").replace("_", "-") for card in cards)
+    own = names_in(_PACKAGE)
     return (*own, *sorted(set(_plug_ins()) - set(own)))
 
 
@@ -66,7 +66,7 @@ def editor_class(name: str) -> type[Editor]:
         found = plug_in.load()
         assert issubclass(found, Editor), f"{plug_in.value} is no Editor"
         return found
-    module = importlib.import_module(f"corrigenda.methods.{_stem(name)}")
+    module = importlib.import_module(f"{_PACKAGE}.{stem(name)}")
     for kind in vars(module).values():
         if inspect.isclass(kind) and issubclass(kind, Editor) and getattr(kind, "name", "") == name:
             return kind
@@ -101,7 +101,7 @@ def card(name: str) -> dict[str, object]:
     Raises:
         UnknownMethod (CG501): no method by that name.
     """
-    return tomllib.loads(_card_parts(name)[0])
+    return _card(name).matter
 
 
 def card_text(name: str) -> str:
@@ -110,7 +110,7 @@ def card_text(name: str) -> str:
     Raises:
         UnknownMethod (CG501): no method by that name.
     """
-    return _card_parts(name)[1]
+    return _card(name).text
 
 
 def presets(name: str) -> tuple[Preset, ...]:
@@ -121,7 +121,7 @@ def presets(name: str) -> tuple[Preset, ...]:
         BadConfig (CG502): a preset file that is not `source` and `[options]`.
     """
     require(name)
-    folder = files("corrigenda").joinpath("presets", _stem(name))
+    folder = files("corrigenda").joinpath("presets", stem(name))
     if not folder.is_dir():
         return ()
     found = [_read_preset(item) for item in folder.iterdir() if item.name.endswith(".toml")]
@@ -145,10 +145,6 @@ def preset(name: str, model_name: str) -> Preset | None:
     return next((one for one in presets(name) if _plain(one.model) == wanted), None)
 
 
-def _stem(name: str) -> str:
-    return name.replace("-", "_")
-
-
 def _plain(model_name: str) -> str:
     name = model_name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()
     name = _PREFIX.sub("", name)
@@ -167,26 +163,17 @@ def _read_preset(file: Traversable) -> Preset:
     return Preset(file.name.removesuffix(".toml"), table["options"], table["source"])
 
 
-def _cards() -> tuple[Traversable, ...]:
-    return tuple(files("corrigenda").joinpath("methods").iterdir())
-
-
 @cache
 def _plug_ins() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
 
 
-def _card_parts(name: str) -> tuple[str, str]:
+def _card(name: str) -> Card:
     require(name)
     plug_in = _plug_ins().get(name)
     if plug_in is None:
-        text = (
-            files("corrigenda").joinpath("methods", f"{_stem(name)}.md").read_text(encoding="utf-8")
-        )
-    else:
-        spec = importlib.util.find_spec(plug_in.module)
-        assert spec is not None, f"{plug_in.value} cannot be found"
-        assert spec.origin is not None, f"{plug_in.value} has no file"
-        text = Path(spec.origin).with_suffix(".md").read_text(encoding="utf-8")
-    _, matter, body = text.split(f"{_FENCE}\n", 2)
-    return matter, body.lstrip("\n")
+        return card_in(_PACKAGE, name)
+    spec = importlib.util.find_spec(plug_in.module)
+    assert spec is not None, f"{plug_in.value} cannot be found"
+    assert spec.origin is not None, f"{plug_in.value} has no file"
+    return card_at(Path(spec.origin).with_suffix(".md"))

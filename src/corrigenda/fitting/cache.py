@@ -5,24 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import platformdirs
-
 from corrigenda.errors import CorruptFile, NewerFormat, WriteFailed
-from corrigenda.files import write_text
+from corrigenda.files import cache_folder, write_text
 from corrigenda.state import State
-
-_VARIABLE = "CORRIGENDA_CACHE"
-
-
-def cache_folder() -> Path:
-    """Folder of the cache: `$CORRIGENDA_CACHE`, else the user's cache folder."""
-    chosen = os.environ.get(_VARIABLE)
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("corrigenda"))
 
 
 def key(settings: Mapping[str, object]) -> str:

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from torch import Tensor
 
-from corrigenda.editor import bad_config
 from corrigenda.errors import NotExportable
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
@@ -22,6 +21,7 @@ from corrigenda.lm.spans import encode_fact
 from corrigenda.patch import Header, WeightPatch, ledger_of
 from corrigenda.patch.changes import Change, Dense, Rows
 from corrigenda.patch.runtime import require_shapes
+from corrigenda.settings import bad_config
 
 if TYPE_CHECKING:
     from corrigenda.patch import Patch
