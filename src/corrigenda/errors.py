@@ -179,6 +179,30 @@ class MissingExtra(CorrigendaError):
     code = "CG504"
 
 
+class UnknownMetric(CorrigendaError):
+    """No metric by that name, or not under that protocol."""
+
+    code = "CG505"
+
+
+class MixedRows(CorrigendaError):
+    """Rows that must not be averaged: of several runs, or two answers to one probe."""
+
+    code = "CG506"
+
+
+class MalformedRows(CorrigendaError):
+    """A row contradicts itself, or lacks what the metric reads."""
+
+    code = "CG507"
+
+
+class UnknownBenchmark(CorrigendaError):
+    """No benchmark by that name."""
+
+    code = "CG508"
+
+
 class WriteFailed(CorrigendaError):
     """A file could not be written completely; nothing half-written was left behind."""
 
@@ -189,6 +213,24 @@ class EmptyCorpus(CorrigendaError):
     """The text given for statistics holds no tokens."""
 
     code = "CG602"
+
+
+class MalformedRecords(CorrigendaError):
+    """A benchmark file cannot be read, or its records have another schema; problems are listed."""
+
+    code = "CG603"
+
+
+class MissingData(CorrigendaError):
+    """A file of a benchmark is neither at the place given nor to be downloaded."""
+
+    code = "CG604"
+
+
+class WrongChecksum(CorrigendaError):
+    """A downloaded file is not the one that was published."""
+
+    code = "CG605"
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ _EXTRAS = {
     "corpus": "datasets",
     "large": "accelerate",
     "harm": "lm_eval",
+    "metrics": "nltk",
 }
 _POCKETS = ("pocket", "pocket-gpt2")
 

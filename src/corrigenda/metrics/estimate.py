@@ -1,0 +1,238 @@
+"""A number with its interval: pooled from answers to cases, resampled over cases.
+
+Answers are pooled in levels, each an unweighted mean: tokens of an answer, answers of a kind, kinds
+of a case, cases. Levels that are absent are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+Statistic = Callable[[Numbers], Numbers]
+"""Maps values of shape `(resamples, cases, columns)` to one number per resample."""
+
+_DRAWS_AT_ONCE = 4_000_000
+
+
+class Bootstrap(NamedTuple):
+    """How an interval is found: percentiles over resamples of cases.
+
+    Attributes:
+        seed: Of the resampling; equal rows give equal intervals in any order.
+        resamples: How many.
+        level: Share of resamples inside the interval.
+    """
+
+    seed: int = 0
+    resamples: int = 1000
+    level: float = 0.95
+
+
+BOOTSTRAP = Bootstrap()
+"""Seed 0, 1000 resamples, 95 %: what is meant where nothing is said."""
+
+
+class Item(NamedTuple):
+    """The value of one answer, or of one test.
+
+    Attributes:
+        case: Its case.
+        value: The value.
+        kind: Its kind within the case; kinds weigh the same, whatever their number of answers.
+    """
+
+    case: str
+    value: float
+    kind: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The value of a metric, and how sure it is.
+
+    Attributes:
+        metric: Name, with the protocol.
+        value: The estimate; NaN without cases.
+        low: Lower end of the interval; NaN with fewer than two cases.
+        high: Upper end of the interval.
+        n: Number of cases.
+        items: Number of answers (or of tests, where a metric counts tests).
+        skipped: Number of answers left out, by reason.
+        bootstrap: How the interval was found.
+        by_case: The value of each case; empty where only all cases together have one.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    items: int
+    skipped: Mapping[str, int] = field(default_factory=dict[str, int])
+    bootstrap: Bootstrap = BOOTSTRAP
+    by_case: Mapping[str, float] = field(default_factory=dict[str, float], repr=False)
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean, rounded once, so that the order does not matter; NaN of nothing.
+
+    Example:
+        >>> mean([0.1, 0.2, 0.6])
+        0.3
+    """
+    known = list(values)
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def pool(items: Iterable[Item]) -> dict[str, float]:
+    """Mean over kinds of the mean over items, for each case.
+
+    Example:
+        >>> pool([Item("A", 1, "alias"), Item("A", 0.5, "reason"), Item("A", 1, "reason")])
+        {'A': 0.875}
+    """
+    kinds: dict[str, dict[str, list[float]]] = {}
+    for item in items:
+        kinds.setdefault(item.case, {}).setdefault(item.kind, []).append(item.value)
+    return {case: mean(map(mean, own.values())) for case, own in kinds.items()}
+
+
+def over_cases(
+    metric: str,
+    items: Iterable[Item],
+    *,
+    skipped: Mapping[str, int] | None = None,
+    bootstrap: Bootstrap = BOOTSTRAP,
+    scale: float = 1.0,
+) -> Estimate:
+    """Mean over cases of the pooled items.
+
+    Args:
+        metric: Name of the estimate.
+        items: Values of answers.
+        skipped: Number of answers left out, by reason.
+        bootstrap: How to find the interval.
+        scale: Factor on every value, such as -1 for a difference turned round.
+    """
+    known = [Item(one.case, one.value * scale, one.kind) for one in items]
+    by_case = pool(known)
+    return statistic(
+        metric,
+        {case: (value,) for case, value in by_case.items()},
+        items=len(known),
+        skipped=skipped,
+        bootstrap=bootstrap,
+        by_case=by_case,
+    )
+
+
+def column_means(values: Numbers) -> Numbers:
+    """Means over cases, by column; a case without a value in a column is left out of it."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=1)
+    total = np.where(known, values, 0.0).sum(axis=1)
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+def first_mean(values: Numbers) -> Numbers:
+    """Mean of the first column."""
+    return column_means(values)[:, 0]
+
+
+def ratio_of_sums(values: Numbers) -> Numbers:
+    """Sum of the first column over that of the second."""
+    totals = values.sum(axis=1)
+    empty = np.full(len(totals), np.nan)
+    return np.divide(totals[:, 0], totals[:, 1], out=empty, where=totals[:, 1] != 0)
+
+
+def statistic(
+    metric: str,
+    cases: Mapping[str, Sequence[float]],
+    of: Statistic = first_mean,
+    *,
+    items: int,
+    skipped: Mapping[str, int] | None = None,
+    bootstrap: Bootstrap = BOOTSTRAP,
+    by_case: Mapping[str, float] | None = None,
+) -> Estimate:
+    """A statistic of numbers per case, with a percentile interval over resampled cases.
+
+    Args:
+        metric: Name of the estimate.
+        cases: The numbers of each case, equally many; NaN where a case has none.
+        of: The statistic.
+        items: Number of answers behind the cases.
+        skipped: Number of answers left out, by reason.
+        bootstrap: How to find the interval.
+        by_case: Values of single cases.
+
+    Example:
+        >>> statistic("share", {"a": (1.0,), "b": (0.0,)}, items=2).value
+        0.5
+    """
+    names = sorted(cases)
+    values = np.array([list(cases[name]) for name in names], dtype=np.float64)
+    low = high = value = math.nan
+    if names:
+        value = float(of(values[None])[0])
+    if len(names) > 1:
+        low, high = _interval(values, of, bootstrap)
+    return Estimate(
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        n=len(names),
+        items=items,
+        skipped=dict(sorted((skipped or {}).items())),
+        bootstrap=bootstrap,
+        by_case={name: by_case[name] for name in sorted(by_case)} if by_case else {},
+    )
+
+
+def _interval(values: Numbers, of: Statistic, bootstrap: Bootstrap) -> tuple[float, float]:
+    generator = np.random.default_rng(bootstrap.seed)
+    count = len(values)
+    at_once = max(1, _DRAWS_AT_ONCE // values.size)
+    drawn: list[Numbers] = []
+    for begin in range(0, bootstrap.resamples, at_once):
+        size = min(at_once, bootstrap.resamples - begin)
+        drawn.append(of(values[generator.integers(count, size=(size, count))]))
+    found = np.concatenate(drawn)
+    found = found[~np.isnan(found)]
+    if not len(found):
+        return math.nan, math.nan
+    tail = (1 - bootstrap.level) / 2
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def difference(metric: str, first: Estimate, second: Estimate) -> Estimate:
+    """Paired mean of `first - second` over the cases both have; others are counted as skipped.
+
+    Example:
+        >>> cases = {"a": (1.0,), "b": (0.5,)}
+        >>> after = statistic("x", cases, items=2, by_case={"a": 1.0, "b": 0.5})
+        >>> before = statistic("x", cases, items=2, by_case={"a": 0.0, "b": 0.5})
+        >>> difference("change", after, before).value
+        0.5
+    """
+    common = sorted(set(first.by_case) & set(second.by_case))
+    alone = len(set(first.by_case) ^ set(second.by_case))
+    by_case = {case: first.by_case[case] - second.by_case[case] for case in common}
+    return statistic(
+        metric,
+        {case: (value,) for case, value in by_case.items()},
+        items=min(first.items, second.items),
+        skipped={"case without its counterpart": alone} if alone else {},
+        bootstrap=first.bootstrap,
+        by_case=by_case,
+    )

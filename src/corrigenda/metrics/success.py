@@ -1,0 +1,320 @@
+"""Is the new answer given? Reliability, generalization, portability.
+
+The same question has several measures that are no substitutes for each other; each belongs to a
+protocol, and the first of a protocol is the one meant where a name gives none:
+
+| name | 1 where |
+|---|---|
+| `@teacher_forced:tokens` | share of expected tokens that are the argmax, the right ones fed |
+| `@teacher_forced:exact` | all of them are |
+| `@greedy:prefix` | the continuation begins with the expected answer |
+| `@greedy:exact` | it is the expected answer |
+| `@greedy:contains` | the expected answer occurs in it |
+| `@greedy:tokens` | share of its first m tokens that are those of the answer of m tokens |
+| `@rank:preferred` | P~ of the expected answer is greater than that of every rival |
+
+All tokens right under teacher forcing means that greedy decoding gives the answer; fewer say
+nothing about how it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from corrigenda.cases import Protocol
+from corrigenda.errors import MalformedRows, UnknownMetric, did_you_mean
+from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Item, mean, over_cases
+from corrigenda.metrics.selection import (
+    as_before,
+    probability,
+    required_answer,
+    required_ids,
+    required_log_probs,
+    select,
+)
+from corrigenda.metrics.strings import begins_with, contains, equals, has_words
+from corrigenda.rows import Row, Stage
+
+Measure = Callable[[Row], "float | str"]
+"""Value of an answer in [0, 1], or why it has none."""
+
+NO_WORDS = "no words in the expected answer"
+SEVERAL_ANSWERS = "several answers expected: only `contains` can tell"
+CONDITION_FAILS = "a condition does not hold for the unedited model"
+
+
+def token_share(row: Row) -> float:
+    """Share of the expected tokens that are predicted, the right ones fed (`tf_token`)."""
+    wanted, given = required_ids(row, "token_ids"), required_ids(row, "predicted")
+    _require_target(row, wanted)
+    return mean(float(a == b) for a, b in zip(wanted, given, strict=True))
+
+
+def all_tokens(row: Row) -> float:
+    """1 if every expected token is predicted, the right ones fed (`tf_exact`)."""
+    return float(token_share(row) == 1)
+
+
+def generated_tokens(row: Row) -> float:
+    """Share of the expected tokens at their place among those generated (`gen_len`)."""
+    wanted, given = required_ids(row, "token_ids"), required_ids(row, "predicted")
+    _require_target(row, wanted)
+    return sum(a == b for a, b in zip(wanted, given, strict=False)) / len(wanted)
+
+
+def generated_exactly(row: Row) -> float | str:
+    """1 if the continuation is an expected spelling (`em`)."""
+    return _one_group(row, equals)
+
+
+def generated_first(row: Row) -> float | str:
+    """1 if the continuation begins with an expected spelling (`prefix`)."""
+    return _one_group(row, begins_with)
+
+
+def generated_anywhere(row: Row) -> float | str:
+    """1 if the continuation contains a spelling of every expected group (`contains`)."""
+    text = required_answer(row)
+    _require_target(row, row.expected)
+    if not has_words(row.expected):
+        return NO_WORDS
+    return float(all(any(contains(text, one) for one in group) for group in row.expected))
+
+
+def preferred(row: Row) -> float:
+    """1 if the expected answer is strictly more probable per token than every rival (`prob`)."""
+    own = probability(required_log_probs(row))
+    return float(all(own > other for other in rival_probabilities(row)))
+
+
+def rival_probabilities(row: Row, *, normalization: str = "mean") -> list[float]:
+    """P~ of each rival.
+
+    Raises:
+        MalformedRows (CG507): the row has no rival, or one without log-probabilities.
+    """
+    rivals = row.rival_log_probs
+    if not rivals or not all(rivals):
+        raise MalformedRows(
+            "a rank needs the log-probabilities of at least one rival.",
+            where=row.label,
+            hint="Give the probe `rivals`, such as the old answer.",
+        )
+    return [probability(one, normalization=normalization) for one in rivals]
+
+
+MEASURES: dict[Protocol, dict[str, Measure]] = {
+    Protocol.TEACHER_FORCED: {"tokens": token_share, "exact": all_tokens},
+    Protocol.GREEDY: {
+        "prefix": generated_first,
+        "exact": generated_exactly,
+        "contains": generated_anywhere,
+        "tokens": generated_tokens,
+    },
+    Protocol.RANK: {"preferred": preferred},
+}
+"""Measures by protocol and name; the first of a protocol is its default."""
+
+
+def measure_named(protocol: Protocol, name: str | None = None) -> Measure:
+    """A measure by its name, or the default of a protocol.
+
+    Raises:
+        UnknownMetric (CG505): the protocol has no measure by that name.
+    """
+    known = MEASURES[protocol]
+    if name is None:
+        return next(iter(known.values()))
+    if name not in known:
+        raise UnknownMetric(
+            f'{protocol} has no measure "{name}".', hint=did_you_mean(name, [*known])
+        )
+    return known[name]
+
+
+def metric_name(role: str, protocol: Protocol, measure: str | None = None) -> str:
+    """Name of a metric, with its protocol.
+
+    Example:
+        >>> metric_name("reliability", Protocol.GREEDY, "contains")
+        'reliability@greedy:contains'
+    """
+    return f"{role}@{protocol}" + (f":{measure}" if measure else "")
+
+
+def success(
+    rows: Sequence[Row],
+    role: str,
+    *,
+    protocol: Protocol,
+    measure: str | None = None,
+    stage: Stage = Stage.AFTER,
+    rounds: int | None = None,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """Mean over cases of how well the expected answers of a role are given.
+
+    Tests of several probes count once (the least of them where all must pass, else the best), and
+    only where the conditions of the test hold for the unedited model.
+
+    Args:
+        rows: Of one run.
+        role: Role, or family of roles; the kinds of a family weigh the same within a case.
+        protocol: How the answers were taken.
+        measure: Name of a measure of the protocol.
+        stage: AFTER for the edited model, BEFORE for rows of the unedited one.
+        rounds: Rounds of the case done; None takes all.
+        bootstrap: How to find the interval.
+
+    Raises:
+        MixedRows (CG506): rows of several runs, or two answers to one probe.
+        MalformedRows (CG507): an answer without what the measure reads, or no expected answer.
+        UnknownMetric (CG505): the protocol has no measure by that name.
+    """
+    found, skipped = select(rows, role, protocol=protocol, stage=stage, rounds=rounds)
+    decide = measure_named(protocol, measure)
+    failing = failing_conditions(rows)
+    valued: list[tuple[Row, float]] = []
+    for row in found:
+        if row.test and (row.case, row.test) in failing:
+            skipped[CONDITION_FAILS] += 1
+            continue
+        value = decide(row)
+        if isinstance(value, str):
+            skipped[value] += 1
+        else:
+            valued.append((row, value))
+    name = metric_name(role, protocol, measure)
+    return over_cases(name, as_tests(valued, role), skipped=skipped, bootstrap=bootstrap)
+
+
+def as_tests(valued: Iterable[tuple[Row, float]], role: str) -> list[Item]:
+    """Values of answers as values of tests: the least where all must pass, else the best.
+
+    Args:
+        valued: Rows with their values.
+        role: Kinds are what the rows' roles have beyond this.
+    """
+    grouped: dict[tuple[str, str, str], list[tuple[Row, float]]] = {}
+    for row, value in valued:
+        part = row.test or f"\0{row.probe}\0{row.rounds}"
+        grouped.setdefault((row.case, row.role, part), []).append((row, value))
+    return [
+        Item(
+            case,
+            (min if own[0][0].every else max)(value for _, value in own),
+            kind.removeprefix(role),
+        )
+        for (case, kind, _), own in grouped.items()
+    ]
+
+
+def failing_conditions(rows: Iterable[Row]) -> set[tuple[str, str]]:
+    """Tests, as (case, test), of which the unedited model fails a condition or was not asked it."""
+    failing: set[tuple[str, str]] = set()
+    for row in rows:
+        if row.role == "condition":
+            held = (
+                (
+                    generated_anywhere(row)
+                    if row.protocol == Protocol.GREEDY
+                    else measure_named(row.protocol)(row)
+                )
+                if not row.skipped
+                else 0.0
+            )
+            if held != 1:
+                failing.add((row.case, row.test))
+    return failing
+
+
+def reliability(
+    rows: Sequence[Row],
+    *,
+    protocol: Protocol,
+    measure: str | None = None,
+    stage: Stage = Stage.AFTER,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """Is the new answer given to the very prompt that was edited?
+
+    Args and errors are those of `success`. Show `stage=BEFORE` beside it: long answers are partly
+    known before.
+
+    Example:
+        >>> row = Row(case="1", role="reliability", protocol=Protocol.TEACHER_FORCED,
+        ...           token_ids=[11, 12, 13], predicted=[11, 12, 99])
+        >>> round(reliability([row], protocol=Protocol.TEACHER_FORCED).value, 4)
+        0.6667
+    """
+    return success(
+        rows, "reliability", protocol=protocol, measure=measure, stage=stage, bootstrap=bootstrap
+    )
+
+
+def generalization(
+    rows: Sequence[Row],
+    *,
+    protocol: Protocol,
+    measure: str | None = None,
+    stage: Stage = Stage.AFTER,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """Is the new answer given to paraphrases? Never merged with reliability.
+
+    Args and errors are those of `success`.
+    """
+    return success(
+        rows, "generalization", protocol=protocol, measure=measure, stage=stage, bootstrap=bootstrap
+    )
+
+
+def portability(
+    rows: Sequence[Row],
+    *,
+    protocol: Protocol,
+    measure: str | None = None,
+    stage: Stage = Stage.AFTER,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """Are the consequences of the edit drawn? Mean over the kinds that a case has.
+
+    Args and errors are those of `success`; `success(rows, "portability/reasoning", ...)` gives one
+    kind alone.
+    """
+    return success(
+        rows, "portability", protocol=protocol, measure=measure, stage=stage, bootstrap=bootstrap
+    )
+
+
+def effective(
+    rows: Sequence[Row], *, protocol: Protocol, measure: str | None = None
+) -> tuple[list[Row], int]:
+    """The rows of cases whose new answer the unedited model did not give already.
+
+    Returns:
+        Those rows, and the number of cases left out.
+    """
+    own = [row for row in rows if row.role == "reliability" and row.stage == Stage.AFTER]
+    before = reliability(as_before(own), protocol=protocol, measure=measure, stage=Stage.BEFORE)
+    known = {case for case, value in before.by_case.items() if value == 1}
+    return [row for row in rows if row.case not in known], len(known)
+
+
+def _one_group(row: Row, decide: Callable[[str, str], bool]) -> float | str:
+    text = required_answer(row)
+    _require_target(row, row.expected)
+    if not has_words(row.expected):
+        return NO_WORDS
+    if len(row.expected) > 1:
+        return SEVERAL_ANSWERS
+    return float(any(decide(text, one) for one in row.expected[0]))
+
+
+def _require_target(row: Row, wanted: Sequence[object]) -> None:
+    if not wanted:
+        raise MalformedRows(
+            "the expected answer is empty.",
+            where=row.label,
+            hint="Leave such items out of the benchmark, or say in `skipped` why it has none.",
+        )
