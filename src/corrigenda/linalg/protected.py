@@ -37,8 +37,8 @@ class Protected:
     Example:
         >>> one = torch.eye(8, dtype=torch.float64)
         >>> kept = Protected.empty(8, 1.0).extended(one[:, :1])
-        >>> kept.solve(one[:, :2]).diagonal().tolist()  # 1 / (1 + 1 + 1) and 1 / (1 + 1)
-        [0.3333333333333333, 0.5]
+        >>> kept.solve(2 * one[:, :2]).diagonal().round(decimals=3).tolist()  # 2 / 6 and 2 / 5
+        [0.333, 0.4]
     """
 
     weight: float
