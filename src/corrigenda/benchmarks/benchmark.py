@@ -1,0 +1,182 @@
+"""What every benchmark is: a frozen configuration that turns a public file into cases."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from corrigenda.benchmarks._sources import Files, SourceFile
+from corrigenda.cards import card_in
+from corrigenda.cases import Case
+from corrigenda.errors import AmbiguousSubject, EmptyTarget, SubjectNotFound
+from corrigenda.settings import bad_config
+
+Record = TypeVar("Record")
+
+
+class Unusable(Exception):
+    """A record that can be read but not used; the text is the reason that is counted."""
+
+
+@dataclass
+class Tally:
+    """What happened to the records of a file.
+
+    Attributes:
+        records: Records read.
+        dropped: Records left out, by reason.
+        skipped: Probes left out of records that were kept, by reason.
+        flagged: Cases kept that need care, by reason; the reasons stand in `meta["flags"]` too.
+    """
+
+    records: int = 0
+    dropped: Counter[str] = field(default_factory=Counter[str])
+    skipped: Counter[str] = field(default_factory=Counter[str])
+    flagged: Counter[str] = field(default_factory=Counter[str])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A benchmark that was read: its cases, and how many of what.
+
+    Attributes:
+        benchmark: Its name.
+        options: Its options.
+        cases: The cases, in the order of the file.
+        counts: `records` read, `cases`, `facts`, `probes`, then probes by role.
+        dropped: Records left out, by reason.
+        skipped: Probes left out, by reason.
+        flagged: Cases kept that need care, by reason.
+        files: The files that were read, with their checksums.
+    """
+
+    benchmark: str
+    options: Mapping[str, object]
+    cases: tuple[Case, ...]
+    counts: Mapping[str, int]
+    dropped: Mapping[str, int]
+    skipped: Mapping[str, int]
+    flagged: Mapping[str, int]
+    files: tuple[SourceFile, ...]
+
+    def __iter__(self) -> Iterator[Case]:
+        """Iterate over the cases."""
+        return iter(self.cases)
+
+    def __len__(self) -> int:
+        """Return the number of cases."""
+        return len(self.cases)
+
+
+class Benchmark(BaseModel, ABC):
+    """A benchmark with its options: validated, frozen, equal when the options are equal.
+
+    A benchmark is a subclass in `corrigenda/benchmarks/<name>.py` with its card `<name>.md` beside
+    it. It sets `name` and implements `read`. The card lists the public files under `[[files]]`:
+    `name`, and where known `part`, `url`, `sha256`, `bytes`.
+
+    Attributes:
+        part: Which of the files of the card; empty: the first.
+
+    Raises:
+        BadConfig (CG502): an option the benchmark does not have, or a value it cannot take.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    part: str = ""
+
+    def __init__(self, **options: object) -> None:
+        """Validate the options."""
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise bad_config(type(self), error, where=f"benchmark {self.name}") from error
+
+    @abstractmethod
+    def read(self, files: Files, tally: Tally) -> Iterator[Case]:
+        """Yield the cases of the files, one after the other, and count what is left out."""
+
+    def load(self, source: str | Path | None = None, *, limit: int | None = None) -> Loaded:
+        """Read a file, a folder that holds it, or the public download.
+
+        Args:
+            source: The file, under any name; or a folder that holds it under its public name; None
+                takes the copy of an earlier download, else downloads it and checks it.
+            limit: Stop after that many cases; the counts are then of what was read until then.
+
+        Raises:
+            MissingData (CG604): no such file, and no download.
+            WrongChecksum (CG605): the download is not the published file.
+            MalformedRecords (CG603): the file cannot be read, or has another schema.
+        """
+        tally, files = Tally(), Files(card_in(__package__, self.name).matter, self.part, source)
+        seen: set[str] = set()
+        cases: list[Case] = []
+        for case in itertools.islice(self.read(files, tally), limit):
+            if case.id in seen:
+                tally.dropped["another record has the same id"] += 1
+                continue
+            seen.add(case.id)
+            cases.append(case)
+            tally.flagged.update(flags_of(case))
+        roles = Counter(probe.role for case in cases for probe in case.probes)
+        counts = {
+            "records": tally.records,
+            "cases": len(cases),
+            "facts": sum(len(case.facts) for case in cases),
+            "probes": roles.total(),
+            **dict(sorted(roles.items())),
+        }
+        return Loaded(
+            benchmark=self.name,
+            options=self.model_dump(mode="json"),
+            cases=tuple(cases),
+            counts=counts,
+            dropped=dict(tally.dropped),
+            skipped=dict(tally.skipped),
+            flagged=dict(tally.flagged),
+            files=tuple(files.read),
+        )
+
+
+def each(
+    records: Iterable[Record], make: Callable[[int, Record], Iterable[Case]], tally: Tally
+) -> Iterator[Case]:
+    """Make cases of records, in order; those that cannot be used are dropped and counted.
+
+    Args:
+        records: The records of a file.
+        make: Makes the cases of one record, given its place in the file. Raises `Unusable`, or the
+            errors of `Fact`, where it cannot.
+        tally: Where records and reasons are counted.
+    """
+    for index, record in enumerate(records):
+        tally.records += 1
+        try:
+            cases = tuple(make(index, record))
+        except Unusable as error:
+            tally.dropped[str(error)] += 1
+        except SubjectNotFound:
+            tally.dropped["the subject is not in the prompt"] += 1
+        except AmbiguousSubject:
+            tally.dropped["the subject stands in the prompt more than once"] += 1
+        except EmptyTarget:
+            tally.dropped["the prompt or the target is empty"] += 1
+        else:
+            yield from cases
+
+
+def flags_of(case: Case) -> tuple[str, ...]:
+    """Why a case needs care: `meta["flags"]`."""
+    flags = case.meta.get("flags", ())
+    assert isinstance(flags, tuple)
+    return flags
