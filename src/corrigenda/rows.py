@@ -173,13 +173,17 @@ Record = TypeVar("Record", Row, Measurement)
 
 
 def tags(meta: Mapping[str, object]) -> list[str]:
-    """The scalars of a case's `meta`, as tags.
+    """The scalars of a case's `meta`, and those in its lists, as tags.
 
     Example:
-        >>> tags({"relation": "P36", "hops": 2, "chain": [1, 2]})
-        ['relation=P36', 'hops=2']
+        >>> tags({"relation": "P36", "hops": 2, "flags": ["no-op"]})
+        ['relation=P36', 'hops=2', 'flags=no-op']
     """
-    return [f"{key}={value}" for key, value in meta.items() if isinstance(value, str | int | float)]
+    found: list[str] = []
+    for key, value in meta.items():
+        several: list[object] = value if isinstance(value, list) else [value]
+        found += [f"{key}={one}" for one in several if isinstance(one, str | int | float)]
+    return found
 
 
 def to_frame(records: Iterable[Record], kind: type[Record]) -> polars.DataFrame:

@@ -1,0 +1,180 @@
+"""CounterFact's scores: which of two answers is more probable, and by how much.
+
+P~ is the geometric mean of token probabilities, so that answers of different length can be held
+against each other. A tie is a failure. Efficacy (ES, EM) reads `reliability`, paraphrase (PS, PM)
+`generalization`, neighbourhood (NS, NM) `locality/neighbourhood`, all under `rank`. Prompts are
+averaged in their case, then cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from corrigenda.cases import Protocol
+from corrigenda.metrics.estimate import (
+    BOOTSTRAP,
+    Bootstrap,
+    Estimate,
+    Item,
+    Numbers,
+    column_means,
+    over_cases,
+    statistic,
+)
+from corrigenda.metrics.selection import NOT_COMPARED, probability, required_log_probs, select
+from corrigenda.metrics.success import metric_name, rival_probabilities
+from corrigenda.rows import Row, Stage
+
+ROLES: Mapping[str, str] = {
+    "efficacy": "reliability",
+    "paraphrase": "generalization",
+    "neighbourhood": "locality/neighbourhood",
+    "distracted_neighbourhood": "locality/distracting_neighbourhood",
+}
+"""What the field calls a score, and the role of the rows it reads."""
+
+
+def score(
+    rows: Sequence[Row],
+    what: str,
+    *,
+    normalization: str = "mean",
+    stage: Stage = Stage.AFTER,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """ES, PS or NS: how often the expected answer is more probable than its rival.
+
+    Args:
+        rows: Of one run.
+        what: A key of `ROLES`.
+        normalization: "mean" for P~; "sum" for the probability of the whole answer, which favours
+            short ones.
+        stage: AFTER for the edited model, BEFORE for rows of the unedited one.
+        bootstrap: How to find the interval.
+    """
+    return _paired(rows, what, "score", normalization=normalization, stage=stage, on=bootstrap)
+
+
+def magnitude(
+    rows: Sequence[Row],
+    what: str,
+    *,
+    normalization: str = "mean",
+    stage: Stage = Stage.AFTER,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """EM, PM or NM: P~ of the expected answer minus that of its strongest rival.
+
+    Args are those of `score`.
+    """
+    return _paired(rows, what, "magnitude", normalization=normalization, stage=stage, on=bootstrap)
+
+
+def harmonic_score(
+    rows: Sequence[Row],
+    *,
+    neighbourhood: str = "neighbourhood",
+    normalization: str = "mean",
+    stage: Stage = Stage.AFTER,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """S: harmonic mean of the means ES, PS and NS of all cases; 0 if one of them is 0.
+
+    Not a mean of harmonic means of cases. The interval resamples cases with all three parts.
+
+    Args:
+        rows: Of one run.
+        neighbourhood: Which key of `ROLES` stands for neighbours.
+        normalization: As in `score`.
+        stage: As in `score`.
+        bootstrap: How to find the interval.
+    """
+    parts = [
+        score(rows, what, normalization=normalization, stage=stage, bootstrap=bootstrap)
+        for what in ("efficacy", "paraphrase", neighbourhood)
+    ]
+    cases = sorted(set().union(*(part.by_case for part in parts)))
+    skipped: dict[str, int] = {}
+    for part in parts:
+        for reason, count in part.skipped.items():
+            skipped[reason] = skipped.get(reason, 0) + count
+    return statistic(
+        metric_name("score", Protocol.RANK, None if normalization == "mean" else normalization),
+        {case: [part.by_case.get(case, np.nan) for part in parts] for case in cases},
+        _harmonic_of_means,
+        items=sum(part.items for part in parts),
+        skipped=skipped,
+        bootstrap=bootstrap,
+    )
+
+
+def harmonic(values: Sequence[float]) -> float:
+    """Harmonic mean; 0 if a value is 0.
+
+    Example:
+        >>> round(harmonic([100, 96.4, 75.4]), 2)
+        89.19
+    """
+    if any(value == 0 for value in values):
+        return 0.0
+    return len(values) / sum(1 / value for value in values)
+
+
+def neighbourhood_divergence(
+    rows: Sequence[Row],
+    what: str = "neighbourhood",
+    *,
+    protocol: Protocol = Protocol.RANK,
+    reverse: bool = False,
+    legacy_vocabulary_mean: bool = False,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """NKL: KL(P || P*) of the first token after neighbourhood prompts, P of the unedited model.
+
+    In nats, mean over the prompts of a case, then cases; lower is better. What CounterFact+ prints
+    was computed with both flags set: the direction reversed, and divided by the number of logits.
+
+    Args:
+        rows: Of one run.
+        what: A key of `ROLES`.
+        protocol: How the answers were taken.
+        reverse: KL(P* || P) instead.
+        legacy_vocabulary_mean: Divide by the number of logits.
+        bootstrap: How to find the interval.
+    """
+    role = ROLES[what]
+    found, skipped = select(rows, role, protocol=protocol)
+    items: list[Item] = []
+    for row in found:
+        values = row.divergence_reversed if reverse else row.divergence
+        if not values or (legacy_vocabulary_mean and not row.vocabulary):
+            skipped[NOT_COMPARED] += 1
+            continue
+        logits = row.vocabulary if legacy_vocabulary_mean and row.vocabulary else 1
+        items.append(Item(row.case, values[0] / logits))
+    flags = ("_reversed" if reverse else "") + ("_legacy" if legacy_vocabulary_mean else "")
+    name = metric_name(f"{what}_divergence{flags}", protocol)
+    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+
+
+def _paired(
+    rows: Sequence[Row], what: str, kind: str, *, normalization: str, stage: Stage, on: Bootstrap
+) -> Estimate:
+    found, skipped = select(rows, ROLES[what], protocol=Protocol.RANK, stage=stage)
+    items: list[Item] = []
+    for row in found:
+        own = probability(required_log_probs(row), normalization=normalization)
+        rival = max(rival_probabilities(row, normalization=normalization))
+        items.append(Item(row.case, float(own > rival) if kind == "score" else own - rival))
+    measure = None if normalization == "mean" else normalization
+    name = metric_name(f"{what}_{kind}", Protocol.RANK, measure)
+    return over_cases(name, items, skipped=skipped, bootstrap=on)
+
+
+def _harmonic_of_means(values: Numbers) -> Numbers:
+    means = column_means(values)
+    with np.errstate(divide="ignore"):
+        found = means.shape[1] / (1 / means).sum(axis=1)
+    return np.where((means == 0).any(axis=1), 0.0, found)

@@ -1,0 +1,284 @@
+"""Is everything else left alone? Answers unchanged, answers still right, and drawdown.
+
+Unchanged means equal to the answer of the unedited model, which every row carries:
+
+| name | 1 where |
+|---|---|
+| `@teacher_forced:tokens` | share of positions of the expected answer with the same argmax |
+| `@teacher_forced:exact` | all of them |
+| `@greedy:exact` | the continuation is the same text |
+| `@greedy:tokens` | share of the unedited model's tokens that stand at the same place |
+
+Under teacher forcing both models read the right answer, so what drifts after its first token is
+hidden. Extended locality (other relations of the subject, neighbours after a distracting sentence)
+is locality of another kind: `unchanged(rows, "locality/distracting_neighbourhood", ...)`. There the
+unedited model read the same distracting sentence, since both answers are to one prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from corrigenda.cases import Against, Protocol
+from corrigenda.errors import UnknownMetric, did_you_mean
+from corrigenda.metrics.estimate import (
+    BOOTSTRAP,
+    Bootstrap,
+    Estimate,
+    Item,
+    difference,
+    mean,
+    over_cases,
+    statistic,
+)
+from corrigenda.metrics.selection import (
+    NOT_COMPARED,
+    as_before,
+    probability,
+    required_answer,
+    required_ids,
+    required_log_probs,
+    select,
+)
+from corrigenda.metrics.success import Measure, measure_named, metric_name, success
+from corrigenda.rows import Row, Stage
+
+NO_GOLD = "no expected answer"
+UNKNOWN_BEFORE = "not known to the unedited model"
+
+
+def same_argmax(row: Row) -> float | str:
+    """Share of the positions of the expected answer that have the same argmax as before."""
+    if row.predicted_before is None:
+        return NOT_COMPARED
+    after = required_ids(row, "predicted")
+    if not after:
+        return NO_GOLD
+    return mean(float(a == b) for a, b in zip(row.predicted_before, after, strict=True))
+
+
+def same_argmax_everywhere(row: Row) -> float | str:
+    """1 if every position has the same argmax as before."""
+    return _whole(same_argmax(row))
+
+
+def same_text(row: Row) -> float | str:
+    """1 if the continuation is the same text as before."""
+    if row.answer_before is None:
+        return NOT_COMPARED
+    return float(required_answer(row) == row.answer_before)
+
+
+def same_tokens(row: Row) -> float | str:
+    """Share of the tokens generated before that stand at the same place now.
+
+    Of a continuation that was empty before, 1 if it still is.
+    """
+    if row.predicted_before is None:
+        return NOT_COMPARED
+    before, after = row.predicted_before, required_ids(row, "predicted")
+    if not before:
+        return float(not after)
+    return sum(a == b for a, b in zip(before, after, strict=False)) / len(before)
+
+
+UNCHANGED: dict[Protocol, dict[str, Measure]] = {
+    Protocol.TEACHER_FORCED: {"tokens": same_argmax, "exact": same_argmax_everywhere},
+    Protocol.GREEDY: {"exact": same_text, "tokens": same_tokens},
+}
+"""Measures of what is unchanged, by protocol and name; the first of a protocol is its default."""
+
+
+def unchanged(
+    rows: Sequence[Row],
+    role: str = "locality",
+    *,
+    protocol: Protocol,
+    measure: str | None = None,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """Are the answers those of the unedited model? Mean over kinds in a case, then cases.
+
+    Items without an expected answer, where the protocol needs one, and those the unedited model was
+    not asked are left out and counted.
+
+    Args:
+        rows: Of one run; those held against TARGET or BEFORE are not read.
+        role: Role, or family of roles.
+        protocol: How the answers were taken.
+        measure: Name of a measure in `UNCHANGED`.
+        bootstrap: How to find the interval.
+
+    Raises:
+        MixedRows (CG506): rows of several runs, or two answers to one probe.
+        MalformedRows (CG507): an answer without what the measure reads.
+        UnknownMetric (CG505): the protocol has no measure by that name.
+
+    Example:
+        >>> row = Row(case="1", role="locality/neighbour", protocol=Protocol.TEACHER_FORCED,
+        ...           against=Against.UNEDITED, token_ids=[29, 234, 333],
+        ...           predicted_before=[29, 234, 334], predicted=[29, 234, 333])
+        >>> round(unchanged([row], protocol=Protocol.TEACHER_FORCED).value, 4)
+        0.6667
+    """
+    known = UNCHANGED.get(protocol, {})
+    name = next(iter(known), "") if measure is None else measure
+    if name not in known:
+        raise UnknownMetric(
+            f'{protocol} has no measure "{name}" of what is unchanged.',
+            hint=did_you_mean(name, [*known]) if known else "Ask under another protocol.",
+        )
+    found, skipped = select(rows, role, protocol=protocol, against=Against.UNEDITED)
+    items: list[Item] = []
+    for row in found:
+        value = known[name](row)
+        if isinstance(value, str):
+            skipped[value] += 1
+        else:
+            items.append(Item(row.case, value, row.role.removeprefix(role)))
+    label = metric_name(role, protocol, measure)
+    return over_cases(label, items, skipped=skipped, bootstrap=bootstrap)
+
+
+def still_correct(
+    rows: Sequence[Row],
+    role: str = "locality",
+    *,
+    protocol: Protocol,
+    measure: str | None = None,
+    only_known: bool = True,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """Are the expected answers still given, where the unedited model gave them?
+
+    Args:
+        rows: Of one run.
+        role: Role, or family of roles.
+        protocol: How the answers were taken.
+        measure: Name of a measure of the protocol (see `success`).
+        only_known: Leave out what the unedited model did not answer rightly. Without that the
+            number says what is known rather than what is kept; zsRE's "specificity" is reported
+            so.
+        bootstrap: How to find the interval.
+    """
+    found, skipped = select(rows, role, protocol=protocol)
+    decide = measure_named(protocol, measure)
+    items: list[Item] = []
+    for row in found:
+        if not row.expected and not row.token_ids:
+            skipped[NO_GOLD] += 1
+            continue
+        if only_known:
+            before = as_before([row])[0]
+            held = before.skipped or decide(before)
+            if held != 1:
+                skipped[held if isinstance(held, str) else UNKNOWN_BEFORE] += 1
+                continue
+        value = decide(row)
+        if isinstance(value, str):
+            skipped[value] += 1
+        else:
+            items.append(Item(row.case, value, row.role.removeprefix(role)))
+    name = metric_name(f"{role}_correct", protocol, measure)
+    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+
+
+def drawdown(
+    rows: Sequence[Row],
+    role: str = "locality",
+    *,
+    protocol: Protocol = Protocol.TEACHER_FORCED,
+    measure: str | None = None,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """Accuracy lost on questions the edit is not about: before minus after (MEND); lower is better.
+
+    Args and errors are those of `success`.
+    """
+    after = success(rows, role, protocol=protocol, measure=measure, bootstrap=bootstrap)
+    own = as_before([row for row in rows if row.role.partition("/")[0] == role.partition("/")[0]])
+    before = success(
+        own, role, protocol=protocol, measure=measure, stage=Stage.BEFORE, bootstrap=bootstrap
+    )
+    return difference(metric_name("drawdown", protocol, measure), before, after)
+
+
+def perplexity_drawdown(
+    rows: Sequence[Row], role: str = "locality", *, bootstrap: Bootstrap = BOOTSTRAP
+) -> Estimate:
+    """Perplexity of the expected answers after the edit minus before (MEND, for generation)."""
+    found, skipped = select(rows, role, protocol=Protocol.TEACHER_FORCED)
+    items: list[Item] = []
+    for row in found:
+        if not row.log_probs_before:
+            skipped[NOT_COMPARED] += 1
+            continue
+        after = 1 / probability(required_log_probs(row))
+        items.append(Item(row.case, after - 1 / probability(row.log_probs_before)))
+    name = metric_name("drawdown_perplexity", Protocol.TEACHER_FORCED)
+    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+
+
+def mean_divergence(
+    rows: Sequence[Row],
+    role: str = "locality",
+    *,
+    protocol: Protocol,
+    reverse: bool = False,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """KL(unedited || edited) in nats, over all compared tokens of a case; lower is better.
+
+    Args:
+        rows: Of one run.
+        role: Role, or family of roles.
+        protocol: How the answers were taken.
+        reverse: KL(edited || unedited) instead.
+        bootstrap: How to find the interval.
+    """
+    found, skipped = select(rows, role, protocol=protocol)
+    tokens: dict[str, list[float]] = {}
+    used = 0
+    for row in found:
+        values = row.divergence_reversed if reverse else row.divergence
+        if not values:
+            skipped[NOT_COMPARED] += 1
+            continue
+        used += 1
+        tokens.setdefault(row.case, []).extend(values)
+    by_case = {case: mean(values) for case, values in tokens.items()}
+    return statistic(
+        metric_name(f"{role}_divergence" + ("_reversed" if reverse else ""), protocol),
+        {case: (value,) for case, value in by_case.items()},
+        items=used,
+        skipped=skipped,
+        bootstrap=bootstrap,
+        by_case=by_case,
+    )
+
+
+def divergence(
+    unedited: Sequence[float], edited: Sequence[float], *, reverse: bool = False
+) -> float:
+    """KL divergence of two distributions in nats: sum of P ln(P / P*), P of the unedited model.
+
+    Args:
+        unedited: P, probabilities that sum to 1.
+        edited: P*.
+        reverse: Sum of P* ln(P* / P) instead.
+
+    Example:
+        >>> round(divergence([0.7, 0.2, 0.1], [0.5, 0.3, 0.2]), 6)
+        0.085123
+    """
+    first, second = (edited, unedited) if reverse else (unedited, edited)
+    terms = [
+        (p * math.log(p / q) if q else math.inf) if p else 0.0
+        for p, q in zip(first, second, strict=True)
+    ]
+    return math.fsum(terms)
+
+
+def _whole(value: float | str) -> float | str:
+    return value if isinstance(value, str) else float(value == 1)

@@ -1,0 +1,112 @@
+"""CounterFact, CounterFact+ : the worked examples, and the published scores."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from corrigenda.cases import Protocol
+from corrigenda.metrics.counterfact import (
+    ROLES,
+    harmonic,
+    harmonic_score,
+    magnitude,
+    neighbourhood_divergence,
+    score,
+)
+from corrigenda.metrics.locality import divergence
+from corrigenda.rows import Row
+from tests.metrics.answers import RANK, ranked
+
+RECORD = [
+    ranked("1", 0.7, 2.3),
+    ranked("1", 1.2, 0.9, role="generalization", probe=1),
+    ranked("1", 0.4, 1.1, role="generalization", probe=2),
+    ranked("1", 0.5, 0.6, role="locality/neighbourhood", probe=3),
+    ranked("1", 1.0, 1.0, role="locality/neighbourhood", probe=4),
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "share", "difference"),
+    [("efficacy", 1, 0.396326), ("paraphrase", 0.5, 0.116037), ("neighbourhood", 0.5, 0.028860)],
+)
+def test_record(what: str, share: float, difference: float) -> None:
+    assert score(RECORD, what).value == share
+    assert magnitude(RECORD, what).value == pytest.approx(difference, abs=6e-7)
+
+
+def test_score_of_record() -> None:
+    found = harmonic_score(RECORD)
+    assert found.value == pytest.approx(0.6)
+    assert found.metric == "score@rank"
+
+
+@pytest.mark.parametrize(
+    ("parts", "published"),
+    [
+        ((100, 96.4, 75.4), 89.19),
+        ((99.9, 99.1, 78.9), 91.53),
+        ((22.2, 24.7, 78.1), 30.51),
+    ],
+)
+def test_published_scores(parts: tuple[float, ...], published: float) -> None:
+    assert harmonic(parts) == pytest.approx(published, abs=5e-3)
+
+
+def test_score_is_a_harmonic_mean_of_means() -> None:
+    """Means of records' harmonic means would give 0.5 here: one record has a part that is 0."""
+    rows = [Row(**{**vars(row), "case": case}) for case in "12" for row in RECORD]
+    rows[5] = ranked("2", 2.0, 1.0)
+    assert harmonic_score(rows).value == pytest.approx(3 / (2 + 2 + 2))
+    assert harmonic((0.0, 1, 1)) == 0
+
+
+def test_whole_answers_are_labelled() -> None:
+    row = Row(
+        case="1",
+        role="reliability",
+        protocol=RANK,
+        log_probs=[-1.0, -1.0],
+        rival_log_probs=[[-1.5]],
+    )
+    assert score([row], "efficacy").value == 1
+    whole = score([row], "efficacy", normalization="sum")
+    assert (whole.value, whole.metric) == (0, "efficacy_score@rank:sum")
+
+
+def test_distracted_neighbourhood() -> None:
+    rows = [
+        ranked("1", 0.5, 0.9, role=ROLES["neighbourhood"]),
+        ranked("1", 1.4, 1.1, role=ROLES["distracted_neighbourhood"], probe=1),
+    ]
+    assert score(rows, "neighbourhood").value == 1
+    assert score(rows, "distracted_neighbourhood").value == 0
+    assert magnitude(rows, "neighbourhood").value == pytest.approx(0.199961, abs=5e-7)
+    found = magnitude(rows, "distracted_neighbourhood").value
+    assert found == pytest.approx(math.exp(-1.4) - math.exp(-1.1), abs=1e-12)
+    assert found == pytest.approx(-0.086274, abs=5e-7)
+
+
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        ({}, 0.085123),
+        ({"reverse": True}, 0.092033),
+        ({"reverse": True, "legacy_vocabulary_mean": True}, 0.030678),
+    ],
+)
+def test_divergence_of_neighbours(flags: dict[str, bool], value: float) -> None:
+    unedited, edited = [0.7, 0.2, 0.1], [0.5, 0.3, 0.2]
+    row = Row(
+        case="1",
+        role=ROLES["neighbourhood"],
+        protocol=Protocol.RANK,
+        divergence=[divergence(unedited, edited), 7.0],
+        divergence_reversed=[divergence(unedited, edited, reverse=True), 7.0],
+        vocabulary=3,
+    )
+    found = neighbourhood_divergence([row], **flags)
+    assert found.value == pytest.approx(value, abs=5e-7)
+    assert ("legacy" in found.metric) is ("legacy_vocabulary_mean" in flags)
