@@ -132,7 +132,8 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
-def test_the_price_of_the_stream_grows_in_the_second_half() -> None:
-    recipe = small(stream_price=1.0, late_stream_price=3.0)
-    prices = [module._stream_price(recipe, done) for done in (0.0, 0.5, 0.625, 0.75, 1.0)]
-    assert prices == [1.0, 1.0, 2.0, 3.0, 3.0]
+def test_prices_of_the_stream_grow_in_the_second_half() -> None:
+    recipe = small(stream_price=1.0, late_stream_price=3.0, late_first_price=8.0)
+    stream = torch.tensor([1.0, 3.0])
+    prices = [module._price_of(stream, recipe, done) for done in (0.0, 0.5, 0.625, 0.75, 1.0)]
+    assert [round(price.item(), 6) for price in prices] == [2.0, 2.0, 8.0, 14.0, 14.0]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -88,6 +89,9 @@ class Recipe:
             edit can write counts.
         late_stream_price: What the price has grown to after three quarters of the training; it
             begins to grow half way, once the facts are mostly known.
+        late_first_price: A further price on the stream behind the first block alone, after 65 % of
+            the training; it begins to grow at 60 %. What the first block writes at a subject would
+            else outweigh all later blocks, and only there could an edit be heard.
         matrix_rate: Peak learning rate of Muon, for matrices inside the blocks.
         other_rate: Peak learning rate of AdamW, for embeddings and norms.
         compiled: Use `torch.compile` on the blocks (needs a C++ compiler).
@@ -105,6 +109,7 @@ class Recipe:
     row: int = 192
     stream_price: float = 1e-3
     late_stream_price: float = 5e-3
+    late_first_price: float = 5e-2
     matrix_rate: float = 4e-3
     other_rate: float = 3e-3
     compiled: bool = False
@@ -164,7 +169,7 @@ class Losses(NamedTuple):
     Attributes:
         text: Weighted mean loss of predicting each next token, in nats.
         answers: Mean loss of the tokens of answers, in nats.
-        stream: Mean square of the residual stream over blocks, positions and coordinates.
+        stream: Mean square of the residual stream over positions and coordinates, by block.
     """
 
     text: Tensor
@@ -196,20 +201,21 @@ class _Network(nn.Module):
         else:
             hidden, extra, norm = core.wte(ids) + core.wpe(positions), {}, core.ln_f
         half = len(self.run_blocks) // 2
-        size = hidden.new_zeros((), dtype=torch.float32)
+        sizes: list[Tensor] = []
         for index, block in enumerate(self.run_blocks):
             hidden = block(
                 hidden, attention_mask=masks.early if index < half else masks.late, **extra
             )
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden
-            size = size + hidden.float().square().mean() / len(self.run_blocks)
+            sizes.append(hidden.float().square().mean())
         weight = batch.weight[:, 1:].reshape(-1)
         kept = weight > 0
         hidden = norm(hidden)[:, :-1].reshape(-1, hidden.shape[-1])[kept]
         logits = self.head(hidden).float()
         loss = nn.functional.cross_entropy(logits, ids[:, 1:].reshape(-1)[kept], reduction="none")
         weight = weight[kept]
-        return Losses((loss * weight).sum() / weight.sum(), loss[weight == 1.0].mean(), size)
+        text = (loss * weight).sum() / weight.sum()
+        return Losses(text, loss[weight == 1.0].mean(), torch.stack(sizes))
 
 
 class _Optimizer:
@@ -319,8 +325,7 @@ def train(
             batch = Batch(*(tensor.to(recipe.device) for tensor in packed))
             masks = attention_masks(batch.owner, masked=masked, dtype=torch.bfloat16)
             losses = network(batch, masks)
-            price = _stream_price(recipe, run.progress())
-            (losses.text + price * losses.stream).backward()
+            (losses.text + _price_of(losses.stream, recipe, run.progress())).backward()
             optimizer.step(_schedule(run.progress(), run.step))
             run.step += 1
             run.tokens += batch.ids.numel()
@@ -328,7 +333,7 @@ def train(
             report(
                 run.progress(),
                 f"step {run.step}  answers {losses.answers.item():.3f}  "
-                f"loss {losses.text.item():.3f}  stream {losses.stream.item():.1f}  "
+                f"loss {losses.text.item():.3f}  stream {losses.stream.mean().item():.1f}  "
                 f"{run.tokens / run.seconds:.0f} tokens/s",
             )
             if run.progress() >= 1.0:
@@ -401,10 +406,17 @@ def _schedule(done: float, step: int) -> float:
     return min(1.0, (step + 1) / 60) * max(0.02, min(1.0, (1.0 - done) / 0.6))
 
 
-def _stream_price(recipe: Recipe, done: float) -> float:
-    """The early price for the first half, then linearly more, the late price from 75 % on."""
-    grown = min(1.0, max(0.0, 4.0 * (done - 0.5)))
-    return recipe.stream_price + grown * (recipe.late_stream_price - recipe.stream_price)
+def _price_of(stream: Float[Tensor, " layer"], recipe: Recipe, done: float) -> Tensor:
+    """What the size of the residual stream costs when a share `done` of the training is over."""
+    early, late = recipe.stream_price, recipe.late_stream_price
+    whole = early + _grown(done, 0.5, 0.75) * (late - early)
+    first = _grown(done, 0.6, 0.65) * recipe.late_first_price
+    return whole * stream.mean() + first * stream[0]
+
+
+def _grown(done: float, begin: float, end: float) -> float:
+    """0 up to `begin`, 1 from `end` on, linear between."""
+    return min(1.0, max(0.0, (done - begin) / (end - begin)))
 
 
 def _shard(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -150,7 +150,7 @@ class _Trial:
 
 
 @contextmanager
-def _timed(seconds: list[float], facts: int) -> Iterator[None]:
+def _timed(seconds: list[float], facts: int) -> Generator[None]:
     begin = time.perf_counter()
     yield
     seconds.append((time.perf_counter() - begin) / facts)
