@@ -11,13 +11,11 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from corrigenda.benchmarks._answers import Answers, Groups, either, objects, same, without
+from corrigenda.benchmarks._probes import fluency, forced
 from corrigenda.benchmarks._sources import Files
 from corrigenda.benchmarks.benchmark import Benchmark, Tally, Unusable, each
-from corrigenda.cases import Against, Case, Probe, Protocol
+from corrigenda.cases import Against, Case, Probe
 from corrigenda.facts import Fact
-
-FLUENCY_TOKENS = 100
-"""New tokens of a text whose fluency is measured."""
 
 _EXCLUDED = re.compile(r"which is not (.+?), is$")
 
@@ -126,21 +124,12 @@ def knowedit_case(index: int, record: Parts, tally: Tally, edit: str, repeated: 
         flags.append("the target is among the old answers")
     if repeated:
         flags.append("another record has the same prompt")
-    probes = [_forced(prompt, ((target,),), "reliability", rivals=rivals)]
+    probes = [forced(prompt, target, "reliability", rivals=rivals)]
     if record.rephrase and record.rephrase.strip():
-        probes.append(
-            _forced(record.rephrase.strip(), ((target,),), "generalization", rivals=rivals)
-        )
+        probes.append(forced(record.rephrase, target, "generalization", rivals=rivals))
     probes += _items(record.portability, "portability", target, tally)
     probes += _items(record.locality, "locality", target, tally)
-    probes.append(
-        Probe(
-            prompt=prompt,
-            role="fluency",
-            protocol=Protocol.GREEDY,
-            max_new_tokens=FLUENCY_TOKENS,
-        )
-    )
+    probes.append(fluency(prompt))
     return Case(
         id=str(index),
         facts=(fact,),
@@ -166,28 +155,10 @@ def _items(
                 if not groups:
                     tally.skipped[f"{role}: the only answer is the one excluded"] += 1
                     continue
-            yield _forced(prompt, either(groups), role, against=against)
+            yield forced(prompt, either(groups), role, against=against)
 
 
 def remaining(prompt: str, groups: Groups, target: str) -> Groups:
     """Answers to "..., which is not X, is" that are neither X nor what is written."""
     excluded = _EXCLUDED.search(prompt)
     return without(groups, [target, *(excluded.groups() if excluded else ())])
-
-
-def _forced(
-    prompt: str,
-    expected: Groups,
-    role: str,
-    *,
-    against: Against = Against.TARGET,
-    rivals: tuple[str, ...] = (),
-) -> Probe:
-    return Probe(
-        prompt=prompt,
-        expected=expected,
-        role=role,
-        protocol=Protocol.TEACHER_FORCED,
-        against=against,
-        rivals=rivals,
-    )

@@ -41,7 +41,8 @@ class PublicFile(TypedDict, total=False):
 
     Attributes:
         name: What the file is called where it is published.
-        part: Which part of the benchmark it is; empty for files that go with every part.
+        part: Which part of the benchmark it is.
+        extra: Whether it goes with every part instead.
         url: Its address.
         sha256: Its checksum.
         bytes: Its size.
@@ -49,6 +50,7 @@ class PublicFile(TypedDict, total=False):
 
     name: str
     part: str
+    extra: bool
     url: str
     sha256: str
     bytes: int
@@ -88,7 +90,11 @@ class Files:
         """
         if self._source is not None and self._source.is_file():
             return self._source
-        entries = [entry for entry in self._public if entry.get("part", "") == self._part]
+        entries = [
+            entry
+            for entry in self._public
+            if entry.get("part", "") == self._part and not entry.get("extra")
+        ]
         found = self._find(entries)
         if found is None:
             raise self._missing(entries)

@@ -1,0 +1,131 @@
+"""zsRE in the form of MEND: questions with a rephrasing and an unrelated question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from corrigenda.benchmarks._answers import distinct, same
+from corrigenda.benchmarks._knowedit import repeats
+from corrigenda.benchmarks._probes import forced
+from corrigenda.benchmarks._sources import Files
+from corrigenda.benchmarks.benchmark import Benchmark, Tally, Unusable, each
+from corrigenda.cases import Against, Case, Probe
+from corrigenda.facts import Fact
+
+_NATURAL_QUESTIONS = "nq question: "
+
+_Portability = TypedDict(
+    "_Portability", {"Recalled Relation": str, "New Question": str, "New Answer": str}
+)
+
+
+class _Optional(TypedDict, total=False):
+    portability: _Portability | None
+
+
+class _Record(_Optional):
+    subject: str
+    src: str
+    pred: str
+    rephrase: str
+    alt: str
+    answers: list[str]
+    loc: str
+    loc_ans: str
+
+
+_SCHEMA = TypeAdapter(_Record)
+
+
+class ZsRE(Benchmark):
+    """Answers to questions, edited away from the truth or towards it.
+
+    Attributes:
+        part: "eval", "portability", "train" or "train-10000".
+        direction: "alternative" edits towards `alt`, as MEND and EasyEdit do; "truth" towards the
+            first of `answers`, as ROME and MEMIT do. The two are not comparable.
+        legacy: Ask the unrelated question as the references do: with "nq question: " in front, and
+            a question mark only with direction "truth".
+    """
+
+    name: ClassVar[str] = "zsre"
+    part: Literal["eval", "portability", "train", "train-10000"] = "eval"
+    direction: Literal["alternative", "truth"] = "alternative"
+    legacy: bool = False
+
+    def read(self, files: Files, tally: Tally) -> Iterator[Case]:
+        """Yield one case a record."""
+        records = files.records(files.main(), _SCHEMA)
+        repeated = repeats(record["src"] for record in records)
+
+        def make(index: int, record: _Record) -> tuple[Case]:
+            return (self._case(index, record, tally, record["src"] in repeated),)
+
+        yield from each(records, make, tally)
+
+    def _case(self, index: int, record: _Record, tally: Tally, repeated: bool) -> Case:
+        answers = distinct(record["answers"])
+        if not answers:
+            raise Unusable("there is no true answer")
+        if not record["subject"].strip():
+            raise Unusable("the subject is empty")
+        if self.direction == "truth":
+            target, old = answers[0], (record["pred"],)
+        else:
+            target, old = record["alt"].strip(), answers
+        rivals = tuple(one for one in distinct(old) if not same(one, target))
+        fact = Fact(
+            prompt=record["src"].strip(),
+            target=target,
+            subject=record["subject"],
+            before=old[0].strip() or None,
+            name=f"record {index}",
+        )
+        flags = []
+        if len(rivals) < len(distinct(old)):
+            flags.append("the target is among the old answers")
+        if repeated:
+            flags.append("another record has the same prompt")
+        probes = [forced(fact.prompt, target, "reliability", rivals=rivals)]
+        if record["rephrase"].strip():
+            probes.append(forced(record["rephrase"], target, "generalization", rivals=rivals))
+        else:
+            tally.skipped["generalization: no prompt"] += 1
+        if record["loc"].strip() and record["loc_ans"].strip():
+            probes.append(
+                forced(
+                    self._unrelated(record["loc"].strip()),
+                    record["loc_ans"].strip(),
+                    "locality/unrelated_question",
+                    against=Against.TARGET if self.direction == "truth" else Against.UNEDITED,
+                )
+            )
+        else:
+            tally.skipped["locality/unrelated_question: no answer"] += 1
+        # Written for `alt`: what follows from the truth is not in the file.
+        if (further := record.get("portability")) and self.direction == "alternative":
+            probes += _one_hop(further, tally)
+        return Case(
+            id=str(index),
+            facts=(fact,),
+            probes=tuple(probes),
+            meta={"edit": "modification", "direction": self.direction, "flags": tuple(flags)},
+        )
+
+    def _unrelated(self, question: str) -> str:
+        if self.legacy:
+            return f"{question}?" if self.direction == "truth" else question
+        question = question.removeprefix(_NATURAL_QUESTIONS)
+        return question if question.endswith("?") else f"{question}?"
+
+
+def _one_hop(further: _Portability, tally: Tally) -> Iterator[Probe]:
+    question, answer = further["New Question"], further["New Answer"].strip()
+    if question.strip() and answer:
+        yield forced(question, answer, "portability/one_hop")
+    else:
+        tally.skipped["portability/one_hop: no answer"] += 1
