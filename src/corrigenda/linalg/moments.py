@@ -187,7 +187,8 @@ def _add_upper(target: Tensor, keys: Tensor) -> None:
     block = max(_SMALLEST_BLOCK, -(-width // 8))
     for start in range(0, width, block):
         stop = min(start + block, width)
-        target[start:stop, start:].addmm_(keys[:, start:stop].T, keys[:, start:])
+        # Not `addmm_`, which may add row by row into the long sum and so lose digits.
+        target[start:stop, start:] += keys[:, start:stop].T @ keys[:, start:]
 
 
 @contextmanager
