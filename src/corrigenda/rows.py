@@ -181,7 +181,7 @@ def tags(meta: Mapping[str, object]) -> list[str]:
     """
     found: list[str] = []
     for key, value in meta.items():
-        several: list[object] = value if isinstance(value, list) else [value]
+        several: list[object] = [*value] if isinstance(value, list | tuple) else [value]
         found += [f"{key}={one}" for one in several if isinstance(one, str | int | float)]
     return found
 

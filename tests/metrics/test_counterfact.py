@@ -12,7 +12,7 @@ from corrigenda.metrics.counterfact import (
     harmonic,
     harmonic_score,
     magnitude,
-    neighbourhood_divergence,
+    neighborhood_divergence,
     score,
 )
 from corrigenda.metrics.locality import divergence
@@ -23,14 +23,14 @@ RECORD = [
     ranked("1", 0.7, 2.3),
     ranked("1", 1.2, 0.9, role="generalization", probe=1),
     ranked("1", 0.4, 1.1, role="generalization", probe=2),
-    ranked("1", 0.5, 0.6, role="locality/neighbourhood", probe=3),
-    ranked("1", 1.0, 1.0, role="locality/neighbourhood", probe=4),
+    ranked("1", 0.5, 0.6, role="locality/neighborhood", probe=3),
+    ranked("1", 1.0, 1.0, role="locality/neighborhood", probe=4),
 ]
 
 
 @pytest.mark.parametrize(
     ("what", "share", "difference"),
-    [("efficacy", 1, 0.396326), ("paraphrase", 0.5, 0.116037), ("neighbourhood", 0.5, 0.028860)],
+    [("efficacy", 1, 0.396326), ("paraphrase", 0.5, 0.116037), ("neighborhood", 0.5, 0.028860)],
 )
 def test_record(what: str, share: float, difference: float) -> None:
     assert score(RECORD, what).value == share
@@ -76,15 +76,15 @@ def test_whole_answers_are_labelled() -> None:
     assert (whole.value, whole.metric) == (0, "efficacy_score@rank:sum")
 
 
-def test_distracted_neighbourhood() -> None:
+def test_distracted_neighborhood() -> None:
     rows = [
-        ranked("1", 0.5, 0.9, role=ROLES["neighbourhood"]),
-        ranked("1", 1.4, 1.1, role=ROLES["distracted_neighbourhood"], probe=1),
+        ranked("1", 0.5, 0.9, role=ROLES["neighborhood"]),
+        ranked("1", 1.4, 1.1, role=ROLES["distracted_neighborhood"], probe=1),
     ]
-    assert score(rows, "neighbourhood").value == 1
-    assert score(rows, "distracted_neighbourhood").value == 0
-    assert magnitude(rows, "neighbourhood").value == pytest.approx(0.199961, abs=5e-7)
-    found = magnitude(rows, "distracted_neighbourhood").value
+    assert score(rows, "neighborhood").value == 1
+    assert score(rows, "distracted_neighborhood").value == 0
+    assert magnitude(rows, "neighborhood").value == pytest.approx(0.199961, abs=5e-7)
+    found = magnitude(rows, "distracted_neighborhood").value
     assert found == pytest.approx(math.exp(-1.4) - math.exp(-1.1), abs=1e-12)
     assert found == pytest.approx(-0.086274, abs=5e-7)
 
@@ -101,12 +101,12 @@ def test_divergence_of_neighbours(flags: dict[str, bool], value: float) -> None:
     unedited, edited = [0.7, 0.2, 0.1], [0.5, 0.3, 0.2]
     row = Row(
         case="1",
-        role=ROLES["neighbourhood"],
-        protocol=Protocol.RANK,
+        role="divergence/neighborhood",
+        protocol=Protocol.GREEDY,
         divergence=[divergence(unedited, edited), 7.0],
         divergence_reversed=[divergence(unedited, edited, reverse=True), 7.0],
         vocabulary=3,
     )
-    found = neighbourhood_divergence([row], **flags)
+    found = neighborhood_divergence([row], **flags)
     assert found.value == pytest.approx(value, abs=5e-7)
     assert ("legacy" in found.metric) is ("legacy_vocabulary_mean" in flags)

@@ -2,7 +2,7 @@
 
 P~ is the geometric mean of token probabilities, so that answers of different length can be held
 against each other. A tie is a failure. Efficacy (ES, EM) reads `reliability`, paraphrase (PS, PM)
-`generalization`, neighbourhood (NS, NM) `locality/neighbourhood`, all under `rank`. Prompts are
+`generalization`, neighborhood (NS, NM) `locality/neighborhood`, all under `rank`. Prompts are
 averaged in their case, then cases.
 """
 
@@ -30,8 +30,8 @@ from corrigenda.rows import Row, Stage
 ROLES: Mapping[str, str] = {
     "efficacy": "reliability",
     "paraphrase": "generalization",
-    "neighbourhood": "locality/neighbourhood",
-    "distracted_neighbourhood": "locality/distracting_neighbourhood",
+    "neighborhood": "locality/neighborhood",
+    "distracted_neighborhood": "locality/distracted_neighborhood",
 }
 """What the field calls a score, and the role of the rows it reads."""
 
@@ -75,7 +75,7 @@ def magnitude(
 def harmonic_score(
     rows: Sequence[Row],
     *,
-    neighbourhood: str = "neighbourhood",
+    neighborhood: str = "neighborhood",
     normalization: str = "mean",
     stage: Stage = Stage.AFTER,
     bootstrap: Bootstrap = BOOTSTRAP,
@@ -86,14 +86,14 @@ def harmonic_score(
 
     Args:
         rows: Of one run.
-        neighbourhood: Which key of `ROLES` stands for neighbours.
+        neighborhood: Which key of `ROLES` stands for neighbours.
         normalization: As in `score`.
         stage: As in `score`.
         bootstrap: How to find the interval.
     """
     parts = [
         score(rows, what, normalization=normalization, stage=stage, bootstrap=bootstrap)
-        for what in ("efficacy", "paraphrase", neighbourhood)
+        for what in ("efficacy", "paraphrase", neighborhood)
     ]
     cases = sorted(set().union(*(part.by_case for part in parts)))
     skipped: dict[str, int] = {}
@@ -122,29 +122,29 @@ def harmonic(values: Sequence[float]) -> float:
     return len(values) / sum(1 / value for value in values)
 
 
-def neighbourhood_divergence(
+def neighborhood_divergence(
     rows: Sequence[Row],
-    what: str = "neighbourhood",
+    what: str = "neighborhood",
     *,
-    protocol: Protocol = Protocol.RANK,
+    protocol: Protocol = Protocol.GREEDY,
     reverse: bool = False,
     legacy_vocabulary_mean: bool = False,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
-    """NKL: KL(P || P*) of the first token after neighbourhood prompts, P of the unedited model.
+    """NKL: KL(P || P*) of the first token after neighborhood prompts, P of the unedited model.
 
     In nats, mean over the prompts of a case, then cases; lower is better. What CounterFact+ prints
     was computed with both flags set: the direction reversed, and divided by the number of logits.
 
     Args:
         rows: Of one run.
-        what: A key of `ROLES`.
+        what: Kind of neighbours: rows of role `divergence/...` are read.
         protocol: How the answers were taken.
         reverse: KL(P* || P) instead.
         legacy_vocabulary_mean: Divide by the number of logits.
         bootstrap: How to find the interval.
     """
-    role = ROLES[what]
+    role = f"divergence/{what}"
     found, skipped = select(rows, role, protocol=protocol)
     items: list[Item] = []
     for row in found:

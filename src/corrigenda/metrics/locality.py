@@ -11,7 +11,7 @@ Unchanged means equal to the answer of the unedited model, which every row carri
 
 Under teacher forcing both models read the right answer, so what drifts after its first token is
 hidden. Extended locality (other relations of the subject, neighbours after a distracting sentence)
-is locality of another kind: `unchanged(rows, "locality/distracting_neighbourhood", ...)`. There the
+is locality of another kind: `unchanged(rows, "locality/distracted_neighborhood", ...)`. There the
 unedited model read the same distracting sentence, since both answers are to one prompt.
 """
 
