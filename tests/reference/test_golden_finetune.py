@@ -8,56 +8,35 @@ methods are from it.
 
 from __future__ import annotations
 
-import json
-from functools import cache
-from pathlib import Path
-
 import pytest
 import torch
-from _pytest.mark import ParameterSet
-from safetensors.torch import load_file
 from torch import Tensor
 
 from corrigenda.facts import Fact
-from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.methods._finetune import Trained, fine_tune
 from corrigenda.methods.ft_l import FtL
 from corrigenda.methods.ft_m import FtM
 from corrigenda.patch.changes import dense
-
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="the stored outputs of the public implementations are not here"
+from tests.reference.golden import (
+    TOLERANCE,
+    facts,
+    golden,
+    model,
+    needed,
+    relative,
+    slow,
+    tensors,
 )
 
-TOLERANCE = 1e-3
+pytestmark = needed
+
 KINDS = {"ft-l": FtL, "ft-m": FtM}
 
 
-def slow(case: object) -> ParameterSet:
-    return pytest.param(case, marks=pytest.mark.slow)
-
-
-@cache
-def model() -> LanguageModel:
-    return LanguageModel.load(str(GOLDEN / "model"))
-
-
-@cache
-def tensors(method: str) -> dict[str, Tensor]:
-    return load_file(GOLDEN / method / "tensors.safetensors")
-
-
-@cache
-def golden(method: str) -> dict:
-    return json.loads((GOLDEN / method / "golden.json").read_text(encoding="utf-8"))
-
-
-def facts(tag: str) -> list[Fact]:
-    records = json.loads((GOLDEN / "edits.json").read_text(encoding="utf-8"))
-    chosen = records[:16] if tag == "b16" else records[int(tag[1:]) : int(tag[1:]) + 1]
-    return [Fact(prompt=one["prompt"], target=one["target_new"]) for one in chosen]
+def wanted(tag: str) -> list[Fact]:
+    chosen = facts(16)
+    return chosen if tag == "b16" else [chosen[int(tag[1:])]]
 
 
 def record(method: str, tag: str) -> dict:
@@ -80,20 +59,15 @@ def trained(method: str, tag: str, **options: object) -> Trained:
     """What the engine makes with the reference's settings, the bias included."""
     chosen = editor(method, **options)
     (site,) = chosen.sites(model())
-    wanted = facts(tag)
+    chosen_facts = wanted(tag)
     settings = chosen.settings._replace(bias=True)
-    names = [fact.label for fact in wanted]
-    return fine_tune(model(), site, chosen.examples(model(), wanted), settings, names)
+    names = [fact.label for fact in chosen_facts]
+    return fine_tune(model(), site, chosen.examples(model(), chosen_facts), settings, names)
 
 
 def trace(found: Trained) -> list[float]:
     """Losses in the order of the reference: one a mini-batch, which is one a fact."""
     return [losses[epoch] for epoch in range(len(found.averages)) for losses in found.losses]
-
-
-def relative(actual: Tensor, expected: Tensor) -> float:
-    actual, expected = actual.double(), expected.double()
-    return float((actual - expected).norm() / expected.norm())
 
 
 def stored(method: str, tag: str) -> dict[str, Tensor]:
@@ -135,6 +109,6 @@ def test_losses_of_the_first_epochs_of_a_batch(method: str) -> None:
 
 @pytest.mark.parametrize("method", KINDS)
 def test_without_the_bias_the_change_is_nearly_the_same(method: str) -> None:
-    patch = editor(method).edit(model(), facts("s0")).patch
+    patch = editor(method).edit(model(), wanted("s0")).patch
     change = dense(patch.changes[Site(2)])
     assert relative(ours(change)["row0_16"], stored(method, "s0")["row0_16"]) <= 0.01

@@ -13,11 +13,12 @@ from corrigenda.methods import _locate
 from corrigenda.methods._target_search import find_targets
 from corrigenda.methods.pmet import Pmet
 from corrigenda.patch import WeightPatch
-from tests.reference.test_golden import (
+from tests.reference.golden import (
     GOLDEN,
     PREFIXES,
     TOLERANCE,
     TWO_LEVEL,
+    check_change,
     check_trace,
     common,
     facts,
@@ -28,7 +29,6 @@ from tests.reference.test_golden import (
     state,
     tensors,
 )
-from tests.reference.test_golden_alphaedit import check_change
 
 pytestmark = pytest.mark.skipif(
     not GOLDEN.is_dir(), reason="the stored outputs of the public implementations are not here"
