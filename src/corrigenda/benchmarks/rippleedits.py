@@ -1,0 +1,274 @@
+"""RippleEdits: what should follow from an edit, and what should not, in six criteria."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+from pydantic import AliasChoices, Field, TypeAdapter
+from typing_extensions import TypedDict
+
+from corrigenda.benchmarks._answers import Groups, distinct, either, same, without
+from corrigenda.benchmarks._labels import Labels, split_statement
+from corrigenda.benchmarks._sources import Files
+from corrigenda.benchmarks.benchmark import Benchmark, Tally, Unusable, each
+from corrigenda.cases import Case, Probe, Protocol
+from corrigenda.facts import Fact
+
+NEW_TOKENS = 20
+SHORTEST_ALIAS = 3
+
+ROLES: Mapping[str, str] = {
+    "Logical_Generalization": "portability/logical_generalization",
+    "Compositionality_I": "portability/compositionality_1",
+    "Compositionality_II": "portability/compositionality_2",
+    "Subject_Aliasing": "portability/subject_aliasing",
+    "Relation_Specificity": "locality/relation_specificity",
+    "Forgetfulness": "locality/forgetfulness",
+}
+
+
+class _Answer(TypedDict):
+    value: str
+    aliases: list[str]
+
+
+class _Query(TypedDict):
+    prompt: str
+    answers: list[_Answer]
+    query_type: str
+    subject_id: str | list[str]
+    relation: str
+    target_ids: list[str]
+
+
+class _Test(TypedDict):
+    test_queries: list[_Query]
+    test_condition: str
+    condition_queries: list[_Query]
+
+
+class _Statement(TypedDict):
+    prompt: str
+    subject_id: str
+    relation: str
+    target_id: str
+
+
+class _Edit(_Statement, total=False):
+    original_fact: _Statement | None
+    subject_label: Annotated[str, Field(validation_alias=AliasChoices("subject_label", "subject"))]
+    target_label: Annotated[str, Field(validation_alias=AliasChoices("target_label", "target"))]
+
+
+class _Criteria(TypedDict, total=False):
+    Logical_Generalization: list[_Test]
+    Compositionality_I: list[_Test]
+    Compositionality_II: list[_Test]
+    Subject_Aliasing: list[_Test]
+    Relation_Specificity: list[_Test]
+    Relation_Specifity: list[_Test]
+    Forgetfulness: list[_Test]
+
+
+class _Record(_Criteria):
+    example_type: str
+    edit: _Edit
+
+
+class _Parsed(NamedTuple):
+    fact: Fact
+    old: tuple[str, ...]
+
+
+_SCHEMA = TypeAdapter(_Record)
+
+
+class RippleEdits(Benchmark):
+    """One edit a record, and tests that run only where their conditions hold before the edit.
+
+    Attributes:
+        part: "popular", "random" or "recent".
+        multiple: Of several true objects, "any" one will do, or "all" must be named, as the
+            released code demands.
+        alias_condition: A test of an alias needs the unedited model to know the "original" answer
+            by that alias; "released" needs the new one, as the released code has it, which selects
+            tests that hold already.
+    """
+
+    name: ClassVar[str] = "rippleedits"
+    part: Literal["popular", "random", "recent"] = "popular"
+    multiple: Literal["any", "all"] = "any"
+    alias_condition: Literal["original", "released"] = "original"
+
+    def read(self, files: Files, tally: Tally) -> Iterator[Case]:
+        """Yield one case a record."""
+        records = files.records(files.main(), _SCHEMA)
+        labels = Labels(_labelled(records))
+
+        def make(index: int, record: _Record) -> tuple[Case]:
+            return (self._case(index, record, labels, tally),)
+
+        yield from each(records, make, tally)
+
+    def _case(self, index: int, record: _Record, labels: Labels, tally: Tally) -> Case:
+        edit = record["edit"]
+        parsed = _parse(record, labels, f"record {index}")
+        fact = parsed.fact
+        probes = [
+            Probe(
+                prompt=fact.prompt,
+                expected=((fact.target, *fact.aliases),),
+                role="reliability",
+                protocol=Protocol.GREEDY,
+                rivals=parsed.old,
+                max_new_tokens=NEW_TOKENS,
+            )
+        ]
+        for criterion, role in ROLES.items():
+            for number, test in enumerate(_tests(record, criterion)):
+                reason = _left_out(criterion, test, edit)
+                asked = () if reason else self._test(test, criterion, f"{role} {number}", parsed)
+                if not asked:
+                    tally.skipped[f"{role}: {reason or 'no answer but the one excluded'}"] += 1
+                probes += asked
+        return Case(
+            id=str(index),
+            facts=(fact,),
+            probes=tuple(probes),
+            meta={
+                "edit": "insertion" if record["example_type"] == "recent" else "modification",
+                "relation": edit["relation"],
+                "example_type": record["example_type"],
+            },
+        )
+
+    def _test(self, test: _Test, criterion: str, name: str, parsed: _Parsed) -> tuple[Probe, ...]:
+        role = name.rpartition(" ")[0]
+        asked = [
+            self._probe(
+                query, role, name, parsed.fact.target if criterion == "Forgetfulness" else None
+            )
+            for query in test["test_queries"]
+        ]
+        kept = [
+            dataclasses.replace(probe, every=test["test_condition"].upper() == "AND")
+            for probe in asked
+            if probe.expected
+        ]
+        conditions = [
+            self._probe(query, "condition", name, None) for query in test["condition_queries"]
+        ]
+        if criterion == "Subject_Aliasing" and self.alias_condition == "original" and parsed.old:
+            conditions = [
+                dataclasses.replace(probe, expected=(parsed.old,)) for probe in conditions
+            ]
+        if not kept or not all(probe.expected for probe in conditions):
+            return ()
+        return (*kept, *(dataclasses.replace(probe, after=(0,)) for probe in conditions))
+
+    def _probe(self, query: _Query, role: str, test: str, excluded: str | None) -> Probe:
+        spelt = (_spellings(answer) for answer in query["answers"])
+        groups: Groups = tuple(group for group in spelt if group)
+        if excluded is not None:
+            groups = without(groups, [excluded])
+        return Probe(
+            prompt=query["prompt"].strip(),
+            expected=groups if self.multiple == "all" else either(groups),
+            role=role,
+            protocol=Protocol.GREEDY,
+            test=test,
+            max_new_tokens=NEW_TOKENS,
+        )
+
+
+def _tests(record: _Record, criterion: str) -> Sequence[_Test]:
+    if criterion == "Relation_Specificity":
+        # One of the public files has the other spelling.
+        return record.get("Relation_Specificity") or record.get("Relation_Specifity") or []
+    found: Mapping[str, object] = record
+    tests = found.get(criterion) or []
+    return tests  # type: ignore[return-value]  # the key is one of `_Criteria`
+
+
+def _left_out(criterion: str, test: _Test, edit: _Edit) -> str:
+    """Why a test is not asked; empty where it is."""
+    queries = test["test_queries"]
+    if not any(query["answers"] for query in queries):
+        return "no answer"
+    if any(not query["answers"] for query in test["condition_queries"]):
+        return "a condition has no answer"
+    # The rule for spouses was written with the relation of siblings.
+    wrong = edit["relation"] == "SPOUSE" and any(
+        query["relation"] == "SIBLING" for query in queries
+    )
+    if criterion == "Logical_Generalization" and wrong:
+        return "asks for a sibling where a spouse was edited"
+    return ""
+
+
+def _spellings(answer: _Answer) -> tuple[str, ...]:
+    """The value, and aliases long enough not to stand in other words by chance."""
+    long = (one for one in answer["aliases"] if len(one.strip()) >= SHORTEST_ALIAS)
+    return distinct(one.strip() for one in (answer["value"], *long))
+
+
+def _queries(record: _Record) -> Iterator[_Query]:
+    for criterion in ROLES:
+        for test in _tests(record, criterion):
+            yield from test["test_queries"]
+            yield from test["condition_queries"]
+
+
+def _labelled(records: Iterable[_Record]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Ids with the spellings that answers give them."""
+    for record in records:
+        for query in _queries(record):
+            two_hop = query["query_type"] == "two_hop"
+            if not two_hop and len(query["target_ids"]) == len(query["answers"]):
+                for target, answer in zip(query["target_ids"], query["answers"], strict=True):
+                    yield target, _spellings(answer)
+
+
+def _parse(record: _Record, labels: Labels, name: str) -> _Parsed:
+    edit = record["edit"]
+    original = edit.get("original_fact")
+    given = edit.get("target_label", "").strip()
+    spelt = (given,) if given else labels.get(edit["target_id"])
+    split = split_statement(
+        edit["prompt"],
+        spelt,
+        original["prompt"] if original else None,
+        labels.get(original["target_id"]) if original else (),
+    )
+    if split is None:
+        raise Unusable("the target cannot be told from the statement")
+    prompt, target = split
+    old: tuple[str, ...] = ()
+    if original:
+        before = original["prompt"].strip().removesuffix(".").removeprefix(prompt).strip()
+        known = labels.get(original["target_id"])
+        stated = original["prompt"].startswith(prompt) and bool(before)
+        old = distinct((before, *known) if stated else known)
+    subject = edit.get("subject_label", "").strip() or labels.subject(
+        prompt,
+        edit["subject_id"],
+        [
+            query["prompt"]
+            for test in _tests(record, "Relation_Specificity")
+            for query in test["test_queries"]
+            if query["subject_id"] == edit["subject_id"]
+        ],
+    )
+    if not subject:
+        raise Unusable("the subject cannot be told from the statement")
+    fact = Fact(
+        prompt=prompt,
+        target=target,
+        subject=subject,
+        before=old[0] if old else None,
+        aliases=tuple(one for one in spelt if one != target),
+        name=name,
+    )
+    return _Parsed(fact, tuple(one for one in old if not same(one, target)))
