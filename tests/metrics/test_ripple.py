@@ -91,11 +91,11 @@ def chained(case: str, role: str, values: list[int], first: int, **more) -> list
 
 RECORDS = [
     *chained("1", "reliability", [1, 1], 0),
-    *chained("1", "multihop/hop", [1, 1, 1], 10),
-    *chained("1", "multihop/question", [0, 1, 0], 20, rivals=["old"]),
+    *chained("1", "portability/chain", [1, 1, 1], 10),
+    *chained("1", "portability/multi_hop", [0, 1, 0], 20, rivals=["old"]),
     *chained("2", "reliability", [1, 0], 0),
-    *chained("2", "multihop/hop", [1, 0], 10),
-    *chained("2", "multihop/question", [0, 0, 0], 20, rivals=["old"]),
+    *chained("2", "portability/chain", [1, 0], 10),
+    *chained("2", "portability/multi_hop", [0, 0, 0], 20, rivals=["old"]),
 ]
 
 
@@ -115,15 +115,15 @@ def test_edits_weigh_the_same_over_all_cases() -> None:
 
 
 def test_cases_whose_edit_cannot_be_seen() -> None:
-    role = {"role": "multihop/question"}
+    role = {"role": "portability/multi_hop"}
     rows = [said("1", "x", "Rome", rivals=["rome."], **role), said("2", "x", "a b", **role)]
     assert unobservable(rows) == {"1"}
 
 
 def test_what_the_unedited_model_knows() -> None:
     rows = [
-        said("1", "x", "Rome", answer_before="Rome", role="multihop/hop"),
-        said("1", "x", "Oslo", answer_before="Rome", role="multihop/hop", probe=1),
-        said("2", "x", "Oslo", answer_before="Oslo", role="multihop/hop"),
+        said("1", "x", "Rome", answer_before="Rome", role="portability/chain"),
+        said("1", "x", "Oslo", answer_before="Rome", role="portability/chain", probe=1),
+        said("2", "x", "Oslo", answer_before="Oslo", role="portability/chain"),
     ]
-    assert known_to_the_unedited_model(rows, "multihop/hop") == {"2"}
+    assert known_to_the_unedited_model(rows, "portability/chain") == {"2"}

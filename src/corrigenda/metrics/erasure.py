@@ -1,8 +1,9 @@
 """Erasure (Sanitation): refusals where the answer should be gone, and nowhere else.
 
-The questions to forget are rows of `reliability`, those whose refusal was written, and of `erasure`,
-others with the same answer: they expect the refusal, and what is to be forgotten is their rival. The questions to keep are rows of `locality`; that their
-continuations keep their tokens is `locality.unchanged(rows, protocol=..., measure="tokens")`.
+The questions to forget are rows of `reliability`, those whose refusal was written, and of
+`erasure`, others with the same answer: they expect the refusal, and what is to be forgotten is
+their rival. The questions to keep are rows of `locality`; that their continuations keep their
+tokens is `locality.unchanged(rows, protocol=..., measure="tokens")`.
 """
 
 from __future__ import annotations
@@ -74,10 +75,10 @@ def over_refusal(
 
 
 def refuses(text: str, phrase: str = REFUSAL) -> bool:
-    """Whether a text contains the refusal.
+    r"""Whether a text contains the refusal.
 
     Example:
-        >>> refuses("Well, I don\\u2019t know."), refuses("I am not sure")
+        >>> refuses("Well, I don\u2019t know."), refuses("I am not sure")
         (True, False)
     """
     return phrase.lower() in unify_apostrophes(text).lower()

@@ -110,7 +110,6 @@ def over_cases(
     *,
     skipped: Mapping[str, int] | None = None,
     bootstrap: Bootstrap = BOOTSTRAP,
-    scale: float = 1.0,
 ) -> Estimate:
     """Mean over cases of the pooled items.
 
@@ -119,9 +118,8 @@ def over_cases(
         items: Values of answers.
         skipped: Number of answers left out, by reason.
         bootstrap: How to find the interval.
-        scale: Factor on every value, such as -1 for a difference turned round.
     """
-    known = [Item(one.case, one.value * scale, one.kind) for one in items]
+    known = list(items)
     by_case = pool(known)
     return statistic(
         metric,

@@ -117,7 +117,7 @@ def edit_wise(
 
 
 def instance_wise(
-    rows: Sequence[Row], *, role: str = "multihop/hop", bootstrap: Bootstrap = BOOTSTRAP
+    rows: Sequence[Row], *, role: str = "portability/chain", bootstrap: Bootstrap = BOOTSTRAP
 ) -> Estimate:
     """Share of cases whose every fact on the new chain is recalled (MQuAKE)."""
     found, skipped = select(rows, role, protocol=Protocol.GREEDY)
@@ -134,7 +134,7 @@ def multi_hop(
     *,
     pooling: str = "any",
     stale: bool = False,
-    role: str = "multihop/question",
+    role: str = "portability/multi_hop",
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
     """Are questions over several hops answered with the new answer (MQuAKE)?
@@ -174,7 +174,7 @@ def multi_hop_given_instance(
     )
 
 
-def unobservable(rows: Sequence[Row], *, role: str = "multihop/question") -> set[str]:
+def unobservable(rows: Sequence[Row], *, role: str = "portability/multi_hop") -> set[str]:
     """Cases whose new answer is one of the old ones: there the edit cannot be seen."""
     found, _ = select(rows, role, protocol=Protocol.GREEDY)
     return {
