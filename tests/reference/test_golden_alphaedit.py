@@ -16,7 +16,6 @@ from corrigenda.methods.alphaedit import AlphaEdit
 from corrigenda.patch import WeightPatch
 from corrigenda.state import State
 from tests.reference.golden import (
-    GOLDEN,
     PREFIXES,
     TOLERANCE,
     TWO_LEVEL,
@@ -26,15 +25,14 @@ from tests.reference.golden import (
     facts,
     golden,
     model,
+    needed,
     relative,
     slow,
     state,
     tensors,
 )
 
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="the stored outputs of the public implementations are not here"
-)
+pytestmark = needed
 
 METHOD = "alphaedit"
 

@@ -14,7 +14,6 @@ from corrigenda.methods._target_search import find_targets
 from corrigenda.methods.pmet import Pmet
 from corrigenda.patch import WeightPatch
 from tests.reference.golden import (
-    GOLDEN,
     PREFIXES,
     TOLERANCE,
     TWO_LEVEL,
@@ -24,15 +23,14 @@ from tests.reference.golden import (
     facts,
     golden,
     model,
+    needed,
     relative,
     slow,
     state,
     tensors,
 )
 
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="the stored outputs of the public implementations are not here"
-)
+pytestmark = needed
 
 METHOD = "pmet_right"
 
