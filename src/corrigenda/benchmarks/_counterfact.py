@@ -14,7 +14,8 @@ from corrigenda.benchmarks.benchmark import Unusable
 from corrigenda.facts import Fact
 
 
-def _one_slot(template: str) -> str:
+def one_slot(template: str) -> str:
+    """Check that a template has one place for the subject."""
     if template.count("{}") != 1:
         raise ValueError("expected one {} for the subject")
     return template
@@ -30,7 +31,7 @@ class Target(TypedDict):
 class Rewrite(TypedDict):
     """The edit of a record."""
 
-    prompt: Annotated[str, AfterValidator(_one_slot)]
+    prompt: Annotated[str, AfterValidator(one_slot)]
     relation_id: str
     target_new: Target
     target_true: Target

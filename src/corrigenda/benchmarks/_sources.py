@@ -11,6 +11,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.error import URLError
+from urllib.parse import urljoin
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -40,10 +41,11 @@ class PublicFile(TypedDict, total=False):
     """One entry of `[[files]]` on a card; all but `name` may be missing.
 
     Attributes:
-        name: What the file is called where it is published.
+        name: What the file is called where it is published, with its folder where that tells it
+            from another of the same name.
         part: Which part of the benchmark it is.
         extra: Whether it goes with every part instead.
-        url: Its address.
+        url: Its address, relative to `home` of the card where there is one.
         sha256: Its checksum.
         bytes: Its size.
     """
@@ -77,6 +79,9 @@ class Files:
         self.read: list[SourceFile] = []
         self._name = str(card["name"])
         self._public = _FILES.validate_python(card.get("files", []))
+        for entry in self._public:
+            if "url" in entry:
+                entry["url"] = urljoin(str(card.get("home", "")), entry["url"])
         first = self._public[0].get("part", "") if self._public else ""
         self._part = part or first
         self._source = None if source is None else Path(source)
@@ -109,7 +114,7 @@ class Files:
         assert entries, f"{name} is not on the card of {self._name}"
         if self._source is not None and self._source.is_file():
             above = self._source.resolve().parent
-            places = (above / name, above.parent / name)
+            places = (above / Path(name).name, above.parent / Path(name).name)
             return next((place for place in places if place.is_file()), None)
         return self._find(entries)
 
@@ -168,12 +173,14 @@ class Files:
     def _find(self, entries: list[PublicFile]) -> Path | None:
         if self._source is None:
             return next((self._fetch(entry) for entry in entries if "url" in entry), None)
+        if not self._source.is_dir():
+            return None
         for entry in entries:
-            name = entry.get("name", "")
-            found = sorted(
-                self._source.rglob(name) if self._source.is_dir() else (),
-                key=lambda path: (len(path.parts), path),
-            )
+            name = Path(entry.get("name", ""))
+            found = sorted(self._source.rglob(str(name)), key=lambda path: (len(path.parts), path))
+            # The folder given may be the one that the name starts with.
+            if not found and name.parent.name == self._source.resolve().name:
+                found = [path for path in (self._source / name.name,) if path.is_file()]
             if found:
                 return found[0]
         return None

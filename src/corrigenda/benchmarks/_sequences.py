@@ -1,0 +1,120 @@
+"""Two edits, one on top of the other: facts scored under many prompts at every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from corrigenda.cases import Against, Case, Probe, Protocol
+from corrigenda.facts import Fact
+
+
+class Scored(NamedTuple):
+    """A fact as it is scored: one answer under every prompt that asks for it."""
+
+    prompts: tuple[str, ...]
+    answer: str
+
+
+class Conflict(NamedTuple):
+    """Two edits of which the second contradicts the first.
+
+    Attributes:
+        first: The first edit.
+        second: The second.
+        old: What the first wrote, which should no longer hold in the end.
+        new: What the second wrote.
+        implied: What the second implies about the first; None where both have one prompt.
+        tied: A fact that ties the two and should stay; None where there is none.
+    """
+
+    first: Fact
+    second: Fact
+    old: Scored
+    new: Scored
+    implied: Scored | None = None
+    tied: Scored | None = None
+
+
+def filled(templates: Iterable[str], subject: str) -> tuple[str, ...]:
+    """Templates with the subject in the place of `{}`; a trailing space is the separator's work.
+
+    Templates that occur twice stay twice: means are over the file's list.
+    """
+    return tuple(text.replace("{}", subject).rstrip() for text in templates)
+
+
+def scored(
+    fact: Scored,
+    role: str,
+    *,
+    after: tuple[int, ...],
+    rivals: tuple[str, ...] = (),
+    test: str = "",
+) -> Iterator[Probe]:
+    """The probability of one answer under every prompt."""
+    for prompt in fact.prompts:
+        yield Probe(
+            prompt=prompt,
+            expected=((fact.answer,),),
+            role=role,
+            protocol=Protocol.RANK,
+            against=Against.BEFORE if rivals else Against.UNEDITED,
+            rivals=rivals,
+            test=test,
+            after=after,
+        )
+
+
+def conflict_case(name: str, one: Conflict, meta: dict[str, object]) -> Case:
+    """The case of two edits in conflict."""
+    probes = [
+        *scored(one.old, "conflict/old", after=(1, 2)),
+        *scored(one.new, "conflict/new", after=(2,)),
+    ]
+    if one.implied is not None:
+        probes += scored(one.implied, "conflict/implied", after=(2,))
+    if one.tied is not None:
+        probes += scored(one.tied, "conflict/tied", after=(2,))
+    return Case(
+        id=name,
+        facts=(one.first, one.second),
+        probes=tuple(probes),
+        rounds=((0,), (1,)),
+        meta={"edit": "modification", **meta},
+    )
+
+
+def round_case(
+    name: str,
+    there: Fact,
+    back: Sequence[Fact],
+    prompts: tuple[str, ...],
+    true_objects: Sequence[str],
+    meta: dict[str, object],
+) -> Case:
+    """The case of a fact with several true objects, one of which is replaced and restored.
+
+    Args:
+        name: Id of the case.
+        there: The edit from a true object to another.
+        back: The edits that restore: one, or one for every true object.
+        prompts: Everything that asks for the objects, the edited prompt first.
+        true_objects: Every true object.
+        meta: What reports group by.
+    """
+    middle, restored = there.target, there.before
+    assert restored in true_objects, f"{restored} is not among {true_objects}"
+    probes = [
+        *scored(Scored(prompts, middle), "round/there", after=(1,), rivals=(restored,)),
+        *scored(Scored(prompts, restored), "round/back", after=(2,), rivals=(middle,)),
+    ]
+    for true in true_objects:
+        probes += scored(Scored(prompts, true), "round/true_object", after=(2,), test=true)
+    return Case(
+        id=name,
+        facts=(there, *back),
+        probes=tuple(probes),
+        rounds=((0,), tuple(range(1, 1 + len(back)))),
+        meta={"edit": "modification", "restored": restored, **meta},
+    )
