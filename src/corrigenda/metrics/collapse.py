@@ -1,0 +1,202 @@
+"""Has the model broken? Perplexity of plain text, and scores on other tasks.
+
+Texts are rows of role `perplexity`, teacher forced; the first token is scored only if a BOS token
+came before it, the same before and after. Task scores are measurements named `task/<task>`, one for
+each item, taken before (`edits=0`, stage BEFORE) and after some number of edits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from corrigenda.cases import Protocol
+from corrigenda.metrics.estimate import (
+    BOOTSTRAP,
+    Bootstrap,
+    Estimate,
+    Item,
+    Numbers,
+    difference,
+    mean,
+    over_cases,
+    ratio_of_sums,
+    statistic,
+)
+from corrigenda.metrics.selection import NOT_COMPARED, measurements, select
+from corrigenda.metrics.success import metric_name
+from corrigenda.rows import Measurement, Row, Stage
+
+TOO_SHORT = "no token to predict"
+
+
+class Collapse(NamedTuple):
+    """Limits beyond which a model counts as collapsed; both must be passed.
+
+    Attributes:
+        ratio: Mean perplexity over that of the unedited model.
+        absolute: Mean perplexity.
+    """
+
+    ratio: float = 10.0
+    absolute: float = 1000.0
+
+
+LIMITS = Collapse()
+
+
+def perplexity(
+    rows: Sequence[Row],
+    *,
+    pooling: str = "mean",
+    stage: Stage = Stage.AFTER,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """ME-PPL: mean over texts of exp(mean negative log-likelihood of a token); lower is better.
+
+    Args:
+        rows: Of one run, one for each text.
+        pooling: "mean" for ME-PPL, a mean of exponentials that single texts can rule; "median"; or
+            "corpus", exp(total negative log-likelihood / all tokens). An overflow is infinite and
+            makes the mean so.
+        stage: AFTER for the edited model, BEFORE for rows of the unedited one.
+        bootstrap: How to find the interval.
+    """
+    found, skipped = select(rows, "perplexity", protocol=Protocol.TEACHER_FORCED, stage=stage)
+    losses = _losses(found, skipped)
+    by_text = {case: _exp(mean(values)) for case, values in losses.items()}
+    of = {"mean": _mean_of_first, "median": _median_of_first, "corpus": _exp_of_ratio}[pooling]
+    cases = (
+        {case: (math.fsum(values), float(len(values))) for case, values in losses.items()}
+        if pooling == "corpus"
+        else {case: (value,) for case, value in by_text.items()}
+    )
+    name = metric_name(
+        "perplexity", Protocol.TEACHER_FORCED, None if pooling == "mean" else pooling
+    )
+    return statistic(
+        name, cases, of, items=len(losses), skipped=skipped, bootstrap=bootstrap, by_case=by_text
+    )
+
+
+def perplexity_ratio(rows: Sequence[Row], *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
+    """ME-PPL of the edited model over that of the unedited one, on the same texts; 1 is best."""
+    found, skipped = select(rows, "perplexity", protocol=Protocol.TEACHER_FORCED)
+    compared = [row for row in found if row.log_probs_before]
+    skipped[NOT_COMPARED] += len(found) - len(compared)
+    after = _losses(compared, skipped)
+    before = {row.case: [-value for value in row.log_probs_before or []] for row in compared}
+    cases = {case: (_exp(mean(after[case])), _exp(mean(before[case]))) for case in after}
+    return statistic(
+        metric_name("perplexity_ratio", Protocol.TEACHER_FORCED),
+        cases,
+        ratio_of_sums,
+        items=len(cases),
+        skipped={reason: count for reason, count in skipped.items() if count},
+        bootstrap=bootstrap,
+        by_case={case: a / b for case, (a, b) in cases.items()},
+    )
+
+
+def collapsed(rows: Sequence[Row], limits: Collapse = LIMITS) -> bool:
+    """Whether mean perplexity passed both limits, or overflowed."""
+    after = perplexity(rows).value
+    if math.isinf(after):
+        return True
+    return perplexity_ratio(rows).value > limits.ratio and after > limits.absolute
+
+
+def task_score(
+    records: Sequence[Measurement],
+    task: str,
+    *,
+    edits: int,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """Score on a task after some edits; an answer that cannot be read counts as wrong.
+
+    Args:
+        records: Of one run; of `task/<task>`, one for each item, `values` its score.
+        task: Name of the task.
+        edits: Edits in force; 0 for the unedited model.
+        bootstrap: How to find the interval.
+    """
+    stage = Stage.AFTER if edits else Stage.BEFORE
+    found, skipped = measurements(records, f"task/{task}", stage=stage)
+    items = [Item(one.case, mean(one.values)) for one in found if one.edits == edits]
+    return over_cases(f"task/{task}", items, skipped=skipped, bootstrap=bootstrap)
+
+
+def task_change(
+    records: Sequence[Measurement],
+    task: str,
+    *,
+    edits: int,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """Score after some edits minus that of the unedited model, on the same items."""
+    after = task_score(records, task, edits=edits, bootstrap=bootstrap)
+    before = task_score(records, task, edits=0, bootstrap=bootstrap)
+    return difference(f"task_change/{task}", after, before)
+
+
+def task_retention(
+    records: Sequence[Measurement],
+    task: str,
+    *,
+    edits: int,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """Score after some edits over that of the unedited model; NaN where that is 0."""
+    after = task_score(records, task, edits=edits).by_case
+    before = task_score(records, task, edits=0).by_case
+    common = sorted(set(after) & set(before))
+    alone = len(set(after) ^ set(before))
+    return statistic(
+        f"task_retention/{task}",
+        {case: (after[case], before[case]) for case in common},
+        ratio_of_sums,
+        items=len(common),
+        skipped={"item without its counterpart": alone} if alone else {},
+        bootstrap=bootstrap,
+    )
+
+
+def tasks(records: Sequence[Measurement]) -> list[str]:
+    """Names of the tasks that were measured."""
+    return sorted({one.kind for one in records if one.name.startswith("task/")})
+
+
+def _losses(found: Sequence[Row], skipped: Counter[str]) -> dict[str, list[float]]:
+    """Negative log-likelihoods of each text."""
+    losses: dict[str, list[float]] = {}
+    for row in found:
+        if row.log_probs:
+            losses[row.case] = [-value for value in row.log_probs]
+        else:
+            skipped[TOO_SHORT] += 1
+    return losses
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
+
+
+def _mean_of_first(values: Numbers) -> Numbers:
+    return values[..., 0].mean(axis=1)
+
+
+def _median_of_first(values: Numbers) -> Numbers:
+    return np.median(values[..., 0], axis=1)
+
+
+def _exp_of_ratio(values: Numbers) -> Numbers:
+    with np.errstate(over="ignore"):
+        return np.exp(ratio_of_sums(values))
