@@ -32,6 +32,8 @@ GOALS = {
     "recall_held_out": 0.90,
     "injection": 0.95,
     "injection_transfer": 0.80,
+    "injection_later": 0.95,
+    "injection_later_transfer": 0.80,
     "rome_efficacy": 0.95,
     "rome_paraphrase": 0.85,
     "rome_locality": 0.90,

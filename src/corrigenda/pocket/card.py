@@ -59,13 +59,19 @@ def share_concluding(
 def injection_figures(
     lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]
 ) -> dict[str, object]:
-    """Injection and transfer at the best block, and by block; see `analysis.injection`."""
+    """Injection and transfer at the best block, at the best behind the first, and by block.
+
+    See `analysis.injection`. Ties go to the larger transfer, then to the later block.
+    """
     results = injection_by_layer(lm, facts, prefixes=prefixes)
-    best = best_layer(results)
+    best, later = best_layer(results), best_layer(results[1:] or results)
     return {
         "injection": best.share,
         "injection_transfer": best.transfer,
         "injection_layer": best.layer,
+        "injection_later": later.share,
+        "injection_later_transfer": later.transfer,
+        "injection_later_layer": later.layer,
         "injection_by_layer": [_rounded(result.share) for result in results],
         "injection_transfer_by_layer": [_rounded(result.transfer) for result in results],
     }
