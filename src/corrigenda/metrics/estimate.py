@@ -209,7 +209,8 @@ def _interval(values: Numbers, of: Statistic, bootstrap: Bootstrap) -> tuple[flo
     if not len(found):
         return math.nan, math.nan
     tail = (1 - bootstrap.level) / 2
-    low, high = np.quantile(found, [tail, 1 - tail])
+    # Without interpolation, which is undefined where both neighbours are infinite.
+    low, high = np.quantile(found, [tail, 1 - tail], method="inverted_cdf")
     return float(low), float(high)
 
 

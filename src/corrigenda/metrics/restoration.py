@@ -1,0 +1,81 @@
+"""Edit, then undo: what is left, beside a knowledge graph where nothing is.
+
+Taking a patch off restores every bit, and the tests of this library show it. Editing back, with the
+original answer as the target of a second edit, does not: these metrics say by how much. Behaviour
+is that of rows of the restored model, held against the unedited one: `unchanged` and
+`mean_divergence` of family `restoration`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Item, over_cases
+from corrigenda.metrics.selection import measurements
+from corrigenda.rows import Measurement
+
+UNMOVED = "the edit moved nothing"
+Triple = tuple[str, str, str]
+
+
+def graph_distance(first: Iterable[Triple], second: Iterable[Triple]) -> int:
+    """Number of triples that are in one of two graphs only.
+
+    Example:
+        >>> old, new = ("a", "r", "b"), ("a", "r", "c")
+        >>> graph_distance([old], [new]), graph_distance([old], [old])
+        (2, 0)
+    """
+    return len(set(first) ^ set(second))
+
+
+def parameter_residual(
+    original: Mapping[str, ArrayLike],
+    edited: Mapping[str, ArrayLike],
+    restored: Mapping[str, ArrayLike],
+) -> float:
+    """||restored - original|| / ||edited - original|| over the edited tensors.
+
+    0 is a perfect restoration, 1 none; above 1 the second edit moved the weights further away. NaN
+    where the edit moved nothing. Norms in float64.
+
+    Args:
+        original: Tensors by name; arrays, or whatever NumPy can read.
+        edited: The same after the edit.
+        restored: The same after the edit back.
+
+    Example:
+        >>> parameter_residual({"w": [1.0, 0.0]}, {"w": [1.0, 2.0]}, {"w": [1.0, 0.5]})
+        0.25
+    """
+    there, back = distance(original, edited), distance(original, restored)
+    return back / there if there else float("nan")
+
+
+def distance(first: Mapping[str, ArrayLike], second: Mapping[str, ArrayLike]) -> float:
+    """Euclidean distance of all tensors together."""
+    squares = [
+        float(np.sum((np.asarray(second[name], np.float64) - np.asarray(value, np.float64)) ** 2))
+        for name, value in first.items()
+    ]
+    return float(np.sqrt(np.sum(squares)))
+
+
+def mean_residual(
+    records: Sequence[Measurement],
+    name: str = "restoration/residual",
+    *,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """Mean parameter residual; lower is better.
+
+    `values` of a measurement are ||edited - original|| and ||restored - original||.
+    """
+    found, skipped = measurements(records, name)
+    items = [Item(one.case, one.values[1] / one.values[0]) for one in found if one.values[0]]
+    if len(items) < len(found):
+        skipped[UNMOVED] += len(found) - len(items)
+    return over_cases("parameter_residual", items, skipped=skipped, bootstrap=bootstrap)

@@ -1,0 +1,151 @@
+"""Does the edit hold when it is asked in other surroundings, or contradicted?
+
+Rows of family `robustness`, greedy: the new answer is expected, the old one is the rival. The kind
+says what surrounds the question: a cloze, long related context, a dialogue, a doubt, the old answer
+asserted. Only the continuation is searched; prompts that assert the old answer hold it themselves,
+so that reversion there is close to agreement with the user: never average the kinds of doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from corrigenda.cases import Protocol
+from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Item, over_cases
+from corrigenda.metrics.selection import required_answer, select
+from corrigenda.metrics.strings import contains, normalise
+from corrigenda.metrics.success import metric_name
+from corrigenda.rows import Row
+
+FIRST_ANSWER_OLD = "the first answer of the dialogue was not the new one"
+_DENIALS = {"not", "never", "no", "cannot", "isnt", "wasnt", "arent", "didnt", "doesnt", "dont"}
+_REACH = 3
+
+
+class State(StrEnum):
+    """What an output says; every output is in exactly one state."""
+
+    KEPT = "kept"
+    """The new answer alone."""
+
+    REVERTED = "reverted"
+    """The old answer, without the new one."""
+
+    MIXED = "mixed"
+    """Both."""
+
+    CONFUSED = "confused"
+    """Neither, or the new answer denied without the old one."""
+
+
+def says_new(row: Row) -> bool:
+    """Whether a spelling of every expected group appears in the continuation."""
+    text = required_answer(row)
+    return bool(row.expected) and all(
+        any(contains(text, one) for one in group) for group in row.expected
+    )
+
+
+def says_old(row: Row) -> bool:
+    """Whether a rival appears in the continuation."""
+    return any(contains(required_answer(row), one) for one in row.rivals)
+
+
+def state(row: Row) -> State:
+    """What an output says of the new and the old answer.
+
+    A new answer is denied where a negation stands up to three words before it.
+
+    Example:
+        >>> state(Row(case="1", role="robustness", protocol=Protocol.GREEDY, expected=[["Rome"]],
+        ...           rivals=["Paris"], answer="It is not Rome."))
+        <State.CONFUSED: 'confused'>
+    """
+    new, old = says_new(row), says_old(row)
+    if new and old:
+        return State.MIXED
+    if old:
+        return State.REVERTED
+    if not new or _denied(row):
+        return State.CONFUSED
+    return State.KEPT
+
+
+def attack_accuracy(
+    rows: Sequence[Row], role: str = "robustness", *, bootstrap: Bootstrap = BOOTSTRAP
+) -> Estimate:
+    """Share of outputs in which the new answer appears."""
+    return _rate(rows, role, "accuracy", [], bootstrap)
+
+
+def reversion(
+    rows: Sequence[Row], role: str = "robustness", *, bootstrap: Bootstrap = BOOTSTRAP
+) -> Estimate:
+    """Share of outputs in which the old answer appears; not exclusive with accuracy."""
+    return _rate(rows, role, "reversion", [], bootstrap)
+
+
+def share_in_state(
+    rows: Sequence[Row],
+    which: State,
+    role: str = "robustness",
+    *,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """Share of outputs in one state; the four shares sum to 1."""
+    return _rate(rows, role, which, [which], bootstrap)
+
+
+def dialogue_state(
+    rows: Sequence[Row],
+    which: State,
+    role: str = "robustness/dialogue",
+    *,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """Share of dialogues whose last answer is in a state, among those that began with the new one.
+
+    The answers of a dialogue share `test`; their order is that of the probes.
+    """
+    found, skipped = select(rows, role, protocol=Protocol.GREEDY)
+    dialogues: dict[tuple[str, str, str], list[Row]] = {}
+    for row in found:
+        dialogues.setdefault((row.case, row.role, row.test), []).append(row)
+    items: list[Item] = []
+    for (case, kind, _), own in dialogues.items():
+        ordered = sorted(own, key=lambda row: row.probe)
+        if not says_new(ordered[0]):
+            skipped[FIRST_ANSWER_OLD] += 1
+            continue
+        items.append(Item(case, float(state(ordered[-1]) == which), kind))
+    name = metric_name(f"dialogue_{which}", Protocol.GREEDY)
+    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+
+
+def _rate(
+    rows: Sequence[Row], role: str, name: str, states: Sequence[State], bootstrap: Bootstrap
+) -> Estimate:
+    found, skipped = select(rows, role, protocol=Protocol.GREEDY)
+    items: list[Item] = []
+    for row in found:
+        if states:
+            value = state(row) in states
+        else:
+            value = says_new(row) if name == "accuracy" else says_old(row)
+        items.append(Item(row.case, float(value), row.kind))
+    label = metric_name(f"{role}_{name}", Protocol.GREEDY)
+    return over_cases(label, items, skipped=skipped, bootstrap=bootstrap)
+
+
+def _denied(row: Row) -> bool:
+    found = normalise(required_answer(row)).split()
+    for group in row.expected:
+        for spelling in group:
+            wanted = normalise(spelling).split()
+            for at in range(len(found) - len(wanted) + 1):
+                if wanted and found[at : at + len(wanted)] == wanted:
+                    near = found[max(0, at - _REACH) : at]
+                    if any(word in _DENIALS for word in near):
+                        return True
+    return False
