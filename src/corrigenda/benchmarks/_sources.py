@@ -86,6 +86,11 @@ class Files:
         self._part = part or first
         self._source = None if source is None else Path(source)
 
+    @property
+    def given(self) -> bool:
+        """Whether a place was given."""
+        return self._source is not None
+
     def main(self) -> Path:
         """The file of the part.
 

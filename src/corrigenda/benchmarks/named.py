@@ -36,7 +36,7 @@ def benchmark_class(name: str) -> type[Benchmark]:
     raise AssertionError(f"{module.__name__} defines no Benchmark named {name!r}")
 
 
-def build(name: str, **options: object) -> Benchmark:
+def build(name: str, /, **options: object) -> Benchmark:
     """Make a benchmark with its options.
 
     Raises:
@@ -47,9 +47,15 @@ def build(name: str, **options: object) -> Benchmark:
 
 
 def load(
-    name: str, source: str | Path | None = None, *, limit: int | None = None, **options: object
+    name: str, source: str | Path | None = None, /, *, limit: int | None = None, **options: object
 ) -> Loaded:
-    """Read a benchmark: `build(name, **options).load(source, limit=limit)`."""
+    """Read a benchmark: `build(name, **options).load(source, limit=limit)`.
+
+    Example:
+        >>> loaded = load("pocketedit", limit=3)
+        >>> len(loaded), loaded.counts["reliability"]
+        (3, 3)
+    """
     return build(name, **options).load(source, limit=limit)
 
 

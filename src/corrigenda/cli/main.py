@@ -14,7 +14,19 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from corrigenda.cli import ask, doctor, edit, fit, listing, neurons, output, patches, pocket, trace
+from corrigenda.cli import (
+    ask,
+    benchmarks,
+    doctor,
+    edit,
+    fit,
+    listing,
+    neurons,
+    output,
+    patches,
+    pocket,
+    trace,
+)
 from corrigenda.errors import CorrigendaError
 
 
@@ -51,6 +63,8 @@ for command in (
     fit.fit,
     listing.methods,
     listing.models,
+    benchmarks.benchmarks,
+    benchmarks.benchmark,
     patches.diff,
     patches.merge,
     patches.transform,
