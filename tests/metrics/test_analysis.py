@@ -30,7 +30,7 @@ from corrigenda.rows import Measurement, Row
 from tests.metrics.answers import GREEDY
 
 
-def place(case: str, layers: list[int], name: str = "locate/consistency") -> Measurement:
+def place(case: str, layers: list[int], name: str = "locating/consistency") -> Measurement:
     return Measurement(case=case, name=name, values=[float(one) for one in layers])
 
 
@@ -74,10 +74,10 @@ def test_places_that_all_agree_say_nothing() -> None:
 
 def test_chains_and_their_facts() -> None:
     records = [
-        place("A", [1, 2], "locate/chain"),
-        place("A", [2, 3], "locate/member"),
-        place("B", [7, 8], "locate/chain"),
-        place("B", [7, 8], "locate/member"),
+        place("A", [1, 2], "locating/relevance_chain"),
+        place("A", [2, 3], "locating/relevance_single"),
+        place("B", [7, 8], "locating/relevance_chain"),
+        place("B", [7, 8], "locating/relevance_single"),
     ]
     found = locating_relevance(records)
     assert found.by_case == {"A": 0.5, "B": 1.0}

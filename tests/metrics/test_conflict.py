@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 
 from corrigenda.metrics.conflict import (
     ALONE,
-    EDITED,
+    BACK,
     IMPLIED,
     NEW,
     NO_COUNTERPART,
+    NO_OBJECTS,
     OLD,
-    OTHER,
-    RESTORED,
+    THERE,
     TIED,
+    TRUE_OBJECT,
     ZERO_BEFORE,
     conflict_magnitude,
     conflict_score,
@@ -101,7 +102,7 @@ def test_second_edit_alone() -> None:
 
 @pytest.mark.parametrize(("second", "value"), [(0.4, 1.0), (0.1, 0.5)])
 def test_each_way_of_the_round_is_half_a_point(second: float, value: float) -> None:
-    rows = [against(EDITED, 1, 0.3, 0.2), against(EDITED, 2, second, 0.2)]
+    rows = [against(THERE, 1, 0.3, 0.2), against(BACK, 2, second, 0.2)]
     assert round_success(rows).value == value
 
 
@@ -112,6 +113,26 @@ def test_distortion() -> None:
     found = distortion(BEFORE, AFTER)
     assert found.divergence == pytest.approx(0.044941, abs=5e-7)
     assert (found.ignored, found.failed) == (0.5, 0.0)
+
+
+def round_trip(*weights: float) -> list[Row]:
+    """Three true objects under prompts that raise or lower all P~ alike."""
+    rows = [
+        Row(
+            case="1",
+            role=TRUE_OBJECT,
+            probe=10 * index + prompt,
+            protocol=RANK,
+            rounds=2,
+            expected=[[f"object {index}"]],
+            log_probs=[math.log(AFTER[index] * weight)],
+            log_probs_before=[math.log(BEFORE[index] * weight)],
+        )
+        for index in (1, 2, 0)
+        for prompt, weight in enumerate(weights)
+    ]
+    back = against(BACK, 2, 0.6, 0.1)
+    return [*rows, Row(**{**vars(back), "expected": [["object 0"]], "probe": 90})]
 
 
 @pytest.mark.parametrize(
@@ -125,45 +146,20 @@ def test_distortion() -> None:
     ],
 )
 def test_distortion_of_rows(flags: dict[str, object], value: float) -> None:
-    rows = [
-        Row(
-            case="1",
-            role=RESTORED if index == 0 else OTHER,
-            probe=index,
-            protocol=RANK,
-            rounds=2,
-            expected=[[f"object {index}"]],
-            log_probs=[math.log(AFTER[index])],
-            log_probs_before=[math.log(BEFORE[index])],
-        )
-        for index in (1, 2, 0)
-    ]
-    found = round_distortion(rows, **flags)
+    found = round_distortion(round_trip(1.0), **flags)
     assert found.value == pytest.approx(value, abs=5e-7)
     assert ("legacy" in found.metric) is ("legacy_mean" in flags)
 
 
 def test_prompts_of_an_object_are_averaged_first() -> None:
-    rows = [
-        Row(
-            case="1",
-            role=RESTORED if index == 0 else OTHER,
-            probe=10 * index + prompt,
-            protocol=RANK,
-            rounds=2,
-            expected=[[f"object {index}"]],
-            log_probs=[math.log(AFTER[index] * weight)],
-            log_probs_before=[math.log(BEFORE[index] * weight)],
-        )
-        for index in range(3)
-        for prompt, weight in enumerate((0.5, 1.5))
-    ]
-    assert round_distortion(rows).value == pytest.approx(0.044941, abs=5e-7)
+    assert round_distortion(round_trip(0.5, 1.5)).value == pytest.approx(0.044941, abs=5e-7)
 
 
-def test_objects_need_the_unedited_model() -> None:
-    found = round_distortion(likely(RESTORED, 2, [0.5]))
+def test_objects_need_the_unedited_model_and_the_restored_one() -> None:
+    found = round_distortion(likely(TRUE_OBJECT, 2, [0.5]))
     assert (found.n, found.skipped) == (0, {NOT_COMPARED: 1})
+    found = round_distortion(round_trip(1.0)[:-1])
+    assert (found.n, found.skipped) == (0, {NO_OBJECTS: 1})
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=2, max_size=12), st.data())

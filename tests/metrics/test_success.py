@@ -13,6 +13,8 @@ from corrigenda.errors import MalformedRows, MixedRows, UnknownMetric
 from corrigenda.metrics.selection import as_before, at, probability
 from corrigenda.metrics.success import (
     CONDITION_FAILS,
+    NO_RIVAL,
+    NO_TOKENS,
     NO_WORDS,
     SEVERAL_ANSWERS,
     effective,
@@ -187,9 +189,14 @@ def test_answers_without_what_is_measured_are_refused() -> None:
     for protocol, name in ((FED, "token_ids"), (GREEDY, "answer"), (RANK, "log_probs")):
         with pytest.raises(MalformedRows, match=f"without `{name}`"):
             reliability([Row(protocol=protocol, **bare)], protocol=protocol)
+    text = said("1", "Rome", "Rome")
+    found = reliability([text], protocol=GREEDY, measure="tokens")
+    assert found.skipped == {NO_TOKENS: 1}
+    unscored = Row(protocol=RANK, log_probs=[-1.0], rivals=["Paris"], **bare)
+    with pytest.raises(MalformedRows, match="of every rival"):
+        reliability([unscored], protocol=RANK)
     alone = Row(protocol=RANK, log_probs=[-1.0], **bare)
-    with pytest.raises(MalformedRows, match="at least one rival"):
-        reliability([alone], protocol=RANK)
+    assert reliability([alone], protocol=RANK).skipped == {NO_RIVAL: 1}
 
 
 def test_skips_are_counted_by_reason() -> None:

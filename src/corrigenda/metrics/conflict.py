@@ -10,10 +10,10 @@ Protocol `rank` throughout.
 | `conflict/new` | k_n: that of the second edit, which must win |
 | `conflict/implied` | k_n as a consequence of the second edit, put as the first |
 | `conflict/tied` | k_f: the fact that ties both edits (composite) |
-| `conflict/alone` | that of the second edit against that of the first, with the second edit alone |
-| `round/edited` | after round 1: the passing object against the true one; after 2, the reverse |
-| `round/restored` | o: the true object that the second edit brings back |
-| `round/other` | every other true object |
+| `conflict/single` | that of the second edit, made alone, against that of the first |
+| `round/there` | after round 1: the passing object, against the true one |
+| `round/back` | after round 2: the true object that is restored, against the passing one |
+| `round/true_object` | every true object, the restored one among them |
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from corrigenda.metrics.success import metric_name, rival_probabilities
 from corrigenda.rows import Row
 
 OLD, NEW, IMPLIED = "conflict/old", "conflict/new", "conflict/implied"
-TIED, ALONE = "conflict/tied", "conflict/alone"
-EDITED, RESTORED, OTHER = "round/edited", "round/restored", "round/other"
+TIED, ALONE = "conflict/tied", "conflict/single"
+THERE, BACK, TRUE_OBJECT = "round/there", "round/back", "round/true_object"
 
 NO_COUNTERPART = "the fact it is compared with was not asked"
 ZERO_BEFORE = "P~ was 0 before"
+NO_OBJECTS = "not the restored object and others"
 _LEAST_MAGNITUDE = -1.0
 
 
@@ -126,10 +127,10 @@ def round_success(rows: Sequence[Row], *, bootstrap: Bootstrap = BOOTSTRAP) -> E
     """RoundEdit's success: half a point for each of the two edits whose object wins."""
     items: list[Item] = []
     skipped: Counter[str] = Counter()
-    for rounds in (1, 2):
-        found, more = select(rows, EDITED, protocol=Protocol.RANK, rounds=rounds)
+    for rounds, role in ((1, THERE), (2, BACK)):
+        found, more = select(rows, role, protocol=Protocol.RANK, rounds=rounds)
         skipped += more
-        items += [Item(case, value, str(rounds)) for case, value in _won(found).items()]
+        items += [Item(case, value, role) for case, value in _won(found).items()]
     return _estimate("round_success", items, skipped, bootstrap)
 
 
@@ -151,22 +152,21 @@ def round_distortion(
             exceed ln 2 over that number.
         bootstrap: How to find the interval.
     """
-    found, skipped = select(rows, "round", protocol=Protocol.RANK, rounds=2)
-    objects: dict[str, dict[tuple[str, str], list[tuple[float, float]]]] = {}
+    restored = {row.case: _label(row) for row in rows if row.role == BACK}
+    found, skipped = select(rows, TRUE_OBJECT, protocol=Protocol.RANK, rounds=2)
+    objects: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in found:
-        if row.role not in {RESTORED, OTHER}:
-            continue
         if not row.log_probs_before:
             skipped[NOT_COMPARED] += 1
             continue
-        known = objects.setdefault(row.case, {}).setdefault((row.role, _label(row)), [])
+        known = objects.setdefault(row.case, {}).setdefault(_label(row), [])
         known.append((probability(row.log_probs_before), probability(required_log_probs(row))))
     items: list[Item] = []
     for case, own in objects.items():
-        ordered = sorted(own.items(), key=lambda one: one[0][0] != RESTORED)
-        if len(ordered) < 2 or ordered[0][0][0] != RESTORED or ordered[1][0][0] == RESTORED:
-            skipped["not one restored object and others"] += 1
+        if len(own) < 2 or restored.get(case) not in own:
+            skipped[NO_OBJECTS] += 1
             continue
+        ordered = sorted(own.items(), key=lambda one: one[0] != restored[case])
         before = [mean(first for first, _ in pairs) for _, pairs in ordered]
         after = [mean(second for _, second in pairs) for _, pairs in ordered]
         value = getattr(distortion(before, after), part)
@@ -223,8 +223,10 @@ def _won(found: Sequence[Row]) -> dict[str, float]:
     own: dict[str, list[float]] = {}
     rival: dict[str, list[float]] = {}
     for row in found:
-        own.setdefault(row.case, []).append(probability(required_log_probs(row)))
-        rival.setdefault(row.case, []).append(max(rival_probabilities(row)))
+        rivals = rival_probabilities(row)
+        if rivals:
+            own.setdefault(row.case, []).append(probability(required_log_probs(row)))
+            rival.setdefault(row.case, []).append(max(rivals))
     return {case: float(mean(values) > mean(rival[case])) for case, values in own.items()}
 
 

@@ -24,7 +24,7 @@ from corrigenda.metrics.estimate import (
     statistic,
 )
 from corrigenda.metrics.selection import NOT_COMPARED, probability, required_log_probs, select
-from corrigenda.metrics.success import metric_name, rival_probabilities
+from corrigenda.metrics.success import NO_RIVAL, metric_name, rival_probabilities
 from corrigenda.rows import Row, Stage
 
 ROLES: Mapping[str, str] = {
@@ -166,7 +166,11 @@ def _paired(
     items: list[Item] = []
     for row in found:
         own = probability(required_log_probs(row), normalization=normalization)
-        rival = max(rival_probabilities(row, normalization=normalization))
+        rivals = rival_probabilities(row, normalization=normalization)
+        if not rivals:
+            skipped[NO_RIVAL] += 1
+            continue
+        rival = max(rivals)
         items.append(Item(row.case, float(own > rival) if kind == "score" else own - rival))
     measure = None if normalization == "mean" else normalization
     name = metric_name(f"{what}_{kind}", Protocol.RANK, measure)

@@ -78,7 +78,7 @@ def relative_deviation(factual: float, nonfactual: float) -> float:
 
 def locating_consistency(
     records: Sequence[Measurement],
-    name: str = "locate/consistency",
+    name: str = "locating/consistency",
     *,
     sample: int = 1000,
     bootstrap: Bootstrap = BOOTSTRAP,
@@ -106,8 +106,8 @@ def locating_consistency(
 
 def locating_relevance(
     records: Sequence[Measurement],
-    chain: str = "locate/chain",
-    member: str = "locate/member",
+    chain: str = "locating/relevance_chain",
+    member: str = "locating/relevance_single",
     *,
     sample: int = 1000,
     bootstrap: Bootstrap = BOOTSTRAP,

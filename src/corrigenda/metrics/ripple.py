@@ -29,13 +29,16 @@ from corrigenda.rows import Row, Stage
 
 CRITERIA: Mapping[str, str] = {
     "logical_generalization": "portability/logical_generalization",
-    "compositionality_i": "portability/compositionality_i",
-    "compositionality_ii": "portability/compositionality_ii",
+    "compositionality_1": "portability/compositionality_1",
+    "compositionality_2": "portability/compositionality_2",
     "subject_aliasing": "portability/subject_aliasing",
     "preservation": "locality/forgetfulness",
     "relation_specificity": "locality/relation_specificity",
 }
 """The six criteria (LG, CI, CII, SA, PV, RS) and the roles of their tests."""
+
+CHAIN, QUESTIONS = "portability/chain", "portability/multi_hop"
+"""Roles of the facts on a chain, and of the questions over it."""
 
 EDIT_FAILS = "the edit itself did not succeed"
 _SHORTEST_ALIAS = 3
@@ -117,7 +120,7 @@ def edit_wise(
 
 
 def instance_wise(
-    rows: Sequence[Row], *, role: str = "portability/chain", bootstrap: Bootstrap = BOOTSTRAP
+    rows: Sequence[Row], *, role: str = CHAIN, bootstrap: Bootstrap = BOOTSTRAP
 ) -> Estimate:
     """Share of cases whose every fact on the new chain is recalled (MQuAKE)."""
     found, skipped = select(rows, role, protocol=Protocol.GREEDY)
@@ -134,7 +137,7 @@ def multi_hop(
     *,
     pooling: str = "any",
     stale: bool = False,
-    role: str = "portability/multi_hop",
+    role: str = QUESTIONS,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
     """Are questions over several hops answered with the new answer (MQuAKE)?
@@ -174,7 +177,7 @@ def multi_hop_given_instance(
     )
 
 
-def unobservable(rows: Sequence[Row], *, role: str = "portability/multi_hop") -> set[str]:
+def unobservable(rows: Sequence[Row], *, role: str = QUESTIONS) -> set[str]:
     """Cases whose new answer is one of the old ones: there the edit cannot be seen."""
     found, _ = select(rows, role, protocol=Protocol.GREEDY)
     return {

@@ -39,6 +39,8 @@ Measure = Callable[[Row], "float | str"]
 """Value of an answer in [0, 1], or why it has none."""
 
 NO_WORDS = "no words in the expected answer"
+NO_TOKENS = "the tokens of the text were not recorded"
+NO_RIVAL = "no rival to be held against"
 SEVERAL_ANSWERS = "several answers expected: only `contains` can tell"
 CONDITION_FAILS = "a condition does not hold for the unedited model"
 
@@ -55,9 +57,11 @@ def all_tokens(row: Row) -> float:
     return float(token_share(row) == 1)
 
 
-def generated_tokens(row: Row) -> float:
+def generated_tokens(row: Row) -> float | str:
     """Share of the expected tokens at their place among those generated (`gen_len`)."""
-    wanted, given = required_ids(row, "token_ids"), required_ids(row, "predicted")
+    wanted, given = row.token_ids, row.predicted
+    if wanted is None or given is None:
+        return NO_TOKENS
     _require_target(row, wanted)
     return sum(a == b for a, b in zip(wanted, given, strict=False)) / len(wanted)
 
@@ -81,24 +85,24 @@ def generated_anywhere(row: Row) -> float | str:
     return float(all(any(contains(text, one) for one in group) for group in row.expected))
 
 
-def preferred(row: Row) -> float:
+def preferred(row: Row) -> float | str:
     """1 if the expected answer is strictly more probable per token than every rival (`prob`)."""
-    own = probability(required_log_probs(row))
-    return float(all(own > other for other in rival_probabilities(row)))
+    own, rivals = probability(required_log_probs(row)), rival_probabilities(row)
+    return float(own > max(rivals)) if rivals else NO_RIVAL
 
 
 def rival_probabilities(row: Row, *, normalization: str = "mean") -> list[float]:
-    """P~ of each rival.
+    """P~ of each rival; none where the row has no rival.
 
     Raises:
-        MalformedRows (CG507): the row has no rival, or one without log-probabilities.
+        MalformedRows (CG507): a rival has no log-probabilities.
     """
-    rivals = row.rival_log_probs
-    if not rivals or not all(rivals):
+    rivals = row.rival_log_probs or []
+    if not all(rivals) or (row.rivals and not rivals):
         raise MalformedRows(
-            "a rank needs the log-probabilities of at least one rival.",
+            "a rank needs the log-probabilities of every rival.",
             where=row.label,
-            hint="Give the probe `rivals`, such as the old answer.",
+            hint="Score each of `rivals` as the expected answer is scored.",
         )
     return [probability(one, normalization=normalization) for one in rivals]
 

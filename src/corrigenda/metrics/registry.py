@@ -1,0 +1,143 @@
+"""All metrics by name, for reports: where better is, what range, what is read, how to compute it.
+
+A name is `<what>@<protocol>`, with `:<measure>` where a protocol has several; metrics of
+measurements have no protocol, since no answer is judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from corrigenda.cases import Protocol
+from corrigenda.errors import UnknownMetric, did_you_mean
+from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate
+from corrigenda.rows import Measurement, Row
+
+
+class Better(StrEnum):
+    """Which way a metric improves; reports show it as an arrow."""
+
+    HIGHER = "higher"
+    LOWER = "lower"
+    AS_BEFORE = "as before"
+    """Best where it equals the value of the unedited model."""
+
+
+class Records(NamedTuple):
+    """Everything recorded in one run.
+
+    Attributes:
+        rows: Answers.
+        measurements: Other numbers.
+    """
+
+    rows: Sequence[Row]
+    measurements: Sequence[Measurement] = ()
+
+
+Compute = Callable[[Records, Bootstrap], Estimate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric as reports list it.
+
+    Attributes:
+        name: Unique; ends in the protocol.
+        group: Module that computes it.
+        title: A few words.
+        better: Which way it improves.
+        low: Least possible value; None without bound.
+        high: Greatest possible value; None without bound.
+        protocol: How the answers were taken; None for measurements.
+        reads: Role or family of the rows, or name of the measurements.
+        scale: Factor that tables of the field print it with.
+        legacy: Whether it is kept only to compare with published numbers.
+        compute: The estimate from the records of one run.
+    """
+
+    name: str
+    group: str
+    title: str
+    better: Better
+    low: float | None
+    high: float | None
+    protocol: Protocol | None
+    reads: str
+    scale: float
+    legacy: bool
+    compute: Compute
+
+    @property
+    def arrow(self) -> str:
+        """Sign of `better`, in ASCII: ^, v or =."""
+        return {"higher": "^", "lower": "v", "as before": "="}[self.better]
+
+
+def metrics() -> tuple[Metric, ...]:
+    """All metrics, group by group."""
+    from corrigenda.metrics import listing
+
+    return listing.METRICS
+
+
+def names() -> list[str]:
+    """Names of all metrics."""
+    return [one.name for one in metrics()]
+
+
+def metric(name: str) -> Metric:
+    """A metric by its name.
+
+    Raises:
+        UnknownMetric (CG505): no metric by that name, or not under that protocol.
+
+    Example:
+        >>> metric("score@rank").arrow
+        '^'
+    """
+    found = {one.name: one for one in metrics()}
+    if name not in found:
+        near = [one for one in found if one.partition("@")[0] == name.partition("@")[0]]
+        hint = f"Did you mean {_quoted(near)}?" if near else did_you_mean(name, [*found])
+        raise UnknownMetric(f'no metric is called "{name}".', hint=hint)
+    return found[name]
+
+
+def evaluate(
+    records: Records, wanted: Iterable[str] | None = None, *, bootstrap: Bootstrap = BOOTSTRAP
+) -> list[Estimate]:
+    """Estimates of one run.
+
+    Args:
+        records: Of one run at one moment; a sequence is cut with `selection.at`.
+        wanted: Names of metrics. None takes all but legacy ones, and of those the ones that find
+            at least one case.
+        bootstrap: How to find intervals.
+
+    Raises:
+        UnknownMetric (CG505): a name is unknown.
+        MixedRows (CG506): rows of several runs, or two answers to one probe.
+    """
+    if wanted is not None:
+        return [metric(name).compute(records, bootstrap) for name in wanted]
+    asked = {(row.family, row.protocol) for row in records.rows}
+    measured = {one.name for one in records.measurements}
+    found = [
+        one.compute(records, bootstrap)
+        for one in metrics()
+        if not one.legacy
+        and (
+            one.reads in measured
+            if one.protocol is None
+            else (one.reads.partition("/")[0], one.protocol) in asked
+        )
+    ]
+    return [one for one in found if one.n]
+
+
+def _quoted(found: Sequence[str]) -> str:
+    return " or ".join(f'"{one}"' for one in found[:4])

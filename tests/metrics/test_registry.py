@@ -1,0 +1,160 @@
+"""The registry: every metric under its name, in its range, from the rows it says it reads."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from corrigenda.cases import Against, Protocol
+from corrigenda.errors import UnknownMetric
+from corrigenda.metrics import registry
+from corrigenda.metrics.cost import COSTS
+from corrigenda.metrics.registry import Better, Metric, Records
+from corrigenda.rows import Measurement, Row, Stage
+from tests.metrics.answers import FED, GREEDY, RANK
+
+PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+METRICS = registry.metrics()
+
+ROLES = {
+    "reliability",
+    "generalization",
+    "portability/chain",
+    "portability/multi_hop",
+    "portability/logical_generalization",
+    "portability/compositionality_1",
+    "portability/compositionality_2",
+    "portability/subject_aliasing",
+    "locality/forgetfulness",
+    "locality/relation_specificity",
+    "divergence/neighborhood",
+    "divergence/distracted_neighborhood",
+    "fluency",
+    "consistency",
+    "essence",
+    "sentiment/wanted",
+    "sentiment/opposite",
+    "erasure",
+    "perplexity",
+    "robustness/dialogue",
+}
+RANKED = {
+    *("conflict/old", "conflict/new", "conflict/implied", "conflict/tied", "conflict/single"),
+    *("round/there", "round/back", "locality/neighborhood", "locality/distracted_neighborhood"),
+}
+
+
+def row(
+    role: str, protocol: Protocol, case: str, *, rounds: int = 2, probe: int = 0, **more
+) -> Row:
+    local = role.startswith("locality") and protocol != RANK
+    more.setdefault("expected", [["Rome"]])
+    return Row(
+        case=case,
+        role=role,
+        probe=probe,
+        protocol=protocol,
+        rounds=rounds,
+        against=Against.UNEDITED if local else Against.TARGET,
+        rivals=["Paris"],
+        answer="Rome and so on" if case == "1" else "Oslo was there",
+        answer_before="Rome" if local else "Paris",
+        token_ids=[1, 2],
+        predicted=[1, 2],
+        predicted_before=[1, 2] if local else [1, 3],
+        log_probs=[-0.5, -1.0],
+        log_probs_before=[-1.0, -2.0],
+        rival_log_probs=[[-1.5]],
+        rival_log_probs_before=[[-0.5]],
+        divergence=[0.1],
+        divergence_reversed=[0.2],
+        vocabulary=10,
+        **more,
+    )
+
+
+def recorded() -> Records:
+    rows: list[Row] = []
+    for case in "123":
+        rows += [row(role, protocol, case) for role in ROLES for protocol in (FED, GREEDY, RANK)]
+        rows += [row(role, RANK, case) for role in RANKED]
+        rows += [row(role, RANK, case, rounds=1) for role in ("conflict/old", "conflict/tied")]
+        rows.append(row("round/there", RANK, case, rounds=1))
+        rows += [
+            row("round/true_object", RANK, case, probe=place, expected=[[name]])
+            for place, name in enumerate(("Rome", "Oslo"))
+        ]
+    measured = [
+        Measurement(case=case, name=name, values=[2.0, 3.0])
+        for case in "123"
+        for name in (
+            *(f"cost/{one}" for one in COSTS),
+            *("cost/latency", "restoration/residual", "projection/edited", "projection/original"),
+            *("locating/relevance_chain", "locating/relevance_single"),
+        )
+    ]
+    measured += [
+        Measurement(case=case, name="locating/consistency", values=[float(case), 9.0])
+        for case in "112233"
+    ]
+    return Records(rows, measured)
+
+
+RECORDS = recorded()
+
+
+@pytest.mark.parametrize("one", METRICS, ids=lambda one: one.name)
+def test_metric_is_computed_under_its_name_and_in_its_range(one: Metric) -> None:
+    found = one.compute(RECORDS, registry.BOOTSTRAP)
+    assert found.metric == one.name
+    assert found.n >= 1, found.skipped
+    assert not math.isnan(found.value)
+    assert (one.low is None) or found.value >= one.low
+    assert (one.high is None) or found.value <= one.high
+
+
+def test_names_are_unique_and_end_in_a_protocol() -> None:
+    names = registry.names()
+    assert len(names) == len(set(names))
+    for one in METRICS:
+        asked = re.fullmatch(r"[\w/]+(?:@(\w+)(?::\w+)?)?", one.name)
+        assert asked is not None
+        assert asked.group(1) == one.protocol
+
+
+def test_every_protocol_has_its_reliability() -> None:
+    for protocol in Protocol:
+        assert registry.metric(f"reliability@{protocol}").better == Better.HIGHER
+
+
+def test_unknown_names_are_told_their_protocols() -> None:
+    with pytest.raises(UnknownMetric, match='"reliability@greedy"'):
+        registry.metric("reliability")
+    with pytest.raises(UnknownMetric, match='"score@rank"'):
+        registry.metric("scor@rank")
+
+
+def test_evaluation_takes_what_finds_cases() -> None:
+    rows = [row("reliability", GREEDY, "1")]
+    found = {one.metric for one in registry.evaluate(Records(rows))}
+    assert "reliability@greedy" in found
+    assert not any("legacy" in name or "rank" in name for name in found)
+    (wanted,) = registry.evaluate(Records(rows), ["reliability@greedy:exact"])
+    assert wanted.value == 0
+
+
+def test_rows_of_the_unedited_model_do_not_enter() -> None:
+    before = row("reliability", GREEDY, "1", rounds=0)
+    before = Row(**{**vars(before), "stage": Stage.BEFORE})
+    assert registry.evaluate(Records([before])) == []
+
+
+def test_page_lists_every_metric() -> None:
+    """By its name without protocol and measure, which the page explains once."""
+    text = PAGE.read_text(encoding="utf-8")
+    listed = set(re.findall(r"`([\w/]+)[@`]", text))
+    plain = {one.name.partition("@")[0] for one in METRICS if not one.legacy}
+    assert plain <= listed
