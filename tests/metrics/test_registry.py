@@ -58,6 +58,7 @@ def row(
         probe=probe,
         protocol=protocol,
         rounds=rounds,
+        edits=more.pop("edits", 3),
         against=Against.UNEDITED if local else Against.TARGET,
         rivals=["Paris"],
         answer="Rome and so on" if case == "1" else "Oslo was there",
@@ -81,6 +82,11 @@ def recorded() -> Records:
     for case in "123":
         rows += [row(role, protocol, case) for role in ROLES for protocol in (FED, GREEDY, RANK)]
         rows += [row(role, RANK, case) for role in RANKED]
+        rows += [
+            row("reliability", protocol, case, probe=9, position=int(case), edits=edits)
+            for protocol in Protocol
+            for edits in range(int(case), 4)
+        ]
         rows += [row(role, RANK, case, rounds=1) for role in ("conflict/old", "conflict/tied")]
         rows.append(row("round/there", RANK, case, rounds=1))
         rows += [
@@ -108,7 +114,7 @@ RECORDS = recorded()
 
 @pytest.mark.parametrize("one", METRICS, ids=lambda one: one.name)
 def test_metric_is_computed_under_its_name_and_in_its_range(one: Metric) -> None:
-    found = one.compute(RECORDS, registry.BOOTSTRAP)
+    (found,) = registry.evaluate(RECORDS, [one.name])
     assert found.metric == one.name
     assert found.n >= 1, found.skipped
     assert not math.isnan(found.value)
@@ -144,6 +150,21 @@ def test_evaluation_takes_what_finds_cases() -> None:
     assert not any("legacy" in name or "rank" in name for name in found)
     (wanted,) = registry.evaluate(Records(rows), ["reliability@greedy:exact"])
     assert wanted.value == 0
+
+
+def test_of_a_sequence_the_last_moment_is_evaluated() -> None:
+    """The first edit holds after itself and is lost after the second."""
+    rows = [
+        Row(**{**vars(row("reliability", GREEDY, case)), **moment})
+        for case, moment in (
+            ("1", {"position": 1, "edits": 1}),
+            ("1", {"position": 1, "edits": 2, "answer": "Oslo"}),
+            ("2", {"position": 2, "edits": 2, "answer": "Rome"}),
+        )
+    ]
+    found = {one.metric: one.value for one in registry.evaluate(Records(rows))}
+    assert found["reliability@greedy"] == found["retention@greedy"] == 0.5
+    assert (found["immediate_success@greedy"], found["forgetting@greedy"]) == (1, 1)
 
 
 def test_rows_of_the_unedited_model_do_not_enter() -> None:

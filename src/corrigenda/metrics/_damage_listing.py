@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from corrigenda.cases import Protocol
 from corrigenda.metrics import (
     collapse,
     conflict,
@@ -13,14 +14,17 @@ from corrigenda.metrics import (
     projection,
     restoration,
     robustness,
+    sequences,
 )
 from corrigenda.metrics._entry import DIFFERENCE, HIGHER, LOWER, POSITIVE, entry
 from corrigenda.metrics.registry import Metric
+from corrigenda.metrics.success import metric_name
 
 
 def damage() -> Iterator[Metric]:
     """What edits do to each other and to the model, and what they cost."""
     yield from _conflict()
+    yield from _sequences()
     yield from _health()
     yield from _measurements()
 
@@ -93,6 +97,26 @@ def _conflict() -> Iterator[Metric]:
         legacy=True,
         options={"legacy_mean": True},
     )
+
+
+def _sequences() -> Iterator[Metric]:
+    titles = {
+        "immediate_success": "success of each edit right after it",
+        "retention": "success of each edit after the last",
+        "forgetting": "success lost since its best",
+    }
+    for name, title in titles.items():
+        for protocol in Protocol:
+            yield entry(
+                metric_name(name, protocol),
+                title,
+                sequences.summary,
+                name,
+                reads="reliability",
+                better=LOWER if name == "forgetting" else HIGHER,
+                sequence=True,
+                options={"protocol": protocol},
+            )
 
 
 def _health() -> Iterator[Metric]:

@@ -26,6 +26,7 @@ def entry(
     span: tuple[float | None, float | None] = SHARE,
     scale: float = PERCENT,
     legacy: bool = False,
+    sequence: bool = False,
     options: Mapping[str, object] | None = None,
 ) -> Metric:
     """A metric of the registry.
@@ -40,6 +41,7 @@ def entry(
         span: Least and greatest possible value.
         scale: Factor that tables print it with.
         legacy: Whether it is kept only to compare with published numbers.
+        sequence: Whether it reads all moments of a sequence.
         options: Named arguments for the function.
     """
     _, _, asked = name.partition("@")
@@ -56,6 +58,7 @@ def entry(
         reads=reads,
         scale=scale,
         legacy=legacy,
+        sequence=sequence,
         compute=bound,
     )
 

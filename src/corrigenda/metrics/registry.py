@@ -14,6 +14,7 @@ from typing import NamedTuple
 from corrigenda.cases import Protocol
 from corrigenda.errors import UnknownMetric, did_you_mean
 from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate
+from corrigenda.metrics.selection import at
 from corrigenda.rows import Measurement, Row
 
 
@@ -56,6 +57,7 @@ class Metric:
         reads: Role or family of the rows, or name of the measurements.
         scale: Factor that tables of the field print it with.
         legacy: Whether it is kept only to compare with published numbers.
+        sequence: Whether it reads all moments of a sequence, not one.
         compute: The estimate from the records of one run.
     """
 
@@ -69,6 +71,7 @@ class Metric:
     reads: str
     scale: float
     legacy: bool
+    sequence: bool
     compute: Compute
 
     @property
@@ -113,7 +116,8 @@ def evaluate(
     """Estimates of one run.
 
     Args:
-        records: Of one run at one moment; a sequence is cut with `selection.at`.
+        records: Of one run. Of a sequence, metrics of sequences read all moments, the others the
+            last; cut the rows with `selection.at` for an earlier one.
         wanted: Names of metrics. None takes all but legacy ones, and of those the ones that find
             at least one case.
         bootstrap: How to find intervals.
@@ -122,14 +126,22 @@ def evaluate(
         UnknownMetric (CG505): a name is unknown.
         MixedRows (CG506): rows of several runs, or two answers to one probe.
     """
+    rows = records.rows
+    last = Records(at(rows, max((row.edits for row in rows), default=0)), records.measurements)
+
+    def computed(one: Metric) -> Estimate:
+        return one.compute(records if one.sequence else last, bootstrap)
+
     if wanted is not None:
-        return [metric(name).compute(records, bootstrap) for name in wanted]
+        return [computed(metric(name)) for name in wanted]
     asked = {(row.family, row.protocol) for row in records.rows}
     measured = {one.name for one in records.measurements}
+    sequential = any(row.position for row in records.rows)
     found = [
-        one.compute(records, bootstrap)
+        computed(one)
         for one in metrics()
         if not one.legacy
+        and (sequential or not one.sequence)
         and (
             one.reads in measured
             if one.protocol is None

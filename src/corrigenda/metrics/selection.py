@@ -99,8 +99,8 @@ def require_one_run(records: Sequence[Record]) -> None:
 
 
 def at(rows: Iterable[Row], edits: int) -> list[Row]:
-    """The rows of one moment of a sequence: with this many edits in force."""
-    return [row for row in rows if row.edits == edits]
+    """The rows of one moment of a sequence, with this many edits in force, and those before."""
+    return [row for row in rows if row.edits == edits or row.stage == Stage.BEFORE]
 
 
 def tagged(rows: Iterable[Row], tag: str) -> list[Row]:

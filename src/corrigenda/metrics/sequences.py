@@ -135,7 +135,7 @@ def retention(matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP) -> Est
 def forgetting(matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
     """Mean over i < N of max over t of A[t][i] minus A[N][i]; lower is better."""
     items: list[Item] = []
-    for column, position in enumerate(matrix.positions):
+    for column, position in enumerate(matrix.positions if matrix.moments else ()):
         known = matrix.values[:, column]
         if position < matrix.moments[-1] and not np.isnan(known[-1]):
             items.append(Item(matrix.cases[column], float(np.nanmax(known) - known[-1])))
@@ -152,6 +152,36 @@ def curve(matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP) -> dict[in
         ]
         found[moment] = _known(f"success_after_{moment}", matrix, items, bootstrap)
     return found
+
+
+_SUMMARIES: Mapping[str, Callable[..., Estimate]] = {
+    "immediate_success": immediate,
+    "retention": retention,
+    "forgetting": forgetting,
+}
+
+
+def summary(
+    rows: Sequence[Row],
+    what: str,
+    *,
+    protocol: Protocol,
+    measure: str | None = None,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """One number of a sequence, straight from its rows.
+
+    Args:
+        rows: Of one run, all moments.
+        what: "immediate_success", "retention" or "forgetting".
+        protocol: How the answers were taken.
+        measure: Name of a measure of the protocol (see `success`).
+        bootstrap: How to find the interval.
+    """
+    own = [row for row in rows if row.position]
+    others = [row for row in rows if row.role == "condition"]
+    matrix = success_matrix([*own, *others], protocol=protocol, measure=measure)
+    return _SUMMARIES[what](matrix, bootstrap=bootstrap)
 
 
 def half_life(matrix: SuccessMatrix) -> int | None:
