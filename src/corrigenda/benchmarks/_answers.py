@@ -26,7 +26,7 @@ def objects(answers: Answers | None) -> Groups:
         case str():
             found = [[answers]]
         case [str(), *_]:
-            found = [[one for one in answers if isinstance(one, str)]]
+            found = [answers]
         case _:
             found = [one for one in answers if not isinstance(one, str)]
     groups = (distinct(one.strip() for one in group) for group in found)

@@ -104,6 +104,7 @@ def round_case(
         meta: What reports group by.
     """
     middle, restored = there.target, there.before
+    assert restored is not None
     assert restored in true_objects, f"{restored} is not among {true_objects}"
     probes = [
         *scored(Scored(prompts, middle), "round/there", after=(1,), rivals=(restored,)),

@@ -20,6 +20,9 @@ from corrigenda.settings import bad_config
 
 Record = TypeVar("Record")
 
+PACKAGE = "corrigenda.benchmarks"
+"""Where benchmarks and their cards are."""
+
 
 class Unusable(Exception):
     """A record that can be read but not used; the text is the reason that is counted."""
@@ -79,11 +82,9 @@ class Benchmark(BaseModel, ABC):
     """A benchmark with its options: validated, frozen, equal when the options are equal.
 
     A benchmark is a subclass in `corrigenda/benchmarks/<name>.py` with its card `<name>.md` beside
-    it. It sets `name` and implements `read`. The card lists the public files under `[[files]]`:
-    `name`, and where known `part`, `url`, `sha256`, `bytes`.
-
-    Attributes:
-        part: Which of the files of the card; empty: the first.
+    it. It sets `name` and implements `read`; where it has several files, its option `part` says
+    which. The card lists the public files under `[[files]]`: `name`, and where known `part`, `url`,
+    `sha256`, `bytes`.
 
     Raises:
         BadConfig (CG502): an option the benchmark does not have, or a value it cannot take.
@@ -92,7 +93,6 @@ class Benchmark(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
-    part: str = ""
 
     def __init__(self, **options: object) -> None:
         """Validate the options."""
@@ -118,7 +118,9 @@ class Benchmark(BaseModel, ABC):
             WrongChecksum (CG605): the download is not the published file.
             MalformedRecords (CG603): the file cannot be read, or has another schema.
         """
-        tally, files = Tally(), Files(card_in(__package__, self.name).matter, self.part, source)
+        options = self.model_dump(mode="json")
+        matter = card_in(PACKAGE, self.name).matter
+        tally, files = Tally(), Files(matter, options.get("part", ""), source)
         seen: set[str] = set()
         cases: list[Case] = []
         for case in itertools.islice(self.read(files, tally), limit):
@@ -138,7 +140,7 @@ class Benchmark(BaseModel, ABC):
         }
         return Loaded(
             benchmark=self.name,
-            options=self.model_dump(mode="json"),
+            options=options,
             cases=tuple(cases),
             counts=counts,
             dropped=dict(tally.dropped),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
@@ -37,9 +37,14 @@ _RELATION = TypeAdapter(_Relation)
 
 
 class CounterFactFlat(Benchmark):
-    """Counterfactual edits, scored with the answer fed."""
+    """Counterfactual edits, scored with the answer fed.
+
+    Attributes:
+        part: "edit", "train" or "val".
+    """
 
     name: ClassVar[str] = "counterfact-flat"
+    part: Literal["edit", "train", "val"] = "edit"
 
     def read(self, files: Files, tally: Tally) -> Iterator[Case]:
         """Yield one case a record."""

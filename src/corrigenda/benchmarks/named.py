@@ -6,16 +6,14 @@ import importlib
 import inspect
 from pathlib import Path
 
-from corrigenda.benchmarks.benchmark import Benchmark, Loaded
+from corrigenda.benchmarks.benchmark import PACKAGE, Benchmark, Loaded
 from corrigenda.cards import card_in, names_in, stem
 from corrigenda.errors import UnknownBenchmark, did_you_mean
-
-_PACKAGE = "corrigenda.benchmarks"
 
 
 def names() -> tuple[str, ...]:
     """Names of all benchmarks: those with a card. `counterfact-plus` is `counterfact_plus.py`."""
-    return names_in(_PACKAGE)
+    return names_in(PACKAGE)
 
 
 def benchmark_class(name: str) -> type[Benchmark]:
@@ -25,7 +23,7 @@ def benchmark_class(name: str) -> type[Benchmark]:
         UnknownBenchmark (CG508): no benchmark by that name.
     """
     _require(name)
-    module = importlib.import_module(f"{_PACKAGE}.{stem(name)}")
+    module = importlib.import_module(f"{PACKAGE}.{stem(name)}")
     for kind in vars(module).values():
         if (
             inspect.isclass(kind)
@@ -66,7 +64,7 @@ def card(name: str) -> dict[str, object]:
         UnknownBenchmark (CG508): no benchmark by that name.
     """
     _require(name)
-    return card_in(_PACKAGE, name).matter
+    return card_in(PACKAGE, name).matter
 
 
 def card_text(name: str) -> str:
@@ -76,7 +74,7 @@ def card_text(name: str) -> str:
         UnknownBenchmark (CG508): no benchmark by that name.
     """
     _require(name)
-    return card_in(_PACKAGE, name).text
+    return card_in(PACKAGE, name).text
 
 
 def _require(name: str) -> None:
