@@ -151,8 +151,8 @@ def test_ripple_drops_what_has_no_name(tmp_path: Path) -> None:
         "target_id": "Q8",
     }
     nobody = changed(RIPPLE)
-    nobody["edit"] |= {"prompt": "it follows Ba.", "original_fact": None, "target_id": "Q_Ba"}
-    nobody["Forgetfulness"] = [ripple_test(query("a", [["Ba"]]))]
+    nobody["edit"] |= {"prompt": "it follows Bo.", "original_fact": None, "target_id": "Q_Bo"}
+    nobody["Forgetfulness"] = [ripple_test(query("a", [["Bo"]]))]
     loaded = benchmarks.load("rippleedits", write(tmp_path / "r.json", [recent, nobody]))
     assert loaded.dropped == {
         "the target cannot be told from the statement": 1,
