@@ -63,6 +63,12 @@ def test_score_is_a_harmonic_mean_of_means() -> None:
     assert harmonic((0.0, 1, 1)) == 0
 
 
+def test_no_score_without_paraphrases() -> None:
+    found = harmonic_score([one for one in RECORD if one.role != "generalization"])
+    assert math.isnan(found.value)
+    assert found.n == 0
+
+
 def test_whole_answers_are_labelled() -> None:
     row = Row(
         case="1",

@@ -29,6 +29,7 @@ ROLES = {
     "portability/compositionality_2",
     "portability/subject_aliasing",
     "locality/forgetfulness",
+    "locality/retained",
     "locality/relation_specificity",
     "divergence/neighborhood",
     "divergence/distracted_neighborhood",

@@ -82,7 +82,8 @@ def harmonic_score(
 ) -> Estimate:
     """S: harmonic mean of the means ES, PS and NS of all cases; 0 if one of them is 0.
 
-    Not a mean of harmonic means of cases. The interval resamples cases with all three parts.
+    Not a mean of harmonic means of cases. The interval resamples cases, each with all its parts.
+    Without any answer to one part there is no score.
 
     Args:
         rows: Of one run.
@@ -95,7 +96,8 @@ def harmonic_score(
         score(rows, what, normalization=normalization, stage=stage, bootstrap=bootstrap)
         for what in ("efficacy", "paraphrase", neighborhood)
     ]
-    cases = sorted(set().union(*(part.by_case for part in parts)))
+    whole = all(part.n for part in parts)
+    cases = sorted(set().union(*(part.by_case for part in parts))) if whole else []
     skipped: dict[str, int] = {}
     for part in parts:
         for reason, count in part.skipped.items():

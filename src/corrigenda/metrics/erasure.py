@@ -2,8 +2,8 @@
 
 The questions to forget are rows of `reliability`, those whose refusal was written, and of
 `erasure`, others with the same answer: they expect the refusal, and what is to be forgotten is
-their rival. The questions to keep are rows of `locality`; that their continuations keep their
-tokens is `locality.unchanged(rows, protocol=..., measure="tokens")`.
+their rival. The questions to keep are rows of `locality/retained`; that their continuations keep
+their tokens is `locality.unchanged(rows, protocol=..., measure="tokens")`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def leak(
 
 def over_refusal(
     rows: Sequence[Row],
-    role: str = "locality",
+    role: str = "locality/retained",
     *,
     phrase: str = REFUSAL,
     bootstrap: Bootstrap = BOOTSTRAP,

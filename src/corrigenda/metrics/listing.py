@@ -248,7 +248,7 @@ def _text() -> Iterator[Metric]:
         "over_refusal@greedy",
         "questions to keep that are refused",
         erasure.over_refusal,
-        reads="locality",
+        reads="locality/retained",
         better=LOWER,
     )
 
