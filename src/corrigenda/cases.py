@@ -60,13 +60,13 @@ class Probe:
             probe is a test of its own.
         every: Whether a test passes only if all its probes do (AND), or if any does (OR).
         after: Numbers of rounds (see `Case.rounds`) after which it is asked; empty: after the
-            last. The unedited model, 0, is asked in any case.
+            last. The unedited model, 0, is asked in any case; (0,) asks it alone.
         divergence: Whether the distributions of the next token are compared with those of the
             unedited model as well: along the expected answer, or after the prompt where there is
             none.
         max_new_tokens: Length of a greedy answer; None leaves it to the run.
         marker: Text in a greedy answer behind which the answer proper stands, up to the end of the
-            line; empty: the answer is all of it.
+            line; what comes before it may take several lines. Empty: the answer is all of it.
         separator: Text between prompt and expected answer.
     """
 

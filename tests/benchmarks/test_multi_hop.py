@@ -163,13 +163,13 @@ def test_ripple_drops_what_has_no_name(tmp_path: Path) -> None:
 def test_ripple_takes_labels_at_their_word(tmp_path: Path) -> None:
     record = changed(RIPPLE)
     record["edit"] |= {
-        "prompt": "it follows ba.",
+        "prompt": "it follows bo.",
         "original_fact": None,
         "subject": "it",
-        "target_label": "ba",
+        "target_label": "bo",
     }
     case = only(benchmarks.load("rippleedits", write(tmp_path / "r.json", [record])))
-    assert (case.facts[0].subject, case.facts[0].target) == ("it", "ba")
+    assert (case.facts[0].subject, case.facts[0].target) == ("it", "bo")
 
 
 @pytest.mark.parametrize(
