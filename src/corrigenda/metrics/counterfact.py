@@ -97,7 +97,7 @@ def harmonic_score(
         for what in ("efficacy", "paraphrase", neighborhood)
     ]
     whole = all(part.n for part in parts)
-    cases = sorted(set().union(*(part.by_case for part in parts))) if whole else []
+    cases = sorted({case for part in parts for case in part.by_case}) if whole else []
     skipped: dict[str, int] = {}
     for part in parts:
         for reason, count in part.skipped.items():
