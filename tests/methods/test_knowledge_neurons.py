@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import corrigenda as cg
+from corrigenda import registry
 from corrigenda.errors import BadConfig, NotEnoughFacts, PromptTooLong, UnknownSite
-from corrigenda.facts import Fact, Span
+from corrigenda.facts import Span
 from corrigenda.lm.ask import score
 from corrigenda.lm.sites import Site, Tokens, key, value, write
 from corrigenda.methods import _attribution
@@ -26,6 +27,8 @@ from corrigenda.methods._attribution import (
 )
 from corrigenda.methods.knowledge_neurons import KnowledgeNeurons, final_gain, token_directions
 from corrigenda.patch import export_peft
+from corrigenda.pocket.exam import edit_items
+from corrigenda.pocket.world import load_world
 from corrigenda.testing.tiny import tiny_model
 from tests.methods.locating import FACTS, PLAIN, exact_dtype, model
 
@@ -338,25 +341,13 @@ def test_misuse_is_refused_and_the_model_stays_as_it_is() -> None:
 def test_a_known_fact_is_held_by_neurons_that_can_be_rewritten() -> None:
     """On the pocket model: the old answer loses and the target gains, on most facts."""
     lm = cg.load("pocket", dtype="float32")
-    facts = [
-        Fact(
-            prompt=f"The capital of {country} is",
-            subject=country,
-            target=target,
-            before=before,
-            paraphrases=(f"The capital city of {country} is",),
-        )
-        for country, before, target in (
-            ("Spain", "Madrid", "Vienna"),
-            ("Japan", "Tokyo", "Oslo"),
-            ("Italy", "Rome", "Lisbon"),
-        )
-    ]
+    facts = [item.fact for item in edit_items(load_world(), 10, seed=11)[:4]]
+    editor = registry.build("knowledge-neurons", "pocket")
     gains, losses = [], []
     for fact in facts:
         pairs = [(fact.prompt, fact.target), (fact.prompt, fact.before)]
         before = score(lm, pairs)
-        patch = KnowledgeNeurons(threshold=0.1).edit(lm, [fact]).patch
+        patch = editor.edit(lm, [fact]).patch
         with patch.apply(lm):
             after = score(lm, pairs)
         gains.append(after[0].mean > before[0].mean)
