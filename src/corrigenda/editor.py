@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from corrigenda.facts import Fact
@@ -16,7 +15,7 @@ from corrigenda.fitting.corpus import Corpus, Source
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.progress import Progress
-from corrigenda.settings import bad_config
+from corrigenda.settings import Settings
 from corrigenda.state import State
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class Edit(NamedTuple):
     state: State | None
 
 
-class Editor(BaseModel, ABC):
+class Editor(Settings, ABC):
     """A method with its settings: validated, frozen, equal when the settings are equal.
 
     A method is a subclass in `corrigenda/methods/<name>.py` with its card `<name>.md` beside it. It
@@ -93,18 +92,10 @@ class Editor(BaseModel, ABC):
         BadConfig (CG502): an option the method does not have, or a value it cannot take.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+    kind: ClassVar[str] = "method"
     name: ClassVar[str]
     needs: ClassVar[Needs] = Needs()
     gives: ClassVar[Gives] = Gives()
-
-    def __init__(self, **options: object) -> None:
-        """Validate the options."""
-        try:
-            super().__init__(**options)
-        except ValidationError as error:
-            raise bad_config(type(self), error, where=f"method {self.name}") from error
 
     @abstractmethod
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:

@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ValidationError
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from corrigenda.errors import BadConfig, did_you_mean
+
+
+class Settings(BaseModel):
+    """A frozen configuration: validated, equal to another when the settings are equal.
+
+    Attributes:
+        name: What it is called.
+        kind: What messages call its kind.
+
+    Raises:
+        BadConfig (CG502): an option it does not have, or a value it cannot take.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+
+    def __init__(self, **options: object) -> None:
+        """Validate the options."""
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise bad_config(type(self), error, where=f"{self.kind} {self.name}") from error
 
 
 def bad_config(kind: type[BaseModel], error: ValidationError, *, where: str) -> BadConfig:

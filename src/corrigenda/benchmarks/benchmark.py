@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from corrigenda.benchmarks._sources import Files, SourceFile
 from corrigenda.cards import card_in
 from corrigenda.cases import Case
 from corrigenda.errors import AmbiguousSubject, EmptyTarget, SubjectNotFound
-from corrigenda.settings import bad_config
+from corrigenda.settings import Settings
 
 Record = TypeVar("Record")
 
@@ -78,7 +76,7 @@ class Loaded:
         return len(self.cases)
 
 
-class Benchmark(BaseModel, ABC):
+class Benchmark(Settings, ABC):
     """A benchmark with its options: validated, frozen, equal when the options are equal.
 
     A benchmark is a subclass in `corrigenda/benchmarks/<name>.py` with its card `<name>.md` beside
@@ -90,16 +88,8 @@ class Benchmark(BaseModel, ABC):
         BadConfig (CG502): an option the benchmark does not have, or a value it cannot take.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+    kind: ClassVar[str] = "benchmark"
     name: ClassVar[str]
-
-    def __init__(self, **options: object) -> None:
-        """Validate the options."""
-        try:
-            super().__init__(**options)
-        except ValidationError as error:
-            raise bad_config(type(self), error, where=f"benchmark {self.name}") from error
 
     @abstractmethod
     def read(self, files: Files, tally: Tally) -> Iterator[Case]:

@@ -111,7 +111,9 @@ class Rome(LocateThenEdit):
         written = self._write(lm, facts, plan, state)
         notes = self._notes(lm, facts[0], plan, written)
         changes: dict[Site, Change] = {site: written.change}
-        size = norm(written.change) / float(lm.weight(site).double().norm())
+        size = 0.0
+        if self.largest_change is not None:
+            size = norm(written.change) / float(lm.weight(site).double().norm())
         if self.largest_change is not None and size > self.largest_change:
             changes = {}
             notes["status"] = ["refused"]

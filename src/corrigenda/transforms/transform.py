@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import JsonValue
 from torch import Tensor
 
 from corrigenda.errors import NotExportable
@@ -21,7 +21,7 @@ from corrigenda.lm.spans import encode_fact
 from corrigenda.patch import Header, WeightPatch, ledger_of
 from corrigenda.patch.changes import Change, Dense, Rows
 from corrigenda.patch.runtime import require_shapes
-from corrigenda.settings import bad_config
+from corrigenda.settings import Settings
 
 if TYPE_CHECKING:
     from corrigenda.patch import Patch
@@ -42,7 +42,7 @@ class Transformed(NamedTuple):
     report: Mapping[str, JsonValue]
 
 
-class Transform(BaseModel, ABC):
+class Transform(Settings, ABC):
     """Turns a weight patch into another; validated, frozen, equal when the options are equal.
 
     A transform is a subclass with `name` and `at`. Calling it never changes the model, the same
@@ -52,16 +52,8 @@ class Transform(BaseModel, ABC):
         BadConfig (CG502): an option the transform does not have, or a value it cannot take.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+    kind: ClassVar[str] = "transform"
     name: ClassVar[str]
-
-    def __init__(self, **options: object) -> None:
-        """Validate the options."""
-        try:
-            super().__init__(**options)
-        except ValidationError as error:
-            raise bad_config(type(self), error, where=f"transform {self.name}") from error
 
     def __call__(self, patch: Patch, lm: LanguageModel) -> WeightPatch:
         """Make the new patch.
