@@ -24,7 +24,6 @@ from corrigenda.correction import (
 from corrigenda.editor import Editor, State
 from corrigenda.errors import AlreadyTrue, BadConfig, NotExportable, did_you_mean
 from corrigenda.facts import Fact
-from corrigenda.fitting.corpus import Corpus, Source
 from corrigenda.lm.ask import answer as short_answers
 from corrigenda.lm.ask import greedy, next_token_top
 from corrigenda.lm.model import LanguageModel
@@ -32,6 +31,7 @@ from corrigenda.merged import Restored, remember, restore
 from corrigenda.patch import Patch, WeightPatch, export_merged, export_peft
 from corrigenda.progress import Progress
 from corrigenda.subjects import guess_subject
+from corrigenda.training.facts import Material
 from corrigenda.transforms.named import parse_all
 from corrigenda.transforms.transform import Transform
 
@@ -102,7 +102,7 @@ def fit(
     lm: LanguageModel,
     method: str = "memit",
     *,
-    corpus: Corpus | Source | None = None,
+    corpus: Material | None = None,
     progress: Progress | None = None,
     layer: int | None = None,
     **options: object,
@@ -113,7 +113,8 @@ def fit(
         lm: The model.
         method: Name of the method.
         corpus: Text for statistics, see `corrigenda.fitting.corpus.Source`; if None, the shipped
-            one of a pocket model, else text that the model writes itself.
+            one of a pocket model, else text that the model writes itself. For a method that is
+            trained: facts, or a JSONL file of facts; if None, those of a pocket model's world.
         progress: Called with (stage, done, total).
         layer: Block that will be edited; the preset's or a probed one if None.
         **options: Options of the method.
@@ -127,7 +128,7 @@ def edit(
     method: str = "rome",
     *,
     state: State | None = None,
-    corpus: Corpus | Source | None = None,
+    corpus: Material | None = None,
     progress: Progress | None = None,
     layer: int | None = None,
     transforms: Sequence[Transform | str] = (),
@@ -144,7 +145,7 @@ def edit(
         facts: One fact or several; a missing subject is filled in where only one is possible.
         method: Name of the method.
         state: A state fitted earlier; fitted or read from the cache if None.
-        corpus: Text for the fit; see `fit`.
+        corpus: Text or facts for the fit; see `fit`.
         progress: Called with (stage, done, total).
         layer: Block to edit; the preset's or a probed one if None.
         transforms: What is done to the patch, in order; see `transform`.
@@ -174,7 +175,7 @@ def correct(
     method: str = "rome",
     *,
     state: State | None = None,
-    corpus: Corpus | Source | None = None,
+    corpus: Material | None = None,
     progress: Progress | None = None,
     layer: int | None = None,
     transforms: Sequence[Transform | str] = (),
@@ -389,7 +390,7 @@ def _edit(
     lm: LanguageModel,
     plan: _Plan,
     state: State | None,
-    corpus: Corpus | Source | None,
+    corpus: Material | None,
     progress: Progress | None,
     transforms: Sequence[Transform],
 ) -> _Made:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from jaxtyping import Float
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from corrigenda.facts import Fact
 from corrigenda.fitting import fit_moments
-from corrigenda.fitting.corpus import Corpus, Source
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.progress import Progress
 from corrigenda.settings import Settings
 from corrigenda.state import State
+from corrigenda.training.facts import Material, text_only
+from corrigenda.training.kept import fit_trained
 
 if TYPE_CHECKING:
     from corrigenda.patch import Patch
@@ -30,7 +32,7 @@ class Needs(NamedTuple):
     Attributes:
         subject: Every fact must name its subject.
         moments: Second moments of keys at `sites(lm)`; the state of `fit` holds them.
-        training_set: `fit` trains on facts, not on running text.
+        training_set: `fit` trains on facts, not on running text; the method implements `train`.
     """
 
     subject: bool = False
@@ -104,18 +106,56 @@ class Editor(Settings, ABC):
     def fit(
         self,
         lm: LanguageModel,
-        corpus: Corpus | Source | None = None,
+        corpus: Material | None = None,
         *,
         progress: Progress | None = None,
     ) -> State:
         """Learn what the method needs to know about a model; cached on disk by content.
 
-        Where the method needs second moments, they are fitted at `sites(lm)`; otherwise the state
-        is empty. See `corrigenda.fitting.fit_moments` for corpora and errors.
+        Where the method needs second moments, they are fitted at `sites(lm)`; where it needs a
+        training set, `train` is called; otherwise the state is empty. See
+        `corrigenda.fitting.fit_moments` and `corrigenda.training.fit_trained` for errors.
+
+        Args:
+            lm: The model without active patches.
+            corpus: Text, or facts for a method that is trained. By default what is shipped with a
+                pocket model, else text that the model writes itself.
+            progress: Called with (stage, done, total).
         """
+        if self.needs.training_set:
+            return fit_trained(
+                lm,
+                corpus,
+                self.train,
+                method=self.name,
+                config=self.model_dump(mode="json"),
+                progress=progress,
+            )
+        text = text_only(corpus, where=self.name)
         if not self.needs.moments:
             return State()
-        return fit_moments(lm, self.sites(lm), corpus, progress=progress)
+        return fit_moments(lm, self.sites(lm), text, progress=progress)
+
+    def train(
+        self,
+        lm: LanguageModel,
+        facts: tuple[Fact, ...],
+        *,
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+    ) -> State:
+        """Learn from facts, where `needs.training_set`; `fit` calls this and keeps the result.
+
+        Args:
+            lm: The model; frozen, and left as it is.
+            facts: At least two; some may lack paraphrases or neighbours.
+            checkpoint: Where `corrigenda.training.train` keeps its checkpoints; none if None.
+            progress: Called with (stage, done, total).
+
+        Returns:
+            What was learned; `fit` adds the base model to its metadata.
+        """
+        raise NotImplementedError(f"{self.name} is not trained")
 
     @abstractmethod
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:

@@ -1,4 +1,4 @@
-"""`corrigenda fit`: the statistics a method needs, once per model, kept in the cache."""
+"""`corrigenda fit`: what a method must learn of a model, once, kept in the cache."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ import typer
 from rich.console import Console
 
 from corrigenda.cli import options, output
+from corrigenda.errors import BadConfig
 
 
 def fit(
     model: options.Model,
     method: options.Method = "memit",
     text: options.Text = None,
+    training_set: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Facts for a method that is trained, one JSON object a line. A pocket model has "
+            "its own.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Keep the fitted state here as well."),
@@ -30,6 +40,8 @@ def fit(
 ) -> None:
     """Fit what a method needs to know about a model; `edit` does this by itself when it has to."""
     config = options.parse_settings(settings)
+    if text is not None and training_set is not None:
+        raise BadConfig("a method learns from text or from facts.", where="--training-set")
     if out is not None:
         options.check_folder(out)
     import corrigenda
@@ -38,7 +50,9 @@ def fit(
     lm = options.open_model(model, dtype=dtype, device=device)
     start = time.perf_counter()
     with bar() as progress:
-        state = corrigenda.fit(lm, method, corpus=text, progress=progress, layer=layer, **config)
+        state = corrigenda.fit(
+            lm, method, corpus=training_set or text, progress=progress, layer=layer, **config
+        )
     seconds = time.perf_counter() - start
     if out is not None:
         state.save(out)

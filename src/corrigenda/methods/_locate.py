@@ -19,7 +19,6 @@ from corrigenda.contexts import Contexts, Style, generate_contexts
 from corrigenda.editor import Editor
 from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact, Span
-from corrigenda.fitting.corpus import Corpus, Source
 from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.lm.continuation import pad_id
 from corrigenda.lm.model import LanguageModel
@@ -30,6 +29,7 @@ from corrigenda.methods._target_search import Row, Settings
 from corrigenda.patch import Header, header_for
 from corrigenda.progress import Progress
 from corrigenda.state import State
+from corrigenda.training.facts import Material
 
 SMALL_AGREEMENT = 0.1
 """Below this ratio of the clean to the averaged key, an edit at the clean prompt is not to be
@@ -102,7 +102,7 @@ class LocateThenEdit(Editor):
     def fit(
         self,
         lm: LanguageModel,
-        corpus: Corpus | Source | None = None,
+        corpus: Material | None = None,
         *,
         progress: Progress | None = None,
     ) -> State:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from corrigenda.editor import Gives, Needs
 from corrigenda.errors import MissingState
-from corrigenda.fitting.corpus import Corpus, Source
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.project import NullSpace, null_space
 from corrigenda.linalg.solve import null_space_ridge
@@ -22,6 +21,7 @@ from corrigenda.methods._locate import Plan
 from corrigenda.methods._spread import SeveralLayers
 from corrigenda.progress import Progress
 from corrigenda.state import State
+from corrigenda.training.facts import Material
 
 _RULE, _NOTICES = "alphaedit/rule", "alphaedit/notices"
 _FREE_OF_ALL = 0.98
@@ -61,7 +61,7 @@ class AlphaEdit(SeveralLayers):
     def fit(
         self,
         lm: LanguageModel,
-        corpus: Corpus | Source | None = None,
+        corpus: Material | None = None,
         *,
         progress: Progress | None = None,
     ) -> State:

@@ -14,7 +14,6 @@ from corrigenda.contexts import Contexts, generate_contexts
 from corrigenda.editor import Edit, Editor, Gives, Needs
 from corrigenda.errors import NotEnoughFacts
 from corrigenda.facts import Fact
-from corrigenda.fitting.corpus import Corpus, Source
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
@@ -36,6 +35,7 @@ from corrigenda.methods._attribution import (
 from corrigenda.patch import WeightPatch, header_for
 from corrigenda.progress import Progress
 from corrigenda.state import State
+from corrigenda.training.facts import Material
 
 Action = Literal["update", "erase"]
 Scaling = Literal["norm", "none"]
@@ -123,7 +123,7 @@ class KnowledgeNeurons(Editor):
     def fit(
         self,
         lm: LanguageModel,
-        corpus: Corpus | Source | None = None,
+        corpus: Material | None = None,
         *,
         progress: Progress | None = None,
     ) -> State:

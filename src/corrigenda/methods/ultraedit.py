@@ -16,7 +16,7 @@ from torch import Tensor
 from corrigenda.editor import Edit, Editor, Gives, Needs
 from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
-from corrigenda.fitting.corpus import Corpus, Source, as_corpus, documents, own_text
+from corrigenda.fitting.corpus import as_corpus, documents, own_text
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.running import RunningStatistics
 from corrigenda.linalg.solve import ridge
@@ -34,6 +34,7 @@ from corrigenda.methods._gradients import (
 from corrigenda.patch import Header, WeightPatch, header_for
 from corrigenda.progress import Progress
 from corrigenda.state import State
+from corrigenda.training.facts import Material, text_only
 
 _EPSILON = 1e-7
 _FLOOR = 1e-6
@@ -116,7 +117,7 @@ class UltraEdit(Editor):
     def fit(
         self,
         lm: LanguageModel,
-        corpus: Corpus | Source | None = None,
+        corpus: Material | None = None,
         *,
         progress: Progress | None = None,
     ) -> State:
@@ -263,9 +264,10 @@ class UltraEdit(Editor):
         }
 
     def _text_rows(
-        self, lm: LanguageModel, corpus: Corpus | Source | None, progress: Progress | None
+        self, lm: LanguageModel, corpus: Material | None, progress: Progress | None
     ) -> list[Labelled]:
-        wanted, count = as_corpus(lm, corpus), -(-self.warm_up // _ANSWER_OF_TEXT)
+        wanted = as_corpus(lm, text_only(corpus, where=self.name))
+        count = -(-self.warm_up // _ANSWER_OF_TEXT)
         source = wanted.source
         if source is None:
             tokens = count * _ROW_OF_TEXT

@@ -183,13 +183,23 @@ def edit_items(world: World, count: int, *, seed: int = 7) -> list[EditItem]:
     return [edit_item(world, triple, draw) for triple in chosen]
 
 
-def edit_item(world: World, triple: Triple, draw: random.Random) -> EditItem:
-    """Give a fact a competing object and gather the prompts that show the effect."""
+def edit_item(
+    world: World, triple: Triple, draw: random.Random, *, pool: Sequence[Triple] | None = None
+) -> EditItem:
+    """Give a fact a competing object and gather the prompts that show the effect.
+
+    Args:
+        world: The world.
+        triple: The fact.
+        draw: Decides object, phrasings and neighbours.
+        pool: Where neighbours are drawn from; every fact of the relation if None.
+    """
     relation = world.relations[triple.relation]
     new = draw.choice([one for one in world.objects(triple.relation) if one not in triple.objects])
     prompt, *paraphrases = draw.sample(relation.clozes, 4)
     paraphrases += draw.sample(relation.questions, 2)
-    neighbours = [t for t in world.of_relation(triple.relation) if t.subject != triple.subject]
+    others = world.of_relation(triple.relation) if pool is None else pool
+    neighbours = [t for t in others if t.subject != triple.subject]
     fact = Fact(
         prompt=_prompt(prompt, triple.subject),
         target=new,

@@ -166,7 +166,7 @@ def portable(case: _Case) -> None:
 def honest(case: _Case) -> None:
     """Law 6: what `gives` claims holds, and `needs` says all that is needed."""
     gives, needs = case.editor.gives, case.editor.needs
-    if needs.moments:
+    if needs.moments or needs.training_set:
         _require_error(case, case.group, None, MissingState)
     else:
         assert case.state is None or not case.editor.edit(case.lm, case.group).patch.is_empty, (

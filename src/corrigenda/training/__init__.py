@@ -1,0 +1,18 @@
+"""Training of what learned methods need: one loop, one kind of training set, kept by content."""
+
+from corrigenda.training.facts import Material, Split, outsider, split, training_set
+from corrigenda.training.kept import fit_trained
+from corrigenda.training.loop import Schedule, Trained, Turn, train
+
+__all__ = [
+    "Material",
+    "Schedule",
+    "Split",
+    "Trained",
+    "Turn",
+    "fit_trained",
+    "outsider",
+    "split",
+    "train",
+    "training_set",
+]
