@@ -119,6 +119,12 @@ class SlowTokenizer(CorrigendaError):
     code = "CG305"
 
 
+class LostPrompts(CorrigendaError):
+    """A patch that is routed on the prompt does not know the prompts of the rows it sees."""
+
+    code = "CG306"
+
+
 class WrongBase(CorrigendaError):
     """The patch was made on another model."""
 

@@ -10,6 +10,7 @@ import torch
 
 from corrigenda.errors import NonFinite, NotApplied, UnknownSite, WrongBase
 from corrigenda.linalg import LowRank
+from corrigenda.lm.asking import Asked
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import (
@@ -336,8 +337,8 @@ class Shout:
     def tensors(self):
         return {}
 
-    def rewrite(self, prompt):
-        return prompt.upper()
+    def rewrite(self, lm, prompts):
+        return [Asked(prompt.upper()) for prompt in prompts]
 
     def save(self, path):
         return save_patch(self, path)

@@ -4,6 +4,10 @@ Prompts are sorted by length and run in batches of nearly equal length; results 
 order asked. They depend on the batch, its order and its padding by no more than float noise, which
 can matter only where two tokens are equally likely. Nothing is read from the model's generation
 configuration but its end-of-sequence tokens.
+
+Edits that rewrite prompts or answer in the model's place (`corrigenda.lm.asking`) are obeyed by all
+functions; where tokens are rated (`score`, `next_token_top`), there is no answer to replace, and
+only rewriting counts.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corrigenda.errors import BadConfig, EmptyTarget, PromptTooLong
+from corrigenda.lm.asking import through
 from corrigenda.lm.continuation import Decoder, batches, continue_rows, pad_id, widened
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens, state
@@ -98,6 +103,17 @@ def score(
 
     See also: `greedy`, for what the model says by itself.
     """
+
+    def plainly(lm: LanguageModel, places: list[int], prompts: list[str]) -> list[Score]:
+        targets = [pairs[place][1] for place in places]
+        return _score(lm, list(zip(prompts, targets, strict=True)), batch_tokens)
+
+    return through(lm, [prompt for prompt, _ in pairs], plainly)
+
+
+def _score(
+    lm: LanguageModel, pairs: Sequence[tuple[str, str]], batch_tokens: int | None
+) -> list[Score]:
     rows = [encode(lm, prompt, target=target) for prompt, target in pairs]
     for row in rows:
         if not row.labels:
@@ -143,6 +159,16 @@ def next_token_top(
     Raises:
         PromptTooLong (CG105): a prompt exceeds the context.
     """
+
+    def plainly(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[list[Candidate]]:
+        return _next_token_top(lm, prompts, k, batch_tokens)
+
+    return through(lm, prompts, plainly)
+
+
+def _next_token_top(
+    lm: LanguageModel, prompts: Sequence[str], k: int, batch_tokens: int | None
+) -> list[list[Candidate]]:
     rows = _prompt_ids(lm, prompts, chat=False)
     decode = Decoder(lm)
     found: dict[int, list[Candidate]] = {}
@@ -196,14 +222,7 @@ def greedy(
     def finished(text: str) -> bool:
         return any(end in text for end in stop)
 
-    texts = continue_rows(
-        lm,
-        _prompt_ids(lm, prompts, chat=chat),
-        max_new_tokens=max_new_tokens,
-        choose=_most_likely,
-        finished=finished,
-        batch_tokens=batch_tokens,
-    )
+    texts = _most_likely_texts(lm, prompts, max_new_tokens, finished, chat, batch_tokens)
     return [
         text[: min([text.find(end) for end in stop if end in text], default=None)] for text in texts
     ]
@@ -222,14 +241,11 @@ def answer(
     A sentence ends at a line break, or at `.`, `!` or `?` before a space, unless it follows an
     initial or an abbreviation such as "St". Arguments and errors are those of `greedy`.
     """
-    texts = continue_rows(
-        lm,
-        _prompt_ids(lm, prompts, chat=chat),
-        max_new_tokens=max_new_tokens,
-        choose=_most_likely,
-        finished=lambda text: _first_sentence(text) is not None,
-        batch_tokens=batch_tokens,
-    )
+
+    def finished(text: str) -> bool:
+        return _first_sentence(text) is not None
+
+    texts = _most_likely_texts(lm, prompts, max_new_tokens, finished, chat, batch_tokens)
     return [_first_sentence(text + "\n") or text.strip() for text in texts]
 
 
@@ -264,6 +280,21 @@ def sample(
     Raises:
         PromptTooLong (CG105): a prompt exceeds the context.
     """
+
+    def plainly(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[str]:
+        return _sample(lm, prompts, max_new_tokens, top_k, seed, batch_tokens)
+
+    return _answered(lm, prompts, plainly)
+
+
+def _sample(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    top_k: int,
+    seed: int,
+    batch_tokens: int | None,
+) -> list[str]:
     seen: dict[str, int] = {}
     generators: list[random.Random] = []
     for prompt in prompts:
@@ -287,6 +318,39 @@ def sample(
         finished=lambda _: False,
         batch_tokens=batch_tokens,
     )
+
+
+def _answered(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    ask: Callable[[LanguageModel, list[int], list[str]], Sequence[str]],
+) -> list[str]:
+    """What answerers say, as a continuation; of the model what they leave open."""
+    answers = lm.asking.answered(lm, prompts)
+    left = [index for index, text in enumerate(answers) if text is None]
+    said = iter(through(lm, [prompts[index] for index in left], ask))
+    return [next(said) if text is None else f" {text}\n" for text in answers]
+
+
+def _most_likely_texts(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    finished: Callable[[str], bool],
+    chat: bool,
+    batch_tokens: int | None,
+) -> list[str]:
+    def plainly(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[str]:
+        return continue_rows(
+            lm,
+            _prompt_ids(lm, prompts, chat=chat),
+            max_new_tokens=max_new_tokens,
+            choose=_most_likely,
+            finished=finished,
+            batch_tokens=batch_tokens,
+        )
+
+    return _answered(lm, prompts, plainly)
 
 
 def _first_sentence(text: str) -> str | None:
@@ -333,7 +397,8 @@ def _hidden(
     real = torch.tensor([[j < len(own) for j in range(width)] for own in reads])
     tokens = Tokens.pad(rows, pad_id(lm)).to(lm.device)
     last = state(lm.num_layers - 1)
-    hidden = lm.tap(tokens, [last], positions=at.to(lm.device))[last]
+    with lm.prompts.told(at[:, 0].to(lm.device)):
+        hidden = lm.tap(tokens, [last], positions=at.to(lm.device))[last]
     return hidden[real.to(hidden.device)]
 
 

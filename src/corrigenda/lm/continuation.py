@@ -165,6 +165,7 @@ def _continue(
             keep = torch.tensor(running, dtype=torch.long, device=mask.device)
             if running:
                 cache.batch_select_indices(keep)
+                lm.prompts.keep(keep)
             mask, positions = mask[keep], positions[keep]
             batch = [batch[place] for place in running]
             chosen = [chosen[place] for place in running]

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from corrigenda.errors import QuantisedWeights
+from corrigenda.lm.asking import Asking
 from corrigenda.lm.digest import digest
 from corrigenda.lm.families import Family
 from corrigenda.lm.head import logits_of
 from corrigenda.lm.hooks import Hooks, Transform
 from corrigenda.lm.loading import load_pair, require_fast
 from corrigenda.lm.probing import resolve
+from corrigenda.lm.prompts import Prompts
 from corrigenda.lm.sites import Point, Site, Tokens
 from corrigenda.lm.storage import Rows, Storage
 
@@ -39,6 +41,9 @@ class LanguageModel:
         family: What is known about its architecture.
         name: How messages and files refer to it.
         patches: The patches active on it; kept by `corrigenda.patch`.
+        prompts: Where the prompts of the running pass end. Shared, as the patches are, by all that
+            wrap the same model.
+        asking: Who rewrites prompts or answers in its place.
 
     Example:
         >>> from corrigenda.testing.tiny import tiny_model
@@ -76,6 +81,9 @@ class LanguageModel:
         self.patches: Sequence[object] = ()
         self._storage = Storage(model, self.family)
         self._hooks = Hooks(self._storage, self.family)
+        shared = model.__dict__
+        self.prompts: Prompts = shared.setdefault("_corrigenda_prompts", Prompts(model))
+        self.asking: Asking = shared.setdefault("_corrigenda_asking", Asking())
         # Models with ALiBi take none: they count from the mask.
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 

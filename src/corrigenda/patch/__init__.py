@@ -7,6 +7,7 @@ from corrigenda.patch.ledger import Applied, Ledger, apply_hooks, header_for, le
 from corrigenda.patch.load import load_patch
 from corrigenda.patch.protocols import AnswerPatch, HookPatch, Patch, PromptPatch
 from corrigenda.patch.storage import read_patch_file, save_patch
+from corrigenda.patch.stored import StoredPatch
 from corrigenda.patch.weights import WeightPatch
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Patch",
     "PromptPatch",
     "Rows",
+    "StoredPatch",
     "WeightPatch",
     "apply_hooks",
     "digest_of",

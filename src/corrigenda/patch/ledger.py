@@ -24,6 +24,7 @@ from corrigenda.errors import NonFinite, NotApplied, WrongBase
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch.changes import Change, add_to_weight
+from corrigenda.patch.generation import asked_through
 from corrigenda.patch.header import Header
 from corrigenda.patch.protocols import AnswerPatch, HookPatch, Patch, PromptPatch
 
@@ -310,7 +311,7 @@ def header_for(
 def apply_hooks(
     patch: HookPatch | PromptPatch | AnswerPatch, lm: LanguageModel, *, force: bool = False
 ) -> Applied:
-    """Make a patch active that works by hooks, or (without hooks) by whoever asks the model.
+    """Make a patch active that works by hooks, or that stands between questions and the model.
 
     Raises:
         WrongBase (CG401): made on another model, or its prerequisites are not active.
@@ -318,7 +319,12 @@ def apply_hooks(
     """
     ledger = ledger_of(lm)
     ledger.admit(patch, lm, force=force)
-    hooks = patch.hooks(lm) if isinstance(patch, HookPatch) else ExitStack()
+    if patch.is_empty:
+        hooks: AbstractContextManager[object] = ExitStack()
+    elif isinstance(patch, HookPatch):
+        hooks = patch.hooks(lm)
+    else:
+        hooks = asked_through(patch, lm)
     return ledger.enter(Applied(patch, lm, "runtime"), hooks)
 
 

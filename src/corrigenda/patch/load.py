@@ -12,6 +12,7 @@ from corrigenda.lm.sites import Site
 from corrigenda.patch.changes import Change, change_from
 from corrigenda.patch.protocols import Patch
 from corrigenda.patch.storage import corrupt, read_patch_file
+from corrigenda.patch.stored import stored_class
 from corrigenda.patch.weights import WeightPatch
 
 
@@ -25,10 +26,13 @@ def load_patch(path: str | Path) -> Patch:
     """
     header, tensors = read_patch_file(path)
     if header.kind != "weights":
+        found = stored_class(header.kind)
+        if found is not None:
+            return found(tensors, header)  # type: ignore[return-value]  # subclasses are patches
         raise NewerFormat(
             f'{path} holds a patch of the kind "{header.kind}", which this version cannot read.',
-            hint="Install the version of corrigenda that wrote it: "
-            f"{header.versions.get('corrigenda', 'unknown')}.",
+            hint="Install what wrote it: corrigenda "
+            f"{header.versions.get('corrigenda', 'unknown')}, or the plug-in of that method.",
         )
     try:
         return WeightPatch(_changes(tensors), header)

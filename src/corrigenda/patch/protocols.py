@@ -12,7 +12,7 @@ The laws hold for all of them:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -22,6 +22,7 @@ from torch import Tensor
 from corrigenda.patch.header import Header
 
 if TYPE_CHECKING:
+    from corrigenda.lm.asking import Asked
     from corrigenda.lm.model import LanguageModel
     from corrigenda.patch.ledger import Applied
 
@@ -85,14 +86,16 @@ class HookPatch(Patch, Protocol):
 class PromptPatch(Patch, Protocol):
     """An edit of what goes into the model (demonstrations, retrieved facts).
 
-    `apply` is `apply_hooks(self, lm, force=force)`; whoever asks the model finds the active ones in
-    `lm.patches` and rewrites the prompt with each, in order.
+    `apply` is `apply_hooks(self, lm, force=force)`. While it is active, all functions of
+    `corrigenda.lm.ask` and the model's own `generate` ask what it says. Of several active ones each
+    gets what the one before made of the prompts.
     """
 
-    def rewrite(self, prompt: str) -> str:
-        """The prompt to ask instead; the same string where the question is out of scope.
+    def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[Asked]:
+        """What to ask for each prompt; the prompt itself, unchanged, where it is out of scope.
 
-        Pure and deterministic.
+        Pure and deterministic. Asking the model from here asks it without prompt and answer
+        patches.
         """
         ...
 
@@ -101,9 +104,13 @@ class PromptPatch(Patch, Protocol):
 class AnswerPatch(Patch, Protocol):
     """An edit of the procedure that answers (decomposing a question, checking a memory).
 
-    `apply` is `apply_hooks(self, lm, force=force)`; of several active ones the last decides.
+    `apply` is `apply_hooks(self, lm, force=force)`; of several active ones the last that has an
+    answer decides.
     """
 
-    def answer(self, prompt: str, ask: Callable[[str], str]) -> str | None:
-        """The answer, found with any number of calls of `ask`; None where it is out of scope."""
+    def answers(self, lm: LanguageModel, prompts: Sequence[str]) -> list[str | None]:
+        """The answers, without leading space; None where a prompt is out of scope.
+
+        Asking the model from here asks it without prompt and answer patches.
+        """
         ...

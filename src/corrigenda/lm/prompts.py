@@ -1,0 +1,143 @@
+"""Where the prompt of each row ends, for edits that decide once, on the prompt, what to do.
+
+An adapter or a memory that is routed on the prompt looks at the state of the last prompt token when
+the prompt is read, and keeps to what it decided while the answer is generated. What a row's prompt
+is depends on who runs the model: somebody who feeds a target behind the prompt says where the
+prompt ends (`told`); otherwise it is the last token that is not padding. A pass that continues a
+cache belongs to the prompts read before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from corrigenda.errors import LostPrompts
+
+Ends = Int[Tensor, " batch"]
+Decide = Callable[[Ends], Tensor]
+
+
+class Prompts:
+    """What the rows of the running pass ask; one per model, as `lm.prompts`.
+
+    It follows the passes only while somebody watches, so an unedited model runs as ever.
+
+    Attributes:
+        continued: Whether the running pass goes on behind prompts read before.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Prepare for a model; nothing is attached yet."""
+        self._model = model
+        self._watchers = 0
+        self._told: Ends | None = None
+        self._ends: Ends | None = None
+        self._decided: dict[int, Tensor] = {}
+        self._owners: dict[int, object] = {}
+        self.continued = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prompts:
+        """A copied model is followed by nobody."""
+        return Prompts(memo.get(id(self._model), self._model))
+
+    @property
+    def ends(self) -> Ends:
+        """Column of the last prompt token of each row, in the pass that read the prompts.
+
+        Raises:
+            LostPrompts (CG306): no pass was followed.
+        """
+        if self._ends is None:
+            raise LostPrompts(
+                "nobody said where the prompts end.",
+                hint="Run the whole model (`lm.logits`, `lm.tap`, `model.generate`), not a part.",
+            )
+        return self._ends
+
+    @contextmanager
+    def watched(self) -> Generator[None]:
+        """Follow every pass of the model until left; may be entered several times."""
+        if not self._watchers:
+            self._handle = self._model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        self._watchers += 1
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+            if not self._watchers:
+                self._handle.remove()
+                self._forget()
+
+    @contextmanager
+    def told(self, ends: Ends) -> Generator[None]:
+        """Say where the prompts of the next passes end: targets are fed behind them.
+
+        Args:
+            ends: Column of the last prompt token of each row, padding counted.
+        """
+        before, self._told = self._told, ends
+        try:
+            yield
+        finally:
+            self._told = before
+
+    def once(self, owner: object, decide: Decide) -> Tensor:
+        """What was decided about each row when its prompt was read.
+
+        Args:
+            owner: Whoever decides; each has its own decision.
+            decide: Called while prompts are read, with `ends`; returns one entry a row.
+
+        Returns:
+            (batch, ...): what `decide` returned for the rows of the running pass.
+
+        Raises:
+            LostPrompts (CG306): the rows that go on are not those whose prompts were read.
+        """
+        if not self.continued:
+            self._owners[id(owner)] = owner
+            self._decided[id(owner)] = decide(self.ends)
+        decided = self._decided.get(id(owner))
+        if decided is None or (self.continued and len(decided) != self._batch):
+            raise LostPrompts(
+                "these rows continue prompts that were not read with this patch active.",
+                hint="Apply the patch before the prompt is read, and read it again.",
+            )
+        return decided
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Go on with some rows of the batch only, or in another order."""
+        self._decided = {
+            owner: decided[rows.to(decided.device)] for owner, decided in self._decided.items()
+        }
+
+    def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None:
+            ids = kwargs["inputs_embeds"]
+        self._batch, width = ids.shape[:2]
+        cache = kwargs.get("past_key_values")
+        self.continued = cache is not None and cache.get_seq_length() > 0
+        if self.continued:
+            return
+        self._forget()
+        mask = kwargs.get("attention_mask")
+        if self._told is not None:
+            self._ends = self._told.to(ids.device)
+        elif mask is None or mask.dim() != 2:
+            self._ends = torch.full((self._batch,), width - 1, device=ids.device)
+        else:
+            columns = torch.arange(width, device=mask.device)
+            self._ends = (mask[:, -width:].long() * columns).amax(1)
+
+    def _forget(self) -> None:
+        self._ends = None
+        self._decided.clear()
+        self._owners.clear()
+        self.continued = False
