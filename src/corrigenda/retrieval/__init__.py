@@ -1,0 +1,6 @@
+"""Finding stored text that is close in meaning to a question: embeddings and exact search."""
+
+from corrigenda.retrieval.embed import Embedder, embedder
+from corrigenda.retrieval.index import Hits, Index
+
+__all__ = ["Embedder", "Hits", "Index", "embedder"]
