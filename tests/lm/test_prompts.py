@@ -48,6 +48,22 @@ def test_the_last_token_that_is_not_padding_ends_the_prompt(side):
     assert recorder.ends == [wanted]
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_columns_of_padding_are_told_in_every_pass(side):
+    lm = tiny_model("llama")
+    tokens = Tokens.pad([encode(lm, prompt).ids for prompt in PROMPTS], 0, side)
+    with lm.prompts.watched():
+        lm.logits(tokens)
+        assert torch.equal(lm.prompts.mask, tokens.mask.bool())
+        lm.model(tokens.ids)
+        assert lm.prompts.mask.all()
+        greedy(lm, PROMPTS[1:2], max_new_tokens=3, stop=())
+        assert lm.prompts.continued
+        assert lm.prompts.mask.tolist() == [[True]]
+    with pytest.raises(LostPrompts, match="columns"):
+        lm.prompts.mask  # noqa: B018 - raises
+
+
 def test_a_target_that_is_fed_does_not_belong_to_the_prompt():
     lm = tiny_model("llama")
     recorder = Recorder(lm)

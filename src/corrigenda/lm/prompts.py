@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from corrigenda.errors import LostPrompts
@@ -38,6 +38,7 @@ class Prompts:
         self._watchers = 0
         self._told: Ends | None = None
         self._ends: Ends | None = None
+        self._mask: Bool[Tensor, "batch pos"] | None = None
         self._decided: dict[int, Tensor] = {}
         self._owners: dict[int, object] = {}
         self.continued = False
@@ -59,6 +60,25 @@ class Prompts:
                 hint="Run the whole model (`lm.logits`, `lm.tap`, `model.generate`), not a part.",
             )
         return self._ends
+
+    @property
+    def mask(self) -> Bool[Tensor, "batch pos"]:
+        """Which columns of the running pass hold tokens, not padding.
+
+        Raises:
+            LostPrompts (CG306): no pass is followed.
+        """
+        if self._mask is None:
+            raise LostPrompts(
+                "nobody said which columns hold tokens.",
+                hint="Run the whole model (`lm.logits`, `lm.tap`, `model.generate`), not a part.",
+            )
+        return self._mask
+
+    @property
+    def are_watched(self) -> bool:
+        """Whether somebody follows the passes, so that prompts must be read as prompts."""
+        return self._watchers > 0
 
     @contextmanager
     def watched(self) -> Generator[None]:
@@ -124,20 +144,22 @@ class Prompts:
         self._batch, width = ids.shape[:2]
         cache = kwargs.get("past_key_values")
         self.continued = cache is not None and cache.get_seq_length() > 0
+        if not self.continued:
+            self._forget()
+        mask = kwargs.get("attention_mask")
+        if mask is None or mask.dim() != 2:
+            mask = torch.ones(self._batch, width, device=ids.device)
+        self._mask = mask[:, -width:].bool()
         if self.continued:
             return
-        self._forget()
-        mask = kwargs.get("attention_mask")
         if self._told is not None:
             self._ends = self._told.to(ids.device)
-        elif mask is None or mask.dim() != 2:
-            self._ends = torch.full((self._batch,), width - 1, device=ids.device)
         else:
             columns = torch.arange(width, device=mask.device)
-            self._ends = (mask[:, -width:].long() * columns).amax(1)
+            self._ends = (self._mask.long() * columns).amax(1)
 
     def _forget(self) -> None:
-        self._ends = None
+        self._ends = self._mask = None
         self._decided.clear()
         self._owners.clear()
         self.continued = False
