@@ -13,7 +13,7 @@ import torch
 from corrigenda.errors import BadConfig, EmptyTarget, PromptTooLong
 from corrigenda.lm import ask
 from corrigenda.lm.ask import answer, greedy, next_token_top, sample, says, score
-from corrigenda.lm.continuation import batches
+from corrigenda.lm.continuation import Continuation, batches
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.spans import encode
@@ -318,7 +318,7 @@ def test_every_end_token_of_the_model_ends_a_row() -> None:
     ],
 )
 def test_first_sentence(text: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ask, "continue_rows", lambda *_, **__: [text])
+    monkeypatch.setattr(ask, "continue_rows", lambda *_, **__: [Continuation(text, ())])
     assert answer(model("gpt2"), ["The"]) == [wanted]
 
 
@@ -354,7 +354,13 @@ def test_the_head_runs_only_where_a_label_is_read(monkeypatch: pytest.MonkeyPatc
     )
     pairs = list(zip(PROMPTS, TARGETS, strict=True))
     results = score(lm, pairs)
-    assert sum(rows) == sum(len(one.ids) for one in results)
+    labels = {
+        (prompt, one.ids[: place + 1])
+        for (prompt, _), one in zip(pairs, results, strict=True)
+        for place in range(len(one.ids))
+    }
+    reads = {(prompt, ids[:-1]) for prompt, ids in labels}
+    assert sum(rows) == len(reads)
 
 
 def test_left_and_right_padding_give_equal_logits(lm: LanguageModel) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,12 +25,12 @@ from torch import Tensor
 
 from corrigenda.errors import BadConfig, EmptyTarget, PromptTooLong
 from corrigenda.lm.asking import through
-from corrigenda.lm.continuation import Decoder, batches, continue_rows, pad_id, widened
+from corrigenda.lm.continuation import Continuation, Decoder, batches, continue_rows, pad_id
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Tokens, state
+from corrigenda.lm.rating import Fed, logits_in_parts, rate, states_at
+from corrigenda.lm.sites import Tokens
 from corrigenda.lm.spans import encode, excerpt
 
-_HEAD_NUMBERS = 1 << 25
 # A full stop that ends a sentence: not behind an initial ("J. K.", "D.C.") nor behind a common
 # abbreviation.
 _SENTENCE_END = re.compile(
@@ -120,26 +120,12 @@ def _score(
             raise EmptyTarget(
                 f'the target of "{row.text}" is empty.', hint="Give the answer to rate."
             )
-    scores: dict[int, Score] = {}
-    inputs = [row.ids[:-1] for row in rows]
-    for batch in batches(lm, [len(ids) for ids in inputs], batch_tokens):
-        hidden = _hidden(lm, [inputs[i] for i in batch], [rows[i].reads for i in batch])
-        wanted = torch.tensor(
-            [token for i in batch for token in rows[i].target_ids], device=hidden.device
-        )
-        log_probs: list[float] = []
-        argmax_ids: list[int] = []
-        for part, logits in _logits(lm, hidden):
-            labels = wanted[part, None]
-            chosen = logits.gather(1, labels).squeeze(1) - logits.logsumexp(1)
-            log_probs += chosen.tolist()
-            argmax_ids += logits.argmax(1).tolist()
-        begin = 0
-        for i in batch:
-            own = slice(begin, begin + len(rows[i].labels))
-            begin = own.stop
-            scores[i] = Score(rows[i].target_ids, tuple(log_probs[own]), tuple(argmax_ids[own]))
-    return [scores[i] for i in range(len(rows))]
+    fed = [Fed(row.ids[:-1], row.reads, row.target_ids) for row in rows]
+    rated = rate(lm, fed, share=False, batch_tokens=batch_tokens)
+    return [
+        Score(row.target_ids, rating.log_probs, rating.argmax_ids)
+        for row, rating in zip(rows, rated, strict=True)
+    ]
 
 
 def says(lm: LanguageModel, prompt: str, targets: Sequence[str]) -> bool:
@@ -174,8 +160,8 @@ def _next_token_top(
     found: dict[int, list[Candidate]] = {}
     for batch in batches(lm, [len(row) for row in rows], batch_tokens):
         last = [range(len(rows[i]) - 1, len(rows[i])) for i in batch]
-        hidden = _hidden(lm, [rows[i] for i in batch], last)
-        for part, logits in _logits(lm, hidden):
+        tokens = Tokens.pad([rows[i] for i in batch], pad_id(lm)).to(lm.device)
+        for part, logits in logits_in_parts(lm, states_at(lm, tokens, last)):
             top = logits.softmax(1).topk(min(k, logits.shape[1]), dim=1)
             for i, probabilities, ids in zip(
                 batch[part], top.values.tolist(), top.indices.tolist(), strict=True
@@ -199,9 +185,8 @@ def greedy(
     """Continue each prompt with the most likely token, again and again.
 
     Returns only what is added, decoded and otherwise untouched: it usually begins with a space. A
-        row ends before its
-    first stop string, at an end-of-sequence token, after `max_new_tokens`, or where the context is
-    full.
+    row ends before its first stop string, at an end-of-sequence token, after `max_new_tokens`, or
+    where the context is full.
 
     Args:
         lm: The model.
@@ -222,7 +207,7 @@ def greedy(
     def finished(text: str) -> bool:
         return any(end in text for end in stop)
 
-    texts = _most_likely_texts(lm, prompts, max_new_tokens, finished, chat, batch_tokens)
+    texts = _texts(lm, prompts, max_new_tokens, finished, chat, batch_tokens)
     return [
         text[: min([text.find(end) for end in stop if end in text], default=None)] for text in texts
     ]
@@ -245,8 +230,45 @@ def answer(
     def finished(text: str) -> bool:
         return _first_sentence(text) is not None
 
-    texts = _most_likely_texts(lm, prompts, max_new_tokens, finished, chat, batch_tokens)
+    texts = _texts(lm, prompts, max_new_tokens, finished, chat, batch_tokens)
     return [_first_sentence(text + "\n") or text.strip() for text in texts]
+
+
+def continuations(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    finished: Callable[[str], bool],
+    chat: bool = False,
+    batch_tokens: int | None = None,
+) -> list[Continuation]:
+    """Continue each prompt with the most likely token until its text is finished, uncut.
+
+    Args:
+        lm: The model.
+        prompts: Texts to continue; an empty one stands for the BOS token.
+        max_new_tokens: Longest continuation.
+        finished: Whether a row with this added text has ended; it ends earlier at an
+            end-of-sequence token or a full context.
+        chat: As for `greedy`.
+        batch_tokens: As for `greedy`.
+
+    Raises:
+        PromptTooLong (CG105), BadConfig (CG502): as `greedy`.
+    """
+
+    def plainly(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[Continuation]:
+        return continue_rows(
+            lm,
+            _prompt_ids(lm, prompts, chat=chat),
+            max_new_tokens=max_new_tokens,
+            choose=_most_likely,
+            finished=finished,
+            batch_tokens=batch_tokens,
+        )
+
+    return _answered(lm, prompts, plainly)
 
 
 def sample(
@@ -281,10 +303,10 @@ def sample(
         PromptTooLong (CG105): a prompt exceeds the context.
     """
 
-    def plainly(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[str]:
+    def plainly(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[Continuation]:
         return _sample(lm, prompts, max_new_tokens, top_k, seed, batch_tokens)
 
-    return _answered(lm, prompts, plainly)
+    return [one.text for one in _answered(lm, prompts, plainly)]
 
 
 def _sample(
@@ -294,7 +316,7 @@ def _sample(
     top_k: int,
     seed: int,
     batch_tokens: int | None,
-) -> list[str]:
+) -> list[Continuation]:
     seen: dict[str, int] = {}
     generators: list[random.Random] = []
     for prompt in prompts:
@@ -323,16 +345,16 @@ def _sample(
 def _answered(
     lm: LanguageModel,
     prompts: Sequence[str],
-    ask: Callable[[LanguageModel, list[int], list[str]], Sequence[str]],
-) -> list[str]:
+    ask: Callable[[LanguageModel, list[int], list[str]], Sequence[Continuation]],
+) -> list[Continuation]:
     """What answerers say, as a continuation; of the model what they leave open."""
     answers = lm.asking.answered(lm, prompts)
     left = [index for index, text in enumerate(answers) if text is None]
     said = iter(through(lm, [prompts[index] for index in left], ask))
-    return [next(said) if text is None else f" {text}\n" for text in answers]
+    return [next(said) if text is None else Continuation(f" {text}\n", None) for text in answers]
 
 
-def _most_likely_texts(
+def _texts(
     lm: LanguageModel,
     prompts: Sequence[str],
     max_new_tokens: int,
@@ -340,17 +362,15 @@ def _most_likely_texts(
     chat: bool,
     batch_tokens: int | None,
 ) -> list[str]:
-    def plainly(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[str]:
-        return continue_rows(
-            lm,
-            _prompt_ids(lm, prompts, chat=chat),
-            max_new_tokens=max_new_tokens,
-            choose=_most_likely,
-            finished=finished,
-            batch_tokens=batch_tokens,
-        )
-
-    return _answered(lm, prompts, plainly)
+    found = continuations(
+        lm,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        finished=finished,
+        chat=chat,
+        batch_tokens=batch_tokens,
+    )
+    return [one.text for one in found]
 
 
 def _first_sentence(text: str) -> str | None:
@@ -386,31 +406,6 @@ def _prompt_ids(lm: LanguageModel, prompts: Sequence[str], *, chat: bool) -> lis
             )
         rows.append(ids)
     return rows
-
-
-def _hidden(
-    lm: LanguageModel, rows: Sequence[list[int]], reads: Sequence[range]
-) -> Float[Tensor, "reads d_model"]:
-    """Hidden states before the final norm at the positions read, row after row."""
-    width = max(map(len, reads))
-    at = torch.tensor([[*own, *[own[-1]] * (width - len(own))] for own in reads])
-    real = torch.tensor([[j < len(own) for j in range(width)] for own in reads])
-    tokens = Tokens.pad(rows, pad_id(lm)).to(lm.device)
-    last = state(lm.num_layers - 1)
-    with lm.prompts.told(at[:, 0].to(lm.device)):
-        hidden = lm.tap(tokens, [last], positions=at.to(lm.device))[last]
-    return hidden[real.to(hidden.device)]
-
-
-def _logits(
-    lm: LanguageModel, hidden: Float[Tensor, "reads d_model"]
-) -> Iterator[tuple[slice, Float[Tensor, "part vocab"]]]:
-    """Logits at some hidden states, in parts that keep memory bounded, at least float32."""
-    size = max(1, _HEAD_NUMBERS // lm.model.config.get_text_config().vocab_size)
-    with torch.inference_mode():
-        for begin in range(0, len(hidden), size):
-            part = slice(begin, begin + size)
-            yield part, widened(lm.head(hidden[part]))
 
 
 def _most_likely(logits: Float[Tensor, "batch vocab"], _: Sequence[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,18 @@ _GPU_TOKENS = 8192
 Choose = Callable[[Float[Tensor, "batch vocab"], Sequence[int]], list[int]]
 
 
+class Continuation(NamedTuple):
+    """What was added to a prompt.
+
+    Attributes:
+        text: The text, usually with a leading space.
+        ids: Its tokens; None where an edit answered in the model's place.
+    """
+
+    text: str
+    ids: tuple[int, ...] | None
+
+
 def batches(
     lm: LanguageModel, lengths: Sequence[int], batch_tokens: int | None
 ) -> Iterator[list[int]]:
@@ -33,7 +46,7 @@ def batches(
         batch_tokens: Most tokens in a batch, padding included; a longer row is a batch of its own.
             None takes what suits the device.
     """
-    budget = batch_tokens or (_CPU_TOKENS if lm.device.type == "cpu" else _GPU_TOKENS)
+    budget = token_budget(lm, batch_tokens)
     batch: list[int] = []
     width = tokens = 0
     for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
@@ -48,6 +61,11 @@ def batches(
         tokens += lengths[index]
     if batch:
         yield batch
+
+
+def token_budget(lm: LanguageModel, batch_tokens: int | None = None) -> int:
+    """Most tokens in a batch: what was asked for, else what suits the device."""
+    return batch_tokens or (_CPU_TOKENS if lm.device.type == "cpu" else _GPU_TOKENS)
 
 
 def widened(logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
@@ -101,8 +119,8 @@ def continue_rows(
     choose: Choose,
     finished: Callable[[str], bool],
     batch_tokens: int | None,
-) -> list[str]:
-    """Continue token rows until each has ended, and return what was added as text.
+) -> list[Continuation]:
+    """Continue token rows until each has ended, and return what was added.
 
     A row ends before an end-of-sequence token of the model or tokenizer, and after
     `max_new_tokens`, a full context, or a text that is `finished`. It then leaves its batch.
@@ -126,7 +144,10 @@ def continue_rows(
     if max_new_tokens > 0:
         for batch in batches(lm, [len(ids) + max_new_tokens for ids in prompts], batch_tokens):
             _continue(lm, prompts, batch, choose, ended, new)
-    return [decode(prompt, added) for prompt, added in zip(prompts, new, strict=True)]
+    return [
+        Continuation(decode(prompt, added), tuple(added))
+        for prompt, added in zip(prompts, new, strict=True)
+    ]
 
 
 @torch.inference_mode()
