@@ -23,7 +23,7 @@ from corrigenda.training.kept import fit_trained
 if TYPE_CHECKING:
     from corrigenda.patch import Patch
 
-__all__ = ["Constraint", "Edit", "Editor", "Gives", "Needs", "State"]
+__all__ = ["Constraint", "Edit", "Editor", "Gives", "Memory", "Needs", "State"]
 
 
 class Needs(NamedTuple):
@@ -49,6 +49,7 @@ class Gives(NamedTuple):
         sequential: An edit can follow another while the first is active, given its state.
         exact: After the edit the constraints hold: (W + dW) k = v, see `Editor.constraints`.
         order_free: Permuting the facts of a batch changes nothing beyond rounding.
+        contained: A question out of the edit's scope gives bit for bit what it gave without it.
     """
 
     single: bool = True
@@ -56,6 +57,7 @@ class Gives(NamedTuple):
     sequential: bool = False
     exact: bool = False
     order_free: bool = False
+    contained: bool = False
 
 
 class Constraint(NamedTuple):
@@ -68,6 +70,18 @@ class Constraint(NamedTuple):
 
     keys: Float[Tensor, "d_in n"]
     values: Float[Tensor, "d_out n"]
+
+
+class Memory(NamedTuple):
+    """Bytes needed beside the model itself, estimated from shapes.
+
+    Attributes:
+        fit: While the state is fitted.
+        edit: While facts are edited and the patch is merged.
+    """
+
+    fit: int
+    edit: int
 
 
 class Edit(NamedTuple):
@@ -156,6 +170,28 @@ class Editor(Settings, ABC):
             What was learned; `fit` adds the base model to its metadata.
         """
         raise NotImplementedError(f"{self.name} is not trained")
+
+    def memory(self, lm: LanguageModel, num_facts: int) -> Memory:
+        """Estimate what a run needs beside the model, before it begins.
+
+        Second moments and their factors (float64), copies of the weights that a merged patch
+        changes, and `working_memory`.
+        """
+        weights = [lm.weight(site) for site in self.likely_sites(lm)]
+        moments = sum(8 * one.shape[1] ** 2 for one in weights) if self.needs.moments else 0
+        copies = sum(one.numel() * one.element_size() for one in weights)
+        merging = max((8 * one.numel() for one in weights), default=0)
+        working = self.working_memory(lm, num_facts)
+        return Memory(fit=moments, edit=2 * moments + copies + max(merging, working))
+
+    def likely_sites(self, lm: LanguageModel) -> tuple[Site, ...]:
+        """`sites(lm)`, or as many of the same shape where finding them means running the model."""
+        return self.sites(lm)
+
+    def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
+        """Bytes that `edit` works with, beside statistics and copies of weights."""
+        del lm, num_facts
+        return 0
 
     @abstractmethod
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:

@@ -70,12 +70,16 @@ def edit(
     if out is not None:
         options.check_folder(out)
     import corrigenda
+    from corrigenda.catalogue import build_editor
+    from corrigenda.cli.memory import announce
     from corrigenda.cli.progress import bar
     from corrigenda.transforms.named import parse_all
 
     steps = parse_all(transform or ())
 
     lm = options.open_model(model, dtype=dtype, device=device)
+    editor = build_editor(lm, method, layer=layer, **config)
+    memory = announce(lm, editor, len(wanted))
     with bar() as progress:
         correction = corrigenda.correct(
             lm,
@@ -96,6 +100,7 @@ def edit(
     data = {
         "model": lm.name,
         **correction.to_json(),
+        "memory": memory,
         "file": str(saved) if saved else None,
         "undo": undo,
     }

@@ -45,9 +45,12 @@ def fit(
     if out is not None:
         options.check_folder(out)
     import corrigenda
+    from corrigenda.catalogue import build_editor
+    from corrigenda.cli.memory import announce
     from corrigenda.cli.progress import bar
 
     lm = options.open_model(model, dtype=dtype, device=device)
+    memory = announce(lm, build_editor(lm, method, layer=layer, **config), 1, fit_only=True)
     start = time.perf_counter()
     with bar() as progress:
         state = corrigenda.fit(
@@ -62,6 +65,7 @@ def fit(
         "method": method,
         "tensors": shapes,
         "meta": dict(state.meta),
+        "memory": memory,
         "seconds": seconds,
         "file": str(out) if out else None,
     }

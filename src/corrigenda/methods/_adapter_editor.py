@@ -15,6 +15,7 @@ from corrigenda.editor import Edit, Editor, Gives, Needs
 from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
+from corrigenda.lm.footprint import USUAL_TOKENS, graph_bytes, head_bytes
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.methods import _locate
@@ -95,6 +96,12 @@ class AdapterEditor(AdapterKind, Editor):
             for site in sorted(Site(layer, part) for part in lm.family.slots)
             if _module_path(lm, site) in wanted
         )
+
+    def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
+        """Bytes of one graph behind the lowest adapter, over a mini-batch of usual facts."""
+        tokens = min(num_facts, self.batch_size) * USUAL_TOKENS
+        lowest = self.sites(lm)[0].layer
+        return graph_bytes(lm, lm.num_layers - lowest, tokens) + head_bytes(lm, tokens)
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
         """Train adapters on all facts together; the model is left as it is.

@@ -21,6 +21,7 @@ from torch.nn.functional import linear, pad
 
 from corrigenda.errors import NonFinite
 from corrigenda.lm.continuation import batches, pad_id, widened
+from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, graph_bytes, head_bytes
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, key
 from corrigenda.lm.tail import Tail, memory_budget
@@ -30,6 +31,8 @@ Objective = Literal["last-token", "teacher-forced"]
 
 # Tokens kept together, and tokens run together with gradients.
 _HELD_TOKENS = {"cpu": 4096, "cuda": 65536}
+# The weight, its gradient, Adam's two moments.
+_TRAINED_COPIES = 4
 _STEP_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
@@ -237,6 +240,20 @@ class _Held:
     keys: Float[Tensor, "batch pos d_in"]
 
 
+def training_memory(lm: LanguageModel, site: Site, num_facts: int) -> int:
+    """Bytes that training one weight takes, for facts of usual length; see `lm.footprint`."""
+    weight = lm.weight(site)
+    kept = num_facts * USUAL_TOKENS * _held_numbers(lm, site) * lm.dtype.itemsize
+    tokens = _STEP_TOKENS[lm.device.type]
+    graph = graph_bytes(lm, lm.num_layers - site.layer, tokens) + head_bytes(lm, tokens)
+    return _TRAINED_COPIES * FLOAT * weight.numel() + min(kept, memory_budget(lm)) + graph
+
+
+def _held_numbers(lm: LanguageModel, site: Site) -> int:
+    """Numbers kept for each token: the weight's input, and what enters the blocks behind it."""
+    return lm.weight(site).shape[1] + 3 * lm.d_model
+
+
 class _Inputs:
     """Gives the facts of a mini-batch with their constants, kept where memory allows."""
 
@@ -244,8 +261,7 @@ class _Inputs:
         self.examples = examples
         self._lm, self._site = lm, site
         self._lengths = [len(example.ids) for example in examples]
-        width = lm.weight(site).shape[1] + 3 * lm.d_model
-        needed = sum(self._lengths) * width * lm.dtype.itemsize
+        needed = sum(self._lengths) * _held_numbers(lm, site) * lm.dtype.itemsize
         self._kept: list[_Held] | None = None
         if needed <= memory_budget(lm):
             together = batches(lm, self._lengths, _HELD_TOKENS[lm.device.type])

@@ -16,7 +16,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode_fact
 from corrigenda.methods import _locate
-from corrigenda.methods._finetune import Example, Settings, Trained, fine_tune
+from corrigenda.methods._finetune import Example, Settings, Trained, fine_tune, training_memory
 from corrigenda.patch import WeightPatch, header_for
 from corrigenda.patch.changes import compact
 from corrigenda.state import State
@@ -58,6 +58,10 @@ class FineTuneEditor(Editor):
         site = Site(2 * lm.num_layers // 3 if self.layer is None else self.layer)
         lm.module_path(site)
         return (site,)
+
+    def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
+        """Bytes of the trained weight, its gradient, Adam's moments, inputs and one graph."""
+        return training_memory(lm, self.sites(lm)[0], num_facts)
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
         """Train one change for all facts; the model is left as it is.

@@ -25,7 +25,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, value, write
 from corrigenda.lm.spans import Encoded, encode, encode_fact
 from corrigenda.methods._probe_layer import probe_layer
-from corrigenda.methods._target_search import Row, Settings
+from corrigenda.methods._target_search import Row, Settings, search_memory
 from corrigenda.patch import Header, header_for
 from corrigenda.progress import Progress
 from corrigenda.state import State
@@ -98,6 +98,15 @@ class LocateThenEdit(Editor):
             UnknownSite (CG303): the model has no such block.
         """
         return self._locate(lm)[0]
+
+    def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
+        """Bytes of the target search: constants of the facts that run together, and one graph."""
+        return search_memory(lm, self.likely_sites(lm)[-1].layer, num_facts)
+
+    def likely_sites(self, lm: LanguageModel) -> tuple[Site, ...]:
+        """The configured layers; those around the middle where the probe has yet to choose."""
+        layers = self.chosen_layers() or self.probed_layers(lm.num_layers // 2, lm.num_layers)
+        return tuple(Site(layer) for layer in layers)
 
     def fit(
         self,

@@ -20,6 +20,7 @@ from torch import Tensor
 from corrigenda.errors import NonFinite
 from corrigenda.lm.components import ComponentTail
 from corrigenda.lm.continuation import pad_id
+from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, graph_bytes, head_bytes
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.tail import Tail, memory_budget
@@ -30,6 +31,8 @@ __all__ = ["Losses", "Role", "Row", "Settings", "Targets", "Trace", "find_target
 # Padded positions cost less than streaming the weights of the later blocks for another bucket.
 _PADDING_TOKENS = {"cpu": 16, "cuda": 1024}
 _BUCKET_TOKENS = {"cpu": 512, "cuda": 16384}
+# A fact in its contexts.
+_USUAL_ROWS = 21
 _HEAD_ROWS = {"cpu": 256, "cuda": 4096}
 
 
@@ -75,6 +78,20 @@ def find_targets(
     return Targets(anchors.flatten(1), deltas.flatten(1), traces)
 
 
+def search_memory(lm: LanguageModel, layer: int, num_facts: int) -> int:
+    """Bytes a search at a layer takes, for facts of usual length; see `lm.footprint`."""
+    kind = lm.device.type
+    kept = num_facts * _USUAL_ROWS * USUAL_TOKENS * _token_bytes(lm, layer)
+    kept += num_facts * FLOAT * _vocabulary(lm)
+    graph = graph_bytes(lm, lm.num_layers - layer, _BUCKET_TOKENS[kind])
+    return min(kept, memory_budget(lm)) + graph + head_bytes(lm, _HEAD_ROWS[kind])
+
+
+def _token_bytes(lm: LanguageModel, layer: int) -> int:
+    """Bytes of keys and values that one earlier position costs behind a layer."""
+    return 2 * lm.d_model * (lm.num_layers - layer) * lm.dtype.itemsize
+
+
 def _groups(lm: LanguageModel, rows: Sequence[Row], layer: int, num_facts: int) -> list[list[Row]]:
     """Split the facts so that the constants of one group fit in memory.
 
@@ -86,11 +103,11 @@ def _groups(lm: LanguageModel, rows: Sequence[Row], layer: int, num_facts: int) 
         of_fact[row.fact].append(row)
     of_fact.sort(key=lambda own: (own[0].tail, own[0].ids, own[0].labels) if own else (0,))
     budget = memory_budget(lm)
-    token_bytes = 2 * lm.d_model * (lm.num_layers - layer) * lm.dtype.itemsize
+    token_bytes = _token_bytes(lm, layer)
     groups: list[list[Row]] = []
     used = budget
     for own in of_fact:
-        size = token_bytes * sum(len(row.ids) for row in own) + 4 * _vocabulary(lm)
+        size = token_bytes * sum(len(row.ids) for row in own) + FLOAT * _vocabulary(lm)
         if used + size > budget:
             groups.append([])
             used = 0
