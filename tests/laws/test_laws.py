@@ -45,7 +45,18 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
         {"layers": [0, 2], "steps": 2, "rank": 2},
         {"layers": [1], "parts": ["mlp.up"], "steps": 2, "rank": 2, "continued": True},
     ),
+    "calinet": (
+        {"layers": [1, 2], "slots": 4, "steps": 3, "learning_rate": 0.05},
+        {"layers": [3], "slots": 4, "steps": 3, "optimiser": "adafactor", "batch_size": 2},
+    ),
     "knowledge-neurons": (QUICK, {"action": "erase", **QUICK}),
+    "knowledge-editor": (
+        {"layers": [1, 2], "hidden": 4, "condition": 8, "head": 4, "others": 2, "steps": 2},
+    ),
+    "malmen": (
+        {"layers": [1, 2], "num_edits": 2, "rank": 8, "edit_rate": 0.05, "steps": 2},
+        {"layers": {"mlp.up": [1]}, "num_edits": 2, "edit_rate": 0.05, "tokens": "all", "steps": 2},
+    ),
 }
 CASES = [(name, options) for name in registry.names() for options in VARIANTS.get(name, ({},))]
 
