@@ -81,9 +81,6 @@ def main() -> None:
 
 def write(folder: Path, figures: dict[str, object]) -> None:
     """Replace the block of this model in the card by its training record and its figures."""
-    begin, end = (f"<!-- {folder.name}: {mark} -->" for mark in ("begin", "end"))
-    before, _, rest = CARD.read_text(encoding="utf-8").partition(begin)
-    after = rest.partition(end)[2]
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     recipe = training.pop("recipe")
     rows = ["| trained | |", "|---|---|"]
@@ -95,6 +92,14 @@ def write(folder: Path, figures: dict[str, object]) -> None:
         for name, value in figures.items()
         if not isinstance(value, dict)
     ]
+    replace_block(folder.name, rows)
+
+
+def replace_block(name: str, rows: list[str]) -> None:
+    """Replace what stands between two marks of the card."""
+    begin, end = (f"<!-- {name}: {mark} -->" for mark in ("begin", "end"))
+    before, _, rest = CARD.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
     CARD.write_text("\n".join([before + begin, *rows, end + after]), encoding="utf-8")
 
 

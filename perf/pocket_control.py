@@ -1,0 +1,84 @@
+"""What the mask does: the shipped pocket model beside one trained on the same text without it.
+
+    python perf/pocket_control.py CONTROL_FOLDER [--facts 40] [--threads N] [--write]
+
+CONTROL_FOLDER is what `corrigenda pocket train -o CONTROL_FOLDER --set masked_share=0.0` wrote.
+Injection is measured on facts that both models know. With --write the figures go into the model
+card. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from figures import publish, with_versions
+from pocket_card import replace_block
+
+from corrigenda.lm.ask import score
+from corrigenda.lm.model import LanguageModel
+from corrigenda.pocket import card
+from corrigenda.pocket.exam import load_exam
+
+SHOWN = ("recall", "recall_held_out", "injection_by_layer", "injection_transfer_by_layer")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("control", type=Path)
+    parser.add_argument("--facts", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--write", action="store_true", help="put the figures into the model card")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    training = json.loads((options.control / "training.json").read_text(encoding="utf-8"))
+    shipped = LanguageModel.load("pocket", dtype=torch.float32)
+    control = LanguageModel.load(options.control, dtype=torch.float32)
+    exam = load_exam(edits=10 * options.facts)
+    facts = [item.fact for item in exam.edits if item.fact.before]
+    pairs = [(fact.prompt, fact.before or "") for fact in facts]
+    known = [
+        fact
+        for fact, *said in zip(facts, score(shipped, pairs), score(control, pairs), strict=True)
+        if all(all(one.correct) for one in said)
+    ][: options.facts]
+    figures: dict[str, object] = {
+        "facts": len(known),
+        "control_masked_share": training["recipe"]["masked_share"],
+        "control_tokens": training["tokens"],
+        "control_minutes": round(training["seconds"] / 60, 1),
+    }
+    for name, lm in (("shipped", shipped), ("control", control)):
+        measured: dict[str, object] = {
+            "recall": card.share_right(lm, exam.recall),
+            "recall_held_out": card.share_right(lm, exam.recall_held_out),
+            **card.injection_figures(lm, known, exam.contexts[:3]),
+        }
+        figures |= {f"{name}_{key}": rounded(measured[key]) for key in SHOWN}
+    if options.write:
+        write(with_versions(figures))
+    publish(figures)
+
+
+def rounded(value: object) -> object:
+    """Four digits."""
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def write(figures: dict[str, object]) -> None:
+    """Replace the block of the control in the card."""
+    rows = ["| figure | measured |", "|---|---|"]
+    rows += [
+        f"| `{name}` | {', '.join(map(str, value)) if isinstance(value, list) else value} |"
+        for name, value in figures.items()
+    ]
+    replace_block("control", rows)
+
+
+if __name__ == "__main__":
+    main()
