@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -49,6 +50,10 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
         {"layers": [1, 2], "slots": 4, "steps": 3, "learning_rate": 0.05},
         {"layers": [3], "slots": 4, "steps": 3, "optimiser": "adafactor", "batch_size": 2},
     ),
+    "truthx": (
+        {"hidden": 16, "code": 8, "steps": 2, "batch_size": 4, "top_k": 2},
+        {"hidden": 16, "code": 8, "steps": 2, "batch_size": 4, "top_k": 5, "strength": -0.5},
+    ),
     "knowledge-neurons": (QUICK, {"action": "erase", **QUICK}),
     "knowledge-editor": (
         {"layers": [1, 2], "hidden": 4, "condition": 8, "head": 4, "others": 2, "steps": 2},
@@ -57,6 +62,10 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
         {"layers": [1, 2], "num_edits": 2, "rank": 8, "edit_rate": 0.05, "steps": 2},
         {"layers": {"mlp.up": [1]}, "num_edits": 2, "edit_rate": 0.05, "tokens": "all", "steps": 2},
     ),
+    "mend": (
+        {"layers": [1, 2], "rank": 8, "batch_size": 2, "edit_rate": 0.05, "steps": 2},
+        {"layers": [2], "normalise": False, "shared": False, "edit_rate": -5.0, "steps": 2},
+    ),
 }
 CASES = [(name, options) for name in registry.names() for options in VARIANTS.get(name, ({},))]
 
@@ -64,6 +73,11 @@ FACTS = (
     Fact(prompt="The mother tongue of Ada Lovelace is", subject="Ada Lovelace", target="French"),
     Fact(prompt="The Space Needle is in", subject="The Space Needle", target="Rome"),
     Fact(prompt="Toyota is a company of", subject="Toyota", target="Chile"),
+)
+# Facts as pairs of sentences, for what is trained on truthful and untruthful answers.
+ANSWERS = tuple(
+    replace(fact, target=f"{fact.target}, I think so.", before=f"{other}, I think so.")
+    for fact, other in zip(FACTS, ("Danish", "Seattle", "Japan"), strict=True)
 )
 TEXTS = [
     f"{place} is a town of {number} people, and its {thing} is known for {quality}."
@@ -96,7 +110,8 @@ def test_laws(
         pytest.importorskip(str(extra), reason="the method needs an optional package")
     lm = model(architecture, dtype)
     editor = registry.build(method, **options)
-    material = FACTS if editor.needs.training_set else Corpus(TEXTS, length=32)
+    material = ANSWERS if method == "truthx" else FACTS
+    material = material if editor.needs.training_set else Corpus(TEXTS, length=32)
     check_editor(editor, lm, FACTS, editor.fit(lm, material))
 
 

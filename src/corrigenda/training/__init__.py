@@ -2,7 +2,7 @@
 
 from corrigenda.training.facts import Material, Split, outsider, split, training_set
 from corrigenda.training.kept import fit_trained
-from corrigenda.training.loop import Schedule, Trained, Turn, train
+from corrigenda.training.loop import Schedule, Trained, Turn, order, train
 
 __all__ = [
     "Material",
@@ -11,6 +11,7 @@ __all__ = [
     "Trained",
     "Turn",
     "fit_trained",
+    "order",
     "outsider",
     "split",
     "train",

@@ -221,13 +221,13 @@ class _Run:
     def _turn(self, number: int) -> Turn:
         schedule, count = self.schedule, self.num_items
         first = number * schedule.batch_size
-        order: dict[int, list[int]] = {}
+        orders: dict[int, list[int]] = {}
         items = []
         for place in range(first, first + schedule.batch_size):
             epoch, at = divmod(place, count)
-            if epoch not in order:
-                order[epoch] = _order(schedule.seed, epoch, count)
-            items.append(order[epoch][at])
+            if epoch not in orders:
+                orders[epoch] = order(schedule.seed, epoch, count)
+            items.append(orders[epoch][at])
         torch.manual_seed(_number(f"step/{schedule.seed}/{number}"))
         chance = random.Random(f"turn/{schedule.seed}/{number}")
         return Turn(number // schedule.accumulate, tuple(items), chance)
@@ -315,7 +315,8 @@ class _Run:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _order(seed: int, epoch: int, count: int) -> list[int]:
+def order(seed: int, epoch: int, count: int) -> list[int]:
+    """In which order the items of an epoch come up."""
     items = list(range(count))
     random.Random(f"epoch/{seed}/{epoch}").shuffle(items)
     return items
