@@ -25,7 +25,7 @@ from torch import Tensor
 from corrigenda.editor import Editor
 from corrigenda.errors import CorrigendaError, MissingState, NotEnoughFacts
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import greedy, score
+from corrigenda.lm.ask import greedy, next_token_top, score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
 from corrigenda.patch import AnswerPatch, Patch, PromptPatch, WeightPatch, load_patch
@@ -50,9 +50,12 @@ def check_editor(
     4. Neutral: no facts give the empty patch.
     5. Portable: a saved patch loads as an equal one; merged and run-time application agree.
     6. Honest: what `gives` claims holds, and `needs` says all that is needed.
+    7. Contained, where `gives` claims it: a question out of scope gives exactly what the unedited
+       model gives.
 
     Args:
-        editor: The editor, with settings that make it quick.
+        editor: The editor, with settings that make it quick; if it is contained, with a scope that
+            ends before the other facts.
         lm: A small model without active patches.
         facts: At least two facts about different subjects, each of which changes the model.
         state: What `editor.fit(lm, ...)` returned; None where the method needs nothing.
@@ -68,6 +71,7 @@ def check_editor(
     neutral(case)
     portable(case)
     honest(case)
+    contained(case)
 
 
 class _Case:
@@ -208,6 +212,28 @@ def honest(case: _Case) -> None:
         _require_exact(case, patch)
     if gives.sequential:
         _require_sequence(case)
+
+
+def contained(case: _Case) -> None:
+    """Law 7: a question out of scope gives, to the bit, what the unedited model gives."""
+    if not case.editor.gives.contained:
+        return
+    lm, first = case.lm, case.facts[0]
+    outside = [fact for fact in case.facts if fact.subject != first.subject]
+    pairs = [(fact.prompt, fact.target) for fact in outside]
+    prompts = [fact.prompt for fact in outside]
+    rows = torch.tensor([fact.subject != first.subject for fact in case.facts])
+
+    def answers() -> tuple[object, ...]:
+        return score(lm, pairs), next_token_top(lm, prompts), greedy(lm, prompts, max_new_tokens=4)
+
+    before = answers()
+    with case.edit([first]).apply(lm):
+        assert answers() == before, "contained: a question out of scope is answered differently"
+        logits = lm.logits(case.tokens)[rows.to(lm.device)]
+    assert _same_bits(logits, case.logits[rows.to(lm.device)]), (
+        "contained: a question out of scope is answered differently beside one in scope"
+    )
 
 
 def _require_exact(case: _Case, patch: Patch) -> None:
