@@ -20,7 +20,8 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens
 from corrigenda.methods._gradients import Labelled, labelled_rows, predict
 from corrigenda.methods._mend_network import Factors, Networks, Rewriter
-from corrigenda.methods.mend import Mend, Task, Trainer, edited, gradient_factors
+from corrigenda.methods._mend_training import Task, Trainer, edited, gradient_factors
+from corrigenda.methods.mend import Mend
 from corrigenda.patch import WeightPatch
 from corrigenda.patch.changes import dense
 from corrigenda.pocket.exam import edit_items
@@ -90,7 +91,7 @@ def trainer_of(editor: Mend, lm: LanguageModel, dtype: torch.dtype = torch.float
     with torch.no_grad():
         for parameter in networks.groups.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    return Trainer(editor, lm, networks)
+    return editor.trainer(lm, networks)
 
 
 def tasks_of(trainer: Trainer, items: Sequence[int] = (0, 3, 5)) -> list[Task]:
@@ -188,7 +189,7 @@ def test_rank_is_at_most_the_number_of_tokens() -> None:
 
 def test_at_first_what_can_learn_has_a_gradient_and_what_cannot_has_none() -> None:
     lm, editor = model("llama"), Mend(**QUICK, edit_rate=0.01)
-    trainer = Trainer(editor, lm, editor.networks(lm))
+    trainer = editor.trainer(lm, editor.networks(lm))
     trainer.learn(tasks_of(trainer))
     for name, parameter in trainer.networks.named_parameters():
         assert parameter.grad is not None, name
@@ -254,7 +255,7 @@ def test_rates_of_zero_change_no_bit() -> None:
 
 def test_the_outer_loss_asks_in_other_words_and_about_something_else() -> None:
     lm = model("llama")
-    trainer = Trainer(Mend(**QUICK), lm, Mend(**QUICK).networks(lm))
+    trainer = Mend(**QUICK).trainer(lm, Mend(**QUICK).networks(lm))
     for task, item in zip(tasks_of(trainer, range(8)), range(8), strict=True):
         fact = TRAINING[item]
         assert task.facts == (fact,)
