@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from corrigenda import registry
+from corrigenda.errors import UnknownSite
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor
@@ -23,8 +25,9 @@ class MethodRow(NamedTuple):
         batch: Whether many facts are edited at once.
         sequential: Whether edits may follow each other.
         area: Part of the model that changes.
-        formula: Parameters changed, in words of the model's dimensions.
-        parameters: Parameters changed in the model given; None without a model.
+        formula: Parameters changed or added, in words of the model's dimensions.
+        parameters: Their number in the model given; None without a model, where it depends on the
+            facts, and where the method finds no place to edit.
     """
 
     name: str
@@ -82,14 +85,15 @@ def build_editor(
 
 
 def list_methods(lm: LanguageModel | None = None) -> tuple[MethodRow, ...]:
-    """Compare all methods, from their cards; with a model, count the parameters each changes."""
+    """Compare all methods, from their cards; with a model, count the parameters of each."""
     rows = []
     for name in registry.names():
         card = registry.card(name)
         parameters = None
         if lm is not None:
-            sites = build_editor(lm, name).sites(lm)
-            parameters = sum(lm.weight(site).numel() for site in sites)
+            # A method may have no place to edit in this model, such as one of experts.
+            with contextlib.suppress(UnknownSite):
+                parameters = build_editor(lm, name).num_parameters(lm)
         rows.append(
             MethodRow(
                 name=name,

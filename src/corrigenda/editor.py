@@ -184,6 +184,14 @@ class Editor(Settings, ABC):
         working = self.working_memory(lm, num_facts)
         return Memory(fit=moments, edit=2 * moments + copies + max(merging, working))
 
+    def num_parameters(self, lm: LanguageModel) -> int | None:
+        """Parameters that an edit of this model changes or adds; None where facts decide it.
+
+        By default all of the weights at `sites(lm)`; None where there are none.
+        """
+        weights = [lm.weight(site) for site in self.likely_sites(lm)]
+        return sum(one.numel() for one in weights) if weights else None
+
     def likely_sites(self, lm: LanguageModel) -> tuple[Site, ...]:
         """`sites(lm)`, or as many of the same shape where finding them means running the model."""
         return self.sites(lm)

@@ -9,6 +9,7 @@ import pytest
 import corrigenda
 from corrigenda import registry
 from corrigenda.lm.families import FAMILIES
+from corrigenda.testing.tiny import tiny_model
 from tests.tiny_on_disk import Run
 
 
@@ -34,6 +35,19 @@ def test_methods_count_parameters_of_a_model(run: Run, model: Path) -> None:
     rows = {row["name"]: row for row in run("methods", "--model", model, "--json").json["methods"]}
     lm = corrigenda.load(model)
     assert rows["rome"]["parameters"] == lm.d_model * lm.d_inner
+    assert rows["calinet"]["parameters"] > 0
+    told = run("methods", "--model", model).out
+    for row in rows.values():
+        assert row["parameters"] is None or row["parameters"] > 0
+        assert row["parameters"] is not None or row["formula"].split()[0] in told
+
+
+def test_a_mixture_of_experts_is_listed_too() -> None:
+    lm = tiny_model("qwen3_moe")
+    rows = {row.name: row.parameters for row in corrigenda.list_methods(lm)}
+    assert set(rows) == set(registry.names())
+    assert rows["rome"] is None
+    assert rows["truthx"]
 
 
 def test_models_lists_families_and_shipped_models(run: Run) -> None:

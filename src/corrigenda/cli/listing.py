@@ -13,7 +13,7 @@ from corrigenda.cli import options, output
 def methods(
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Count the parameters that each method changes in it."),
+        typer.Option("--model", help="Count the parameters that each method changes or adds."),
     ] = None,
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
@@ -26,11 +26,11 @@ def methods(
     rows = corrigenda.list_methods(lm)
 
     def draw(console: Console) -> None:
-        columns = ["method", "family", "training", "batch", "area edited", "parameters changed"]
+        columns = ["method", "family", "training", "batch", "area edited", "parameters"]
         cells = [
             (
                 *(row.name, row.family, row.training, row.batch, row.area),
-                row.formula if lm is None else row.parameters,
+                row.formula if row.parameters is None else row.parameters,
             )
             for row in rows
         ]
