@@ -22,6 +22,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 # it has a line here.
 QUICK = {"steps": 4, "contexts": {"prefixes": ["", "I think so. "], "groups": [0, 1]}}
 VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
+    "ice": ({"embedder": "states"},),
+    "ike": ({"embedder": "states", "num_demonstrations": 2, "reserve": 8},),
     "rome": ({"layer": 1, **QUICK}, {"layer": 1, "variant": "rome", **QUICK}),
     "memit": (
         {"layers": [1, 2], "weight": 20.0, **QUICK},

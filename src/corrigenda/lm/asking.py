@@ -135,9 +135,12 @@ def through(
         ask: Gets a model, which of the prompts it is asked, and their rewritten texts.
     """
     asked = lm.asking.rewritten(lm, prompts)
-    groups: dict[int, list[int]] = {}
-    for index, one in enumerate(asked):
-        groups.setdefault(0 if one.lm is None else id(one.lm), []).append(index)
+    # What is asked as it stands is no batch with what was rewritten: it is out of scope, and its
+    # answer must not depend, not even by rounding, on what is in scope.
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for index, (one, prompt) in enumerate(zip(asked, prompts, strict=True)):
+        model = 0 if one.lm is None else id(one.lm)
+        groups.setdefault((model, one.prompt != prompt), []).append(index)
     results: dict[int, Result] = {}
     for places in groups.values():
         model = asked[places[0]].lm or lm
