@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from corrigenda.cli import (
     ask,
+    bench,
     benchmarks,
     doctor,
     edit,
@@ -25,6 +26,7 @@ from corrigenda.cli import (
     output,
     patches,
     pocket,
+    report,
     trace,
 )
 from corrigenda.errors import CorrigendaError
@@ -65,6 +67,9 @@ for command in (
     listing.models,
     benchmarks.benchmarks,
     benchmarks.benchmark,
+    bench.bench,
+    report.report,
+    report.compare,
     patches.diff,
     patches.merge,
     patches.transform,

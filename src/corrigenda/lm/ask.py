@@ -25,7 +25,14 @@ from torch import Tensor
 
 from corrigenda.errors import BadConfig, EmptyTarget, PromptTooLong
 from corrigenda.lm.asking import through
-from corrigenda.lm.continuation import Continuation, Decoder, batches, continue_rows, pad_id
+from corrigenda.lm.continuation import (
+    Continuation,
+    Decoder,
+    Finished,
+    batches,
+    continue_rows,
+    pad_id,
+)
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.rating import Fed, logits_in_parts, rate, states_at
 from corrigenda.lm.sites import Tokens
@@ -238,8 +245,8 @@ def continuations(
     lm: LanguageModel,
     prompts: Sequence[str],
     *,
-    max_new_tokens: int,
-    finished: Callable[[str], bool],
+    max_new_tokens: int | Sequence[int],
+    finished: Finished,
     chat: bool = False,
     batch_tokens: int | None = None,
 ) -> list[Continuation]:
@@ -248,23 +255,25 @@ def continuations(
     Args:
         lm: The model.
         prompts: Texts to continue; an empty one stands for the BOS token.
-        max_new_tokens: Longest continuation.
-        finished: Whether a row with this added text has ended; it ends earlier at an
-            end-of-sequence token or a full context.
+        max_new_tokens: Longest continuation; of all, or one number for each prompt.
+        finished: Whether a prompt, by its index, has been answered by this added text; it ends
+            earlier at an end-of-sequence token or a full context.
         chat: As for `greedy`.
         batch_tokens: As for `greedy`.
 
     Raises:
         PromptTooLong (CG105), BadConfig (CG502): as `greedy`.
     """
+    several = isinstance(max_new_tokens, Sequence)
+    longest = list(max_new_tokens) if several else [max_new_tokens] * len(prompts)
 
-    def plainly(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[Continuation]:
+    def plainly(lm: LanguageModel, places: list[int], prompts: list[str]) -> list[Continuation]:
         return continue_rows(
             lm,
             _prompt_ids(lm, prompts, chat=chat),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=[longest[place] for place in places],
             choose=_most_likely,
-            finished=finished,
+            finished=lambda row, text: finished(places[row], text),
             batch_tokens=batch_tokens,
         )
 
@@ -337,7 +346,7 @@ def _sample(
         _prompt_ids(lm, prompts, chat=False),
         max_new_tokens=max_new_tokens,
         choose=choose,
-        finished=lambda _: False,
+        finished=lambda _, __: False,
         batch_tokens=batch_tokens,
     )
 
@@ -350,7 +359,11 @@ def _answered(
     """What answerers say, as a continuation; of the model what they leave open."""
     answers = lm.asking.answered(lm, prompts)
     left = [index for index, text in enumerate(answers) if text is None]
-    said = iter(through(lm, [prompts[index] for index in left], ask))
+
+    def of_left(lm: LanguageModel, places: list[int], prompts: list[str]) -> Sequence[Continuation]:
+        return ask(lm, [left[place] for place in places], prompts)
+
+    said = iter(through(lm, [prompts[index] for index in left], of_left))
     return [next(said) if text is None else Continuation(f" {text}\n", None) for text in answers]
 
 
@@ -366,7 +379,7 @@ def _texts(
         lm,
         prompts,
         max_new_tokens=max_new_tokens,
-        finished=finished,
+        finished=lambda _, text: finished(text),
         chat=chat,
         batch_tokens=batch_tokens,
     )

@@ -21,6 +21,8 @@ _GPU_TOKENS = 8192
 
 # Next token of each row, from its logits and its index among all rows.
 Choose = Callable[[Float[Tensor, "batch vocab"], Sequence[int]], list[int]]
+# Whether a row, by its index, has ended with the text added so far.
+Finished = Callable[[int, str], bool]
 
 
 class Continuation(NamedTuple):
@@ -115,9 +117,9 @@ def continue_rows(
     lm: LanguageModel,
     prompts: Sequence[list[int]],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     choose: Choose,
-    finished: Callable[[str], bool],
+    finished: Finished,
     batch_tokens: int | None,
 ) -> list[Continuation]:
     """Continue token rows until each has ended, and return what was added.
@@ -128,22 +130,26 @@ def continue_rows(
     Args:
         lm: The model; runs in inference mode.
         prompts: Token ids, at least one per row.
-        max_new_tokens: Most tokens added to a row.
+        max_new_tokens: Most tokens added to a row; for all, or one number for each.
         choose: Picks the next tokens from the logits of the rows that still run, and their indices.
-        finished: Whether a row with this added text has ended.
+        finished: Whether a row, by its index, has ended with this added text.
         batch_tokens: Most tokens in one batch, padding and continuation included; None takes what
             suits the device.
     """
     new: list[list[int]] = [[] for _ in prompts]
     decode = Decoder(lm)
+    several = isinstance(max_new_tokens, Sequence)
+    longest = list(max_new_tokens) if several else [max_new_tokens] * len(prompts)
 
     def ended(row: int) -> bool:
         full = len(prompts[row]) + len(new[row]) > lm.context_length
-        return full or len(new[row]) >= max_new_tokens or finished(decode(prompts[row], new[row]))
+        if full or len(new[row]) >= longest[row]:
+            return True
+        return finished(row, decode(prompts[row], new[row]))
 
-    if max_new_tokens > 0:
-        for batch in batches(lm, [len(ids) + max_new_tokens for ids in prompts], batch_tokens):
-            _continue(lm, prompts, batch, choose, ended, new)
+    running = [row for row in range(len(prompts)) if longest[row] > 0]
+    for batch in batches(lm, [len(prompts[i]) + longest[i] for i in running], batch_tokens):
+        _continue(lm, prompts, [running[i] for i in batch], choose, ended, new)
     return [
         Continuation(decode(prompt, added), tuple(added))
         for prompt, added in zip(prompts, new, strict=True)

@@ -310,36 +310,31 @@ def _generate(
     found: _Answers,
     batch_tokens: int | None,
 ) -> None:
-    groups: dict[tuple[int, str, bool], list[int]] = {}
-    for index, one in enumerate(questions):
-        if one.protocol == Protocol.GREEDY and not found.fails(index):
-            key = (one.max_new_tokens, one.marker, one.is_text)
-            groups.setdefault(key, []).append(index)
-    for (max_new_tokens, marker, is_text), members in groups.items():
-        fitting = [index for index in members if _fits(lm, questions[index], index, found)]
+    fitting = [
+        index
+        for index, one in enumerate(questions)
+        if one.protocol == Protocol.GREEDY
+        and not found.fails(index)
+        and _fits(lm, one, index, found)
+    ]
 
-        def finished(text: str, marker: str = marker, is_text: bool = is_text) -> bool:
-            return not is_text and _has_line(_behind(text, marker))
+    def continued(several: list[int]) -> list[Continuation]:
+        own = [questions[index] for index in several]
+        return continuations(
+            lm,
+            [one.prompt for one in own],
+            max_new_tokens=[one.max_new_tokens for one in own],
+            finished=lambda at, text: (
+                not own[at].is_text and _has_line(_behind(text, own[at].marker))
+            ),
+            batch_tokens=batch_tokens,
+        )
 
-        def continued(
-            several: list[int],
-            max_new_tokens: int = max_new_tokens,
-            finished: Callable[[str], bool] = finished,
-        ) -> list[Continuation]:
-            return continuations(
-                lm,
-                [questions[index].prompt for index in several],
-                max_new_tokens=max_new_tokens,
-                finished=finished,
-                batch_tokens=batch_tokens,
-            )
-
-        for index, one in _each(fitting, continued, found):
-            text, ids = one
-            answer = text if is_text else _line(_behind(text, marker) or "")
-            if ids is None:
-                ids = lm.tokenizer(text, add_special_tokens=False).input_ids
-            found.note(index, answer=answer, predicted=list(ids))
+    for index, (text, ids) in _each(fitting, continued, found):
+        one = questions[index]
+        answer = text if one.is_text else _line(_behind(text, one.marker) or "")
+        new = lm.tokenizer(text, add_special_tokens=False).input_ids if ids is None else ids
+        found.note(index, answer=answer, predicted=list(new))
 
 
 def _each(

@@ -155,7 +155,8 @@ class Worker:
                 self._fitted = self.editor.fit(self.lm, corpus, progress=self._progress)
             except Exception as error:
                 return None, error
-            self.fit_seconds = costs.now(self.lm.device) - begin
+            if self.editor.needs.moments or self.editor.needs.training_set:
+                self.fit_seconds = costs.now(self.lm.device) - begin
         return self._fitted, None
 
     def _distributions(self, unit: Unit) -> Answers:

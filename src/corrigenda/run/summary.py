@@ -1,0 +1,73 @@
+"""What a table of runs shows: estimates by metric and run. No model, nothing is drawn here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from corrigenda.metrics.estimate import Estimate
+from corrigenda.metrics.registry import Metric, Records, evaluate, metric
+from corrigenda.run.store import Recorded
+
+# Said by others of the same table, or of interest only when they are asked for.
+_LEFT_OUT = ("cost/", "errors_", "edit_wise", "locality_correct", "instance_wise")
+_SHOWN_ALL_THE_SAME = ("cost/edit_seconds",)
+
+
+class Line(NamedTuple):
+    """A metric of several runs.
+
+    Attributes:
+        metric: What is measured.
+        estimates: One for each run; None where it has no case.
+    """
+
+    metric: Metric
+    estimates: tuple[Estimate | None, ...]
+
+
+def lines(runs: Sequence[Recorded], metrics: Sequence[str] = ()) -> list[Line]:
+    """Estimates of several runs, metric by metric.
+
+    Args:
+        runs: What was recorded.
+        metrics: Names of metrics; without any, those of the first run's specification, else the
+            default measure of all that the rows allow.
+
+    Raises:
+        UnknownMetric (CG505): a name is not known.
+    """
+    wanted = list(metrics) or list(runs[0].spec.metrics if runs else ())
+    tables = [
+        {one.metric: one for one in evaluate(Records(run.rows, run.measurements), wanted or None)}
+        for run in runs
+    ]
+    names = wanted or [name for name in _in_order(tables) if _is_shown(name)]
+    return [
+        Line(metric(name), tuple(_known(table.get(name)) for table in tables)) for name in names
+    ]
+
+
+def problems(run: Recorded) -> Counter[str]:
+    """Why answers are missing, with their number; edits that failed are told by their cases."""
+    found = Counter(row.skipped for row in run.rows if row.skipped)
+    found.update(one.skipped.splitlines()[0] for one in run.measurements if one.name == "error")
+    return found
+
+
+def _in_order(tables: Sequence[dict[str, Estimate]]) -> list[str]:
+    from corrigenda.metrics.registry import names
+
+    found = {name for table in tables for name in table}
+    return [name for name in names() if name in found]
+
+
+def _is_shown(name: str) -> bool:
+    if name in _SHOWN_ALL_THE_SAME:
+        return True
+    return ":" not in name and not name.startswith(_LEFT_OUT)
+
+
+def _known(estimate: Estimate | None) -> Estimate | None:
+    return estimate if estimate is not None and estimate.n else None
