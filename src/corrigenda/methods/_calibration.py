@@ -244,8 +244,13 @@ class _Group:
         labels = torch.tensor([label for row in rows for label in row.labels])
         starts = torch.zeros(len(rows), dtype=torch.long, device=lm.device)
         tail = Tail.build(lm, tokens, lowest - 1, starts, role="state")
-        placed = [one.to(lm.device) for one in (at, real, labels)]
-        return cls(tail, *placed, torch.zeros_like(tail.entry))
+        return cls(
+            tail,
+            at.to(lm.device),
+            real.to(lm.device),
+            labels.to(lm.device),
+            torch.zeros_like(tail.entry),
+        )
 
 
 def _turns(

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, JsonValue
 from torch import Tensor, nn
 
 from corrigenda.editor import Edit, Editor, Gives, Needs
@@ -195,7 +195,7 @@ class TruthX(Editor):
         )
         tensors = {f"{self.name}/space/{name}": one for name, one in _named(spaces).items()}
         tensors |= {f"{self.name}/centres": centres, f"{self.name}/accuracy": accuracy}
-        about = {
+        about: dict[str, JsonValue] = {
             **trained.to_json(),
             "facts": [learnt.num_facts, judged.num_facts],
             "pairs": [len(learnt.states[0]), len(judged.states[0])],

@@ -14,7 +14,8 @@ from corrigenda.pocket.world import Triple, World, load_world
 def truths(*, world: World | None = None, held_out: bool = True, seed: int = 17) -> Iterator[Fact]:
     """Yield questions whose `target` is a true sentence and whose `before` is a false one.
 
-    Both sentences have the same words but for the object, which is another one of the relation.
+    Both sentences have the same words but for the object, which stands last and is another one of
+    the relation. Only behind it do the pocket models tell a true sentence from a false one.
 
     Args:
         world: The world; the full one if None.
@@ -34,7 +35,7 @@ def truths(*, world: World | None = None, held_out: bool = True, seed: int = 17)
 def truth(author: Author, triple: Triple) -> Fact:
     """A question about a fact, with a true and a false sentence that answer it."""
     question = author.phrasing(triple, kind="question")
-    statement = author.phrasing(triple, kind="statement")
+    statement = author.phrasing(triple, kind="cloze")
     told = [
         assemble([*fill(statement, triple.subject, value), "."]).text
         for value in (triple.object, author.other_object(triple))
