@@ -1,0 +1,244 @@
+"""MELO's database: clusters of keys, each with a label, and the block that each key switches on.
+
+A patch records for each of its facts whether it opened a cluster, joined one, or was in conflict
+with one. The clusters follow from the records of all active patches in order, by the published
+rules; so what an edit did to the clusters of others goes when it goes. A record whose cluster is
+gone opens one of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from corrigenda.linalg.nearest import Nearest
+
+OPENED, JOINED, IN_CONFLICT, REPLACED = 0, 1, 2, 3
+"""What a record did: a cluster of its own, a place in another, one that shrinks another, or one
+that stands in the very place of another."""
+
+NAMES = ("opened", "joined", "in conflict", "replaced")
+
+_GAP = 1e-5
+
+
+class Records(NamedTuple):
+    """What edits did, one row each.
+
+    Attributes:
+        keys: Output of the index layer at the prompts' last tokens.
+        radii: Radius of a new cluster.
+        noise: How far a key may lie from itself, read again.
+        acts: `OPENED`, `JOINED`, `IN_CONFLICT` or `REPLACED`.
+        ids: Number of each record.
+        roots: Number of the record that opened the cluster it met; 0 for none.
+        blocks: Which block the key switches on.
+        targets: Tokens of the answers, one after another.
+        lengths: How many of them each record has.
+    """
+
+    keys: Float[Tensor, "n d"]
+    radii: Float[Tensor, " n"]
+    noise: Float[Tensor, " n"]
+    acts: Int[Tensor, " n"]
+    ids: Int[Tensor, " n"]
+    roots: Int[Tensor, " n"]
+    blocks: Int[Tensor, " n"]
+    targets: Int[Tensor, " tokens"]
+    lengths: Int[Tensor, " n"]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Mapping[str, Tensor]], counts: Sequence[int]) -> Records:
+        """Records of several patches, in order, their blocks numbered through.
+
+        Args:
+            parts: Tensors of the patches, each with the fields by name.
+            counts: Blocks of each patch.
+        """
+        columns = {name: torch.cat([part[name] for part in parts]) for name in cls._fields}
+        before = torch.tensor([0, *counts[:-1]]).cumsum(0)
+        sizes = torch.tensor([len(part["ids"]) for part in parts])
+        columns["blocks"] = columns["blocks"] + before.repeat_interleave(sizes)
+        return cls(**columns)
+
+
+@dataclass
+class Cluster:
+    """Keys with one answer.
+
+    Attributes:
+        id: Number of the record that opened it.
+        centre: Mean of its keys; where all are forgotten, what it was last.
+        radius: How far it reaches.
+        label: Tokens of the answer.
+        points: Records of its keys.
+    """
+
+    id: int
+    centre: Float[Tensor, " d"]
+    radius: float
+    label: tuple[int, ...]
+    points: list[int] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Database:
+    """Clusters as they follow from records.
+
+    Attributes:
+        keys: Of the records, float64.
+        clusters: In the order in which they were opened.
+        forgotten: Records whose keys fell out of their cluster.
+    """
+
+    keys: list[Float[Tensor, " d"]] = field(default_factory=list)
+    clusters: list[Cluster] = field(default_factory=list)
+    forgotten: list[int] = field(default_factory=list)
+    _by_id: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, records: Records) -> Database:
+        """Apply records in order."""
+        found = cls()
+        ends = records.lengths.cumsum(0).tolist()
+        targets = records.targets.tolist()
+        columns = (records.radii, records.noise, records.acts, records.ids, records.roots)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        begin = 0
+        for row, (radius, noise, act, number, root) in enumerate(rows):
+            label = tuple(targets[begin : ends[row]])
+            begin = ends[row]
+            found.apply(records.keys[row], label, radius, noise, act, number, root)
+        return found
+
+    def __len__(self) -> int:
+        return len(self.clusters)
+
+    def apply(
+        self,
+        key: Float[Tensor, " d"],
+        label: tuple[int, ...],
+        radius: float,
+        noise: float,
+        act: int,
+        number: int,
+        root: int,
+    ) -> None:
+        """Take in one record; see `Records` for the arguments."""
+        row = len(self.keys)
+        self.keys.append(key.double())
+        place = self._by_id.get(root)
+        if act == OPENED or place is None:
+            self._open(row, number, radius, label)
+            return
+        cluster = self.clusters[place]
+        if act == JOINED:
+            cluster.points.append(row)
+            own = torch.stack([self.keys[point] for point in cluster.points])
+            cluster.centre = own.mean(0)
+            reach = float((own - cluster.centre).norm(dim=1).max()) + noise
+            cluster.radius = max(radius, reach) if len(cluster.points) > 1 else radius
+            return
+        half = float((self.keys[row] - cluster.centre).norm()) / 2
+        cluster.radius = -1.0 if act == REPLACED else max(0.0, half - _GAP)
+        self._drop(cluster)
+        self._open(row, number, radius if act == REPLACED else half + _GAP, label)
+
+    def nearest(self, key: Float[Tensor, " d"]) -> tuple[Cluster | None, float]:
+        """The cluster whose centre is nearest, and how far it is; those shrunk to nothing apart."""
+        living = [cluster for cluster in self.clusters if cluster.radius >= 0]
+        if not living:
+            return None, torch.inf
+        apart = (torch.stack([one.centre for one in living]) - key.double()).norm(dim=1)
+        return living[int(apart.argmin())], float(apart.min())
+
+    def _open(self, row: int, number: int, radius: float, label: tuple[int, ...]) -> None:
+        self._by_id[number] = len(self.clusters)
+        self.clusters.append(Cluster(number, self.keys[row], radius, label, [row]))
+
+    def _drop(self, cluster: Cluster) -> None:
+        kept = [
+            row
+            for row in cluster.points
+            if float((self.keys[row] - cluster.centre).norm()) <= cluster.radius
+        ]
+        self.forgotten += [row for row in cluster.points if row not in kept]
+        cluster.points = kept
+
+
+class Router:
+    """Finds the block of each query: nearest centre, then the nearest key of that cluster."""
+
+    def __init__(self, database: Database, blocks: Int[Tensor, " n"], device: torch.device) -> None:
+        """Prepare to search, on a device."""
+        self._clusters = [one for one in database.clusters if one.radius >= 0]
+        self._keys, self._blocks = database.keys, blocks
+        centres = [one.centre for one in self._clusters]
+        self._nearest = Nearest(torch.stack(centres).to(device, torch.float32))
+
+    def __call__(self, queries: Float[Tensor, "queries d"]) -> Int[Tensor, " queries"]:
+        """The block each query switches on, -1 for none; on the CPU."""
+        found = self._nearest.search(queries)
+        routes = []
+        for query, distance, index in zip(
+            queries.double().cpu(), found.distances.tolist(), found.indices.tolist(), strict=True
+        ):
+            cluster = self._clusters[index]
+            points = cluster.points
+            if distance > cluster.radius or not points:
+                routes.append(-1)
+                continue
+            place = 0
+            if len(points) > 1:
+                own = torch.stack([self._keys[point] for point in points])
+                place = int((own - query).norm(dim=1).argmin())
+            routes.append(int(self._blocks[points[place]]))
+        return torch.tensor(routes)
+
+
+class Placed(NamedTuple):
+    """What the rules make of one fact.
+
+    Attributes:
+        act: `OPENED`, `JOINED`, `IN_CONFLICT` or `REPLACED`.
+        root: Number of the record that opened the cluster it meets, 0 for none.
+        distance: To the nearest centre; infinite where there is none.
+    """
+
+    act: int
+    root: int
+    distance: float
+
+
+def placed(
+    database: Database,
+    key: Float[Tensor, " d"],
+    label: tuple[int, ...],
+    radius: float,
+    noise: float,
+    *,
+    is_first: bool,
+) -> Placed:
+    """Say what becomes of a fact, given the clusters that there are.
+
+    Args:
+        database: The clusters; not changed.
+        key: Of the fact.
+        label: Tokens of its answer, compared exactly.
+        radius: R_init.
+        noise: How far the key may lie from itself, read again.
+        is_first: Whether the database was empty before the batch: then all open clusters.
+
+    Reference: Yu et al. 2024, section 3.3, algorithm 1.
+    """
+    nearest, distance = (None, torch.inf) if is_first else database.nearest(key)
+    if nearest is None or distance > nearest.radius + radius:
+        return Placed(OPENED, 0, distance)
+    if nearest.label == label:
+        return Placed(JOINED, nearest.id, distance)
+    return Placed(REPLACED if distance <= noise else IN_CONFLICT, nearest.id, distance)
