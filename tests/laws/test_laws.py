@@ -1,4 +1,4 @@
-"""Laws 1 to 6 for every method on six tiny random architectures, in float32 and bfloat16."""
+"""Laws 1 to 7 for every method on six tiny random architectures, in float32 and bfloat16."""
 
 from __future__ import annotations
 
@@ -56,6 +56,20 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
         {"hidden": 16, "code": 8, "steps": 2, "batch_size": 4, "top_k": 2},
         {"hidden": 16, "code": 8, "steps": 2, "batch_size": 4, "top_k": 5, "strength": -0.5},
     ),
+    "grace": (
+        {"layer": 1, "steps": 3, "radius": 0.3},
+        {
+            "layer": 2,
+            "part": "mlp.up",
+            "replace": "all",
+            "start": "warm",
+            "steps": 2,
+            "radius": 0.2,
+        },
+    ),
+    "melo": (
+        {"index": "1.mlp.up", "targets": ["2.mlp.up", "3.mlp.down"], "steps": 2, "radius": 0.2},
+    ),
     "knowledge-neurons": (QUICK, {"action": "erase", **QUICK}),
     "knowledge-editor": (
         {"layers": [1, 2], "hidden": 4, "condition": 8, "head": 4, "others": 2, "steps": 2},
@@ -67,6 +81,29 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
     "mend": (
         {"layers": [1, 2], "rank": 8, "batch_size": 2, "edit_rate": 0.05, "steps": 2},
         {"layers": [2], "normalise": False, "shared": False, "edit_rate": -5.0, "steps": 2},
+    ),
+    "mello": (
+        {"retriever": "states:1", "new_tokens": 3, "rounds": 2},
+        {"retriever": "states:1", "new_tokens": 3, "rounds": 2, "verdict": "reading"},
+    ),
+    "deepedit": (
+        {"retriever": "states:1", "new_tokens": 3, "most_states": 2},
+        {"retriever": "states:1", "new_tokens": 3, "most_states": 2, "conflict": "reading"},
+    ),
+    "t-patcher": (
+        {
+            **{"memory_size": 500, "validation_size": 100, "top_memory": 5, "max_neurons": 1},
+            **{"steps": 60, "first_check": 60, "learning_rate": 0.2, "activation_weight": 1.5},
+            **{"memory_weight": 0.2, "memory_margin": 5.0, "silence": -5.0},
+        },
+    ),
+    "wise": (
+        {
+            **{"layer": 0, "steps": 12, "learning_rate": 0.3, "mask_ratio": 0.5},
+            **{"irrelevant_margin": 1.0, "relevant_margin": 6.0, "apart_margin": 6.0},
+            **{"act_ratio": 0.95, "irrelevant_texts": 18, "irrelevant_per_edit": 6},
+            "contexts": {"prefixes": [""]},
+        },
     ),
 }
 CASES = [(name, options) for name in registry.names() for options in VARIANTS.get(name, ({},))]
