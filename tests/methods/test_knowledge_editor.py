@@ -322,3 +322,11 @@ def test_feed_forward_weights_of_the_last_three_blocks_change_unless_others_are_
     assert {site.layer for site in sites} == {5, 6, 7}
     assert {site.part for site in sites} == {"mlp.gate", "mlp.up", "mlp.down"}
     assert {site.part for site in KnowledgeEditor().sites(model("gpt2"))} == {"mlp.up", "mlp.down"}
+
+
+def test_training_makes_edits_succeed() -> None:
+    lm = model("gpt2")
+    options = {**QUICK, "batch_size": 3, "steps": 40, "validate_every": 20, "learning_rate": 3e-3}
+    state = KnowledgeEditor(**{**options, "margin": 1e9}).train(lm, TAUGHT)
+    trace = state.meta["knowledge-editor"]["training"]["trace"]
+    assert trace[-1]["training_loss"] < 0.96 * trace[0]["training_loss"]

@@ -17,6 +17,9 @@ from corrigenda.methods._malmen_merge import Gathering, Merged
 from corrigenda.methods._malmen_network import ProposalNetwork
 from corrigenda.methods.malmen import Lesson, Malmen, Question
 from corrigenda.patch.changes import dense
+from corrigenda.pocket.exam import load_exam
+from corrigenda.pocket.training_facts import training_facts
+from corrigenda.pocket.trial import batch_edit
 from corrigenda.state import State
 from tests.methods.locating import FACTS, model, pocket
 
@@ -331,10 +334,9 @@ def test_edits_in_any_order_and_batch_are_the_same_and_say_how_they_went() -> No
         len(row.labels) for row in labelled_rows(lm, FACTS)
     )
     assert not any("at once" in text for text in notes["notices"])
-    many = Malmen(**{**QUICK, "num_edits": 50})
-    assert (
-        "trained to edit 50 facts" in many.edit(lm, FACTS, state).patch.header.notes["notices"][0]
-    )
+    alone = Malmen(**{**QUICK, "num_edits": 5}).train(lm, TAUGHT)
+    notices = editor.edit(lm, FACTS[:1], alone).patch.header.notes["notices"]
+    assert "trained to edit 5 facts at once, and these are 1" in notices[0]
 
 
 def test_all_tokens_propose_where_asked() -> None:
@@ -353,7 +355,7 @@ def test_a_state_survives_the_disk_and_fits_its_editor_and_model_only(tmp_path) 
     assert editor.edit(lm, FACTS, loaded).patch == editor.edit(lm, FACTS, state).patch
     with pytest.raises(MissingState, match="trained first"):
         editor.edit(lm, FACTS, State())
-    for changed in ({"rank": 9}, {"layers": (1,)}):
+    for changed in ({"rank": 9}, {"layers": (1,)}, {"tokens": "all"}):
         with pytest.raises(MissingState, match="other settings"):
             Malmen(**{**QUICK, **changed}).edit(lm, FACTS, state)
     with pytest.raises(WrongBase):
@@ -365,3 +367,18 @@ def test_a_state_survives_the_disk_and_fits_its_editor_and_model_only(tmp_path) 
 def test_the_last_six_blocks_change_unless_others_are_named() -> None:
     assert Malmen().sites(pocket()) == tuple(Site(layer) for layer in range(2, 8))
     assert Malmen().sites(model("gpt2")) == tuple(Site(layer) for layer in range(4))
+
+
+def test_a_batch_on_the_pocket_model_is_said_and_most_of_the_rest_stays() -> None:
+    lm = pocket()
+    editor = Malmen(
+        layers=(5, 6, 7), num_edits=16, rank=8, edit_rate=2.5e-3, learning_rate=1e-4, steps=2
+    )
+    facts = list(training_facts())
+    state = editor.train(lm, tuple(facts[::50]))
+    cases = load_exam(edits=10, seed=11).edits
+    figures = batch_edit(lm, editor, cases, state=state)
+    assert figures.efficacy is not None
+    assert figures.locality is not None
+    assert figures.efficacy >= 0.7
+    assert figures.locality >= 0.4

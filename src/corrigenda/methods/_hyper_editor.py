@@ -31,6 +31,8 @@ class HyperEditor(Editor):
     """A network, trained once for a model, turns the gradients of facts into changes of weights."""
 
     needs: ClassVar[Needs] = Needs(training_set=True)
+    agreed: ClassVar[tuple[str, ...]] = ()
+    """Settings, besides those that shapes tell, that an edit must share with the training."""
 
     layers: Layers | None = Field(
         default=None,
@@ -89,12 +91,7 @@ class HyperEditor(Editor):
             f"{self.name}/{name}": tensor.detach().cpu().clone()
             for name, tensor in network.state_dict().items()
         }
-        about: dict[str, JsonValue] = {
-            "sites": [str(site) for site in self.sites(lm)],
-            "config": cast("dict[str, JsonValue]", self.model_dump(mode="json")),
-            "training": trained.to_json(),
-        }
-        return State(tensors, {self.name: about})
+        return State(tensors, {self.name: {**self._about(lm), "training": trained.to_json()}})
 
     def restored(self, lm: LanguageModel, state: State | None) -> nn.Module:
         """The trained network that a state holds, ready to be asked.
@@ -103,8 +100,7 @@ class HyperEditor(Editor):
             MissingState (CG503): there is none, or it was trained for other weights or sizes.
             WrongBase (CG401): it was trained on another model.
         """
-        about = state.meta.get(self.name) if state is not None else None
-        if state is None or not isinstance(about, dict):
+        if state is None or self.name not in state.meta:
             raise MissingState(
                 f"{self.name} edits with a network that has to be trained first.",
                 where=f"method {self.name}",
@@ -118,15 +114,30 @@ class HyperEditor(Editor):
             if name.startswith(prefix)
         }
         expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-        sites = [str(site) for site in self.sites(lm)]
-        if about["sites"] != sites or expected != {n: one.shape for n, one in tensors.items()}:
+        config, own = self.trained(state, "config"), self._about(lm)["config"]
+        assert isinstance(own, dict)
+        sites = cast("dict[str, JsonValue]", state.meta[self.name])["sites"]
+        if (
+            sites != self._about(lm)["sites"]
+            or any(config[name] != own[name] for name in self.agreed)
+            or expected != {name: tensor.shape for name, tensor in tensors.items()}
+        ):
             raise MissingState(
-                f"the network in this state was trained for {about['sites']} with other settings.",
-                where=f"method {self.name} at {sites}",
+                "the network in this state was trained for other weights or with other settings.",
+                where=f"method {self.name}; the state is for {sites}",
                 hint="Fit with the same editor that edits.",
             )
         network.load_state_dict(tensors)
         return network.to(home(lm)).eval().requires_grad_(False)
+
+    def trained(self, state: State, part: str) -> dict[str, JsonValue]:
+        """What a state tells of its training: `config`, the settings, or `training`, the story."""
+        about = cast("dict[str, dict[str, JsonValue]]", state.meta[self.name])
+        return about[part]
+
+    def _about(self, lm: LanguageModel) -> dict[str, JsonValue]:
+        sites = [str(site) for site in self.sites(lm)]
+        return {"sites": list(sites), "config": self.model_dump(mode="json")}
 
     def header(
         self, lm: LanguageModel, facts: Sequence[Fact], notes: Mapping[str, object]
@@ -141,7 +152,7 @@ class HyperEditor(Editor):
         facts: Sequence[Fact],
         rows: Sequence[Labelled],
         changes: Mapping[Site, Change],
-        state: State | None,
+        state: State,
     ) -> dict[str, object]:
         """Losses of the answers before and after, a status for each fact, and the training."""
         before = self._losses(lm, rows)
@@ -149,7 +160,6 @@ class HyperEditor(Editor):
             after = self._losses(lm, rows)
         pairs = list(zip(before, after, strict=True))
         statuses = ["written" if late <= _EVEN_ODDS else "not converged" for _, late in pairs]
-        about = cast("dict[str, dict[str, JsonValue]]", state.meta[self.name] if state else {})
         return {
             "status": statuses,
             "notices": [
@@ -160,7 +170,8 @@ class HyperEditor(Editor):
             "losses": [[float(f"{loss:.6g}") for loss in pair] for pair in pairs],
             "layers": sorted({site.layer for site in changes}),
             "training": {
-                key: about["training"][key] for key in ("steps", "best_step", "best_loss")
+                name: self.trained(state, "training")[name]
+                for name in ("steps", "best_step", "best_loss")
             },
         }
 

@@ -47,6 +47,7 @@ class KnowledgeEditor(HyperEditor):
     gives: ClassVar[Gives] = Gives(
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )
+    agreed: ClassVar[tuple[str, ...]] = ("max_scale",)
 
     hidden: int = Field(default=128, ge=1, description="Width of the reader, each direction.")
     condition: int = Field(default=1024, ge=1, description="Width of what the reader says.")
@@ -173,6 +174,7 @@ class KnowledgeEditor(HyperEditor):
             return Edit(WeightPatch({}, self.header(lm, facts, {})), state)
         network = self.restored(lm, state)
         assert isinstance(network, Conditioner)
+        assert state is not None
         rows = labelled_rows(lm, facts)
         texts = condition_texts(facts, OwnAnswers(lm))
         # Sorted, so that the sum does not depend on the order of the facts.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field
@@ -48,6 +48,7 @@ class Malmen(HyperEditor):
     gives: ClassVar[Gives] = Gives(
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )
+    agreed: ClassVar[tuple[str, ...]] = ("tokens",)
 
     steps: int = Field(default=300, ge=1, description="Steps of training, at most.")
     validate_every: int = Field(default=25, ge=1, description="Steps between validations.")
@@ -100,7 +101,11 @@ class Malmen(HyperEditor):
         progress: Progress | None = None,
     ) -> State:
         """Train the networks; see `corrigenda.editor.Editor.train`."""
-        parts = split(facts, validation=self.num_edits, seed=self.seed)
+        # Facts of one subject are held out together, and one of each is edited in a validation:
+        # those of a training set may contradict each other.
+        subjects = len({fact.subject or fact.prompt for fact in facts})
+        wanted = -(-self.num_edits * len(facts) // subjects)
+        parts = split(facts, validation=wanted, seed=self.seed)
         lesson = Lesson(self, lm, self.network(lm).to(home(lm)))
         size = min(self.num_edits, len(parts.training))
 
@@ -108,9 +113,8 @@ class Malmen(HyperEditor):
             return lesson.learn(_questions(parts.training, turn.items, turn.chance))
 
         def validate() -> Mapping[str, float]:
-            # The network meets as many facts as in training, or as many as there are.
             chance = random.Random(f"validation/{self.seed}")
-            judged = parts.validation[:size]
+            judged = _one_a_subject(parts.validation, chance)[:size]
             return lesson.judge(_questions(judged, range(len(judged)), chance))
 
         trained = train(
@@ -140,6 +144,7 @@ class Malmen(HyperEditor):
             return Edit(WeightPatch({}, self.header(lm, facts, {})), state)
         network = self.restored(lm, state)
         assert isinstance(network, Proposers)
+        assert state is not None
         rows = labelled_rows(lm, facts)
         gathered = {site: Gathering() for site in self.sites(lm)}
         for batch in by_length(rows, self.micro_batch):
@@ -157,12 +162,13 @@ class Malmen(HyperEditor):
             "damping": {str(site): float(f"{network.damping(site):.6g}") for site in gathered},
             "edit_rate": {str(site): float(f"{network.rate(site):.6g}") for site in gathered},
         }
-        if far_from(self.num_edits, len(facts)):
+        together = self.trained(state, "config")["num_edits"]
+        if far_from(cast("int", together), len(facts)):
             notices = notes["notices"]
             assert isinstance(notices, list)
             notices.insert(
                 0,
-                f"the network was trained to edit {self.num_edits} facts at once, and these are "
+                f"the network was trained to edit {together} facts at once, and these are "
                 f"{len(facts)}.",
             )
         return Edit(WeightPatch(changes, self.header(lm, facts, notes)), state)
@@ -315,6 +321,11 @@ def _questions(
         Question(facts[item], paraphrase_of(facts[item], chance), outsider(facts, item, chance))
         for item in items
     ]
+
+
+def _one_a_subject(facts: Sequence[Fact], chance: random.Random) -> list[Fact]:
+    drawn = chance.sample(list(facts), len(facts))
+    return list({fact.subject or fact.prompt: fact for fact in drawn}.values())
 
 
 def _chunks(samples: Samples, size: int) -> list[Samples]:
