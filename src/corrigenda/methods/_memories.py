@@ -11,7 +11,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,7 +26,7 @@ from corrigenda.lm.sites import Point, Tokens
 from corrigenda.lm.spans import encode, encode_fact
 
 PatchKind = TypeVar("PatchKind")
-MemoryKind = TypeVar("MemoryKind", bound="Memory")
+MemoryKind = TypeVar("MemoryKind", bound="Memory[Any]")
 
 # Relative difference between the states of one prompt read in two batches.
 _NOISE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.003}
@@ -58,7 +58,7 @@ class Memory(ABC, Generic[PatchKind]):
         """Drop what was made from the patches: they are others now."""
 
 
-_ACTIVE: WeakKeyDictionary[nn.Module, dict[Hashable, Memory]] = WeakKeyDictionary()
+_ACTIVE: WeakKeyDictionary[nn.Module, dict[Hashable, Memory[Any]]] = WeakKeyDictionary()
 
 
 def memory_of(lm: LanguageModel, kind: type[MemoryKind], group: Hashable) -> MemoryKind | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +24,8 @@ A_PART, B_PART = "a/", "b/"
 """Before the site, in names of tensors."""
 
 
-class Layers(NamedTuple):
+@dataclass(frozen=True)
+class Layers:
     """What patches that share a database have in common."""
 
     index: Site
@@ -72,7 +74,8 @@ class Switch(Memory["MeloPatch"]):
         """Drop records, clusters and routes: the patches are others now."""
         self._route = None
         for name in ("records", "database", "_router"):
-            self.__dict__.pop(name, None)
+            if name in self.__dict__:
+                delattr(self, name)
 
     def transforms(self) -> Mapping[Point, Transform]:
         """Keys are read behind the index layer; terms are added behind the targets."""

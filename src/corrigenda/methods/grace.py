@@ -69,7 +69,8 @@ class _Beside(Memory[GracePatch]):
 
     def __init__(self, lm: LanguageModel, site: Site, replace: Replace) -> None:
         super().__init__(lm)
-        self.site, self.replace = site, replace
+        self.site = site
+        self.replace: Replace = replace
         self._route: Int[Tensor, " batch"] | None = None
 
     @cached_property
@@ -88,7 +89,8 @@ class _Beside(Memory[GracePatch]):
 
     def forget(self) -> None:
         for name in ("book", "_nearest"):
-            self.__dict__.pop(name, None)
+            if name in self.__dict__:
+                delattr(self, name)
 
     def transforms(self) -> Mapping[Point, Transform]:
         return {key(self.site): self._read, value(self.site): self._write}
