@@ -1,0 +1,159 @@
+"""`corrigenda report` and `corrigenda compare`: what runs found, to read and to hand on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from corrigenda.cli import options, output
+from corrigenda.errors import BadConfig
+
+if TYPE_CHECKING:
+    from corrigenda.report.comparison import Compared
+    from corrigenda.report.content import Report
+
+Runs = Annotated[
+    Path, typer.Option("--runs", metavar="FOLDER", help="Where runs are kept.", show_default=True)
+]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option("--metric", metavar="NAME", help="Show this metric; may be repeated."),
+]
+
+_KNOWN = ".html, .md, .tex, .json"
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Runs, by folder, id or the beginning of one."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help=f"What to write: {_KNOWN}."),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Heading of the report.")] = "",
+    metric: Metrics = None,
+    case: Annotated[
+        str | None, typer.Option(help="Case whose generations are shown side by side.")
+    ] = None,
+    folder: Runs = Path("runs"),
+    as_json: options.AsJson = False,
+) -> None:
+    """Show what runs found: tables, curves, error types, generations, and what to cite.
+
+    An HTML file holds everything and needs no network. Without --output the tables are printed.
+    """
+    if out is not None:
+        _require_form(out)
+        options.check_folder(out)
+    from corrigenda.files import write_text
+    from corrigenda.report import content, plain
+    from corrigenda.run import store
+
+    recorded = [store.load(run, folder) for run in runs]
+    made = content.report(recorded, title=title, metrics=metric or (), case=case)
+    if out is not None:
+        write_text(out, _written(made, out))
+    output.show(
+        {**plain.as_data(made), "file": str(out) if out else None},
+        as_json=as_json,
+        people=lambda console: _draw(console, made, out),
+    )
+
+
+def compare(
+    first: Annotated[str, typer.Argument(metavar="RUN_A", help="A run, by folder or id.")],
+    second: Annotated[str, typer.Argument(metavar="RUN_B", help="A run on the same cases.")],
+    metric: Metrics = None,
+    folder: Runs = Path("runs"),
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare two runs case by case: the difference of every metric, and whether it is chance."""
+    from corrigenda.report import comparison
+    from corrigenda.report.plain import estimate_as_data, run_as_data
+    from corrigenda.run import store
+
+    one, other = store.load(first, folder), store.load(second, folder)
+    found = comparison.compare(one, other, metric or ())
+    output.show(
+        {
+            "first": run_as_data(one),
+            "second": run_as_data(other),
+            "metrics": [
+                {
+                    "metric": line.metric.name,
+                    "first": estimate_as_data(line.first),
+                    "second": estimate_as_data(line.second),
+                    "difference": estimate_as_data(line.difference),
+                    "p_value": line.p_value,
+                }
+                for line in found
+            ],
+        },
+        as_json=as_json,
+        people=lambda console: _draw_compared(
+            console, found, (one.spec.editor.title, other.spec.editor.title)
+        ),
+    )
+
+
+def _require_form(out: Path) -> None:
+    if out.suffix.lower() not in _KNOWN.split(", "):
+        raise BadConfig(f'"{out.name}" names no form of report.', hint=f"Use one of {_KNOWN}.")
+
+
+def _written(made: Report, out: Path) -> str:
+    from corrigenda.report import plain
+    from corrigenda.report.page import page
+
+    forms = {".html": page, ".md": plain.markdown, ".tex": plain.latex, ".json": plain.as_json}
+    return forms[out.suffix.lower()](made)
+
+
+def _draw(console: Console, made: Report, out: Path | None) -> None:
+    if out is not None:
+        console.print(f"{len(made.groups)} table(s) in {out}", soft_wrap=True)
+        return
+    from corrigenda.report import numbers
+
+    for group in made.groups:
+        columns = ["metric", "", "n", "unedited", *group.labels]
+        rows = [
+            [
+                line.metric.name,
+                line.metric.arrow,
+                line.num_cases,
+                numbers.value(line.before, line.metric.scale),
+                *(numbers.cell(one, line.metric.scale) for one in line.estimates),
+            ]
+            for line in group.lines
+        ]
+        console.print(output.table(columns, rows, title=group.title))
+        console.print()
+    console.print(numbers.LEGEND)
+
+
+def _draw_compared(console: Console, found: list[Compared], titles: tuple[str, str]) -> None:
+    from corrigenda.report import numbers
+
+    rows = [
+        [
+            line.metric.name,
+            line.metric.arrow,
+            numbers.value(line.first, line.metric.scale),
+            numbers.value(line.second, line.metric.scale),
+            numbers.cell(line.difference, line.metric.scale),
+            "-" if line.p_value is None else f"{line.p_value:.3g}",
+            numbers.num_cases([line.difference]),
+        ]
+        for line in found
+    ]
+    console.print(output.table(["metric", "", *titles, "difference", "p", "n"], rows))
+    console.print(
+        "\nDifferences are paired over common cases, with 95 % intervals; p is that of the paired "
+        "randomisation test, two-sided, one metric at a time."
+    )

@@ -1,0 +1,77 @@
+"""How estimates are written in tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from corrigenda.metrics.estimate import Estimate
+from corrigenda.metrics.registry import Better, Metric
+
+LEGEND = "^ higher is better, v lower, = as before. In brackets: 95 % interval over cases."
+NOTHING = "-"
+
+
+def number(value: float) -> str:
+    """Three digits or so.
+
+    Example:
+        >>> [number(one) for one in (97.333, 100.0, 0.01234, 12345.6)]
+        ['97.3', '100', '0.0123', '12346']
+    """
+    if math.isnan(value):
+        return NOTHING
+    size = abs(value)
+    if size >= 1000 or value == round(value):
+        return f"{value:.0f}"
+    return f"{value:.1f}" if size >= 10 else f"{value:.3g}"
+
+
+def interval(estimate: Estimate | None, scale: float) -> str:
+    """The 95 % interval; empty where there is none."""
+    if estimate is None or math.isnan(estimate.low):
+        return ""
+    return f"[{number(estimate.low * scale)}, {number(estimate.high * scale)}]"
+
+
+def value(estimate: Estimate | None, scale: float) -> str:
+    """The value alone; a dash where there is none."""
+    return NOTHING if estimate is None else number(estimate.value * scale)
+
+
+def cell(estimate: Estimate | None, scale: float) -> str:
+    """Value and interval."""
+    return f"{value(estimate, scale)} {interval(estimate, scale)}".rstrip()
+
+
+def num_cases(estimates: Sequence[Estimate | None]) -> str:
+    """Number of cases; the least and the most where they differ."""
+    found = sorted({one.n for one in estimates if one is not None})
+    return "-".join(str(one) for one in dict.fromkeys((found[0], found[-1]))) if found else "0"
+
+
+def best(
+    metric: Metric, estimates: Sequence[Estimate | None], before: Estimate | None = None
+) -> frozenset[int]:
+    """Places of the best values: those written like the best one.
+
+    Args:
+        metric: Says which way is better.
+        estimates: What is compared; fewer than two values have no best.
+        before: Value of the unedited model, for metrics that are best as before.
+    """
+    known = {
+        place: one.value
+        for place, one in enumerate(estimates)
+        if one is not None and not math.isnan(one.value)
+    }
+    if len(known) < 2 or (metric.better is Better.AS_BEFORE and before is None):
+        return frozenset()
+    if metric.better is Better.AS_BEFORE:
+        assert before is not None
+        reference = before.value
+        top = min(known.values(), key=lambda one: abs(one - reference))
+    else:
+        top = max(known.values()) if metric.better is Better.HIGHER else min(known.values())
+    wanted = number(top * metric.scale)
+    return frozenset(place for place, one in known.items() if number(one * metric.scale) == wanted)

@@ -1,0 +1,74 @@
+"""`corrigenda report` and `corrigenda compare` on runs kept in a folder."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from corrigenda.cli.main import app
+
+
+@pytest.fixture
+def runs(recorded):
+    return [
+        recorded("rome", lambda *_: True, lambda case, _: case != 0),
+        recorded("ft-m", lambda case, _: case < 2, lambda *_: True),
+    ]
+
+
+@pytest.fixture
+def corrigenda(runs):
+    kept = str(runs[0].folder.parent)
+
+    def call(*words):
+        return CliRunner().invoke(app, [*words, "--runs", kept])
+
+    return call
+
+
+def test_tables_are_printed_and_written(corrigenda, runs, tmp_path):
+    ids = [run.manifest.run for run in runs]
+    shown = corrigenda("report", *ids)
+    assert shown.exit_code == 0, shown.output
+    assert "reliability@greedy" in shown.output
+    for ending, begins in ((".md", "# "), (".tex", r"\begin{table}"), (".json", "{")):
+        file = tmp_path / f"out{ending}"
+        assert corrigenda("report", *ids, "-o", str(file)).exit_code == 0
+        assert file.read_text(encoding="utf-8").startswith(begins)
+
+
+def test_the_beginning_of_an_id_is_enough(corrigenda, runs):
+    shown = corrigenda("report", runs[0].manifest.run[:8], "--json")
+    data = json.loads(shown.output)
+    assert data["groups"][0]["runs"][0]["run"] == runs[0].manifest.run
+
+
+def test_only_the_metrics_wanted(corrigenda, runs):
+    shown = corrigenda("report", runs[0].manifest.run, "--metric", "locality@greedy", "--json")
+    metrics = json.loads(shown.output)["groups"][0]["metrics"]
+    assert [one["metric"] for one in metrics] == ["locality@greedy"]
+
+
+def test_a_page(corrigenda, runs, tmp_path):
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    file = tmp_path / "out.html"
+    assert corrigenda("report", runs[0].manifest.run, "-o", str(file)).exit_code == 0
+    assert file.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_runs_are_compared(corrigenda, runs):
+    ids = [run.manifest.run for run in runs]
+    data = json.loads(corrigenda("compare", *ids, "--json").output)
+    found = {one["metric"]: one for one in data["metrics"]}
+    assert found["reliability@greedy"]["difference"]["value"] == pytest.approx(2 / 3)
+    assert found["reliability@greedy"]["p_value"] == pytest.approx(0.125)
+    assert "difference" in corrigenda("compare", *ids).output
+
+
+def test_what_cannot_be_done_is_said(corrigenda, runs, tmp_path):
+    run = runs[0].manifest.run
+    odd = corrigenda("report", run, "-o", str(tmp_path / "out.docx"))
+    assert odd.exit_code == 2
+    assert "CG502" in odd.output
+    assert "CG604" in corrigenda("report", "nothing").output
+    assert "CG604" in corrigenda("report", run, "--case", "c99").output
