@@ -5,8 +5,9 @@
 Every question is about a person of the registry whom documents of chains left out. The edits of all
 questions agree with one another, so the answer is the same whether one of them or all are made.
 MeLLo and DeepEdit hold all edits in one memory. MEMIT and FT-M write all of them at once; ROME
-writes the one edit of each question and is taken off again. Models with changed weights are asked
-the bare question, and again behind a worked example with sub-questions; both are reported.
+writes the one edit of each question and is taken off again. Everybody is asked the bare question,
+and that is what is compared. Models with changed weights are asked again behind a worked example,
+so that they write out sub-questions as well: `..._worked`, reported beside it, not compared.
 """
 
 from __future__ import annotations
@@ -180,9 +181,9 @@ def main() -> None:
         for way, own in hits.items():
             figures |= by_hop(f"{method}_{way}", own, asked)
         figures[f"{method}_seconds"] = round(time.process_time() - began, 1)
-    weights = [value for name, value in figures.items() if name.endswith(("_bare", "_worked"))]
-    best = max((value for value in weights if isinstance(value, float)), default=0.0)
-    figures["best_of_weights"] = best
+    shares = [value for name, value in figures.items() if name.endswith("_bare")]
+    best = max((value for value in shares if isinstance(value, float)), default=0.0)
+    figures["best_of_weights_bare"] = best
     publish(figures, {method: max(0.7, best + 0.1) for method in MEMORIES})
 
 

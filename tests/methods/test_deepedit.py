@@ -12,7 +12,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
 from corrigenda.methods import deepedit
 from corrigenda.methods._deepedit_prompts import THREE_QUESTIONS
-from corrigenda.methods._edit_memory import EditMemory, sentence
+from corrigenda.methods._edit_memory import EditMemory, fitted, sentence
 from corrigenda.methods.deepedit import DeepEdit, _last_name
 from corrigenda.patch import load_patch
 from corrigenda.retrieval import embedder
@@ -185,6 +185,19 @@ def test_logits_stay_and_an_empty_memory_answers_nothing(lm) -> None:
     empty = editor().edit(lm, []).patch
     assert empty.is_empty
     assert empty.answers(lm, [ASKED, EMPLOYER.prompt]) == [None, None]
+
+
+def test_prompts_leave_out_examples_that_do_not_fit() -> None:
+    small = tiny_model("gpt2", seed=0)
+    prompt = "Name it.\n\nA: 1\nB: 2\n\nA: 3\nB: 4\n\nA: 5\nB:"
+    length = len(small.tokenizer(prompt).input_ids)
+    room = small.context_length
+    assert fitted(small, prompt, room - length) == prompt
+    assert fitted(small, prompt, room - length + 1) == "Name it.\n\nA: 3\nB: 4\n\nA: 5\nB:"
+    assert fitted(small, prompt, room) is None
+    made = DeepEdit(retriever="states:0", new_tokens=3, most_states=2)
+    (said,) = made.edit(small, FACTS).patch.answers(small, [ASKED])
+    assert said is None or isinstance(said, str)
 
 
 def test_options_are_checked() -> None:

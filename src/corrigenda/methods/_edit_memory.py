@@ -208,7 +208,7 @@ class MemoryPatch(StoredPatch):
         together = _partners(self, lm)
         if self.is_empty or together[-1] is not self:
             return [None] * len(prompts)
-        editor = self.editor_class(**self.header.config)
+        editor = self.editor_class.model_validate(self.header.config)
         memory = EditMemory(
             editor.retriever,
             [fact for patch in together for fact in patch.facts],
@@ -270,15 +270,33 @@ def read_from(
         for place, (fact, question) in enumerate(zip(facts, questions, strict=True))
         if fact.subject is None or mentions(question, fact.subject)
     ]
-    prompts = [
-        filled(template, {"fact": sentence(facts[place]), "question": questions[place]})
+    prompts = {
+        place: prompt
         for place in about
-    ]
-    said = answer(lm, prompts, max_new_tokens=READ_TOKENS)
-    for place, text in zip(about, map(tidy, said), strict=True):
+        if (prompt := fitted(lm, filled(template, _values(facts[place], questions[place])), 1))
+    }
+    said = answer(lm, list(prompts.values()), max_new_tokens=READ_TOKENS)
+    for place, text in zip(prompts, map(tidy, said), strict=True):
         if any(same(text, one) for one in (facts[place].target, *facts[place].aliases)):
             read[place] = text
     return read
+
+
+def fitted(lm: LanguageModel, prompt: str, new_tokens: int) -> str | None:
+    """A prompt with as many of its examples as leave room for what is to be written.
+
+    Examples are blocks of several lines before the last block, a blank line between two; the first
+    ones are left out first. None where the last block alone does not fit.
+    """
+    blocks = prompt.split("\n\n")
+    while len(lm.tokenizer("\n\n".join(blocks), verbose=False).input_ids) > (
+        lm.context_length - new_tokens
+    ):
+        places = [place for place, block in enumerate(blocks[:-1]) if "\n" in block.strip()]
+        if len(blocks) == 1:
+            return None
+        del blocks[places[0] if places else 0]
+    return "\n\n".join(blocks)
 
 
 def filled(template: str, values: Mapping[str, str]) -> str:
@@ -289,6 +307,10 @@ def filled(template: str, values: Mapping[str, str]) -> str:
 def tidy(text: str) -> str:
     """An entity without space and punctuation around it."""
     return text.strip().strip("\"'").rstrip(".;,").strip()
+
+
+def _values(fact: Fact, question: str) -> dict[str, str]:
+    return {"fact": sentence(fact), "question": question}
 
 
 def _plain(text: str) -> str:

@@ -20,6 +20,7 @@ from corrigenda.methods._edit_memory import (
     MemoryPatch,
     Reasoned,
     filled,
+    fitted,
     mentions,
     read_from,
     same,
@@ -27,6 +28,8 @@ from corrigenda.methods._edit_memory import (
     tidy,
 )
 
+# Room for a word of consent or denial.
+_WORD_TOKENS = 8
 _ANNOUNCES = re.compile(r"^(?P<entity>.+?) (?:is|are) the answers?\b", re.IGNORECASE)
 # A full stop between sentences: not behind an initial or a common abbreviation.
 _NEXT_SENTENCE = re.compile(r"(?<!\b[A-Z])(?<!\b(?:St|Mr|Dr|Ms|Mt|Jr|Co))\.\s")
@@ -283,16 +286,20 @@ class DeepEdit(MemoryEditor):
         self, lm: LanguageModel, template: str, values: Sequence[Mapping[str, str]]
     ) -> list[bool]:
         """Whether yes is likelier than no behind each filled prompt."""
-        prompts = [filled(template, one) for one in values]
-        rated = score(lm, [(text, word) for text in prompts for word in (self.yes, self.no)])
-        return [yes.mean > no.mean for yes, no in zip(rated[::2], rated[1::2], strict=True)]
+        prompts = [fitted(lm, filled(template, one), _WORD_TOKENS) for one in values]
+        asked = [prompt for prompt in prompts if prompt is not None]
+        rated = score(lm, [(text, word) for text in asked for word in (self.yes, self.no)])
+        said = iter(yes.mean > no.mean for yes, no in zip(rated[::2], rated[1::2], strict=True))
+        return [prompt is not None and next(said) for prompt in prompts]
 
     def _told(
         self, lm: LanguageModel, template: str, values: Sequence[Mapping[str, str]]
     ) -> list[str]:
-        """The first line the model puts behind each filled prompt."""
-        prompts = [filled(template, one) for one in values]
-        return [tidy(text) for text in greedy(lm, prompts, max_new_tokens=READ_TOKENS)]
+        """The first line the model puts behind each filled prompt; "" where none fits."""
+        prompts = [fitted(lm, filled(template, one), 1) for one in values]
+        asked = [prompt for prompt in prompts if prompt is not None]
+        said = iter(greedy(lm, asked, max_new_tokens=READ_TOKENS))
+        return ["" if prompt is None else tidy(next(said)) for prompt in prompts]
 
     def _prompt(self, lm: LanguageModel, question: str, state: _State) -> str | None:
         """The chain so far behind its examples; None where it does not fit the context."""
@@ -300,8 +307,7 @@ class DeepEdit(MemoryEditor):
         if state.steps:
             joined = "".join(f"{step}{self.separator}" for step in state.steps)
             text = f"{text}{'' if text.endswith(chr(10)) else ' '}{joined}".rstrip(" ")
-        used = len(lm.tokenizer(text, verbose=False).input_ids)
-        return text if used + self._budget(lm) <= lm.context_length else None
+        return fitted(lm, text, self._budget(lm))
 
     def _budget(self, lm: LanguageModel) -> int:
         """Tokens left free for one step: at most a quarter of a short context."""
