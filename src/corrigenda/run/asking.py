@@ -43,6 +43,7 @@ class Question(NamedTuple):
         marker: Text behind which the greedy answer proper stands.
         is_text: Whether a greedy answer goes on beyond its first line.
         divergence: Whether the distributions of the next token are compared too.
+        turns: What is said behind each of the model's own answers, before the one that counts.
     """
 
     prompt: str
@@ -54,6 +55,7 @@ class Question(NamedTuple):
     marker: str = ""
     is_text: bool = False
     divergence: bool = False
+    turns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,7 @@ def question_of(probe: Probe, max_new_tokens: int) -> Question:
         marker=probe.marker if greedy else "",
         is_text=greedy and probe.family in TEXTS,
         divergence=probe.divergence,
+        turns=probe.turns if greedy else (),
     )
 
 
@@ -318,11 +321,14 @@ def _generate(
         and _fits(lm, one, index, found)
     ]
 
+    # What has been said so far, by question: each turn lengthens it.
+    said = {index: questions[index].prompt for index in fitting}
+
     def continued(several: list[int]) -> list[Continuation]:
         own = [questions[index] for index in several]
         return continuations(
             lm,
-            [one.prompt for one in own],
+            [said[index] for index in several],
             max_new_tokens=[one.max_new_tokens for one in own],
             finished=lambda at, text: (
                 not own[at].is_text and _has_line(_behind(text, own[at].marker))
@@ -330,11 +336,18 @@ def _generate(
             batch_tokens=batch_tokens,
         )
 
-    for index, (text, ids) in _each(fitting, continued, found):
-        one = questions[index]
-        answer = text if one.is_text else _line(_behind(text, one.marker) or "")
-        new = lm.tokenizer(text, add_special_tokens=False).input_ids if ids is None else ids
-        found.note(index, answer=answer, predicted=list(new))
+    turn = 0
+    while fitting:
+        given = _each(fitting, continued, found)
+        for index, (text, ids) in given:
+            one = questions[index]
+            answer = text if one.is_text else _line(_behind(text, one.marker) or "")
+            new = lm.tokenizer(text, add_special_tokens=False).input_ids if ids is None else ids
+            found.note(index, answer=answer, predicted=list(new))
+            if turn < len(one.turns):
+                said[index] += f"{answer.rstrip()}\n{one.turns[turn]}"
+        fitting = [index for index, _ in given if turn < len(questions[index].turns)]
+        turn += 1
 
 
 def _each(

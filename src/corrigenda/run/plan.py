@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from corrigenda.benchmarks import named as benchmarks
+from corrigenda.benchmarks.surroundings import surrounded
 from corrigenda.cases import Case, Probe
 from corrigenda.facts import Fact
 from corrigenda.run.asking import Question, question_of
@@ -132,15 +134,16 @@ def load_data(spec: RunSpec) -> Data:
     for one in spec.benchmark:
         loaded = _load(one)
         title = f"{one.name} ({one.options['part']})" if "part" in one.options else one.name
+        skipped = Counter(loaded.skipped)
+        for case in loaded:
+            prepared = _asked(surrounded(case, spec.ask.surroundings, skipped), spec)
+            cases.append(_named(prepared, title) if several else prepared)
         counts[title] = {
             "counts": dict(loaded.counts),
             "dropped": dict(loaded.dropped),
-            "skipped": dict(loaded.skipped),
+            "skipped": dict(skipped),
         }
         files += [file._asdict() for file in loaded.files]
-        for case in loaded:
-            prepared = _asked(case, spec)
-            cases.append(_named(prepared, title) if several else prepared)
     return Data(tuple(cases), counts, files)
 
 

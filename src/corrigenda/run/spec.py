@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 
 from corrigenda import registry
 from corrigenda.benchmarks import named as benchmarks
+from corrigenda.benchmarks.surroundings import Kind
 from corrigenda.cases import Protocol
 from corrigenda.errors import BadConfig, did_you_mean
 
@@ -101,12 +102,14 @@ class AskSpec(Table):
         max_new_tokens: Length of a greedy answer whose probe does not say.
         roles: Roles, or families of roles, that are asked; none asks all.
         without: Roles, or families of roles, that are left out.
+        surroundings: Ask for each edit in these surroundings too (see `benchmarks.surroundings`).
     """
 
     protocols: tuple[Protocol, ...] = ()
     max_new_tokens: Annotated[int, Field(ge=1)] = 20
     roles: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    surroundings: tuple[Kind, ...] = ()
 
 
 class HealthSpec(Table):
