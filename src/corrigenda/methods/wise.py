@@ -7,6 +7,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import ClassVar, Literal
 
 import torch
@@ -41,7 +42,7 @@ from corrigenda.methods._side_training import (
     replies_of,
     train,
 )
-from corrigenda.patch import Header, header_for
+from corrigenda.patch import header_for
 from corrigenda.progress import Progress
 from corrigenda.state import State
 from corrigenda.training.facts import Material, text_only
@@ -208,7 +209,7 @@ class Wise(Editor):
             memories = work.past.side.chosen_from(self.mergers)
             notes = work.notes(facts, memories)
         past = work.past._replace(
-            name=work.past.name or _named(header_for(lm, method=self.name, facts=facts)),
+            name=work.past.name or _named(str(state.meta["base_digest"]), facts),
             turn=work.past.turn + 1,
         )
         notes |= {"sequence": past.name, "turn": past.turn, "layer": site.layer}
@@ -354,7 +355,7 @@ def written_prefixes(lm: LanguageModel, *, seed: int) -> Contexts:
     return Contexts(("", *(f"{text} " for text in texts)), seed=seed)
 
 
-def _named(header: Header) -> str:
+def _named(base_digest: str, facts: Sequence[Fact]) -> str:
     """A name for a sequence that begins with these facts on this model."""
-    content = header.model_dump_json(include={"base_digest", "prerequisites", "facts"})
+    content = json.dumps([base_digest, *(asdict(fact) for fact in facts)])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
