@@ -9,8 +9,24 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal, get_args
 
 from corrigenda.facts import Fact
+
+Surroundings = Literal[
+    "cloze",
+    "long",
+    "long_cloze",
+    "long_reference",
+    "noisy",
+    "simulated_dialogue",
+    "doubt",
+    "assertion",
+    "dialogue",
+]
+SURROUNDINGS: tuple[Surroundings, ...] = get_args(Surroundings)
+"""What can surround a question, in the order in which its paper lists it; see
+`benchmarks.surroundings`."""
 
 
 class Protocol(StrEnum):
@@ -68,6 +84,8 @@ class Probe:
         marker: Text in a greedy answer behind which the answer proper stands, up to the end of the
             line; what comes before it may take several lines. Empty: the answer is all of it.
         separator: Text between prompt and expected answer.
+        turns: What is said behind each of the model's own answers, in a dialogue that the prompt
+            opens; the greedy answer behind the last of them counts.
     """
 
     prompt: str
@@ -83,6 +101,7 @@ class Probe:
     max_new_tokens: int | None = None
     marker: str = ""
     separator: str = " "
+    turns: tuple[str, ...] = ()
 
     @property
     def family(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from corrigenda.cases import Against, Protocol
+from corrigenda.cases import SURROUNDINGS, Against, Protocol
 from corrigenda.errors import UnknownMetric
 from corrigenda.metrics import registry
 from corrigenda.metrics.cost import COSTS
@@ -40,7 +40,7 @@ ROLES = {
     "sentiment/opposite",
     "erasure",
     "perplexity",
-    "robustness/dialogue",
+    *(f"robustness/{kind}" for kind in SURROUNDINGS),
 }
 RANKED = {
     *("conflict/old", "conflict/new", "conflict/implied", "conflict/tied", "conflict/single"),

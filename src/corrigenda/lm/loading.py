@@ -32,6 +32,10 @@ _WELL_KNOWN = (
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
+def _own_dtype(name: str) -> str:
+    return "float32" if name in SHIPPED else "auto"
+
+
 def load_pair(
     name_or_path: str | Path,
     *,
@@ -40,6 +44,9 @@ def load_pair(
     trust_remote_code: bool,
 ) -> tuple[PreTrainedModel, FastTokenizer]:
     """Load a model and its tokenizer.
+
+    Without a dtype a model keeps the one it was saved in, but those of the package become float32:
+    they are stored in half precision to be small, which most processors compute slowly.
 
     Raises:
         UnknownModel (CG301): nothing there, no model in it, or not all of its weights.
@@ -57,7 +64,7 @@ def load_pair(
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype="auto" if dtype is None else dtype,
+            dtype=dtype or _own_dtype(name),
             use_safetensors=True,
             output_loading_info=True,
             **settings,

@@ -101,7 +101,7 @@ class LanguageModel:
         Args:
             name_or_path: "pocket" and "pocket-gpt2" are inside the package; otherwise a folder or
                 a name on the Hugging Face hub.
-            dtype: By default the one it was saved in.
+            dtype: By default the one it was saved in; float32 for those of the package.
             device: Where it should be.
             trust_remote_code: Whether code that comes with the model may run.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from corrigenda.cases import Protocol
+from corrigenda.cases import SURROUNDINGS, Protocol
 from corrigenda.metrics import (
     collapse,
     conflict,
@@ -153,6 +153,23 @@ def _health() -> Iterator[Metric]:
         reads="robustness",
         better=LOWER,
     )
+    for kind in SURROUNDINGS:
+        role = f"robustness/{kind}"
+        yield entry(
+            f"{role}_accuracy@greedy",
+            "the new answer in these surroundings",
+            robustness.attack_accuracy,
+            role,
+            reads=role,
+        )
+        yield entry(
+            f"{role}_reversion@greedy",
+            "the old answer in these surroundings",
+            robustness.reversion,
+            role,
+            reads=role,
+            better=LOWER,
+        )
     for state in robustness.State:
         better = HIGHER if state == robustness.State.KEPT else LOWER
         yield entry(

@@ -14,8 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 
 from corrigenda import registry
 from corrigenda.benchmarks import named as benchmarks
-from corrigenda.benchmarks.surroundings import Kind
-from corrigenda.cases import Protocol
+from corrigenda.cases import Protocol, Surroundings
 from corrigenda.errors import BadConfig, did_you_mean
 
 Options = dict[str, JsonValue]
@@ -109,7 +108,7 @@ class AskSpec(Table):
     max_new_tokens: Annotated[int, Field(ge=1)] = 20
     roles: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
-    surroundings: tuple[Kind, ...] = ()
+    surroundings: tuple[Surroundings, ...] = ()
 
 
 class HealthSpec(Table):
@@ -140,7 +139,7 @@ class Shared(Table):
 
     Attributes:
         model: `pocket`, a folder, or a name on the Hugging Face hub.
-        dtype: By default the one it was saved in.
+        dtype: By default the one it was saved in; float32 for the pocket models.
         device: Where it goes.
         benchmark: One or several; several are edited one after the other, or as a "mix".
         train: Benchmark whose facts the method is fitted on, where it needs a training set. With
