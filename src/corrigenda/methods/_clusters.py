@@ -91,7 +91,7 @@ class Database:
     """Clusters as they follow from records.
 
     Attributes:
-        keys: Of the records, float64.
+        keys: Of the records.
         clusters: In the order in which they were opened.
         forgotten: Records whose keys fell out of their cluster.
     """
@@ -110,10 +110,12 @@ class Database:
         columns = (records.radii, records.noise, records.acts, records.ids, records.roots)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         begin = 0
-        for row, (radius, noise, act, number, root) in enumerate(rows):
+        for row, (key, (radius, noise, act, number, root)) in enumerate(
+            zip(records.keys.unbind(0), rows, strict=True)
+        ):
             label = tuple(targets[begin : ends[row]])
             begin = ends[row]
-            found.apply(records.keys[row], label, radius, noise, act, number, root)
+            found.apply(key, label, radius, noise, act, number, root)
         return found
 
     def __len__(self) -> int:
@@ -131,7 +133,7 @@ class Database:
     ) -> None:
         """Take in one record; see `Records` for the arguments."""
         row = len(self.keys)
-        self.keys.append(key.double())
+        self.keys.append(key)
         place = self._by_id.get(root)
         if act == OPENED or place is None:
             self._open(row, number, radius, label)
@@ -139,12 +141,12 @@ class Database:
         cluster = self.clusters[place]
         if act == JOINED:
             cluster.points.append(row)
-            own = torch.stack([self.keys[point] for point in cluster.points])
+            own = torch.stack([self.keys[point] for point in cluster.points]).double()
             cluster.centre = own.mean(0)
             reach = float((own - cluster.centre).norm(dim=1).max()) + noise
             cluster.radius = max(radius, reach) if len(cluster.points) > 1 else radius
             return
-        half = float((self.keys[row] - cluster.centre).norm()) / 2
+        half = _apart(key, cluster.centre) / 2
         cluster.radius = -1.0 if act == REPLACED else max(0.0, half - _GAP)
         self._drop(cluster)
         self._open(row, number, radius if act == REPLACED else half + _GAP, label)
@@ -154,7 +156,8 @@ class Database:
         living = [cluster for cluster in self.clusters if cluster.radius >= 0]
         if not living:
             return None, torch.inf
-        apart = (torch.stack([one.centre for one in living]) - key.double()).norm(dim=1)
+        centres = torch.stack([one.centre.double() for one in living])
+        apart = (centres - key.double()).norm(dim=1)
         return living[int(apart.argmin())], float(apart.min())
 
     def _open(self, row: int, number: int, radius: float, label: tuple[int, ...]) -> None:
@@ -165,7 +168,7 @@ class Database:
         kept = [
             row
             for row in cluster.points
-            if float((self.keys[row] - cluster.centre).norm()) <= cluster.radius
+            if _apart(self.keys[row], cluster.centre) <= cluster.radius
         ]
         self.forgotten += [row for row in cluster.points if row not in kept]
         cluster.points = kept
@@ -179,7 +182,7 @@ class Router:
         self._clusters = [one for one in database.clusters if one.radius >= 0]
         self._keys, self._blocks = database.keys, blocks
         centres = [one.centre for one in self._clusters]
-        self._nearest = Nearest(torch.stack(centres).to(device, torch.float32))
+        self._nearest = Nearest(torch.stack([one.float() for one in centres]).to(device))
 
     def __call__(self, queries: Float[Tensor, "queries d"]) -> Int[Tensor, " queries"]:
         """The block each query switches on, -1 for none; on the CPU."""
@@ -195,10 +198,14 @@ class Router:
                 continue
             place = 0
             if len(points) > 1:
-                own = torch.stack([self._keys[point] for point in points])
+                own = torch.stack([self._keys[point] for point in points]).double()
                 place = int((own - query).norm(dim=1).argmin())
             routes.append(int(self._blocks[points[place]]))
         return torch.tensor(routes)
+
+
+def _apart(one: Float[Tensor, " d"], other: Float[Tensor, " d"]) -> float:
+    return float((one.double() - other.double()).norm())
 
 
 class Placed(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,8 +131,12 @@ class Switch(Memory["MeloPatch"]):
         self, site: Site, rows: Int[Tensor, " rows"], device: torch.device
     ) -> tuple[Float[Tensor, "rows d_in p"], Float[Tensor, "rows p d_out"]]:
         assert self._route is not None, "there are rows"
-        owners = [(patch, number) for patch in self.full for number in range(patch.num_blocks)]
-        picked = [owners[index] for index in self._route[rows].tolist()]
+        full = self.full
+        begins = [0, *itertools.accumulate(patch.num_blocks for patch in full)]
+        picked = []
+        for index in self._route[rows].tolist():
+            owner = bisect.bisect_right(begins, index) - 1
+            picked.append((full[owner], index - begins[owner]))
         a, b = (
             torch.stack([patch.stored[f"{name}{site}"][number] for patch, number in picked])
             for name in (A_PART, B_PART)

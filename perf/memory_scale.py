@@ -1,0 +1,267 @@
+"""What memories of many edits cost while a model generates: GRACE, MELO, SERAC, IKE.
+
+    python perf/memory_scale.py [--stored 10,1000,100000] [--only grace,melo] [--tokens 64]
+
+The stores are made directly: eight edits of the prompts asked, the others at random. Two batches of
+eight prompts are generated from: all out of scope, and all in scope. Each edit is routed once, on
+the prompt. By method and number of edits:
+
+- `outside`, `inside`: time per generated token beside that of the unedited model (1: equal);
+- `prompt_ms`: reading a batch of prompts out of scope, routing included, less the unedited model's;
+- `build_s`: the first question behind a store that nobody has asked yet;
+- `bytes`: of the patch, per edit.
+
+Times are medians over repeats, the unedited and the edited model taking turns. The last line is one
+JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from figures import publish
+from torch import Tensor
+from transformers.utils import logging
+
+from corrigenda import registry
+from corrigenda.facts import Fact
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Point, Tokens, key, value
+from corrigenda.lm.spans import encode
+from corrigenda.methods import _clusters, _codebook, _kept_text
+from corrigenda.methods._memories import keys_at
+from corrigenda.methods._scope import ScopeHead
+from corrigenda.methods.grace import Grace, GracePatch
+from corrigenda.methods.ike import IkePatch
+from corrigenda.methods.melo import Melo, MeloPatch
+from corrigenda.methods.serac import SeracPatch
+from corrigenda.patch import StoredPatch
+from corrigenda.pocket.exam import load_exam
+from corrigenda.retrieval import embedder
+
+BATCH = 8
+EMBEDDER = "states"
+EDITS_A_BLOCK = 100
+DEMONSTRATIONS = 2
+# All of a prompt's own vector, and hardly another's.
+SAME = 0.999
+
+Make = Callable[[LanguageModel, Sequence[Fact], Sequence[Fact], torch.Generator], StoredPatch]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="pocket", help="a name or a folder")
+    parser.add_argument("--stored", default="10,1000,100000", help="numbers of edits, with commas")
+    parser.add_argument("--only", default=",".join(MAKE), help="methods, with commas")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    logging.set_verbosity_error()
+    lm = LanguageModel.load(options.model, dtype=torch.float32)
+    facts = [case.fact for case in load_exam(edits=2 * BATCH, size=1, recall=1).edits]
+    inside, outside = facts[:BATCH], facts[BATCH:]
+    table: dict[str, object] = {}
+    for method in options.only.split(","):
+        for count in map(int, options.stored.split(",")):
+            generator = torch.Generator().manual_seed(0)
+            fillers = [Fact(prompt=f"Entry {i} is", target="x") for i in range(count - BATCH)]
+            patch = MAKE[method](lm, inside, fillers, generator)
+            one = measure(lm, patch, inside, outside, options.tokens, options.repeats)
+            size = sum(each.numel() * each.element_size() for each in patch.tensors().values())
+            one["bytes"] = round((size + len(patch.header.to_json())) / count)
+            table[f"{method}: {count}"] = one
+            print(f"{method:>8} {count:>7}  {one}", flush=True)
+    publish({"model": lm.name, "tokens": options.tokens, "batch": BATCH, **table})
+
+
+def measure(
+    lm: LanguageModel,
+    patch: StoredPatch,
+    inside: Sequence[Fact],
+    outside: Sequence[Fact],
+    tokens: int,
+    repeats: int,
+) -> dict[str, float]:
+    """Times with a patch beside times without it."""
+    batches = {"outside": padded(lm, outside), "inside": padded(lm, inside)}
+    ratios: dict[str, list[float]] = {name: [] for name in batches}
+    prompts: list[float] = []
+    builds: list[float] = []
+    for _ in range(repeats):
+        plain = {name: pair(lm, batch, tokens) for name, batch in batches.items()}
+        # Applied once a repeat: hashing a large store to apply it takes longer than asking.
+        with patch.apply(lm):
+            builds.append(seconds(lm, batches["outside"], 1))
+            edited = {name: pair(lm, batch, tokens) for name, batch in batches.items()}
+        for name, found in ratios.items():
+            found.append(edited[name].token / plain[name].token)
+        prompts.append(edited["outside"].prompt - plain["outside"].prompt)
+    return {
+        **{name: round(statistics.median(found), 3) for name, found in ratios.items()},
+        "spread": round(max(map(_spread, ratios.values())), 3),
+        "prompt_ms": round(1000 * statistics.median(prompts), 2),
+        "build_s": round(statistics.median(builds), 3),
+    }
+
+
+class Times(NamedTuple):
+    """Seconds for reading a batch of prompts, its first token included, and for each token more."""
+
+    prompt: float
+    token: float
+
+
+def pair(lm: LanguageModel, batch: Tokens, tokens: int) -> Times:
+    """Times of one batch."""
+    prompt, whole = seconds(lm, batch, 1), seconds(lm, batch, tokens + 1)
+    return Times(prompt, (whole - prompt) / tokens)
+
+
+def padded(lm: LanguageModel, facts: Sequence[Fact]) -> Tokens:
+    """Prompts of facts, padded on the left."""
+    rows = [encode(lm, fact.prompt).ids for fact in facts]
+    return Tokens.pad(rows, 0, "left").to(lm.device)
+
+
+def seconds(lm: LanguageModel, batch: Tokens, tokens: int) -> float:
+    """Time to generate some tokens behind each prompt of a batch."""
+    begin = time.perf_counter()
+    lm.model.generate(
+        batch.ids,
+        attention_mask=batch.mask,
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    if lm.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def grace(
+    lm: LanguageModel, own: Sequence[Fact], fillers: Sequence[Fact], generator: torch.Generator
+) -> StoredPatch:
+    """A codebook: keys of the prompts, and random ones around them."""
+    editor = registry.build("grace", lm.name)
+    assert isinstance(editor, Grace), "found by its name"
+    site = editor.site(lm)
+    keys = scattered(prompt_keys(lm, own, key(site)), len(fillers), generator)
+    count = len(keys)
+    stored = _codebook.Records(
+        keys=keys,
+        values=torch.randn(count, lm.weight(site).shape[0], generator=generator),
+        radii=torch.full((count,), editor.radius, dtype=torch.float64),
+        acts=torch.full((count,), _codebook.ADDED),
+        ids=torch.arange(1, count + 1),
+        roots=torch.zeros(count, dtype=torch.long),
+        root_radii=torch.zeros(count, dtype=torch.float64),
+        targets=torch.ones(count, dtype=torch.long),
+        lengths=torch.ones(count, dtype=torch.long),
+        facts=torch.arange(count),
+    )._asdict()
+    config = {**editor.model_dump(mode="json"), "layer": site.layer}
+    return GracePatch.made(lm, stored, method="grace", config=config, facts=[*own, *fillers])
+
+
+def melo(
+    lm: LanguageModel, own: Sequence[Fact], fillers: Sequence[Fact], generator: torch.Generator
+) -> StoredPatch:
+    """Clusters of one key each; a hundred edits share a block."""
+    editor = registry.build("melo", lm.name, batch_size=EDITS_A_BLOCK)
+    assert isinstance(editor, Melo), "found by its name"
+    index, targets = editor.layers(lm)
+    keys = scattered(prompt_keys(lm, own, value(index)), len(fillers), generator)
+    count = len(keys)
+    blocks = -(-count // EDITS_A_BLOCK)
+    stored = _clusters.Records(
+        keys=keys,
+        radii=torch.full((count,), editor.radius, dtype=torch.float64),
+        noise=torch.zeros(count, dtype=torch.float64),
+        acts=torch.full((count,), _clusters.OPENED),
+        ids=torch.arange(1, count + 1),
+        roots=torch.zeros(count, dtype=torch.long),
+        blocks=torch.arange(count) // EDITS_A_BLOCK,
+        targets=torch.ones(count, dtype=torch.long),
+        lengths=torch.ones(count, dtype=torch.long),
+    )._asdict()
+    for site in targets:
+        d_out, d_in = lm.weight(site).shape
+        stored[f"a/{site}"] = torch.randn(blocks, d_in, editor.rank, generator=generator)
+        stored[f"b/{site}"] = torch.zeros(blocks, editor.rank, d_out)
+    config = {
+        **editor.model_dump(mode="json"),
+        "index": str(index),
+        "targets": [str(site) for site in targets],
+    }
+    return MeloPatch.made(lm, stored, method="melo", config=config, facts=[*own, *fillers])
+
+
+def serac(
+    lm: LanguageModel, own: Sequence[Fact], fillers: Sequence[Fact], generator: torch.Generator
+) -> StoredPatch:
+    """Codes of the prompts and random ones, behind an untrained classifier; the model answers."""
+    codes = vectors(lm, own, len(fillers), generator)
+    config = registry.build("serac", embedder=EMBEDDER, threshold=SAME).model_dump(mode="json")
+    head = ScopeHead(codes.shape[1], int(config["hidden"]))
+    stored = {f"head/{name}": one.detach() for name, one in head.state_dict().items()}
+    config = {**config, "classifier": "untrained"}
+    return SeracPatch.made(
+        lm, {"codes": codes, **stored}, method="serac", config=config, facts=[*own, *fillers]
+    )
+
+
+def ike(
+    lm: LanguageModel, own: Sequence[Fact], fillers: Sequence[Fact], generator: torch.Generator
+) -> StoredPatch:
+    """New facts with a few demonstrations each."""
+    facts = [*own, *fillers]
+    editor = registry.build("ike", scope="retrieve", embedder=EMBEDDER, threshold=SAME)
+    shown = f"New Fact: {own[0].prompt} {own[0].target}\nPrompt: {own[0].prompt} x\n\n"
+    stored = {
+        "vectors": vectors(lm, own, len(fillers), generator),
+        "demonstrations": _kept_text.as_tensor([[shown] * DEMONSTRATIONS for _ in facts]),
+    }
+    config = editor.model_dump(mode="json")
+    return IkePatch.made(lm, stored, method="ike", config=config, facts=facts)
+
+
+MAKE: dict[str, Make] = {"grace": grace, "melo": melo, "serac": serac, "ike": ike}
+"""By method, what makes a store of edits."""
+
+
+def prompt_keys(lm: LanguageModel, facts: Sequence[Fact], point: Point) -> Tensor:
+    """What stands at a point where the prompts end."""
+    return keys_at(lm, [encode(lm, fact.prompt).ids for fact in facts], point)
+
+
+def scattered(own: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Vectors, and random ones around their mean, as far from it as they are."""
+    noise = torch.randn(count, own.shape[1], generator=generator) * own.std(0)
+    return torch.cat([own, own.mean(0) + 2 * noise])
+
+
+def vectors(
+    lm: LanguageModel, own: Sequence[Fact], count: int, generator: torch.Generator
+) -> Tensor:
+    """Embeddings of prompts, and random unit vectors."""
+    found = embedder(EMBEDDER).embed(lm, [fact.prompt for fact in own])
+    noise = torch.randn(count, found.shape[1], generator=generator)
+    return torch.cat([found, noise / noise.norm(dim=1, keepdim=True)])
+
+
+def _spread(found: Sequence[float]) -> float:
+    return max(found) - min(found)
+
+
+if __name__ == "__main__":
+    main()
