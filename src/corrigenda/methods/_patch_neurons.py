@@ -289,13 +289,17 @@ def _start(queries: Float[Tensor, "n d_model"], settings: Settings, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(queries.shape, generator=generator, dtype=torch.float64)
     value = (settings.value_noise * noise).to(queries)
-    leaves = [
-        queries / length,
-        torch.zeros_like(length[:, 0]),
-        torch.full_like(queries, settings.amplifier),
-        value,
-    ]
-    return _Parameters(*(leaf.detach().clone().requires_grad_() for leaf in leaves), length)
+    return _Parameters(
+        _leaf(queries / length),
+        _leaf(torch.zeros_like(length[:, 0])),
+        _leaf(torch.full_like(queries, settings.amplifier)),
+        _leaf(value),
+        length,
+    )
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_()
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from corrigenda.methods._side_memory import Memory, Side, packed, unpacked
@@ -68,15 +69,17 @@ def with_past(state: State, past: Past) -> State:
     tensors = {name: one for name, one in state.tensors.items() if not name.startswith(_PREFIX)}
     for place, delta in deltas.items():
         tensors |= {f"{_PREFIX}{place}/{part}": one for part, one in packed(delta).items()}
-    kept = {
+    scores: list[JsonValue] = [one.score for one in side.memories]
+    history: list[JsonValue] = [list[JsonValue](one) for one in past.history]
+    kept: dict[str, JsonValue] = {
         "name": past.name,
         "turn": past.turn,
         "edits": past.edits,
-        "scores": [one.score for one in side.memories],
+        "scores": scores,
         "shards": len(side.shards),
         "score": side.score,
         "written": side.written,
         "masks": side.num_masks,
-        "history": [list(one) for one in past.history],
+        "history": history,
     }
     return State(tensors, {**state.meta, _SEQUENCE: kept})

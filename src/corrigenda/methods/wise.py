@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from corrigenda.contexts import Contexts
 from corrigenda.editor import Edit, Editor, Gives, Needs
@@ -171,13 +171,14 @@ class Wise(Editor):
             seed=self.seed,
             progress=progress,
         )
+        texts: list[JsonValue] = [list[JsonValue](row) for row in rows]
         contexts = self.contexts or written_prefixes(lm, seed=self.seed)
         header = header_for(lm, method=self.name)
         return State(
             meta={
                 "base_digest": header.base_digest,
                 "base_name": header.base_name,
-                f"{_PREFIX}irrelevant": list(rows),
+                f"{_PREFIX}irrelevant": texts,
                 f"{_PREFIX}contexts": contexts.to_json(),
             },
         )
