@@ -37,7 +37,7 @@ mend.Schedule = functools.partial(mend.Schedule, checkpoint_seconds=0.2)
 from corrigenda.cli.main import run
 run()
 """
-STEPS = 300
+STEPS = 120
 FACTS = tuple(
     Fact(
         prompt=f"{name} is in",
@@ -53,7 +53,7 @@ FACTS = tuple(
 
 def start(model: Path, facts: Path, cache: Path) -> subprocess.Popen[bytes]:
     arguments = ["fit", str(model), "-m", "mend", "--training-set", str(facts)]
-    for option in ("layers=[1,3]", "rank=8", "batch_size=2", "validate_every=20", f"steps={STEPS}"):
+    for option in ("layers=[1,3]", "rank=8", "batch_size=2", "validate_every=10", f"steps={STEPS}"):
         arguments += ["--set", option]
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments],

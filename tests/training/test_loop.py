@@ -50,7 +50,10 @@ class Fit:
 
     def validate(self) -> Mapping[str, float]:
         assert not self.line.training
-        return {"loss": float((self.line.slope.detach() - 0.3).square()), "noise": float(torch.rand(()))}
+        return {
+            "loss": float((self.line.slope.detach() - 0.3).square()),
+            "noise": float(torch.rand(())),
+        }
 
     def run(self, schedule: Schedule, checkpoint: Path | None = None, key: str = "") -> Trained:
         optimiser = torch.optim.Adam(self.line.parameters(), lr=0.05)
