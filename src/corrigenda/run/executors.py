@@ -6,6 +6,7 @@ or how often: rows are the same.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -249,6 +250,4 @@ def _ray() -> ModuleType:
         raise MissingExtra(
             "the executor ray needs Ray.", hint="Install it: pip install 'corrigenda[ray]'."
         )
-    import ray
-
-    return ray
+    return importlib.import_module("ray")

@@ -18,7 +18,7 @@ class Asked(NamedTuple):
 
     Attributes:
         case: Its case.
-        index: Its place in the case.
+        number: Its place in the case, from 0.
         probe: The probe.
         question: What is asked.
         rounds: Rounds of the case done; 0 for the unedited model.
@@ -27,7 +27,7 @@ class Asked(NamedTuple):
     """
 
     case: Case
-    index: int
+    number: int
     probe: Probe
     question: Question
     rounds: int
@@ -94,7 +94,7 @@ def _row(run: str, asked: Asked, answer: Answer, stage: Stage, **more: object) -
     values: dict[str, object] = {
         "run": run,
         "case": asked.case.id,
-        "probe": asked.index,
+        "probe": asked.number,
         "role": probe.role,
         "protocol": probe.protocol,
         "against": probe.against,

@@ -150,8 +150,9 @@ class Worker:
         if self._fitted is None:
             begin = costs.now(self.lm.device)
             try:
-                trained = self.editor.needs.training_set and self.spec.train is not None
-                corpus = plan.training_facts(self.spec.train) if trained else None
+                corpus = None
+                if self.spec.train is not None and self.editor.needs.training_set:
+                    corpus = plan.training_facts(self.spec.train)
                 self._fitted = self.editor.fit(self.lm, corpus, progress=self._progress)
             except Exception as error:
                 return None, error
@@ -274,8 +275,8 @@ class _Progress:
         longest = self._worker.spec.ask.max_new_tokens
         if not self._unit.in_sequence:
             place = edits = 0
-        for index, probe in plan.due(case, rounds):
-            yield Asked(case, index, probe, question_of(probe, longest), rounds, place, edits)
+        for number, probe in plan.due(case, rounds):
+            yield Asked(case, number, probe, question_of(probe, longest), rounds, place, edits)
 
     def _ask(self, due: list[Asked]) -> list[Row]:
         fine = [one.question for one in due if one.case.id not in self._failed]
