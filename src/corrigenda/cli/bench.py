@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from corrigenda.cli import options, output
 
@@ -36,6 +38,10 @@ def bench(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Most cases of each benchmark.")
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FOLDER", help="Public files; downloaded if not given."),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Evaluate the methods of a recipe: edit, ask, take off, case by case.
@@ -46,7 +52,7 @@ def bench(
     from corrigenda.run.spec import read_recipe
 
     wanted = read_recipe(recipe)
-    specs = wanted.runs(model=model, limit=limit)
+    specs = wanted.runs(model=model, limit=limit, data=str(data) if data else None)
     from corrigenda.cli.progress import bar
     from corrigenda.report import plain
     from corrigenda.run import executors, runner, summary
@@ -87,17 +93,26 @@ def _draw(
 ) -> None:
     from corrigenda.report import numbers
 
-    columns = ["metric", "", "n", *(run.spec.editor.title for run in runs)]
-    rows = [
-        [
+    table = Table(title=recipe.title or None, title_justify="left", box=None, pad_edge=False)
+    for name in ("metric", "", "n"):
+        # A name is typed back, so it stays in one piece.
+        table.add_column(name, no_wrap=True)
+    for run in runs:
+        table.add_column(Text(run.spec.editor.title), justify="right", overflow="fold")
+    for one in lines:
+        scale = one.metric.scale
+        intervals = [numbers.interval(estimate, scale) for estimate in one.estimates]
+        cells = [
+            f"{numbers.value(estimate, scale)}\n{interval.replace(', ', ',')}".rstrip()
+            for estimate, interval in zip(one.estimates, intervals, strict=True)
+        ]
+        table.add_row(
             one.metric.name,
             one.metric.arrow,
             numbers.num_cases(one.estimates),
-            *(numbers.cell(estimate, one.metric.scale) for estimate in one.estimates),
-        ]
-        for one in lines
-    ]
-    console.print(output.table(columns, rows, title=recipe.title))
+            *map(Text, cells),
+        )
+    console.print(table)
     console.print(f"\n{numbers.LEGEND}")
     for run in runs:
         console.print(f"{run.spec.editor.title}: {run.folder}", soft_wrap=True)

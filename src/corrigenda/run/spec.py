@@ -222,12 +222,19 @@ class Recipe(Shared):
     about: str = ""
     methods: Annotated[tuple[EditorSpec, ...], BeforeValidator(lambda v: [*_editors(v)])]
 
-    def runs(self, *, model: str | None = None, limit: int | None = None) -> tuple[RunSpec, ...]:
+    def runs(
+        self,
+        *,
+        model: str | None = None,
+        limit: int | None = None,
+        data: str | None = None,
+    ) -> tuple[RunSpec, ...]:
         """One run for each method.
 
         Args:
             model: Another model than the recipe's.
             limit: Most cases of each benchmark, where the recipe takes more.
+            data: Folder that holds the public files of benchmarks for which the recipe names none.
 
         Raises:
             UnknownMethod (CG501), UnknownBenchmark (CG508), UnknownMetric (CG505), BadConfig
@@ -240,10 +247,20 @@ class Recipe(Shared):
                 one.model_copy(update={"limit": min(limit, one.limit or limit)})
                 for one in self.benchmark
             )
+        if data is not None:
+            shared["benchmark"] = tuple(
+                one.model_copy(update={"path": one.path or _folder_for(one, data)})
+                for one in shared["benchmark"]
+            )
         found = tuple(RunSpec(editor=editor, **shared) for editor in self.methods)
         for one in found:
             one.check()
         return found
+
+
+def _folder_for(one: DataSpec, folder: str) -> str | None:
+    """The folder, for benchmarks that read files."""
+    return str(Path(folder).resolve()) if benchmarks.card(one.name).get("files") else None
 
 
 def _refusal(kind: type[BaseModel], error: ValidationError) -> BadConfig:
