@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -167,3 +168,31 @@ def test_equal_values_are_both_best_and_one_alone_is_not():
     assert numbers.best(fluency, same, estimate(6.0)) == {1}
     assert numbers.best(fluency, same) == frozenset()
     assert fluency.protocol is Protocol.GREEDY
+
+
+def test_kinds_and_benchmarks_have_tables_of_their_own(two):
+    def split(run):
+        rows = [
+            replace(
+                row,
+                role="locality/neighborhood"
+                if row.probe == 1 and row.case in ("c0", "c1")
+                else row.role,
+                tags=[f"benchmark={'first' if row.case < 'c3' else 'second'}"],
+            )
+            for row in run.rows
+        ]
+        return run._replace(rows=rows)
+
+    group = report([split(run) for run in two]).groups[0]
+    parts = {part.title: part for part in group.parts}
+    assert set(parts) == {"first", "second", f"{LOCALITY}, kind by kind"}
+    first = dict(zip(parts["first"].names, parts["first"].lines, strict=True))
+    assert [one.value for one in first[RELIABILITY].estimates] == [1.0, pytest.approx(2 / 3)]
+    kinds = parts[f"{LOCALITY}, kind by kind"]
+    assert kinds.names == ("locality/neighborhood", "locality/relation_specificity")
+    assert [one.value for one in kinds.lines[0].estimates] == [0.5, 1.0]
+    assert [one.value for one in kinds.lines[1].estimates] == [1.0, 1.0]
+    made = report([split(run) for run in two])
+    assert "### first" in plain.markdown(made)
+    assert plain.latex(made).count(r"\begin{tabular}") == 4

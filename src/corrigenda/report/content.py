@@ -14,7 +14,7 @@ from corrigenda.errors import MissingData
 from corrigenda.metrics import error_types, sequences
 from corrigenda.metrics.estimate import Estimate
 from corrigenda.metrics.registry import Metric, Records, evaluate
-from corrigenda.metrics.selection import as_before, at
+from corrigenda.metrics.selection import as_before, at, tagged
 from corrigenda.report import numbers
 from corrigenda.report.citations import Citation, citations
 from corrigenda.rows import Row, Stage
@@ -45,6 +45,20 @@ class TableLine(NamedTuple):
     def num_cases(self) -> str:
         """Number of cases, as it is written."""
         return numbers.num_cases(self.estimates)
+
+
+class Part(NamedTuple):
+    """A table of a part of the answers.
+
+    Attributes:
+        title: Which part: a benchmark, or the kinds of one metric.
+        lines: Metric by metric, or kind by kind.
+        names: How the lines are called.
+    """
+
+    title: str
+    lines: tuple[TableLine, ...]
+    names: tuple[str, ...]
 
 
 class Curve(NamedTuple):
@@ -138,6 +152,7 @@ class Group:
         runs: The runs, in the order given.
         labels: What tables call them.
         lines: Metric by metric.
+        parts: The same for each of several benchmarks, and metrics kind by kind.
         charts: Curves over a sequence; empty outside sequences.
         trade_off: None where one side was not measured.
         errors: Error types; empty where nothing was generated.
@@ -150,6 +165,7 @@ class Group:
     runs: tuple[Recorded, ...]
     labels: tuple[str, ...]
     lines: tuple[TableLine, ...]
+    parts: tuple[Part, ...]
     charts: tuple[Chart, ...]
     trade_off: TradeOff | None
     errors: tuple[ErrorShares, ...]
@@ -246,6 +262,7 @@ def _group(
         runs=tuple(runs),
         labels=labels,
         lines=lines,
+        parts=(*_by_benchmark(runs, lines), *_by_kind(runs, lines)),
         charts=tuple(_charts(runs, labels, lines)) if in_sequence else (),
         trade_off=_trade_off(labels, lines),
         errors=tuple(_errors(runs, labels)),
@@ -277,6 +294,46 @@ def _lines(runs: Sequence[Recorded], metrics: Sequence[str]) -> Iterable[TableLi
         yield TableLine(
             one.metric, own, one.estimates, numbers.best(one.metric, one.estimates, own)
         )
+
+
+def _by_benchmark(runs: Sequence[Recorded], lines: Sequence[TableLine]) -> Iterable[Part]:
+    """One table for each benchmark, where a run has several."""
+    tags = dict.fromkeys(
+        tag for row in runs[0].rows for tag in row.tags if tag.startswith("benchmark=")
+    )
+    for tag in tags:
+        own = [run._replace(rows=tagged(run.rows, tag), measurements=[]) for run in runs]
+        found = [
+            line
+            for line in _lines(own, [line.metric.name for line in lines])
+            if any(line.estimates)
+        ]
+        if found:
+            names = tuple(line.metric.name for line in found)
+            yield Part(tag.removeprefix("benchmark="), tuple(found), names)
+
+
+def _by_kind(runs: Sequence[Recorded], lines: Sequence[TableLine]) -> Iterable[Part]:
+    """One table for each metric that reads several kinds of one family of roles."""
+    for line in lines:
+        if line.metric.protocol is None or line.metric.sequence or "/" in line.metric.reads:
+            continue
+        roles = sorted({row.role for row in runs[0].rows if row.family == line.metric.reads})
+        found: dict[str, TableLine] = {}
+        for role in roles:
+            own = [
+                run._replace(
+                    rows=[row for row in run.rows if row.role in (role, "condition")],
+                    measurements=[],
+                )
+                for run in runs
+            ]
+            kind = next(iter(_lines(own, [line.metric.name])))
+            if any(kind.estimates):
+                found[role] = kind
+        if len(found) > 1:
+            title = f"{line.metric.name}, kind by kind"
+            yield Part(title, (*found.values(),), (*found,))
 
 
 def _compares(one: Metric) -> bool:

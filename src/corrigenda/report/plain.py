@@ -26,21 +26,9 @@ def markdown(report: Report) -> str:
     parts = [f"# {report.title}", LEGEND + " The best of a line is bold."]
     for group in report.groups:
         parts.append(f"## {group.title}")
-        header = ("metric", "", "n", "unedited", *group.labels)
-        rows = [
-            (
-                f"`{line.metric.name}`",
-                line.metric.arrow,
-                line.num_cases,
-                cell(line.before, line.metric.scale),
-                *(
-                    _bold(cell(one, line.metric.scale), place in line.best, "**")
-                    for place, one in enumerate(line.estimates)
-                ),
-            )
-            for line in group.lines
-        ]
-        parts.append(_markdown_table(header, rows))
+        parts.append(_metric_table(group.lines, _names(group), group.labels))
+        for part in group.parts:
+            parts += [f"### {part.title}", _metric_table(part.lines, part.names, group.labels)]
         parts += [f"- {label}: {count} x {reason}" for label, reason, count in group.problems]
         parts.append(_markdown_table(("run", "method", "id", "model"), _runs(group)))
     parts += ["## References", "```bibtex", *(one.bibtex for one in report.citations), "```"]
@@ -48,8 +36,15 @@ def markdown(report: Report) -> str:
 
 
 def latex(report: Report) -> str:
-    """One `table` for each group, for a document that loads `booktabs`."""
-    return "\n\n".join(_latex_table(group) for group in report.groups) + "\n"
+    """One `table` for each group and each of its parts, for a document that loads `booktabs`."""
+    tables: list[str] = []
+    for group in report.groups:
+        tables.append(_latex_table(group.title, group.lines, _names(group), group.labels))
+        tables += [
+            _latex_table(f"{group.title}: {part.title}", part.lines, part.names, group.labels)
+            for part in group.parts
+        ]
+    return "\n\n".join(tables) + "\n"
 
 
 def as_data(report: Report) -> dict[str, object]:
@@ -102,6 +97,16 @@ def _group_as_data(group: Group) -> dict[str, object]:
         "title": group.title,
         "runs": [run_as_data(run) for run in group.runs],
         "metrics": [_line_as_data(line, group.labels) for line in group.lines],
+        "parts": [
+            {
+                "title": part.title,
+                "metrics": [
+                    {**_line_as_data(line, group.labels), "line": name}
+                    for name, line in zip(part.names, part.lines, strict=True)
+                ],
+            }
+            for part in group.parts
+        ],
         "error_types": {one.label: {**one.shares, "n": one.n} for one in group.errors},
         "curves": [
             {
@@ -145,6 +150,28 @@ def _line_as_data(line: TableLine, labels: Sequence[str]) -> dict[str, object]:
     }
 
 
+def _names(group: Group) -> tuple[str, ...]:
+    return tuple(line.metric.name for line in group.lines)
+
+
+def _metric_table(lines: Sequence[TableLine], names: Sequence[str], labels: Sequence[str]) -> str:
+    header = ("metric", "", "n", "unedited", *labels)
+    rows = [
+        (
+            f"`{name}`",
+            line.metric.arrow,
+            line.num_cases,
+            cell(line.before, line.metric.scale),
+            *(
+                _bold(cell(one, line.metric.scale), place in line.best, "**")
+                for place, one in enumerate(line.estimates)
+            ),
+        )
+        for name, line in zip(names, lines, strict=True)
+    ]
+    return _markdown_table(header, rows)
+
+
 def _runs(group: Group) -> list[tuple[str, ...]]:
     return [
         (label, run.spec.editor.name, run.manifest.run, run.manifest.model)
@@ -159,25 +186,27 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     )
 
 
-def _latex_table(group: Group) -> str:
-    columns = "ll" + "r" * (2 + len(group.labels))
-    header = ["metric", "", "$n$", "unedited", *map(_escaped, group.labels)]
+def _latex_table(
+    title: str, lines: Sequence[TableLine], names: Sequence[str], labels: Sequence[str]
+) -> str:
+    columns = "ll" + "r" * (2 + len(labels))
+    header = ["metric", "", "$n$", "unedited", *map(_escaped, labels)]
     body = [
         [
-            rf"\texttt{{{_escaped(line.metric.name)}}}",
+            rf"\texttt{{{_escaped(name)}}}",
             _ARROWS[line.metric.arrow],
             line.num_cases,
             value(line.before, line.metric.scale),
             *(_latex_cell(one, line, place) for place, one in enumerate(line.estimates)),
         ]
-        for line in group.lines
+        for name, line in zip(names, lines, strict=True)
     ]
     rows = [" & ".join(row) + r" \\" for row in body]
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_escaped(group.title)}}}",
+            rf"\caption{{{_escaped(title)}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             " & ".join(header) + r" \\",
