@@ -157,7 +157,9 @@ class IKE(InContextEditor):
             ][: self.num_demonstrations]
             hits.reverse()
             wanted = assign_types(len(hits), random.Random(f"{self.seed}/{layout.new_fact(fact)}"))
-            shown = [_possible(one, hit[0]) for one, hit in zip(wanted, hits, strict=True)]
+            shown: list[Type] = [
+                _possible(one, hit[0]) for one, hit in zip(wanted, hits, strict=True)
+            ]
             own = [_show(layout, one, hit[0]) for one, hit in zip(shown, hits, strict=True)]
             if self.repeat_fact:
                 own.append(layout.demonstration(fact, fact.prompt, fact.target))
