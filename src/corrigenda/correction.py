@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
-from corrigenda.lm.ask import answer, greedy, score
+from corrigenda.lm.ask import answer, gives, greedy
 from corrigenda.patch.changes import norm, num_parameters
 from corrigenda.patch.weights import WeightPatch
 
@@ -210,10 +210,10 @@ def already_true(lm: LanguageModel, facts: Sequence[Fact]) -> list[bool]:
     says = [False] * len(facts)
     spaced = [index for index, fact in enumerate(facts) if fact.separator == " "]
     pairs = [(i, wanted) for i in spaced for wanted in (facts[i].target, *facts[i].aliases)]
-    scores = score(lm, [(facts[i].prompt, wanted) for i, wanted in pairs])
-    for (index, _), result in zip(pairs, scores, strict=True):
-        says[index] = says[index] or all(result.correct)
-    # `score` joins with a space, so other separators are read off the continuation.
+    given = gives(lm, [(facts[i].prompt, wanted) for i, wanted in pairs])
+    for (index, _), right in zip(pairs, given, strict=True):
+        says[index] = says[index] or right
+    # `gives` joins with a space, so other separators are read off the continuation.
     others = [index for index, fact in enumerate(facts) if fact.separator != " "]
     for index, text in zip(others, greedy(lm, [facts[i].prompt for i in others]), strict=True):
         fact = facts[index]

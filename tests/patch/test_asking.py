@@ -11,7 +11,7 @@ import torch
 
 from corrigenda.errors import BadConfig, NewerFormat
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import answer, greedy, next_token_top, sample, score
+from corrigenda.lm.ask import answer, gives, greedy, next_token_top, sample, score
 from corrigenda.lm.asking import Asked
 from corrigenda.lm.spans import encode
 from corrigenda.patch import AnswerPatch, PromptPatch, StoredPatch, load_patch
@@ -70,8 +70,10 @@ def test_every_way_of_asking_rewrites(lm):
         lambda prompts: greedy(lm, prompts),
         lambda prompts: answer(lm, prompts),
         lambda prompts: sample(lm, prompts, max_new_tokens=4, top_k=5, seed=1),
-        lambda prompts: next_token_top(lm, prompts),
-        lambda prompts: score(lm, [(prompt, "Rome") for prompt in prompts]),
+        lambda prompts: [[one.id for one in top] for top in next_token_top(lm, prompts)],
+        lambda prompts: [
+            round(one.total, 4) for one in score(lm, [(prompt, "Rome") for prompt in prompts])
+        ],
     )
     for ask in ways:
         wanted = ask(longer)
@@ -103,6 +105,11 @@ def test_answers_replace_what_the_model_says(lm):
     with reply(lm).apply(lm):
         assert answer(lm, PROMPTS) == ["Rome", *plain[1:]]
         assert greedy(lm, PROMPTS)[0] == " Rome"
+        assert gives(lm, [(PROMPTS[0], "Rome"), (PROMPTS[0], "Rom"), (PROMPTS[1], "xyz")]) == [
+            True,
+            False,
+            False,
+        ]
         ids = torch.tensor([encode(lm, PROMPTS[0]).ids])
         text = lm.tokenizer.decode(lm.model.generate(ids)[0], skip_special_tokens=True)
     assert text.endswith("is Rome")
@@ -133,7 +140,9 @@ def test_another_model_may_be_asked(lm):
     object.__setattr__(patch, "other", other)
     with patch.apply(lm):
         said = score(lm, [(prompt, "Rome") for prompt in PROMPTS])
-    assert said[0] == score(other, [(f"It is said: {PROMPTS[0]}", "Rome")])[0]
+    (alone,) = score(other, [(f"It is said: {PROMPTS[0]}", "Rome")])
+    assert said[0].ids == alone.ids
+    assert said[0].total == pytest.approx(alone.total, rel=1e-5)
 
 
 def test_a_patch_of_no_facts_does_nothing(lm):

@@ -135,13 +135,26 @@ def _score(
     ]
 
 
-def says(lm: LanguageModel, prompt: str, targets: Sequence[str]) -> bool:
-    """Tell whether greedy generation from a prompt begins with one of the targets, token by token.
+def gives(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+    """Tell for each prompt whether greedy generation begins with its target, token by token.
+
+    Where somebody answers in the model's place, the words of the answer count.
 
     Raises:
         PromptTooLong (CG105), EmptyTarget (CG102): as `score`.
     """
-    return any(all(one.correct) for one in score(lm, [(prompt, target) for target in targets]))
+    replies = lm.asking.answered(lm, [prompt for prompt, _ in pairs])
+    left = [pair for pair, reply in zip(pairs, replies, strict=True) if reply is None]
+    rated = iter(score(lm, left))
+    return [
+        all(next(rated).correct) if reply is None else _begins(reply, target)
+        for (_, target), reply in zip(pairs, replies, strict=True)
+    ]
+
+
+def says(lm: LanguageModel, prompt: str, targets: Sequence[str]) -> bool:
+    """Tell whether greedy generation from a prompt begins with one of the targets; see `gives`."""
+    return any(gives(lm, [(prompt, target) for target in targets]))
 
 
 def next_token_top(
@@ -384,6 +397,10 @@ def _texts(
         batch_tokens=batch_tokens,
     )
     return [one.text for one in found]
+
+
+def _begins(text: str, target: str) -> bool:
+    return text.startswith(target) and not text[len(target) : len(target) + 1].isalnum()
 
 
 def _first_sentence(text: str) -> str | None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from corrigenda.lm.ask import answer, score
+from corrigenda.lm.ask import answer, gives
 from corrigenda.pocket.exam import EditItem
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class _Trial:
             for prompt in (case.fact.prompt, *case.fact.paraphrases)
         ]
         kept = _kept(cases)
-        said = iter([all(one.correct) for one in score(self.lm, pairs)])
+        said = iter(gives(self.lm, pairs))
         after = dict(zip(kept, answer(self.lm, kept), strict=True))
         for case in cases:
             self.took.append(next(said))
