@@ -9,7 +9,7 @@ import torch
 
 from corrigenda.errors import LostPrompts
 from corrigenda.lm.ask import greedy, score
-from corrigenda.lm.sites import Tokens, state
+from corrigenda.lm.sites import Site, Tokens, state, value
 from corrigenda.lm.spans import encode
 from corrigenda.testing.tiny import tiny_model
 
@@ -52,15 +52,22 @@ def test_the_last_token_that_is_not_padding_ends_the_prompt(side):
 def test_columns_of_padding_are_told_in_every_pass(side):
     lm = tiny_model("llama")
     tokens = Tokens.pad([encode(lm, prompt).ids for prompt in PROMPTS], 0, side)
-    with lm.prompts.watched():
+    masks, continued = [], []
+
+    def look(tensor):
+        masks.append(lm.prompts.mask)
+        continued.append(lm.prompts.continued)
+        return tensor
+
+    with lm.prompts.watched(), lm.swap({state(0): look}):
         lm.logits(tokens)
-        assert torch.equal(lm.prompts.mask, tokens.mask.bool())
         lm.model(tokens.ids)
-        assert lm.prompts.mask.all()
         greedy(lm, PROMPTS[1:2], max_new_tokens=3, stop=())
-        assert lm.prompts.continued
-        assert lm.prompts.mask.tolist() == [[True]]
-    with pytest.raises(LostPrompts, match="columns"):
+    assert torch.equal(masks[0], tokens.mask.bool())
+    assert masks[1].all()
+    assert continued[2:] == [False, True, True]
+    assert masks[-1].tolist() == [[True]]
+    with pytest.raises(LostPrompts, match="by itself"):
         lm.prompts.mask  # noqa: B018 - raises
 
 
@@ -93,7 +100,7 @@ def test_rows_that_leave_take_their_decision_along():
     with lm.prompts.watched(), followed(lm, recorder):
         lm.logits(Tokens.pad([encode(lm, prompt).ids for prompt in PROMPTS], 0))
         lm.prompts.keep(torch.tensor([2, 0]))
-        lm.prompts.continued, lm.prompts._batch = True, 2
+        lm.prompts.continued, lm.prompts._batch, lm.prompts._running = True, 2, True
         kept = lm.prompts.once(recorder, lambda ends: ends).tolist()
     assert kept == [recorder.seen[0][2], recorder.seen[0][0]]
 
@@ -134,3 +141,13 @@ def test_nobody_is_followed_afterwards_and_copies_are_their_own():
     assert other.prompts is not lm.prompts
     with pytest.raises(LostPrompts):
         lm.prompts.ends  # noqa: B018 - raises
+
+
+def test_a_part_of_the_model_by_itself_is_not_guessed_either():
+    lm = tiny_model("llama")
+    recorder = Recorder(lm)
+    tokens = Tokens.pad([encode(lm, prompt).ids for prompt in PROMPTS], 0)
+    with lm.prompts.watched(), lm.swap({value(Site(0)): recorder}):
+        lm.tap(tokens, [state(1)])
+        with pytest.raises(LostPrompts, match="by itself"):
+            lm.module(Site(0))(torch.zeros(4, 3, lm.d_inner))

@@ -41,6 +41,7 @@ class Prompts:
         self._mask: Bool[Tensor, "batch pos"] | None = None
         self._decided: dict[int, Tensor] = {}
         self._owners: dict[int, object] = {}
+        self._running = False
         self.continued = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prompts:
@@ -54,10 +55,11 @@ class Prompts:
         Raises:
             LostPrompts (CG306): no pass was followed.
         """
+        self._require_pass()
         if self._ends is None:
             raise LostPrompts(
-                "nobody said where the prompts end.",
-                hint="Run the whole model (`lm.logits`, `lm.tap`, `model.generate`), not a part.",
+                "these rows continue prompts that were not read with this patch active.",
+                hint="Apply the patch before the prompt is read, and read it again.",
             )
         return self._ends
 
@@ -68,11 +70,8 @@ class Prompts:
         Raises:
             LostPrompts (CG306): no pass is followed.
         """
-        if self._mask is None:
-            raise LostPrompts(
-                "nobody said which columns hold tokens.",
-                hint="Run the whole model (`lm.logits`, `lm.tap`, `model.generate`), not a part.",
-            )
+        self._require_pass()
+        assert self._mask is not None, "a pass has begun"
         return self._mask
 
     @property
@@ -84,14 +83,17 @@ class Prompts:
     def watched(self) -> Generator[None]:
         """Follow every pass of the model until left; may be entered several times."""
         if not self._watchers:
-            self._handle = self._model.register_forward_pre_hook(self._begin, with_kwargs=True)
+            begin = self._model.register_forward_pre_hook(self._begin, with_kwargs=True)
+            end = self._model.register_forward_hook(self._end, always_call=True)
+            self._handles = (begin, end)
         self._watchers += 1
         try:
             yield
         finally:
             self._watchers -= 1
             if not self._watchers:
-                self._handle.remove()
+                for handle in self._handles:
+                    handle.remove()
                 self._forget()
 
     @contextmanager
@@ -120,6 +122,7 @@ class Prompts:
         Raises:
             LostPrompts (CG306): the rows that go on are not those whose prompts were read.
         """
+        self._require_pass()
         if not self.continued:
             self._owners[id(owner)] = owner
             self._decided[id(owner)] = decide(self.ends)
@@ -141,6 +144,7 @@ class Prompts:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
             ids = kwargs["inputs_embeds"]
+        self._running = True
         self._batch, width = ids.shape[:2]
         cache = kwargs.get("past_key_values")
         self.continued = cache is not None and cache.get_seq_length() > 0
@@ -157,6 +161,18 @@ class Prompts:
         else:
             columns = torch.arange(width, device=mask.device)
             self._ends = (self._mask.long() * columns).amax(1)
+
+    def _end(self, *_: object) -> None:
+        """A pass is over, also where it raised; what comes now is a part of the model by itself."""
+        self._running = False
+
+    def _require_pass(self) -> None:
+        if not self._running:
+            raise LostPrompts(
+                "a part of the model runs by itself, and nobody said where its prompts end.",
+                hint="Run the whole model (`lm.logits`, `lm.tap`, `model.generate`), or take "
+                "patches that are routed on the prompt off before another method edits.",
+            )
 
     def _forget(self) -> None:
         self._ends = self._mask = None

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
@@ -85,7 +86,7 @@ class StoredPatch:
         """Whether it was made for no facts, so that applying it changes nothing."""
         return not self.header.facts
 
-    @property
+    @cached_property
     def facts(self) -> tuple[Fact, ...]:
         """The facts of the header, as they were given."""
         return tuple(
