@@ -153,14 +153,15 @@ class Prompts:
         mask = kwargs.get("attention_mask")
         if mask is None or mask.dim() != 2:
             mask = torch.ones(self._batch, width, device=ids.device)
-        self._mask = mask[:, -width:].bool()
+        tokens = mask[:, -width:].bool()
+        self._mask = tokens
         if self.continued:
             return
         if self._told is not None:
             self._ends = self._told.to(ids.device)
         else:
             columns = torch.arange(width, device=mask.device)
-            self._ends = (self._mask.long() * columns).amax(1)
+            self._ends = (tokens.long() * columns).amax(1)
 
     def _end(self, *_: object) -> None:
         """A pass is over, also where it raised; what comes now is a part of the model by itself."""
