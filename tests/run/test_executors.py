@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
 
 from corrigenda.errors import BadConfig, MissingExtra
-from corrigenda.run import runner
-from corrigenda.run.executors import Ray, executor
+from corrigenda.run import plan, runner
+from corrigenda.run.asking import Answer, Question
+from corrigenda.run.executors import Job, Ray, _Actor, executor
 from tests.run.conftest import make
 from tests.tiny_on_disk import save_tiny
 
+Sent = TypeVar("Sent")
 HAS_RAY = importlib.util.find_spec("ray") is not None
 
 
@@ -42,3 +46,25 @@ def test_ray_gives_the_rows_of_one_process(tmp_path: Path) -> None:
             spread = runner.run(spec, folder=tmp_path / "ray", executor=ray)
         assert spread.rows == local.rows
         assert spread.manifest.run == local.manifest.run
+
+
+def test_all_that_travels_to_a_worker_arrives(tmp_path: Path) -> None:
+    """Job, units, questions and parts are pickled on the way; a worker there gives equal rows."""
+    spec = make(model=str(save_tiny(tmp_path / "model")), ask={"roles": ["reliability"]})
+    local = runner.run(spec, folder=tmp_path / "local")
+    data = plan.load_data(spec)
+    job = Job(spec, local.manifest.run, local.manifest.model_digest)
+
+    def sent(value: Sent) -> Sent:
+        return pickle.loads(pickle.dumps(value))
+
+    actor = _Actor(sent(job), 1)
+    before: dict[Question, Answer] = {}
+    for block in plan.blocks(spec, data.cases):
+        before |= zip(block, sent(actor.before(sent(block))), strict=True)
+    parts = [
+        part
+        for unit in plan.units(spec, data.cases)
+        for part in sent(actor.work(sent(unit), sent(before), frozenset()))
+    ]
+    assert [row for part in parts for row in part.rows] == local.rows
