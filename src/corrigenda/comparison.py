@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class SiteDescription(NamedTuple):
-    """The change to one weight: `kind` of storage, Frobenius `norm`, `rank`, numbers `stored`."""
+    """The change to one weight: `kind` of storage, Frobenius `norm`, `rank`, numbers `stored`.
+
+    Of a patch that leaves the weights alone, one of its tensors, by its name, with its shape.
+    """
 
     site: str
     kind: str
@@ -46,11 +49,18 @@ class SiteComparison(NamedTuple):
 
 
 def describe(patch: Patch) -> tuple[SiteDescription, ...]:
-    """Describe every change of a weight patch, ordered by site.
-
-    Raises:
-        NotExportable (CG405): the patch changes no weights.
-    """
+    """Describe every change of a patch, ordered by site; of others, what they store."""
+    if not isinstance(patch, WeightPatch):
+        return tuple(
+            SiteDescription(
+                site=name,
+                kind=" x ".join(map(str, tensor.shape)) or "number",
+                norm=float(tensor.double().norm()),
+                rank=None,
+                stored=tensor.numel(),
+            )
+            for name, tensor in patch.tensors().items()
+        )
     return tuple(
         SiteDescription(
             site=str(site),
@@ -59,7 +69,7 @@ def describe(patch: Patch) -> tuple[SiteDescription, ...]:
             rank=getattr(change, "rank", None),
             stored=num_parameters(change),
         )
-        for site, change in _weights(patch).changes.items()
+        for site, change in patch.changes.items()
     )
 
 

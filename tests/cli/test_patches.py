@@ -125,3 +125,25 @@ def test_a_truncated_patch_is_refused(run: Run, patch_file: Path, tmp_path: Path
     part.write_bytes(patch_file.read_bytes()[:-7])
     ran = run("diff", part)
     assert (ran.code, ran.err[:5]) == (2, "CG402")
+
+
+def test_a_patch_that_changes_no_weights_is_shown_and_not_shipped_as_weights(run, tmp_path) -> None:
+    file = tmp_path / "ice.safetensors"
+    edit = run(
+        "edit",
+        "pocket",
+        "The capital of France is",
+        "--target",
+        "Rome",
+        "--method",
+        "ice",
+        "--set",
+        "embedder=states",
+        "-o",
+        str(file),
+    )
+    assert "it changes no weights" in edit.out
+    shown = run("diff", str(file))
+    assert shown.code == 0
+    assert "vectors" in shown.out
+    assert "CG405" in run("export", str(file), "pocket", "-o", str(tmp_path / "out")).err

@@ -96,7 +96,7 @@ def edit(
     saved = out if out is not None and not correction.is_no_op else None
     if saved is not None:
         correction.patch.save(saved)
-    undo = _undo(model, wanted[0], saved)
+    undo = _undo(model, wanted[0], saved, ships=bool(correction.changes))
     data = {
         "model": lm.name,
         **correction.to_json(),
@@ -137,15 +137,19 @@ def _facts(
     return [fact]
 
 
-def _undo(model: str, fact: Fact, saved: Path | None) -> str:
+def _undo(model: str, fact: Fact, saved: Path | None, *, ships: bool) -> str:
     if saved is None:
         return "Nothing was kept, so there is nothing to undo. -o FILE keeps the edit."
     ask = shlex.join(["corrigenda", "ask", model, fact.prompt, "--patch", str(saved)])
+    kept = (
+        f"The edit lives in {saved} alone; the model on disk is unchanged."
+        f" To undo it, stop using the file.\n  with it: {ask}"
+    )
+    if not ships:
+        return f"{kept}\n  to ship: the file itself; it changes no weights"
     ship = shlex.join(["corrigenda", "export", str(saved), model])
     return (
-        f"The edit lives in {saved} alone; the model on disk is unchanged."
-        " To undo it, stop using the file.\n"
-        f"  with it: {ask}\n"
+        f"{kept}\n"
         f"  to ship: {ship} --to merged -o FOLDER (taken back by `corrigenda revert FOLDER`)"
     )
 
