@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from corrigenda.errors import MissingState, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
@@ -18,20 +17,23 @@ from corrigenda.methods._ke_network import Conditioner, Gate
 from corrigenda.methods._shifted import OwnAnswers
 from corrigenda.methods.knowledge_editor import KnowledgeEditor
 from corrigenda.patch.changes import dense
-from corrigenda.state import State
+from tests.methods.hyper_editing import (
+    TAUGHT,
+    divergence,
+    drawn,
+    read,
+    require_killed_is_whole,
+    require_own_state,
+    reworded,
+    with_shifts,
+)
 from tests.methods.locating import FACTS, model, pocket
-from tests.methods.test_malmen import TAUGHT
 
 D_OUT, D_IN, EDITS = 7, 5, 3
 QUICK = {
     "layers": (1, 2), "hidden": 4, "condition": 6, "head": 5, "others": 2, "batch_size": 2,
     "steps": 3, "validate_every": 2, "warm_up": 1, "micro_batch": 3, "validation": 2,
 }  # fmt: skip
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def gate(**given: Tensor) -> Gate:
@@ -144,10 +146,7 @@ def test_the_condition_holds_old_answer_new_answer_and_question() -> None:
 
 
 def questions(facts: Sequence[Fact] = TAUGHT[:2]) -> list[Question]:
-    return [
-        Question(fact, Fact(prompt=fact.paraphrases[0], target=fact.target), fact.neighbours)
-        for fact in facts
-    ]
+    return [Question(fact, reworded(fact), fact.neighbours) for fact in facts]
 
 
 def lesson(lm: LanguageModel, **options: object) -> Lesson:
@@ -169,31 +168,18 @@ def reference_lagrangian(lm: LanguageModel, one: Lesson, asked: list[Question]) 
         gates = one.network(condition_ids(lm, [text]))
         (row,) = labelled_rows(lm, [question.fact])
         (tokens,) = seen(lm, [row], tuple(gates))
-        changed = {}
-        for site, samples in tokens.items():
-            gradient = samples.gradients.T @ samples.keys
-            shift = gates[site].shifts(gradient[None])[0]
-            stored = lm.model.get_parameter(lm.parameter_name(site))
-            aligned = stored.shape == lm.weight(site).shape
-            changed[lm.parameter_name(site)] = stored + (shift if aligned else shift.T)
-
-        def read(ids: Sequence[int], reads: Sequence[int], weights: dict[str, Tensor]) -> Tensor:
-            kwargs = {"input_ids": torch.tensor([ids]), "use_cache": False}
-            output = torch.func.functional_call(lm.model, weights, (), kwargs)
-            return output.logits[0, list(reads)].log_softmax(1)
-
+        whole = {site: each.gradients.T @ each.keys for site, each in tokens.items()}
+        changed = with_shifts(
+            lm, {site: gates[site].shifts(each[None])[0] for site, each in whole.items()}
+        )
         losses = []
         for own in (row, *labelled_rows(lm, [question.reworded])):
-            logs = read(own.ids, own.reads, changed)
+            logs = read(lm, own, changed)
             wanted = logs.gather(1, torch.tensor(own.labels)[:, None])[:, 0]
             losses.append(-(1 - one.smoothing) * wanted - one.smoothing * logs.mean(1))
-        drifts = []
-        for own in one.own.rows(question.kept):
-            before, now = read(own.ids, own.reads, {}), read(own.ids, own.reads, changed)
-            drifts.append((before.exp() * (before - now)).sum(1))
-        spread = torch.cat(drifts).mean()
+        drift = divergence(lm, one.own.rows(question.kept), changed)
         total = total + torch.cat(losses).mean()
-        total = total + one.network.multiplier * (spread - one.network.allowed)
+        total = total + one.network.multiplier * (drift - one.network.allowed)
     return total / len(asked)
 
 
@@ -254,29 +240,7 @@ def test_the_pace_rises_during_the_warm_up_and_then_falls() -> None:
 
 
 def test_training_leaves_the_model_and_goes_on_where_it_was_killed(tmp_path) -> None:
-    lm = model("gpt2")
-    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
-    editor = KnowledgeEditor(**QUICK)
-    whole = editor.train(lm, TAUGHT)
-    for name, tensor in lm.model.state_dict().items():
-        assert torch.equal(tensor, before[name])
-
-    class Killed(Exception):
-        pass
-
-    def kill(stage: str, done: int, total: int) -> None:
-        if done == 2:
-            raise Killed
-
-    checkpoint = tmp_path / "part.safetensors"
-    with pytest.MonkeyPatch.context() as patch:
-        clock = iter(range(0, 10**6, 100))
-        patch.setattr("corrigenda.training.loop.time.monotonic", clock.__next__)
-        with pytest.raises(Killed):
-            editor.train(lm, TAUGHT, checkpoint=checkpoint, progress=kill)
-    resumed = editor.train(lm, TAUGHT, checkpoint=checkpoint)
-    for name, tensor in whole.tensors.items():
-        torch.testing.assert_close(resumed.tensors[name], tensor)
+    require_killed_is_whole(KnowledgeEditor(**QUICK), tmp_path)
 
 
 def test_a_batch_is_the_sum_of_edits_each_by_itself() -> None:
@@ -304,17 +268,8 @@ def test_further_rounds_take_new_gradients_until_the_answer_is_said() -> None:
 
 
 def test_a_state_survives_the_disk_and_fits_its_editor_and_model_only(tmp_path) -> None:
-    lm = model("gpt2")
-    editor = KnowledgeEditor(**QUICK)
-    state = editor.train(lm, TAUGHT).updated(meta={"base_digest": lm.digest()})
-    loaded = State.load(state.save(tmp_path / "state.safetensors"))
-    assert editor.edit(lm, FACTS, loaded).patch == editor.edit(lm, FACTS, state).patch
-    with pytest.raises(MissingState, match="trained first"):
-        editor.edit(lm, FACTS, None)
-    with pytest.raises(MissingState, match="other settings"):
-        KnowledgeEditor(**{**QUICK, "head": 6}).edit(lm, FACTS, state)
-    with pytest.raises(WrongBase):
-        editor.edit(model("gpt2", torch.float64), FACTS, state)
+    other = KnowledgeEditor(**{**QUICK, "head": 6})
+    require_own_state(KnowledgeEditor(**QUICK), [other], tmp_path)
 
 
 def test_feed_forward_weights_of_the_last_three_blocks_change_unless_others_are_named() -> None:

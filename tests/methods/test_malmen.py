@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from corrigenda.errors import MissingState, UnknownSite, WrongBase
+from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
@@ -20,42 +20,24 @@ from corrigenda.patch.changes import dense
 from corrigenda.pocket.exam import load_exam
 from corrigenda.pocket.training_facts import training_facts
 from corrigenda.pocket.trial import batch_edit
-from corrigenda.state import State
+from tests.methods.hyper_editing import (
+    TAUGHT,
+    divergence,
+    drawn,
+    read,
+    require_killed_is_whole,
+    require_own_state,
+    reworded,
+    with_shifts,
+)
 from tests.methods.locating import FACTS, model, pocket
 
 WIDTH, OUT = 12, 7
 FEW, MANY = 5, 40
-TAUGHT = tuple(
-    Fact(
-        prompt=f"{name} was born in",
-        subject=name,
-        target=city,
-        paraphrases=(f"The place where {name} came into the world is",),
-        neighbours=("The sea is full of", f"{other} was born in"),
-    )
-    for name, other, city in zip(
-        (
-            "Ada Lovelace",
-            "Alan Turing",
-            "Emmy Noether",
-            "Sofia Kovalevskaya",
-            "Paul Erdos",
-            "Gauss",
-        ),
-        ("Newton", "Leibniz", "Euler", "Riemann", "Cantor", "Abel"),
-        ("Rome", "Lima", "Oslo", "Cairo", "Kyoto", "Quito"),
-        strict=True,
-    )
-)
 QUICK = {
     "layers": (1, 2), "num_edits": 3, "rank": 8, "edit_rate": 0.01, "learning_rate": 1e-3,
     "steps": 3, "validate_every": 2, "micro_batch": 2, "chunk": 3,
 }  # fmt: skip
-
-
-def rows(count: int, width: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, width, generator=generator, dtype=torch.float64)
 
 
 def network(members: int = 2, *, moved: bool = False) -> ProposalNetwork:
@@ -72,13 +54,13 @@ def network(members: int = 2, *, moved: bool = False) -> ProposalNetwork:
 
 
 def samples(count: int, seed: int = 0) -> Samples:
-    return Samples(rows(count, WIDTH, seed), 1e-3 * rows(count, OUT, seed + 1))
+    return Samples(drawn(count, WIDTH, seed=seed), 1e-3 * drawn(count, OUT, seed=seed + 1))
 
 
 @pytest.mark.parametrize("count", [1, FEW, WIDTH, MANY])
 @pytest.mark.parametrize("damping", [0.03, 2.0])
 def test_the_merge_is_least_squares_of_the_augmented_system(count: int, damping: float) -> None:
-    keys, values = rows(count, WIDTH, 0), rows(count, OUT, 1)
+    keys, values = drawn(count, WIDTH, seed=0), drawn(count, OUT, seed=1)
     identity = damping**0.5 * torch.eye(WIDTH, dtype=torch.float64)
     system = torch.cat([keys, identity])
     wanted = torch.cat([values, torch.zeros(WIDTH, OUT, dtype=torch.float64)])
@@ -96,13 +78,13 @@ def test_the_merge_is_least_squares_of_the_augmented_system(count: int, damping:
 
 
 def test_one_token_gives_its_closed_form() -> None:
-    keys, values = rows(1, WIDTH, 0), rows(1, OUT, 1)
+    keys, values = drawn(1, WIDTH, seed=0), drawn(1, OUT, seed=1)
     expected = keys.T @ values / (keys.square().sum() + 0.5)
     torch.testing.assert_close(Merged.of(keys, values, 0.5).shift().T, expected)
 
 
 def test_little_damping_fits_independent_keys_and_much_leaves_nothing() -> None:
-    keys, values = rows(FEW, WIDTH, 0), rows(FEW, OUT, 1)
+    keys, values = drawn(FEW, WIDTH, seed=0), drawn(FEW, OUT, seed=1)
     fitted = Merged.of(keys, values, 1e-10).shift()
     torch.testing.assert_close(keys @ fitted.T, values, rtol=1e-7, atol=1e-7)
     heavy = Merged.of(keys, values, 1e9).shift()
@@ -111,14 +93,14 @@ def test_little_damping_fits_independent_keys_and_much_leaves_nothing() -> None:
 
 @pytest.mark.parametrize("count", [FEW, MANY])
 def test_repeated_tokens_count_like_less_damping(count: int) -> None:
-    keys, values = rows(count, WIDTH, 0), rows(count, OUT, 1)
+    keys, values = drawn(count, WIDTH, seed=0), drawn(count, OUT, seed=1)
     thrice = Merged.of(keys.repeat(3, 1), values.repeat(3, 1), 0.6).shift()
     torch.testing.assert_close(thrice, Merged.of(keys, values, 0.2).shift())
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])
 def test_gathering_in_pieces_in_any_order_is_the_merge_of_all(count: int) -> None:
-    keys, values = rows(count, WIDTH, 0), rows(count, OUT, 1)
+    keys, values = drawn(count, WIDTH, seed=0), drawn(count, OUT, seed=1)
     expected = Merged.of(keys, values, 0.3).shift()
     for size in (1, 4, count):
         for order in (torch.arange(count), torch.arange(count).flip(0)):
@@ -132,17 +114,17 @@ def test_gathering_in_pieces_in_any_order_is_the_merge_of_all(count: int) -> Non
 def test_gathering_more_tokens_than_inputs_keeps_only_sums() -> None:
     one = Gathering()
     for seed in range(6):
-        one.add(rows(10, WIDTH, seed), rows(10, OUT, seed))
+        one.add(drawn(10, WIDTH, seed=seed), drawn(10, OUT, seed=seed))
     assert not one._keys
     assert one.change(1.0).shape == (OUT, WIDTH)
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])
 def test_gradients_of_the_merge_are_those_of_autograd_and_of_differences(count: int) -> None:
-    keys = rows(count, WIDTH, 0)
-    values = rows(count, OUT, 1).requires_grad_()
+    keys = drawn(count, WIDTH, seed=0)
+    values = drawn(count, OUT, seed=1).requires_grad_()
     log_damping = torch.tensor(-0.4, dtype=torch.float64, requires_grad=True)
-    back = rows(OUT, WIDTH, 2)
+    back = drawn(OUT, WIDTH, seed=2)
     system = keys.T @ keys + log_damping.exp() * torch.eye(WIDTH, dtype=torch.float64)
     loss = (torch.linalg.solve(system, keys.T @ values).T * back).sum()
     expected = torch.autograd.grad(loss, [values, log_damping])
@@ -202,7 +184,7 @@ def questions(facts: Sequence[Fact] = TAUGHT[:3]) -> list[Question]:
     return [
         Question(
             fact,
-            Fact(prompt=fact.paraphrases[0], target=fact.target),
+            reworded(fact),
             fact.neighbours[0],
         )
         for fact in facts
@@ -233,25 +215,13 @@ def reference_objective(lm: LanguageModel, one: Lesson, asked: list[Question]) -
         system = keys.T @ keys + net.log_damping[member].exp() * torch.eye(
             keys.shape[1], dtype=torch.float64
         )
-        shift = torch.linalg.solve(system, keys.T @ values).T
-        stored = lm.model.get_parameter(lm.parameter_name(site))
-        aligned = stored.shape == lm.weight(site).shape
-        changed[lm.parameter_name(site)] = stored + (shift if aligned else shift.T)
-
-    def read(ids: Sequence[int], reads: Sequence[int], weights: dict[str, Tensor]) -> Tensor:
-        kwargs = {"input_ids": torch.tensor([ids]), "use_cache": False}
-        output = torch.func.functional_call(lm.model, weights, (), kwargs)
-        return output.logits[0, list(reads)].log_softmax(1)
-
-    gains, drifts = [], []
-    for row in labelled_rows(lm, [q.reworded for q in asked]):
-        gains.append(
-            -read(row.ids, row.reads, changed).gather(1, torch.tensor(row.labels)[:, None])
-        )
-    for row in one.own.rows([q.kept for q in asked]):
-        before, now = read(row.ids, row.reads, {}), read(row.ids, row.reads, changed)
-        drifts.append((before.exp() * (before - now)).sum(1))
-    return torch.cat(gains).mean() + one.editor.locality_weight * torch.cat(drifts).mean()
+        changed |= with_shifts(lm, {site: torch.linalg.solve(system, keys.T @ values).T})
+    gains = [
+        -read(lm, row, changed).gather(1, torch.tensor(row.labels)[:, None])
+        for row in labelled_rows(lm, [q.reworded for q in asked])
+    ]
+    drift = divergence(lm, one.own.rows([q.kept for q in asked]), changed)
+    return torch.cat(gains).mean() + one.editor.locality_weight * drift
 
 
 @pytest.mark.parametrize(("family", "layers"), [("gpt2", (1, 2)), ("llama", {"mlp.up": (1,)})])
@@ -283,35 +253,9 @@ def test_chunks_and_passes_change_nothing() -> None:
 
 
 def test_training_leaves_the_model_and_goes_on_where_it_was_killed(tmp_path) -> None:
-    lm = model("gpt2")
-    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
-    editor = Malmen(**QUICK)
-    whole = editor.train(lm, TAUGHT)
-    for name, tensor in lm.model.state_dict().items():
-        assert torch.equal(tensor, before[name])
-    training = whole.meta["malmen"]["training"]
+    training = require_killed_is_whole(Malmen(**QUICK), tmp_path).meta["malmen"]["training"]
     assert training["steps"] == 3
     assert {"paraphrase_loss", "divergence", "efficacy"} <= set(training["trace"][0])
-
-    class Killed(Exception):
-        pass
-
-    def kill(stage: str, done: int, total: int) -> None:
-        if done == 2:
-            raise Killed
-
-    checkpoint = tmp_path / "part.safetensors"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "corrigenda.training.loop.time.monotonic", iter(range(0, 10**6, 100)).__next__
-        )
-        with pytest.raises(Killed):
-            editor.train(lm, TAUGHT, checkpoint=checkpoint, progress=kill)
-    assert checkpoint.is_file()
-    resumed = editor.train(lm, TAUGHT, checkpoint=checkpoint)
-    assert dict(resumed.meta) == dict(whole.meta)
-    for name, tensor in whole.tensors.items():
-        torch.testing.assert_close(resumed.tensors[name], tensor)
 
 
 def test_edits_in_any_order_and_batch_are_the_same_and_say_how_they_went() -> None:
@@ -348,20 +292,10 @@ def test_all_tokens_propose_where_asked() -> None:
 
 
 def test_a_state_survives_the_disk_and_fits_its_editor_and_model_only(tmp_path) -> None:
-    lm = model("gpt2")
-    editor = Malmen(**QUICK)
-    state = editor.train(lm, TAUGHT).updated(meta={"base_digest": lm.digest()})
-    loaded = State.load(state.save(tmp_path / "state.safetensors"))
-    assert editor.edit(lm, FACTS, loaded).patch == editor.edit(lm, FACTS, state).patch
-    with pytest.raises(MissingState, match="trained first"):
-        editor.edit(lm, FACTS, State())
-    for changed in ({"rank": 9}, {"layers": (1,)}, {"tokens": "all"}):
-        with pytest.raises(MissingState, match="other settings"):
-            Malmen(**{**QUICK, **changed}).edit(lm, FACTS, state)
-    with pytest.raises(WrongBase):
-        editor.edit(model("gpt2", torch.float64), FACTS, state)
+    others = ({"rank": 9}, {"layers": (1,)}, {"tokens": "all"})
+    require_own_state(Malmen(**QUICK), [Malmen(**{**QUICK, **one}) for one in others], tmp_path)
     with pytest.raises(UnknownSite, match="no block 9"):
-        Malmen(layers=(9,)).sites(lm)
+        Malmen(layers=(9,)).sites(model("gpt2"))
 
 
 def test_the_last_six_blocks_change_unless_others_are_named() -> None:

@@ -29,6 +29,7 @@ from corrigenda.pocket.training_facts import training_facts
 from corrigenda.pocket.trial import single_edits
 from corrigenda.pocket.world import load_world
 from corrigenda.state import State
+from corrigenda.training import Trained
 from tests.methods.locating import FACTS, exact_dtype, model
 
 TRAINING = tuple(
@@ -85,7 +86,7 @@ def fitted(editor: Mend, lm: LanguageModel) -> State:
 
 def trainer_of(editor: Mend, lm: LanguageModel, dtype: torch.dtype = torch.float32) -> Trainer:
     """A trainer whose networks have read some tokens and left the identity."""
-    networks = editor.networks(lm).to(dtype)
+    networks = editor.network(lm).to(dtype)
     networks.see(gradient_factors(lm, labelled_rows(lm, TRAINING), editor.sites(lm))[0])
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -125,7 +126,7 @@ def test_factors_are_those_of_the_gradient_and_rows_do_not_see_each_other(family
 def test_without_normalisation_an_untrained_edit_is_a_step_along_the_gradient() -> None:
     lm = model("gpt2", torch.float64)
     editor = Mend(layers=(1, 3), normalise=False, edit_rate=-0.3, rank=8)
-    networks = editor.networks(lm).double()
+    networks = editor.network(lm).double()
     rows = labelled_rows(lm, FACTS)
     edits = networks(gradient_factors(lm, rows, editor.sites(lm))[0])
     for site, gradient in weight_gradients(lm, rows, editor.sites(lm)).items():
@@ -138,7 +139,7 @@ def test_an_untrained_network_returns_what_it_reads_to_the_bit(rewrite: str) -> 
     generator = torch.Generator().manual_seed(0)
     joint = torch.randn(9, 12, generator=generator, dtype=torch.float64)
     network = Rewriter((5, 7), 2, rank=4, rewrite=rewrite, normalise=True, generator=generator)
-    network.see(joint)
+    network.seen.see(joint)
     out = torch.cat(network(joint, torch.tensor([0] * 4 + [1] * 5)), dim=1)
     assert torch.equal(out, network.normalised(joint))
     expected = (joint - joint.mean(0)) / joint.std(0)
@@ -152,10 +153,10 @@ def test_statistics_do_not_depend_on_chunks_and_stay_as_they_are_in_an_edit() ->
         Rewriter((5, 7), 1, rank=4, rewrite="jointly", normalise=True, generator=generator)
         for _ in range(2)
     ]
-    networks[0].see(joint)
+    networks[0].seen.see(joint)
     for row in joint.split([1, 1, 3, 45]):
-        networks[1].see(row)
-    one, other = (network.statistics for network in networks)
+        networks[1].seen.see(row)
+    one, other = (network.seen.statistics for network in networks)
     torch.testing.assert_close(one.std, other.std, rtol=1e-5, atol=0.0)
     torch.testing.assert_close(one.mean, other.mean, rtol=1e-5, atol=1e-12)
     lm, editor = model("llama"), Mend(**QUICK)
@@ -189,7 +190,7 @@ def test_rank_is_at_most_the_number_of_tokens() -> None:
 
 def test_at_first_what_can_learn_has_a_gradient_and_what_cannot_has_none() -> None:
     lm, editor = model("llama"), Mend(**QUICK, edit_rate=0.01)
-    trainer = editor.trainer(lm, editor.networks(lm))
+    trainer = editor.trainer(lm, editor.network(lm))
     trainer.learn(tasks_of(trainer))
     for name, parameter in trainer.networks.named_parameters():
         assert parameter.grad is not None, name
@@ -228,10 +229,7 @@ def test_each_row_sees_the_edit_of_its_own_task_as_its_patch_would_make_it() -> 
         edits = trainer.networks(gradient_factors(lm, rows, editor.sites(lm))[0])
         with edited(lm, edits, torch.tensor([2, 0, 1])):
             together = predict(lm, [rows[0]] * 3).logits.split(len(rows[0].labels))
-    state = State(
-        {f"mend/{name}": one for name, one in trainer.networks.state_dict().items()},
-        {"mend": editor._about(editor.sites(lm))},
-    )
+    state = editor.learned(lm, trainer.networks, Trained(0, 0, 0.0, "steps", 0, []))
     for fact, mine in zip((facts[2], facts[0], facts[1]), together, strict=True):
         with editor.edit(lm, [fact], state).patch.apply(lm), torch.no_grad():
             alone = predict(lm, [rows[0]]).logits
@@ -255,7 +253,7 @@ def test_rates_of_zero_change_no_bit() -> None:
 
 def test_the_outer_loss_asks_in_other_words_and_about_something_else() -> None:
     lm = model("llama")
-    trainer = Mend(**QUICK).trainer(lm, Mend(**QUICK).networks(lm))
+    trainer = Mend(**QUICK).trainer(lm, Mend(**QUICK).network(lm))
     for task, item in zip(tasks_of(trainer, range(8)), range(8), strict=True):
         fact = TRAINING[item]
         assert task.facts == (fact,)
@@ -276,8 +274,7 @@ def test_training_lowers_the_outer_loss_and_the_best_is_kept() -> None:
         rate_learning_rate=1e-3,
     )  # fmt: skip
     state = fitted(editor, lm)
-    training = state.meta["training"]
-    assert isinstance(training, dict)
+    training = state.meta["mend"]["training"]
     trace = training["trace"]
     assert training["best_loss"] == min(row["loss"] for row in trace)
     assert trace[-1]["training_loss"] < trace[0]["training_loss"]
@@ -292,10 +289,10 @@ def test_a_state_is_saved_and_read_and_fits_one_model_and_one_choice(tmp_path: P
     loaded = State.load(state.save(tmp_path / "state.safetensors"))
     patch = editor.edit(lm, TRAINING[:1], state).patch
     assert editor.edit(lm, TRAINING[:1], loaded).patch == patch
-    with pytest.raises(MissingState, match="holds no networks for these weights"):
+    with pytest.raises(MissingState, match="trained first"):
         editor.edit(lm, TRAINING[:1])
     for options in ({"layers": (1, 2)}, {"rank": 4}, {"shared": False}):
-        with pytest.raises(MissingState):
+        with pytest.raises(MissingState, match="other settings"):
             Mend(**{**QUICK, **options}).edit(lm, TRAINING[:1], state)
     other = state.updated(meta={"base_digest": "0" * 64})
     with pytest.raises(WrongBase):
@@ -303,6 +300,8 @@ def test_a_state_is_saved_and_read_and_fits_one_model_and_one_choice(tmp_path: P
     with pytest.raises(UnknownSite):
         Mend(layers=(9,)).sites(lm)
     assert Mend(layers=(3, 1), parts=("mlp.down",)).sites(lm) == (Site(1), Site(3))
+    by_part = {"mlp.up": (3,), "mlp.down": (1, 3)}
+    assert Mend(layers=by_part).sites(lm) == (Site(1), Site(3, "mlp.up"), Site(3))
     assert [str(site) for site in Mend().sites(model("gpt2"))][:2] == ["1.mlp.up", "1.mlp.down"]
 
 

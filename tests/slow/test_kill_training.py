@@ -32,8 +32,8 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-7}
 # As `corrigenda` itself, with checkpoints every fifth of a second instead of every half minute.
 PROGRAM = """
 import functools, sys
-from corrigenda.methods import mend
-mend.Schedule = functools.partial(mend.Schedule, checkpoint_seconds=0.2)
+from corrigenda.methods import _hyper_editor
+_hyper_editor.Schedule = functools.partial(_hyper_editor.Schedule, checkpoint_seconds=0.2)
 from corrigenda.cli.main import run
 run()
 """
@@ -84,7 +84,8 @@ def require_same(ours: State, theirs: State) -> None:
     assert ours.tensors.keys() == theirs.tensors.keys()
     for name, tensor in theirs.tensors.items():
         torch.testing.assert_close(ours.tensors[name], tensor, **TOLERANCE, msg=name)
-    assert ours.meta["training"]["best_step"] == theirs.meta["training"]["best_step"]
+    best = [state.meta["mend"]["training"]["best_step"] for state in (ours, theirs)]
+    assert best[0] == best[1]
 
 
 def test_a_training_killed_at_random_moments_ends_as_one_that_was_not(tmp_path: Path) -> None:

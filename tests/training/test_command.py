@@ -32,7 +32,7 @@ def test_facts_of_a_file_are_trained_on_once(tmp_path: Path, cache: Path) -> Non
     ran = command(*fit, "--training-set", file, "-o", tmp_path / "state.safetensors")
     assert ran.code == 0
     assert ran.json["meta"]["training_set"]["facts"] == 3
-    assert ran.json["meta"]["training"]["steps"] == 2
+    assert ran.json["meta"]["mend"]["training"]["steps"] == 2
     assert len(list((cache / "trained").iterdir())) == 1
     assert command(*fit, "--training-set", file).json["meta"] == ran.json["meta"]
     lm = cg.load(model)

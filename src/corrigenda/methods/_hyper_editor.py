@@ -1,25 +1,27 @@
-"""What editors with a trained network share: sites, keeping what was learned, what is reported."""
+"""What editors with a trained network share: sites, training, what is kept and what is reported."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from pydantic import Field, JsonValue
 from torch import nn
 
-from corrigenda.editor import Editor, Needs
+from corrigenda.editor import Edit, Editor, Gives, Needs
 from corrigenda.errors import MissingState, UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods._gradients import Labelled, by_length, mean_losses
+from corrigenda.methods._gradients import Labelled, by_length, labelled_rows, mean_losses
 from corrigenda.patch import Change, Header, WeightPatch, header_for
+from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.training import Schedule, Trained
+from corrigenda.training import Schedule, Trained, Turn, train
 
 _EVEN_ODDS = math.log(2.0)
 _FAR = 4
@@ -27,10 +29,39 @@ _FAR = 4
 Layers = tuple[int, ...] | dict[str, tuple[int, ...]]
 
 
+class Course(NamedTuple):
+    """What `corrigenda.training.train` runs for a network; see there."""
+
+    optimiser: torch.optim.Optimizer
+    num_items: int
+    step: Callable[[Turn], float]
+    validate: Callable[[], Mapping[str, float]]
+    schedule: Schedule
+
+
+class Made(NamedTuple):
+    """What a network made of facts.
+
+    Attributes:
+        changes: By site.
+        notes: What the method has to tell, besides what all tell.
+        notices: What the user should know, besides what concerns a single fact.
+        losses: Of the answer of each fact before the edit, in nats, where they are known already.
+    """
+
+    changes: Mapping[Site, Change]
+    notes: Mapping[str, object] = {}
+    notices: tuple[str, ...] = ()
+    losses: Mapping[int, float] | None = None
+
+
 class HyperEditor(Editor):
     """A network, trained once for a model, turns the gradients of facts into changes of weights."""
 
     needs: ClassVar[Needs] = Needs(training_set=True)
+    gives: ClassVar[Gives] = Gives(
+        single=True, batch=True, sequential=True, exact=False, order_free=True
+    )
     agreed: ClassVar[tuple[str, ...]] = ()
     """Settings, besides those that shapes tell, that an edit must share with the training."""
 
@@ -55,6 +86,22 @@ class HyperEditor(Editor):
     def network(self, lm: LanguageModel) -> nn.Module:
         """The untrained network for a model, on the CPU."""
 
+    @abstractmethod
+    def course(
+        self,
+        lm: LanguageModel,
+        network: nn.Module,
+        facts: tuple[Fact, ...],
+        progress: Progress | None,
+    ) -> Course:
+        """How the untrained network is trained on facts."""
+
+    @abstractmethod
+    def made(
+        self, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[Labelled], state: State
+    ) -> Made:
+        """What the trained network makes of facts, at least one; each has its row."""
+
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
         """The weights that change, lowest first.
 
@@ -74,11 +121,54 @@ class HyperEditor(Editor):
                 )
         return tuple(sorted(set(sites)))
 
-    def schedule(self, batch_size: int, clip: float | None) -> Schedule:
-        """How the network is trained."""
+    def train(
+        self,
+        lm: LanguageModel,
+        facts: tuple[Fact, ...],
+        *,
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+    ) -> State:
+        """Train the network; see `corrigenda.editor.Editor.train`."""
+        network = self.network(lm).to(home(lm))
+        course = self.course(lm, network, facts, progress)
+        trained = train(
+            network,
+            course.optimiser,
+            num_items=course.num_items,
+            step=course.step,
+            validate=course.validate,
+            schedule=course.schedule,
+            checkpoint=checkpoint,
+            key=f"{lm.digest()} {self.model_dump_json()}",
+            progress=progress,
+        )
+        return self.learned(lm, network, trained)
+
+    def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
+        """Change weights by what the network makes of the facts; the model is left as it is.
+
+        Raises:
+            MissingState (CG503): `fit` was not called, or with other settings.
+            WrongBase (CG401): the state was trained on another model.
+            PromptTooLong (CG105): a prompt and its target exceed the context.
+            UnknownSite (CG303): see `sites`.
+            NonFinite (CG201): inputs of weights or gradients are infinite or NaN.
+        """
+        if not facts:
+            return Edit(WeightPatch({}, self.header(lm, facts, {})), state)
+        state = state or State()
+        rows = labelled_rows(lm, facts)
+        made = self.made(lm, facts, rows, state)
+        notes = self.notes(lm, facts, rows, made, state)
+        return Edit(WeightPatch(made.changes, self.header(lm, facts, notes)), state)
+
+    def schedule(self, batch_size: int, clip: float | None, accumulate: int = 1) -> Schedule:
+        """How long the network is trained."""
         return Schedule(
             steps=self.steps,
             batch_size=batch_size,
+            accumulate=accumulate,
             validate_every=self.validate_every,
             patience=self.patience,
             clip=clip,
@@ -91,16 +181,22 @@ class HyperEditor(Editor):
             f"{self.name}/{name}": tensor.detach().cpu().clone()
             for name, tensor in network.state_dict().items()
         }
-        return State(tensors, {self.name: {**self._about(lm), "training": trained.to_json()}})
+        sites: list[JsonValue] = [str(site) for site in self.sites(lm)]
+        about: dict[str, JsonValue] = {
+            "sites": sites,
+            "config": self.model_dump(mode="json"),
+            "training": trained.to_json(),
+        }
+        return State(tensors, {self.name: about})
 
-    def restored(self, lm: LanguageModel, state: State | None) -> nn.Module:
+    def restored(self, lm: LanguageModel, state: State) -> nn.Module:
         """The trained network that a state holds, ready to be asked.
 
         Raises:
             MissingState (CG503): there is none, or it was trained for other weights or sizes.
             WrongBase (CG401): it was trained on another model.
         """
-        if state is None or self.name not in state.meta:
+        if self.name not in state.meta:
             raise MissingState(
                 f"{self.name} edits with a network that has to be trained first.",
                 where=f"method {self.name}",
@@ -114,13 +210,12 @@ class HyperEditor(Editor):
             if name.startswith(prefix)
         }
         expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-        config, own = self.trained(state, "config"), self._about(lm)["config"]
-        assert isinstance(own, dict)
         sites = cast("dict[str, JsonValue]", state.meta[self.name])["sites"]
+        own = self.model_dump(mode="json")
         if (
-            sites != self._about(lm)["sites"]
-            or any(config[name] != own[name] for name in self.agreed)
-            or expected != {name: tensor.shape for name, tensor in tensors.items()}
+            expected != {name: tensor.shape for name, tensor in tensors.items()}
+            or sites != [str(site) for site in self.sites(lm)]
+            or any(self.trained(state, "config")[name] != own[name] for name in self.agreed)
         ):
             raise MissingState(
                 "the network in this state was trained for other weights or with other settings.",
@@ -135,10 +230,6 @@ class HyperEditor(Editor):
         about = cast("dict[str, dict[str, JsonValue]]", state.meta[self.name])
         return about[part]
 
-    def _about(self, lm: LanguageModel) -> dict[str, JsonValue]:
-        sites = [str(site) for site in self.sites(lm)]
-        return {"sites": list(sites), "config": self.model_dump(mode="json")}
-
     def header(
         self, lm: LanguageModel, facts: Sequence[Fact], notes: Mapping[str, object]
     ) -> Header:
@@ -151,36 +242,40 @@ class HyperEditor(Editor):
         lm: LanguageModel,
         facts: Sequence[Fact],
         rows: Sequence[Labelled],
-        changes: Mapping[Site, Change],
+        made: Made,
         state: State,
     ) -> dict[str, object]:
         """Losses of the answers before and after, a status for each fact, and the training."""
-        before = self._losses(lm, rows)
-        with WeightPatch(changes, Header(method=self.name)).apply(lm, mode="runtime"):
+        before = self._losses(lm, rows) if made.losses is None else made.losses
+        patch = WeightPatch(made.changes, Header(method=self.name))
+        with patch.apply(lm, mode="runtime"):
             after = self._losses(lm, rows)
-        pairs = list(zip(before, after, strict=True))
+        pairs = [(before[row.fact], after[row.fact]) for row in rows]
         statuses = ["written" if late <= _EVEN_ODDS else "not converged" for _, late in pairs]
+        unwritten = [
+            f"{fact.label}: {status}; the answer's loss went from {early:.2f} to {late:.2f}."
+            for fact, status, (early, late) in zip(facts, statuses, pairs, strict=True)
+            if status != "written"
+        ]
         return {
             "status": statuses,
-            "notices": [
-                f"{fact.label}: {status}; the answer's loss went from {early:.2f} to {late:.2f}."
-                for fact, status, (early, late) in zip(facts, statuses, pairs, strict=True)
-                if status != "written"
-            ],
+            "notices": [*made.notices, *unwritten],
             "losses": [[float(f"{loss:.6g}") for loss in pair] for pair in pairs],
-            "layers": sorted({site.layer for site in changes}),
+            "norms": {str(site): float(f"{norm:.6g}") for site, norm in patch.norms().items()},
+            "layers": sorted({site.layer for site in made.changes}),
             "training": {
                 name: self.trained(state, "training")[name]
                 for name in ("steps", "best_step", "best_loss")
             },
+            **made.notes,
         }
 
-    def _losses(self, lm: LanguageModel, rows: Sequence[Labelled]) -> list[float]:
+    def _losses(self, lm: LanguageModel, rows: Sequence[Labelled]) -> dict[int, float]:
         found: dict[int, float] = {}
         for batch in by_length(rows, self.micro_batch):
             losses = mean_losses(lm, batch)
             found |= {row.fact: loss for row, loss in zip(batch, losses, strict=True)}
-        return [found[row.fact] for row in rows]
+        return found
 
 
 def home(lm: LanguageModel) -> torch.device:

@@ -14,15 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from corrigenda.linalg.running import RunningStatistics
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
+from corrigenda.methods._seen import Seen
 
 Rewrite = Literal["jointly", "separately", "inputs", "gradients"]
 """What is rewritten: both factors by one network, each by its own, or only one of them."""
 
 _LAYERS = 2
-_EPSILON = 1e-7
 
 
 class Factors(NamedTuple):
@@ -96,29 +95,13 @@ class Rewriter(nn.Module):
                 for name, width in widths.items()
             }
         )
-        for name, tensor in RunningStatistics.empty(self.d_in + self.d_out).tensors().items():
-            self.register_buffer(f"seen_{name}", tensor.clone())
-
-    @property
-    def statistics(self) -> RunningStatistics:
-        """Of all tokens seen in training, u and d joined."""
-        tensors = {name: self.get_buffer(f"seen_{name}") for name in ("count", "mean", "squares")}
-        return RunningStatistics.from_tensors({key: one.cpu() for key, one in tensors.items()})
-
-    @torch.no_grad()
-    def see(self, joint: Float[Tensor, "tokens d"]) -> None:
-        """Take tokens into the statistics."""
-        for name, tensor in self.statistics.updated(joint).tensors().items():
-            self.get_buffer(f"seen_{name}").copy_(tensor)
+        self.seen = Seen(self.d_in + self.d_out)
 
     def normalised(self, joint: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
         """Standardised in float64, then in the dtype of the network."""
         weight = next(self.parameters())
         if self.normalise:
-            seen = self.statistics
-            joint = (joint.double() - seen.mean.to(joint.device)) / (
-                seen.std.to(joint.device) + _EPSILON
-            )
+            joint = self.seen(joint)
         return joint.to(weight.device, weight.dtype)
 
     def forward(
@@ -184,7 +167,6 @@ class Networks(nn.Module):
         self.rates = nn.ParameterDict(
             {_named(site): nn.Parameter(torch.tensor(rate)) for site in sites}
         )
-        self.to(lm.device)
 
     def rate(self, site: Site) -> Float[Tensor, ""]:
         """The rate of a weight."""
@@ -193,7 +175,7 @@ class Networks(nn.Module):
     def see(self, factors: Mapping[Site, Factors]) -> None:
         """Take captured tokens into the statistics."""
         for name, members in self._members.items():
-            self._of(name).see(torch.cat([_joint(factors[site]) for site in members]))
+            self._of(name).seen.see(torch.cat([_joint(factors[site]) for site in members]))
 
     def forward(self, factors: Mapping[Site, Factors]) -> dict[Site, Factors]:
         """The factors of the edit for the captured factors of the gradient."""
@@ -209,11 +191,6 @@ class Networks(nn.Module):
                 owners = factors[site].owners
                 rewritten[site] = Factors(one, self.rate(site) * other, owners)
         return {site: rewritten[site] for site in factors}
-
-    @property
-    def least_seen(self) -> int:
-        """Number of tokens in the statistics of the network that has seen fewest."""
-        return min(int(self._of(name).get_buffer("seen_count")) for name in self._members)
 
     def _of(self, name: str) -> Rewriter:
         return cast("Rewriter", self.groups[name])

@@ -19,16 +19,20 @@ from torch.nn.functional import kl_div
 from corrigenda.facts import Fact
 from corrigenda.lm.hooks import Transform
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Site, key, value
+from corrigenda.lm.sites import Site
 from corrigenda.methods._gradients import Labelled, capture, labelled_rows, predict
 from corrigenda.methods._mend_network import Factors, Networks
-from corrigenda.methods._shifted import OwnAnswers, log_probabilities, paraphrase_of
+from corrigenda.methods._shifted import (
+    OwnAnswers,
+    gradients,
+    log_probabilities,
+    moving,
+    paraphrase_of,
+)
 from corrigenda.progress import Progress
 from corrigenda.training import outsider
 
 _ASKED_AT_ONCE = 512
-# Gradients of a float16 model may fall below its smallest number.
-_LOSS_SCALE = {torch.float16: 1024.0}
 
 
 class Task(NamedTuple):
@@ -135,11 +139,10 @@ class Trainer:
         }
         losses, _ = self._outer(tasks, leaves)
         loss = self._weighted(losses)
-        scale = _LOSS_SCALE.get(self.lm.dtype, 1.0)
         wanted = [tensor for one in leaves.values() for tensor in one[:2]]
-        found = torch.autograd.grad(loss * scale, wanted)
+        found = gradients(self.lm, loss, dict(enumerate(wanted)))
         made = [tensor for one in rewritten.values() for tensor in one[:2]]
-        torch.autograd.backward(made, [one / scale for one in found])
+        torch.autograd.backward(made, list(found.values()))
         return float(loss.detach())
 
     @torch.no_grad()
@@ -215,10 +218,10 @@ def gradient_factors(
     named = torch.tensor(range(len(rows)) if owners is None else owners)
     owner = named.repeat_interleave(lengths)
     factors = {}
-    for site, (inputs, gradients) in seen.samples.items():
+    for site, (inputs, outputs) in seen.samples.items():
         # Padding is gone already; what feeds no label has no gradient and would be normalised.
-        used = (inputs != 0).any(1) & (gradients != 0).any(1)
-        factors[site] = Factors(inputs[used], (gradients / per_token)[used], owner[used])
+        used = (inputs != 0).any(1) & (outputs != 0).any(1)
+        factors[site] = Factors(inputs[used], (outputs / per_token)[used], owner[used])
     return factors, seen.losses
 
 
@@ -232,29 +235,17 @@ def edited(
         edits: By site, the factors of all edits, in the dtype their products are taken in.
         owners: The edit each row of the pass sees.
     """
-    inputs: dict[Site, Tensor] = {}
 
-    def remember(site: Site) -> Transform:
-        def see(tensor: Tensor) -> Tensor:
-            inputs[site] = tensor
-            return tensor
-
-        return see
-
-    def add(site: Site, edit: Factors) -> Transform:
+    def add(edit: Factors) -> Transform:
         own = (owners[:, None] == edit.owners[None, :])[:, None, :]
 
-        def move(tensor: Tensor) -> Tensor:
-            read = inputs.pop(site).to(edit.inputs.dtype) @ edit.inputs.T
-            moved = (read * own.to(read)) @ edit.outputs
-            return (tensor.to(moved.dtype) + moved).to(tensor.dtype)
+        def moved(read: Tensor) -> Tensor:
+            along = read.to(edit.inputs.dtype) @ edit.inputs.T
+            return (along * own.to(along)) @ edit.outputs
 
-        return move
+        return moved
 
-    transforms: dict[Point, Transform] = {}
-    for site, edit in edits.items():
-        transforms |= {key(site): remember(site), value(site): add(site, edit)}
-    return lm.swap(transforms)
+    return moving(lm, {site: add(edit) for site, edit in edits.items()})
 
 
 def _owners(tasks: Sequence[Task]) -> list[int]:

@@ -12,6 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +32,8 @@ from corrigenda.patch import Dense
 # Gradients of a float16 model may fall below its smallest number.
 _LOSS_SCALE = {torch.float16: 1024.0}
 
+Name = TypeVar("Name")
+
 Shifts = Mapping[Site, Float[Tensor, "d_out d_in"] | Float[Tensor, "edits d_out d_in"]]
 """By site, one shift for all rows of a pass, or one for each edit."""
 
@@ -46,6 +49,25 @@ def shifted(
         edits: Which edit each row of the pass sees, where there is a shift for each edit; else all
             rows see the one shift there is.
     """
+
+    def shifting(shift: Tensor) -> Transform:
+        def moved(read: Tensor) -> Tensor:
+            own = shift if edits is None else shift[edits.to(shift.device)]
+            return read.to(shift.dtype) @ own.mT
+
+        return moved
+
+    return moving(lm, {site: shifting(shift) for site, shift in shifts.items()})
+
+
+def moving(lm: LanguageModel, moves: Mapping[Site, Transform]) -> AbstractContextManager[None]:
+    """Run the model with something added to outputs of weights, until left.
+
+    Args:
+        lm: The model, with whatever patches are active.
+        moves: What is added, made from the input of the weight; sums are taken in its dtype where
+            that is the wider one.
+    """
     inputs: dict[Site, Tensor] = {}
 
     def remember(site: Site) -> Transform:
@@ -55,17 +77,15 @@ def shifted(
 
         return see
 
-    def add(site: Site, shift: Tensor) -> Transform:
-        def move(tensor: Tensor) -> Tensor:
-            own = shift if edits is None else shift[edits.to(shift.device)]
-            moved = inputs.pop(site).to(shift.dtype) @ own.mT
-            return tensor + moved.to(tensor.dtype)
+    def add(site: Site, move: Transform) -> Transform:
+        def moved(tensor: Tensor) -> Tensor:
+            return (tensor + move(inputs.pop(site))).to(tensor.dtype)
 
-        return move
+        return moved
 
     transforms: dict[Point, Transform] = {}
-    for site, shift in shifts.items():
-        transforms |= {key(site): remember(site), value(site): add(site, shift)}
+    for site, move in moves.items():
+        transforms |= {key(site): remember(site), value(site): add(site, move)}
     return lm.swap(transforms)
 
 
@@ -75,14 +95,14 @@ def shift_dtype(lm: LanguageModel) -> torch.dtype:
 
 
 def gradients(
-    lm: LanguageModel, loss: Float[Tensor, ""], shifts: Shifts
-) -> dict[Site, Float[Tensor, "... d_out d_in"]]:
-    """Gradient of a loss with respect to each shift; zero where the loss does not depend on it."""
+    lm: LanguageModel, loss: Float[Tensor, ""], leaves: Mapping[Name, Tensor]
+) -> dict[Name, Tensor]:
+    """Gradient of a loss with respect to each leaf; zero where the loss does not depend on it."""
     scale = _LOSS_SCALE.get(lm.dtype, 1.0)
     found = torch.autograd.grad(
-        loss * scale, list(shifts.values()), allow_unused=True, materialize_grads=True
+        loss * scale, list(leaves.values()), allow_unused=True, materialize_grads=True
     )
-    return {site: one / scale for site, one in zip(shifts, found, strict=True)}
+    return {name: one / scale for name, one in zip(leaves, found, strict=True)}
 
 
 def label_losses(

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from pydantic import Field
+from torch import nn
 
-from corrigenda.editor import Edit, Gives
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods._gradients import Labelled, labelled_rows
-from corrigenda.methods._hyper_editor import HyperEditor, Layers, home
+from corrigenda.methods._gradients import Labelled
+from corrigenda.methods._hyper_editor import Course, HyperEditor, Layers, Made
 from corrigenda.methods._ke_lesson import (
     Constraint,
     Lesson,
@@ -30,7 +29,7 @@ from corrigenda.methods._shifted import OwnAnswers, paraphrase_of, said, smalles
 from corrigenda.patch import Header, WeightPatch
 from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.training import Turn, outsider, split, train
+from corrigenda.training import Turn, outsider, split
 
 _LAST_BLOCKS = 3
 _ENOUGH_SUCCESS = 0.9
@@ -44,9 +43,6 @@ class KnowledgeEditor(HyperEditor):
     """
 
     name: ClassVar[str] = "knowledge-editor"
-    gives: ClassVar[Gives] = Gives(
-        single=True, batch=True, sequential=True, exact=False, order_free=True
-    )
     agreed: ClassVar[tuple[str, ...]] = ("max_scale",)
 
     hidden: int = Field(default=128, ge=1, description="Width of the reader, each direction.")
@@ -93,17 +89,16 @@ class KnowledgeEditor(HyperEditor):
             seed=self.seed,
         )
 
-    def train(
+    def course(
         self,
         lm: LanguageModel,
+        network: nn.Module,
         facts: tuple[Fact, ...],
-        *,
-        checkpoint: Path | None = None,
-        progress: Progress | None = None,
-    ) -> State:
-        """Train the network; see `corrigenda.editor.Editor.train`."""
+        progress: Progress | None,
+    ) -> Course:
+        """Edits by themselves, with RMSprop; the multiplier climbs, and the margin shrinks."""
+        assert isinstance(network, Conditioner)
         parts = split(facts, validation=self.validation, seed=self.seed)
-        network = self.network(lm).to(home(lm))
         lesson = Lesson(
             lm,
             network,
@@ -138,22 +133,9 @@ class KnowledgeEditor(HyperEditor):
                 network.tighten(_SHRINK, self.least_margin)
             return figures
 
-        hook = optimiser.register_step_post_hook(lambda *_: network.bound())
-        try:
-            trained = train(
-                network,
-                optimiser,
-                num_items=len(parts.training),
-                step=step,
-                validate=validate,
-                schedule=self.schedule(size, None),
-                checkpoint=checkpoint,
-                key=f"{lm.digest()} {self.model_dump_json()}",
-                progress=progress,
-            )
-        finally:
-            hook.remove()
-        return self.learned(lm, network, trained)
+        optimiser.register_step_post_hook(lambda *_: network.bound())
+        schedule = self.schedule(size, None)
+        return Course(optimiser, len(parts.training), step, validate, schedule)
 
     def pace(self, step: int) -> float:
         """Share of the learning rates at a step: up during the warm-up, then down to 0."""
@@ -161,21 +143,12 @@ class KnowledgeEditor(HyperEditor):
             return (step + 1) / (self.warm_up + 1)
         return (self.steps - step) / max(1, self.steps - self.warm_up)
 
-    def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
-        """Sum up the changes for all facts, each made by itself; the model is left as it is.
-
-        Raises:
-            MissingState (CG503): `fit` was not called, or with other settings.
-            WrongBase (CG401): the state was trained on another model.
-            PromptTooLong (CG105): a prompt and its target exceed the context.
-            UnknownSite (CG303): see `sites`.
-        """
-        if not facts:
-            return Edit(WeightPatch({}, self.header(lm, facts, {})), state)
+    def made(
+        self, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[Labelled], state: State
+    ) -> Made:
+        """The sum of the changes for all facts, each made by itself."""
         network = self.restored(lm, state)
         assert isinstance(network, Conditioner)
-        assert state is not None
-        rows = labelled_rows(lm, facts)
         texts = condition_texts(facts, OwnAnswers(lm))
         # Sorted, so that the sum does not depend on the order of the facts.
         order = sorted(range(len(facts)), key=lambda i: (rows[i].ids, rows[i].labels))
@@ -189,9 +162,7 @@ class KnowledgeEditor(HyperEditor):
                 for site, change in own.items():
                     sums[site] = sums[site] + change if site in sums else change
         changes = {site: smallest(one.left, one.right) for site, one in sums.items()}
-        notes = self.notes(lm, facts, rows, changes, state)
-        notes |= {"rounds": rounds, "conditions": texts}
-        return Edit(WeightPatch(changes, self.header(lm, facts, notes)), state)
+        return Made(changes, {"rounds": rounds, "conditions": texts})
 
     def _changes(
         self,

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from corrigenda.editor import Edit, Gives
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.methods._gradients import Labelled, Samples, by_length, capture, labelled_rows
-from corrigenda.methods._hyper_editor import HyperEditor, Layers, far_from, home
+from corrigenda.methods._hyper_editor import Course, HyperEditor, Layers, Made, far_from, home
 from corrigenda.methods._malmen_merge import Gathering, Merged
 from corrigenda.methods._malmen_network import Proposers
 from corrigenda.methods._shifted import (
@@ -30,10 +28,9 @@ from corrigenda.methods._shifted import (
     shift_dtype,
     shifted,
 )
-from corrigenda.patch import WeightPatch
 from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.training import Turn, outsider, split, train
+from corrigenda.training import Turn, outsider, split
 
 _LAST_BLOCKS = 6
 
@@ -45,9 +42,6 @@ class Malmen(HyperEditor):
     """
 
     name: ClassVar[str] = "malmen"
-    gives: ClassVar[Gives] = Gives(
-        single=True, batch=True, sequential=True, exact=False, order_free=True
-    )
     agreed: ClassVar[tuple[str, ...]] = ("tokens",)
 
     steps: int = Field(default=300, ge=1, description="Steps of training, at most.")
@@ -92,21 +86,21 @@ class Malmen(HyperEditor):
             seed=self.seed,
         )
 
-    def train(
+    def course(
         self,
         lm: LanguageModel,
+        network: nn.Module,
         facts: tuple[Fact, ...],
-        *,
-        checkpoint: Path | None = None,
-        progress: Progress | None = None,
-    ) -> State:
-        """Train the networks; see `corrigenda.editor.Editor.train`."""
+        progress: Progress | None,
+    ) -> Course:
+        """Batches of facts are merged, with Adam."""
+        assert isinstance(network, Proposers)
         # Facts of one subject are held out together, and one of each is edited in a validation:
         # those of a training set may contradict each other.
         subjects = len({fact.subject or fact.prompt for fact in facts})
         wanted = -(-self.num_edits * len(facts) // subjects)
         parts = split(facts, validation=wanted, seed=self.seed)
-        lesson = Lesson(self, lm, self.network(lm).to(home(lm)))
+        lesson = Lesson(self, lm, network)
         size = min(self.num_edits, len(parts.training))
 
         def step(turn: Turn) -> float:
@@ -117,35 +111,16 @@ class Malmen(HyperEditor):
             judged = _one_a_subject(parts.validation, chance)[:size]
             return lesson.judge(_questions(judged, range(len(judged)), chance))
 
-        trained = train(
-            lesson.network,
-            torch.optim.Adam(lesson.network.parameters(), lr=self.learning_rate),
-            num_items=len(parts.training),
-            step=step,
-            validate=validate,
-            schedule=self.schedule(size, self.clip),
-            checkpoint=checkpoint,
-            key=f"{lm.digest()} {self.model_dump_json()}",
-            progress=progress,
-        )
-        return self.learned(lm, lesson.network, trained)
+        adam = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
+        schedule = self.schedule(size, self.clip)
+        return Course(adam, len(parts.training), step, validate, schedule)
 
-    def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
-        """Merge the proposals for all facts into one change; the model is left as it is.
-
-        Raises:
-            MissingState (CG503): `fit` was not called, or with other settings.
-            WrongBase (CG401): the state was trained on another model.
-            PromptTooLong (CG105): a prompt and its target exceed the context.
-            UnknownSite (CG303): see `sites`.
-            NonFinite (CG201): keys or gradients are infinite or NaN.
-        """
-        if not facts:
-            return Edit(WeightPatch({}, self.header(lm, facts, {})), state)
+    def made(
+        self, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[Labelled], state: State
+    ) -> Made:
+        """The proposals for all facts, merged into one change of each weight."""
         network = self.restored(lm, state)
         assert isinstance(network, Proposers)
-        assert state is not None
-        rows = labelled_rows(lm, facts)
         gathered = {site: Gathering() for site in self.sites(lm)}
         for batch in by_length(rows, self.micro_batch):
             for site, samples in self.seen(lm, batch).items():
@@ -156,22 +131,16 @@ class Malmen(HyperEditor):
             site: one.change(network.damping(site), where=str(site))
             for site, one in gathered.items()
         }
-        notes = self.notes(lm, facts, rows, changes, state)
-        notes |= {
+        notes = {
             "samples": {str(site): one.count for site, one in gathered.items()},
             "damping": {str(site): float(f"{network.damping(site):.6g}") for site in gathered},
             "edit_rate": {str(site): float(f"{network.rate(site):.6g}") for site in gathered},
         }
-        together = self.trained(state, "config")["num_edits"]
-        if far_from(cast("int", together), len(facts)):
-            notices = notes["notices"]
-            assert isinstance(notices, list)
-            notices.insert(
-                0,
-                f"the network was trained to edit {together} facts at once, and these are "
-                f"{len(facts)}.",
-            )
-        return Edit(WeightPatch(changes, self.header(lm, facts, notes)), state)
+        together = cast("int", self.trained(state, "config")["num_edits"])
+        notice = (
+            f"the network was trained to edit {together} facts at once, and these are {len(facts)}."
+        )
+        return Made(changes, notes, (notice,) if far_from(together, len(facts)) else ())
 
     def seen(self, lm: LanguageModel, rows: Sequence[Labelled]) -> dict[Site, Samples]:
         """Keys and gradients of one batch of rows, where the networks live."""

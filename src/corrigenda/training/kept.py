@@ -17,7 +17,7 @@ from corrigenda.progress import Progress
 from corrigenda.state import State
 from corrigenda.training.facts import Material, digest, training_set
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Training(Protocol):
