@@ -164,6 +164,11 @@ class Measurement:
     skipped: str = ""
 
     @property
+    def family(self) -> str:
+        """The name up to its slash."""
+        return self.name.partition("/")[0]
+
+    @property
     def kind(self) -> str:
         """The name after its slash; empty where there is none."""
         return self.name.partition("/")[2]

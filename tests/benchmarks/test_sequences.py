@@ -112,7 +112,14 @@ def test_a_round_comes_back(tmp_path: Path) -> None:
     there, back = case.facts
     assert (there.before, there.target) == (back.target, back.before) == ("Sea", "Moon")
     assert case.rounds == ((0,), (1,))
-    assert roles(case) == {"round/there": 3, "round/back": 3, "round/true_object": 6}
+    assert roles(case) == {
+        "round/there": 3,
+        "round/back": 3,
+        "round/true_object": 6,
+        "restoration/edited": 1,
+        "restoration/paraphrase": 2,
+    }
+    assert {probe.after for probe in of_role(case, "restoration/edited")} == {(2,)}
     assert {probe.test for probe in of_role(case, "round/true_object")} == {"Sea", "Sky"}
     (probe, *_) = of_role(case, "round/there")
     assert (probe.answer, probe.rivals, probe.after) == ("Moon", ("Sea",), (1,))

@@ -40,6 +40,7 @@ ROLES = {
     "sentiment/opposite",
     "erasure",
     "perplexity",
+    "restoration/edited",
     *(f"robustness/{kind}" for kind in SURROUNDINGS),
 }
 RANKED = {
@@ -51,7 +52,7 @@ RANKED = {
 def row(
     role: str, protocol: Protocol, case: str, *, rounds: int = 2, probe: int = 0, **more
 ) -> Row:
-    local = role.startswith("locality") and protocol != RANK
+    local = role.startswith(("locality", "restoration")) and protocol != RANK
     more.setdefault("expected", [["Rome"]])
     return Row(
         case=case,
@@ -94,18 +95,24 @@ def recorded() -> Records:
             row("round/true_object", RANK, case, probe=place, expected=[[name]])
             for place, name in enumerate(("Rome", "Oslo"))
         ]
+        asked = vars(row("task/a", RANK, case, tags=["answer=0"]))
+        rows.append(Row(**{**asked, "rival_log_probs_before": [[-2.0]]}))
     measured = [
         Measurement(case=case, name=name, values=[2.0, 3.0])
         for case in "123"
         for name in (
             *(f"cost/{one}" for one in COSTS),
-            *("cost/latency", "restoration/residual", "projection/edited", "projection/original"),
+            *("cost/latency", "projection/edited", "projection/original"),
+            *("restoration/residual", "restoration/graph"),
             *("locating/relevance_chain", "locating/relevance_single"),
         )
     ]
     measured += [
         Measurement(case=case, name="locating/consistency", values=[float(case), 9.0])
         for case in "112233"
+    ]
+    measured += [
+        Measurement(case="1", name="task/b.acc", values=[0.5], stage=stage) for stage in Stage
     ]
     return Records(rows, measured)
 

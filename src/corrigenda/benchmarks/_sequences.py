@@ -112,6 +112,17 @@ def round_case(
     ]
     for true in true_objects:
         probes += scored(Scored(prompts, true), "round/true_object", after=(2,), test=true)
+    for place, prompt in enumerate(dict.fromkeys(prompts)):
+        probes.append(
+            Probe(
+                prompt=prompt,
+                role=f"restoration/{'paraphrase' if place else 'edited'}",
+                protocol=Protocol.GREEDY,
+                against=Against.UNEDITED,
+                after=(2,),
+                divergence=True,
+            )
+        )
     return Case(
         id=name,
         facts=(there, *back),

@@ -10,6 +10,7 @@ from corrigenda.metrics import (
     conflict,
     cost,
     error_types,
+    locality,
     locating,
     projection,
     restoration,
@@ -24,6 +25,7 @@ from corrigenda.metrics.success import metric_name
 def damage() -> Iterator[Metric]:
     """What edits do to each other and to the model, and what they cost."""
     yield from _conflict()
+    yield from _restored()
     yield from _sequences()
     yield from _health()
     yield from _measurements()
@@ -96,6 +98,30 @@ def _conflict() -> Iterator[Metric]:
         better=LOWER,
         legacy=True,
         options={"legacy_mean": True},
+    )
+
+
+def _restored() -> Iterator[Metric]:
+    """What the model says once it was edited and edited back."""
+    for measure in (None, "tokens"):
+        yield entry(
+            metric_name("restoration", Protocol.GREEDY, measure),
+            "answers that are as before, edited back",
+            locality.unchanged,
+            "restoration",
+            reads="restoration",
+            options={"protocol": Protocol.GREEDY, "measure": measure},
+        )
+    yield entry(
+        "restoration_divergence@greedy",
+        "KL divergence from the unedited model, edited back",
+        locality.mean_divergence,
+        "restoration",
+        reads="restoration",
+        better=LOWER,
+        span=POSITIVE,
+        scale=1.0,
+        options={"protocol": Protocol.GREEDY},
     )
 
 
@@ -236,7 +262,17 @@ def _measurements() -> Iterator[Metric]:
         "parameter_residual",
         "share of an edit that editing back leaves",
         restoration.mean_residual,
-        reads="restoration/residual",
+        reads=restoration.RESIDUAL,
+        better=LOWER,
+        span=POSITIVE,
+        scale=1.0,
+    )
+    yield entry(
+        "graph_residual",
+        "the same of a graph of facts",
+        restoration.mean_residual,
+        restoration.GRAPH,
+        reads=restoration.GRAPH,
         better=LOWER,
         span=POSITIVE,
         scale=1.0,

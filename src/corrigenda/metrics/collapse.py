@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -115,6 +115,7 @@ def task_score(
     task: str,
     *,
     edits: int,
+    stage: Stage | None = None,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
     """Score on a task after some edits; an answer that cannot be read counts as wrong.
@@ -122,10 +123,11 @@ def task_score(
     Args:
         records: Of one run; of `task/<task>`, one for each item, `values` its score.
         task: Name of the task.
-        edits: Edits in force; 0 for the unedited model.
+        edits: Edits of the sequence in force; 0 for the unedited model, and outside a sequence.
+        stage: Which model; by default the unedited one where `edits` is 0.
         bootstrap: How to find the interval.
     """
-    stage = Stage.AFTER if edits else Stage.BEFORE
+    stage = stage or (Stage.AFTER if edits else Stage.BEFORE)
     found, skipped = measurements(records, f"task/{task}", stage=stage)
     items = [Item(one.case, mean(one.values)) for one in found if one.edits == edits]
     return over_cases(f"task/{task}", items, skipped=skipped, bootstrap=bootstrap)
@@ -154,6 +156,12 @@ def task_retention(
     """Score after some edits over that of the unedited model; NaN where that is 0."""
     after = task_score(records, task, edits=edits).by_case
     before = task_score(records, task, edits=0).by_case
+    return _retention(task, after, before, bootstrap)
+
+
+def _retention(
+    task: str, after: Mapping[str, float], before: Mapping[str, float], bootstrap: Bootstrap
+) -> Estimate:
     common = sorted(set(after) & set(before))
     alone = len(set(after) ^ set(before))
     return statistic(
@@ -162,6 +170,49 @@ def task_retention(
         ratio_of_sums,
         items=len(common),
         skipped={"item without its counterpart": alone} if alone else {},
+        bootstrap=bootstrap,
+    )
+
+
+def last_task_score(
+    records: Sequence[Measurement], task: str, *, bootstrap: Bootstrap = BOOTSTRAP
+) -> Estimate:
+    """Score on a task after the last edit of a sequence, or after the edits of each unit."""
+    edits = max((one.edits for one in records if one.name == f"task/{task}"), default=0)
+    return task_score(records, task, edits=edits, stage=Stage.AFTER, bootstrap=bootstrap)
+
+
+def last_task_change(
+    records: Sequence[Measurement], task: str, *, bootstrap: Bootstrap = BOOTSTRAP
+) -> Estimate:
+    """The same less the score of the unedited model, on the same items."""
+    after = last_task_score(records, task, bootstrap=bootstrap)
+    before = task_score(records, task, edits=0, stage=Stage.BEFORE, bootstrap=bootstrap)
+    return difference(f"task_change/{task}", after, before)
+
+
+def last_task_retention(
+    records: Sequence[Measurement], task: str, *, bootstrap: Bootstrap = BOOTSTRAP
+) -> Estimate:
+    """The same over the score of the unedited model; NaN where that is 0."""
+    after = last_task_score(records, task).by_case
+    before = task_score(records, task, edits=0, stage=Stage.BEFORE).by_case
+    return _retention(task, after, before, bootstrap)
+
+
+def mean_task_retention(
+    records: Sequence[Measurement], *, bootstrap: Bootstrap = BOOTSTRAP
+) -> Estimate:
+    """Mean over tasks of the last retention; tasks the unedited model cannot do are left out.
+
+    The interval resamples tasks.
+    """
+    found = {task: last_task_retention(records, task).value for task in tasks(records)}
+    known = {task: value for task, value in found.items() if not math.isnan(value)}
+    return over_cases(
+        "task_retention",
+        [Item(task, value) for task, value in known.items()],
+        skipped={"task never done before": len(found) - len(known)} if known != found else {},
         bootstrap=bootstrap,
     )
 

@@ -24,6 +24,7 @@ from corrigenda.metrics._entry import (
     SHARE,
     entry,
 )
+from corrigenda.metrics._task_listing import all_tasks
 from corrigenda.metrics.registry import Metric
 from corrigenda.metrics.success import metric_name
 
@@ -260,5 +261,6 @@ METRICS: tuple[Metric, ...] = (
     *_consequences(),
     *_text(),
     *damage(),
+    *all_tasks(),
 )
 """All metrics, group by group."""

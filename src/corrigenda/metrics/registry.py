@@ -102,8 +102,12 @@ def metric(name: str) -> Metric:
         >>> metric("score@rank").arrow
         '^'
     """
+    from corrigenda.metrics import _task_listing
+
     found = {one.name: one for one in metrics()}
     if name not in found:
+        if (of_task := _task_listing.named(name)) is not None:
+            return of_task
         near = [one for one in found if one.partition("@")[0] == name.partition("@")[0]]
         hint = f"Did you mean {_quoted(near)}?" if near else did_you_mean(name, [*found])
         raise UnknownMetric(f'no metric is called "{name}".', hint=hint)
@@ -134,12 +138,14 @@ def evaluate(
 
     if wanted is not None:
         return [computed(metric(name)) for name in wanted]
+    from corrigenda.metrics import _task_listing
+
     asked = {(row.family, row.protocol) for row in records.rows}
-    measured = {one.name for one in records.measurements}
+    measured = {name for one in records.measurements for name in (one.name, one.family)}
     sequential = any(row.position for row in records.rows)
     found = [
         computed(one)
-        for one in metrics()
+        for one in (*metrics(), *_task_listing.of_tasks(records))
         if not one.legacy
         and (sequential or not one.sequence)
         and (

@@ -3,7 +3,8 @@
 Taking a patch off restores every bit, and the tests of this library show it. Editing back, with the
 original answer as the target of a second edit, does not: these metrics say by how much. Behaviour
 is that of rows of the restored model, held against the unedited one: `unchanged` and
-`mean_divergence` of family `restoration`.
+`mean_divergence` of family `restoration`. A graph of facts, edited and edited back, is the measure
+of both: nothing is left of the edit there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from corrigenda.metrics.selection import measurements
 from corrigenda.rows import Measurement
 
 UNMOVED = "the edit moved nothing"
+RESIDUAL, GRAPH = "restoration/residual", "restoration/graph"
+"""Names of measurements: distances after the edit and after the edit back, of weights and of
+triples."""
+_METRICS = {RESIDUAL: "parameter_residual", GRAPH: "graph_residual"}
 Triple = tuple[str, str, str]
 
 
@@ -66,16 +71,20 @@ def distance(first: Mapping[str, ArrayLike], second: Mapping[str, ArrayLike]) ->
 
 def mean_residual(
     records: Sequence[Measurement],
-    name: str = "restoration/residual",
+    name: str = RESIDUAL,
     *,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
-    """Mean parameter residual; lower is better.
+    """Mean share of an edit that editing back leaves; lower is better.
 
-    `values` of a measurement are ||edited - original|| and ||restored - original||.
+    Args:
+        records: Of one run; `values` are the distances from the original after the edit, and after
+            the edit back.
+        name: `RESIDUAL` or `GRAPH`.
+        bootstrap: How to find the interval.
     """
     found, skipped = measurements(records, name)
     items = [Item(one.case, one.values[1] / one.values[0]) for one in found if one.values[0]]
     if len(items) < len(found):
         skipped[UNMOVED] += len(found) - len(items)
-    return over_cases("parameter_residual", items, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(_METRICS[name], items, skipped=skipped, bootstrap=bootstrap)

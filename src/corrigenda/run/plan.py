@@ -18,6 +18,7 @@ from corrigenda.facts import Fact
 from corrigenda.run.asking import Question, question_of
 from corrigenda.run.health import text_question, texts_of
 from corrigenda.run.spec import DataSpec, Regime, RunSpec
+from corrigenda.run.tasks import items_of
 
 CONDITION = "condition"
 """Role of probes that only the unedited model is asked, and that decide whether others count."""
@@ -26,6 +27,7 @@ Block = tuple[Question, ...]
 """Questions to the unedited model that are asked and kept together."""
 
 _CASES_ASKED_TOGETHER = 64
+_TEXTS_ASKED_TOGETHER = 1024
 
 
 class Data(NamedTuple):
@@ -181,8 +183,8 @@ def blocks(spec: RunSpec, cases: Sequence[Case]) -> tuple[Block, ...]:
         tuple(dict.fromkeys(question for case in some for question in questions_of(spec, case)))
         for some in _portions(cases, _CASES_ASKED_TOGETHER)
     ]
-    texts = health_questions(spec)
-    return (*filter(None, found), *([texts] if texts else []))
+    texts = _portions(health_questions(spec), _TEXTS_ASKED_TOGETHER)
+    return (*filter(None, found), *map(tuple, texts))
 
 
 def questions_of(spec: RunSpec, case: Case) -> list[Question]:
@@ -191,8 +193,9 @@ def questions_of(spec: RunSpec, case: Case) -> list[Question]:
 
 
 def health_questions(spec: RunSpec) -> Block:
-    """Texts whose perplexity is taken."""
-    return tuple(text_question(text) for text in texts_of(spec.health))
+    """Texts whose perplexity is taken, and items of other tasks."""
+    texts = [text_question(text) for text in texts_of(spec.health)]
+    return tuple(dict.fromkeys([*texts, *(one.question for one in items_of(spec.health))]))
 
 
 def due(case: Case, rounds: int) -> Iterator[tuple[int, Probe]]:

@@ -19,7 +19,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.header import library_versions
 from corrigenda.progress import Progress
 from corrigenda.run import before as kept_before
-from corrigenda.run import plan, store
+from corrigenda.run import harness, plan, store
 from corrigenda.run.asking import Answer, Question
 from corrigenda.run.executors import Executor, Job, Local, load_model
 from corrigenda.run.plan import Block, Data, Unit
@@ -90,17 +90,18 @@ def run_all(
     return found
 
 
-def run_id(spec: RunSpec, model: str, cases: str) -> str:
+def run_id(spec: RunSpec, model: str, cases: str, texts: str = "") -> str:
     """Name of a run: a hash of all it depends on.
 
     Args:
         spec: The run.
         model: Digest of the weights.
         cases: Digest of the cases.
+        texts: Digest of the texts and tasks that show the health of the model.
     """
     config = editor_of(spec).model_dump(mode="json")
     version = corrigenda.__version__
-    return content_id([spec.digest(), config, model, cases, version])
+    return content_id([spec.digest(), config, model, cases, texts, version])
 
 
 def model_digest(spec: RunSpec, lm: LanguageModel | None = None) -> str:
@@ -137,7 +138,8 @@ class _Run:
     ) -> None:
         self._spec, self._model, self._data = spec, model, data
         self._progress, self._batch_tokens = progress, batch_tokens
-        self._id = run_id(spec, model, data.digest())
+        texts = plan.digest_of((plan.health_questions(spec), harness.digest(spec.health)))
+        self._id = run_id(spec, model, data.digest(), texts)
         self._store = Store(folder / self._id)
 
     def done_by(self, executor: Executor) -> Recorded:
@@ -204,7 +206,7 @@ class _Run:
                 "units": len(units),
                 "counts": self._data.counts,
                 "files": self._data.files,
-                "versions": library_versions(),
+                "versions": library_versions() | harness.versions(self._spec.health),
             }
         )
 

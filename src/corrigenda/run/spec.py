@@ -10,10 +10,19 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from corrigenda import registry
 from corrigenda.benchmarks import named as benchmarks
+from corrigenda.benchmarks.downstream import Kind as TaskKind
 from corrigenda.cases import Protocol, Surroundings
 from corrigenda.errors import BadConfig, did_you_mean
 
@@ -111,6 +120,31 @@ class AskSpec(Table):
     surroundings: tuple[Surroundings, ...] = ()
 
 
+class TaskSpec(Table):
+    """Another task, which shows what the model can still do.
+
+    Attributes:
+        name: How tables call it; of the harness, the name of one of its tasks or groups.
+        kind: What the file holds (see `benchmarks.downstream`); "harness" for a task of lm-eval.
+        file: The items, as JSON lines; of the harness, a folder of task files (YAML), where the
+            task is not one of its own.
+        shots: Worked examples before each question.
+        limit: Most items to ask.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    kind: TaskKind | Literal["harness"] = "choices"
+    file: str | None = None
+    shots: Annotated[int, Field(ge=0)] = 0
+    limit: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _has_items(self) -> TaskSpec:
+        if self.kind != "harness" and self.file is None:
+            raise ValueError("give the file of its items")
+        return self
+
+
 class HealthSpec(Table):
     """What is measured of the whole model: after each unit, and of a sequence at each checkpoint.
 
@@ -119,12 +153,21 @@ class HealthSpec(Table):
         file: More of them: JSON lines with `text`, or plain text with one on each line.
         limit: Most texts to take.
         drift: Whether the distance of edited weights from the unedited ones is measured.
+        tasks: Other tasks.
     """
 
     texts: tuple[str, ...] = ()
     file: str | None = None
     limit: Annotated[int, Field(ge=1)] = 50
     drift: bool = True
+    tasks: tuple[TaskSpec, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> HealthSpec:
+        names = [one.name for one in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError("two tasks have one name")
+        return self
 
 
 def _several(value: object) -> object:
@@ -265,7 +308,7 @@ def _folder_for(one: DataSpec, folder: str) -> str | None:
 
 def _refusal(kind: type[BaseModel], error: ValidationError) -> BadConfig:
     """All problems of a recipe in one message; keys that are unknown are compared with all."""
-    tables = (kind, EditorSpec, DataSpec, Regime, AskSpec, HealthSpec)
+    tables = (kind, EditorSpec, DataSpec, Regime, AskSpec, HealthSpec, TaskSpec)
     known = sorted({name for table in tables for name in table.model_fields})
     problems: list[str] = []
     hints: list[str] = []
@@ -341,9 +384,15 @@ def _resolved(recipe: Recipe, folder: Path) -> dict[str, object]:
             return one
         return one.model_copy(update={"path": str((folder / one.path).resolve())})
 
+    def task(one: TaskSpec) -> TaskSpec:
+        if one.file is None:
+            return one
+        return one.model_copy(update={"file": str((folder / one.file).resolve())})
+
     health = recipe.health
     if health.file is not None:
         health = health.model_copy(update={"file": str((folder / health.file).resolve())})
+    health = health.model_copy(update={"tasks": tuple(map(task, health.tasks))})
     return {
         "benchmark": tuple(map(data, recipe.benchmark)),
         "train": data(recipe.train) if recipe.train else None,

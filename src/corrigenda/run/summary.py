@@ -60,7 +60,8 @@ def _in_order(tables: Sequence[dict[str, Estimate]]) -> list[str]:
     from corrigenda.metrics.registry import names
 
     found = {name for table in tables for name in table}
-    return [name for name in names() if name in found]
+    known = [name for name in names() if name in found]
+    return [*known, *sorted(found.difference(known))]
 
 
 def _is_shown(name: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 from corrigenda import registry
-from corrigenda.cases import Case
+from corrigenda.cases import Case, Protocol
 from corrigenda.editor import Editor
 from corrigenda.errors import CorrigendaError, NotExportable, WrongBase
 from corrigenda.facts import Fact
@@ -15,8 +15,8 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.protocols import Patch
 from corrigenda.patch.weights import WeightPatch
 from corrigenda.progress import Progress
-from corrigenda.rows import Measurement, Row
-from corrigenda.run import costs, health, plan
+from corrigenda.rows import Measurement, Row, Stage
+from corrigenda.run import costs, harness, health, plan, restoration, tasks
 from corrigenda.run.asking import Answer, Answers, ask, coded, question_of
 from corrigenda.run.plan import Block, Step, Unit
 from corrigenda.run.recording import (
@@ -88,11 +88,13 @@ class Worker:
             )
         self.editor = editor_of(spec)
         self.texts = health.texts_of(spec.health)
+        self.items = tasks.items_of(spec.health)
         self.batch_tokens = batch_tokens
         self.fit_seconds = 0.0
         self._transforms = parse_all(spec.editor.transforms)
         self._progress = progress
         self._fitted: State | None = None
+        self._abilities: list[Measurement] | None = None
 
     def before(self, block: Block) -> list[Answer]:
         """Ask the unedited model."""
@@ -112,7 +114,12 @@ class Worker:
         missing = [step.number for step in unit.steps if unit.part(step) not in done]
         if not missing:
             return
-        begin = _Begin(before, self._distributions(unit), *self._fit())
+        if self._abilities is None:
+            self._abilities = harness.unedited(
+                self.lm, self.spec.health, self.base, self.batch_tokens
+            )
+        abilities = self._abilities
+        begin = _Begin(before, self._distributions(unit), abilities, *self._fit())
         with _Progress(self, unit, begin) as work:
             for step in unit.steps:
                 if step.number <= missing[-1]:
@@ -176,6 +183,7 @@ class _Begin(NamedTuple):
 
     before: Before
     distributions: Answers
+    abilities: list[Measurement]
     state: State | None
     broken: Exception | None
 
@@ -207,9 +215,13 @@ class _Progress:
         spent: list[costs.Cost] = []
         patches: list[Patch] = []
         ask_seconds = 0.0
+        goes_back = recorded and all(map(restoration.goes_back, step.cases))
+        moved: list[float | None] = []
         last = max(len(case.edits) for case in step.cases)
         for number in range(1, last + 1):
             patches += self._edit(step, number, spent)
+            if goes_back:
+                moved.append(restoration.distance(self._lm))
             if recorded:
                 start = costs.now(self._lm.device)
                 rows += self._ask([*self._due(step, number, is_last=number == last)])
@@ -217,8 +229,17 @@ class _Progress:
         measured: list[Measurement] = []
         if recorded:
             measured = self._measured(step, spent, patches, ask_seconds)
+            if goes_back:
+                measured += restoration.measurements(
+                    self._run,
+                    self._label(step),
+                    step.cases,
+                    moved,
+                    in_sequence=self._unit.in_sequence,
+                    failed=next(filter(None, (self._failed.get(c.id) for c in step.cases)), ""),
+                )
             if step.asked_again:
-                rows += self._texts(step)
+                rows += [*self._texts(step), *self._items(step)]
         return Part(self._unit.part(step), rows, measured)
 
     def _edit(self, step: Step, number: int, spent: list[costs.Cost]) -> list[Patch]:
@@ -324,6 +345,12 @@ class _Progress:
             self._worker.fit_seconds = 0.0
         if step.asked_again and self._worker.spec.health.drift:
             found += health.drift(run, label, self._lm, edits)
+        here = harness.Moment(run, self._unit.label, edits)
+        if step.number == 0:
+            found += harness.at(self._begin.abilities, here, Stage.BEFORE)
+        if step.asked_again:
+            spec, batch_tokens = self._worker.spec, self._worker.batch_tokens
+            found += harness.measured(self._lm, spec.health, here, batch_tokens)
         return found
 
     def _texts(self, step: Step) -> list[Row]:
@@ -348,3 +375,17 @@ class _Progress:
             )
             for number, (text, question) in enumerate(questions.items())
         ]
+
+    def _items(self, step: Step) -> list[Row]:
+        """Rows of the items of other tasks."""
+        like = Row(
+            run=self._run,
+            case=self._unit.label,
+            role=tasks.FAMILY,
+            protocol=Protocol.RANK,
+            edits=step.end if self._unit.in_sequence else 0,
+            model=self._models.after,
+            model_before=self._models.before,
+        )
+        before, batch_tokens = self._begin.before, self._worker.batch_tokens
+        return tasks.rows(self._lm, self._worker.items, like, before, batch_tokens)
