@@ -77,7 +77,7 @@ def load(
 
     Args:
         name_or_path: `pocket`, `pocket-gpt2`, a folder, or a name on the Hugging Face hub.
-        dtype: A torch dtype or its name; if None the checkpoint's own, float32 for the shipped ones.
+        dtype: A torch dtype or its name; the checkpoint's own if None, float32 for shipped ones.
         device: Where the model goes.
         trust_remote_code: Passed on to transformers.
 

@@ -40,7 +40,7 @@ def test_a_limit_never_takes_more_than_the_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ("modle = 'pocket'", 'Did you mean "model"'),
+        ("modl = 'pocket'", 'Did you mean "model"'),
         ("regime = {kind = 'sngle'}", "regime.kind: Input should be 'single'"),
         ("regime = {size = 0}", "regime.size"),
         ("ask = {protocols = ['gredy']}", "ask.protocols.0"),
@@ -60,7 +60,7 @@ def test_bad_keys_and_values_are_told(change: str, told: str, tmp_path: Path) ->
     ("old", "new", "error"),
     [
         ('"rome"', '"rom"', UnknownMethod),
-        ("reliability@", "reliabilty@", UnknownMetric),
+        ("reliability@", "reliabilityy@", UnknownMetric),
         ('"pocketedit"', '"pocketedt"', UnknownBenchmark),
     ],
 )

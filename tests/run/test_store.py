@@ -60,11 +60,11 @@ def test_a_run_that_goes_on_keeps_its_manifest(tmp_path: Path) -> None:
 
 
 def test_runs_are_found_by_the_beginning_of_their_ids(tmp_path: Path) -> None:
-    for name in ("abc", "abd", "x"):
+    for name in ("abc", "abx", "x"):
         begun(tmp_path, name)
     assert store.find("x", tmp_path) == tmp_path / "x"
-    assert sorted(store.ids(tmp_path)) == ["abc", "abd", "x"]
-    with pytest.raises(MissingData, match='several runs begin with "ab": abc, abd'):
+    assert sorted(store.ids(tmp_path)) == ["abc", "abx", "x"]
+    with pytest.raises(MissingData, match='several runs begin with "ab": abc, abx'):
         store.load("ab", tmp_path)
     with pytest.raises(MissingData, match='no run "q"'):
         store.load("q", tmp_path)
