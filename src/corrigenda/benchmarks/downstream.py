@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import Field, NonNegativeInt, TypeAdapter
 from typing_extensions import TypedDict
@@ -74,7 +74,7 @@ class _Two(TypedDict):
 class _Form(NamedTuple):
     """How the records of a task become questions."""
 
-    schema: TypeAdapter[_One] | TypeAdapter[_Two]
+    schema: TypeAdapter[Any]
     template: str
     choices: tuple[str, ...]
 

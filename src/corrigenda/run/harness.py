@@ -9,7 +9,9 @@ prompt ends, and edits that rewrite prompts are all obeyed. Texts are generated 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -192,11 +194,12 @@ def _of_task(task: str, result: _Result) -> list[Measurement]:
 
 
 def _evaluated(lm: LanguageModel, task: TaskSpec, batch_tokens: int | None) -> dict[str, _Result]:
-    from lm_eval.evaluator import evaluate
-    from lm_eval.tasks import TaskManager
+    # An extra, so its types are not at hand.
+    evaluate: Any = importlib.import_module("lm_eval.evaluator").evaluate
+    tasks: Any = importlib.import_module("lm_eval.tasks")
 
     with _quiet():
-        manager = TaskManager(include_path=task.file, include_defaults=task.file is None)
+        manager = tasks.TaskManager(include_path=task.file, include_defaults=task.file is None)
         if task.name not in manager.all_tasks:
             raise BadConfig(
                 f'the harness knows no task "{task.name}".',
@@ -225,16 +228,13 @@ def _evaluated(lm: LanguageModel, task: TaskSpec, batch_tokens: int | None) -> d
             raise BadConfig(
                 f'the harness cannot do "{task.name}": {error}', where=task.file or "lm-eval"
             ) from error
-    assert results is not None
     totals, items = results["results"], results["samples"]
     return {name: _Result(totals[name], items[name]) for name in sorted(items)}
 
 
 def model_for(lm: LanguageModel, batch_tokens: int | None) -> Any:  # noqa: ANN401
     """The harness's model of the Hugging Face model, its likelihoods asked through `lm`."""
-    import copy
-
-    from lm_eval.models.huggingface import HFLM
+    hflm: Any = importlib.import_module("lm_eval.models.huggingface").HFLM
 
     def row(request: _Request, limit: int) -> Fed:
         _, context, continuation = request
@@ -242,7 +242,7 @@ def model_for(lm: LanguageModel, batch_tokens: int | None) -> Any:  # noqa: ANN4
         first = len(ids) - len(continuation) - 1
         return Fed(ids[:-1], range(first, len(ids) - 1), tuple(continuation))
 
-    class Asked(HFLM):
+    class Asked(hflm):
         def _loglikelihood_tokens(
             self, requests: Sequence[_Request], *_: object, **__: object
         ) -> list[tuple[float, bool]]:

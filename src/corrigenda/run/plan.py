@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from corrigenda.benchmarks import named as benchmarks
 from corrigenda.benchmarks.surroundings import surrounded
@@ -25,6 +25,8 @@ CONDITION = "condition"
 
 Block = tuple[Question, ...]
 """Questions to the unedited model that are asked and kept together."""
+
+Element = TypeVar("Element")
 
 _CASES_ASKED_TOGETHER = 64
 _TEXTS_ASKED_TOGETHER = 1024
@@ -275,6 +277,6 @@ def _length(regime: Regime, count: int) -> int:
     return regime.size if regime.kind == "batch" else regime.length or max(1, count)
 
 
-def _portions(cases: Sequence[Case], size: int) -> Iterator[Sequence[Case]]:
-    for begin in range(0, len(cases), size):
-        yield cases[begin : begin + size]
+def _portions(whole: Sequence[Element], size: int) -> Iterator[Sequence[Element]]:
+    for begin in range(0, len(whole), size):
+        yield whole[begin : begin + size]
