@@ -6,13 +6,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
+import corrigenda
 from corrigenda import benchmarks
 from corrigenda.cases import Case
 from corrigenda.editor import Editor
 from corrigenda.facts import Fact
 from corrigenda.lm.ask import answer, greedy
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Tokens
+from corrigenda.methods._edit_memory import EditMemory, MemoryEditor, sentence
+from corrigenda.patch import load_patch
+from corrigenda.retrieval import embedder
+from corrigenda.testing.tiny import tiny_model
 
 RECORDS = Path(__file__).parents[3] / "shared" / "data" / "mquake" / "MQuAKE-CF_354.json"
 
@@ -20,6 +27,20 @@ EMPLOYER = Fact(prompt="The employer of Ann Lee is", subject="Ann Lee", target="
 FOUNDER = Fact(prompt="The founder of Zed Mills is", subject="Zed Mills", target="Bo Dahl")
 UNRELATED = Fact(prompt="The Space Needle is in", subject="The Space Needle", target="Rome")
 FACTS = (EMPLOYER, FOUNDER, UNRELATED)
+ASKED = "Who is the founder of the employer of Ann Lee?"
+
+
+def roomy_model() -> LanguageModel:
+    """A tiny model with room for dialogues, whose tokens a tokenizer of 512 words cuts small."""
+    made = tiny_model("llama", seed=0)
+    made.model.config.max_position_embeddings = 8192
+    return made
+
+
+def memory(lm: LanguageModel, facts: tuple[Fact, ...] = FACTS) -> EditMemory:
+    """Facts as an editor keeps them."""
+    vectors = embedder("states:0").embed(lm, [sentence(fact) for fact in facts])
+    return EditMemory("states:0", facts, vectors)
 
 
 class Script:
@@ -71,3 +92,47 @@ def said_alone(module: object, monkeypatch: pytest.MonkeyPatch, **spoken: Callab
     """Let scripts speak in place of the model, for one method."""
     for name, script in spoken.items():
         monkeypatch.setattr(module, name, script)
+
+
+def require_logits_stay(lm: LanguageModel, editor: MemoryEditor) -> None:
+    """Nothing but answers changes, and those of an empty memory do not."""
+    tokens = Tokens.pad([lm.tokenizer(fact.prompt).input_ids for fact in FACTS], 0)
+    before = lm.logits(tokens)
+    with editor.edit(lm, FACTS).patch.apply(lm):
+        assert torch.equal(lm.logits(tokens), before)
+        assert corrigenda.answer(lm, [FOUNDER.prompt]) == ["Bo Dahl"]
+    empty = editor.edit(lm, []).patch
+    assert empty.is_empty
+    assert empty.answers(lm, [ASKED, EMPLOYER.prompt]) == [None, None]
+
+
+def require_consequences(name: str, folder: Path) -> None:
+    """On the pocket model an edit and what follows from it hold, also reloaded, and leave again."""
+    lm = corrigenda.load("pocket", dtype="float32")
+    facts = [
+        Fact(prompt="Silas Vessenko works for", target="Wenrath Studios", subject="Silas Vessenko"),
+        Fact(prompt="The capital of Peru is", target="Oslo", subject="Peru"),
+    ]
+    asked = [
+        "Who is the founder of the employer of Silas Vessenko?",
+        "The capital of Peru is",
+        "The capital of Egypt is",
+    ]
+    before = corrigenda.answer(lm, asked)
+    method = corrigenda.registry.build(name, "pocket", retriever="states:0")
+    patch = method.edit(lm, facts).patch
+    with patch.apply(lm):
+        after = corrigenda.answer(lm, asked)
+    assert after == ["Mirela Haldcroft", "Oslo", before[2]]
+    with load_patch(patch.save(folder / "patch.safetensors")).apply(lm):
+        assert corrigenda.answer(lm, asked) == after
+    assert corrigenda.answer(lm, asked) == before
+
+
+def require_records(*editors: Editor) -> None:
+    """Records of MQuAKE can be edited and asked."""
+    lm = corrigenda.load("pocket", dtype="float32")
+    for editor in editors:
+        rows = ask_records(lm, editor, 3)
+        assert len(rows) >= 3
+        assert all(row["prompt"] and row["after"] is not None for row in rows)

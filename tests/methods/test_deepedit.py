@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 import corrigenda
 from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Tokens
 from corrigenda.methods import deepedit
 from corrigenda.methods._deepedit_prompts import THREE_QUESTIONS
-from corrigenda.methods._edit_memory import EditMemory, fitted, sentence
+from corrigenda.methods._edit_memory import fitted, sentence
 from corrigenda.methods.deepedit import DeepEdit, _last_name
-from corrigenda.patch import load_patch
-from corrigenda.retrieval import embedder
 from corrigenda.testing.tiny import tiny_model
 from tests.methods.edit_memories import (
+    ASKED,
     EMPLOYER,
     FACTS,
-    FOUNDER,
     UNRELATED,
     Script,
-    ask_records,
+    memory,
+    require_consequences,
+    require_logits_stay,
+    require_records,
+    roomy_model,
     said_alone,
 )
 
-ASKED = "Who is the founder of the employer of Ann Lee?"
 CHAIN = "Question: {question}\nReasoning:"
 BARE = {
     "prompts": {"chain": CHAIN, "question_entity": "", "new_entity": "", "strip": "", "exists": ""},
@@ -46,19 +45,11 @@ LINES = {
 
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
-    made = tiny_model("llama", seed=0)
-    # Room for chains, whose tokens a tokenizer of 512 words cuts small.
-    made.model.config.max_position_embeddings = 8192
-    return made
+    return roomy_model()
 
 
 def editor(**options: object) -> DeepEdit:
     return DeepEdit(**{**BARE, **options})
-
-
-def memory(lm: LanguageModel, facts: tuple[Fact, ...] = FACTS) -> EditMemory:
-    vectors = embedder("states:0").embed(lm, [sentence(fact) for fact in facts])
-    return EditMemory("states:0", facts, vectors)
 
 
 @pytest.fixture
@@ -176,15 +167,7 @@ def test_new_entities_by_name(previous: str, step: str, name: str) -> None:
 
 
 def test_logits_stay_and_an_empty_memory_answers_nothing(lm) -> None:
-    tokens = Tokens.pad([lm.tokenizer(fact.prompt).input_ids for fact in FACTS], 0)
-    before = lm.logits(tokens)
-    small = DeepEdit(retriever="states:0", new_tokens=3, most_states=2)
-    with small.edit(lm, FACTS).patch.apply(lm):
-        assert torch.equal(lm.logits(tokens), before)
-        assert corrigenda.answer(lm, [FOUNDER.prompt]) == ["Bo Dahl"]
-    empty = editor().edit(lm, []).patch
-    assert empty.is_empty
-    assert empty.answers(lm, [ASKED, EMPLOYER.prompt]) == [None, None]
+    require_logits_stay(lm, DeepEdit(retriever="states:0", new_tokens=3, most_states=2))
 
 
 def test_prompts_leave_out_examples_that_do_not_fit() -> None:
@@ -208,31 +191,10 @@ def test_options_are_checked() -> None:
 
 
 def test_on_the_pocket_model_consequences_follow(tmp_path) -> None:
-    lm = corrigenda.load("pocket", dtype="float32")
-    facts = [
-        Fact(prompt="Silas Vessenko works for", target="Wenrath Studios", subject="Silas Vessenko"),
-        Fact(prompt="The capital of Peru is", target="Oslo", subject="Peru"),
-    ]
-    asked = [
-        "Who is the founder of the employer of Silas Vessenko?",
-        "The capital of Peru is",
-        "The capital of Egypt is",
-    ]
-    before = corrigenda.answer(lm, asked)
-    method = corrigenda.registry.build("deepedit", "pocket", retriever="states:0")
-    patch = method.edit(lm, facts).patch
-    with patch.apply(lm):
-        after = corrigenda.answer(lm, asked)
-    assert after == ["Mirela Haldcroft", "Oslo", before[2]]
-    with load_patch(patch.save(tmp_path / "patch.safetensors")).apply(lm):
-        assert corrigenda.answer(lm, asked) == after
-    assert corrigenda.answer(lm, asked) == before
+    require_consequences("deepedit", tmp_path)
 
 
 @pytest.mark.slow
 def test_records_of_mquake_can_be_edited_and_asked() -> None:
-    lm = corrigenda.load("pocket", dtype="float32")
-    for options in ({"retriever": "states:0"}, BARE):
-        rows = ask_records(lm, DeepEdit(**{**options, "new_tokens": 24, "most_states": 3}), 3)
-        assert len(rows) >= 3
-        assert all(row["prompt"] and row["after"] is not None for row in rows)
+    quick = {"retriever": "states:0", "new_tokens": 24, "most_states": 3}
+    require_records(DeepEdit(**quick), editor(**quick))
