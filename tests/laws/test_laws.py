@@ -107,7 +107,22 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
         },
     ),
 }
-CASES = [(name, options) for name in registry.names() for options in VARIANTS.get(name, ({},))]
+# Every method runs everywhere with its first line; further lines run here, elsewhere as slow tests.
+FURTHER = (("gpt2", torch.float32), ("llama", torch.bfloat16), ("gemma2", torch.float32))
+CASES = [
+    pytest.param(
+        name,
+        options,
+        architecture,
+        dtype,
+        id=f"{name}-{number}-{architecture}-{str(dtype).removeprefix('torch.')}",
+        marks=[pytest.mark.slow] if number and (architecture, dtype) not in FURTHER else [],
+    )
+    for name in registry.names()
+    for number, options in enumerate(VARIANTS.get(name, ({},)))
+    for architecture in ARCHITECTURES
+    for dtype in DTYPES
+]
 
 FACTS = (
     Fact(prompt="The mother tongue of Ada Lovelace is", subject="Ada Lovelace", target="French"),
@@ -140,9 +155,7 @@ def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 
 @pytest.mark.filterwarnings("ignore:Few keys")
-@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(("method", "options"), CASES)
+@pytest.mark.parametrize(("method", "options", "architecture", "dtype"), CASES)
 def test_laws(
     method: str, options: dict[str, object], architecture: str, dtype: torch.dtype
 ) -> None:
