@@ -13,10 +13,10 @@ from rich.text import Text as Line
 
 from corrigenda.cli import options, output
 from corrigenda.errors import BadConfig
-from corrigenda.facts import Fact, read_facts
 
 if TYPE_CHECKING:
     from corrigenda.correction import Correction
+    from corrigenda.facts import Fact
 
 Prompt = Annotated[
     str | None,
@@ -117,6 +117,8 @@ def _facts(
     paraphrases: Sequence[str],
     neighbours: Sequence[str],
 ) -> list[Fact]:
+    from corrigenda.facts import Fact, read_facts
+
     if file is not None:
         if any((prompt, subject, target, paraphrases, neighbours)):
             raise BadConfig(

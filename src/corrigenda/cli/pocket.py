@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
-from rich.markdown import Markdown
 
 from corrigenda.cli import options, output
 from corrigenda.cli.progress import line
@@ -142,6 +140,8 @@ def card(as_json: options.AsJson = False) -> None:
             "this installation holds no pocket model.", hint="corrigenda pocket train"
         )
     text = path.read_text(encoding="utf-8")
+    from rich.markdown import Markdown
+
     output.show(
         {"card": text}, as_json=as_json, people=lambda console: console.print(Markdown(text))
     )
@@ -155,6 +155,8 @@ def _recipe(chosen: Mapping[str, options.Setting]) -> Recipe:
         if name not in known:
             hint = did_you_mean(name, known)
             raise BadConfig(f"a recipe has no {name}.", where="--set", hint=hint)
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         return TypeAdapter(Recipe).validate_python(chosen)
     except ValidationError as error:
