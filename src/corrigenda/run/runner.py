@@ -28,6 +28,8 @@ from corrigenda.run.store import Manifest, Recorded, Store
 from corrigenda.run.worker import editor_of
 
 _LARGE_FILE = 1 << 26
+# Grows when the same specification leads to another dtype or digest.
+_DIGEST_FORMAT = 2
 
 
 def run(
@@ -113,7 +115,7 @@ def model_digest(spec: RunSpec, lm: LanguageModel | None = None) -> str:
     if lm is not None:
         return lm.digest()
     files = _files(spec.model)
-    path = cache_folder() / "digests" / f"{content_id([spec.dtype, spec.model, files])}.txt"
+    path = cache_folder() / "digests" / f"{content_id([_DIGEST_FORMAT, spec.dtype, spec.model, files])}.txt"
     if files and path.is_file():
         return path.read_text(encoding="utf-8")
     digest = load_model(spec).digest()
