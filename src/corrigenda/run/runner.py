@@ -115,7 +115,8 @@ def model_digest(spec: RunSpec, lm: LanguageModel | None = None) -> str:
     if lm is not None:
         return lm.digest()
     files = _files(spec.model)
-    path = cache_folder() / "digests" / f"{content_id([_DIGEST_FORMAT, spec.dtype, spec.model, files])}.txt"
+    known = content_id([_DIGEST_FORMAT, spec.dtype, spec.model, files])
+    path = cache_folder() / "digests" / f"{known}.txt"
     if files and path.is_file():
         return path.read_text(encoding="utf-8")
     digest = load_model(spec).digest()
