@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
-from corrigenda.lm.ask import answer, gives, greedy
+from corrigenda.lm.ask import answer, begins, gives, greedy
 from corrigenda.patch.changes import norm, num_parameters
 from corrigenda.patch.weights import WeightPatch
 
@@ -199,10 +199,7 @@ class Correction:
 
 def begins_with_target(text: str, fact: Fact) -> bool:
     """Tell whether an answer begins with the target or one of its aliases, as a whole word."""
-    return any(
-        text.startswith(wanted) and not text[len(wanted) : len(wanted) + 1].isalnum()
-        for wanted in (fact.target, *fact.aliases)
-    )
+    return any(begins(text, wanted) for wanted in (fact.target, *fact.aliases))
 
 
 def already_true(lm: LanguageModel, facts: Sequence[Fact]) -> list[bool]:

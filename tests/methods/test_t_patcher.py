@@ -263,3 +263,8 @@ def test_on_the_pocket_model_a_fact_changes_and_neighbours_stay(tmp_path, monkey
         assert corrigenda.answer(lm, [fact.prompt]) == ["Rome"]
         after = corrigenda.answer(lm, neighbours)
     assert sum(one == two for one, two in zip(before, after, strict=True)) >= 3
+
+
+def test_only_silent_neurons_promise_to_contain_the_edit() -> None:
+    assert TPatcher().gives.contained
+    assert not TPatcher(activation="host").gives.contained

@@ -147,7 +147,7 @@ def gives(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[bool]:
     left = [pair for pair, reply in zip(pairs, replies, strict=True) if reply is None]
     rated = iter(score(lm, left))
     return [
-        all(next(rated).correct) if reply is None else _begins(reply, target)
+        all(next(rated).correct) if reply is None else begins(reply, target)
         for (_, target), reply in zip(pairs, replies, strict=True)
     ]
 
@@ -399,7 +399,8 @@ def _texts(
     return [one.text for one in found]
 
 
-def _begins(text: str, target: str) -> bool:
+def begins(text: str, target: str) -> bool:
+    """Tell whether an answer begins with a target, as a whole word."""
     return text.startswith(target) and not text[len(target) : len(target) + 1].isalnum()
 
 

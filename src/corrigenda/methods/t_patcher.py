@@ -122,12 +122,18 @@ class TPatcher(Editor):
 
     name: ClassVar[str] = "t-patcher"
     needs: ClassVar[Needs] = Needs()
-    gives: ClassVar[Gives] = Gives(single=True, batch=True, sequential=True, contained=True)
 
     max_neurons: int = Field(default=5, ge=1, description="Neurons of a fact, at most.")
     activation: Literal["relu", "host"] = Field(
         default="relu", description="Of the neurons: exactly silent below zero, or the model's."
     )
+
+    @property
+    def gives(self) -> Gives:  # pyright: ignore[reportIncompatibleVariableOverride]  # by option
+        """Only neurons that are exactly silent leave other questions to the bit as they were."""
+        silent = self.activation == "relu"
+        return Gives(single=True, batch=True, sequential=True, contained=silent)
+
     memory_size: int = Field(default=4000, ge=1, description="Queries of text to be silent on.")
     validation_size: int = Field(
         default=1000, ge=1, description="Further queries, which say when to stop."

@@ -19,10 +19,12 @@ from corrigenda.report import numbers
 from corrigenda.report.citations import Citation, citations
 from corrigenda.rows import Row, Stage
 from corrigenda.run import summary
+from corrigenda.run.spec import DataSpec
 from corrigenda.run.store import Recorded
 
-# What a trade-off shows: how well an edit takes and carries over, against what it leaves alone.
-_GAINED = ("reliability", "generalization", "portability")
+# What a trade-off shows: how far an edit carries, or else whether it takes, against what it leaves
+# alone.
+_GAINED = ("generalization", "reliability")
 _KEPT = "locality"
 
 
@@ -235,15 +237,14 @@ def regime_name(run: Recorded) -> str:
 
 
 def _setting(run: Recorded) -> tuple[str, ...]:
-    data = " + ".join(_data_name(one.name, one.options) for one in run.spec.benchmark)
+    data = " + ".join(_data_name(one) for one in run.spec.benchmark)
     trained = run.spec.train
     across = f" (trained on {trained.name})" if trained else ""
     return data + across, regime_name(run), run.manifest.model, run.manifest.model_digest
 
 
-def _data_name(name: str, options: dict[str, object] | object) -> str:
-    part = options.get("part") if isinstance(options, dict) else None
-    return f"{name} {part}" if part else name
+def _data_name(one: DataSpec) -> str:
+    return f"{one.name} {one.options['part']}" if "part" in one.options else one.name
 
 
 def _group(
@@ -273,7 +274,7 @@ def _group(
 
 
 def _labels(runs: Sequence[Recorded]) -> tuple[str, ...]:
-    """Titles of the runs; with the seed or the id where several share one."""
+    """Titles of the runs; with the id where several share one."""
     titles = [run.spec.editor.title for run in runs]
     return tuple(
         title if titles.count(title) == 1 else f"{title} ({run.manifest.run[:6]})"
@@ -375,7 +376,7 @@ def _trade_off(labels: Sequence[str], lines: Sequence[TableLine]) -> TradeOff | 
     kept = next((line for line in lines if line.metric.name.startswith(f"{_KEPT}@")), None)
     if kept is None:
         return None
-    for what in reversed(_GAINED[:2]):
+    for what in _GAINED:
         gained = next((line for line in lines if line.metric.name.startswith(f"{what}@")), None)
         if gained is None:
             continue
