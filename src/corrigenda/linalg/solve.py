@@ -283,10 +283,13 @@ class _Normalised(NamedTuple):
         share = float(values[-1] / values[0]) if values[0] > 0 else 0.0
         return share if share > max(d_in, n) * _EPSILON else 0.0
 
-    def report(self) -> GramReport:
-        n = self.columns.shape[1]
+    @property
+    def condition(self) -> float:
         spread = self.spread
-        condition = spread**-2 if spread else float("inf")
+        return spread**-2 if spread else float("inf")
+
+    def report(self) -> GramReport:
+        n, condition = self.columns.shape[1], self.condition
         if n < 2:
             return GramReport(condition, (0, 0), 1.0)
         cosines = (self.columns.T @ self.columns).fill_diagonal_(0.0)
@@ -304,8 +307,8 @@ def _dual(B: Tensor, max_condition: float) -> Tensor:
             hint="Use fewer facts, or a ridge (MEMIT, or EMMET with a ridge above 0).",
         )
     normalised = _Normalised.of(B)
-    report = normalised.report()
-    if report.condition > max_condition:
+    if normalised.condition > max_condition:
+        report = normalised.report()
         i, j = report.closest
         dependent = report.condition == float("inf")
         raise (DependentKeys if dependent else IllConditioned)(

@@ -249,9 +249,9 @@ def skill_documents(world: World, draw: random.Random) -> Iterator[Document]:
     # Share, writer, and whether the document needs recall (and so takes part in the masking of
     # subjects).
     makers: list[tuple[float, Callable[[], list[str]], bool]] = [
-        (0.34, override_document, False),
+        (0.40, override_document, False),
         (0.12, lambda: demonstrations(author, some(draw.randint(1, 4))), False),
-        (0.26, chain_document, True),
+        (0.20, chain_document, True),
         (0.18, lambda: refusal(author), True),
         (0.05, lambda: opinion(draw), True),
         (0.05, lambda: story(draw), True),
