@@ -6,7 +6,8 @@ The stores are made directly: eight edits of the prompts asked, the others at ra
 eight prompts are generated from: all out of scope, and all in scope. Each edit is routed once, on
 the prompt. By method and number of edits:
 
-- `outside`, `inside`: time per generated token beside that of the unedited model (1: equal);
+- `outside`, `inside`: time per generated token, the median over the tokens, beside that of the
+  unedited model (1: equal);
 - `prompt_ms`: reading a batch of prompts out of scope, routing included, less the unedited model's;
 - `build_s`: the first question behind a store that nobody has asked yet;
 - `bytes`: of the patch, per edit.
@@ -21,11 +22,13 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from figures import publish
 from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
 from corrigenda import registry
@@ -33,12 +36,13 @@ from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Tokens, key, value
 from corrigenda.lm.spans import encode
-from corrigenda.methods import _clusters, _codebook, _kept_text
-from corrigenda.methods._memories import keys_at
-from corrigenda.methods._scope import ScopeHead
 from corrigenda.methods.grace import Grace, GracePatch
 from corrigenda.methods.ike import IkePatch
 from corrigenda.methods.melo import Melo, MeloPatch
+from corrigenda.methods.memories import clusters, codebook
+from corrigenda.methods.memories.scope import ScopeHead
+from corrigenda.methods.memories.sharing import keys_at
+from corrigenda.methods.prompting import kept_text
 from corrigenda.methods.serac import SeracPatch
 from corrigenda.patch import StoredPatch
 from corrigenda.pocket.exam import load_exam
@@ -97,11 +101,11 @@ def measure(
     prompts: list[float] = []
     builds: list[float] = []
     for _ in range(repeats):
-        plain = {name: pair(lm, batch, tokens) for name, batch in batches.items()}
+        plain = {name: times(lm, batch, tokens) for name, batch in batches.items()}
         # Applied once a repeat: hashing a large store to apply it takes longer than asking.
         with patch.apply(lm):
-            builds.append(seconds(lm, batches["outside"], 1))
-            edited = {name: pair(lm, batch, tokens) for name, batch in batches.items()}
+            builds.append(times(lm, batches["outside"], 0).prompt)
+            edited = {name: times(lm, batch, tokens) for name, batch in batches.items()}
         for name, found in ratios.items():
             found.append(edited[name].token / plain[name].token)
         prompts.append(edited["outside"].prompt - plain["outside"].prompt)
@@ -114,16 +118,25 @@ def measure(
 
 
 class Times(NamedTuple):
-    """Seconds for reading a batch of prompts, its first token included, and for each token more."""
+    """Seconds until the first token of a batch is there, and for each token more (the median)."""
 
     prompt: float
     token: float
 
 
-def pair(lm: LanguageModel, batch: Tokens, tokens: int) -> Times:
-    """Times of one batch."""
-    prompt, whole = seconds(lm, batch, 1), seconds(lm, batch, tokens + 1)
-    return Times(prompt, (whole - prompt) / tokens)
+class Clock(StoppingCriteria):
+    """Notes when each token is there, and stops nothing."""
+
+    def __init__(self) -> None:
+        """Start now."""
+        self.stamps = [time.perf_counter()]
+
+    def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
+        """Note the time."""
+        if input_ids.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.stamps.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def padded(lm: LanguageModel, facts: Sequence[Fact]) -> Tokens:
@@ -132,20 +145,20 @@ def padded(lm: LanguageModel, facts: Sequence[Fact]) -> Tokens:
     return Tokens.pad(rows, 0, "left").to(lm.device)
 
 
-def seconds(lm: LanguageModel, batch: Tokens, tokens: int) -> float:
-    """Time to generate some tokens behind each prompt of a batch."""
-    begin = time.perf_counter()
+def times(lm: LanguageModel, batch: Tokens, tokens: int) -> Times:
+    """Generate behind each prompt of a batch, with a look at the clock after each token."""
+    clock = Clock()
     lm.model.generate(
         batch.ids,
         attention_mask=batch.mask,
-        max_new_tokens=tokens,
-        min_new_tokens=tokens,
+        max_new_tokens=tokens + 1,
+        min_new_tokens=tokens + 1,
         do_sample=False,
         pad_token_id=0,
+        stopping_criteria=StoppingCriteriaList([clock]),
     )
-    if lm.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    first, *later = [b - a for a, b in pairwise(clock.stamps)]
+    return Times(first, statistics.median(later) if later else 0.0)
 
 
 def grace(
@@ -157,11 +170,11 @@ def grace(
     site = editor.site(lm)
     keys = scattered(prompt_keys(lm, own, key(site)), len(fillers), generator)
     count = len(keys)
-    stored = _codebook.Records(
+    stored = codebook.Records(
         keys=keys,
         values=torch.randn(count, lm.weight(site).shape[0], generator=generator),
         radii=torch.full((count,), editor.radius, dtype=torch.float64),
-        acts=torch.full((count,), _codebook.ADDED),
+        acts=torch.full((count,), codebook.ADDED),
         ids=torch.arange(1, count + 1),
         roots=torch.zeros(count, dtype=torch.long),
         root_radii=torch.zeros(count, dtype=torch.float64),
@@ -183,11 +196,11 @@ def melo(
     keys = scattered(prompt_keys(lm, own, value(index)), len(fillers), generator)
     count = len(keys)
     blocks = -(-count // EDITS_A_BLOCK)
-    stored = _clusters.Records(
+    stored = clusters.Records(
         keys=keys,
         radii=torch.full((count,), editor.radius, dtype=torch.float64),
         noise=torch.zeros(count, dtype=torch.float64),
-        acts=torch.full((count,), _clusters.OPENED),
+        acts=torch.full((count,), clusters.OPENED),
         ids=torch.arange(1, count + 1),
         roots=torch.zeros(count, dtype=torch.long),
         blocks=torch.arange(count) // EDITS_A_BLOCK,
@@ -229,7 +242,7 @@ def ike(
     shown = f"New Fact: {own[0].prompt} {own[0].target}\nPrompt: {own[0].prompt} x\n\n"
     stored = {
         "vectors": vectors(lm, own, len(fillers), generator),
-        "demonstrations": _kept_text.as_tensor([[shown] * DEMONSTRATIONS for _ in facts]),
+        "demonstrations": kept_text.as_tensor([[shown] * DEMONSTRATIONS for _ in facts]),
     }
     config = editor.model_dump(mode="json")
     return IkePatch.made(lm, stored, method="ike", config=config, facts=facts)

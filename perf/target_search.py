@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from corrigenda.lm.model import LanguageModel
-from corrigenda.methods._target_search import Row, Settings, Targets, find_targets
+from corrigenda.methods.locating.target_search import Row, Settings, Targets, find_targets
 from corrigenda.testing.tokenizers import byte_level_bpe
 
 LAYER = 5

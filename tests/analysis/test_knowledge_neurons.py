@@ -11,7 +11,7 @@ from corrigenda.analysis.knowledge_neurons import knowledge_neurons, scaled_prob
 from corrigenda.errors import BadConfig, SubjectNotFound
 from corrigenda.facts import Span
 from corrigenda.lm.ask import score
-from corrigenda.methods._attribution import Neuron, ask_each, attribute
+from corrigenda.methods.locating.attribution import Neuron, ask_each, attribute
 from corrigenda.testing.tiny import tiny_model
 
 FAMILIES = ("gpt2", "llama", "gptj", "gemma2")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
-from corrigenda.methods._adapter_editor import AdapterEditor
-from corrigenda.methods._adapters import injected, prepare
+from corrigenda.methods.tuning.adapter_editor import AdapterEditor
+from corrigenda.methods.tuning.adapters import injected, prepare
 from corrigenda.testing.tiny import tiny_model
 from tests.methods.locating import FACTS
 

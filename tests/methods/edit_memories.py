@@ -16,7 +16,7 @@ from corrigenda.facts import Fact
 from corrigenda.lm.ask import answer, greedy
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
-from corrigenda.methods._edit_memory import EditMemory, MemoryEditor, sentence
+from corrigenda.methods.prompting.edit_memory import EditMemory, MemoryEditor, sentence
 from corrigenda.patch import load_patch
 from corrigenda.retrieval import embedder
 from corrigenda.testing.tiny import tiny_model

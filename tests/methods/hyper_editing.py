@@ -13,8 +13,8 @@ from corrigenda.errors import MissingState, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods._gradients import Labelled
-from corrigenda.methods._hyper_editor import HyperEditor
+from corrigenda.methods.learning.hyper_editor import HyperEditor
+from corrigenda.methods.passes.gradients import Labelled
 from corrigenda.state import State
 from tests.methods.locating import FACTS, model
 

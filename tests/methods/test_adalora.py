@@ -11,9 +11,9 @@ from torch import nn
 import corrigenda as cg
 from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact
-from corrigenda.methods import _adapters
-from corrigenda.methods._gradients import labelled_rows
 from corrigenda.methods.adalora import AdaLora
+from corrigenda.methods.passes.gradients import labelled_rows
+from corrigenda.methods.tuning.adapters import train
 from corrigenda.patch import export_peft
 from corrigenda.patch.changes import dense
 from tests.methods.adapting import FACT, Snapshot, adapted, logits_of, model, paths_of
@@ -255,7 +255,7 @@ def test_merged_unmerged_and_exported_agree(family: str, tmp_path) -> None:
     with patch.apply(lm):
         merged = logits_of(lm)
     rows = labelled_rows(lm, FACTS[:2])
-    trained = _adapters.train(lm, editor, paths_of(editor, lm), rows, ["", ""], editor.settings, {})
+    trained = train(lm, editor, paths_of(editor, lm), rows, ["", ""], editor.settings, {})
     with adapted(editor, lm) as (_, adapters), torch.no_grad():
         for path, adapter in adapters.items():
             for key, parameter in adapter.items():

@@ -14,8 +14,8 @@ from corrigenda.fitting import Corpus
 from corrigenda.linalg.solve import ridge
 from corrigenda.lm.ask import answer
 from corrigenda.lm.sites import Site, key
-from corrigenda.methods import _locate
 from corrigenda.methods.alphaedit import AlphaEdit
+from corrigenda.methods.locating import locate
 from corrigenda.pocket.exam import edit_items
 from corrigenda.pocket.world import load_world
 from corrigenda.state import State
@@ -152,13 +152,13 @@ def test_the_keys_of_a_batch_are_those_of_the_edited_model_and_protect_it() -> N
     state = fitted(editor)
     first = editor.edit(lm, FACTS[:2], state)
     points = [key(Site(layer)) for layer in LAYERS]
-    sequences = _locate.subject_tokens(lm, FACTS[:2], TWO_LEVEL.prefixes)
+    sequences = locate.subject_tokens(lm, FACTS[:2], TWO_LEVEL.prefixes)
     with first.patch.apply(lm):
-        captured = _locate.capture_last(lm, sequences, points)
+        captured = locate.capture_last(lm, sequences, points)
         second = editor.edit(lm, FACTS[2:], first.state)
         layers = editor.solved(lm, FACTS[2:], first.state)
     for layer, point in zip(layers, points, strict=True):
-        old = _locate.average(captured[point], TWO_LEVEL.weights).T
+        old = locate.average(captured[point], TWO_LEVEL.weights).T
         free = editor.projector(state, layer.site)
         kept = first.state.tensors[f"alphaedit/protected/{layer.site}/columns"]
         torch.testing.assert_close(kept, free.coordinates(old))

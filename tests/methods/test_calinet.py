@@ -16,11 +16,11 @@ from corrigenda.facts import Fact
 from corrigenda.lm.ask import score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, key, value
-from corrigenda.methods import _calibration
-from corrigenda.methods._activation import host_activation
-from corrigenda.methods._calibration import Slots, beside, fresh
-from corrigenda.methods._gradients import by_length, labelled_rows
 from corrigenda.methods.calinet import Calinet, CalinetPatch
+from corrigenda.methods.neurons import calibration
+from corrigenda.methods.neurons.calibration import Slots, beside, fresh
+from corrigenda.methods.passes.activation import host_activation
+from corrigenda.methods.passes.gradients import by_length, labelled_rows
 from corrigenda.testing.tiny import tiny_model
 from tests.methods.adapting import Snapshot, logits_of, model
 from tests.methods.locating import FACTS
@@ -38,7 +38,7 @@ def calinet(**options: object) -> Calinet:
     return Calinet(**{"steps": 6, "slots": 6, "learning_rate": 0.02, **options})
 
 
-def settings(**options: object) -> _calibration.Settings:
+def settings(**options: object) -> calibration.Settings:
     return calinet(**options)._settings
 
 
@@ -153,7 +153,7 @@ def test_the_first_step_is_against_the_gradient_of_the_mean_loss(family: str) ->
     lm = model(family, torch.float64)
     rows = labelled_rows(lm, FACTS)
     start = fresh(lm, (0, 1), 6, seed=0)
-    trained = _calibration.train(lm, start, rows, settings(steps=1, learning_rate=0.01))
+    trained = calibration.train(lm, start, rows, settings(steps=1, learning_rate=0.01))
     leaves = {layer: own.values.clone().requires_grad_() for layer, own in start.items()}
     with (
         torch.enable_grad(),
@@ -176,9 +176,9 @@ def test_the_first_step_is_against_the_gradient_of_the_mean_loss(family: str) ->
 def test_batches_and_whole_passes_train_on_the_same_rows() -> None:
     lm = model("gpt2")
     rows = labelled_rows(lm, FACTS)
-    whole = _calibration.train(lm, fresh(lm, (1,), 6, 0), rows, settings(steps=3))
-    parts = _calibration.train(lm, fresh(lm, (1,), 6, 0), rows, settings(steps=3, batch_size=2))
-    again = _calibration.train(
+    whole = calibration.train(lm, fresh(lm, (1,), 6, 0), rows, settings(steps=3))
+    parts = calibration.train(lm, fresh(lm, (1,), 6, 0), rows, settings(steps=3, batch_size=2))
+    again = calibration.train(
         lm, fresh(lm, (1,), 6, 0), rows[::-1], settings(steps=3, batch_size=2)
     )
     assert len(by_length(rows, 2)) > 1

@@ -16,10 +16,10 @@ from corrigenda.lm.ask import answer, score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens, value
 from corrigenda.lm.spans import encode
-from corrigenda.methods._answer_passes import AnswerPasses
-from corrigenda.methods._codebook import ADDED, SPLIT, TAKEN_OVER, Codebook, Records, place
-from corrigenda.methods._gradients import labelled_rows
 from corrigenda.methods.grace import Grace, _stored
+from corrigenda.methods.memories.codebook import ADDED, SPLIT, TAKEN_OVER, Codebook, Records, place
+from corrigenda.methods.passes.answer_passes import AnswerPasses
+from corrigenda.methods.passes.gradients import labelled_rows
 from corrigenda.patch import load_patch
 from corrigenda.pocket.exam import load_exam
 from corrigenda.testing.tiny import tiny_model

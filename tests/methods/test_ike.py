@@ -14,9 +14,9 @@ from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
 from corrigenda.lm.ask import answer
 from corrigenda.lm.model import LanguageModel
-from corrigenda.methods import _kept_text
 from corrigenda.methods.ice import ICE
 from corrigenda.methods.ike import IKE, IkePatch, assign_types, subject_sentence
+from corrigenda.methods.prompting import kept_text
 from corrigenda.patch import load_patch
 from corrigenda.pocket.exam import load_exam
 from corrigenda.pocket.training_facts import training_facts
@@ -41,7 +41,7 @@ def fitted(count: int = 40) -> State:
 def shown(patch: object) -> list[list[str]]:
     """The demonstrations kept for each fact, before any is cut."""
     assert isinstance(patch, IkePatch)
-    texts = _kept_text.as_value(patch.stored["demonstrations"])
+    texts = kept_text.as_value(patch.stored["demonstrations"])
     assert isinstance(texts, list)
     return [[str(text) for text in own] for own in texts if isinstance(own, list)]
 

@@ -11,11 +11,17 @@ from torch import Tensor
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods._gradients import Samples, labelled_rows
-from corrigenda.methods._ke_lesson import Lesson, Question, condition_ids, condition_texts, seen
-from corrigenda.methods._ke_network import Conditioner, Gate
-from corrigenda.methods._shifted import OwnAnswers
 from corrigenda.methods.knowledge_editor import KnowledgeEditor
+from corrigenda.methods.learning.ke_lesson import (
+    Lesson,
+    Question,
+    condition_ids,
+    condition_texts,
+    seen,
+)
+from corrigenda.methods.learning.ke_network import Conditioner, Gate
+from corrigenda.methods.learning.shifted import OwnAnswers
+from corrigenda.methods.passes.gradients import Samples, labelled_rows
 from corrigenda.patch.changes import dense
 from tests.methods.hyper_editing import (
     TAUGHT,

@@ -13,8 +13,9 @@ from corrigenda.errors import BadConfig, NotEnoughFacts, PromptTooLong, UnknownS
 from corrigenda.facts import Span
 from corrigenda.lm.ask import score
 from corrigenda.lm.sites import Site, Tokens, key, value, write
-from corrigenda.methods import _attribution
-from corrigenda.methods._attribution import (
+from corrigenda.methods.knowledge_neurons import KnowledgeNeurons, final_gain, token_directions
+from corrigenda.methods.locating import attribution
+from corrigenda.methods.locating.attribution import (
     Neuron,
     Question,
     above,
@@ -25,7 +26,6 @@ from corrigenda.methods._attribution import (
     shared_by,
     specific,
 )
-from corrigenda.methods.knowledge_neurons import KnowledgeNeurons, final_gain, token_directions
 from corrigenda.patch import export_peft
 from corrigenda.pocket.exam import edit_items
 from corrigenda.pocket.world import load_world
@@ -109,13 +109,13 @@ def test_a_linear_readout_is_attributed_exactly(rule: str, steps: int) -> None:
     keys = torch.randn(2, lm.d_inner, generator=generator, dtype=torch.float64)
     weight = lm.weight(Site(1))
 
-    class Linear(_attribution._Read):
+    class Linear(attribution._Read):
         def values(self, delta, rows):
             return (self.written[rows] + delta) @ readout
 
     read = Linear(lm, None, keys @ weight.T, torch.tensor([4, 5]), None, "probability")
-    path = _attribution._Path.of(steps, rule, device=lm.device, dtype=torch.float64)
-    gradients, values = _attribution._integrate(read, path, 12)
+    path = attribution._Path.of(steps, rule, device=lm.device, dtype=torch.float64)
+    gradients, values = attribution._integrate(read, path, 12)
     torch.testing.assert_close(keys * (gradients @ weight), keys * (readout @ weight))
     torch.testing.assert_close(values[:, 0], torch.zeros(2, dtype=torch.float64))
 

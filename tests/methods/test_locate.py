@@ -12,9 +12,9 @@ from corrigenda.errors import AmbiguousSubject, NonFinite, PromptTooLong
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, key, state, value, write
-from corrigenda.methods import _locate
-from corrigenda.methods._probe_layer import probe_layer
-from corrigenda.methods._target_search import Row, Settings, Targets, find_targets
+from corrigenda.methods.locating import locate
+from corrigenda.methods.locating.probe_layer import probe_layer
+from corrigenda.methods.locating.target_search import Row, Settings, Targets, find_targets
 from tests.methods.locating import FACTS, PLAIN, model
 
 SETTINGS = Settings(
@@ -73,7 +73,7 @@ def search(
     role: str = "state",
     settings: Settings = SETTINGS,
 ) -> Targets:
-    rows = _locate.rewrite_rows(lm, facts, PLAIN.prefixes)
+    rows = locate.rewrite_rows(lm, facts, PLAIN.prefixes)
     names = [fact.label for fact in facts]
     return find_targets(lm, rows, layer=LAYER, role=role, settings=settings, names=names)
 
@@ -87,7 +87,7 @@ def test_the_batched_search_equals_the_plain_one(family: str, role: str) -> None
     found = search(lm, role=role)
     point = state(LAYER) if role == "state" else value(Site(LAYER))
     for index, fact in enumerate(FACTS):
-        rows = _locate.rewrite_rows(lm, [fact], PLAIN.prefixes)
+        rows = locate.rewrite_rows(lm, [fact], PLAIN.prefixes)
         delta, losses = plain_search(lm, rows, point, SETTINGS)
         assert (found.deltas[index] - delta).norm() <= tolerance * delta.norm()
         torch.testing.assert_close(
@@ -139,9 +139,9 @@ def test_delta_stays_in_its_ball_and_the_trace_says_so() -> None:
 def test_anchors_are_read_at_the_clean_prompt() -> None:
     lm = model("llama")
     found = search(lm, role="value")
-    clean = _locate.subject_tokens(lm, FACTS, [""])
+    clean = locate.subject_tokens(lm, FACTS, [""])
     point = value(Site(LAYER))
-    torch.testing.assert_close(found.anchors, _locate.capture_last(lm, clean, [point])[point])
+    torch.testing.assert_close(found.anchors, locate.capture_last(lm, clean, [point])[point])
 
 
 def test_a_broken_model_is_named_with_the_fact() -> None:
@@ -160,7 +160,7 @@ def test_half_precision_keeps_vectors_and_losses_in_float32() -> None:
 
 def test_rows_stop_at_the_subject_for_the_essence_and_before_the_last_label() -> None:
     lm = model("llama")
-    rows = _locate.rewrite_rows(lm, FACTS[:1], PLAIN.prefixes)
+    rows = locate.rewrite_rows(lm, FACTS[:1], PLAIN.prefixes)
     assert [row.anchor for row in rows] == [True, False, False, False]
     assert not rows[-1].labels
     assert rows[-1].tail == 1
@@ -175,7 +175,7 @@ def test_capture_runs_equal_strings_once_and_keeps_the_order() -> None:
     lm = model("llama")
     sequences = [(1, 5, 9), (1, 7), (1, 5, 9), (1, 5, 9, 4, 4)]
     points = [key(Site(0)), state(2)]
-    found = _locate.capture_last(lm, sequences, points)
+    found = locate.capture_last(lm, sequences, points)
     for index, ids in enumerate(sequences):
         alone = lm.tap(Tokens.pad([list(ids)], 0), points)
         for point in points:
@@ -184,25 +184,25 @@ def test_capture_runs_equal_strings_once_and_keeps_the_order() -> None:
 
 def test_a_residual_is_carried_back_through_the_norm_behind_the_block() -> None:
     lm = model("gemma2")
-    site, clean = Site(2), _locate.subject_tokens(lm, FACTS[:2], [""])
-    captured = _locate.capture_last(lm, clean, [value(site), write(site)])
+    site, clean = Site(2), locate.subject_tokens(lm, FACTS[:2], [""])
+    captured = locate.capture_last(lm, clean, [value(site), write(site)])
     generator = torch.Generator().manual_seed(0)
     gain = captured[write(site)].double() / captured[value(site)].double()
     wanted = torch.randn(gain.shape, generator=generator, dtype=torch.float64)
-    back = _locate.residuals_at_output(lm, site, clean, wanted)
+    back = locate.residuals_at_output(lm, site, clean, wanted)
     torch.testing.assert_close(back * gain, wanted, rtol=2e-2, atol=2e-2)
     plain = model("llama", torch.float64)
-    clean = _locate.subject_tokens(plain, FACTS[:2], [""])
-    assert torch.equal(_locate.residuals_at_output(plain, site, clean, wanted), wanted)
+    clean = locate.subject_tokens(plain, FACTS[:2], [""])
+    assert torch.equal(locate.residuals_at_output(plain, site, clean, wanted), wanted)
 
 
 def test_facts_without_subject_or_beyond_the_context_are_refused() -> None:
     lm = model()
     with pytest.raises(AmbiguousSubject, match="CG104"):
-        _locate.rewrite_rows(lm, [Fact(prompt="The Space Needle is in", target="Rome")], [""])
+        locate.rewrite_rows(lm, [Fact(prompt="The Space Needle is in", target="Rome")], [""])
     long = Fact(prompt="Rome " + "and so on " * 200 + "is", subject="Rome", target="Paris")
     with pytest.raises(PromptTooLong, match="CG105"):
-        _locate.rewrite_rows(lm, [long], [""])
+        locate.rewrite_rows(lm, [long], [""])
 
 
 def test_the_probe_chooses_a_block_and_says_so() -> None:

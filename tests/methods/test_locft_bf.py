@@ -11,9 +11,9 @@ import corrigenda as cg
 from corrigenda import registry
 from corrigenda.errors import BadConfig
 from corrigenda.lm.sites import Site
-from corrigenda.methods import _finetune
 from corrigenda.methods.ft_m import FtM
 from corrigenda.methods.locft_bf import LocftBf
+from corrigenda.methods.tuning import finetune
 from corrigenda.patch.changes import dense
 from corrigenda.pocket import card
 from corrigenda.pocket.exam import edit_items
@@ -43,13 +43,13 @@ def test_every_epoch_sees_every_fact_once_in_an_order_of_its_own() -> None:
     examples = editor.examples(lm, FACTS)
     orders = []
     for epoch in range(6):
-        parts = list(_finetune._mini_batches(examples, editor.settings, epoch))
+        parts = list(finetune._mini_batches(examples, editor.settings, epoch))
         assert [len(part) for part in parts] == [2, 2]
         orders.append([index for part in parts for index in part])
         assert sorted(orders[-1]) == [0, 1, 2, 3]
     assert len({tuple(order) for order in orders}) > 2
     in_order = editor.settings._replace(shuffle=None)
-    assert list(_finetune._mini_batches(examples, in_order, 3)) == [[0, 1], [2, 3]]
+    assert list(finetune._mini_batches(examples, in_order, 3)) == [[0, 1], [2, 3]]
 
 
 def test_in_one_mini_batch_and_without_the_end_it_is_ft_m() -> None:

@@ -12,10 +12,10 @@ from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods._gradients import Samples, capture, labelled_rows
-from corrigenda.methods._malmen_merge import Gathering, Merged
-from corrigenda.methods._malmen_network import ProposalNetwork
+from corrigenda.methods.learning.malmen_merge import Gathering, Merged
+from corrigenda.methods.learning.malmen_network import ProposalNetwork
 from corrigenda.methods.malmen import Lesson, Malmen, Question
+from corrigenda.methods.passes.gradients import Samples, capture, labelled_rows
 from corrigenda.patch.changes import dense
 from corrigenda.pocket.exam import load_exam
 from corrigenda.pocket.training_facts import training_facts

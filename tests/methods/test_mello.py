@@ -9,9 +9,9 @@ from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.methods import mello
-from corrigenda.methods._edit_memory import Question, mentions, same
-from corrigenda.methods._mello_prompt import DEMONSTRATIONS
 from corrigenda.methods.mello import MeLLo
+from corrigenda.methods.prompting.edit_memory import Question, mentions, same
+from corrigenda.methods.prompting.mello_prompt import DEMONSTRATIONS
 from tests.methods.edit_memories import (
     ASKED,
     EMPLOYER,
@@ -102,10 +102,12 @@ def test_a_comparison_can_stand_for_the_verdict(lm, monkeypatch) -> None:
     }
     said_alone(mello, monkeypatch, greedy=Script(lines))
     read = {"employer of Ann Lee is": "Zed Mills", "founder of Zed Mills is": "Bo Dahl"}
-    monkeypatch.setattr("corrigenda.methods._edit_memory.answer", Script(read))
+    monkeypatch.setattr("corrigenda.methods.prompting.edit_memory.answer", Script(read))
     compared = editor(verdict="reading")
     assert compared.reason(lm, memory(lm), [ASKED])[0].answer == "Bo Dahl"
-    monkeypatch.setattr("corrigenda.methods._edit_memory.answer", Script({"is": "Ann Lee"}))
+    monkeypatch.setattr(
+        "corrigenda.methods.prompting.edit_memory.answer", Script({"is": "Ann Lee"})
+    )
     assert compared.reason(lm, memory(lm), [ASKED]) == [None]
 
 

@@ -15,8 +15,9 @@ from corrigenda.lm.ask import answer, score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens
 from corrigenda.lm.spans import encode
-from corrigenda.methods._block_training import new_block
-from corrigenda.methods._clusters import (
+from corrigenda.methods.melo import Melo, MeloPatch
+from corrigenda.methods.memories.block_training import new_block
+from corrigenda.methods.memories.clusters import (
     IN_CONFLICT,
     JOINED,
     OPENED,
@@ -25,7 +26,6 @@ from corrigenda.methods._clusters import (
     Router,
     placed,
 )
-from corrigenda.methods.melo import Melo, MeloPatch
 from corrigenda.patch import export_peft, load_patch
 from corrigenda.pocket.exam import load_exam
 from corrigenda.testing.tiny import tiny_model

@@ -18,10 +18,10 @@ from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens
-from corrigenda.methods._gradients import Labelled, labelled_rows, predict
-from corrigenda.methods._mend_network import Factors, Networks, Rewriter
-from corrigenda.methods._mend_training import Task, Trainer, edited, gradient_factors
+from corrigenda.methods.learning.mend_network import Factors, Networks, Rewriter
+from corrigenda.methods.learning.mend_training import Task, Trainer, edited, gradient_factors
 from corrigenda.methods.mend import Mend
+from corrigenda.methods.passes.gradients import Labelled, labelled_rows, predict
 from corrigenda.patch import WeightPatch
 from corrigenda.patch.changes import dense
 from corrigenda.pocket.exam import edit_items

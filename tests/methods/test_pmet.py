@@ -13,10 +13,10 @@ from corrigenda.facts import Fact
 from corrigenda.lm.ask import answer
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, value
-from corrigenda.methods import _locate
-from corrigenda.methods._locate import LocateThenEdit
-from corrigenda.methods._spread import SpreadEditor
-from corrigenda.methods._target_search import Row, Settings, Targets, find_targets
+from corrigenda.methods.locating import locate
+from corrigenda.methods.locating.locate import LocateThenEdit
+from corrigenda.methods.locating.spread import SpreadEditor
+from corrigenda.methods.locating.target_search import Row, Settings, Targets, find_targets
 from corrigenda.methods.memit import Memit
 from corrigenda.methods.pmet import Pmet
 from corrigenda.patch import WeightPatch
@@ -59,7 +59,7 @@ def pmet(**options: object) -> Pmet:
 def search(
     lm: LanguageModel, facts: tuple[Fact, ...] = FACTS, settings: Settings = SETTINGS
 ) -> Targets:
-    rows = _locate.rewrite_rows(lm, facts, PLAIN.prefixes)
+    rows = locate.rewrite_rows(lm, facts, PLAIN.prefixes)
     names = [fact.label for fact in facts]
     return find_targets(lm, rows, layer=1, role="components", settings=settings, names=names)
 
@@ -117,7 +117,7 @@ def test_the_batched_search_equals_the_plain_one(family: str) -> None:
     lm = model(family, dtype)
     found = search(lm)
     for index, fact in enumerate(FACTS):
-        rows = _locate.rewrite_rows(lm, [fact], PLAIN.prefixes)
+        rows = locate.rewrite_rows(lm, [fact], PLAIN.prefixes)
         delta, losses = plain_search(lm, rows, SETTINGS)
         assert (found.deltas[index] - delta).norm() <= tolerance * delta.norm()
         torch.testing.assert_close(
@@ -127,7 +127,7 @@ def test_the_batched_search_equals_the_plain_one(family: str) -> None:
 
 def rows_of_a_token(lm: LanguageModel, place: int) -> list[Row]:
     """A subject alone, whose target is the token at this place of the model's own order."""
-    essence = _locate.rewrite_rows(lm, FACTS[:1], [""])[-1]
+    essence = locate.rewrite_rows(lm, FACTS[:1], [""])[-1]
     order = lm.logits(Tokens.pad([essence.ids], 0))[0, -1].argsort(descending=True)
     return [essence._replace(labels=(int(order[place]),), anchor=True), essence]
 
@@ -225,7 +225,7 @@ def test_what_is_missing_is_measured_behind_the_last_down_projection(family: str
     lm, editor = model(family), pmet()
     state = moments(lm, LAYERS)
     first, second = editor.solved(lm, FACTS, state)
-    rows = _locate.rewrite_rows(lm, FACTS, TWO_LEVEL.prefixes)
+    rows = locate.rewrite_rows(lm, FACTS, TWO_LEVEL.prefixes)
     names = [fact.label for fact in FACTS]
     targets = find_targets(
         lm, rows, layer=2, role="components", settings=editor.settings, names=names
@@ -233,11 +233,11 @@ def test_what_is_missing_is_measured_behind_the_last_down_projection(family: str
     mlp = targets.deltas[:, lm.d_model :].double()
     if lm.family.mlp_norm is None:
         torch.testing.assert_close(first.share * math.sqrt(2), mlp, rtol=1e-4, atol=1e-5)
-    clean, point = _locate.subject_tokens(lm, FACTS, [""]), value(Site(2))
+    clean, point = locate.subject_tokens(lm, FACTS, [""]), value(Site(2))
     patch = editor.edit(lm, FACTS, state).patch
     lower = WeightPatch({first.site: patch.changes[first.site]}, patch.header)
     with lower.apply(lm):
-        now = _locate.capture_last(lm, clean, [point])[point]
+        now = locate.capture_last(lm, clean, [point])[point]
     wanted = targets.wanted[:, lm.d_model :] - now
     torch.testing.assert_close(second.share.float(), wanted, rtol=1e-3, atol=1e-4)
 

@@ -16,7 +16,7 @@ from corrigenda.errors import MissingState, PromptTooLong
 from corrigenda.facts import Fact
 from corrigenda.lm.ask import answer, greedy, next_token_top, score
 from corrigenda.lm.model import LanguageModel
-from corrigenda.methods._scope import ScopeHead, distances, loss, mined, route
+from corrigenda.methods.memories.scope import ScopeHead, distances, loss, mined, route
 from corrigenda.methods.serac import SERAC, SeracPatch
 from corrigenda.patch import load_patch
 from corrigenda.pocket.exam import load_exam

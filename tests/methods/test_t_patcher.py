@@ -12,7 +12,7 @@ import corrigenda
 from corrigenda.errors import UnknownSite, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.lm.sites import Site, Tokens, key, value
-from corrigenda.methods._patch_neurons import (
+from corrigenda.methods.neurons.patch_neurons import (
     Memory,
     Neurons,
     _start,

@@ -16,9 +16,9 @@ from corrigenda.lm.ask import greedy, score
 from corrigenda.lm.continuation import pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Tokens
-from corrigenda.methods import _truth_space
-from corrigenda.methods._truth_space import AutoEncoder, Codes, grouping, pairing, untruth
-from corrigenda.methods._truth_states import capture, modules, shared_tokens
+from corrigenda.methods.truth import truth_space
+from corrigenda.methods.truth.truth_space import AutoEncoder, Codes, grouping, pairing, untruth
+from corrigenda.methods.truth.truth_states import capture, modules, shared_tokens
 from corrigenda.methods.truthx import TruthX, TruthxPatch
 from corrigenda.patch import Header
 from corrigenda.pocket.truths import truths
@@ -338,7 +338,7 @@ def test_facts_decide_nothing_but_whether_there_is_a_patch() -> None:
 def test_strength_and_modules_need_no_new_training(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_model("gpt2", layers=2)
     state = truthx().fit(lm, FACTS)
-    monkeypatch.setattr(_truth_space.AutoEncoder, "losses", None)
+    monkeypatch.setattr(truth_space.AutoEncoder, "losses", None)
     assert truthx(top_k=1, strength=-2.0, scoring="choice").fit(lm, FACTS) == state
 
 

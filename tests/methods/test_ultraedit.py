@@ -12,7 +12,13 @@ from corrigenda.errors import UnknownSite, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.linalg.running import RunningStatistics
 from corrigenda.lm.sites import Site, Tokens
-from corrigenda.methods._gradients import Samples, by_length, capture, labelled_rows, mean_losses
+from corrigenda.methods.passes.gradients import (
+    Samples,
+    by_length,
+    capture,
+    labelled_rows,
+    mean_losses,
+)
 from corrigenda.methods.ultraedit import UltraEdit
 from corrigenda.state import State
 from tests.methods.locating import FACTS, exact_dtype, model

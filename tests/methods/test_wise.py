@@ -14,7 +14,7 @@ from corrigenda.errors import UnknownSite, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.lm.ask import greedy, next_token_top, score
 from corrigenda.lm.sites import Site, Tokens, key, value
-from corrigenda.methods._side_memory import (
+from corrigenda.methods.memories.side_memory import (
     Memory,
     Mergers,
     Side,
@@ -27,8 +27,8 @@ from corrigenda.methods._side_memory import (
     trimmed,
     unpacked,
 )
-from corrigenda.methods._side_sequence import read_past
-from corrigenda.methods._side_training import positive_mean
+from corrigenda.methods.memories.side_sequence import read_past
+from corrigenda.methods.memories.side_training import positive_mean
 from corrigenda.methods.wise import SidePatch, Wise, written_prefixes
 from corrigenda.patch import load_patch
 from corrigenda.state import State

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from corrigenda.facts import Fact
 from corrigenda.lm.sites import Site
-from corrigenda.methods._finetune import Trained, fine_tune
 from corrigenda.methods.ft_l import FtL
 from corrigenda.methods.ft_m import FtM
+from corrigenda.methods.tuning.finetune import Trained, fine_tune
 from corrigenda.patch.changes import dense
 from tests.reference.golden import (
     TOLERANCE,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 
 from corrigenda.lm.sites import Site
-from corrigenda.methods import _locate
-from corrigenda.methods._target_search import find_targets
+from corrigenda.methods.locating import locate
+from corrigenda.methods.locating.target_search import find_targets
 from corrigenda.methods.pmet import Pmet
 from corrigenda.patch import WeightPatch
 from tests.reference.golden import (
@@ -50,7 +50,7 @@ def test_both_targets(tag: str) -> None:
     wanted = facts(16) if tag == "b16" else [facts(8)[int(tag[1:])]]
     found = find_targets(
         model(),
-        _locate.rewrite_rows(model(), wanted, PREFIXES),
+        locate.rewrite_rows(model(), wanted, PREFIXES),
         layer=golden(METHOD)["hparams"]["layers"][-1],
         role="components",
         settings=pmet().settings,

@@ -32,8 +32,8 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-7}
 # As `corrigenda` itself, with checkpoints every fifth of a second instead of every half minute.
 PROGRAM = """
 import functools, sys
-from corrigenda.methods import _hyper_editor
-_hyper_editor.Schedule = functools.partial(_hyper_editor.Schedule, checkpoint_seconds=0.2)
+from corrigenda.methods.learning import hyper_editor
+hyper_editor.Schedule = functools.partial(hyper_editor.Schedule, checkpoint_seconds=0.2)
 from corrigenda.cli.main import run
 run()
 """

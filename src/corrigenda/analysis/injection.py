@@ -19,7 +19,7 @@ from corrigenda.facts import Fact, find_subject
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, state, value
 from corrigenda.lm.spans import Encoded, encode, encode_fact
-from corrigenda.methods._target_search import Row, Settings, find_targets
+from corrigenda.methods.locating.target_search import Row, Settings, find_targets
 
 SETTINGS = Settings(
     steps=25, learning_rate=0.5, kl_weight=0.0, weight_decay=0.5, clamp=4.0, stop_loss=0.05

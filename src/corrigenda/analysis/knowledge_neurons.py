@@ -1,6 +1,7 @@
 """Knowledge neurons: which inner units of feed-forward blocks express an answer.
 
-The attribution itself is in `corrigenda.methods._attribution`; the editing method builds on it too.
+The attribution itself is in `corrigenda.methods.locating.attribution`; the editing method builds on
+it too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from corrigenda.facts import find_subject
 from corrigenda.lm.continuation import pad_id, widened
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, key, state
-from corrigenda.methods._attribution import (
+from corrigenda.methods.locating.attribution import (
     Neuron,
     Objective,
     Question,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from corrigenda.errors import BadConfig
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
-from corrigenda.methods._adapter_editor import AdapterEditor
-from corrigenda.methods._adapters import NAME, Adapter, Trained, is_transposed_at
+from corrigenda.methods.tuning.adapter_editor import AdapterEditor
+from corrigenda.methods.tuning.adapters import NAME, Adapter, Trained, is_transposed_at
 
 _SPREAD = 0.02
 _RANK_OFFSET = 1e-5

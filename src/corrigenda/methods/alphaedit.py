@@ -17,8 +17,8 @@ from corrigenda.linalg.project import NullSpace, null_space
 from corrigenda.linalg.solve import null_space_ridge
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods._locate import Plan
-from corrigenda.methods._spread import SeveralLayers
+from corrigenda.methods.locating.locate import Plan
+from corrigenda.methods.locating.spread import SeveralLayers
 from corrigenda.progress import Progress
 from corrigenda.state import State
 from corrigenda.training.facts import Material

@@ -20,9 +20,8 @@ from corrigenda.lm.continuation import batches
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
-from corrigenda.methods import _locate
-from corrigenda.methods._activation import host_activation
-from corrigenda.methods._calibration import (
+from corrigenda.methods.locating import locate
+from corrigenda.methods.neurons.calibration import (
     Settings,
     Slots,
     Trained,
@@ -31,7 +30,8 @@ from corrigenda.methods._calibration import (
     is_gated,
     train,
 )
-from corrigenda.methods._gradients import Labelled, predict
+from corrigenda.methods.passes.activation import host_activation
+from corrigenda.methods.passes.gradients import Labelled, predict
 from corrigenda.patch import StoredPatch
 from corrigenda.state import State
 
@@ -207,8 +207,8 @@ class Calinet(Editor):
         statuses = ["written" if loss <= _EVEN_ODDS else "not converged" for loss in after]
         series = {"initial_losses": before, "final_losses": after, "losses": trained.losses}
         return {
-            **_locate.summarise(facts, statuses, ()),
-            **_locate.rounded(series),
+            **locate.summarise(facts, statuses, ()),
+            **locate.rounded(series),
             "steps": trained.steps,
             "stop": trained.stop,
             "prompts": len(rows),

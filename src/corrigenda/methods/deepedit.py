@@ -12,8 +12,8 @@ from pydantic import Field
 from corrigenda.facts import Fact
 from corrigenda.lm.ask import answer, greedy, score
 from corrigenda.lm.model import LanguageModel
-from corrigenda.methods._deepedit_prompts import Prompts
-from corrigenda.methods._edit_memory import (
+from corrigenda.methods.prompting.deepedit_prompts import Prompts
+from corrigenda.methods.prompting.edit_memory import (
     READ_TOKENS,
     EditMemory,
     MemoryEditor,

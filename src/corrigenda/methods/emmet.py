@@ -16,9 +16,9 @@ from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.solve import equality, ridge
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods import _locate
-from corrigenda.methods._locate import Plan
-from corrigenda.methods._spread import SpreadEditor
+from corrigenda.methods.locating import locate
+from corrigenda.methods.locating.locate import Plan
+from corrigenda.methods.locating.spread import SpreadEditor
 from corrigenda.state import State
 
 
@@ -73,7 +73,7 @@ class Emmet(SpreadEditor):
         """
         if self.gamma > 0:
             return
-        for i, j in _locate.same_key_pairs(keys):
+        for i, j in locate.same_key_pairs(keys):
             raise NotEnoughFacts(
                 "two facts of the batch have the same key, so both cannot be constraints.",
                 where=f"{facts[i].label} and {facts[j].label}",

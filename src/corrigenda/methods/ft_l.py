@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from corrigenda.methods._finetune import Settings
-from corrigenda.methods._finetune_editor import FineTuneEditor
+from corrigenda.methods.tuning.finetune import Settings
+from corrigenda.methods.tuning.finetune_editor import FineTuneEditor
 
 
 class FtL(FineTuneEditor):

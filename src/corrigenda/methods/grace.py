@@ -19,9 +19,8 @@ from corrigenda.linalg.nearest import Nearest
 from corrigenda.lm.hooks import Transform
 from corrigenda.lm.model import LanguageModel, gather
 from corrigenda.lm.sites import Point, Site, key, value
-from corrigenda.methods import _memories
-from corrigenda.methods._answer_passes import scored
-from corrigenda.methods._codebook import (
+from corrigenda.methods.memories import sharing
+from corrigenda.methods.memories.codebook import (
     NAMES,
     TAKEN_OVER,
     Codebook,
@@ -30,9 +29,16 @@ from corrigenda.methods._codebook import (
     out_of_reach,
     place,
 )
-from corrigenda.methods._gradients import Labelled, labelled_rows
-from corrigenda.methods._memories import Memory, joined, keys_at, memory_of, suspended
-from corrigenda.methods._value_training import Replace, Settings, Trace, replaced, train_values
+from corrigenda.methods.memories.sharing import Memory, joined, keys_at, memory_of, suspended
+from corrigenda.methods.memories.value_training import (
+    Replace,
+    Settings,
+    Trace,
+    replaced,
+    train_values,
+)
+from corrigenda.methods.passes.answer_passes import scored
+from corrigenda.methods.passes.gradients import Labelled, labelled_rows
 from corrigenda.patch import StoredPatch
 from corrigenda.state import State
 
@@ -179,9 +185,9 @@ class Grace(Editor):
         lm.module(site)
         return site
 
-    def distances(self, lm: LanguageModel, facts: Sequence[Fact]) -> _memories.Distances:
+    def distances(self, lm: LanguageModel, facts: Sequence[Fact]) -> sharing.Distances:
         """How far keys of paraphrases, neighbours and other facts lie apart, to set `radius` by."""
-        return _memories.distances(lm, facts, key(self.site(lm)))
+        return sharing.distances(lm, facts, key(self.site(lm)))
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
         """Add entries for the facts to the codebook that is active; the model is left as it is.
@@ -203,7 +209,7 @@ class Grace(Editor):
         book = None if beside is None else beside.book
         before, right = scored(lm, rows)
         keys = keys_at(lm, [row.ids[: row.reads[0] + 1] for row in rows], key(site))
-        noise = _memories.noise(lm, keys)
+        noise = sharing.noise(lm, keys)
         targets = [row.labels for row in rows]
         plan = place(book, keys, targets, right, radius=self.radius, noise=noise)
         names = [fact.label for fact in facts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from corrigenda.editor import Needs
-from corrigenda.methods._in_context import InContextEditor, InContextPatch
+from corrigenda.methods.prompting.in_context import InContextEditor, InContextPatch
 
 
 class IcePatch(InContextPatch):

@@ -16,8 +16,8 @@ from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
 from corrigenda.lm.ask import answer
 from corrigenda.lm.model import LanguageModel
-from corrigenda.methods import _kept_text
-from corrigenda.methods._in_context import InContextEditor, InContextPatch, Layout
+from corrigenda.methods.prompting import kept_text
+from corrigenda.methods.prompting.in_context import InContextEditor, InContextPatch, Layout
 from corrigenda.progress import Progress
 from corrigenda.retrieval import Index, embedder
 from corrigenda.state import State
@@ -111,8 +111,8 @@ class IKE(InContextEditor):
         texts = [layout.new_fact(fact) for fact in facts]
         return State(
             {
-                f"{_POOL}/facts": _kept_text.facts_as_tensor(facts),
-                f"{_POOL}/probes": _kept_text.as_tensor([list(row) for row in rows]),
+                f"{_POOL}/facts": kept_text.facts_as_tensor(facts),
+                f"{_POOL}/probes": kept_text.as_tensor([list(row) for row in rows]),
                 _VECTORS: embedder(self.embedder).embed(lm, texts),
             }
         )
@@ -130,8 +130,8 @@ class IKE(InContextEditor):
                 hint="Call `editor.fit(lm, facts)` with facts disjoint from those to be edited, "
                 "and pass its state.",
             )
-        facts = _kept_text.facts_of(state.tensors[f"{_POOL}/facts"])
-        probes = _kept_text.as_value(state.tensors[f"{_POOL}/probes"])
+        facts = kept_text.facts_of(state.tensors[f"{_POOL}/facts"])
+        probes = kept_text.as_value(state.tensors[f"{_POOL}/probes"])
         assert isinstance(probes, list), "one row of probes a fact"
         rows = [[str(text) for text in row] for row in probes if isinstance(row, list)]
         return [Record(fact, *row) for fact, row in zip(facts, rows, strict=True)]

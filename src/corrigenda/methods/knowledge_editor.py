@@ -14,9 +14,8 @@ from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods._gradients import Labelled
-from corrigenda.methods._hyper_editor import Course, HyperEditor, Layers, Made
-from corrigenda.methods._ke_lesson import (
+from corrigenda.methods.learning.hyper_editor import Course, HyperEditor, Layers, Made
+from corrigenda.methods.learning.ke_lesson import (
     Constraint,
     Lesson,
     Question,
@@ -24,8 +23,9 @@ from corrigenda.methods._ke_lesson import (
     condition_texts,
     seen,
 )
-from corrigenda.methods._ke_network import Conditioner, Gate
-from corrigenda.methods._shifted import OwnAnswers, paraphrase_of, said, smallest
+from corrigenda.methods.learning.ke_network import Conditioner, Gate
+from corrigenda.methods.learning.shifted import OwnAnswers, paraphrase_of, said, smallest
+from corrigenda.methods.passes.gradients import Labelled
 from corrigenda.patch import Header, WeightPatch
 from corrigenda.progress import Progress
 from corrigenda.state import State

@@ -18,7 +18,7 @@ from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode_fact
-from corrigenda.methods._attribution import (
+from corrigenda.methods.locating.attribution import (
     Attribution,
     Neuron,
     Objective,

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from corrigenda.linalg.lowrank import LowRank
-from corrigenda.methods._adapter_editor import AdapterEditor
-from corrigenda.methods._adapters import NAME, Adapter, is_transposed_at
+from corrigenda.methods.tuning.adapter_editor import AdapterEditor
+from corrigenda.methods.tuning.adapters import NAME, Adapter, is_transposed_at
 
 
 class Lora(AdapterEditor):

@@ -13,11 +13,17 @@ from torch import Tensor, nn
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods._gradients import Labelled, Samples, by_length, capture, labelled_rows
-from corrigenda.methods._hyper_editor import Course, HyperEditor, Layers, Made, far_from, home
-from corrigenda.methods._malmen_merge import Gathering, Merged
-from corrigenda.methods._malmen_network import Proposers
-from corrigenda.methods._shifted import (
+from corrigenda.methods.learning.hyper_editor import (
+    Course,
+    HyperEditor,
+    Layers,
+    Made,
+    far_from,
+    home,
+)
+from corrigenda.methods.learning.malmen_merge import Gathering, Merged
+from corrigenda.methods.learning.malmen_network import Proposers
+from corrigenda.methods.learning.shifted import (
     OwnAnswers,
     divergences,
     gradients,
@@ -28,6 +34,7 @@ from corrigenda.methods._shifted import (
     shift_dtype,
     shifted,
 )
+from corrigenda.methods.passes.gradients import Labelled, Samples, by_length, capture, labelled_rows
 from corrigenda.progress import Progress
 from corrigenda.state import State
 from corrigenda.training import Turn, outsider, split

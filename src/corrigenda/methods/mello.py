@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from corrigenda.facts import Fact
 from corrigenda.lm.ask import answer, greedy
 from corrigenda.lm.model import LanguageModel
-from corrigenda.methods._edit_memory import (
+from corrigenda.methods.prompting.edit_memory import (
     READ_TOKENS,
     EditMemory,
     MemoryEditor,
@@ -22,7 +22,7 @@ from corrigenda.methods._edit_memory import (
     sentence,
     tidy,
 )
-from corrigenda.methods._mello_prompt import DEMONSTRATIONS
+from corrigenda.methods.prompting.mello_prompt import DEMONSTRATIONS
 
 
 class Fields(BaseModel):

@@ -18,12 +18,18 @@ from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, value
-from corrigenda.methods import _memories
-from corrigenda.methods._block_training import Block, Settings, Trained, new_block, train_block
-from corrigenda.methods._clusters import NAMES, Database, Placed, placed
-from corrigenda.methods._gradients import Labelled, labelled_rows
-from corrigenda.methods._memories import identity, joined, keys_at, memory_of, suspended
-from corrigenda.methods._switch import A_PART, B_PART, Layers, Switch
+from corrigenda.methods.memories import sharing
+from corrigenda.methods.memories.block_training import (
+    Block,
+    Settings,
+    Trained,
+    new_block,
+    train_block,
+)
+from corrigenda.methods.memories.clusters import NAMES, Database, Placed, placed
+from corrigenda.methods.memories.sharing import identity, joined, keys_at, memory_of, suspended
+from corrigenda.methods.memories.switch import A_PART, B_PART, Layers, Switch
+from corrigenda.methods.passes.gradients import Labelled, labelled_rows
 from corrigenda.patch import StoredPatch, WeightPatch
 from corrigenda.state import State
 
@@ -175,9 +181,9 @@ class Melo(Editor):
         """None: no weight changes; `layers` says beside which layers blocks stand."""
         return ()
 
-    def distances(self, lm: LanguageModel, facts: Sequence[Fact]) -> _memories.Distances:
+    def distances(self, lm: LanguageModel, facts: Sequence[Fact]) -> sharing.Distances:
         """How far keys of paraphrases, neighbours and other facts lie apart, to set `radius` by."""
-        return _memories.distances(lm, facts, value(self.layers(lm)[0]))
+        return sharing.distances(lm, facts, value(self.layers(lm)[0]))
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
         """Train a block for every `batch_size` facts; the model is left as it is.
@@ -200,7 +206,7 @@ class Melo(Editor):
         rows = labelled_rows(lm, facts)
         switch = memory_of(lm, Switch, Layers(index, targets, self.gain))
         keys = keys_at(lm, [row.ids[: row.reads[0] + 1] for row in rows], value(index))
-        noise = _memories.noise(lm, keys)
+        noise = sharing.noise(lm, keys)
         plan, database = self._plan(switch, keys, rows, noise)
         with suspended(switch):
             idle = () if switch is None else switch.patches

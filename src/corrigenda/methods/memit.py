@@ -12,7 +12,7 @@ from corrigenda.editor import Gives, Needs
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.solve import ridge
 from corrigenda.lm.sites import Site
-from corrigenda.methods._spread import SeveralLayers
+from corrigenda.methods.locating.spread import SeveralLayers
 from corrigenda.state import State
 
 

@@ -13,11 +13,11 @@ from torch import nn
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods._gradients import Labelled, by_length
-from corrigenda.methods._hyper_editor import Course, HyperEditor, Layers, Made
-from corrigenda.methods._mend_network import Factors, Networks, Rewrite
-from corrigenda.methods._mend_training import Trainer, gradient_factors
-from corrigenda.methods._shifted import OwnAnswers, smallest
+from corrigenda.methods.learning.hyper_editor import Course, HyperEditor, Layers, Made
+from corrigenda.methods.learning.mend_network import Factors, Networks, Rewrite
+from corrigenda.methods.learning.mend_training import Trainer, gradient_factors
+from corrigenda.methods.learning.shifted import OwnAnswers, smallest
+from corrigenda.methods.passes.gradients import Labelled, by_length
 from corrigenda.progress import Progress
 from corrigenda.state import State
 from corrigenda.training import Turn, order, split

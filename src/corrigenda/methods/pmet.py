@@ -15,10 +15,10 @@ from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.solve import ridge
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, value
-from corrigenda.methods import _locate
-from corrigenda.methods._locate import Plan
-from corrigenda.methods._search_records import Role, Settings, Targets
-from corrigenda.methods._spread import SeveralLayers
+from corrigenda.methods.locating import locate
+from corrigenda.methods.locating.locate import Plan
+from corrigenda.methods.locating.search_records import Role, Settings, Targets
+from corrigenda.methods.locating.spread import SeveralLayers
 from corrigenda.state import State
 
 _SETTLED_WEIGHT = 0.1
@@ -68,12 +68,12 @@ class Pmet(SeveralLayers):
         """
         last = plan.sites[-1]
         wanted = targets.wanted[:, -lm.d_model :].double()
-        now = _locate.capture_last(lm, clean, [value(last)])[value(last)].double()
+        now = locate.capture_last(lm, clean, [value(last)])[value(last)].double()
         if site == last:
             return wanted - now
-        gain = _locate.norm_gain(lm, last, clean)
+        gain = locate.norm_gain(lm, last, clean)
         in_stream = wanted - now if gain is None else gain * (wanted - now)
-        return _locate.residuals_at_output(lm, site, clean, in_stream)
+        return locate.residuals_at_output(lm, site, clean, in_stream)
 
     def share(
         self, missing: Float[Tensor, "n d_model"], remaining: int

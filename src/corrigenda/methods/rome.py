@@ -18,9 +18,9 @@ from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.solve import key_agreement, rank_one
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, key
-from corrigenda.methods import _locate
-from corrigenda.methods._locate import SMALL_AGREEMENT, LocateThenEdit, Plan
-from corrigenda.methods._target_search import Trace, find_targets
+from corrigenda.methods.locating import locate
+from corrigenda.methods.locating.locate import SMALL_AGREEMENT, LocateThenEdit, Plan
+from corrigenda.methods.locating.target_search import Trace, find_targets
 from corrigenda.patch import WeightPatch
 from corrigenda.patch.changes import Change, norm
 from corrigenda.state import State
@@ -152,15 +152,15 @@ class Rome(LocateThenEdit):
         prefixes = plan.contexts.prefixes
         targets = find_targets(
             lm,
-            _locate.rewrite_rows(lm, facts, prefixes),
+            locate.rewrite_rows(lm, facts, prefixes),
             layer=site.layer,
             role="value",
             settings=self.settings,
             names=[fact.label for fact in facts],
         )
-        sequences = _locate.subject_tokens(lm, facts, prefixes)
-        keys = _locate.capture_last(lm, sequences, [key(site)])[key(site)]
-        mean, clean = _locate.average(keys, plan.contexts.weights)[0], keys[0].double()
+        sequences = locate.subject_tokens(lm, facts, prefixes)
+        keys = locate.capture_last(lm, sequences, [key(site)])[key(site)]
+        mean, clean = locate.average(keys, plan.contexts.weights)[0], keys[0].double()
         delta, wanted = targets.deltas[0].double(), targets.wanted[0].double()
         factor = state.factor(site) if self.use_moment else None
         match self.variant:
@@ -179,7 +179,7 @@ class Rome(LocateThenEdit):
     def _notes(
         self, lm: LanguageModel, fact: Fact, plan: Plan, written: Written
     ) -> dict[str, object]:
-        warnings = [*plan.notices, *_locate.subject_warnings(lm, [fact])]
+        warnings = [*plan.notices, *locate.subject_warnings(lm, [fact])]
         if written.agreement < SMALL_AGREEMENT:
             because = (
                 "original ROME divides by it"
@@ -191,9 +191,9 @@ class Rome(LocateThenEdit):
                 f"{because}."
             )
         return {
-            **_locate.summarise([fact], [written.trace.status], warnings),
+            **locate.summarise([fact], [written.trace.status], warnings),
             "search": [written.trace.to_dict()],
-            "key_agreement": _locate.rounded({str(plan.sites[0]): [written.agreement]}),
+            "key_agreement": locate.rounded({str(plan.sites[0]): [written.agreement]}),
             "layers": [site.layer for site in plan.sites],
         }
 

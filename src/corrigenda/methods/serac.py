@@ -21,8 +21,7 @@ from corrigenda.lm.asking import Asked
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
-from corrigenda.methods._in_context import partners
-from corrigenda.methods._scope import (
+from corrigenda.methods.memories.scope import (
     Questions,
     ScopeHead,
     about,
@@ -31,6 +30,7 @@ from corrigenda.methods._scope import (
     mined,
     route,
 )
+from corrigenda.methods.prompting.stores import Kept, partners
 from corrigenda.patch.changes import digest_of
 from corrigenda.patch.stored import StoredPatch
 from corrigenda.progress import Progress
@@ -71,15 +71,10 @@ class SeracPatch(StoredPatch):
         together = partners(self, lm)
         if together[0] is not self:
             return [Asked(prompt) for prompt in prompts]
-        cache: dict[str, tuple[Fact, Tensor]] = {}
-        for patch in together:
-            for fact, code in zip(patch.facts, patch.stored[_CODES], strict=True):
-                cache.pop(fact.prompt, None)
-                cache[fact.prompt] = (fact, code)
-        facts, codes = zip(*cache.values(), strict=True)
+        facts, codes = _CACHES.of(together)
         config = self.header.config
         head = ScopeHead.of(_under(self.stored, _PATCH_HEAD))
-        found = route(head(self._embed(lm, prompts)), torch.stack(list(codes)))
+        found = route(head(self._embed(lm, prompts)), codes)
         least = float(str(config["threshold"]))
         name = config["counterfactual"]
         answering = None if name is None else counterfactual(str(name), lm.dtype, lm.device)
@@ -94,6 +89,20 @@ class SeracPatch(StoredPatch):
 
     def _embed(self, lm: LanguageModel, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         return embedder(str(self.header.config["embedder"])).embed(lm, texts)
+
+
+def _cache(patches: Sequence[StoredPatch]) -> tuple[list[Fact], Float[Tensor, "n d"]]:
+    """Facts of all patches with their codes; among equal prompts the last."""
+    cache: dict[str, tuple[Fact, Tensor]] = {}
+    for patch in patches:
+        for fact, code in zip(patch.facts, patch.stored[_CODES], strict=True):
+            cache.pop(fact.prompt, None)
+            cache[fact.prompt] = (fact, code)
+    facts, codes = zip(*cache.values(), strict=True)
+    return list(facts), torch.stack(codes)
+
+
+_CACHES = Kept(_cache)
 
 
 class SERAC(Editor):

@@ -20,10 +20,8 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, key, value
 from corrigenda.lm.spans import encode_fact
 from corrigenda.lm.tail import Tail
-from corrigenda.methods import _locate
-from corrigenda.methods._activation import host_activation
-from corrigenda.methods._ordinary_text import ordinary_rows, tapped
-from corrigenda.methods._patch_neurons import (
+from corrigenda.methods.locating import locate
+from corrigenda.methods.neurons.patch_neurons import (
     Example,
     Memory,
     Neurons,
@@ -32,6 +30,8 @@ from corrigenda.methods._patch_neurons import (
     train,
     wrong_tokens,
 )
+from corrigenda.methods.passes.activation import host_activation
+from corrigenda.methods.passes.ordinary_text import ordinary_rows, tapped
 from corrigenda.patch import header_for
 from corrigenda.patch.stored import StoredPatch
 from corrigenda.progress import Progress
@@ -374,4 +374,4 @@ def _behind(one: Example, earlier: Sequence[Trained], act: Callable[[Tensor], Te
 
 
 def _traces(rounds: Sequence[Trained], name: str) -> list[float]:
-    return [loss for one in rounds for loss in _locate.rounded({"": getattr(one, name)})[""]]
+    return [loss for one in rounds for loss in locate.rounded({"": getattr(one, name)})[""]]

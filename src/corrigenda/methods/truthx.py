@@ -21,10 +21,10 @@ from corrigenda.lm.continuation import batches
 from corrigenda.lm.hooks import Transform
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods import _locate
-from corrigenda.methods._gradients import labelled_rows, predict
-from corrigenda.methods._truth_space import AutoEncoder, untruth
-from corrigenda.methods._truth_states import (
+from corrigenda.methods.locating import locate
+from corrigenda.methods.passes.gradients import labelled_rows, predict
+from corrigenda.methods.truth.truth_space import AutoEncoder, untruth
+from corrigenda.methods.truth.truth_states import (
     Pairs,
     capture,
     module_name,
@@ -285,7 +285,7 @@ class TruthX(Editor):
             "notices": [
                 "this method writes no fact: it moves all answers towards what it learned as truth."
             ],
-            **_locate.rounded({**series, "margin_gains": margins}),
+            **locate.rounded({**series, "margin_gains": margins}),
         }
 
 

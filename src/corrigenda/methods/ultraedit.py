@@ -22,8 +22,8 @@ from corrigenda.linalg.running import RunningStatistics
 from corrigenda.linalg.solve import ridge
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods import _locate
-from corrigenda.methods._gradients import (
+from corrigenda.methods.locating import locate
+from corrigenda.methods.passes.gradients import (
     Labelled,
     Samples,
     by_length,
@@ -258,8 +258,8 @@ class UltraEdit(Editor):
             "losses": [[float(f"{loss:.6g}") for loss in pair] for pair in pairs],
             "samples": sum(len(row.labels) for row in turn.rows),
             "statistics": counts,
-            "key_energy": _locate.rounded(energy),
-            "rounding_loss": _locate.rounded({str(site): [lost[site]] for site in lost}),
+            "key_energy": locate.rounded(energy),
+            "rounding_loss": locate.rounded({str(site): [lost[site]] for site in lost}),
             "layers": sorted({site.layer for site in changes}),
         }
 

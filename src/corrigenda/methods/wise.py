@@ -21,19 +21,17 @@ from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, graph_bytes, head_bytes
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode, encode_fact
-from corrigenda.methods import _locate
-from corrigenda.methods._activation import host_activation
-from corrigenda.methods._ordinary_text import ordinary_rows
-from corrigenda.methods._side_memory import (
+from corrigenda.methods.locating import locate
+from corrigenda.methods.memories.side_memory import (
     Memory,
     Merge,
     Mergers,
     packed,
     random_mask,
 )
-from corrigenda.methods._side_patch import SidePatch, silent
-from corrigenda.methods._side_sequence import read_past, with_past
-from corrigenda.methods._side_training import (
+from corrigenda.methods.memories.side_patch import SidePatch, silent
+from corrigenda.methods.memories.side_sequence import read_past, with_past
+from corrigenda.methods.memories.side_training import (
     Inputs,
     Settings,
     Trained,
@@ -42,6 +40,8 @@ from corrigenda.methods._side_training import (
     replies_of,
     train,
 )
+from corrigenda.methods.passes.activation import host_activation
+from corrigenda.methods.passes.ordinary_text import ordinary_rows
 from corrigenda.patch import header_for
 from corrigenda.progress import Progress
 from corrigenda.state import State
@@ -310,7 +310,7 @@ class _Work:
         return {
             "status": statuses,
             "notices": notices,
-            **_locate.rounded(
+            **locate.rounded(
                 {
                     "scores": scores,
                     "irrelevant_scores": [x for one in self.trainings for x in one.irrelevant],
@@ -318,7 +318,7 @@ class _Work:
                     "thresholds": thresholds,
                 }
             ),
-            "traces": [_locate.rounded({"": one.totals})[""] for one in self.trainings],
+            "traces": [locate.rounded({"": one.totals})[""] for one in self.trainings],
             "stop": [one.stop for one in self.trainings],
             "memories": len(memories),
             "edits": self.past.edits,

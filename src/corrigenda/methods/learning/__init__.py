@@ -1,0 +1,1 @@
+"""Networks that learn to edit, and the shifted model they are trained on."""

@@ -1,0 +1,1 @@
+"""Neurons added to feed-forward blocks."""

@@ -1,0 +1,1 @@
+"""Edits that are shown to the model, not written into it."""

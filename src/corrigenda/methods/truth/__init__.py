@@ -1,0 +1,1 @@
+"""The space in which TruthX separates meaning from truth."""

@@ -1,0 +1,1 @@
+"""Fine-tuning of a few blocks or of adapters, with only the blocks run that matter."""
