@@ -80,9 +80,9 @@ def test_killed_bench_ends_with_the_rows_of_an_uninterrupted_one(
     wanted, killed, ended = (KILLS + 1) // 2, 0, 0
     folder, cache = tmp_path / "killed0", tmp_path / "cache0"
     while killed < wanted:
-        process = start(recipe, folder, cache)
+        process, begin = start(recipe, folder, cache), time.perf_counter()
         try:
-            assert process.wait(timeout=draw.uniform(0.2, 1.0) * whole) == 0
+            assert process.wait(timeout=draw.uniform(0.2, 0.9) * whole) == 0
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -92,7 +92,9 @@ def test_killed_bench_ends_with_the_rows_of_an_uninterrupted_one(
                 assert rows == expected[name][: len(rows)]
         else:
             ended += 1
-            assert ended <= wanted, "runs end too fast to be killed"
+            assert ended <= 2 * wanted, "runs end too fast to be killed"
+            # What is left of a resumed run takes less than a whole one, and machines vary.
+            whole = max(0.7 * whole, time.perf_counter() - begin)
             assert rows_of(folder) == expected
             folder, cache = tmp_path / f"killed{ended}", tmp_path / f"cache{ended}"
     assert start(recipe, folder, cache).wait() == 0
