@@ -209,6 +209,12 @@ class UnknownBenchmark(CorrigendaError):
     code = "CG508"
 
 
+class NotResampled(CorrigendaError):
+    """The value of a case is no mean of its answers, so they cannot be resampled within it."""
+
+    code = "CG509"
+
+
 class WriteFailed(CorrigendaError):
     """A file could not be written completely; nothing half-written was left behind."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
-from corrigenda.errors import MalformedRows
+from corrigenda.errors import MalformedRows, NotResampled
 from corrigenda.metrics.collapse import (
     TOO_SHORT,
     collapsed,
@@ -17,6 +18,7 @@ from corrigenda.metrics.collapse import (
     task_score,
     tasks,
 )
+from corrigenda.metrics.estimate import Bootstrap
 from corrigenda.metrics.sequences import (
     curve,
     disabling_edit,
@@ -139,6 +141,18 @@ def test_matrix_of_three_edits() -> None:
     }
     assert half_life(matrix) is None
     assert immediate(matrix).metric == "immediate_success@teacher_forced"
+
+
+def test_sequences_of_one_answer_each_are_resampled_hierarchically() -> None:
+    own = Bootstrap(hierarchical=True)
+    matrix = success_matrix(SEQUENCE, protocol=FED)
+    assert matrix.answers == 1
+    for summary in (immediate, retention, forgetting):
+        found, plain = summary(matrix, bootstrap=own), summary(matrix)
+        assert (found.low, found.high) == (plain.low, plain.high)
+    twice = [*SEQUENCE, *(dataclasses.replace(row, probe=1) for row in SEQUENCE)]
+    with pytest.raises(NotResampled):
+        retention(success_matrix(twice, protocol=FED), bootstrap=own)
 
 
 def test_half_life_and_checkpoints() -> None:

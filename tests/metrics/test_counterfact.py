@@ -15,6 +15,7 @@ from corrigenda.metrics.counterfact import (
     neighborhood_divergence,
     score,
 )
+from corrigenda.metrics.estimate import Bootstrap
 from corrigenda.metrics.locality import divergence
 from corrigenda.rows import Row
 from tests.metrics.answers import RANK, ranked
@@ -63,10 +64,28 @@ def test_score_is_a_harmonic_mean_of_means() -> None:
     assert harmonic((0.0, 1, 1)) == 0
 
 
+def test_hierarchical_intervals_of_the_record_draw_its_prompts() -> None:
+    """As many records as one likes, all alike: only prompts can be drawn otherwise."""
+    rows = [Row(**{**vars(row), "case": str(case)}) for case in range(30) for row in RECORD]
+    own = Bootstrap(level=0.99, hierarchical=True)
+    for what, moves in (("efficacy", False), ("paraphrase", True), ("neighborhood", True)):
+        plain, found = score(rows, what), score(rows, what, bootstrap=own)
+        assert plain.low == plain.high == found.value
+        assert (found.low < found.value < found.high) is moves
+    plain, found = harmonic_score(rows), harmonic_score(rows, bootstrap=own)
+    assert plain.low == pytest.approx(0.6) == plain.high
+    assert found.value == plain.value
+    assert found.low < 0.6 < found.high
+    # Both halves of S that move are means of 60 prompts, of which a record holds two.
+    assert found.high < 3 / (1 + 2 / 0.8)
+
+
 def test_no_score_without_paraphrases() -> None:
     found = harmonic_score([one for one in RECORD if one.role != "generalization"])
     assert math.isnan(found.value)
     assert found.n == 0
+    rows = [one for one in RECORD if one.role != "generalization"]
+    assert harmonic_score(rows, bootstrap=Bootstrap(hierarchical=True)).n == 0
 
 
 def test_whole_answers_are_labelled() -> None:

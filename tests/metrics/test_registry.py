@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from corrigenda.cases import SURROUNDINGS, Against, Protocol
-from corrigenda.errors import UnknownMetric
+from corrigenda.errors import NotResampled, UnknownMetric
 from corrigenda.metrics import registry
 from corrigenda.metrics.cost import COSTS
+from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap
 from corrigenda.metrics.registry import Better, Metric, Records
+from corrigenda.metrics.selection import at
 from corrigenda.rows import Measurement, Row, Stage
 from tests.metrics.answers import FED, GREEDY, RANK
 
@@ -128,6 +130,38 @@ def test_metric_is_computed_under_its_name_and_in_its_range(one: Metric) -> None
     assert not math.isnan(found.value)
     assert (one.low is None) or found.value >= one.low
     assert (one.high is None) or found.value <= one.high
+
+
+HIERARCHICAL = Bootstrap(hierarchical=True)
+# Decided by several answers at once, or by tokens of several prompts.
+NOT_RESAMPLED = {
+    *("locality_divergence", "locality_divergence_reversed", "drawdown", "edit_wise"),
+    *("sentiment_success", "sentiment", "sentiment_topic"),
+    *("conflict_score", "conflict_score_implied"),
+    *("conflict_magnitude", "conflict_magnitude_unclipped"),
+    *("tied_fact_damage", "tied_fact_damage_intermediate"),
+    *("distortion", "distortion_legacy", "ignore_rate", "failure_rate"),
+    *("locating_consistency", "locating_relevance"),
+}
+
+
+@pytest.mark.parametrize("one", METRICS, ids=lambda one: one.name)
+def test_answers_are_resampled_within_cases_or_that_is_refused(one: Metric) -> None:
+    records = RECORDS
+    if not one.sequence:
+        records = Records(at(RECORDS.rows, 3), RECORDS.measurements)
+    plain = one.compute(records, BOOTSTRAP)
+    (shown,) = registry.evaluate(RECORDS, [one.name], bootstrap=HIERARCHICAL)
+    assert (shown.value, shown.n) == (plain.value, plain.n)
+    assert shown.bootstrap == HIERARCHICAL
+    if one.name.partition("@")[0] in NOT_RESAMPLED:
+        with pytest.raises(NotResampled, match=re.escape(one.name)):
+            one.compute(records, HIERARCHICAL)
+        assert math.isnan(shown.low)
+    else:
+        assert math.isnan(shown.low) is math.isnan(plain.low)
+        if plain.items == plain.n:
+            assert (shown.low, shown.high) == pytest.approx((plain.low, plain.high), nan_ok=True)
 
 
 def test_names_are_unique_and_end_in_a_protocol() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from corrigenda.errors import NotResampled
+from corrigenda.metrics.estimate import Bootstrap
 from corrigenda.metrics.ripple import (
     edit_wise,
     instance_wise,
@@ -107,6 +109,17 @@ def test_two_cases_of_mquake() -> None:
     assert multi_hop(RECORDS, pooling="mean").value == pytest.approx(1 / 6)
     assert multi_hop(RECORDS, stale=True, pooling="mean").value == pytest.approx(5 / 6)
     assert multi_hop_given_instance(RECORDS).value == 1
+
+
+def test_a_best_of_several_questions_cannot_be_resampled() -> None:
+    own = Bootstrap(hierarchical=True)
+    for metric in (multi_hop, instance_wise, edit_wise, multi_hop_given_instance):
+        with pytest.raises(NotResampled):
+            metric(RECORDS, bootstrap=own)
+    single = [one for one in RECORDS if one.probe in (0, 10, 20)]
+    for metric in (multi_hop, instance_wise, edit_wise):
+        found, plain = metric(single, bootstrap=own), metric(single)
+        assert (found.low, found.high) == (plain.low, plain.high)
 
 
 def test_edits_weigh_the_same_over_all_cases() -> None:

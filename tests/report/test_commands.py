@@ -49,6 +49,24 @@ def test_only_the_metrics_wanted(corrigenda, runs):
     assert [one["metric"] for one in metrics] == ["locality@greedy"]
 
 
+def test_intervals_are_those_wanted(corrigenda, runs):
+    run = runs[0].manifest.run
+    wanted = ("report", run, "--metric", "reliability@greedy")
+    shown = corrigenda(*wanted, "--level", "0.99", "--hierarchical")
+    assert shown.exit_code == 0, shown.output
+    assert "99 % interval over cases and their answers" in " ".join(shown.output.split())
+    data = json.loads(corrigenda(*wanted, "--level", "0.99", "--json").output)
+    assert data["intervals"] == {
+        "seed": 0,
+        "resamples": 1000,
+        "level": 0.99,
+        "hierarchical": False,
+    }
+    refused = corrigenda(*wanted, "--level", "99")
+    assert refused.exit_code == 2
+    assert "CG502" in refused.output
+
+
 def test_a_page(corrigenda, runs, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
     file = tmp_path / "out.html"

@@ -14,6 +14,7 @@ from corrigenda.report import numbers, plain
 from corrigenda.report.comparison import compare, randomisation_test
 from corrigenda.report.content import report
 from corrigenda.report.page import page
+from corrigenda.run.spec import Intervals
 
 RELIABILITY, LOCALITY = "reliability@greedy", "locality@greedy"
 
@@ -85,6 +86,34 @@ def test_a_sequence_has_curves_and_a_matrix(recorded):
 def test_what_is_missing_is_told(recorded):
     run = recorded("rome", lambda *_: True, lambda *_: True, skipped=2)
     assert report([run]).groups[0].problems == (("rome", "CG105", 2),)
+
+
+def test_intervals_are_found_as_the_first_run_says_or_as_wanted(recorded):
+    """Every case is asked twice and wrong once: only answers within cases can vary."""
+    moments = (1, 3, 6)
+    run = recorded("memit", lambda *_: True, lambda *_: True, moments=moments)
+    run = run._replace(
+        rows=[row for row in run.rows if row.family == "reliability" for row in twice(row)]
+    )
+    own = Intervals(level=0.99, hierarchical=True)
+    said = run._replace(spec=run.spec.model_copy(update={"intervals": own}))
+    for made in (report([run], intervals=own), report([said])):
+        assert made.bootstrap == own.bootstrap()
+        taken = line(made.groups[0], RELIABILITY).estimates[0]
+        assert taken.low < 0.5 < taken.high
+        (chart,) = (one for one in made.groups[0].charts if RELIABILITY in one.title)
+        shown = [taken, *chart.curves[0].estimates, line(made.groups[0], RELIABILITY).before]
+        assert {one.bootstrap for one in shown} == {own.bootstrap()}
+        assert chart.curves[0].estimates[-1].low == taken.low
+    plain_one = line(report([run]).groups[0], RELIABILITY).estimates[0]
+    assert plain_one.low == plain_one.high == 0.5
+    (compared,) = compare(said, said, [RELIABILITY])
+    assert compared.difference.bootstrap == own.bootstrap()._replace(hierarchical=False)
+
+
+def twice(row):
+    other = replace(row, probe=row.probe + 100, answer=" Oslo")
+    return row, other
 
 
 def test_no_run_is_refused():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from corrigenda.errors import BadConfig, UnknownBenchmark, UnknownMethod, UnknownMetric
+from corrigenda.metrics.estimate import Bootstrap
 from corrigenda.run.spec import Recipe, RunSpec, read_recipe, recipe_names
 
 QUICK = """
@@ -46,6 +47,8 @@ def test_a_limit_never_takes_more_than_the_recipe(tmp_path: Path) -> None:
         ("ask = {protocols = ['gredy']}", "ask.protocols.0"),
         ("health = {text = ['a']}", 'Did you mean "texts"'),
         ("seed = 'x' ", "seed"),
+        ("intervals = {level = 99}", "intervals.level"),
+        ("intervals = {hierarchicl = true}", 'Did you mean "hierarchical"'),
         ("x ==", "cannot be read"),
     ],
 )
@@ -108,9 +111,17 @@ def spec(**changes: object) -> RunSpec:
 def test_the_hash_is_of_what_can_change_a_row() -> None:
     plain = spec().digest()
     assert spec(metrics=["reliability@greedy"]).digest() == plain
+    assert spec(intervals={"level": 0.99, "hierarchical": True}).digest() == plain
     assert spec(editor={"name": "rome", "label": "ROME"}).digest() == plain
     for change in ({"seed": 1}, {"dtype": "bfloat16"}, {"editor": {"name": "memit"}}):
         assert spec(**change).digest() != plain
+
+
+def test_intervals_are_those_of_metrics() -> None:
+    assert spec().intervals.bootstrap() == Bootstrap()
+    own = {"seed": 2, "resamples": 50, "level": 0.99, "hierarchical": True}
+    assert spec(intervals=own).intervals.bootstrap() == Bootstrap(2, 50, 0.99, True)
+    assert set(own) == set(Bootstrap._fields)
 
 
 def test_what_was_dumped_is_read_again() -> None:

@@ -60,7 +60,7 @@ def bench(
     chosen = executors.executor(executor, workers=workers)
     with bar() as progress:
         runs = runner.run_all(specs, folder=out, executor=chosen, progress=progress)
-    lines = summary.lines(runs, wanted.metrics)
+    lines = summary.lines(runs, wanted.metrics, wanted.intervals.bootstrap())
     failed = {run.manifest.run: dict(summary.problems(run)) for run in runs}
     output.show(
         {
@@ -113,6 +113,6 @@ def _draw(
             *map(Text, cells),
         )
     console.print(table)
-    console.print(f"\n{numbers.LEGEND}")
+    console.print(f"\n{numbers.legend(recipe.intervals.bootstrap())}")
     for run in runs:
         console.print(f"{run.spec.editor.title}: {run.folder}", soft_wrap=True)

@@ -14,6 +14,7 @@ from corrigenda.errors import BadConfig
 if TYPE_CHECKING:
     from corrigenda.report.comparison import Compared
     from corrigenda.report.content import Report
+    from corrigenda.run.spec import Intervals
 
 Runs = Annotated[
     Path, typer.Option("--runs", metavar="FOLDER", help="Where runs are kept.", show_default=True)
@@ -40,6 +41,12 @@ def report(
     case: Annotated[
         str | None, typer.Option(help="Case whose generations are shown side by side.")
     ] = None,
+    level: Annotated[
+        float | None, typer.Option(help="Level of the intervals; the first run's if not given.")
+    ] = None,
+    hierarchical: Annotated[
+        bool, typer.Option("--hierarchical", help="Resample answers within cases too.")
+    ] = False,
     folder: Runs = Path("runs"),
     as_json: options.AsJson = False,
 ) -> None:
@@ -55,7 +62,13 @@ def report(
     from corrigenda.run import store
 
     recorded = [store.load(run, folder) for run in runs]
-    made = content.report(recorded, title=title, metrics=metric or (), case=case)
+    made = content.report(
+        recorded,
+        title=title,
+        metrics=metric or (),
+        case=case,
+        intervals=_intervals(recorded[0].spec.intervals, level, hierarchical),
+    )
     if out is not None:
         write_text(out, _written(made, out))
     output.show(
@@ -96,7 +109,10 @@ def compare(
         },
         as_json=as_json,
         people=lambda console: _draw_compared(
-            console, found, (one.spec.editor.title, other.spec.editor.title)
+            console,
+            found,
+            (one.spec.editor.title, other.spec.editor.title),
+            one.spec.intervals.level,
         ),
     )
 
@@ -104,6 +120,14 @@ def compare(
 def _require_form(out: Path) -> None:
     if out.suffix.lower() not in _KNOWN.split(", "):
         raise BadConfig(f'"{out.name}" names no form of report.', hint=f"Use one of {_KNOWN}.")
+
+
+def _intervals(own: Intervals, level: float | None, hierarchical: bool) -> Intervals:
+    """Those of a run, with what the options change."""
+    if level is not None and not 0 < level < 1:
+        raise BadConfig(f"{level:g} is no level of an interval.", hint="Give 0.95 or 0.99.")
+    changes = {"level": level or own.level, "hierarchical": hierarchical or own.hierarchical}
+    return own.model_copy(update=changes)
 
 
 def _written(made: Report, out: Path) -> str:
@@ -134,10 +158,12 @@ def _draw(console: Console, made: Report, out: Path | None) -> None:
         ]
         console.print(output.table(columns, rows, title=group.title))
         console.print()
-    console.print(numbers.LEGEND)
+    console.print(numbers.legend(made.bootstrap))
 
 
-def _draw_compared(console: Console, found: list[Compared], titles: tuple[str, str]) -> None:
+def _draw_compared(
+    console: Console, found: list[Compared], titles: tuple[str, str], level: float
+) -> None:
     from corrigenda.report import numbers
 
     rows = [
@@ -154,6 +180,6 @@ def _draw_compared(console: Console, found: list[Compared], titles: tuple[str, s
     ]
     console.print(output.table(["metric", "", *titles, "difference", "p", "n"], rows))
     console.print(
-        "\nDifferences are paired over common cases, with 95 % intervals; p is that of the paired "
-        "randomisation test, two-sided, one metric at a time."
+        f"\nDifferences are paired over common cases, with {100 * level:.6g} % intervals; p is "
+        "that of the paired randomisation test, two-sided, one metric at a time."
     )

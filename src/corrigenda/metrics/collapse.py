@@ -207,13 +207,14 @@ def mean_task_retention(
 
     The interval resamples tasks.
     """
-    found = {task: last_task_retention(records, task).value for task in tasks(records)}
-    known = {task: value for task, value in found.items() if not math.isnan(value)}
+    found = {task: last_task_retention(records, task) for task in tasks(records)}
+    known = {task: one for task, one in found.items() if not math.isnan(one.value)}
     return over_cases(
         "task_retention",
-        [Item(task, value) for task, value in known.items()],
+        [Item(task, one.value) for task, one in known.items()],
         skipped={"task never done before": len(found) - len(known)} if known != found else {},
         bootstrap=bootstrap,
+        answers=sum(one.items for one in known.values()),
     )
 
 

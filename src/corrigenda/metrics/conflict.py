@@ -70,7 +70,7 @@ def conflict_score(
     skipped[NO_COUNTERPART] += len(set(old) ^ set(new))
     items = [Item(case, float(new[case] > old[case])) for case in sorted(set(old) & set(new))]
     name = "conflict_score_implied" if implied else "conflict_score"
-    return _estimate(name, items, skipped, bootstrap)
+    return _estimate(name, items, skipped, bootstrap, answers=2 * len(items))
 
 
 def conflict_magnitude(
@@ -92,7 +92,7 @@ def conflict_magnitude(
     if clipped:
         items = [Item(one.case, max(one.value, _LEAST_MAGNITUDE)) for one in items]
     name = "conflict_magnitude" if clipped else "conflict_magnitude_unclipped"
-    return _estimate(name, items, skipped, bootstrap)
+    return _estimate(name, items, skipped, bootstrap, answers=2 * len(items))
 
 
 def tied_fact_damage(
@@ -113,25 +113,28 @@ def tied_fact_damage(
     else:
         start, _ = _probabilities(rows, TIED, rounds=2, before=True)
     name = "tied_fact_damage_intermediate" if intermediate else "tied_fact_damage"
-    return _estimate(name, _losses(start, final, skipped), skipped, bootstrap)
+    items = _losses(start, final, skipped)
+    return _estimate(name, items, skipped, bootstrap, answers=2 * len(items))
 
 
 def success_alone(rows: Sequence[Row], *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
     """Success ("Single"): with the second edit alone, does its fact win against the first's?"""
     found, skipped = select(rows, ALONE, protocol=Protocol.RANK)
-    won = _won(found)
-    return _estimate("success_alone", [Item(*one) for one in won.items()], skipped, bootstrap)
+    items = [Item(*one) for one in _won(found).items()]
+    return _estimate("success_alone", items, skipped, bootstrap, answers=len(found))
 
 
 def round_success(rows: Sequence[Row], *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
     """RoundEdit's success: half a point for each of the two edits whose object wins."""
     items: list[Item] = []
     skipped: Counter[str] = Counter()
+    answers = 0
     for rounds, role in ((1, THERE), (2, BACK)):
         found, more = select(rows, role, protocol=Protocol.RANK, rounds=rounds)
         skipped += more
+        answers += len(found)
         items += [Item(case, value, role) for case, value in _won(found).items()]
-    return _estimate("round_success", items, skipped, bootstrap)
+    return _estimate("round_success", items, skipped, bootstrap, answers=answers)
 
 
 def round_distortion(
@@ -175,7 +178,7 @@ def round_distortion(
         items.append(Item(case, value))
     flags = ("_bits" if bits else "") + ("_legacy" if legacy_mean else "")
     names = {"divergence": "distortion", "ignored": "ignore_rate", "failed": "failure_rate"}
-    return _estimate(names[part] + flags, items, skipped, bootstrap)
+    return _estimate(names[part] + flags, items, skipped, bootstrap, answers=len(found))
 
 
 def distortion(before: Sequence[float], after: Sequence[float]) -> Distortion:
@@ -242,7 +245,12 @@ def _label(row: Row) -> str:
 
 
 def _estimate(
-    name: str, items: Sequence[Item], skipped: Counter[str], bootstrap: Bootstrap
+    name: str, items: Sequence[Item], skipped: Counter[str], bootstrap: Bootstrap, answers: int
 ) -> Estimate:
-    counted = {reason: count for reason, count in skipped.items() if count}
-    return over_cases(metric_name(name, Protocol.RANK), items, skipped=counted, bootstrap=bootstrap)
+    return over_cases(
+        metric_name(name, Protocol.RANK),
+        items,
+        skipped={reason: count for reason, count in skipped.items() if count},
+        bootstrap=bootstrap,
+        answers=answers,
+    )

@@ -67,7 +67,13 @@ def consistency(
         known,
     )
     items = [Item(case, value) for case, value in zip(cases, values, strict=True)]
-    return over_cases(metric_name(role, protocol), items, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(
+        metric_name(role, protocol),
+        items,
+        skipped=skipped,
+        bootstrap=bootstrap,
+        answers=sum(map(len, generated.values())),
+    )
 
 
 def similarities(

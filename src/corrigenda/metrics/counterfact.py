@@ -8,6 +8,7 @@ averaged in their case, then cases.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from corrigenda.metrics.estimate import (
     Numbers,
     column_means,
     over_cases,
+    pool,
     statistic,
 )
 from corrigenda.metrics.selection import NOT_COMPARED, probability, required_log_probs, select
@@ -82,8 +84,9 @@ def harmonic_score(
 ) -> Estimate:
     """S: harmonic mean of the means ES, PS and NS of all cases; 0 if one of them is 0.
 
-    Not a mean of harmonic means of cases. The interval resamples cases, each with all its parts.
-    Without any answer to one part there is no score.
+    Not a mean of harmonic means of cases. The interval resamples cases, each with all its parts;
+    a hierarchical one also the answers of each part. Without any answer to one part there is no
+    score.
 
     Args:
         rows: Of one run.
@@ -92,23 +95,22 @@ def harmonic_score(
         stage: As in `score`.
         bootstrap: How to find the interval.
     """
-    parts = [
-        score(rows, what, normalization=normalization, stage=stage, bootstrap=bootstrap)
-        for what in ("efficacy", "paraphrase", neighborhood)
-    ]
-    whole = all(part.n for part in parts)
-    cases = sorted({case for part in parts for case in part.by_case}) if whole else []
-    skipped: dict[str, int] = {}
-    for part in parts:
-        for reason, count in part.skipped.items():
-            skipped[reason] = skipped.get(reason, 0) + count
+    parts: list[list[Item]] = []
+    skipped: Counter[str] = Counter()
+    for what in ("efficacy", "paraphrase", neighborhood):
+        items, more = _items(rows, what, "score", normalization=normalization, stage=stage)
+        parts.append(items)
+        skipped += more
+    by_case = [pool(items) for items in parts]
+    cases = sorted({case for part in by_case for case in part}) if all(by_case) else []
     return statistic(
         metric_name("score", Protocol.RANK, None if normalization == "mean" else normalization),
-        {case: [part.by_case.get(case, np.nan) for part in parts] for case in cases},
+        {case: [part.get(case, np.nan) for part in by_case] for case in cases},
         _harmonic_of_means,
-        items=sum(part.items for part in parts),
+        items=sum(map(len, parts)),
         skipped=skipped,
         bootstrap=bootstrap,
+        columns=parts,
     )
 
 
@@ -164,6 +166,15 @@ def neighborhood_divergence(
 def _paired(
     rows: Sequence[Row], what: str, kind: str, *, normalization: str, stage: Stage, on: Bootstrap
 ) -> Estimate:
+    items, skipped = _items(rows, what, kind, normalization=normalization, stage=stage)
+    measure = None if normalization == "mean" else normalization
+    name = metric_name(f"{what}_{kind}", Protocol.RANK, measure)
+    return over_cases(name, items, skipped=skipped, bootstrap=on)
+
+
+def _items(
+    rows: Sequence[Row], what: str, kind: str, *, normalization: str, stage: Stage
+) -> tuple[list[Item], Counter[str]]:
     found, skipped = select(rows, ROLES[what], protocol=Protocol.RANK, stage=stage)
     items: list[Item] = []
     for row in found:
@@ -174,9 +185,7 @@ def _paired(
             continue
         rival = max(rivals)
         items.append(Item(row.case, float(own > rival) if kind == "score" else own - rival))
-    measure = None if normalization == "mean" else normalization
-    name = metric_name(f"{what}_{kind}", Protocol.RANK, measure)
-    return over_cases(name, items, skipped=skipped, bootstrap=on)
+    return items, skipped
 
 
 def _harmonic_of_means(values: Numbers) -> Numbers:

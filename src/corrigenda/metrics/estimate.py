@@ -14,25 +14,35 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from corrigenda.errors import NotResampled
+
 Numbers = NDArray[np.float64]
 Statistic = Callable[[Numbers], Numbers]
 """Maps values of shape `(resamples, cases, columns)` to one number per resample."""
 
 _DRAWS_AT_ONCE = 4_000_000
 
+_Columns = Sequence[Sequence[Sequence[Numbers]]]
+"""Values of answers by column, case and kind."""
+
 
 class Bootstrap(NamedTuple):
     """How an interval is found: percentiles over resamples of cases.
+
+    A hierarchical one draws cases, and then as many answers of each drawn case as it has of every
+    kind: it speaks of other questions about the cases too. CounterFact+ takes `level=0.99`.
 
     Attributes:
         seed: Of the resampling; equal rows give equal intervals in any order.
         resamples: How many.
         level: Share of resamples inside the interval.
+        hierarchical: Whether the answers of each drawn case are resampled too.
     """
 
     seed: int = 0
     resamples: int = 1000
     level: float = 0.95
+    hierarchical: bool = False
 
 
 BOOTSTRAP = Bootstrap()
@@ -110,6 +120,7 @@ def over_cases(
     *,
     skipped: Mapping[str, int] | None = None,
     bootstrap: Bootstrap = BOOTSTRAP,
+    answers: int | None = None,
 ) -> Estimate:
     """Mean over cases of the pooled items.
 
@@ -118,9 +129,15 @@ def over_cases(
         items: Values of answers.
         skipped: Number of answers left out, by reason.
         bootstrap: How to find the interval.
+        answers: Number of answers behind the items, where one item may stand for several.
+
+    Raises:
+        NotResampled (CG509): a hierarchical interval of items that stand for several answers.
     """
     known = list(items)
     by_case = pool(known)
+    if bootstrap.hierarchical and answers is not None and answers > len(known):
+        raise _not_resampled(metric)
     return statistic(
         metric,
         {case: (value,) for case, value in by_case.items()},
@@ -128,6 +145,7 @@ def over_cases(
         skipped=skipped,
         bootstrap=bootstrap,
         by_case=by_case,
+        columns=[known],
     )
 
 
@@ -160,6 +178,7 @@ def statistic(
     skipped: Mapping[str, int] | None = None,
     bootstrap: Bootstrap = BOOTSTRAP,
     by_case: Mapping[str, float] | None = None,
+    columns: Sequence[Sequence[Item]] | None = None,
 ) -> Estimate:
     """A statistic of numbers per case, with a percentile interval over resampled cases.
 
@@ -171,6 +190,11 @@ def statistic(
         skipped: Number of answers left out, by reason.
         bootstrap: How to find the interval.
         by_case: Values of single cases.
+        columns: The items each number of a case is pooled from, column by column; None where a case
+            is one answer, or its numbers are pooled in another way.
+
+    Raises:
+        NotResampled (CG509): a hierarchical interval without `columns`, of more items than cases.
 
     Example:
         >>> statistic("share", {"a": (1.0,), "b": (0.0,)}, items=2).value
@@ -179,10 +203,15 @@ def statistic(
     names = sorted(cases)
     values = np.array([list(cases[name]) for name in names], dtype=np.float64)
     low = high = value = math.nan
+    answers: _Columns = ()
+    if bootstrap.hierarchical:
+        if columns is None and items > len(names):
+            raise _not_resampled(metric)
+        answers = [_by_kind(own, names) for own in columns or ()]
     if names:
         value = float(of(values[None])[0])
     if len(names) > 1:
-        low, high = _interval(values, of, bootstrap)
+        low, high = _interval(values, of, bootstrap, answers)
     return Estimate(
         metric=metric,
         value=value,
@@ -196,14 +225,19 @@ def statistic(
     )
 
 
-def _interval(values: Numbers, of: Statistic, bootstrap: Bootstrap) -> tuple[float, float]:
+def _interval(
+    values: Numbers, of: Statistic, bootstrap: Bootstrap, answers: _Columns
+) -> tuple[float, float]:
     generator = np.random.default_rng(bootstrap.seed)
+    # Of its own, so that the same cases are drawn as without answers.
+    within = np.random.default_rng([bootstrap.seed, 1])
     count = len(values)
     at_once = max(1, _DRAWS_AT_ONCE // values.size)
     drawn: list[Numbers] = []
     for begin in range(0, bootstrap.resamples, at_once):
         size = min(at_once, bootstrap.resamples - begin)
-        drawn.append(of(values[generator.integers(count, size=(size, count))]))
+        cases = generator.integers(count, size=(size, count))
+        drawn.append(of(_pooled_anew(values[cases], cases, answers, within)))
     found = np.concatenate(drawn)
     found = found[~np.isnan(found)]
     if not len(found):
@@ -214,8 +248,58 @@ def _interval(values: Numbers, of: Statistic, bootstrap: Bootstrap) -> tuple[flo
     return float(low), float(high)
 
 
+def _pooled_anew(
+    values: Numbers, cases: NDArray[np.int64], answers: _Columns, generator: np.random.Generator
+) -> Numbers:
+    """Values of drawn cases, each pooled from a draw of its answers; in place.
+
+    Args:
+        values: Of shape `(resamples, cases, columns)`.
+        cases: Which case stands where, of shape `(resamples, cases)`.
+        answers: Values of answers; without any, `values` are those of the cases as they are.
+        generator: Draws answers.
+    """
+    if not answers:
+        return values
+    places = np.argsort(cases, axis=None, kind="stable")
+    ends = np.cumsum(np.bincount(cases.ravel(), minlength=len(answers[0])))
+    flat = values.reshape(-1, values.shape[-1])
+    for case, own in enumerate(np.split(places, ends[:-1])):
+        for column, of_cases in enumerate(answers):
+            kinds = of_cases[case]
+            if any(len(kind) > 1 for kind in kinds):
+                means = [
+                    kind[generator.integers(len(kind), size=(len(own), len(kind)))].mean(axis=1)
+                    for kind in kinds
+                ]
+                flat[own, column] = np.mean(means, axis=0)
+    return values
+
+
+def _by_kind(items: Sequence[Item], names: Sequence[str]) -> list[list[Numbers]]:
+    """Values of items by case and kind, in an order that is not theirs."""
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    for item in items:
+        if item.case in found:
+            found[item.case].setdefault(item.kind, []).append(item.value)
+    return [
+        [np.array(sorted(values)) for _, values in sorted(found[name].items())] for name in names
+    ]
+
+
+def _not_resampled(metric: str) -> NotResampled:
+    return NotResampled(
+        "the value of a case is no mean of its answers here, so they cannot be resampled.",
+        where=metric,
+        hint="Take an interval over cases alone: Bootstrap(hierarchical=False).",
+    )
+
+
 def difference(metric: str, first: Estimate, second: Estimate) -> Estimate:
     """Paired mean of `first - second` over the cases both have; others are counted as skipped.
+
+    Raises:
+        NotResampled (CG509): a hierarchical interval, where a case has several answers.
 
     Example:
         >>> cases = {"a": (1.0,), "b": (0.5,)}
@@ -227,6 +311,9 @@ def difference(metric: str, first: Estimate, second: Estimate) -> Estimate:
     common = sorted(set(first.by_case) & set(second.by_case))
     alone = len(set(first.by_case) ^ set(second.by_case))
     by_case = {case: first.by_case[case] - second.by_case[case] for case in common}
+    several = first.items > first.n or second.items > second.n
+    if first.bootstrap.hierarchical and several:
+        raise _not_resampled(metric)
     return statistic(
         metric,
         {case: (value,) for case, value in by_case.items()},
@@ -234,4 +321,5 @@ def difference(metric: str, first: Estimate, second: Estimate) -> Estimate:
         skipped={"case without its counterpart": alone} if alone else {},
         bootstrap=first.bootstrap,
         by_case=by_case,
+        columns=[[Item(*one) for one in by_case.items()]],
     )

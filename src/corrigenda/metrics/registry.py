@@ -6,13 +6,14 @@ measurements have no protocol, since no answer is judged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
 from corrigenda.cases import Protocol
-from corrigenda.errors import UnknownMetric, did_you_mean
+from corrigenda.errors import NotResampled, UnknownMetric, did_you_mean
 from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate
 from corrigenda.metrics.selection import at
 from corrigenda.rows import Measurement, Row
@@ -124,7 +125,8 @@ def evaluate(
             last; cut the rows with `selection.at` for an earlier one.
         wanted: Names of metrics. None takes all but legacy ones, and of those the ones that find
             at least one case.
-        bootstrap: How to find intervals.
+        bootstrap: How to find intervals. Where cases cannot be resampled so (CG509), a metric has a
+            value and no interval.
 
     Raises:
         UnknownMetric (CG505): a name is unknown.
@@ -134,7 +136,12 @@ def evaluate(
     last = Records(at(rows, max((row.edits for row in rows), default=0)), records.measurements)
 
     def computed(one: Metric) -> Estimate:
-        return one.compute(records if one.sequence else last, bootstrap)
+        own = records if one.sequence else last
+        try:
+            return one.compute(own, bootstrap)
+        except NotResampled:
+            plain = one.compute(own, bootstrap._replace(hierarchical=False))
+            return replace(plain, low=math.nan, high=math.nan, bootstrap=bootstrap)
 
     if wanted is not None:
         return [computed(metric(name)) for name in wanted]

@@ -129,7 +129,7 @@ def instance_wise(
         recalled.setdefault(row.case, []).append(float(_spelled(row, begins_with)))
     items = [Item(case, min(values)) for case, values in recalled.items()]
     name = metric_name("instance_wise", Protocol.GREEDY)
-    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap, answers=len(found))
 
 
 def multi_hop(
@@ -158,7 +158,7 @@ def multi_hop(
         answered.setdefault(row.case, []).append(float(right))
     items = [Item(case, _POOLINGS[pooling](values)) for case, values in answered.items()]
     name = metric_name("multi_hop_stale" if stale else "multi_hop", Protocol.GREEDY, pooling)
-    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap, answers=len(found))
 
 
 def multi_hop_given_instance(

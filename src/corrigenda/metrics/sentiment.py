@@ -96,4 +96,5 @@ def sentiment_success(
         items,
         skipped={reason: count for reason, count in skipped.items() if count},
         bootstrap=bootstrap,
+        answers=len(wanted) + len(opposite),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ class SuccessMatrix(NamedTuple):
         values: Success of edit `positions[column]` after `moments[line]` edits; NaN where it was
             not asked.
         protocol: How the answers were taken, and the measure where one was named.
+        answers: Most answers behind one value.
     """
 
     moments: tuple[int, ...]
@@ -49,6 +51,7 @@ class SuccessMatrix(NamedTuple):
     cases: tuple[str, ...]
     values: Numbers
     protocol: str
+    answers: int = 1
 
 
 class Drift(NamedTuple):
@@ -102,6 +105,7 @@ def success_matrix(
     cases = sorted(places, key=lambda case: (places[case], case))
     values = np.full((len(moments), len(cases)), np.nan)
     column = {case: index for index, case in enumerate(cases)}
+    answers = Counter((row.case, row.edits) for row in own)
     for line, moment in enumerate(moments):
         asked = [*at(own, moment), *conditions]
         found = success(asked, role, protocol=protocol, measure=measure).by_case
@@ -109,7 +113,12 @@ def success_matrix(
             values[line, column[case]] = value
     asked_by = metric_name("", protocol, measure).removeprefix("@")
     return SuccessMatrix(
-        tuple(moments), tuple(places[c] for c in cases), tuple(cases), values, asked_by
+        tuple(moments),
+        tuple(places[case] for case in cases),
+        tuple(cases),
+        values,
+        asked_by,
+        max(answers.values(), default=1),
     )
 
 
@@ -260,4 +269,10 @@ def _known(
     known = [one for one in items if not math.isnan(one.value)]
     missing = len(items) - len(known)
     skipped = {"not asked at this moment": missing} if missing else {}
-    return over_cases(f"{name}@{matrix.protocol}", known, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(
+        f"{name}@{matrix.protocol}",
+        known,
+        skipped=skipped,
+        bootstrap=bootstrap,
+        answers=len(known) * matrix.answers,
+    )

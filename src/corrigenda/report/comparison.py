@@ -40,6 +40,8 @@ class Compared(NamedTuple):
 def compare(first: Recorded, second: Recorded, metrics: Sequence[str] = ()) -> list[Compared]:
     """Compare two runs, case by case.
 
+    Differences are paired over cases, so intervals are over cases alone, at the first run's level.
+
     Args:
         first: A run.
         second: A run on the same cases, at least in part.
@@ -56,7 +58,8 @@ def compare(first: Recorded, second: Recorded, metrics: Sequence[str] = ()) -> l
             hint="Compare runs of the same benchmark.",
         )
     found: list[Compared] = []
-    for line in summary.lines([first, second], metrics):
+    bootstrap = first.spec.intervals.bootstrap()._replace(hierarchical=False)
+    for line in summary.lines([first, second], metrics, bootstrap):
         one, other = line.estimates
         paired = p_value = None
         if one is not None and other is not None and set(one.by_case) & set(other.by_case):

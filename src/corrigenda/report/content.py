@@ -12,14 +12,14 @@ from typing import NamedTuple
 from corrigenda.cases import Protocol
 from corrigenda.errors import MissingData
 from corrigenda.metrics import error_types, sequences
-from corrigenda.metrics.estimate import Estimate
+from corrigenda.metrics.estimate import Bootstrap, Estimate
 from corrigenda.metrics.registry import Metric, Records, evaluate
 from corrigenda.metrics.selection import as_before, at, tagged
 from corrigenda.report import numbers
 from corrigenda.report.citations import Citation, citations
 from corrigenda.rows import Row, Stage
 from corrigenda.run import summary
-from corrigenda.run.spec import DataSpec
+from corrigenda.run.spec import DataSpec, Intervals
 from corrigenda.run.store import Recorded
 
 # What a trade-off shows: how far an edit carries, or else whether it takes, against what it leaves
@@ -184,11 +184,13 @@ class Report:
         title: Its heading.
         groups: Runs that can be compared, group by group.
         citations: What was used, to be cited.
+        bootstrap: How its intervals were found.
     """
 
     title: str
     groups: tuple[Group, ...]
     citations: tuple[Citation, ...]
+    bootstrap: Bootstrap
 
 
 def report(
@@ -197,6 +199,7 @@ def report(
     title: str = "",
     metrics: Sequence[str] = (),
     case: str | None = None,
+    intervals: Intervals | None = None,
 ) -> Report:
     """Gather what a report shows.
 
@@ -205,6 +208,7 @@ def report(
         title: The heading; made from the groups if empty.
         metrics: Names of metrics; what the runs ask for, or their default measures, if empty.
         case: Case whose generations are shown; the first that has any if None.
+        intervals: How sure the numbers are; as the first run's specification says if None.
 
     Raises:
         MissingData (CG604): no run, or no answer to the case asked for.
@@ -212,13 +216,15 @@ def report(
     """
     if not runs:
         raise MissingData("a report needs at least one run.", hint="Name runs by folder or id.")
+    intervals = intervals or runs[0].spec.intervals
     together: dict[tuple[str, ...], list[Recorded]] = defaultdict(list)
     for run in runs:
-        together[_setting(run)].append(run)
+        spec = run.spec.model_copy(update={"intervals": intervals})
+        together[_setting(run)].append(run._replace(spec=spec))
     groups = tuple(_group(setting, own, metrics, case) for setting, own in together.items())
     if case is not None and all(group.side_by_side is None for group in groups):
         raise MissingData(f'no run has an answer to a case "{case}".', hint="Leave out --case.")
-    return Report(title or groups[0].title, groups, citations(runs))
+    return Report(title or groups[0].title, groups, citations(runs), intervals.bootstrap())
 
 
 def regime_name(run: Recorded) -> str:
@@ -289,7 +295,9 @@ def _lines(runs: Sequence[Recorded], metrics: Sequence[str]) -> Iterable[TableLi
     last = at(last, max((row.edits for row in last), default=0))
     # Judged as answers of an edit that changed nothing.
     unedited = [dataclasses.replace(row, stage=Stage.AFTER) for row in as_before(last)]
-    before = {one.metric: one for one in evaluate(Records(unedited), plain) if one.n}
+    bootstrap = runs[0].spec.intervals.bootstrap()
+    known = evaluate(Records(unedited), plain, bootstrap=bootstrap)
+    before = {one.metric: one for one in known if one.n}
     for one in found:
         own = before.get(one.metric.name)
         yield TableLine(
@@ -354,19 +362,18 @@ def _charts(
     for line in lines:
         if line.metric.protocol is None or line.metric.sequence:
             continue
-        curves = [
-            _curve(label, run.rows, line.metric) for label, run in zip(labels, runs, strict=True)
-        ]
+        curves = [_curve(label, run, line.metric) for label, run in zip(labels, runs, strict=True)]
         curves = [curve for curve in curves if len(curve.edits) > 1]
         if curves:
             yield Chart(f"{line.metric.title} ({line.metric.name})", line.metric.scale, (*curves,))
 
 
-def _curve(label: str, rows: Sequence[Row], wanted: Metric) -> Curve:
+def _curve(label: str, run: Recorded, wanted: Metric) -> Curve:
+    rows, bootstrap = run.rows, run.spec.intervals.bootstrap()
     moments = sorted({row.edits for row in rows if row.stage is Stage.AFTER})
     found: dict[int, Estimate] = {}
     for moment in moments:
-        estimate = evaluate(Records(at(rows, moment)), [wanted.name])[0]
+        (estimate,) = evaluate(Records(at(rows, moment)), [wanted.name], bootstrap=bootstrap)
         if estimate.n and not math.isnan(estimate.value):
             found[moment] = estimate
     return Curve(label, (*found,), (*found.values(),))

@@ -5,11 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from corrigenda.metrics.estimate import Estimate
+from corrigenda.metrics.estimate import Bootstrap, Estimate
 from corrigenda.metrics.registry import Better, Metric
 
-LEGEND = "^ higher is better, v lower, = as before. In brackets: 95 % interval over cases."
 NOTHING = "-"
+
+
+def legend(bootstrap: Bootstrap) -> str:
+    """What signs and brackets of a table mean.
+
+    Example:
+        >>> legend(Bootstrap())
+        '^ higher is better, v lower, = as before. In brackets: 95 % interval over cases.'
+    """
+    return f"^ higher is better, v lower, = as before. In brackets: {over(bootstrap)}."
+
+
+def over(bootstrap: Bootstrap) -> str:
+    """What kind of interval it is.
+
+    Example:
+        >>> over(Bootstrap(level=0.99))
+        '99 % interval over cases'
+    """
+    found = f"{100 * bootstrap.level:.6g} % interval over cases"
+    if not bootstrap.hierarchical:
+        return found
+    return f"{found} and their answers, none where a case is no mean of answers"
 
 
 def number(value: float) -> str:
@@ -28,7 +50,7 @@ def number(value: float) -> str:
 
 
 def interval(estimate: Estimate | None, scale: float) -> str:
-    """The 95 % interval; empty where there is none."""
+    """The interval; empty where there is none."""
     if estimate is None or math.isnan(estimate.low):
         return ""
     return f"[{number(estimate.low * scale)}, {number(estimate.high * scale)}]"

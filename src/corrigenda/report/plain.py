@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from corrigenda.metrics.estimate import Estimate
 from corrigenda.report.content import Group, Report, TableLine
-from corrigenda.report.numbers import LEGEND, cell, interval, value
+from corrigenda.report.numbers import cell, interval, legend, value
 from corrigenda.run.store import Recorded
 
 _LATEX = {
@@ -23,7 +23,7 @@ _ARROWS = {"^": r"$\uparrow$", "v": r"$\downarrow$", "=": r"$=$"}
 
 def markdown(report: Report) -> str:
     """All groups as Markdown: table, problems, environment; then what to cite."""
-    parts = [f"# {report.title}", LEGEND + " The best of a line is bold."]
+    parts = [f"# {report.title}", f"{legend(report.bootstrap)} The best of a line is bold."]
     for group in report.groups:
         parts.append(f"## {group.title}")
         parts.append(_metric_table(group.lines, _names(group), group.labels))
@@ -51,6 +51,7 @@ def as_data(report: Report) -> dict[str, object]:
     """Plain dictionaries and lists; numbers unscaled."""
     return {
         "title": report.title,
+        "intervals": report.bootstrap._asdict(),
         "groups": [_group_as_data(group) for group in report.groups],
         "citations": [{**one._asdict(), "bibtex": one.bibtex} for one in report.citations],
     }

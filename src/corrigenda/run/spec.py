@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -22,9 +22,14 @@ from pydantic import (
 
 from corrigenda import registry
 from corrigenda.benchmarks import named as benchmarks
+from corrigenda.benchmarks.downstream import Form as TaskForm
 from corrigenda.benchmarks.downstream import Kind as TaskKind
+from corrigenda.benchmarks.downstream import form_of
 from corrigenda.cases import Protocol, Surroundings
 from corrigenda.errors import BadConfig, did_you_mean
+
+if TYPE_CHECKING:
+    from corrigenda.metrics.estimate import Bootstrap
 
 Options = dict[str, JsonValue]
 """Options of a method or a benchmark, as TOML gives them."""
@@ -128,20 +133,29 @@ class TaskSpec(Table):
         kind: What the file holds (see `benchmarks.downstream`); "harness" for a task of lm-eval.
         file: The items, as JSON lines; of the harness, a folder of task files (YAML), where the
             task is not one of its own.
-        shots: Worked examples before each question.
-        limit: Most items to ask.
+        form: "choices" compares them by likelihood, "generated" lets the model answer; None takes
+            the first where there are choices and the wording is ours.
+        legacy: Whether in a published wording, to be judged as published too.
+        shots: Worked examples before each question, the first records; as many as there is room.
+        limit: Most records to ask.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     kind: TaskKind | Literal["harness"] = "choices"
     file: str | None = None
+    form: TaskForm | None = None
+    legacy: bool = False
     shots: Annotated[int, Field(ge=0)] = 0
     limit: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _has_items(self) -> TaskSpec:
-        if self.kind != "harness" and self.file is None:
-            raise ValueError("give the file of its items")
+        if self.kind != "harness":
+            if self.file is None:
+                raise ValueError("give the file of its items")
+            form_of(self.kind, self.form, legacy=self.legacy)
+        elif self.form or self.legacy:
+            raise ValueError("the harness has forms and wordings of its own")
         return self
 
 
@@ -170,6 +184,28 @@ class HealthSpec(Table):
         return self
 
 
+class Intervals(Table):
+    """How the intervals of tables are found (see `corrigenda.metrics.estimate.Bootstrap`).
+
+    Attributes:
+        seed: Of the resampling.
+        resamples: How many.
+        level: Share of resamples inside an interval.
+        hierarchical: Whether the answers of each drawn case are resampled too.
+    """
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    resamples: Annotated[int, Field(ge=1)] = 1000
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    hierarchical: bool = False
+
+    def bootstrap(self) -> Bootstrap:
+        """The same for metrics."""
+        from corrigenda.metrics.estimate import Bootstrap
+
+        return Bootstrap(**self.model_dump())
+
+
 def _several(value: object) -> object:
     return [value] if isinstance(value, Mapping | DataSpec) else value
 
@@ -192,6 +228,7 @@ class Shared(Table):
         health: Perplexity and drift.
         seed: Shuffles a mix, and seeds methods that have a `seed` and no other value for it.
         metrics: What tables show; none lets them choose.
+        intervals: How sure they are.
 
     Raises:
         BadConfig (CG502): a key that a table does not have, or a value it cannot take.
@@ -207,6 +244,7 @@ class Shared(Table):
     health: HealthSpec = Field(default_factory=HealthSpec)
     seed: int = 0
     metrics: tuple[str, ...] = ()
+    intervals: Intervals = Field(default_factory=Intervals)
 
     def __init__(self, **values: object) -> None:
         """Validate the values."""
@@ -247,8 +285,9 @@ class RunSpec(Shared):
         registry.require(self.editor.name)
 
     def digest(self) -> str:
-        """Hash of everything that can change a row: all but the metrics and the label."""
-        plain = self.model_dump(mode="json", exclude={"metrics": True, "editor": {"label"}})
+        """Hash of everything that can change a row: not metrics, intervals and the label."""
+        without = {"metrics": True, "intervals": True, "editor": {"label"}}
+        plain = self.model_dump(mode="json", exclude=without)
         return content_id(plain)
 
 
@@ -308,7 +347,7 @@ def _folder_for(one: DataSpec, folder: str) -> str | None:
 
 def _refusal(kind: type[BaseModel], error: ValidationError) -> BadConfig:
     """All problems of a recipe in one message; keys that are unknown are compared with all."""
-    tables = (kind, EditorSpec, DataSpec, Regime, AskSpec, HealthSpec, TaskSpec)
+    tables = (kind, EditorSpec, DataSpec, Regime, AskSpec, HealthSpec, TaskSpec, Intervals)
     known = sorted({name for table in tables for name in table.model_fields})
     problems: list[str] = []
     hints: list[str] = []

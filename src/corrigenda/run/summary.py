@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from corrigenda.metrics.estimate import Estimate
+from corrigenda.metrics.estimate import Bootstrap, Estimate
 from corrigenda.metrics.registry import Metric, Records, evaluate, metric
 from corrigenda.run.store import Recorded
 
@@ -27,22 +27,29 @@ class Line(NamedTuple):
     estimates: tuple[Estimate | None, ...]
 
 
-def lines(runs: Sequence[Recorded], metrics: Sequence[str] = ()) -> list[Line]:
+def lines(
+    runs: Sequence[Recorded], metrics: Sequence[str] = (), bootstrap: Bootstrap | None = None
+) -> list[Line]:
     """Estimates of several runs, metric by metric.
 
     Args:
         runs: What was recorded.
         metrics: Names of metrics; without any, those of the first run's specification, else the
             default measure of all that the rows allow.
+        bootstrap: How to find intervals; None as the first run's specification says.
 
     Raises:
         UnknownMetric (CG505): a name is not known.
     """
-    wanted = list(metrics) or list(runs[0].spec.metrics if runs else ())
-    tables = [
-        {one.metric: one for one in evaluate(Records(run.rows, run.measurements), wanted or None)}
+    if not runs:
+        return []
+    wanted = list(metrics) or list(runs[0].spec.metrics)
+    bootstrap = bootstrap or runs[0].spec.intervals.bootstrap()
+    found = [
+        evaluate(Records(run.rows, run.measurements), wanted or None, bootstrap=bootstrap)
         for run in runs
     ]
+    tables = [{one.metric: one for one in estimates} for estimates in found]
     names = wanted or [name for name in _in_order(tables) if _is_shown(name)]
     return [
         Line(metric(name), tuple(_known(table.get(name)) for table in tables)) for name in names
