@@ -16,7 +16,7 @@ from corrigenda.errors import MissingState, PromptTooLong
 from corrigenda.facts import Fact
 from corrigenda.lm.ask import answer, greedy, next_token_top, score
 from corrigenda.lm.model import LanguageModel
-from corrigenda.methods.memories.scope import ScopeHead, distances, loss, mined, route
+from corrigenda.methods.memories.scope import Codes, ScopeHead, distances, loss, mined
 from corrigenda.methods.serac import SERAC, SeracPatch
 from corrigenda.patch import load_patch
 from corrigenda.pocket.exam import load_exam
@@ -77,28 +77,28 @@ def test_the_loss_is_the_cross_entropy_of_the_similarity() -> None:
 
 def test_routes_are_those_of_all_distances_and_the_latest_of_equals() -> None:
     cached, queries = codes(50), codes(30, seed=1)
-    found = route(queries, cached)
+    found = Codes(cached).route(queries)
     whole = torch.cdist(queries.double(), cached.double()).square()
     assert torch.equal(found.places, whole.argmin(1))
     torch.testing.assert_close(found.similarities, torch.exp(-whole.amin(1)))
-    assert torch.equal(route(cached, cached).similarities, torch.ones(50).double())
+    assert torch.equal(Codes(cached).route(cached).similarities, torch.ones(50).double())
     twice = torch.cat([cached, cached[:3]])
-    assert route(cached[:3], twice).places.tolist() == [50, 51, 52]
-    one_by_one = [route(query[None], cached) for query in queries]
+    assert Codes(twice).route(cached[:3]).places.tolist() == [50, 51, 52]
+    one_by_one = [Codes(cached).route(query[None]) for query in queries]
     assert torch.equal(torch.cat([one.places for one in one_by_one]), found.places)
 
 
 def test_an_unrelated_edit_changes_no_route_and_taking_it_off_restores_all() -> None:
     cached, queries = codes(6), codes(40, seed=2)
-    before = route(queries, cached)
+    before = Codes(cached).route(queries)
     longer = torch.cat([cached, codes(1, seed=3)])
-    after = route(queries, longer)
+    after = Codes(longer).route(queries)
     moved = after.places != before.places
     assert 0 < int(moved.sum()) < len(queries)
     assert bool((after.similarities[moved] > before.similarities[moved]).all())
     assert torch.equal(after.similarities[~moved], before.similarities[~moved])
     order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
-    permuted = route(queries, cached[order])
+    permuted = Codes(cached[order]).route(queries)
     assert torch.equal(order[permuted.places], before.places)
 
 

@@ -22,13 +22,13 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
 from corrigenda.methods.memories.scope import (
+    Codes,
     Questions,
     ScopeHead,
     about,
     distances,
     loss,
     mined,
-    route,
 )
 from corrigenda.methods.prompting.stores import Kept, partners
 from corrigenda.patch.changes import digest_of
@@ -74,7 +74,7 @@ class SeracPatch(StoredPatch):
         facts, codes = _CACHES.of(together)
         config = self.header.config
         head = ScopeHead.of(_under(self.stored, _PATCH_HEAD))
-        found = route(head(self._embed(lm, prompts)), codes)
+        found = codes.route(head(self._embed(lm, prompts)))
         least = float(str(config["threshold"]))
         name = config["counterfactual"]
         answering = None if name is None else counterfactual(str(name), lm.dtype, lm.device)
@@ -91,7 +91,7 @@ class SeracPatch(StoredPatch):
         return embedder(str(self.header.config["embedder"])).embed(lm, texts)
 
 
-def _cache(patches: Sequence[StoredPatch]) -> tuple[list[Fact], Float[Tensor, "n d"]]:
+def _cache(patches: Sequence[StoredPatch]) -> tuple[list[Fact], Codes]:
     """Facts of all patches with their codes; among equal prompts the last."""
     cache: dict[str, tuple[Fact, Tensor]] = {}
     for patch in patches:
@@ -99,7 +99,7 @@ def _cache(patches: Sequence[StoredPatch]) -> tuple[list[Fact], Float[Tensor, "n
             cache.pop(fact.prompt, None)
             cache[fact.prompt] = (fact, code)
     facts, codes = zip(*cache.values(), strict=True)
-    return list(facts), torch.stack(codes)
+    return list(facts), Codes(torch.stack(codes))
 
 
 _CACHES = Kept(_cache)

@@ -80,22 +80,30 @@ class Routes(NamedTuple):
     places: Int[Tensor, " queries"]
 
 
-def route(queries: Float[Tensor, "queries d"], cached: Float[Tensor, "n d"]) -> Routes:
-    """Find the closest cached code for each query; among equally close ones the one added last.
+class Codes:
+    """Cached codes, laid out once for many questions."""
 
-    The closest few are found by inner products, since |q - e|^2 = |q|^2 - 2 (q e - |e|^2 / 2), and
-    their distances are then taken anew, so that equal codes have similarity 1.
-    """
-    latest_first = cached.double().flip(0)
-    stored = torch.cat([latest_first, -latest_first.square().sum(1, keepdim=True) / 2], dim=1)
-    asked = queries.double()
-    found = Index(stored).search(
-        torch.cat([asked, torch.ones(len(asked), 1).double()], dim=1), _RECHECKED
-    )
-    exact = (asked[:, None] - latest_first[found.indices]).square().sum(-1)
-    near, best = exact.sort(dim=1, stable=True)
-    places = len(cached) - 1 - found.indices.gather(1, best[:, :1])[:, 0]
-    return Routes(torch.exp(-near[:, 0]), places)
+    def __init__(self, cached: Float[Tensor, "n d"]) -> None:
+        """Lay out the codes, in the order in which they were added."""
+        self._latest_first = cached.double().flip(0)
+        half = self._latest_first.square().sum(1, keepdim=True) / 2
+        self._index = Index(torch.cat([self._latest_first, -half], dim=1))
+
+    def route(self, queries: Float[Tensor, "queries d"]) -> Routes:
+        """Find the closest cached code for each query; among equally close ones the one added last.
+
+        The closest few are found by inner products, since
+        |q - e|^2 = |q|^2 - 2 (q e - |e|^2 / 2), and their distances are then taken anew, so that
+        equal codes have similarity 1.
+        """
+        asked = queries.double()
+        found = self._index.search(
+            torch.cat([asked, torch.ones(len(asked), 1).to(asked)], dim=1), _RECHECKED
+        )
+        exact = (asked[:, None] - self._latest_first[found.indices]).square().sum(-1)
+        near, best = exact.sort(dim=1, stable=True)
+        places = len(self._latest_first) - 1 - found.indices.gather(1, best[:, :1])[:, 0]
+        return Routes(torch.exp(-near[:, 0]), places)
 
 
 class Questions(NamedTuple):
