@@ -11,7 +11,8 @@ from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.sites import Site
 from corrigenda.patch import Dense, WeightPatch, header_for
 from corrigenda.patch.changes import dense
-from corrigenda.transforms.prune_spectrum import PruneSpectrum, spectral_norm
+from corrigenda.transforms.prune_spectrum import PruneSpectrum
+from corrigenda.transforms.spectra import spectral_norm
 from tests.transforms.conftest import KINDS, SITES, patch_of
 
 

@@ -13,7 +13,7 @@ from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch.changes import Change, Dense, Rows, norm, scaled
-from corrigenda.transforms.prune_spectrum import spectral_norm
+from corrigenda.transforms.spectra import spectral_norm
 from corrigenda.transforms.transform import Transform, Transformed, weight_of
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "anchor-norm": ("anchor_norm", "AnchorNorm"),
     "clip-norm": ("clip_norm", "ClipNorm"),
+    "compress": ("compress_rank", "CompressRank"),
     "prune": ("prune_spectrum", "PruneSpectrum"),
     "rect": ("keep_largest", "KeepLargest"),
 }

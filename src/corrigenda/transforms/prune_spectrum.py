@@ -15,6 +15,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import ledger_of
 from corrigenda.patch.changes import Change, Dense, Rows, norm
+from corrigenda.transforms.spectra import spectral_norm, spectrum
 from corrigenda.transforms.transform import Transform, Transformed
 
 
@@ -59,7 +60,7 @@ class PruneSpectrum(Transform):
         if norm(change) < float(weight.norm()) / min(weight.shape) ** 0.5:
             return Transformed(change, {"restrained": 0})
         sigma = spectral_norm(weight)
-        left, values, right = _svd(change)
+        left, values, right = spectrum(change)
         smaller = self.restrained(values, sigma)
         report: dict[str, JsonValue] = {
             "restrained": int((smaller < values).sum()),
@@ -76,24 +77,3 @@ class PruneSpectrum(Transform):
                 return Transformed(Rows(index, (left * smaller) @ right.T, d_out), report)
             case Dense():
                 return Transformed(Dense((left * smaller) @ right.T), report)
-
-
-def spectral_norm(matrix: Float[Tensor, "rows columns"]) -> float:
-    """The largest singular value, from the smaller of the two Gram matrices; float64."""
-    wide = matrix.double() if matrix.shape[0] <= matrix.shape[1] else matrix.double().T
-    return float(torch.linalg.eigvalsh(wide @ wide.T)[-1].clamp_min(0).sqrt())
-
-
-def _svd(
-    change: Change,
-) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, " k"], Float[Tensor, "d_in k"]]:
-    """Singular vectors and values of a change; of a row change those of its rows; float64."""
-    match change:
-        case LowRank(left=left, right=right):
-            left_frame, left_core = torch.linalg.qr(left.double())
-            right_frame, right_core = torch.linalg.qr(right.double())
-            u, values, vh = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
-            return left_frame @ u, values, right_frame @ vh.T
-        case Rows(values=full) | Dense(delta=full):
-            u, values, vh = torch.linalg.svd(full.double(), full_matrices=False)
-            return u, values, vh.T

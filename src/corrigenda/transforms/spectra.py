@@ -1,0 +1,31 @@
+"""Singular values of weights and of changes, never multiplying factors out."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from corrigenda.linalg.lowrank import LowRank
+from corrigenda.patch.changes import Change, Dense, Rows
+
+
+def spectral_norm(matrix: Float[Tensor, "rows columns"]) -> float:
+    """The largest singular value, from the smaller of the two Gram matrices; float64."""
+    wide = matrix.double() if matrix.shape[0] <= matrix.shape[1] else matrix.double().T
+    return float(torch.linalg.eigvalsh(wide @ wide.T)[-1].clamp_min(0).sqrt())
+
+
+def spectrum(
+    change: Change,
+) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, " k"], Float[Tensor, "d_in k"]]:
+    """Singular vectors and values of a change; of a row change those of its rows; float64."""
+    match change:
+        case LowRank(left=left, right=right):
+            left_frame, left_core = torch.linalg.qr(left.double())
+            right_frame, right_core = torch.linalg.qr(right.double())
+            u, values, vh = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
+            return left_frame @ u, values, right_frame @ vh.T
+        case Rows(values=full) | Dense(delta=full):
+            u, values, vh = torch.linalg.svd(full.double(), full_matrices=False)
+            return u, values, vh.T
