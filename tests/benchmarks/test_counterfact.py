@@ -77,6 +77,18 @@ def test_counterfact_plus_prefixes_the_edited_statement(tmp_path: Path) -> None:
     assert all(not probe.expected for probe in compared)
 
 
+def test_counterfact_plus_of_a_record_of_languages(tmp_path: Path) -> None:
+    record = changed(COUNTERFACT, neighborhood_prompts=["M is a native speaker of"])
+    record["requested_rewrite"] |= {
+        "prompt": "The mother tongue of {} is",
+        "subject": "D",
+        "target_new": {"str": "English", "id": "Q1860"},
+    }
+    case = only(benchmarks.load("counterfact-plus", write(tmp_path / "c.json", [record])))
+    (distracted,) = of_role(case, "locality/distracted_neighborhood")
+    assert distracted.prompt == "The mother tongue of D is English. M is a native speaker of"
+
+
 def test_flat_form_is_scored_with_the_answer_fed(tmp_path: Path) -> None:
     path = write(tmp_path / "data" / "counterfact-edit.json", [FLAT])
     case = only(benchmarks.load("counterfact-flat", path))

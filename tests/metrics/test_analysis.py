@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -37,9 +38,15 @@ def place(case: str, layers: list[int], name: str = "locating/consistency") -> M
 def test_similarity_of_places() -> None:
     assert overlap([3, 4, 5], [4, 5, 6]) == pytest.approx(0.6667, abs=5e-5)
     assert jaccard([3, 4, 5], [4, 5, 6]) == 0.5
-    assert adjusted_overlap(5 / 32, 5, 32) == 0
-    assert 5 / 32 == 0.15625
+    assert adjusted_overlap(0.15625, 5, 32) == 0
     assert adjusted_overlap(1.0, 5, 32) == 1
+
+
+def test_places_drawn_at_random_overlap_by_chance() -> None:
+    """Five of 32 layers: on average 5 / 32 of one draw are in another."""
+    draw = random.Random(0)
+    found = [overlap(range(5), draw.sample(range(32), 5)) for _ in range(4000)]
+    assert sum(found) / len(found) == pytest.approx(0.15625, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from corrigenda.cases import Against
 from corrigenda.errors import MalformedRows
 from corrigenda.metrics.erasure import leak, over_refusal, refusal
-from corrigenda.metrics.locality import unchanged
+from corrigenda.metrics.locality import divergence, unchanged
 from corrigenda.metrics.sentiment import (
     ONE_SIDED,
     OPPOSITE,
@@ -52,6 +52,7 @@ def test_tokens_of_a_set_are_pooled() -> None:
 def test_a_model_compared_with_itself_seems_to_keep_the_topic() -> None:
     rows = [reply("1", WANTED, [-2.0], [-2.0]), reply("1", OPPOSITE, [-3.0], [-3.0], probe=1)]
     assert sentiment_success(rows).value == pytest.approx(0.731059, abs=5e-7)
+    assert divergence([0.7, 0.2, 0.1], [0.7, 0.2, 0.1]) == 0
     with pytest.raises(MalformedRows, match="by the edited model itself"):
         Row(case="1", role=WANTED, protocol=RANK, model="edited", model_before="edited")
 

@@ -17,6 +17,7 @@ from corrigenda.metrics.counterfact import (
 )
 from corrigenda.metrics.estimate import Bootstrap
 from corrigenda.metrics.locality import divergence
+from corrigenda.metrics.selection import probability
 from corrigenda.rows import Row
 from tests.metrics.answers import RANK, ranked
 
@@ -36,6 +37,28 @@ RECORD = [
 def test_record(what: str, share: float, difference: float) -> None:
     assert score(RECORD, what).value == share
     assert magnitude(RECORD, what).value == pytest.approx(difference, abs=6e-7)
+
+
+@pytest.mark.parametrize(
+    ("parts", "published"),
+    [
+        ((15.2, 17.7, 83.5), 22.4),
+        ((99.4, 77.0, 46.9), 67.6),
+        ((15.7, 18.5, 83.0), 23.1),
+        ((50.2, 50.4, 50.2), 50.3),
+        ((98.9, 88.6, 73.7), 85.8),
+    ],
+    ids=["none", "FT-W", "MEND", "ROME", "MEMIT"],
+)
+def test_published_scores_of_ten_thousand_edits(parts: tuple[float, ...], published: float) -> None:
+    """The parts are rounded to a tenth, and so is the score."""
+    assert harmonic(parts) == pytest.approx(published, abs=0.1)
+
+
+def test_magnitude_is_a_difference_of_geometric_means() -> None:
+    own, rival = probability([-0.7, -0.7]), probability([-2.3])
+    assert (own, rival) == pytest.approx((0.496585, 0.100259), abs=5e-7)
+    assert magnitude(RECORD, "efficacy").value == pytest.approx(own - rival)
 
 
 def test_score_of_record() -> None:

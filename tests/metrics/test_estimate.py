@@ -28,6 +28,20 @@ def test_levels_are_pooled_one_by_one() -> None:
     assert pool(items) == {"A": 0.75, "B": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("by_method", "published"),
+    [
+        ((1.000, 0.942, 0.955, 0.929, 0.983, 0.998), 96.8),
+        ((0.611, 0.333, 0.585, 0.552, 0.012, 0.216), 38.5),
+    ],
+    ids=["as reported", "in the wild"],
+)
+def test_published_means_over_methods(by_method: tuple[float, ...], published: float) -> None:
+    """Reliability on QAEdit of FT-M, MEND, ROME, MEMIT, GRACE and WISE, Llama-2-7b-chat."""
+    found = over_cases("m", [Item(str(i), value) for i, value in enumerate(by_method)])
+    assert 100 * found.value == pytest.approx(published, abs=0.05)
+
+
 def test_interval_holds_the_value_and_narrows_with_more_cases() -> None:
     widths = []
     for count in (20, 2000):

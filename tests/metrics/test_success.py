@@ -111,6 +111,58 @@ def test_decisions_on_text(text: str, expected: str, exact: int, prefix: int, co
     assert found == [exact, prefix, contains]
 
 
+def test_all_tokens_of_an_answer_that_goes_on() -> None:
+    """The answer fed is all right, the one generated begins with it and says another date too."""
+    text = "April 1st ends at noon on April 2nd"
+    tokens = {"token_ids": [10, 11, 12], "predicted": [10, 11, 12, 40, 41]}
+    rows = [fed("1", [1, 1, 1]), said("1", text, "April 1st", **tokens)]
+    assert reliability(rows, protocol=FED).value == 1
+    assert reliability(rows, protocol=GREEDY, measure="tokens").value == 1
+    assert reliability(rows, protocol=GREEDY, measure="exact").value == 0
+
+
+def test_reversed_relations_are_scored_both_ways() -> None:
+    """The spouse of A became B, so "The spouse of B is" expects A.
+
+    Of three cases one draws the consequence, one gets the family name alone, one says the edited
+    object again.
+    """
+    asked = {
+        "role": "portability/logical_generalization",
+        "prompt": "The spouse of Berta Brandt is",
+        "expected": [["Anton Adler"]],
+    }
+    outputs = {
+        "drawn": ([7, 8], " the painter Anton Adler, who"),
+        "half": ([6, 8], " Carl Adler"),
+        "edited": ([4, 5], " Berta Brandt"),
+    }
+    rows = [
+        Row(
+            case=case,
+            protocol=protocol,
+            token_ids=[7, 8],
+            predicted=predicted,
+            predicted_before=[4, 5],
+            answer=text,
+            answer_before=" unknown",
+            **asked,
+        )
+        for case, (predicted, text) in outputs.items()
+        for protocol in (FED, GREEDY)
+    ]
+    fed_tokens = portability(rows, protocol=FED)
+    assert fed_tokens.by_case == {"drawn": 1.0, "half": 0.5, "edited": 0.0}
+    contained = portability(rows, protocol=GREEDY, measure="contains")
+    assert contained.by_case == {"drawn": 1.0, "half": 0.0, "edited": 0.0}
+    # It does not begin with the name, so the default of the protocol is stricter.
+    assert portability(rows, protocol=GREEDY).value == 0
+    before = as_before(rows)
+    for protocol, measure in ((FED, None), (GREEDY, "contains")):
+        old = portability(before, protocol=protocol, measure=measure, stage=Stage.BEFORE)
+        assert old.value == 0
+
+
 def test_any_spelling_of_every_group() -> None:
     both = [["Paris"], ["Lyon", "Lyons"]]
     assert reliability([said("1", "Lyons, Paris", both)], protocol=GREEDY, measure="contains").value

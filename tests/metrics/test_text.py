@@ -20,6 +20,7 @@ from corrigenda.metrics.fluency import (
     reference_text,
     words,
 )
+from corrigenda.metrics.registry import metric
 from corrigenda.rows import Row
 from tests.metrics.answers import FED, said
 
@@ -27,7 +28,13 @@ TEXT = {"expected": [], "role": "fluency"}
 
 
 def test_entropy() -> None:
+    bigrams, trigrams = 1.5, math.log2(3)
+    assert trigrams == pytest.approx(1.584963, abs=5e-7)
+    assert n_gram_entropy("a b a b c") == pytest.approx((bigrams + 2 * trigrams) / 3)
     assert n_gram_entropy("a b a b c") == pytest.approx(1.556642, abs=5e-7)
+    shown = metric("fluency@greedy").scale * fluency([said("1", "a b a b c", **TEXT)]).value
+    assert shown == pytest.approx(155.66, abs=5e-3)
+    assert n_gram_entropy("a b a") == pytest.approx(1 / 3)
     assert n_gram_entropy("") == n_gram_entropy("one") == 0
     assert n_gram_entropy("the the the the") == 0
 
