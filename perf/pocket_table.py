@@ -1,25 +1,31 @@
 """Every method on the same facts of the pocket world: single edits, one batch, a sequence.
 
-    python perf/pocket_table.py [--model pocket] [--edits 100] [--only ft-l,ft-m] [--regimes single]
+    python perf/pocket_table.py [--edits 100] [--only ft-l,ft-m] [--regimes single] [--write]
 
 Shares are of prompts judged under strict greedy decoding: efficacy and paraphrase say the new
 object; locality and same subject keep the answer of the unedited model (neighbours of the same
 relation, and other facts of the edited subject). Seconds and bytes are per fact, without the fit.
 A sequence edits one fact at a time, each on top of those before, and asks for all at its end.
-The last line is one JSON object.
+With --write the rows go into `pocket_table.json` beside this file, in place of their like and of
+all that were measured on other weights, and all of them into the table of `docs/measured.md`. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import platform
 import sys
 import time
+from pathlib import Path
 
 import torch
 from figures import publish
 
 from corrigenda import registry
 from corrigenda.editor import Editor
+from corrigenda.lm.digest import digest
 from corrigenda.lm.model import LanguageModel
 from corrigenda.pocket.corpus import texts
 from corrigenda.pocket.exam import EditItem, load_exam
@@ -37,6 +43,15 @@ VARIANTS: dict[str, tuple[tuple[str, dict[str, object]], ...]] = {
 
 REGIMES = ("single", "batch", "sequence")
 
+RECORDS = Path(__file__).with_suffix(".json")
+PAGE = Path(__file__).parents[1] / "docs" / "measured.md"
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+HEAD = (
+    "| method | edits | efficacy | paraphrase | neighbours | same subject | s a fact | KiB a fact "
+    "| fit, s |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+
 
 def main() -> None:
     """Measure and print."""
@@ -46,22 +61,33 @@ def main() -> None:
     parser.add_argument("--only", default="", help="methods, with commas; all if not given")
     parser.add_argument("--regimes", default=",".join(REGIMES))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--write", action="store_true", help="put the rows into docs/measured.md")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     lm = LanguageModel.load(options.model, dtype=torch.float32)
     cases = load_exam(edits=options.edits, size=1, recall=1).edits
     methods = options.only.split(",") if options.only else registry.names()
+    origin = {
+        "edits": options.edits,
+        "weights": digest(lm.model)[:12],
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
     table: dict[str, object] = {}
     for method in methods:
         for label, settings in VARIANTS.get(method, ((method, {}),)):
             editor = registry.build(method, lm.name, **settings)
-            table |= measure(lm, label, editor, cases, options.regimes.split(","))
+            found = measure(lm, label, editor, cases, options.regimes.split(","))
+            table |= found
+            if options.write:
+                record({name: {**figures, **origin} for name, figures in found.items()})
     publish({"model": lm.name, "edits": options.edits, **table})
 
 
 def measure(
     lm: LanguageModel, label: str, editor: Editor, cases: tuple[EditItem, ...], regimes: list[str]
-) -> dict[str, object]:
+) -> dict[str, dict[str, float | None]]:
     """Run one method in the regimes it has; one entry a regime, printed as it comes."""
     begin = time.perf_counter()
     # Without a training set of their own, learned methods take that of the pocket world.
@@ -94,6 +120,42 @@ def row(label: str, regime: str, figures: EditFigures) -> str:
 def rounded(figures: EditFigures) -> dict[str, float | None]:
     """Four digits."""
     return {k: None if v is None else round(v, 4) for k, v in figures._asdict().items()}
+
+
+def record(rows: dict[str, dict[str, object]]) -> None:
+    """Keep rows, drop those of other weights, and write the table anew."""
+    known = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.exists() else {}
+    weights = {row["weights"] for row in rows.values()}
+    known = {name: row for name, row in known.items() if row["weights"] in weights} | rows
+    known = dict(sorted(known.items(), key=place))
+    RECORDS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    after = rest.partition(END)[2]
+    lines = [before + BEGIN, *HEAD, *(line(name, row) for name, row in known.items()), END + after]
+    PAGE.write_text("\n".join(lines), encoding="utf-8")
+
+
+def place(entry: tuple[str, object]) -> tuple[str, int]:
+    """Methods by name, regimes in their order."""
+    label, regime = entry[0].split(": ")
+    return label, REGIMES.index(regime)
+
+
+def line(name: str, row: dict[str, object]) -> str:
+    """One line of the page."""
+    label, regime = name.split(": ")
+    many = {"single": f"{row['edits']} alone", "batch": f"{row['edits']} at once"}
+    shares = [row[key] for key in ("efficacy", "paraphrase", "locality", "same_subject")]
+    cells = [
+        f"`{label}`",
+        many.get(regime, f"{row['edits']} in a row"),
+        *("-" if one is None else f"{one:.2f}" for one in shares),
+        f"{row['seconds']:.2f}",
+        f"{(row['num_bytes'] or 0) / 1024:,.0f}",
+        f"{row['fit_seconds']:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def progress(stage: str, done: int, total: int) -> None:
