@@ -66,7 +66,7 @@ def row(
         against=Against.UNEDITED if local else Against.TARGET,
         rivals=["Paris"],
         answer="Rome and so on" if case == "1" else "Oslo was there",
-        answer_before="Rome" if local else "Paris",
+        answer_before=more.pop("answer_before", "Rome" if local else "Paris"),
         token_ids=[1, 2],
         predicted=[1, 2],
         predicted_before=[1, 2] if local else [1, 3],
@@ -99,6 +99,8 @@ def recorded() -> Records:
         ]
         asked = vars(row("task/a", RANK, case, tags=["answer=0"]))
         rows.append(Row(**{**asked, "rival_log_probs_before": [[-2.0]]}))
+        said = vars(row("task/c", GREEDY, case, answer_before="Rome"))
+        rows.append(Row(**{**said, "tags": ["answer=0", "kind=mutual", "wording=published"]}))
     measured = [
         Measurement(case=case, name=name, values=[2.0, 3.0])
         for case in "123"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from corrigenda.cases import Protocol
 from corrigenda.errors import BadConfig, MalformedRecords, MissingData
 from corrigenda.lm.ask import score
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.spans import encode
 from corrigenda.metrics.registry import Records, evaluate, metric
 from corrigenda.metrics.tasks import chosen
+from corrigenda.run.asking import Question, shown
 from corrigenda.run.spec import HealthSpec
 from tests.run.conftest import Do, make
 
@@ -24,7 +27,7 @@ ITEMS = [
 ]
 
 
-def write(path: Path, records: list[dict[str, object]]) -> Path:
+def write(path: Path, records: Sequence[Mapping[str, object]]) -> Path:
     path.write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
     return path
 
@@ -76,6 +79,45 @@ def test_a_run_is_another_where_the_items_are(do: Do, items: Path) -> None:
     assert sum(row.family == "task" for row in second.rows) == 3
 
 
+@pytest.mark.parametrize("protocol", [Protocol.RANK, Protocol.GREEDY])
+def test_as_many_examples_are_shown_as_there_is_room(protocol: Protocol, lm: LanguageModel) -> None:
+    examples = tuple(f"{word} cat is an animal\n\n" for word in ("One", "Two", "Six", "Ten"))
+    longest = 9
+    question = Question("A cat is an", protocol, "animal", ("engine",), examples=examples)
+    if protocol == Protocol.GREEDY:
+        question = question._replace(target=None, rivals=(), max_new_tokens=longest)
+    found: list[int] = []
+    for words in range(40):
+        asked = question._replace(prompt="green " * words + question.prompt)
+        prompt = shown(lm, asked).prompt
+        found.append(prompt.count("cat is an animal"))
+        assert prompt == "".join(examples[: found[-1]]) + asked.prompt
+
+        def length(count: int, asked: Question = asked) -> int:
+            text = "".join(examples[:count]) + asked.prompt
+            if protocol == Protocol.GREEDY:
+                return len(encode(lm, text, max_length=999).ids) + longest
+            both = ("animal", "engine")
+            return max(len(encode(lm, text, target=one, max_length=999).ids) for one in both)
+
+        assert found[-1] == 0 or length(found[-1]) <= lm.context_length
+        assert found[-1] == len(examples) or length(found[-1] + 1) > lm.context_length
+        if not found[-1]:
+            break
+    assert found == sorted(found, reverse=True)
+    assert {0, 1, 2, 3, 4} == set(found)
+
+
+def test_rows_tell_the_examples_that_were_shown(do: Do, tmp_path: Path) -> None:
+    file = write(tmp_path / "items.jsonl", ITEMS)
+    task = {"name": "sense", "file": str(file), "shots": 2}
+    rows = [row for row in do(make(health={"tasks": [task]})).rows if row.family == "task"]
+    assert {row.prompt for row in rows} == {
+        "Snow is cold\n\nA cat is an animal\n\nTwo and two make"
+    }
+    assert not any(row.skipped for row in rows)
+
+
 def test_items_too_long_are_skipped_and_counted(do: Do, tmp_path: Path) -> None:
     long = {"prompt": "word " * 200, "choices": ["one", "two"], "answer": 0}
     file = write(tmp_path / "long.jsonl", [long, ITEMS[0]])
@@ -115,19 +157,19 @@ def test_published_records_become_items(kind: str, tmp_path: Path) -> None:
     assert plain.answer == record.get("label", record.get("answer"))
     assert inside in plain.prompt
     assert not plain.prompt.endswith(" ")
-    (shown,) = read_items(file, kind, shots=1)  # type: ignore[arg-type]  # of the table
+    (last,) = read_items(file, kind, shots=1)  # type: ignore[arg-type]  # of the table
     right = choices[plain.answer]
-    assert shown.prompt == f"{plain.prompt} {right}\n\n{plain.prompt}"
+    assert last == plain._replace(examples=(f"{plain.prompt} {right}\n\n",))
     assert read_items(file, kind, limit=1) == (plain,)  # type: ignore[arg-type]  # of the table
 
 
 @pytest.mark.parametrize(
     ("record", "match"),
     [
-        ({"prompt": "x", "choices": ["a", "b"], "answer": 2}, "record 0: the answer"),
+        ({"prompt": "x", "choices": ["a", "b"], "answer": 2}, "line 1: the answer"),
         ({"prompt": "x", "choices": ["a", "a"], "answer": 0}, "2 different choices"),
-        ({"prompt": "x", "choices": ["a"], "answer": 0}, "record 0: choices"),
-        ({"prompt": "x", "answer": 0}, "record 0: choices"),
+        ({"prompt": "x", "choices": ["a"], "answer": 0}, "line 1: choices"),
+        ({"prompt": "x", "answer": 0}, "line 1: choices"),
     ],
 )
 def test_broken_items_are_told(record: dict[str, object], match: str, tmp_path: Path) -> None:
@@ -139,7 +181,7 @@ def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     with pytest.raises(MissingData, match="no file of items"):
         read_items(tmp_path / "absent.jsonl")
     (tmp_path / "odd.jsonl").write_text("not JSON", encoding="utf-8")
-    with pytest.raises(MalformedRecords, match="cannot be read"):
+    with pytest.raises(MalformedRecords, match="cannot be read: line 1 is not JSON"):
         read_items(tmp_path / "odd.jsonl")
 
 
@@ -150,9 +192,13 @@ def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
         ([{"name": "a", "file": "x"}, {"name": "a", "file": "y"}], "two tasks have one name"),
         ([{"name": "a b", "file": "x"}], "name"),
         ([{"name": "a", "file": "x", "kind": "glue"}], "kind"),
+        ([{"name": "a", "file": "x", "form": "generated"}], "in the wording that they bring"),
+        ([{"name": "a", "file": "x", "legacy": True}], "in the wording that they bring"),
+        ([{"name": "a", "file": "x", "kind": "nq", "form": "choices"}], "have no choices"),
+        ([{"name": "a", "kind": "harness", "form": "generated"}], "of its own"),
     ],
 )
-def test_settings_that_cannot_be_are_told(tasks: list[dict[str, str]], match: str) -> None:
+def test_settings_that_cannot_be_are_told(tasks: list[dict[str, object]], match: str) -> None:
     with pytest.raises(BadConfig, match=match):
         make(health={"tasks": tasks})
     assert HealthSpec().tasks == ()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -218,8 +218,22 @@ class Files:
         )
 
 
-def fit(raw: list[object], schema: TypeAdapter[Record], *, where: str) -> list[Record]:
+def fit(
+    raw: Sequence[object],
+    schema: TypeAdapter[Record],
+    *,
+    where: str,
+    places: Sequence[str] = (),
+    hint: str = "The card of the benchmark shows the schema.",
+) -> list[Record]:
     """Records of the schema.
+
+    Args:
+        raw: What was read.
+        schema: Of one record.
+        where: The file.
+        places: What messages call each record; by default by its number from 0.
+        hint: Where the schema is shown.
 
     Raises:
         MalformedRecords (CG603): lists the first problems, with the place of each record.
@@ -232,8 +246,9 @@ def fit(raw: list[object], schema: TypeAdapter[Record], *, where: str) -> list[R
             records.append(schema.validate_python(item))
         except ValidationError as error:
             bad += 1
+            place = places[index] if places else f"record {index}"
             problems += [
-                f"record {index}: {'.'.join(map(str, one['loc'])) or 'record'}: {one['msg']}"
+                f"{place}: {'.'.join(map(str, one['loc'])) or 'record'}: {one['msg']}"
                 for one in error.errors()
             ]
     if bad:
@@ -241,7 +256,7 @@ def fit(raw: list[object], schema: TypeAdapter[Record], *, where: str) -> list[R
         raise MalformedRecords(
             f"{bad} record(s) of another schema:\n    " + "\n    ".join(problems[:_SHOWN]) + more,
             where=where,
-            hint="The card of the benchmark shows the schema.",
+            hint=hint,
         )
     return records
 

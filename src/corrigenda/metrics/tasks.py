@@ -46,7 +46,7 @@ def task_score(
         normalization: "mean" compares log-probabilities per token, "sum" of whole choices.
         bootstrap: How to find the interval.
     """
-    of = partial(_over_tasks, score=MEASURES[measure])
+    of = partial(over_tasks, score=MEASURES[measure])
     flag = None if normalization == "mean" else normalization
     return _estimate(f"task_{measure}", rows, task, of, flag, bootstrap)
 
@@ -55,9 +55,7 @@ def task_change(
     rows: Sequence[Row], task: str = "", *, bootstrap: Bootstrap = BOOTSTRAP
 ) -> Estimate:
     """Accuracy after the edits minus that of the unedited model, on the same items."""
-    return _estimate(
-        "task_change", rows, task, partial(_over_tasks, score=_change), None, bootstrap
-    )
+    return _estimate("task_change", rows, task, partial(over_tasks, score=_change), None, bootstrap)
 
 
 def task_retention(
@@ -67,7 +65,7 @@ def task_retention(
 
     A task that the unedited model never gets right has none.
     """
-    of = partial(_over_tasks, score=_retention)
+    of = partial(over_tasks, score=_retention)
     return _estimate("task_retention", rows, task, of, None, bootstrap)
 
 
@@ -104,7 +102,7 @@ def _estimate(
     places = {kind: place for place, kind in enumerate(sorted({row.kind for row in found}))}
     cases: dict[str, tuple[float, ...]] = {}
     for row in found:
-        answer, how = _answer(row), flag or "mean"
+        answer, how = right_place(row), flag or "mean"
         rivals = row.rival_log_probs
         before = row.log_probs_before, row.rival_log_probs_before
         if not rivals or not before[0] or not before[1]:
@@ -129,16 +127,26 @@ def _estimate(
     )
 
 
-def _answer(row: Row) -> int:
-    for tag in row.tags:
-        name, _, value = tag.partition("=")
-        if name == "answer":
-            return int(value)
-    raise MalformedRows(
-        "a row of a task does not say at which place the right choice stands.",
-        where=row.label,
-        hint='Give it the tag "answer=<place>".',
-    )
+def right_place(row: Row) -> int:
+    """Place of the right choice.
+
+    Raises:
+        MalformedRows (CG507): the row does not say.
+    """
+    place = tag_of(row, "answer")
+    if place is None:
+        raise MalformedRows(
+            "a row of a task does not say at which place the right choice stands.",
+            where=row.label,
+            hint='Give it the tag "answer=<place>".',
+        )
+    return int(place)
+
+
+def tag_of(row: Row, name: str) -> str | None:
+    """Value of a tag; None without it."""
+    found = (tag.partition("=") for tag in row.tags)
+    return next((value for own, _, value in found if own == name), None)
 
 
 Score = Callable[[Numbers, Numbers], Numbers]
@@ -146,10 +154,16 @@ Score = Callable[[Numbers, Numbers], Numbers]
 each resample."""
 
 
-def _over_tasks(values: Numbers, *, score: Score) -> Numbers:
-    """Mean over tasks, of those that have a score."""
+def over_tasks(values: Numbers, *, score: Score) -> Numbers:
+    """Mean over tasks, whose numbers stand in the first column, of those that have a score."""
     tasks = values[..., _TASK]
-    each = [score(values, (tasks == one).astype(np.float64)) for one in np.unique(tasks)]
+    return known_mean(
+        [score(values, (tasks == one).astype(np.float64)) for one in np.unique(tasks)]
+    )
+
+
+def known_mean(each: Sequence[Numbers]) -> Numbers:
+    """Mean of those that are numbers, resample by resample; NaN where none is."""
     known = np.stack(each)
     count = (~np.isnan(known)).sum(axis=0)
     total = np.nansum(known, axis=0)

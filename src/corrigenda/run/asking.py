@@ -44,6 +44,7 @@ class Question(NamedTuple):
         is_text: Whether a greedy answer goes on beyond its first line.
         divergence: Whether the distributions of the next token are compared too.
         turns: What is said behind each of the model's own answers, before the one that counts.
+        examples: Worked examples to stand before the prompt, as many of the first as there is room.
     """
 
     prompt: str
@@ -56,6 +57,7 @@ class Question(NamedTuple):
     is_text: bool = False
     divergence: bool = False
     turns: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +133,38 @@ def ask(
         distributions: Whether to take those of questions with `divergence`.
         batch_tokens: Most tokens in one batch, padding included; None takes what suits the device.
     """
-    asked = list(dict.fromkeys(questions))
+    unique = list(dict.fromkeys(questions))
+    asked = [shown(lm, one) for one in unique]
     found = _Answers(asked)
     _score(lm, asked, found, distributions, batch_tokens)
     _generate(lm, asked, found, batch_tokens)
-    return Answers(dict(zip(asked, found.finished(), strict=True)), found.distributions)
+    return Answers(dict(zip(unique, found.finished(), strict=True)), found.distributions)
+
+
+def shown(lm: LanguageModel, question: Question) -> Question:
+    """A question with its worked examples in the prompt: as many as its context holds.
+
+    There is room where prompt and answer fit, the longest of the answers that are scored, or one of
+    `max_new_tokens`.
+    """
+    for count in range(len(question.examples), 0, -1):
+        prompt = "".join(question.examples[:count]) + question.prompt
+        if _has_room(lm, question._replace(prompt=prompt)):
+            return question._replace(prompt=prompt, examples=())
+    return question._replace(examples=()) if question.examples else question
+
+
+def _has_room(lm: LanguageModel, one: Question) -> bool:
+    greedy = one.protocol == Protocol.GREEDY
+    answers = ("",) if greedy else (one.target or "", *one.rivals)
+    try:
+        lengths = [
+            len(encode(lm, one.prompt, target=answer, separator=one.separator).ids)
+            for answer in answers
+        ]
+    except CorrigendaError:
+        return False
+    return max(lengths) + one.max_new_tokens <= lm.context_length
 
 
 def divergences(

@@ -22,7 +22,9 @@ from pydantic import (
 
 from corrigenda import registry
 from corrigenda.benchmarks import named as benchmarks
+from corrigenda.benchmarks.downstream import Form as TaskForm
 from corrigenda.benchmarks.downstream import Kind as TaskKind
+from corrigenda.benchmarks.downstream import form_of
 from corrigenda.cases import Protocol, Surroundings
 from corrigenda.errors import BadConfig, did_you_mean
 
@@ -131,20 +133,29 @@ class TaskSpec(Table):
         kind: What the file holds (see `benchmarks.downstream`); "harness" for a task of lm-eval.
         file: The items, as JSON lines; of the harness, a folder of task files (YAML), where the
             task is not one of its own.
-        shots: Worked examples before each question.
-        limit: Most items to ask.
+        form: "choices" compares them by likelihood, "generated" lets the model answer; None takes
+            the first where there are choices and the wording is ours.
+        legacy: Whether in a published wording, to be judged as published too.
+        shots: Worked examples before each question, the first records; as many as there is room.
+        limit: Most records to ask.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     kind: TaskKind | Literal["harness"] = "choices"
     file: str | None = None
+    form: TaskForm | None = None
+    legacy: bool = False
     shots: Annotated[int, Field(ge=0)] = 0
     limit: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _has_items(self) -> TaskSpec:
-        if self.kind != "harness" and self.file is None:
-            raise ValueError("give the file of its items")
+        if self.kind != "harness":
+            if self.file is None:
+                raise ValueError("give the file of its items")
+            form_of(self.kind, self.form, legacy=self.legacy)
+        elif self.form or self.legacy:
+            raise ValueError("the harness has forms and wordings of its own")
         return self
 
 

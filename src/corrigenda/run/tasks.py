@@ -1,4 +1,4 @@
-"""Multiple choice along a run: the items of other tasks become questions, and answers rows."""
+"""Other tasks along a run: their items become questions, and answers rows."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import NamedTuple
 from corrigenda.benchmarks.downstream import Item, read_items
 from corrigenda.cases import Against, Protocol
 from corrigenda.lm.model import LanguageModel
+from corrigenda.metrics.generated import PUBLISHED
 from corrigenda.metrics.tasks import FAMILY
 from corrigenda.rows import Row, tags
-from corrigenda.run.asking import Answer, Question, ask
-from corrigenda.run.spec import HealthSpec
+from corrigenda.run.asking import Answer, Question, ask, shown
+from corrigenda.run.spec import HealthSpec, TaskSpec
 
 
 class TaskItem(NamedTuple):
     """An item of a task.
 
     Attributes:
-        task: Name of the task.
+        task: What the recipe says of the task.
         number: Place among its items, from 0.
         item: What is asked.
     """
 
-    task: str
+    task: TaskSpec
     number: int
     item: Item
 
@@ -36,9 +37,34 @@ class TaskItem(NamedTuple):
 
     @property
     def question(self) -> Question:
-        """Every choice, scored behind the prompt."""
-        right = self.item.choices[self.item.answer]
-        return Question(self.item.prompt, Protocol.RANK, right, self.rivals)
+        """Every choice, scored behind the prompt; or the prompt, to be continued.
+
+        In a published wording an answer goes on beyond its first line.
+        """
+        item = self.item
+        if not item.max_new_tokens:
+            right = item.choices[item.answer]
+            return Question(item.prompt, Protocol.RANK, right, self.rivals, examples=item.examples)
+        return Question(
+            item.prompt,
+            Protocol.GREEDY,
+            max_new_tokens=item.max_new_tokens,
+            is_text=self.task.legacy,
+            examples=item.examples,
+        )
+
+    @property
+    def tags(self) -> list[str]:
+        """What its rows are judged by."""
+        item, task = self.item, self.task
+        known: dict[str, object] = {"task": task.name}
+        if item.choices:
+            known["answer"] = item.answer
+        if item.max_new_tokens:
+            known["kind"] = task.kind
+        if item.about:
+            known["about"] = item.about
+        return tags(known) + ([PUBLISHED] if task.legacy else [])
 
 
 def items_of(health: HealthSpec) -> tuple[TaskItem, ...]:
@@ -52,8 +78,15 @@ def items_of(health: HealthSpec) -> tuple[TaskItem, ...]:
         if task.kind == "harness":
             continue
         assert task.file is not None
-        items = read_items(task.file, task.kind, shots=task.shots, limit=task.limit)
-        found += [TaskItem(task.name, number, item) for number, item in enumerate(items)]
+        items = read_items(
+            task.file,
+            task.kind,
+            form=task.form,
+            legacy=task.legacy,
+            shots=task.shots,
+            limit=task.limit,
+        )
+        found += [TaskItem(task, number, item) for number, item in enumerate(items)]
     return tuple(found)
 
 
@@ -74,25 +107,34 @@ def rows(
         before: Answers of the unedited model.
         batch_tokens: Most tokens in one batch; None takes what suits the device.
     """
-    given = ask(lm, [one.question for one in items], batch_tokens=batch_tokens).given
-    return [_row(one, like, given[one.question], before[one.question]) for one in items]
+    questions = [one.question for one in items]
+    given = ask(lm, questions, batch_tokens=batch_tokens).given
+    return [
+        _row(one, like, shown(lm, question).prompt, given[question], before[question])
+        for one, question in zip(items, questions, strict=True)
+    ]
 
 
-def _row(one: TaskItem, like: Row, answer: Answer, before: Answer) -> Row:
+def _row(one: TaskItem, like: Row, prompt: str, answer: Answer, before: Answer) -> Row:
+    name, fine = one.task.name, not answer.skipped
     return dataclasses.replace(
         like,
-        case=f"{like.case}: {one.task} {one.number}",
-        role=f"{FAMILY}/{one.task}",
-        protocol=Protocol.RANK,
+        case=f"{like.case}: {name} {one.number}",
+        role=f"{FAMILY}/{name}",
+        protocol=one.question.protocol,
         against=Against.TARGET,
-        prompt=one.item.prompt,
-        expected=[[one.item.choices[one.item.answer]]],
+        prompt=prompt,
+        expected=[list(group) for group in one.item.expected],
         rivals=list(one.rivals),
+        answer=answer.answer,
+        answer_before=before.answer if fine else None,
         token_ids=answer.token_ids,
+        predicted=answer.predicted,
+        predicted_before=before.predicted if fine else None,
         log_probs=answer.log_probs,
         rival_log_probs=answer.rival_log_probs,
-        log_probs_before=None if answer.skipped else before.log_probs,
-        rival_log_probs_before=None if answer.skipped else before.rival_log_probs,
-        tags=tags({"task": one.task, "answer": one.item.answer}),
+        log_probs_before=before.log_probs if fine else None,
+        rival_log_probs_before=before.rival_log_probs if fine else None,
+        tags=one.tags,
         skipped=answer.skipped,
     )
