@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from corrigenda.cli.bench import _side_by_side
 from corrigenda.run import store
 from tests.tiny_on_disk import Run
 
@@ -75,3 +76,10 @@ def test_unknown_recipes_and_executors_are_told(run: Run, recipe: Path) -> None:
     ran = run("bench", recipe, "--executor", "rey")
     assert ran.code == 2
     assert "CG502" in ran.err
+
+
+def test_columns_that_do_not_fit_stand_below() -> None:
+    assert _side_by_side([4, 4, 4], 18) == [[0, 1, 2]]
+    assert _side_by_side([4, 4, 4], 17) == [[0, 1], [2]]
+    assert _side_by_side([40, 4, 4], 12) == [[0], [1, 2]]
+    assert _side_by_side([], 12) == []

@@ -14,9 +14,13 @@ from rich.text import Text
 from corrigenda.cli import options, output
 
 if TYPE_CHECKING:
+    from corrigenda.metrics.estimate import Estimate
     from corrigenda.run.spec import Recipe
     from corrigenda.run.store import Recorded
     from corrigenda.run.summary import Line
+
+# Between the columns of a table.
+_GAP = 2
 
 
 def bench(
@@ -93,26 +97,45 @@ def _draw(
 ) -> None:
     from corrigenda.report import numbers
 
-    table = Table(title=recipe.title or None, title_justify="left", box=None, pad_edge=False)
-    for name in ("metric", "", "n"):
-        # A name is typed back, so it stays in one piece.
-        table.add_column(name, no_wrap=True)
-    for run in runs:
-        table.add_column(Text(run.spec.editor.title), justify="right", overflow="fold")
-    for one in lines:
-        scale = one.metric.scale
-        intervals = [numbers.interval(estimate, scale) for estimate in one.estimates]
-        cells = [
-            f"{numbers.value(estimate, scale)}\n{interval.replace(', ', ',')}".rstrip()
-            for estimate, interval in zip(one.estimates, intervals, strict=True)
-        ]
-        table.add_row(
-            one.metric.name,
-            one.metric.arrow,
-            numbers.num_cases(one.estimates),
-            *map(Text, cells),
-        )
-    console.print(table)
+    names = [(one.metric.name, one.metric.arrow, numbers.num_cases(one.estimates)) for one in lines]
+    columns = [
+        [run.spec.editor.title, *(_cell(one.estimates[place], one.metric.scale) for one in lines)]
+        for place, run in enumerate(runs)
+    ]
+    heads = [("metric", "", "n"), *names]
+    taken = sum(max(len(head[place]) for head in heads) + _GAP for place in range(3))
+    widths = [max(len(part) for cell in own for part in cell.split("\n")) for own in columns]
+    for number, places in enumerate(_side_by_side(widths, console.width - taken)):
+        title = recipe.title if number == 0 else ""
+        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+        for head in heads[0]:
+            # A name is typed back, so it stays in one piece.
+            table.add_column(head, no_wrap=True)
+        for place in places:
+            table.add_column(Text(columns[place][0]), justify="right", overflow="fold")
+        for row, name in enumerate(names):
+            table.add_row(*name, *(Text(columns[place][row + 1]) for place in places))
+        console.print(table)
     console.print(f"\n{numbers.legend(recipe.intervals.bootstrap())}")
     for run in runs:
         console.print(f"{run.spec.editor.title}: {run.folder}", soft_wrap=True)
+
+
+def _cell(estimate: Estimate | None, scale: float) -> str:
+    """A value, and its interval below it."""
+    from corrigenda.report import numbers
+
+    return f"{numbers.value(estimate, scale)}\n{numbers.interval(estimate, scale)}".rstrip()
+
+
+def _side_by_side(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Places of the columns that stand beside each other; at least one, however wide it is."""
+    parts: list[list[int]] = []
+    left = 0
+    for place, width in enumerate(widths):
+        if not parts or width + _GAP > left:
+            parts.append([])
+            left = room
+        parts[-1].append(place)
+        left -= width + _GAP
+    return parts

@@ -46,7 +46,8 @@ Transforms = Annotated[
     typer.Option(
         "--transform",
         metavar="NAME[:OPTION=VALUE,...]",
-        help="Change the patch afterwards: anchor-norm, clip-norm, compress, prune, rect; may be repeated.",
+        help="Change the patch afterwards: anchor-norm, clip-norm, compress, prune, rect; may be "
+        "repeated.",
         show_default=False,
     ),
 ]
