@@ -7,6 +7,7 @@ Unchanged means equal to the answer of the unedited model, which every row carri
 | `@teacher_forced:tokens` | share of positions of the expected answer with the same argmax |
 | `@teacher_forced:exact` | all of them |
 | `@greedy:exact` | the continuation is the same text |
+| `@greedy:sentence` | it is the same up to the end of its first sentence or line |
 | `@greedy:tokens` | share of the unedited model's tokens that stand at the same place |
 
 Under teacher forcing both models read the right answer, so what drifts after its first token is
@@ -18,6 +19,7 @@ unedited model read the same distracting sentence, since both answers are to one
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from corrigenda.cases import Against, Protocol
@@ -46,6 +48,7 @@ from corrigenda.rows import Row, Stage
 
 NO_GOLD = "no expected answer"
 UNKNOWN_BEFORE = "not known to the unedited model"
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 
 
 def same_argmax(row: Row) -> float | str:
@@ -70,6 +73,20 @@ def same_text(row: Row) -> float | str:
     return float(required_answer(row) == row.answer_before)
 
 
+def same_sentence(row: Row) -> float | str:
+    """1 if the continuation is the same up to the end of its first sentence or line.
+
+    A model that goes on behind its answer says other things there for the slightest change.
+    """
+    if row.answer_before is None:
+        return NOT_COMPARED
+    now, before = (
+        _SENTENCE_END.split(text, maxsplit=1)[0].strip()
+        for text in (required_answer(row), row.answer_before)
+    )
+    return float(now == before)
+
+
 def same_tokens(row: Row) -> float | str:
     """Share of the tokens generated before that stand at the same place now.
 
@@ -85,7 +102,7 @@ def same_tokens(row: Row) -> float | str:
 
 UNCHANGED: dict[Protocol, dict[str, Measure]] = {
     Protocol.TEACHER_FORCED: {"tokens": same_argmax, "exact": same_argmax_everywhere},
-    Protocol.GREEDY: {"exact": same_text, "tokens": same_tokens},
+    Protocol.GREEDY: {"exact": same_text, "sentence": same_sentence, "tokens": same_tokens},
 }
 """Measures of what is unchanged, by protocol and name; the first of a protocol is its default."""
 
