@@ -59,13 +59,13 @@ def test_text_and_tokens_of_continuations() -> None:
     row = held("1", [1, 2, 3, 4], [1, 2, 3], protocol=GREEDY, answer="a b c", answer_before="a b")
     assert unchanged([row], protocol=GREEDY).value == 0
     assert unchanged([row], protocol=GREEDY, measure="tokens").value == 0.75
-    for said, before, same in (
+    for now, before, same in (
         ("Oslo. It lies in Norway.", "Oslo. It is cold.", 1),
         ("Oslo", "Oslo.\nIt is cold.", 1),
         ("Oslo", "Oslofjord.", 0),
         ("3.5 million. Many", "3.6 million. Many", 0),
     ):
-        row = held("1", [1], [1], protocol=GREEDY, answer=said, answer_before=before)
+        row = held("1", [1], [1], protocol=GREEDY, answer=now, answer_before=before)
         assert unchanged([row], protocol=GREEDY, measure="sentence").value == same
     silent = held("1", [], [], protocol=GREEDY, wanted=[7])
     assert unchanged([silent], protocol=GREEDY, measure="tokens").value == 1
