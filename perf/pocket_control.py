@@ -1,10 +1,10 @@
-"""What the mask does: the shipped pocket model beside one trained on the same text without it.
+"""What the mask does: a pocket model trained with it beside one trained on the same text without.
 
-    python perf/pocket_control.py CONTROL_FOLDER [--facts 40] [--threads N] [--write]
+    python perf/pocket_control.py MASKED_FOLDER CONTROL_FOLDER [--facts 40] [--threads N] [--write]
 
-CONTROL_FOLDER is what `corrigenda pocket train -o CONTROL_FOLDER --set masked_share=0.0` wrote.
-Injection is measured on facts that both models know. With --write the figures go into the model
-card. The last line is one JSON object.
+Each folder is what `corrigenda pocket train -o FOLDER --set masked_share=SHARE` wrote. Injection is
+measured on facts that both models know. With --write the figures go into the model card. The last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -28,30 +28,33 @@ SHOWN = ("recall", "recall_held_out", "injection_by_layer", "injection_transfer_
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("masked", type=Path)
     parser.add_argument("control", type=Path)
     parser.add_argument("--facts", type=int, default=40)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--write", action="store_true", help="put the figures into the model card")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    training = json.loads((options.control / "training.json").read_text(encoding="utf-8"))
-    shipped = LanguageModel.load("pocket", dtype=torch.float32)
-    control = LanguageModel.load(options.control, dtype=torch.float32)
+    folders = {"masked": options.masked, "control": options.control}
+    models = {
+        name: LanguageModel.load(folder, dtype=torch.float32) for name, folder in folders.items()
+    }
     exam = load_exam(edits=10 * options.facts)
     facts = [item.fact for item in exam.edits if item.fact.before]
     pairs = [(fact.prompt, fact.before or "") for fact in facts]
     known = [
         fact
-        for fact, *said in zip(facts, score(shipped, pairs), score(control, pairs), strict=True)
+        for fact, *said in zip(facts, *(score(lm, pairs) for lm in models.values()), strict=True)
         if all(all(one.correct) for one in said)
     ][: options.facts]
-    figures: dict[str, object] = {
-        "facts": len(known),
-        "control_masked_share": training["recipe"]["masked_share"],
-        "control_tokens": training["tokens"],
-        "control_minutes": round(training["seconds"] / 60, 1),
-    }
-    for name, lm in (("shipped", shipped), ("control", control)):
+    figures: dict[str, object] = {"facts": len(known)}
+    for name, lm in models.items():
+        training = json.loads((folders[name] / "training.json").read_text(encoding="utf-8"))
+        figures |= {
+            f"{name}_share": training["recipe"]["masked_share"],
+            f"{name}_tokens": training["tokens"],
+            f"{name}_minutes": round(training["seconds"] / 60, 1),
+        }
         measured: dict[str, object] = {
             "recall": card.share_right(lm, exam.recall),
             "recall_held_out": card.share_right(lm, exam.recall_held_out),
