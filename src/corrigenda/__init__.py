@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from corrigenda.lm.model import LanguageModel
     from corrigenda.lm.sites import Site
     from corrigenda.patch import load_patch
+    from corrigenda.run.health import perplexity_ratio
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ _HOMES = {
     "list_models": "corrigenda.catalogue",
     "load": "corrigenda.api",
     "load_patch": "corrigenda.patch",
+    "perplexity_ratio": "corrigenda.run.health",
     "read_facts": "corrigenda.facts",
     "revert": "corrigenda.api",
     "transform": "corrigenda.api",
@@ -79,6 +81,7 @@ __all__ = [
     "list_models",
     "load",
     "load_patch",
+    "perplexity_ratio",
     "read_facts",
     "revert",
     "transform",

@@ -48,7 +48,8 @@ class Row:
         stage: Which model answered.
         rounds: Rounds of the case (see `Case.rounds`) done when it was asked; 0 before.
         position: Place of the case in a sequence of edits, from 1; 0 outside a sequence.
-        edits: Edits of the sequence in force when it was asked; 0 outside a sequence.
+        edits: Edits of the sequence made when it was asked, those taken back included; 0 outside a
+            sequence.
         answer: What the model said: the continuation alone, never the prompt.
         answer_before: The same of the unedited model.
         token_ids: Tokens of the first expected spelling.

@@ -9,10 +9,12 @@ import pytest
 
 from corrigenda.errors import MalformedRows, NotResampled
 from corrigenda.metrics.collapse import (
+    ROLLBACK,
     TOO_SHORT,
     collapsed,
     perplexity,
     perplexity_ratio,
+    rolled_back,
     task_change,
     task_retention,
     task_score,
@@ -78,6 +80,15 @@ def test_ratio_to_the_unedited_model() -> None:
     assert not collapsed(rows)
     assert collapsed([text("1", [-8.0], [-1.0])])
     assert not collapsed([text("1", [-8.0], [-7.5])])
+
+
+def test_share_of_edits_taken_back() -> None:
+    ratios = {"1": (1.2, 0.0), "2": (40.0, 1.0), "3": (math.inf, 1.0), "4": (1.3, 0.0)}
+    records = [
+        Measurement(case=case, name=ROLLBACK, values=[*values]) for case, values in ratios.items()
+    ]
+    found = rolled_back(records)
+    assert (found.value, found.n, found.metric) == (0.5, 4, "rolled_back")
 
 
 def answered(task: str, edits: int, scores: list[float]) -> list[Measurement]:

@@ -116,6 +116,9 @@ def recorded() -> Records:
         for case in "112233"
     ]
     measured += [
+        Measurement(case=case, name="rollback/perplexity", values=[2.0, 1.0]) for case in "123"
+    ]
+    measured += [
         Measurement(case="1", name="task/b.acc", values=[0.5], stage=stage) for stage in Stage
     ]
     return Records(rows, measured)

@@ -45,6 +45,14 @@ without = ["fluency", "locality/distracted_neighborhood"]
 """
 
 
+# Some edits of the sequences are taken back, and are so again when a run goes on.
+HEALTH = """
+[health]
+texts = ["Rome is a city in Italy.", "The sea is blue.", "Bread is made of flour."]
+rollback_above = 1.005
+"""
+
+
 def start(recipe: Path, folder: Path, cache: Path) -> subprocess.Popen[bytes]:
     arguments = ["bench", str(recipe), "--out", str(folder), "--json"]
     return subprocess.Popen(
@@ -61,7 +69,7 @@ def rows_of(folder: Path) -> dict[str, list[Row]]:
 
 @pytest.mark.parametrize(
     "regime",
-    ['kind = "single"', 'kind = "sequential"\ncheckpoints = [3]\nlength = 6'],
+    ['kind = "single"', f'kind = "sequential"\ncheckpoints = [3]\nlength = 6\n{HEALTH}'],
     ids=["single", "sequential"],
 )
 def test_killed_bench_ends_with_the_rows_of_an_uninterrupted_one(
@@ -75,6 +83,8 @@ def test_killed_bench_ends_with_the_rows_of_an_uninterrupted_one(
     whole = time.perf_counter() - begin
     expected = rows_of(tmp_path / "whole")
     assert len(expected) == 2
+    undone = {"rolled_back=1" in row.tags for rows in expected.values() for row in rows}
+    assert undone == ({False, True} if "rollback" in regime else {False})
 
     draw = random.Random(SEED)
     wanted, killed, ended = (KILLS + 1) // 2, 0, 0

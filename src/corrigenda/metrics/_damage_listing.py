@@ -167,6 +167,13 @@ def _health() -> Iterator[Metric]:
         scale=1.0,
     )
     yield entry(
+        "rolled_back",
+        "edits taken back, which raised perplexity too far",
+        collapse.rolled_back,
+        reads=collapse.ROLLBACK,
+        better=LOWER,
+    )
+    yield entry(
         "robustness_accuracy@greedy",
         "the new answer in other surroundings",
         robustness.attack_accuracy,

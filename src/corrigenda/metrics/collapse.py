@@ -32,6 +32,9 @@ from corrigenda.metrics.success import metric_name
 from corrigenda.rows import Measurement, Row, Stage
 
 TOO_SHORT = "no token to predict"
+ROLLBACK = "rollback/perplexity"
+"""Name of measurements: of each edit, the ratio of mean perplexity to that of the unedited model
+with it, and 1 if it was taken back for that, else 0."""
 
 
 class Collapse(NamedTuple):
@@ -100,6 +103,13 @@ def perplexity_ratio(rows: Sequence[Row], *, bootstrap: Bootstrap = BOOTSTRAP) -
         bootstrap=bootstrap,
         by_case={case: a / b for case, (a, b) in cases.items()},
     )
+
+
+def rolled_back(records: Sequence[Measurement], *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
+    """Share of edits that were taken back because perplexity rose too far; lower is better."""
+    found, skipped = measurements(records, ROLLBACK)
+    items = [Item(one.case, one.values[1]) for one in found]
+    return over_cases("rolled_back", items, skipped=skipped, bootstrap=bootstrap)
 
 
 def collapsed(rows: Sequence[Row], limits: Collapse = LIMITS) -> bool:

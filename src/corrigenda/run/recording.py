@@ -9,6 +9,9 @@ from corrigenda.cases import Case, Probe
 from corrigenda.rows import Row, Stage, tags
 from corrigenda.run.asking import Answer, Answers, Question, divergences
 
+ROLLED_BACK = "rolled_back"
+"""Tag of rows whose edit was taken back: `rolled_back=<round>`."""
+
 Before = Mapping[Question, Answer]
 """Answers of the unedited model."""
 
@@ -24,6 +27,7 @@ class Asked(NamedTuple):
         rounds: Rounds of the case done; 0 for the unedited model.
         position: Place of the case in a sequence, from 1; 0 outside a sequence.
         edits: Cases of the sequence edited; 0 outside a sequence.
+        rolled_back: Rounds whose edit was taken back.
     """
 
     case: Case
@@ -33,6 +37,7 @@ class Asked(NamedTuple):
     rounds: int
     position: int = 0
     edits: int = 0
+    rolled_back: tuple[int, ...] = ()
 
 
 class Models(NamedTuple):
@@ -112,7 +117,7 @@ def _row(run: str, asked: Asked, answer: Answer, stage: Stage, **more: object) -
         "predicted": answer.predicted,
         "log_probs": answer.log_probs,
         "rival_log_probs": answer.rival_log_probs,
-        "tags": tags(asked.case.meta),
+        "tags": tags({**asked.case.meta, ROLLED_BACK: asked.rolled_back}),
         "skipped": answer.skipped,
         **more,
     }

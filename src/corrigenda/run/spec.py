@@ -168,6 +168,8 @@ class HealthSpec(Table):
         limit: Most texts to take.
         drift: Whether the distance of edited weights from the unedited ones is measured.
         tasks: Other tasks.
+        rollback_above: Mean perplexity of the texts, over that of the unedited model, above which
+            an edit is taken back; None keeps all.
     """
 
     texts: tuple[str, ...] = ()
@@ -175,9 +177,12 @@ class HealthSpec(Table):
     limit: Annotated[int, Field(ge=1)] = 50
     drift: bool = True
     tasks: tuple[TaskSpec, ...] = ()
+    rollback_above: Annotated[float, Field(gt=1)] | None = None
 
     @model_validator(mode="after")
-    def _names_differ(self) -> HealthSpec:
+    def _can_be_done(self) -> HealthSpec:
+        if self.rollback_above is not None and not self.texts and self.file is None:
+            raise ValueError("rollback_above needs texts whose perplexity is taken")
         names = [one.name for one in self.tasks]
         if len(set(names)) < len(names):
             raise ValueError("two tasks have one name")
@@ -288,6 +293,8 @@ class RunSpec(Shared):
         """Hash of everything that can change a row: not metrics, intervals and the label."""
         without = {"metrics": True, "intervals": True, "editor": {"label"}}
         plain = self.model_dump(mode="json", exclude=without)
+        if self.health.rollback_above is None:
+            del plain["health"]["rollback_above"]
         return content_id(plain)
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from corrigenda.metrics.collapse import ROLLBACK
 from corrigenda.metrics.estimate import Bootstrap, Estimate
 from corrigenda.metrics.registry import Metric, Records, evaluate, metric
 from corrigenda.run.store import Recorded
@@ -57,10 +58,14 @@ def lines(
 
 
 def problems(run: Recorded) -> Counter[str]:
-    """Why answers are missing, with their number; edits that failed are told by their cases."""
+    """Why answers are missing, with their number; edits that failed are told by their cases.
+
+    Edits that were taken back are counted too; their cases are asked all the same.
+    """
     found = Counter(row.skipped for row in run.rows if row.skipped)
     found.update(one.skipped.splitlines()[0] for one in run.measurements if one.name == "error")
-    return found
+    taken_back = sum(one.name == ROLLBACK and one.values[1] == 1 for one in run.measurements)
+    return found + Counter({"edit rolled back, perplexity rose too far": taken_back})
 
 
 def _in_order(tables: Sequence[dict[str, Estimate]]) -> list[str]:

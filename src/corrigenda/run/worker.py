@@ -197,6 +197,9 @@ class _Progress:
         self._active = contextlib.ExitStack()
         self._digests: list[str] = []
         self._state = begin.state
+        self._texts_now: Before = begin.before
+        self._rolled_back: dict[str, tuple[int, ...]] = {}
+        self._checks: list[Measurement] = []
         self._errors: list[tuple[str, Exception]] = []
         self._failed: dict[str, str] = {}
         if begin.broken is not None:
@@ -212,6 +215,7 @@ class _Progress:
     def do(self, step: Step, *, recorded: bool) -> Part:
         """Make the edits of a step, and ask."""
         rows = [*self._unedited(step)] if recorded else []
+        self._checks = []
         spent: list[costs.Cost] = []
         patches: list[Patch] = []
         ask_seconds = 0.0
@@ -243,7 +247,7 @@ class _Progress:
         return Part(self._unit.part(step), rows, measured)
 
     def _edit(self, step: Step, number: int, spent: list[costs.Cost]) -> list[Patch]:
-        """Make and apply the edits of one round; the patches."""
+        """Make and apply the edits of one round; the patches, none where they are taken back."""
         cases = [
             case for case in step.cases if len(case.edits) >= number and case.id not in self._failed
         ]
@@ -251,22 +255,51 @@ class _Progress:
             return []
         facts = [fact for case in cases for fact in case.edits[number - 1]]
         patches: list[Patch] = []
+        after = self._state
         with contextlib.ExitStack() as made:
             try:
                 with costs.counted(self._lm) as cost:
                     spent.append(cost)
-                    several = self._worker.edit(facts, self._state, one_by_one=self._unit.size == 1)
+                    several = self._worker.edit(facts, after, one_by_one=self._unit.size == 1)
                     for patch, state in several:
                         made.enter_context(patch.apply(self._lm))
                         patches.append(patch)
-                        self._state = state
+                        after = state
             except Exception as error:
                 self._failed |= {case.id: coded(error) for case in cases}
                 self._errors.append((cases[0].id, error))
                 return []
+            if not self._stays_healthy(step, number, cases):
+                return []
             self._active.push(made.pop_all())
+        self._state = after
         self._digests += [patch.digest() for patch in patches]
         return patches
+
+    def _stays_healthy(self, step: Step, number: int, cases: Sequence[Case]) -> bool:
+        """Whether perplexity allows the edits of a round, just applied, to stay."""
+        limit = self._worker.spec.health.rollback_above
+        if limit is None:
+            return True
+        texts = self._ask_texts()
+        found = health.ratio(texts, self._begin.before)
+        # A ratio that is no number is of a model that is broken.
+        kept = found <= limit
+        edits = step.end if self._unit.in_sequence else 0
+        self._checks.append(
+            health.checked(self._run, self._label(step), found, kept=kept, edits=edits)
+        )
+        if kept:
+            self._texts_now = texts
+        else:
+            for case in cases:
+                self._rolled_back[case.id] = (*self._rolled_back.get(case.id, ()), number)
+        return kept
+
+    def _ask_texts(self) -> Before:
+        """The texts whose perplexity is taken, asked of the model as it is now."""
+        questions = map(health.text_question, self._worker.texts)
+        return ask(self._lm, questions, batch_tokens=self._worker.batch_tokens).given
 
     def _unedited(self, step: Step) -> Iterator[Row]:
         """Rows of probes that only the unedited model is asked."""
@@ -296,8 +329,10 @@ class _Progress:
         longest = self._worker.spec.ask.max_new_tokens
         if not self._unit.in_sequence:
             place = edits = 0
+        undone = tuple(one for one in self._rolled_back.get(case.id, ()) if one <= rounds)
         for number, probe in plan.due(case, rounds):
-            yield Asked(case, number, probe, question_of(probe, longest), rounds, place, edits)
+            question = question_of(probe, longest)
+            yield Asked(case, number, probe, question, rounds, place, edits, undone)
 
     def _ask(self, due: list[Asked]) -> list[Row]:
         fine = [one.question for one in due if one.case.id not in self._failed]
@@ -336,6 +371,7 @@ class _Progress:
             for case, error in self._errors
         ]
         self._errors = []
+        found += self._checks
         if not any(case.id in self._failed for case in step.cases):
             found += costs.measurements(run, label, spent, patches, facts, edits)
             found.append(costs.cost_of(run, label, "ask_seconds", ask_seconds, facts, edits))
@@ -356,7 +392,8 @@ class _Progress:
     def _texts(self, step: Step) -> list[Row]:
         """Rows of the texts whose perplexity is taken."""
         questions = {text: health.text_question(text) for text in self._worker.texts}
-        given = ask(self._lm, questions.values(), batch_tokens=self._worker.batch_tokens).given
+        checked = self._worker.spec.health.rollback_above is not None
+        given = self._texts_now if checked else self._ask_texts()
         edits = step.end if self._unit.in_sequence else 0
         return [
             health.text_row(
