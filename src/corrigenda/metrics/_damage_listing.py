@@ -103,7 +103,7 @@ def _conflict() -> Iterator[Metric]:
 
 def _restored() -> Iterator[Metric]:
     """What the model says once it was edited and edited back."""
-    for measure in (None, "tokens"):
+    for measure in (None, "sentence", "tokens"):
         yield entry(
             metric_name("restoration", Protocol.GREEDY, measure),
             "answers that are as before, edited back",
