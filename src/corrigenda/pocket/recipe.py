@@ -1,9 +1,9 @@
 """The training recipe of the pocket models.
 
 A plain causal language model, trained so that recall passes through the last token of the subject,
-as in large models: in most batches attention to subject mentions is masked (see
-`batches.attention_masks`). The saved model is the plain architecture of `transformers`; nothing of
-the mask remains in it.
+as in large models: the residual stream carries a price, and in some batches attention to subject
+mentions is masked (see `batches.attention_masks`). The saved model is the plain architecture of
+`transformers`; nothing of either remains in it.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class Recipe:
     steps: int | None = None
     minutes: float | None = None
     device: str = "cpu"
-    masked_share: float = 0.7
-    skill_share: float = 0.25
+    masked_share: float = 0.1
+    skill_share: float = 0.4
     batch_tokens: int = 4096
     row: int = 192
     stream_price: float = 1e-3
