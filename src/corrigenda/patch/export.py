@@ -172,7 +172,8 @@ def factors(change: Change, site: Site) -> LowRank:
                 raise NotExportable(
                     f"the dense change has rank {rank}; as factors it would be larger than itself.",
                     where=f"site {site}",
-                    hint="Export a merged checkpoint instead, or transform the patch first: compress:rank=8.",
+                    hint="Export a merged checkpoint instead, or keep the strongest directions "
+                    "first (--transform compress:rank=8).",
                 )
             return LowRank(u[:, :rank] * s[:rank], vh[:rank].T)
 
