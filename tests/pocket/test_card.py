@@ -17,7 +17,7 @@ from corrigenda.lm.sites import Site
 from corrigenda.patch import Header, WeightPatch
 from corrigenda.patch.ledger import ledger_of
 from corrigenda.pocket import card, trial
-from corrigenda.pocket.exam import EditItem, Item
+from corrigenda.pocket.exam import EditItem, Item, edit_items
 from corrigenda.pocket.world import load_world
 from corrigenda.testing.tiny import tiny_model
 
@@ -222,3 +222,13 @@ def test_plain_transformers_loads_a_folder(
     assert not card.loads_plainly(lm, tmp_path, PROMPTS[0])
     monkeypatch.setattr(card, "_PLAIN", "raise SystemExit(1)")
     assert not card.loads_plainly(lm, tmp_path, PROMPTS[0])
+
+
+def test_what_a_method_is_told_is_not_what_it_is_judged_by() -> None:
+    for case in edit_items(load_world("small"), 20):
+        judged = {case.fact.prompt, *case.fact.paraphrases}
+        assert len({*case.told.paraphrases}) == 3
+        assert not judged & {*case.told.paraphrases}
+        assert all(case.fact.subject in text for text in case.told.paraphrases)
+        assert case.told.neighbours == ()
+        assert (case.told.prompt, case.told.target) == (case.fact.prompt, case.fact.target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from corrigenda.facts import Fact
@@ -28,15 +28,26 @@ class Item(NamedTuple):
     subject: str = ""
 
 
+NUM_SHOWN = 3
+"""Paraphrases that go with an edit, beside those it is judged by."""
+
+
 class EditItem(NamedTuple):
     """A fact given a new object of the same relation, with the prompts that show what the edit did.
 
     `fact` holds paraphrases (among them questions) and same-relation neighbours; `same_subject`
-    holds prompts for other facts of the subject, which should not change.
+    holds prompts for other facts of the subject, which should not change. All of these are for
+    judging; `shown` holds further paraphrases, which a method may learn from.
     """
 
     fact: Fact
     same_subject: tuple[str, ...]
+    shown: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> Fact:
+        """The fact as a method is told it: with nothing that it is judged by."""
+        return replace(self.fact, paraphrases=self.shown, neighbours=())
 
 
 @dataclass(frozen=True)
@@ -213,9 +224,14 @@ def edit_item(
         name=f"{triple.subject}/{triple.relation}",
     )
     others = [t for t in world.about(triple.subject) if t.relation != triple.relation]
+    judged = {fact.prompt, *fact.paraphrases}
+    further = [_prompt(text, triple.subject) for text in relation.clozes]
+    # A draw of its own, so that the edits are the same whatever is shown with them.
+    own = random.Random(f"shown/{fact.name}")
     return EditItem(
         fact,
         tuple(_prompt(draw.choice(world.relations[t.relation].clozes), t.subject) for t in others),
+        tuple(own.sample([text for text in further if text not in judged], NUM_SHOWN)),
     )
 
 

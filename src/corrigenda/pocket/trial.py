@@ -1,6 +1,7 @@
 """Edits of the pocket world, tried and judged: alone, as one batch, or one after another.
 
-Every answer is judged under strict greedy decoding, before and after. Whatever was tried is undone.
+Every answer is judged under strict greedy decoding, before and after, on paraphrases and neighbours
+that the method was not told. Whatever was tried is undone.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class _Trial:
 
     def edit(self, cases: Sequence[EditItem], state: State | None) -> tuple[Patch, State | None]:
         with _timed(self.seconds, len(cases)):
-            patch, state = self.editor.edit(self.lm, [case.fact for case in cases], state)
+            patch, state = self.editor.edit(self.lm, [case.told for case in cases], state)
         with tempfile.TemporaryDirectory() as folder:
             size = patch.save(Path(folder) / "patch.safetensors").stat().st_size
         self.num_bytes.append(size / len(cases))
