@@ -45,5 +45,5 @@ def training_facts(
         pools[triple.relation].append(triple)
     for _ in range(variants):
         for triple in usable:
-            fact, same_subject = edit_item(world, triple, draw, pool=pools[triple.relation])
-            yield replace(fact, neighbours=fact.neighbours + same_subject)
+            item = edit_item(world, triple, draw, pool=pools[triple.relation])
+            yield replace(item.fact, neighbours=item.fact.neighbours + item.same_subject)
