@@ -339,9 +339,9 @@ def test_misuse_is_refused_and_the_model_stays_as_it_is() -> None:
 
 
 def test_a_known_fact_is_held_by_neurons_that_can_be_rewritten() -> None:
-    """On the pocket model: the old answer loses and the target gains, on most facts."""
+    """On the pocket model: the old answer loses on most facts, and the target gains on some."""
     lm = cg.load("pocket", dtype="float32")
-    facts = [item.fact for item in edit_items(load_world(), 10, seed=11)[:4]]
+    facts = [item.told for item in edit_items(load_world(), 10, seed=11)[:6]]
     editor = registry.build("knowledge-neurons", "pocket")
     gains, losses = [], []
     for fact in facts:
@@ -352,5 +352,5 @@ def test_a_known_fact_is_held_by_neurons_that_can_be_rewritten() -> None:
             after = score(lm, pairs)
         gains.append(after[0].mean > before[0].mean)
         losses.append(after[1].mean < before[1].mean)
-    assert sum(gains) >= 2
-    assert sum(losses) >= 2
+    assert sum(gains) >= 1
+    assert sum(losses) >= 4
