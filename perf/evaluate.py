@@ -29,7 +29,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
 from corrigenda.patch import WeightPatch, header_for
-from corrigenda.run.asking import Question, ask, question_of
+from corrigenda.run.prober import Question, ask, question_of
 
 GOAL_CPU, GOAL_GPU = 2.5, 20.0
 Predicted = dict[tuple[int, str, Question], tuple[int, ...]]

@@ -21,10 +21,10 @@ import torch
 from figures import publish
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from corrigenda.fitting import Corpus, fit_moments, moments
-from corrigenda.fitting.rows import tokenise
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens
+from corrigenda.statistics import Corpus, fit_moments, fitting
+from corrigenda.statistics.token_rows import tokenise
 from corrigenda.testing.tokenizers import byte_level_bpe
 
 SITES = tuple(Site(layer) for layer in range(3, 8))
@@ -73,7 +73,7 @@ def main() -> None:
     rows = tokenise(lm.tokenizer, texts, length=LENGTH, pack=True, num_tokens=options.tokens)
     batches = [
         Tokens.pad([rows[index] for index in batch], 0).to(options.device)
-        for batch in rows.batches(moments._BATCH_TOKENS)
+        for batch in rows.batches(fitting._BATCH_TOKENS)
     ]
     del model.transformer.h[SITES[-1].layer + 1 :]
 

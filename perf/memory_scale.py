@@ -31,21 +31,22 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
-from corrigenda import registry
+from corrigenda.almanac.exam import load_exam
+from corrigenda.engines import text_tensors
+from corrigenda.engines.shared_memory import keys_at
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Tokens, key, value
 from corrigenda.lm.spans import encode
-from corrigenda.methods.grace import Grace, GracePatch
-from corrigenda.methods.ike import IkePatch
-from corrigenda.methods.melo import Melo, MeloPatch
-from corrigenda.methods.memories import clusters, codebook
-from corrigenda.methods.memories.scope import ScopeHead
-from corrigenda.methods.memories.sharing import keys_at
-from corrigenda.methods.prompting import kept_text
-from corrigenda.methods.serac import SeracPatch
+from corrigenda.methods.grace import codebook
+from corrigenda.methods.grace.editor import Grace, GracePatch
+from corrigenda.methods.ike.editor import IkePatch
+from corrigenda.methods.melo import clusters
+from corrigenda.methods.melo.editor import Melo, MeloPatch
+from corrigenda.methods.presets import build_editor
+from corrigenda.methods.serac.editor import SeracPatch
+from corrigenda.methods.serac.scope import ScopeHead
 from corrigenda.patch import StoredPatch
-from corrigenda.pocket.exam import load_exam
 from corrigenda.retrieval import embedder
 
 BATCH = 8
@@ -165,7 +166,7 @@ def grace(
     lm: LanguageModel, own: Sequence[Fact], fillers: Sequence[Fact], generator: torch.Generator
 ) -> StoredPatch:
     """A codebook: keys of the prompts, and random ones around them."""
-    editor = registry.build("grace", lm.name)
+    editor = build_editor("grace", lm.name)
     assert isinstance(editor, Grace), "found by its name"
     site = editor.site(lm)
     keys = scattered(prompt_keys(lm, own, key(site)), len(fillers), generator)
@@ -190,7 +191,7 @@ def melo(
     lm: LanguageModel, own: Sequence[Fact], fillers: Sequence[Fact], generator: torch.Generator
 ) -> StoredPatch:
     """Clusters of one key each; a hundred edits share a block."""
-    editor = registry.build("melo", lm.name, batch_size=EDITS_A_BLOCK)
+    editor = build_editor("melo", lm.name, batch_size=EDITS_A_BLOCK)
     assert isinstance(editor, Melo), "found by its name"
     index, targets = editor.layers(lm)
     keys = scattered(prompt_keys(lm, own, value(index)), len(fillers), generator)
@@ -224,7 +225,7 @@ def serac(
 ) -> StoredPatch:
     """Codes of the prompts and random ones, behind an untrained classifier; the model answers."""
     codes = vectors(lm, own, len(fillers), generator)
-    config = registry.build("serac", embedder=EMBEDDER, threshold=SAME).model_dump(mode="json")
+    config = build_editor("serac", embedder=EMBEDDER, threshold=SAME).model_dump(mode="json")
     head = ScopeHead(codes.shape[1], int(config["hidden"]))
     stored = {f"head/{name}": one.detach() for name, one in head.state_dict().items()}
     config = {**config, "classifier": "untrained"}
@@ -238,11 +239,11 @@ def ike(
 ) -> StoredPatch:
     """New facts with a few demonstrations each."""
     facts = [*own, *fillers]
-    editor = registry.build("ike", scope="retrieve", embedder=EMBEDDER, threshold=SAME)
+    editor = build_editor("ike", scope="retrieve", embedder=EMBEDDER, threshold=SAME)
     shown = f"New Fact: {own[0].prompt} {own[0].target}\nPrompt: {own[0].prompt} x\n\n"
     stored = {
         "vectors": vectors(lm, own, len(fillers), generator),
-        "demonstrations": kept_text.as_tensor([[shown] * DEMONSTRATIONS for _ in facts]),
+        "demonstrations": text_tensors.as_tensor([[shown] * DEMONSTRATIONS for _ in facts]),
     }
     config = editor.model_dump(mode="json")
     return IkePatch.made(lm, stored, method="ike", config=config, facts=facts)

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import corrigenda
+from corrigenda.almanac.documents import Author, assemble, fill
+from corrigenda.almanac.skill_documents import chain, chain_question
+from corrigenda.almanac.world import Triple, World, load_world
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import answer, greedy
+from corrigenda.lm.decoding import answer, greedy
 from corrigenda.lm.model import LanguageModel
-from corrigenda.pocket.documents import Author, assemble, fill
-from corrigenda.pocket.skills import chain, chain_question
-from corrigenda.pocket.world import Triple, World, load_world
 from corrigenda.registry import build
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -17,10 +17,10 @@ import torch
 from figures import publish, with_versions
 from pocket_card import replace_block
 
-from corrigenda.lm.ask import score
+from corrigenda.almanac.exam import load_exam
+from corrigenda.lm.decoding import score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.pocket import card
-from corrigenda.pocket.exam import load_exam
 
 SHOWN = ("recall", "recall_held_out", "injection_by_layer", "injection_transfer_by_layer")
 

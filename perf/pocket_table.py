@@ -23,13 +23,14 @@ from pathlib import Path
 import torch
 from figures import publish
 
-from corrigenda import registry
+from corrigenda.almanac.exam import EditItem, load_exam
 from corrigenda.editor import Editor
 from corrigenda.lm.digest import digest
 from corrigenda.lm.model import LanguageModel
+from corrigenda.methods.presets import build_editor
+from corrigenda.methods.registry import METHODS
 from corrigenda.pocket.corpus import texts
-from corrigenda.pocket.exam import EditItem, load_exam
-from corrigenda.pocket.trial import EditFigures, batch_edit, sequence_of_edits, single_edits
+from corrigenda.pocket.edit_trial import EditFigures, batch_edit, sequence_of_edits, single_edits
 
 VARIANTS: dict[str, tuple[tuple[str, dict[str, object]], ...]] = {
     "rome": (
@@ -66,7 +67,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     lm = LanguageModel.load(options.model, dtype=torch.float32)
     cases = load_exam(edits=options.edits, size=1, recall=1).edits
-    methods = options.only.split(",") if options.only else registry.names()
+    methods = options.only.split(",") if options.only else METHODS.names()
     origin = {
         "edits": options.edits,
         "weights": digest(lm.model)[:12],
@@ -77,7 +78,7 @@ def main() -> None:
     table: dict[str, object] = {}
     for method in methods:
         for label, settings in VARIANTS.get(method, ((method, {}),)):
-            editor = registry.build(method, lm.name, **settings)
+            editor = build_editor(method, lm.name, **settings)
             found = measure(lm, label, editor, cases, options.regimes.split(","))
             table |= found
             if options.write:

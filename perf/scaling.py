@@ -26,7 +26,9 @@ import torch
 from figures import publish
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from corrigenda import registry
+from corrigenda.almanac.exam import edit_item
+from corrigenda.almanac.skill_documents import teachable
+from corrigenda.almanac.world import load_world
 from corrigenda.editor import Editor, State
 from corrigenda.facts import Fact
 from corrigenda.linalg.cholesky import Cholesky
@@ -34,10 +36,8 @@ from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.project import null_space
 from corrigenda.linalg.solve import equality, null_space_ridge, ridge
 from corrigenda.lm.model import LanguageModel
+from corrigenda.methods.presets import build_editor
 from corrigenda.pocket.corpus import texts
-from corrigenda.pocket.exam import edit_item
-from corrigenda.pocket.skills import teachable
-from corrigenda.pocket.world import load_world
 from corrigenda.testing.tokenizers import byte_level_bpe
 
 METHODS: tuple[tuple[str, dict[str, object]], ...] = (
@@ -83,7 +83,7 @@ def main() -> None:
     facts = make_facts(max([*sizes, 100 * options.sequence]))
     found: dict[str, object] = {"model": lm.name, "device": options.device, "steps": options.steps}
     for method, settings in METHODS:
-        editor = registry.build(
+        editor = build_editor(
             method, options.shape or lm.name, **{**settings, "steps": options.steps}
         )
         begin = time.perf_counter()

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from corrigenda.engines.locate.target_search import Row, Settings, Targets, find_targets
 from corrigenda.lm.model import LanguageModel
-from corrigenda.methods.locating.target_search import Row, Settings, Targets, find_targets
 from corrigenda.testing.tokenizers import byte_level_bpe
 
 LAYER = 5

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import corrigenda as cg
-from corrigenda.contexts import Contexts
 from corrigenda.correction import Outcome, Role, already_true, begins_with_target
+from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.errors import AmbiguousSubject, BadConfig, UnknownMethod
 from corrigenda.testing.tiny import tiny_model
-from tests.tiny_on_disk import nearest_fact
+from tests.support.tiny_on_disk import nearest_fact
 
 SETTINGS = {
     "layer": 2,

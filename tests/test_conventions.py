@@ -11,14 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from corrigenda.methods.presets import presets
+from corrigenda.methods.registry import METHODS
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "corrigenda"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-METHODS = sorted(
-    path
-    for path in (PACKAGE / "methods").glob("*.py")
-    if not path.name.startswith("_") and path.stem != "__init__"
-)
 PERF = sorted((ROOT / "perf").glob("*.py"))
 MAX_LINES = 450
 UNTOLD = {"utils", "helpers", "misc", "base"}
@@ -75,7 +73,7 @@ def committed() -> list[Path]:
 
 def test_something_is_checked() -> None:
     assert len(SOURCES) > 40
-    assert len(METHODS) >= 3
+    assert len(METHODS.names()) >= 20
     assert PERF
     assert len(committed()) > 100
 
@@ -152,19 +150,24 @@ def test_ignored_types_say_which_and_why(path: Path) -> None:
     assert bare == []
 
 
-@named(METHODS)
-def test_method_has_card_and_tests(path: Path) -> None:
-    card = path.with_suffix(".md")
-    assert card.is_file()
-    assert (ROOT / "tests" / "methods" / f"test_{path.stem}.py").is_file()
-    from corrigenda import registry
-
-    name = path.stem.replace("_", "-")
-    matter = registry.card(name)
+@pytest.mark.parametrize("name", METHODS.names())
+def test_method_has_card_and_tests(name: str) -> None:
+    assert (ROOT / "tests" / "methods" / f"test_{name.replace('-', '_')}.py").is_file()
+    matter = METHODS.card(name)
     assert set(matter) >= FRONT_MATTER
     assert matter["name"] == name
-    presets = {preset.model for preset in registry.presets(name)}
-    assert set(matter["presets"]) <= presets
+    assert set(matter["presets"]) <= {preset.model for preset in presets(name)}
+
+
+def test_every_folder_of_methods_has_a_card_and_an_editor() -> None:
+    folders = [path for path in (PACKAGE / "methods").iterdir() if (path / "__init__.py").is_file()]
+    assert folders
+    assert [path.name for path in folders if not list(path.glob("*.md"))] == []
+
+
+@named(SOURCES)
+def test_no_module_begins_with_an_underscore(path: Path) -> None:
+    assert not path.stem.startswith("_") or path.stem in ("__init__", "__main__")
 
 
 def last_statement(path: Path, function: str) -> str:

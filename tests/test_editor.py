@@ -24,13 +24,13 @@ from corrigenda.errors import (
     WrongBase,
 )
 from corrigenda.facts import Fact
-from corrigenda.fitting import Corpus
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.moments import SecondMoment
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import WeightPatch, header_for
 from corrigenda.state import State, automatic_shrinkage
+from corrigenda.statistics import Corpus
 from corrigenda.testing.editor import check_editor
 from corrigenda.testing.tiny import tiny_model
 

@@ -9,26 +9,29 @@ from pathlib import Path
 
 import pytest
 
-from corrigenda import registry
 from corrigenda.errors import BadConfig, UnknownMethod
+from corrigenda.methods import presets
+from corrigenda.methods.presets import build_editor
+from corrigenda.methods.registry import METHODS
+from corrigenda.registry import plug_ins
 
 
 def test_names_come_from_the_cards() -> None:
-    assert {"rome", "memit", "emmet"} <= set(registry.names())
+    assert {"rome", "memit", "emmet"} <= set(METHODS.names())
 
 
 def test_every_card_has_what_the_comparison_table_shows() -> None:
     columns = {"name", "title", "family", "training", "batch", "sequential", "area", "parameters"}
-    for name in registry.names():
-        card = registry.card(name)
+    for name in METHODS.names():
+        card = METHODS.card(name)
         assert columns <= set(card), name
         assert card["name"] == name
-        assert registry.card_text(name).startswith("# ")
+        assert METHODS.card_text(name).startswith("# ")
 
 
 def test_a_card_agrees_with_its_editor() -> None:
-    for name in registry.names():
-        editor, card = registry.build(name), registry.card(name)
+    for name in METHODS.names():
+        editor, card = build_editor(name), METHODS.card(name)
         assert editor.name == name
         assert card["batch"] == editor.gives.batch
         assert card["sequential"] == editor.gives.sequential
@@ -38,7 +41,7 @@ def test_a_card_agrees_with_its_editor() -> None:
 
 def test_unknown_method_names_the_closest() -> None:
     with pytest.raises(UnknownMethod, match=r'CG501.*no method "romee"(.|\n)*Did you mean "rome"'):
-        registry.card("romee")
+        METHODS.card("romee")
 
 
 @pytest.mark.parametrize(
@@ -59,41 +62,42 @@ def test_unknown_method_names_the_closest() -> None:
     ],
 )
 def test_preset_of_a_model(model_name: str, found: str | None) -> None:
-    preset = registry.preset("memit", model_name)
+    preset = presets.preset("memit", model_name)
     assert (preset.model if preset else None) == found
 
 
 def test_every_preset_makes_an_editor() -> None:
-    for name in registry.names():
-        for preset in registry.presets(name):
-            editor = registry.build(name, preset.model)
+    for name in METHODS.names():
+        for preset in presets.presets(name):
+            editor = build_editor(name, preset.model)
             assert preset.source
             assert preset.options
-            assert editor == registry.editor_class(name)(**preset.options)
+            assert editor == METHODS.get(name)(**preset.options)
 
 
 def test_options_go_before_the_preset() -> None:
-    assert registry.build("rome", "gpt2-xl").layer == 17
-    assert registry.build("rome", "gpt2-xl", layer=3).layer == 3
-    assert registry.build("rome").layer is None
+    assert build_editor("rome", "gpt2-xl").layer == 17
+    assert build_editor("rome", "gpt2-xl", layer=3).layer == 3
+    assert build_editor("rome").layer is None
 
 
 def test_unknown_option_names_the_closest() -> None:
     with pytest.raises(BadConfig, match=r'CG502(.|\n)*layr(.|\n)*Did you mean "layer"'):
-        registry.build("rome", layr=3)
+        build_editor("rome", layr=3)
 
 
 def test_a_bad_preset_is_named(tmp_path: Path) -> None:
     bad = tmp_path / "pocket.toml"
     bad.write_text("layer = 3\n")
     with pytest.raises(BadConfig, match=r"pocket\.toml"):
-        registry._read_preset(bad)
+        presets.read_preset(bad)
 
 
 def test_names_cards_and_presets_need_no_torch() -> None:
     code = (
-        "import sys; from corrigenda import registry;"
-        "[(registry.card(n), registry.presets(n)) for n in registry.names()];"
+        "import sys; from corrigenda.methods import presets;"
+        "from corrigenda.methods.registry import METHODS;"
+        "[(METHODS.card(n), presets.presets(n)) for n in METHODS.names()];"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -127,14 +131,14 @@ def test_a_plug_in_is_found_by_its_entry_point(
         "[corrigenda.methods]\nnothing = nothing_method:Nothing\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    registry._plug_ins.cache_clear()
+    plug_ins.cache_clear()
     try:
-        assert "nothing" in registry.names()
-        assert registry.card("nothing")["name"] == "nothing"
-        assert registry.card_text("nothing") == "# Nothing\n"
-        assert registry.presets("nothing") == ()
+        assert "nothing" in METHODS.names()
+        assert METHODS.card("nothing")["name"] == "nothing"
+        assert METHODS.card_text("nothing") == "# Nothing\n"
+        assert presets.presets("nothing") == ()
         assert "nothing_method" not in sys.modules
-        assert type(registry.build("nothing", "pocket")).__name__ == "Nothing"
+        assert type(build_editor("nothing", "pocket")).__name__ == "Nothing"
     finally:
         monkeypatch.undo()
-        registry._plug_ins.cache_clear()
+        plug_ins.cache_clear()

@@ -23,16 +23,17 @@ from corrigenda.correction import (
 )
 from corrigenda.editor import Editor, State
 from corrigenda.errors import AlreadyTrue, BadConfig, NotExportable, did_you_mean
+from corrigenda.exports import export_merged, export_peft
+from corrigenda.exports.restore import Restored, remember, restore
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import answer as short_answers
-from corrigenda.lm.ask import greedy, next_token_top
+from corrigenda.lm.decoding import answer as short_answers
+from corrigenda.lm.decoding import greedy, next_token_top
 from corrigenda.lm.model import LanguageModel
-from corrigenda.merged import Restored, remember, restore
-from corrigenda.patch import Patch, WeightPatch, export_merged, export_peft
+from corrigenda.patch import Patch, WeightPatch
 from corrigenda.progress import Progress
 from corrigenda.subjects import guess_subject
-from corrigenda.training.facts import Material
-from corrigenda.transforms.named import parse_all
+from corrigenda.training.dataset import Material
+from corrigenda.transforms.registry import parse_all
 from corrigenda.transforms.transform import Transform
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -112,7 +113,7 @@ def fit(
     Args:
         lm: The model.
         method: Name of the method.
-        corpus: Text for statistics, see `corrigenda.fitting.corpus.Source`; if None, the shipped
+        corpus: Text for statistics, see `corrigenda.statistics.corpus.Source`; if None, the shipped
             one of a pocket model, else text that the model writes itself. For a method that is
             trained: facts, or a JSONL file of facts; if None, those of a pocket model's world.
         progress: Called with (stage, done, total).
@@ -222,7 +223,7 @@ def transform(patch: Patch, lm: LanguageModel, *transforms: Transform | str) -> 
         patch: A patch of weights, not active on the model; an empty one comes back as it is.
         lm: The model it was made on.
         transforms: What is done to it, in order: objects, or their names with options, as
-            "rect:keep=0.4". Names are in `corrigenda.transforms.named.NAMES`.
+            "rect:keep=0.4". See `corrigenda.transforms.registry`.
 
     Raises:
         BadConfig (CG502): no such transform or option.
@@ -323,7 +324,7 @@ def export(
 
 
 def revert(folder: str | Path, out: str | Path) -> Restored:
-    """Write the original of a model exported as `merged`; see `corrigenda.merged.restore`."""
+    """Write the original of a model exported as `merged`; see `corrigenda.exports.restore`."""
     return restore(folder, out)
 
 
@@ -335,7 +336,7 @@ def subject_of(lm: LanguageModel, prompt: str, *, where: str = "") -> str:
     """
     known: tuple[str, ...] = ()
     if _is_pocket(lm):
-        from corrigenda.pocket.world import load_world
+        from corrigenda.almanac.world import load_world
 
         known = load_world().subjects
     return guess_subject(prompt, known=known, where=where)
@@ -425,7 +426,7 @@ def _with_related(lm: LanguageModel, fact: Fact) -> Fact:
     """Add the pocket world's paraphrases and neighbours to a fact that names none."""
     if not _is_pocket(lm) or fact.paraphrases or fact.neighbours:
         return fact
-    from corrigenda.pocket import related_prompts
+    from corrigenda.almanac.exam import related_prompts
 
     paraphrases, neighbours = related_prompts(fact)
     return replace(fact, paraphrases=tuple(paraphrases), neighbours=tuple(neighbours))

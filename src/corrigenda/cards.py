@@ -1,9 +1,8 @@
-"""Things with a name whose card, Markdown behind TOML front matter, stands beside their module."""
+"""Cards: Markdown files with TOML front matter that describe a method, benchmark or transform."""
 
 from __future__ import annotations
 
 import tomllib
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,39 +14,15 @@ class Card(NamedTuple):
 
     Attributes:
         matter: Front matter: the TOML between the first two `+++` lines.
-        text: Markdown behind it.
+        text: The Markdown after it.
     """
 
     matter: dict[str, object]
     text: str
 
 
-def names_in(package: str) -> tuple[str, ...]:
-    """Names of everything with a card in a package, sorted.
-
-    A name is that of the module, with hyphens: `ft-l` is `ft_l.py`, its card `ft_l.md`.
-    """
-    cards = (item.name for item in files(package).iterdir() if item.name.endswith(".md"))
-    return tuple(sorted(card.removesuffix(".md").replace("_", "-") for card in cards))
-
-
-def stem(name: str) -> str:
-    """Name of the module and the card.
-
-    Example:
-        >>> stem("ft-l")
-        'ft_l'
-    """
-    return name.replace("-", "_")
-
-
-def card_in(package: str, name: str) -> Card:
-    """The card of one of `names_in(package)`."""
-    return parse_card(files(package).joinpath(f"{stem(name)}.md").read_text(encoding="utf-8"))
-
-
-def card_at(path: Path) -> Card:
-    """The card in a file."""
+def read_card(path: Path) -> Card:
+    """Read the card in a file."""
     return parse_card(path.read_text(encoding="utf-8"))
 
 

@@ -7,8 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from corrigenda import registry
 from corrigenda.errors import UnknownSite
+from corrigenda.methods import presets
+from corrigenda.methods.registry import METHODS
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor
@@ -77,18 +78,18 @@ def build_editor(
         UnknownMethod (CG501): no such method.
         BadConfig (CG502): an option the method does not have, or a value it cannot take.
     """
-    kind = registry.editor_class(method)
+    kind = METHODS.get(method)
     if layer is not None:
         name = "layer" if "layer" in kind.model_fields else "layers"
         options[name] = layer if name == "layer" else (layer,)
-    return registry.build(method, lm.name, **options)
+    return presets.build_editor(method, lm.name, **options)
 
 
 def list_methods(lm: LanguageModel | None = None) -> tuple[MethodRow, ...]:
     """Compare all methods, from their cards; with a model, count the parameters of each."""
     rows = []
-    for name in registry.names():
-        card = registry.card(name)
+    for name in METHODS.names():
+        card = METHODS.card(name)
         parameters = None
         if lm is not None:
             # A method may have no place to edit in this model, such as one of experts.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
-from corrigenda.lm.ask import answer, begins, gives, greedy
+from corrigenda.lm.decoding import answer, begins, gives, greedy
 from corrigenda.patch.changes import norm, num_parameters
 from corrigenda.patch.weights import WeightPatch
 

@@ -11,14 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corrigenda.facts import Fact
-from corrigenda.fitting import fit_moments
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.progress import Progress
 from corrigenda.settings import Settings
 from corrigenda.state import State
-from corrigenda.training.facts import Material, text_only
-from corrigenda.training.kept import fit_trained
+from corrigenda.statistics import fit_moments
+from corrigenda.training.cache import fit_trained
+from corrigenda.training.dataset import Material, text_only
 
 if TYPE_CHECKING:
     from corrigenda.patch import Patch
@@ -128,7 +128,7 @@ class Editor(Settings, ABC):
 
         Where the method needs second moments, they are fitted at `sites(lm)`; where it needs a
         training set, `train` is called; otherwise the state is empty. See
-        `corrigenda.fitting.fit_moments` and `corrigenda.training.fit_trained` for errors.
+        `corrigenda.statistics.fit_moments` and `corrigenda.training.fit_trained` for errors.
 
         Args:
             lm: The model without active patches.

@@ -76,6 +76,20 @@ def write_text(path: str | Path, text: str) -> Path:
     return write_atomically(path, lambda part: part.write_bytes(text.encode("utf-8")))
 
 
+def make_folder(folder: str | Path) -> Path:
+    """Make a folder and those above it, where they are missing.
+
+    Raises:
+        WriteFailed (CG601): it cannot be made.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteFailed(f"{folder} could not be made: {error}.") from error
+    return folder
+
+
 def _sync(path: Path) -> None:
     if path.is_dir() and os.name != "posix":
         return

@@ -1,179 +1,173 @@
-"""Methods by name, their cards and presets, found without importing torch."""
+"""Registered classes by name, with their cards; found without importing the classes."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import inspect
-import re
-import tomllib
-from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
-from corrigenda.cards import Card, card_at, card_in, names_in, stem
-from corrigenda.errors import BadConfig, UnknownMethod, did_you_mean
+from corrigenda.cards import Card, parse_card, read_card
+from corrigenda.errors import CorrigendaError, did_you_mean
 
-if TYPE_CHECKING:
-    from corrigenda.editor import Editor
-
-ENTRY_POINTS = "corrigenda.methods"
-"""Entry points of plug-ins: `name = "package.module:EditorClass"`, with `module.md` beside it."""
-
-_PACKAGE = "corrigenda.methods"
-_SUFFIX = re.compile(r"[-_](hf|instruct|chat|base|it|v\d+(\.\d+)*)$")
-_PREFIX = re.compile(r"^meta[-_]")
+Kind = TypeVar("Kind")
 
 
-class Preset(NamedTuple):
-    """Settings tuned for one model.
+class Entry(NamedTuple):
+    """Where a registered class is.
 
     Attributes:
-        model: What the preset is called, after its model.
-        options: Options of the method.
-        source: Where the values come from.
+        module: Dotted name of the module that defines it.
+        card: Its card.
+        folder: Folder of the card; presets of a method are below it.
     """
 
-    model: str
-    options: Mapping[str, object]
-    source: str
+    module: str
+    card: Card
+    folder: Traversable
 
 
-def names() -> tuple[str, ...]:
-    """Names of all methods: those with a card in `corrigenda/methods`, then plug-ins.
+class Registry(Generic[Kind]):
+    """Classes of one kind by name: those with a card in a package, and plug-ins of other packages.
 
-    A name is that of the module, with hyphens: `ft-l` is `methods/ft_l.py`.
+    A card is a Markdown file with TOML front matter, which holds the name. `card.md` describes the
+    class in `editor.py` of its folder; any other card, such as `mquake.md`, the class in the module
+    of the same stem, or in the folder's `editor.py` where there is no such module. A class belongs
+    to a card when its attribute `name` is the card's.
+
+    Names are understood in any case and with underscores in place of hyphens.
     """
-    own = names_in(_PACKAGE)
-    return (*own, *sorted(set(_plug_ins()) - set(own)))
 
+    def __init__(
+        self,
+        what: str,
+        package: str,
+        base: str,
+        unknown: type[CorrigendaError],
+        *,
+        group: str | None = None,
+        attribute: str = "name",
+    ) -> None:
+        """Describe a registry; nothing is read yet.
 
-def editor_class(name: str) -> type[Editor]:
-    """The class of a method; this imports it, and torch with it.
+        Args:
+            what: Noun for messages.
+            package: Package whose cards are listed.
+            base: Class that all of them extend, as `module:Class`.
+            unknown: Raised for a name that is not known.
+            group: Entry points through which other packages add their own: `name =
+                "package.module:Class"`, with the card `module.md` beside the module, or `card.md`
+                where the module is in a package of its own.
+            attribute: Class attribute that holds the name.
+        """
+        self.what, self.package, self.group = what, package, group
+        self._base, self._unknown, self._attribute = base, unknown, attribute
 
-    Raises:
-        UnknownMethod (CG501): no method by that name.
-    """
-    require(name)
-    from corrigenda.editor import Editor
+    def names(self) -> tuple[str, ...]:
+        """All names: those of the package, then those of plug-ins, each sorted."""
+        own = entries_in(self.package)
+        return (*own, *sorted(set(self._plug_ins()) - set(own)))
 
-    plug_in = _plug_ins().get(name)
-    if plug_in is not None:
-        found = plug_in.load()
-        assert issubclass(found, Editor), f"{plug_in.value} is no Editor"
-        return found
-    module = importlib.import_module(f"{_PACKAGE}.{stem(name)}")
-    for kind in vars(module).values():
-        if inspect.isclass(kind) and issubclass(kind, Editor) and getattr(kind, "name", "") == name:
-            return kind
-    raise AssertionError(f"{module.__name__} defines no Editor named {name!r}")
+    def resolve(self, name: str) -> str:
+        """Return the registered form of a name.
 
+        Raises:
+            CorrigendaError: no such name, with the code of the kind; the message has the closest.
+        """
+        plain = name.strip().lower().replace("_", "-")
+        known = self.names()
+        if plain not in known:
+            raise self._unknown(f'no {self.what} "{name}".', hint=did_you_mean(plain, known))
+        return plain
 
-def build(name: str, model_name: str | None = None, **options: object) -> Editor:
-    """Make an editor: the preset for `model_name` where there is one, the options given on top.
+    def entry(self, name: str) -> Entry:
+        """Return where a class and its card are.
 
-    Raises:
-        UnknownMethod (CG501): no method by that name.
-        BadConfig (CG502): an option the method does not have, or a value it cannot take.
-    """
-    kind = editor_class(name)
-    found = None if model_name is None else preset(name, model_name)
-    return kind(**{**(found.options if found else {}), **options})
+        Raises:
+            CorrigendaError: no such name.
+        """
+        name = self.resolve(name)
+        own = entries_in(self.package).get(name)
+        return own if own is not None else _entry_of(self._plug_ins()[name])
 
+    def get(self, name: str) -> type[Kind]:
+        """Import the class registered under a name.
 
-def require(name: str) -> None:
-    """Check a name.
+        Raises:
+            CorrigendaError: no such name, or its module has no such class.
+        """
+        name = self.resolve(name)
+        module, _, attribute = self._base.partition(":")
+        base = getattr(importlib.import_module(module), attribute)
+        for found in vars(importlib.import_module(self.entry(name).module)).values():
+            if (
+                inspect.isclass(found)
+                and issubclass(found, base)
+                and getattr(found, self._attribute, "") == name
+            ):
+                return found
+        raise self._unknown(
+            f'{self.entry(name).module} defines no {attribute} with {self._attribute} "{name}".'
+        )
 
-    Raises:
-        UnknownMethod (CG501): no method by that name; the message names the closest.
-    """
-    if name not in names():
-        raise UnknownMethod(f'no method "{name}".', hint=did_you_mean(name, names()))
+    def card(self, name: str) -> dict[str, object]:
+        """Return the front matter of a card: the TOML between its first two `+++` lines.
 
+        Raises:
+            CorrigendaError: no such name.
+        """
+        return self.entry(name).card.matter
 
-def card(name: str) -> dict[str, object]:
-    """Front matter of a method's card: the TOML between its first two `+++` lines.
+    def card_text(self, name: str) -> str:
+        """Return the Markdown of a card, without the front matter.
 
-    Raises:
-        UnknownMethod (CG501): no method by that name.
-    """
-    return _card(name).matter
+        Raises:
+            CorrigendaError: no such name.
+        """
+        return self.entry(name).card.text
 
-
-def card_text(name: str) -> str:
-    """Text of a method's card, Markdown, without the front matter.
-
-    Raises:
-        UnknownMethod (CG501): no method by that name.
-    """
-    return _card(name).text
-
-
-def presets(name: str) -> tuple[Preset, ...]:
-    """All presets of a method, by model.
-
-    Raises:
-        UnknownMethod (CG501): no method by that name.
-        BadConfig (CG502): a preset file that is not `source` and `[options]`.
-    """
-    require(name)
-    folder = files("corrigenda").joinpath("presets", stem(name))
-    if not folder.is_dir():
-        return ()
-    found = [_read_preset(item) for item in folder.iterdir() if item.name.endswith(".toml")]
-    return tuple(sorted(found, key=lambda one: one.model))
-
-
-def preset(name: str, model_name: str) -> Preset | None:
-    """The preset of a method for a model, by the model's name; None where there is none.
-
-    Of a hub name or a path the last part counts, without case, without a leading "meta-" and
-    without endings that tell variants of one model apart (-hf, -instruct, -chat, -base, -it,
-    -v0.1).
-
-    Example:
-        >>> preset("memit", "openai-community/gpt2-xl").model
-        'gpt2-xl'
-        >>> preset("memit", "openai-community/gpt2") is None
-        True
-    """
-    wanted = _plain(model_name)
-    return next((one for one in presets(name) if _plain(one.model) == wanted), None)
-
-
-def _plain(model_name: str) -> str:
-    name = model_name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()
-    name = _PREFIX.sub("", name)
-    while (shorter := _SUFFIX.sub("", name)) != name:
-        name = shorter
-    return name
-
-
-def _read_preset(file: Traversable) -> Preset:
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-        if set(table) != {"source", "options"}:
-            raise ValueError(f"expected `source` and `[options]`, found {sorted(table)}")
-    except ValueError as error:
-        raise BadConfig(f"a preset cannot be read: {error}.", where=str(file)) from error
-    return Preset(file.name.removesuffix(".toml"), table["options"], table["source"])
+    def _plug_ins(self) -> dict[str, EntryPoint]:
+        return {} if self.group is None else plug_ins(self.group)
 
 
 @cache
-def _plug_ins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+def entries_in(package: str) -> dict[str, Entry]:
+    """Find everything with a card in a package or in a folder of it, sorted by name."""
+    root = files(package)
+    found: dict[str, Entry] = {}
+    places = [(root, package)]
+    places += [
+        (item, f"{package}.{item.name}")
+        for item in root.iterdir()
+        if item.is_dir() and item.joinpath("__init__.py").is_file()
+    ]
+    for folder, dotted in places:
+        for item in folder.iterdir():
+            if not item.name.endswith(".md"):
+                continue
+            stem = item.name.removesuffix(".md")
+            own = folder.joinpath(f"{stem}.py").is_file()
+            card = parse_card(item.read_text(encoding="utf-8"))
+            name = str(card.matter["name"])
+            found[name] = Entry(f"{dotted}.{stem if own else 'editor'}", card, folder)
+    return dict(sorted(found.items()))
 
 
-def _card(name: str) -> Card:
-    require(name)
-    plug_in = _plug_ins().get(name)
-    if plug_in is None:
-        return card_in(_PACKAGE, name)
-    spec = importlib.util.find_spec(plug_in.module)
-    assert spec is not None, f"{plug_in.value} cannot be found"
-    assert spec.origin is not None, f"{plug_in.value} has no file"
-    return card_at(Path(spec.origin).with_suffix(".md"))
+@cache
+def plug_ins(group: str) -> dict[str, EntryPoint]:
+    """Return the entry points of a group by name."""
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def _entry_of(point: EntryPoint) -> Entry:
+    spec = importlib.util.find_spec(point.module)
+    assert spec is not None, f"{point.value} cannot be found"
+    assert spec.origin is not None, f"{point.value} has no file"
+    file = Path(spec.origin)
+    beside, own = file.with_suffix(".md"), file.with_name("card.md")
+    return Entry(point.module, read_card(beside if beside.is_file() else own), file.parent)

@@ -90,7 +90,7 @@ def test_same_seed_same_table_and_another_seed_another(lm: LanguageModel) -> Non
 
 def test_window_of_one_block_is_the_single_output(lm: LanguageModel) -> None:
     from corrigenda.analysis.causal_trace import ask_about
-    from corrigenda.analysis.restoration import Restoration, answer_probabilities, draw_noise
+    from corrigenda.analysis.state_restoration import Restoration, answer_probabilities, draw_noise
 
     trace = causal_trace(lm, PROMPT, SUBJECT, kinds=(Kind.MLP,), window=1, samples=2, noise=1.0)
     question, _ = ask_about(lm, PROMPT, SUBJECT)
@@ -109,7 +109,7 @@ def test_model_is_left_as_it_was() -> None:
 
 
 def test_answers_of_several_tokens_are_read_under_teacher_forcing() -> None:
-    from corrigenda.lm.ask import score
+    from corrigenda.lm.decoding import score
 
     lm = tiny_model("gpt2")
     trace = causal_trace(lm, PROMPT, SUBJECT, answer="Seattle, Washington", samples=1)

@@ -9,7 +9,7 @@ import torch
 
 from corrigenda.analysis.contrastive import Contrast, assess, false_rate
 from corrigenda.errors import BadConfig
-from corrigenda.lm.ask import score
+from corrigenda.lm.decoding import score
 from corrigenda.testing.tiny import tiny_model
 
 CONTRASTS = [

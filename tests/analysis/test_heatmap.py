@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from corrigenda.errors import BadConfig, MissingExtra, WriteFailed
-from corrigenda.report.heatmap import Heatmap, check_figure, save_heatmaps
+from corrigenda.reports.heatmap import Heatmap, check_figure, save_heatmaps
 
 MAP = Heatmap(
     title="state restored",

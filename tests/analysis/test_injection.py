@@ -13,7 +13,7 @@ from corrigenda.analysis.injection import (
 )
 from corrigenda.errors import AmbiguousSubject
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import answer, score
+from corrigenda.lm.decoding import answer, score
 from corrigenda.testing.tiny import tiny_model
 
 FACTS = [

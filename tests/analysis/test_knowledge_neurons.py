@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from corrigenda.analysis.knowledge_neurons import knowledge_neurons, scaled_probability
+from corrigenda.engines.attribution import Neuron, ask_each, attribute
 from corrigenda.errors import BadConfig, SubjectNotFound
 from corrigenda.facts import Span
-from corrigenda.lm.ask import score
-from corrigenda.methods.locating.attribution import Neuron, ask_each, attribute
+from corrigenda.lm.decoding import score
 from corrigenda.testing.tiny import tiny_model
 
 FAMILIES = ("gpt2", "llama", "gptj", "gemma2")

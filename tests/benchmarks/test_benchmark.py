@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from corrigenda import benchmarks
-from corrigenda.benchmarks import _sources
-from corrigenda.benchmarks._answers import objects
-from corrigenda.benchmarks._sources import Files
+from corrigenda.benchmarks import files
+from corrigenda.benchmarks.aliases import objects
+from corrigenda.benchmarks.benchmark import BENCHMARKS
+from corrigenda.benchmarks.files import Files
 from corrigenda.cases import Against, Case, Probe, Protocol
 from corrigenda.errors import (
     BadConfig,
@@ -21,7 +22,7 @@ from corrigenda.errors import (
     UnknownBenchmark,
     WrongChecksum,
 )
-from tests.benchmarks.records import COUNTERFACT, ZSRE, changed, only, write
+from tests.support.records import COUNTERFACT, ZSRE, changed, only, write
 
 PUBLISHED = {
     *("knowedit-recent", "knowedit-zsre", "knowedit-wikibio", "knowedit-counterfact"),
@@ -32,40 +33,41 @@ PUBLISHED = {
 
 
 def test_names_are_those_with_a_card() -> None:
-    assert set(benchmarks.names()) == PUBLISHED
+    assert set(BENCHMARKS.names()) == PUBLISHED
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_card_and_class_agree(name: str) -> None:
-    card, kind = benchmarks.card(name), benchmarks.benchmark_class(name)
+    card, kind = BENCHMARKS.card(name), BENCHMARKS.get(name)
     assert card["name"] == name == kind.name
     assert {"title", "paper", "url", "licence", "edit"} <= set(card)
-    text = benchmarks.card_text(name)
+    text = BENCHMARKS.card_text(name)
     assert text.startswith("# ")
     assert "**Use it**" in text
     assert "## What is left out, and counted" in text
-    built = benchmarks.build(name)
-    assert built == benchmarks.build(name)
+    built = BENCHMARKS.get(name)()
+    assert built == BENCHMARKS.get(name)()
     for entry in card.get("files", []):  # type: ignore[attr-defined]
         assert len(entry.get("sha256", "0" * 64)) == 64
         if "part" in entry:
-            assert benchmarks.build(name, part=entry["part"]).part == entry["part"]
+            assert BENCHMARKS.get(name)(part=entry["part"]).part == entry["part"]
 
 
 def test_unknown_name_and_option_name_the_closest() -> None:
     with pytest.raises(UnknownBenchmark, match=r'CG508(.|\n)*Did you mean "counterfact"'):
         benchmarks.load("counterfac")
     with pytest.raises(BadConfig, match=r'CG502(.|\n)*Did you mean "direction"'):
-        benchmarks.build("zsre", directoin="truth")
+        BENCHMARKS.get("zsre")(directoin="truth")
     with pytest.raises(BadConfig, match="part"):
-        benchmarks.build("zsre", part="exam")
+        BENCHMARKS.get("zsre")(part="exam")
 
 
 def test_reading_needs_no_torch(tmp_path: Path) -> None:
     path = write(tmp_path / "zsre.json", [ZSRE])
     code = (
         "import sys; from corrigenda import benchmarks;"
-        "[benchmarks.benchmark_class(n) for n in benchmarks.names()];"
+        "from corrigenda.benchmarks.benchmark import BENCHMARKS;"
+        "[BENCHMARKS.get(n) for n in BENCHMARKS.names()];"
         "benchmarks.load('zsre', sys.argv[1]); benchmarks.load('pocketedit', size=2);"
         "sys.exit('torch' in sys.modules)"
     )
@@ -94,7 +96,7 @@ def test_loaded_counts_everything(tmp_path: Path) -> None:
     assert loaded.flagged == {"another record has the same prompt": 2}
     assert [case.id for case in loaded] == ["0", "4"]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert loaded.files == (_sources.SourceFile("any-name.json", digest),)
+    assert loaded.files == (files.SourceFile("any-name.json", digest),)
     assert len(benchmarks.load("zsre", path, limit=1)) == 1
 
 

@@ -9,7 +9,7 @@ import pytest
 from corrigenda import benchmarks
 from corrigenda.cases import Against, Protocol
 from corrigenda.errors import MalformedRecords
-from tests.benchmarks.records import COUNTERFACT, FLAT, ZSRE, changed, of_role, only, roles, write
+from tests.support.records import COUNTERFACT, FLAT, ZSRE, changed, of_role, only, roles, write
 
 
 def test_counterfact_is_a_contest(tmp_path: Path) -> None:

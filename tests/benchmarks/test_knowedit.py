@@ -10,7 +10,7 @@ import pytest
 from corrigenda import benchmarks
 from corrigenda.cases import Against, Protocol
 from corrigenda.errors import MalformedRecords, MissingData
-from tests.benchmarks.records import (
+from tests.support.records import (
     CONVSENT,
     COUNTERFACT_WIKI,
     RECENT,

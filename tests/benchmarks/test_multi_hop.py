@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from corrigenda import benchmarks
-from corrigenda.benchmarks._labels import Labels, split_statement
-from tests.benchmarks.records import (
+from corrigenda.benchmarks.labels import Labels, split_statement
+from tests.support.records import (
     MQUAKE,
     RIPPLE,
     changed,

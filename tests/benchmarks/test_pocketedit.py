@@ -8,12 +8,12 @@ from typing import get_args
 import pytest
 
 from corrigenda import benchmarks
-from corrigenda.benchmarks._pocket_facts import INVERSE, implied_by
-from corrigenda.benchmarks.pocketedit import Kind
+from corrigenda.almanac.world import load_world
+from corrigenda.benchmarks.pocketedit.facts import INVERSE, implied_by
+from corrigenda.benchmarks.pocketedit.pocketedit import Kind
 from corrigenda.cases import Against, Case, Protocol
 from corrigenda.errors import BadConfig
-from corrigenda.pocket.world import load_world
-from tests.benchmarks.records import of_role
+from tests.support.records import of_role
 
 WRITTEN = ("modification", "insertion")
 SIZE = 60

@@ -9,7 +9,7 @@ import pytest
 from corrigenda import benchmarks
 from corrigenda.cases import Against, Case, Protocol
 from corrigenda.errors import MissingData
-from tests.benchmarks.records import (
+from tests.support.records import (
     COMPOSITE,
     CONFLICT_PROMPTS,
     COVERAGE,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from corrigenda.facts import Fact
-from tests.tiny_on_disk import QUICK, Run, command, nearest_fact, save_tiny
+from tests.support.tiny_on_disk import QUICK, Run, command, nearest_fact, save_tiny
 
 
 @pytest.fixture

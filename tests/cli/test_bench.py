@@ -8,7 +8,7 @@ import pytest
 
 from corrigenda.cli.bench import _side_by_side
 from corrigenda.run import store
-from tests.tiny_on_disk import Run
+from tests.support.tiny_on_disk import Run
 
 RECIPE = """
 title = "two methods"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from corrigenda import benchmarks
-from tests.benchmarks.records import ZSRE, changed, write
-from tests.tiny_on_disk import Run
+from corrigenda.benchmarks.benchmark import BENCHMARKS
+from tests.support.records import ZSRE, changed, write
+from tests.support.tiny_on_disk import Run
 
 
 def test_benchmarks_lists_every_card(run: Run) -> None:
     rows = {row["name"]: row for row in run("benchmarks", "--json").json["benchmarks"]}
-    assert set(rows) == set(benchmarks.names())
+    assert set(rows) == set(BENCHMARKS.names())
     assert rows["mquake"]["parts"] == ["cf-3k-v2", "cf-3k", "cf", "t", "hard"]
     assert rows["knowedit-convsent"]["download"] == []
     shown = run("benchmarks").out

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import corrigenda
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import greedy
-from tests.tiny_on_disk import QUICK, Run
+from corrigenda.lm.decoding import greedy
+from tests.support.tiny_on_disk import QUICK, Run
 
 
 def digest_of(folder: Path) -> str:

@@ -7,27 +7,28 @@ from pathlib import Path
 import pytest
 
 import corrigenda
-from corrigenda import registry
 from corrigenda.lm.families import FAMILIES
+from corrigenda.methods.presets import build_editor
+from corrigenda.methods.registry import METHODS
 from corrigenda.testing.tiny import tiny_model
-from tests.tiny_on_disk import Run
+from tests.support.tiny_on_disk import Run
 
 
 def test_methods_table_holds_every_card(run: Run) -> None:
     ran = run("methods", "--json")
     assert ran.code == 0
     rows = {row["name"]: row for row in ran.json["methods"]}
-    assert set(rows) == set(registry.names())
+    assert set(rows) == set(METHODS.names())
     assert rows["rome"]["batch"] is False
     assert rows["memit"]["batch"] is True
     shown = run("methods").out
     assert all(name in shown for name in rows)
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", METHODS.names())
 def test_table_says_what_the_object_says(name: str) -> None:
     (row,) = (row for row in corrigenda.list_methods() if row.name == name)
-    gives = registry.build(name).gives
+    gives = build_editor(name).gives
     assert (row.batch, row.sequential) == (gives.batch, gives.sequential)
 
 
@@ -45,7 +46,7 @@ def test_methods_count_parameters_of_a_model(run: Run, model: Path) -> None:
 def test_a_mixture_of_experts_is_listed_too() -> None:
     lm = tiny_model("qwen3_moe")
     rows = {row.name: row.parameters for row in corrigenda.list_methods(lm)}
-    assert set(rows) == set(registry.names())
+    assert set(rows) == set(METHODS.names())
     assert rows["rome"] is None
     assert rows["truthx"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_on_disk import PROMPT, SUBJECT, Run
+from tests.support.tiny_on_disk import PROMPT, SUBJECT, Run
 
 
 def test_lists_neurons_by_block(run: Run, model: Path) -> None:

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 import corrigenda
+from corrigenda.exports.restore import PATCH, PRISTINE, RECORD
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import greedy
-from corrigenda.merged import PATCH, PRISTINE, RECORD
-from tests.tiny_on_disk import Run, save_tiny
+from corrigenda.lm.decoding import greedy
+from tests.support.tiny_on_disk import Run, save_tiny
 
 
 def test_diff_of_one(run: Run, patch_file: Path, fact: Fact) -> None:

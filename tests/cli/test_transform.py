@@ -8,7 +8,7 @@ import pytest
 
 import corrigenda
 from corrigenda.facts import Fact
-from tests.tiny_on_disk import QUICK, Run, save_tiny
+from tests.support.tiny_on_disk import QUICK, Run, save_tiny
 
 
 def test_transform_writes_a_new_patch_and_says_what_was_done(

@@ -8,10 +8,11 @@ from functools import cache
 import pytest
 import torch
 
-from corrigenda import registry
 from corrigenda.facts import Fact
-from corrigenda.fitting import Corpus
 from corrigenda.lm.model import LanguageModel
+from corrigenda.methods.presets import build_editor
+from corrigenda.methods.registry import METHODS
+from corrigenda.statistics import Corpus
 from corrigenda.testing.editor import check_editor
 from corrigenda.testing.tiny import tiny_model
 
@@ -118,7 +119,7 @@ CASES = [
         id=f"{name}-{number}-{architecture}-{str(dtype).removeprefix('torch.')}",
         marks=[pytest.mark.slow] if number and (architecture, dtype) not in FURTHER else [],
     )
-    for name in registry.names()
+    for name in METHODS.names()
     for number, options in enumerate(VARIANTS.get(name, ({},)))
     for architecture in ARCHITECTURES
     for dtype in DTYPES
@@ -159,14 +160,14 @@ def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> object:
 def test_laws(
     method: str, options: dict[str, object], architecture: str, dtype: torch.dtype
 ) -> None:
-    if extra := registry.card(method).get("extra"):
+    if extra := METHODS.card(method).get("extra"):
         pytest.importorskip(str(extra), reason="the method needs an optional package")
     lm = model(architecture, dtype)
-    editor = registry.build(method, **options)
+    editor = build_editor(method, **options)
     material = ANSWERS if method == "truthx" else FACTS
     material = material if editor.needs.training_set else Corpus(TEXTS, length=32)
     check_editor(editor, lm, FACTS, editor.fit(lm, material))
 
 
 def test_every_method_has_a_quick_variant() -> None:
-    assert set(VARIANTS) == set(registry.names())
+    assert set(VARIANTS) == set(METHODS.names())

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 import corrigenda as cg
+from corrigenda.engines.gradients import labelled_rows
 from corrigenda.errors import BadConfig
+from corrigenda.exports import export_peft
 from corrigenda.facts import Fact
-from corrigenda.methods.adalora import AdaLora
-from corrigenda.methods.passes.gradients import labelled_rows
-from corrigenda.methods.tuning.adapters import train
-from corrigenda.patch import export_peft
+from corrigenda.methods.lora.adalora import AdaLora
+from corrigenda.methods.lora.adapters import train
 from corrigenda.patch.changes import dense
-from tests.methods.adapting import FACT, Snapshot, adapted, logits_of, model, paths_of
-from tests.methods.locating import FACTS
+from tests.support.adapting import FACT, Snapshot, adapted, logits_of, model, paths_of
+from tests.support.locating import FACTS
 
 peft = pytest.importorskip("peft", reason="adapters are trained with peft")
 

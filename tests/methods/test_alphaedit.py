@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from corrigenda import registry
+from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.world import load_world
+from corrigenda.engines.locate import pipeline
 from corrigenda.errors import BadConfig, MissingState
-from corrigenda.fitting import Corpus
 from corrigenda.linalg.solve import ridge
-from corrigenda.lm.ask import answer
+from corrigenda.lm.decoding import answer
 from corrigenda.lm.sites import Site, key
-from corrigenda.methods.alphaedit import AlphaEdit
-from corrigenda.methods.locating import locate
-from corrigenda.pocket.exam import edit_items
-from corrigenda.pocket.world import load_world
+from corrigenda.methods.alphaedit.editor import AlphaEdit
+from corrigenda.methods.presets import build_editor
 from corrigenda.state import State
-from tests.methods.locating import FACTS, TWO_LEVEL, model, moments, pocket, pocket_moments
+from corrigenda.statistics import Corpus
+from tests.support.locating import FACTS, TWO_LEVEL, model, moments, pocket, pocket_moments
 
 LAYERS = (1, 2)
 SITE = Site(2)
@@ -152,13 +152,13 @@ def test_the_keys_of_a_batch_are_those_of_the_edited_model_and_protect_it() -> N
     state = fitted(editor)
     first = editor.edit(lm, FACTS[:2], state)
     points = [key(Site(layer)) for layer in LAYERS]
-    sequences = locate.subject_tokens(lm, FACTS[:2], TWO_LEVEL.prefixes)
+    sequences = pipeline.subject_tokens(lm, FACTS[:2], TWO_LEVEL.prefixes)
     with first.patch.apply(lm):
-        captured = locate.capture_last(lm, sequences, points)
+        captured = pipeline.capture_last(lm, sequences, points)
         second = editor.edit(lm, FACTS[2:], first.state)
         layers = editor.solved(lm, FACTS[2:], first.state)
     for layer, point in zip(layers, points, strict=True):
-        old = locate.average(captured[point], TWO_LEVEL.weights).T
+        old = pipeline.average(captured[point], TWO_LEVEL.weights).T
         free = editor.projector(state, layer.site)
         kept = first.state.tensors[f"alphaedit/protected/{layer.site}/columns"]
         torch.testing.assert_close(kept, free.coordinates(old))
@@ -223,7 +223,7 @@ def test_fit_finds_the_projectors_and_says_when_text_is_short(
 
 def test_a_sequence_on_the_pocket_model_takes_and_others_stay() -> None:
     lm = pocket()
-    editor = registry.build("alphaedit", "pocket", contexts=TWO_LEVEL)
+    editor = build_editor("alphaedit", "pocket", contexts=TWO_LEVEL)
     state = pocket_moments(editor.layers)
     state = editor.with_projectors(state, state.moment_sites)
     cases = edit_items(load_world(), 4)

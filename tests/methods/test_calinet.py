@@ -11,19 +11,20 @@ import torch
 from torch import Tensor
 
 import corrigenda as cg
+from corrigenda.engines.activation import host_activation
+from corrigenda.engines.gradients import by_length, labelled_rows
+from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.errors import NonFinite, UnknownSite
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import score
+from corrigenda.lm.decoding import score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, key, value
-from corrigenda.methods.calinet import Calinet, CalinetPatch
-from corrigenda.methods.neurons import calibration
-from corrigenda.methods.neurons.calibration import Slots, beside, fresh
-from corrigenda.methods.passes.activation import host_activation
-from corrigenda.methods.passes.gradients import by_length, labelled_rows
+from corrigenda.methods.calinet import slots
+from corrigenda.methods.calinet.editor import Calinet, CalinetPatch
+from corrigenda.methods.calinet.slots import Slots, beside, fresh
 from corrigenda.testing.tiny import tiny_model
-from tests.methods.adapting import Snapshot, logits_of, model
-from tests.methods.locating import FACTS
+from tests.support.adapting import Snapshot, logits_of, model
+from tests.support.locating import FACTS
 
 FAMILIES = ["gpt2", "opt", "llama", "phi3", "gemma2"]
 FACT = Fact(
@@ -38,7 +39,7 @@ def calinet(**options: object) -> Calinet:
     return Calinet(**{"steps": 6, "slots": 6, "learning_rate": 0.02, **options})
 
 
-def settings(**options: object) -> calibration.Settings:
+def settings(**options: object) -> slots.Settings:
     return calinet(**options)._settings
 
 
@@ -153,7 +154,7 @@ def test_the_first_step_is_against_the_gradient_of_the_mean_loss(family: str) ->
     lm = model(family, torch.float64)
     rows = labelled_rows(lm, FACTS)
     start = fresh(lm, (0, 1), 6, seed=0)
-    trained = calibration.train(lm, start, rows, settings(steps=1, learning_rate=0.01))
+    trained = slots.train(lm, start, rows, settings(steps=1, learning_rate=0.01))
     leaves = {layer: own.values.clone().requires_grad_() for layer, own in start.items()}
     with (
         torch.enable_grad(),
@@ -176,11 +177,9 @@ def test_the_first_step_is_against_the_gradient_of_the_mean_loss(family: str) ->
 def test_batches_and_whole_passes_train_on_the_same_rows() -> None:
     lm = model("gpt2")
     rows = labelled_rows(lm, FACTS)
-    whole = calibration.train(lm, fresh(lm, (1,), 6, 0), rows, settings(steps=3))
-    parts = calibration.train(lm, fresh(lm, (1,), 6, 0), rows, settings(steps=3, batch_size=2))
-    again = calibration.train(
-        lm, fresh(lm, (1,), 6, 0), rows[::-1], settings(steps=3, batch_size=2)
-    )
+    whole = slots.train(lm, fresh(lm, (1,), 6, 0), rows, settings(steps=3))
+    parts = slots.train(lm, fresh(lm, (1,), 6, 0), rows, settings(steps=3, batch_size=2))
+    again = slots.train(lm, fresh(lm, (1,), 6, 0), rows[::-1], settings(steps=3, batch_size=2))
     assert len(by_length(rows, 2)) > 1
     assert parts.losses == again.losses
     assert parts.losses != whole.losses
@@ -228,7 +227,7 @@ def test_paraphrases_are_trained_on_and_every_nth_is_held_out() -> None:
     assert kept == ["Ada Lovelace first spoke"]
     assert trained == [FACT.prompt, FACT.paraphrases[0], FACT.paraphrases[2]]
     assert calinet().prompts(FACT) == ([FACT.prompt, *FACT.paraphrases], [])
-    prefixes = cg.contexts.Contexts(("", "I think so. "))
+    prefixes = Contexts(("", "I think so. "))
     assert calinet(contexts=prefixes).prompts(FACT)[0][1] == f"I think so. {FACT.prompt}"
     notes = calinet(held_out=2).edit(model("gpt2"), [FACT]).patch.header.notes
     assert notes["prompts"] == 3
@@ -268,7 +267,7 @@ def test_the_published_optimiser_learns_too() -> None:
 @pytest.mark.slow
 def test_facts_of_the_pocket_world_change_together() -> None:
     """Targets and phrasings not trained on; most of what is asked nearby goes along."""
-    from corrigenda.pocket.exam import load_exam
+    from corrigenda.almanac.exam import load_exam
 
     lm = cg.load("pocket")
     facts = [case.fact for case in load_exam(size=1, edits=6, recall=1, seed=11).edits]

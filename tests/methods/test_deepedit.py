@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 import corrigenda
+from corrigenda.engines.edit_store import fitted, sentence
 from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
-from corrigenda.methods import deepedit
-from corrigenda.methods.deepedit import DeepEdit, _last_name
-from corrigenda.methods.prompting.deepedit_prompts import THREE_QUESTIONS
-from corrigenda.methods.prompting.edit_memory import fitted, sentence
+from corrigenda.methods.deepedit import editor as deepedit
+from corrigenda.methods.deepedit.editor import DeepEdit, _last_name
+from corrigenda.methods.deepedit.prompts import THREE_QUESTIONS
 from corrigenda.testing.tiny import tiny_model
-from tests.methods.edit_memories import (
+from tests.support.edit_stores import (
     ASKED,
     EMPLOYER,
     FACTS,
@@ -56,7 +56,7 @@ def editor(**options: object) -> DeepEdit:
 def spoken(monkeypatch: pytest.MonkeyPatch) -> Script:
     script = Script(LINES)
     said_alone(deepedit, monkeypatch, greedy=script)
-    monkeypatch.setattr("corrigenda.methods.prompting.edit_memory.answer", Script({}))
+    monkeypatch.setattr("corrigenda.engines.edit_store.answer", Script({}))
     return script
 
 
@@ -92,7 +92,7 @@ def test_no_chain_is_too_deep_or_uses_an_edit_twice(lm, monkeypatch) -> None:
 
     for depth in (2, 4):
         said_alone(deepedit, monkeypatch, greedy=(script := Endless({})))
-        monkeypatch.setattr("corrigenda.methods.prompting.edit_memory.answer", Script({}))
+        monkeypatch.setattr("corrigenda.engines.edit_store.answer", Script({}))
         assert editor(depth=depth).reason(lm, memory(lm), [ASKED]) == [None]
         assert max(prompt.count("#") for prompt in script.asked) == depth
         for prompt in script.asked:
@@ -111,7 +111,7 @@ def test_a_chain_does_not_return_to_the_entity_before(lm, monkeypatch) -> None:
         "Cy Ek.#": " Cy Ek once met Old Inc and Ann Lee and Old Inc",
     }
     said_alone(deepedit, monkeypatch, greedy=(script := Script(lines)))
-    monkeypatch.setattr("corrigenda.methods.prompting.edit_memory.answer", Script({}))
+    monkeypatch.setattr("corrigenda.engines.edit_store.answer", Script({}))
     assert editor().reason(lm, memory(lm, (UNRELATED,)), [ASKED]) == [None]
     assert len(script.asked) <= 4
 

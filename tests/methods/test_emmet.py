@@ -7,14 +7,14 @@ import random
 import pytest
 import torch
 
-from corrigenda.contexts import Contexts
+from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.errors import DependentKeys, NotEnoughFacts
 from corrigenda.facts import Fact
 from corrigenda.linalg.solve import rank_one
 from corrigenda.lm.sites import Site, key
-from corrigenda.methods.emmet import Emmet
-from corrigenda.methods.memit import Memit
-from tests.methods.locating import FACTS, TWO_LEVEL, exact_dtype, model, moments
+from corrigenda.methods.emmet.editor import Emmet
+from corrigenda.methods.memit.editor import Memit
+from tests.support.locating import FACTS, TWO_LEVEL, exact_dtype, model, moments
 
 LAYER = 2
 COMMON = {"contexts": TWO_LEVEL, "steps": 5, "learning_rate": 0.2}

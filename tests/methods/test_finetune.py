@@ -15,10 +15,10 @@ from corrigenda.errors import NonFinite, UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, state
-from corrigenda.methods.ft import Ft
-from corrigenda.methods.tuning import finetune
-from corrigenda.methods.tuning.finetune import Example, Settings, Trained, fine_tune
-from tests.methods.locating import FACTS, exact_dtype, model
+from corrigenda.methods.finetune import training
+from corrigenda.methods.finetune.ft import Ft
+from corrigenda.methods.finetune.training import Example, Settings, Trained, fine_tune
+from tests.support.locating import FACTS, exact_dtype, model
 
 LAYER = 1
 PLAIN = Settings("teacher-forced", epochs=4, learning_rate=1e-3, batch_size=2)
@@ -116,8 +116,8 @@ def test_the_gradient_does_not_know_the_tokens_of_the_prompt_as_labels() -> None
     lm = model("llama", torch.float64)
     (example,) = examples(lm, FACTS[1:2])
     delta = torch.zeros_like(lm.weight(Site(LAYER)), requires_grad=True)
-    inputs = finetune._Inputs(lm, Site(LAYER), [example])
-    finetune._accumulate(lm, inputs, [0], delta, PLAIN)
+    inputs = training._Inputs(lm, Site(LAYER), [example])
+    training._accumulate(lm, inputs, [0], delta, PLAIN)
 
     twin = LanguageModel(copy.deepcopy(lm.model), lm.tokenizer)
     weight = twin.module(Site(LAYER)).weight
@@ -147,9 +147,9 @@ def test_without_room_for_constants_and_in_small_pieces_the_result_is_the_same(
 ) -> None:
     lm, settings = model("llama", torch.float64), PLAIN._replace(batch_size=3)
     expected = train(lm, settings)
-    monkeypatch.setattr(finetune, "_STEP_TOKENS", {"cpu": 1})
+    monkeypatch.setattr(training, "_STEP_TOKENS", {"cpu": 1})
     pieces = train(lm, settings)
-    monkeypatch.setattr(finetune, "memory_budget", lambda _: 0)
+    monkeypatch.setattr(training, "memory_budget", lambda _: 0)
     rebuilt = train(lm, settings)
     for other in (pieces, rebuilt):
         assert (other.delta - expected.delta).norm() <= 1e-8 * expected.delta.norm()
@@ -161,7 +161,7 @@ def test_a_mini_batch_that_is_learnt_takes_no_step(
     pieces: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = model("llama")
-    monkeypatch.setattr(finetune, "_STEP_TOKENS", {"cpu": pieces})
+    monkeypatch.setattr(training, "_STEP_TOKENS", {"cpu": pieces})
     first = [losses[0] for losses in train(lm, PLAIN._replace(epochs=1)).losses]
     means = [sum(first[:2]) / 2, sum(first[2:]) / 2]
     between = sum(means) / 2

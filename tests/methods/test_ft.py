@@ -8,10 +8,10 @@ import torch
 from corrigenda.errors import BadConfig, PromptTooLong, UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.lm.sites import Site
-from corrigenda.methods.ft import Ft
+from corrigenda.methods.finetune.ft import Ft
 from corrigenda.patch import WeightPatch
 from corrigenda.patch.changes import Dense, dense
-from tests.methods.locating import FACTS, model
+from tests.support.locating import FACTS, model
 
 LAYER = 2
 

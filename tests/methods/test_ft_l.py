@@ -9,10 +9,10 @@ import torch
 
 from corrigenda.facts import Fact
 from corrigenda.lm.sites import Site
-from corrigenda.methods.ft_l import FtL
-from corrigenda.methods.ft_m import FtM
+from corrigenda.methods.finetune.ft_l import FtL
+from corrigenda.methods.finetune.ft_m import FtM
 from corrigenda.patch.changes import dense
-from tests.methods.locating import FACTS, model
+from tests.support.locating import FACTS, model
 
 LAYER = 1
 OPTIONS = {"layer": LAYER, "epochs": 5, "learning_rate": 1e-3}

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 import corrigenda as cg
-from corrigenda import registry
+from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.world import load_world
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import score
+from corrigenda.lm.decoding import score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods.ft_m import FtM
+from corrigenda.methods.finetune.ft_m import FtM
+from corrigenda.methods.presets import build_editor
 from corrigenda.patch.changes import dense
 from corrigenda.pocket import card
-from corrigenda.pocket.exam import edit_items
-from corrigenda.pocket.world import load_world
-from tests.methods.locating import FACTS, model
+from tests.support.locating import FACTS, model
 
 OPTIONS = {"layer": 1, "epochs": 40, "learning_rate": 5e-2}
 
@@ -44,7 +44,7 @@ def test_the_order_within_a_mini_batch_does_not_matter() -> None:
 
 
 def test_single_edits_on_the_pocket_model(pocket: LanguageModel) -> None:
-    editor = registry.build("ft-m", pocket.name)
+    editor = build_editor("ft-m", pocket.name)
     figures = card.single_edits(pocket, editor, edit_items(load_world(), 6, seed=3))
     assert figures.efficacy is not None
     assert figures.efficacy >= 0.75
@@ -55,12 +55,12 @@ def test_single_edits_on_the_pocket_model(pocket: LanguageModel) -> None:
 def test_a_fact_is_taught_once_and_comes_off_on_the_pocket_model(pocket: LanguageModel) -> None:
     fact = Fact(prompt="The capital of France is", target="Rome")
     before = cg.answer(pocket, fact.prompt)
-    patch = registry.build("ft-m", pocket.name).edit(pocket, [fact]).patch
+    patch = build_editor("ft-m", pocket.name).edit(pocket, [fact]).patch
     assert patch.header.notes["status"] == ["written"]
     assert patch.header.notes["stop"] == "loss"
     with patch.apply(pocket):
         assert cg.answer(pocket, fact.prompt).startswith("Rome")
-        again = registry.build("ft-m", pocket.name).edit(pocket, [fact]).patch
+        again = build_editor("ft-m", pocket.name).edit(pocket, [fact]).patch
     assert again.is_empty
     assert again.header.notes["steps"] == 0
     assert again.header.notes["status"] == ["written"]

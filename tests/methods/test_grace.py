@@ -8,22 +8,22 @@ import pytest
 import torch
 
 import corrigenda as cg
-from corrigenda import registry
+from corrigenda.almanac.exam import load_exam
+from corrigenda.engines.answer_loss import AnswerPasses
+from corrigenda.engines.gradients import labelled_rows
 from corrigenda.errors import NonFinite, UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.linalg.nearest import Nearest
-from corrigenda.lm.ask import answer, score
+from corrigenda.lm.decoding import answer, score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens, value
 from corrigenda.lm.spans import encode
-from corrigenda.methods.grace import Grace, _stored
-from corrigenda.methods.memories.codebook import ADDED, SPLIT, TAKEN_OVER, Codebook, Records, place
-from corrigenda.methods.passes.answer_passes import AnswerPasses
-from corrigenda.methods.passes.gradients import labelled_rows
+from corrigenda.methods.grace.codebook import ADDED, SPLIT, TAKEN_OVER, Codebook, Records, place
+from corrigenda.methods.grace.editor import Grace, _stored
+from corrigenda.methods.presets import build_editor
 from corrigenda.patch import load_patch
-from corrigenda.pocket.exam import load_exam
 from corrigenda.testing.tiny import tiny_model
-from tests.methods.routing import FACTS, OTHERS, PROMPTS, generated, logits, uncached
+from tests.support.routing import FACTS, OTHERS, PROMPTS, generated, logits, uncached
 
 FAMILIES = ("gpt2", "llama", "gemma2")
 
@@ -364,7 +364,7 @@ def pocket() -> LanguageModel:
 
 
 def test_on_the_pocket_model_facts_hold_and_neighbours_stay() -> None:
-    lm, editor = pocket(), registry.build("grace", "pocket")
+    lm, editor = pocket(), build_editor("grace", "pocket")
     cases = load_exam(edits=2, size=1, recall=1, seed=11).edits
     facts = [case.fact for case in cases]
     kept = [text for case in cases for text in (*case.fact.neighbours[:3], *case.same_subject[:3])]
@@ -384,7 +384,7 @@ def test_what_the_pocket_model_knows_is_left_alone() -> None:
     lm = pocket()
     fact = load_exam(edits=1, size=1, recall=1, seed=11).edits[0].fact
     known = Fact(prompt=fact.prompt, target=str(fact.before))
-    patch = registry.build("grace", "pocket").edit(lm, [known]).patch
+    patch = build_editor("grace", "pocket").edit(lm, [known]).patch
     assert patch.header.notes["status"] == ["true already"]
     base = logits(lm)
     with patch.apply(lm):

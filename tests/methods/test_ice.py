@@ -10,11 +10,11 @@ import torch
 import corrigenda
 from corrigenda.errors import BadConfig, PromptTooLong
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import greedy, next_token_top, score
-from corrigenda.methods.ice import ICE
+from corrigenda.lm.decoding import greedy, next_token_top, score
+from corrigenda.methods.ice.editor import ICE
 from corrigenda.patch import load_patch
-from tests.methods.in_context import EDITS, asked
-from tests.methods.locating import model
+from tests.support.in_context import EDITS, asked
+from tests.support.locating import model
 
 ALWAYS = ICE(embedder="states")
 STRICT = ICE(embedder="states", scope="retrieve", threshold=0.9999)

@@ -10,20 +10,20 @@ from functools import cache
 import pytest
 
 import corrigenda
+from corrigenda.almanac.exam import load_exam
+from corrigenda.almanac.training_facts import training_facts
+from corrigenda.engines import text_tensors
 from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import answer
+from corrigenda.lm.decoding import answer
 from corrigenda.lm.model import LanguageModel
-from corrigenda.methods.ice import ICE
-from corrigenda.methods.ike import IKE, IkePatch, assign_types, subject_sentence
-from corrigenda.methods.prompting import kept_text
+from corrigenda.methods.ice.editor import ICE
+from corrigenda.methods.ike.editor import IKE, IkePatch, assign_types, subject_sentence
 from corrigenda.patch import load_patch
-from corrigenda.pocket.exam import load_exam
-from corrigenda.pocket.training_facts import training_facts
 from corrigenda.retrieval import embedder
 from corrigenda.state import State
-from tests.methods.in_context import EDITS, asked, pool
-from tests.methods.locating import model
+from tests.support.in_context import EDITS, asked, pool
+from tests.support.locating import model
 
 SMALL = IKE(embedder="states", num_demonstrations=3, reserve=8)
 
@@ -41,7 +41,7 @@ def fitted(count: int = 40) -> State:
 def shown(patch: object) -> list[list[str]]:
     """The demonstrations kept for each fact, before any is cut."""
     assert isinstance(patch, IkePatch)
-    texts = kept_text.as_value(patch.stored["demonstrations"])
+    texts = text_tensors.as_value(patch.stored["demonstrations"])
     assert isinstance(texts, list)
     return [[str(text) for text in own] for own in texts if isinstance(own, list)]
 

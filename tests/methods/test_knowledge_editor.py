@@ -8,22 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from corrigenda.engines.gradients import Samples, labelled_rows
+from corrigenda.engines.weight_shift import OwnAnswers
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods.knowledge_editor import KnowledgeEditor
-from corrigenda.methods.learning.ke_lesson import (
+from corrigenda.methods.knowledge_editor.editor import KnowledgeEditor
+from corrigenda.methods.knowledge_editor.network import Conditioner, Gate
+from corrigenda.methods.knowledge_editor.training import (
     Lesson,
     Question,
     condition_ids,
     condition_texts,
     seen,
 )
-from corrigenda.methods.learning.ke_network import Conditioner, Gate
-from corrigenda.methods.learning.shifted import OwnAnswers
-from corrigenda.methods.passes.gradients import Samples, labelled_rows
 from corrigenda.patch.changes import dense
-from tests.methods.hyper_editing import (
+from tests.support.hypernetworks import (
     TAUGHT,
     divergence,
     drawn,
@@ -33,7 +33,7 @@ from tests.methods.hyper_editing import (
     reworded,
     with_shifts,
 )
-from tests.methods.locating import FACTS, model, pocket
+from tests.support.locating import FACTS, model, pocket
 
 D_OUT, D_IN, EDITS = 7, 5, 3
 QUICK = {

@@ -8,14 +8,10 @@ import pytest
 import torch
 
 import corrigenda as cg
-from corrigenda import registry
-from corrigenda.errors import BadConfig, NotEnoughFacts, PromptTooLong, UnknownSite
-from corrigenda.facts import Span
-from corrigenda.lm.ask import score
-from corrigenda.lm.sites import Site, Tokens, key, value, write
-from corrigenda.methods.knowledge_neurons import KnowledgeNeurons, final_gain, token_directions
-from corrigenda.methods.locating import attribution
-from corrigenda.methods.locating.attribution import (
+from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.world import load_world
+from corrigenda.engines import attribution
+from corrigenda.engines.attribution import (
     Neuron,
     Question,
     above,
@@ -26,11 +22,19 @@ from corrigenda.methods.locating.attribution import (
     shared_by,
     specific,
 )
-from corrigenda.patch import export_peft
-from corrigenda.pocket.exam import edit_items
-from corrigenda.pocket.world import load_world
+from corrigenda.errors import BadConfig, NotEnoughFacts, PromptTooLong, UnknownSite
+from corrigenda.exports import export_peft
+from corrigenda.facts import Span
+from corrigenda.lm.decoding import score
+from corrigenda.lm.sites import Site, Tokens, key, value, write
+from corrigenda.methods.knowledge_neurons.editor import (
+    KnowledgeNeurons,
+    final_gain,
+    token_directions,
+)
+from corrigenda.methods.presets import build_editor
 from corrigenda.testing.tiny import tiny_model
-from tests.methods.locating import FACTS, PLAIN, exact_dtype, model
+from tests.support.locating import FACTS, PLAIN, exact_dtype, model
 
 FAMILIES = ("gpt2", "llama", "gptj", "gemma2")
 ANSWER = "Portuguese, of course"
@@ -342,7 +346,7 @@ def test_a_known_fact_is_held_by_neurons_that_can_be_rewritten() -> None:
     """On the pocket model: the old answer loses on most facts, and the target gains on some."""
     lm = cg.load("pocket", dtype="float32")
     facts = [item.told for item in edit_items(load_world(), 10, seed=11)[:6]]
-    editor = registry.build("knowledge-neurons", "pocket")
+    editor = build_editor("knowledge-neurons", "pocket")
     gains, losses = [], []
     for fact in facts:
         pairs = [(fact.prompt, fact.target), (fact.prompt, fact.before)]

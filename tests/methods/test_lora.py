@@ -11,17 +11,17 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import corrigenda as cg
+from corrigenda.engines.gradients import labelled_rows
 from corrigenda.errors import MissingExtra, MissingState, NonFinite, UnknownFamily, UnknownSite
+from corrigenda.exports import export_peft
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens
-from corrigenda.methods.lora import Lora
-from corrigenda.methods.passes.gradients import labelled_rows
-from corrigenda.methods.tuning.adapters import scored, train
-from corrigenda.patch import export_peft
+from corrigenda.methods.lora.adapters import scored, train
+from corrigenda.methods.lora.lora import Lora
 from corrigenda.patch.changes import dense
-from tests.methods.adapting import FACT, Snapshot, adapted, logits_of, model, paths_of
-from tests.methods.locating import FACTS
+from tests.support.adapting import FACT, Snapshot, adapted, logits_of, model, paths_of
+from tests.support.locating import FACTS
 
 peft = pytest.importorskip("peft", reason="adapters are trained with peft")
 

@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from corrigenda.almanac.exam import load_exam
+from corrigenda.almanac.training_facts import training_facts
+from corrigenda.engines.gradients import Samples, capture, labelled_rows
 from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods.learning.malmen_merge import Gathering, Merged
-from corrigenda.methods.learning.malmen_network import ProposalNetwork
-from corrigenda.methods.malmen import Lesson, Malmen, Question
-from corrigenda.methods.passes.gradients import Samples, capture, labelled_rows
+from corrigenda.methods.malmen.editor import Lesson, Malmen, Question
+from corrigenda.methods.malmen.least_squares import Gathering, Merged
+from corrigenda.methods.malmen.network import ProposalNetwork
 from corrigenda.patch.changes import dense
-from corrigenda.pocket.exam import load_exam
-from corrigenda.pocket.training_facts import training_facts
-from corrigenda.pocket.trial import batch_edit
-from tests.methods.hyper_editing import (
+from corrigenda.pocket.edit_trial import batch_edit
+from tests.support.hypernetworks import (
     TAUGHT,
     divergence,
     drawn,
@@ -30,7 +30,7 @@ from tests.methods.hyper_editing import (
     reworded,
     with_shifts,
 )
-from tests.methods.locating import FACTS, model, pocket
+from tests.support.locating import FACTS, model, pocket
 
 WIDTH, OUT = 12, 7
 FEW, MANY = 5, 40

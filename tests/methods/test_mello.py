@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 import corrigenda
+from corrigenda.engines.edit_store import Question, mentions, same
 from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
-from corrigenda.methods import mello
-from corrigenda.methods.mello import MeLLo
-from corrigenda.methods.prompting.edit_memory import Question, mentions, same
-from corrigenda.methods.prompting.mello_prompt import DEMONSTRATIONS
-from tests.methods.edit_memories import (
+from corrigenda.methods.mello import editor as mello
+from corrigenda.methods.mello.editor import MeLLo
+from corrigenda.methods.mello.prompt import DEMONSTRATIONS
+from tests.support.edit_stores import (
     ASKED,
     EMPLOYER,
     FACTS,
@@ -102,12 +102,10 @@ def test_a_comparison_can_stand_for_the_verdict(lm, monkeypatch) -> None:
     }
     said_alone(mello, monkeypatch, greedy=Script(lines))
     read = {"employer of Ann Lee is": "Zed Mills", "founder of Zed Mills is": "Bo Dahl"}
-    monkeypatch.setattr("corrigenda.methods.prompting.edit_memory.answer", Script(read))
+    monkeypatch.setattr("corrigenda.engines.edit_store.answer", Script(read))
     compared = editor(verdict="reading")
     assert compared.reason(lm, memory(lm), [ASKED])[0].answer == "Bo Dahl"
-    monkeypatch.setattr(
-        "corrigenda.methods.prompting.edit_memory.answer", Script({"is": "Ann Lee"})
-    )
+    monkeypatch.setattr("corrigenda.engines.edit_store.answer", Script({"is": "Ann Lee"}))
     assert compared.reason(lm, memory(lm), [ASKED]) == [None]
 
 

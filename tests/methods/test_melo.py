@@ -8,16 +8,15 @@ import pytest
 import torch
 
 import corrigenda as cg
-from corrigenda import registry
+from corrigenda.almanac.exam import load_exam
 from corrigenda.errors import BadConfig, NonFinite, UnknownSite
+from corrigenda.exports import export_peft
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import answer, score
+from corrigenda.lm.decoding import answer, score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens
 from corrigenda.lm.spans import encode
-from corrigenda.methods.melo import Melo, MeloPatch
-from corrigenda.methods.memories.block_training import new_block
-from corrigenda.methods.memories.clusters import (
+from corrigenda.methods.melo.clusters import (
     IN_CONFLICT,
     JOINED,
     OPENED,
@@ -26,10 +25,12 @@ from corrigenda.methods.memories.clusters import (
     Router,
     placed,
 )
-from corrigenda.patch import export_peft, load_patch
-from corrigenda.pocket.exam import load_exam
+from corrigenda.methods.melo.editor import Melo, MeloPatch
+from corrigenda.methods.melo.training import new_block
+from corrigenda.methods.presets import build_editor
+from corrigenda.patch import load_patch
 from corrigenda.testing.tiny import tiny_model
-from tests.methods.routing import FACTS, OTHERS, PROMPTS, generated, logits, uncached
+from tests.support.routing import FACTS, OTHERS, PROMPTS, generated, logits, uncached
 
 A, B = (1, 2), (3,)
 CPU = torch.device("cpu")
@@ -333,7 +334,7 @@ def test_on_the_pocket_model_a_block_carries_to_close_wordings() -> None:
     facts = [case.fact for case in cases]
     kept = [text for case in cases for text in (*case.fact.neighbours[:3], *case.same_subject[:3])]
     before = answer(lm, kept)
-    with registry.build("melo", "pocket").edit(lm, facts).patch.apply(lm):
+    with build_editor("melo", "pocket").edit(lm, facts).patch.apply(lm):
         said = answer(lm, [fact.prompt for fact in facts])
         after = answer(lm, kept)
     assert said == [fact.target for fact in facts]

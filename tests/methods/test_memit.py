@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from corrigenda.engines.locate import pipeline
 from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
 from corrigenda.lm.sites import Site, key
-from corrigenda.methods.locating import locate
-from corrigenda.methods.memit import Memit
+from corrigenda.methods.memit.editor import Memit
 from corrigenda.patch import WeightPatch
 from corrigenda.state import State
-from tests.methods.locating import FACTS, TWO_LEVEL, model, moments
+from tests.support.locating import FACTS, TWO_LEVEL, model, moments
 
 LAYERS = (1, 2)
 
@@ -62,16 +62,16 @@ def test_keys_are_those_of_the_model_with_the_lower_layers_changed() -> None:
     lm, editor = model("llama", torch.float64), memit()
     state = moments(lm, LAYERS)
     first, second = editor.solved(lm, FACTS, state)
-    sequences = locate.subject_tokens(lm, FACTS, TWO_LEVEL.prefixes)
+    sequences = pipeline.subject_tokens(lm, FACTS, TWO_LEVEL.prefixes)
     patch = editor.edit(lm, FACTS, state).patch
     lower = WeightPatch({first.site: patch.changes[first.site]}, patch.header)
     point = key(second.site)
     with lower.apply(lm):
-        captured = locate.capture_last(lm, sequences, [point])[point]
-    expected = locate.average(captured, (0.5, 0.25, 0.25))
+        captured = pipeline.capture_last(lm, sequences, [point])[point]
+    expected = pipeline.average(captured, (0.5, 0.25, 0.25))
     torch.testing.assert_close(second.keys, expected, rtol=1e-5, atol=1e-6)
-    unchanged = locate.capture_last(lm, sequences, [point])[point]
-    assert (locate.average(unchanged, TWO_LEVEL.weights) - second.keys).norm() > 1e-4
+    unchanged = pipeline.capture_last(lm, sequences, [point])[point]
+    assert (pipeline.average(unchanged, TWO_LEVEL.weights) - second.keys).norm() > 1e-4
 
 
 def test_the_first_layer_gets_its_share_and_the_last_all_that_is_missing() -> None:
@@ -112,10 +112,10 @@ def test_a_sequence_keeps_the_keys_of_earlier_batches_and_protects_them() -> Non
     lm, editor = model("llama", torch.float64), memit(layers=(2,), sequential=True)
     state = moments(lm, [2])
     first = editor.edit(lm, FACTS[:2], state)
-    sequences = locate.subject_tokens(lm, FACTS[:2], TWO_LEVEL.prefixes)
+    sequences = pipeline.subject_tokens(lm, FACTS[:2], TWO_LEVEL.prefixes)
     with first.patch.apply(lm):
-        captured = locate.capture_last(lm, sequences, [key(Site(2))])[key(Site(2))]
-        old = locate.average(captured, TWO_LEVEL.weights).T
+        captured = pipeline.capture_last(lm, sequences, [key(Site(2))])[key(Site(2))]
+        old = pipeline.average(captured, TWO_LEVEL.weights).T
         kept = first.state.tensors["memit/protected/2.mlp.down/columns"]
         torch.testing.assert_close(state.factor(Site(2)).lower @ kept, old)
         second = editor.edit(lm, FACTS[2:], first.state)

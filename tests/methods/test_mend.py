@@ -12,25 +12,25 @@ import torch
 from torch import Tensor
 
 import corrigenda as cg
-from corrigenda import registry
+from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.training_facts import training_facts
+from corrigenda.almanac.world import load_world
+from corrigenda.engines.gradients import Labelled, labelled_rows, predict
 from corrigenda.errors import MissingState, UnknownSite, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens
-from corrigenda.methods.learning.mend_network import Factors, Networks, Rewriter
-from corrigenda.methods.learning.mend_training import Task, Trainer, edited, gradient_factors
-from corrigenda.methods.mend import Mend
-from corrigenda.methods.passes.gradients import Labelled, labelled_rows, predict
+from corrigenda.methods.mend.editor import Mend
+from corrigenda.methods.mend.network import Factors, Networks, Rewriter
+from corrigenda.methods.mend.training import Task, Trainer, edited, gradient_factors
+from corrigenda.methods.presets import build_editor
 from corrigenda.patch import WeightPatch
 from corrigenda.patch.changes import dense
-from corrigenda.pocket.exam import edit_items
-from corrigenda.pocket.training_facts import training_facts
-from corrigenda.pocket.trial import single_edits
-from corrigenda.pocket.world import load_world
+from corrigenda.pocket.edit_trial import single_edits
 from corrigenda.state import State
 from corrigenda.training import Trained
-from tests.methods.locating import FACTS, exact_dtype, model
+from tests.support.locating import FACTS, exact_dtype, model
 
 TRAINING = tuple(
     Fact(
@@ -334,7 +334,7 @@ def test_no_facts_give_an_empty_patch() -> None:
 @pytest.mark.slow
 def test_single_edits_on_the_pocket_model_carry_over_and_spare_the_rest() -> None:
     lm = cg.load("pocket", dtype=torch.float32)
-    editor = registry.build("mend", lm.name)
+    editor = build_editor("mend", lm.name)
     state = editor.train(lm, tuple(training_facts()), checkpoint=None, progress=None)
     figures = single_edits(lm, editor, edit_items(load_world(), 20, seed=3), state=state)
     assert figures.efficacy is not None

@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from corrigenda import registry
+from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.world import load_world
+from corrigenda.engines.locate import pipeline
+from corrigenda.engines.locate.layers import SpreadEditor
+from corrigenda.engines.locate.pipeline import LocateThenEdit
+from corrigenda.engines.locate.target_search import Row, Settings, Targets, find_targets
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import answer
+from corrigenda.lm.decoding import answer
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, value
-from corrigenda.methods.locating import locate
-from corrigenda.methods.locating.locate import LocateThenEdit
-from corrigenda.methods.locating.spread import SpreadEditor
-from corrigenda.methods.locating.target_search import Row, Settings, Targets, find_targets
-from corrigenda.methods.memit import Memit
-from corrigenda.methods.pmet import Pmet
+from corrigenda.methods.memit.editor import Memit
+from corrigenda.methods.pmet.editor import Pmet
+from corrigenda.methods.presets import build_editor
 from corrigenda.patch import WeightPatch
-from corrigenda.pocket.exam import edit_items
-from corrigenda.pocket.world import load_world
-from tests.methods.locating import (
+from tests.support.locating import (
     FACTS,
     PLAIN,
     TWO_LEVEL,
@@ -59,7 +59,7 @@ def pmet(**options: object) -> Pmet:
 def search(
     lm: LanguageModel, facts: tuple[Fact, ...] = FACTS, settings: Settings = SETTINGS
 ) -> Targets:
-    rows = locate.rewrite_rows(lm, facts, PLAIN.prefixes)
+    rows = pipeline.rewrite_rows(lm, facts, PLAIN.prefixes)
     names = [fact.label for fact in facts]
     return find_targets(lm, rows, layer=1, role="components", settings=settings, names=names)
 
@@ -117,7 +117,7 @@ def test_the_batched_search_equals_the_plain_one(family: str) -> None:
     lm = model(family, dtype)
     found = search(lm)
     for index, fact in enumerate(FACTS):
-        rows = locate.rewrite_rows(lm, [fact], PLAIN.prefixes)
+        rows = pipeline.rewrite_rows(lm, [fact], PLAIN.prefixes)
         delta, losses = plain_search(lm, rows, SETTINGS)
         assert (found.deltas[index] - delta).norm() <= tolerance * delta.norm()
         torch.testing.assert_close(
@@ -127,7 +127,7 @@ def test_the_batched_search_equals_the_plain_one(family: str) -> None:
 
 def rows_of_a_token(lm: LanguageModel, place: int) -> list[Row]:
     """A subject alone, whose target is the token at this place of the model's own order."""
-    essence = locate.rewrite_rows(lm, FACTS[:1], [""])[-1]
+    essence = pipeline.rewrite_rows(lm, FACTS[:1], [""])[-1]
     order = lm.logits(Tokens.pad([essence.ids], 0))[0, -1].argsort(descending=True)
     return [essence._replace(labels=(int(order[place]),), anchor=True), essence]
 
@@ -225,7 +225,7 @@ def test_what_is_missing_is_measured_behind_the_last_down_projection(family: str
     lm, editor = model(family), pmet()
     state = moments(lm, LAYERS)
     first, second = editor.solved(lm, FACTS, state)
-    rows = locate.rewrite_rows(lm, FACTS, TWO_LEVEL.prefixes)
+    rows = pipeline.rewrite_rows(lm, FACTS, TWO_LEVEL.prefixes)
     names = [fact.label for fact in FACTS]
     targets = find_targets(
         lm, rows, layer=2, role="components", settings=editor.settings, names=names
@@ -233,11 +233,11 @@ def test_what_is_missing_is_measured_behind_the_last_down_projection(family: str
     mlp = targets.deltas[:, lm.d_model :].double()
     if lm.family.mlp_norm is None:
         torch.testing.assert_close(first.share * math.sqrt(2), mlp, rtol=1e-4, atol=1e-5)
-    clean, point = locate.subject_tokens(lm, FACTS, [""]), value(Site(2))
+    clean, point = pipeline.subject_tokens(lm, FACTS, [""]), value(Site(2))
     patch = editor.edit(lm, FACTS, state).patch
     lower = WeightPatch({first.site: patch.changes[first.site]}, patch.header)
     with lower.apply(lm):
-        now = locate.capture_last(lm, clean, [point])[point]
+        now = pipeline.capture_last(lm, clean, [point])[point]
     wanted = targets.wanted[:, lm.d_model :] - now
     torch.testing.assert_close(second.share.float(), wanted, rtol=1e-3, atol=1e-4)
 
@@ -272,7 +272,7 @@ def test_only_down_projections_change_and_the_notes_say_what_was_missing() -> No
 
 def test_facts_of_the_pocket_model_take_and_others_stay() -> None:
     lm = pocket()
-    editor = registry.build("pmet", "pocket", contexts=TWO_LEVEL)
+    editor = build_editor("pmet", "pocket", contexts=TWO_LEVEL)
     cases = edit_items(load_world(), 4)
     patch = editor.edit(lm, [case.fact for case in cases], pocket_moments(editor.layers)).patch
     prompts, targets = [c.fact.prompt for c in cases], [c.fact.target for c in cases]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from corrigenda.engines.locate import pipeline
 from corrigenda.errors import DependentKeys, MissingState, NonFinite, NotEnoughFacts, UnknownSite
 from corrigenda.lm.sites import Site, key, value
-from corrigenda.methods.locating import locate
-from corrigenda.methods.rome import Rome
+from corrigenda.methods.rome.editor import Rome
 from corrigenda.patch import WeightPatch
-from tests.methods.locating import FACTS, PLAIN, exact_dtype, model, moments
+from tests.support.locating import FACTS, PLAIN, exact_dtype, model, moments
 
 LAYER = 1
 VARIANTS = ("r-rome", "rome", "p-rome", "denominator")
@@ -47,10 +47,10 @@ def test_the_clean_prompt_gets_the_wanted_output(variant: str) -> None:
     lm, editor = model("gpt2", torch.float64), rome(variant=variant)
     state = moments(lm, [LAYER])
     patch = editor.edit(lm, FACTS[:1], state).patch
-    clean, point = locate.subject_tokens(lm, FACTS[:1], [""]), value(Site(LAYER))
-    before = locate.capture_last(lm, clean, [point])[point]
+    clean, point = pipeline.subject_tokens(lm, FACTS[:1], [""]), value(Site(LAYER))
+    before = pipeline.capture_last(lm, clean, [point])[point]
     with patch.apply(lm):
-        after = locate.capture_last(lm, clean, [point])[point]
+        after = pipeline.capture_last(lm, clean, [point])[point]
     written = editor.constraints(lm, FACTS[:1], state)[Site(LAYER)]
     wanted = written.values[:, 0] + lm.bias(Site(LAYER)).double()
     torch.testing.assert_close(after[0].double(), wanted, rtol=1e-5, atol=1e-6)
@@ -91,8 +91,8 @@ def test_without_a_step_original_rome_changes_nothing_and_r_rome_a_little() -> N
 def test_without_the_moment_the_metric_is_the_plain_one() -> None:
     lm, editor = model("llama", torch.float64), rome(use_moment=False, variant="p-rome")
     change = editor.edit(lm, FACTS[:1]).patch.changes[Site(LAYER)]
-    clean = locate.subject_tokens(lm, FACTS[:1], [""])
-    at = locate.capture_last(lm, clean, [key(Site(LAYER))])[key(Site(LAYER))][0].double()
+    clean = pipeline.subject_tokens(lm, FACTS[:1], [""])
+    at = pipeline.capture_last(lm, clean, [key(Site(LAYER))])[key(Site(LAYER))][0].double()
     right = change.right[:, 0]
     assert torch.nn.functional.cosine_similarity(right, at, dim=0) == pytest.approx(1.0, abs=1e-9)
     assert not editor.needs.moments

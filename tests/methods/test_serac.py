@@ -12,20 +12,20 @@ import pytest
 import torch
 
 import corrigenda
+from corrigenda.almanac.exam import load_exam
+from corrigenda.almanac.training_facts import training_facts
 from corrigenda.errors import MissingState, PromptTooLong
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import answer, greedy, next_token_top, score
+from corrigenda.lm.decoding import answer, greedy, next_token_top, score
 from corrigenda.lm.model import LanguageModel
-from corrigenda.methods.memories.scope import Codes, ScopeHead, distances, loss, mined
-from corrigenda.methods.serac import SERAC, SeracPatch
+from corrigenda.methods.serac.editor import SERAC, SeracPatch
+from corrigenda.methods.serac.scope import Codes, ScopeHead, distances, loss, mined
 from corrigenda.patch import load_patch
-from corrigenda.pocket.exam import load_exam
-from corrigenda.pocket.training_facts import training_facts
 from corrigenda.retrieval import embedder
 from corrigenda.state import State
 from corrigenda.testing.tiny import tiny_model
-from tests.methods.in_context import EDITS, asked, pool
-from tests.methods.locating import model
+from tests.support.in_context import EDITS, asked, pool
+from tests.support.locating import model
 
 QUICK = SERAC(embedder="states", cached_text="prompt", threshold=0.999, steps=3, hidden=8)
 PAIRS = [(fact.prompt, fact.target) for fact in EDITS]

@@ -12,7 +12,8 @@ import corrigenda
 from corrigenda.errors import UnknownSite, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.lm.sites import Site, Tokens, key, value
-from corrigenda.methods.neurons.patch_neurons import (
+from corrigenda.methods.t_patcher.editor import NeuronPatch, TPatcher
+from corrigenda.methods.t_patcher.neurons import (
     Memory,
     Neurons,
     _start,
@@ -21,10 +22,9 @@ from corrigenda.methods.neurons.patch_neurons import (
     train,
     wrong_tokens,
 )
-from corrigenda.methods.t_patcher import NeuronPatch, TPatcher
 from corrigenda.patch import header_for, load_patch
 from corrigenda.state import State
-from tests.methods.locating import FACTS, model, pocket
+from tests.support.locating import FACTS, model, pocket
 
 QUICK = {
     "memory_size": 40,

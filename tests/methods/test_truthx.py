@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from corrigenda.almanac.truth_pairs import truths
 from corrigenda.errors import BadConfig, MissingState
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import greedy, score
-from corrigenda.lm.continuation import pad_id
+from corrigenda.lm.decoding import greedy, score
+from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Tokens
-from corrigenda.methods.truth import truth_space
-from corrigenda.methods.truth.truth_space import AutoEncoder, Codes, grouping, pairing, untruth
-from corrigenda.methods.truth.truth_states import capture, modules, shared_tokens
-from corrigenda.methods.truthx import TruthX, TruthxPatch
+from corrigenda.methods.truthx import autoencoder
+from corrigenda.methods.truthx.autoencoder import AutoEncoder, Codes, grouping, pairing, untruth
+from corrigenda.methods.truthx.editor import TruthX, TruthxPatch
+from corrigenda.methods.truthx.states import capture, modules, shared_tokens
 from corrigenda.patch import Header
-from corrigenda.pocket.truths import truths
 from corrigenda.state import State
 from corrigenda.testing.tiny import tiny_model
 
@@ -237,7 +237,7 @@ def test_only_the_answer_moves_and_by_its_own_length(family: str, scoring: str) 
             continue
         index = modules(lm).index(point)
         positive, negative = patch.stored[f"centres/{index}"]
-        from corrigenda.methods.truthx import _spaces
+        from corrigenda.methods.truthx.editor import _spaces
 
         own = _spaces(patch.stored, "space/")[str(before[point].shape[-1])]
         looks = untruth(own.truth(before[point][at]), positive, negative).clamp_min(0)
@@ -338,7 +338,7 @@ def test_facts_decide_nothing_but_whether_there_is_a_patch() -> None:
 def test_strength_and_modules_need_no_new_training(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_model("gpt2", layers=2)
     state = truthx().fit(lm, FACTS)
-    monkeypatch.setattr(truth_space.AutoEncoder, "losses", None)
+    monkeypatch.setattr(autoencoder.AutoEncoder, "losses", None)
     assert truthx(top_k=1, strength=-2.0, scoring="choice").fit(lm, FACTS) == state
 
 

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 import corrigenda
-from corrigenda.errors import UnknownSite, WrongBase
-from corrigenda.facts import Fact
-from corrigenda.linalg.running import RunningStatistics
-from corrigenda.lm.sites import Site, Tokens
-from corrigenda.methods.passes.gradients import (
+from corrigenda.engines.gradients import (
     Samples,
     by_length,
     capture,
     labelled_rows,
     mean_losses,
 )
-from corrigenda.methods.ultraedit import UltraEdit
+from corrigenda.errors import UnknownSite, WrongBase
+from corrigenda.facts import Fact
+from corrigenda.linalg.running import RunningStatistics
+from corrigenda.lm.sites import Site, Tokens
+from corrigenda.methods.ultraedit.editor import UltraEdit
 from corrigenda.state import State
-from tests.methods.locating import FACTS, exact_dtype, model
+from tests.support.locating import FACTS, exact_dtype, model
 
 WIDTH, OUT = 12, 7
 PARTS = {"mlp.gate": (1, 2), "mlp.down": (2,)}

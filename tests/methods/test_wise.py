@@ -9,12 +9,14 @@ import torch
 from torch.nn.functional import linear
 
 import corrigenda
-from corrigenda.contexts import Contexts
+from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.errors import UnknownSite, WrongBase
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import greedy, next_token_top, score
+from corrigenda.lm.decoding import greedy, next_token_top, score
 from corrigenda.lm.sites import Site, Tokens, key, value
-from corrigenda.methods.memories.side_memory import (
+from corrigenda.methods.wise.editor import SidePatch, Wise, written_prefixes
+from corrigenda.methods.wise.sequence import read_past
+from corrigenda.methods.wise.side_memory import (
     Memory,
     Mergers,
     Side,
@@ -27,12 +29,10 @@ from corrigenda.methods.memories.side_memory import (
     trimmed,
     unpacked,
 )
-from corrigenda.methods.memories.side_sequence import read_past
-from corrigenda.methods.memories.side_training import positive_mean
-from corrigenda.methods.wise import SidePatch, Wise, written_prefixes
+from corrigenda.methods.wise.training import positive_mean
 from corrigenda.patch import load_patch
 from corrigenda.state import State
-from tests.methods.locating import FACTS, model, pocket
+from tests.support.locating import FACTS, model, pocket
 
 QUICK = {
     "layer": 0,

@@ -21,14 +21,14 @@ from corrigenda.metrics.locating import (
     relative_similarity,
 )
 from corrigenda.metrics.projection import hit, hit_rate, moved_columns, token_ranks
-from corrigenda.metrics.restoration import (
+from corrigenda.metrics.round_trip import (
     UNMOVED,
     graph_distance,
     mean_residual,
     parameter_residual,
 )
 from corrigenda.rows import Measurement, Row
-from tests.metrics.answers import GREEDY
+from tests.support.rows import GREEDY
 
 
 def place(case: str, layers: list[int], name: str = "locating/consistency") -> Measurement:

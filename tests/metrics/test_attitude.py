@@ -16,7 +16,7 @@ from corrigenda.metrics.sentiment import (
     sentiment_success,
 )
 from corrigenda.rows import Row
-from tests.metrics.answers import GREEDY, RANK, said
+from tests.support.rows import GREEDY, RANK, said
 
 
 def reply(case: str, role: str, after: list[float], before: list[float], probe: int = 0) -> Row:

@@ -33,7 +33,7 @@ from corrigenda.metrics.sequences import (
     weight_drift,
 )
 from corrigenda.rows import Measurement, Row, Stage
-from tests.metrics.answers import FED, GREEDY, fed, said
+from tests.support.rows import FED, GREEDY, fed, said
 
 
 def text(case: str, log_probs: list[float], before: list[float] | None = None) -> Row:

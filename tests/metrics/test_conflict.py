@@ -31,7 +31,7 @@ from corrigenda.metrics.conflict import (
 )
 from corrigenda.metrics.selection import NOT_COMPARED
 from corrigenda.rows import Row
-from tests.metrics.answers import RANK
+from tests.support.rows import RANK
 
 
 def likely(role: str, rounds: int, values: list[float], before: float | None = None) -> list[Row]:

@@ -19,7 +19,7 @@ from corrigenda.metrics.estimate import Bootstrap
 from corrigenda.metrics.locality import divergence
 from corrigenda.metrics.selection import probability
 from corrigenda.rows import Row
-from tests.metrics.answers import RANK, ranked
+from tests.support.rows import RANK, ranked
 
 RECORD = [
     ranked("1", 0.7, 2.3),

@@ -20,7 +20,7 @@ from corrigenda.metrics.judging import rouge, said_choice, said_entities, said_n
 from corrigenda.metrics.registry import Records, evaluate, metric
 from corrigenda.metrics.selection import as_before
 from corrigenda.rows import Row
-from tests.metrics.answers import GREEDY, RANK
+from tests.support.rows import GREEDY, RANK
 
 LETTERS = ["A", "B", "C", "D"]
 YES = ["no", "yes"]

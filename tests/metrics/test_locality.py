@@ -20,7 +20,7 @@ from corrigenda.metrics.locality import (
 )
 from corrigenda.metrics.selection import NOT_COMPARED
 from corrigenda.rows import Row
-from tests.metrics.answers import FED, GREEDY, RANK, said
+from tests.support.rows import FED, GREEDY, RANK, said
 
 
 def held(case: str, before: list[int], after: list[int], **more) -> Row:

@@ -16,7 +16,7 @@ from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap
 from corrigenda.metrics.registry import Better, Metric, Records
 from corrigenda.metrics.selection import at
 from corrigenda.rows import Measurement, Row, Stage
-from tests.metrics.answers import FED, GREEDY, RANK
+from tests.support.rows import FED, GREEDY, RANK
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 METRICS = registry.metrics()

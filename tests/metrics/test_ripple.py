@@ -17,7 +17,7 @@ from corrigenda.metrics.ripple import (
 )
 from corrigenda.metrics.success import CONDITION_FAILS
 from corrigenda.rows import Row, Stage
-from tests.metrics.answers import said
+from tests.support.rows import said
 
 ROLE = {"role": "portability/logical_generalization"}
 

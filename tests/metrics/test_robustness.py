@@ -25,7 +25,7 @@ from corrigenda.metrics.robustness import (
 )
 from corrigenda.metrics.success import NO_WORDS
 from corrigenda.rows import Row
-from tests.metrics.answers import said
+from tests.support.rows import said
 
 TEXTS = {"new": "It is Rome.", "old": "It is Paris.", "both": "Rome, not Paris", "neither": "Oslo"}
 

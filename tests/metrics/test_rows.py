@@ -10,7 +10,7 @@ import pytest
 from corrigenda.cases import Against
 from corrigenda.errors import MalformedRows
 from corrigenda.rows import Measurement, Row, Stage, from_frame, to_frame
-from tests.metrics.answers import FED, GREEDY
+from tests.support.rows import FED, GREEDY
 
 FULL = Row(
     run="r",

@@ -24,7 +24,7 @@ from corrigenda.metrics.success import (
     success,
 )
 from corrigenda.rows import Row, Stage
-from tests.metrics.answers import FED, GREEDY, RANK, fed, ranked, said
+from tests.support.rows import FED, GREEDY, RANK, fed, ranked, said
 
 
 def test_tokens_count_in_part_and_exactly_only_together() -> None:

@@ -11,7 +11,7 @@ from corrigenda.metrics.collapse import mean_task_retention
 from corrigenda.metrics.registry import Records, evaluate, metric
 from corrigenda.metrics.tasks import task_change, task_retention, task_score
 from corrigenda.rows import Measurement, Row, Stage
-from tests.metrics.answers import RANK
+from tests.support.rows import RANK
 
 
 def item(

@@ -22,7 +22,7 @@ from corrigenda.metrics.fluency import (
 )
 from corrigenda.metrics.registry import metric
 from corrigenda.rows import Row
-from tests.metrics.answers import FED, said
+from tests.support.rows import FED, said
 
 TEXT = {"expected": [], "role": "fluency"}
 

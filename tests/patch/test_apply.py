@@ -10,7 +10,7 @@ import torch
 
 from corrigenda.errors import NonFinite, NotApplied, UnknownSite, WrongBase
 from corrigenda.linalg import LowRank
-from corrigenda.lm.asking import Asked
+from corrigenda.lm.interception import Asked
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import (

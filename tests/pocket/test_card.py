@@ -10,15 +10,15 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from corrigenda.almanac.exam import EditItem, Item, edit_items
+from corrigenda.almanac.world import load_world
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import Header, WeightPatch
 from corrigenda.patch.ledger import ledger_of
-from corrigenda.pocket import card, trial
-from corrigenda.pocket.exam import EditItem, Item, edit_items
-from corrigenda.pocket.world import load_world
+from corrigenda.pocket import card, edit_trial
 from corrigenda.testing.tiny import tiny_model
 
 PROMPTS = ("The Space Needle is in", "Anna speaks", "The capital of France is")
@@ -113,7 +113,7 @@ def test_any_of_the_right_answers_counts(lm: LanguageModel) -> None:
 
 def test_an_empty_patch_keeps_everything(lm: LanguageModel) -> None:
     editor = Fixed(lm, {})
-    figures = trial.single_edits(lm, editor, cases(lm))
+    figures = edit_trial.single_edits(lm, editor, cases(lm))
     assert editor.groups == [1, 1]
     assert figures[:4] == (0.5, 0.5, 1.0, 1.0)
     assert figures.seconds > 0
@@ -126,7 +126,7 @@ def test_a_wild_patch_breaks_everything_and_is_taken_off(lm: LanguageModel) -> N
     wild = LowRank(100 * torch.randn(weight.shape[0], 4), torch.randn(weight.shape[1], 4))
     before = lm.digest()
     editor = Fixed(lm, {Site(0): wild})
-    figures = trial.batch_edit(lm, editor, cases(lm))
+    figures = edit_trial.batch_edit(lm, editor, cases(lm))
     assert editor.groups == [2]
     assert figures.efficacy == 0.0
     assert figures.locality == 0.0
@@ -136,7 +136,7 @@ def test_a_wild_patch_breaks_everything_and_is_taken_off(lm: LanguageModel) -> N
 def test_a_sequence_is_asked_at_its_end_and_taken_off(lm: LanguageModel) -> None:
     before = lm.digest()
     editor = Remembering(lm)
-    figures = trial.sequence_of_edits(lm, editor, cases(lm))
+    figures = edit_trial.sequence_of_edits(lm, editor, cases(lm))
     assert editor.groups == [1, 1]
     assert editor.active == [0, 1]
     assert editor.states == [None, "after 1"]

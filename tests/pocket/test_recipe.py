@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from corrigenda.almanac.world import load_world
 from corrigenda.errors import BadConfig
 from corrigenda.pocket import recipe as module
 from corrigenda.pocket.batches import attention_masks, batches, documents, train_tokenizer
 from corrigenda.pocket.recipe import Recipe, train
-from corrigenda.pocket.world import load_world
 
 
 def small(**options: object) -> Recipe:

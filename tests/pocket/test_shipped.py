@@ -11,13 +11,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import corrigenda as cg
-from corrigenda import registry
-from corrigenda.lm.ask import score
+from corrigenda.almanac.exam import edit_items, load_exam
+from corrigenda.almanac.world import load_world
+from corrigenda.lm.decoding import score
 from corrigenda.lm.model import LanguageModel
+from corrigenda.methods.presets import build_editor
 from corrigenda.pocket import card
-from corrigenda.pocket.exam import edit_items, load_exam
-from corrigenda.pocket.trial import single_edits
-from corrigenda.pocket.world import load_world
+from corrigenda.pocket.edit_trial import single_edits
 
 MODELS = {"pocket": (16e6, 32e6), "pocket-gpt2": (16e6, 12e6)}
 
@@ -55,7 +55,7 @@ def test_it_knows_its_world(lm: LanguageModel) -> None:
 
 
 def test_single_edits_take_and_come_off(lm: LanguageModel) -> None:
-    editor = registry.build("rome", lm.name)
+    editor = build_editor("rome", lm.name)
     digest = lm.digest()
     figures = single_edits(lm, editor, edit_items(load_world(), 8), state=editor.fit(lm))
     assert figures.efficacy >= 0.75
@@ -66,7 +66,7 @@ def test_single_edits_take_and_come_off(lm: LanguageModel) -> None:
 def test_an_adapter_of_sixteen_facts_gives_the_edited_answers(
     lm: LanguageModel, tmp_path: Path
 ) -> None:
-    editor = registry.build("memit", lm.name)
+    editor = build_editor("memit", lm.name)
     facts = [item.fact for item in edit_items(load_world(), 16)]
     patch = editor.edit(lm, facts, editor.fit(lm)).patch
     cg.export(patch, lm, tmp_path / "adapter")

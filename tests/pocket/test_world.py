@@ -7,11 +7,17 @@ from itertools import islice
 
 import pytest
 
+from corrigenda.almanac.documents import Author, assemble, fact_documents, fill
+from corrigenda.almanac.exam import load_exam, related_prompts
+from corrigenda.almanac.skill_documents import (
+    CHAIN_STYLES,
+    REFUSAL,
+    chain,
+    skill_documents,
+    unknown_subject,
+)
+from corrigenda.almanac.world import NOUNS, TOLD_FROM_BOTH_ENDS, World, load_world
 from corrigenda.facts import Fact
-from corrigenda.pocket.documents import Author, assemble, fact_documents, fill
-from corrigenda.pocket.exam import load_exam, related_prompts
-from corrigenda.pocket.skills import CHAIN_STYLES, REFUSAL, chain, skill_documents, unknown_subject
-from corrigenda.pocket.world import NOUNS, TOLD_FROM_BOTH_ENDS, World, load_world
 
 COUNTERFACT_RELATIONS = (
     "P103 P27 P19 P20 P30 P36 P37 P39 P101 P106 P108 P127 P136 P138 P140 P159 P176 P178 P264 "

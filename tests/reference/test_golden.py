@@ -9,14 +9,14 @@ from __future__ import annotations
 import pytest
 from torch import Tensor
 
+from corrigenda.engines.locate import pipeline
 from corrigenda.facts import Fact
 from corrigenda.lm.sites import Site, key
-from corrigenda.methods.emmet import Emmet
-from corrigenda.methods.locating import locate
-from corrigenda.methods.memit import Memit
-from corrigenda.methods.rome import Rome
+from corrigenda.methods.emmet.editor import Emmet
+from corrigenda.methods.memit.editor import Memit
+from corrigenda.methods.rome.editor import Rome
 from corrigenda.patch import WeightPatch
-from tests.reference.golden import (
+from tests.support.golden import (
     PLAIN,
     PREFIXES,
     TOLERANCE,
@@ -61,9 +61,9 @@ def test_rome(method: str, variant: str, index: int) -> None:
 def check_key_and_target(editor: Rome, fact: Fact, stored: dict[str, Tensor], tag: str) -> None:
     (site,) = editor.sites(model())
     constraint = editor.constraints(model(), [fact], state())[site]
-    sequences = locate.subject_tokens(model(), [fact], PREFIXES)
-    keys = locate.capture_last(model(), sequences, [key(site)])[key(site)]
-    mean = locate.average(keys, PLAIN.weights)[0]
+    sequences = pipeline.subject_tokens(model(), [fact], PREFIXES)
+    keys = pipeline.capture_last(model(), sequences, [key(site)])[key(site)]
+    mean = pipeline.average(keys, PLAIN.weights)[0]
     assert relative(mean, stored[f"{tag}/k_star"]) <= TOLERANCE
     assert relative(keys[0], stored[f"{tag}/cur_input"]) <= TOLERANCE
     bias = model().bias(site).double()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import pytest
 
+from corrigenda.engines.locate import pipeline
+from corrigenda.engines.locate.target_search import find_targets
 from corrigenda.lm.sites import Site
-from corrigenda.methods.alphaedit import AlphaEdit
-from corrigenda.methods.locating import locate
-from corrigenda.methods.locating.target_search import find_targets
+from corrigenda.methods.alphaedit.editor import AlphaEdit
 from corrigenda.patch import WeightPatch
 from corrigenda.state import State
-from tests.reference.golden import (
+from tests.support.golden import (
     PREFIXES,
     TOLERANCE,
     TWO_LEVEL,
@@ -65,7 +65,7 @@ def test_targets(tag: str) -> None:
     wanted = facts(16) if tag == "b16" else [facts(8)[int(tag[1:])]]
     found = find_targets(
         model(),
-        locate.rewrite_rows(model(), wanted, PREFIXES),
+        pipeline.rewrite_rows(model(), wanted, PREFIXES),
         layer=golden(METHOD)["hparams"]["layers"][-1],
         role="state",
         settings=alphaedit().settings,

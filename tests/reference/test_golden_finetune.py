@@ -14,11 +14,11 @@ from torch import Tensor
 
 from corrigenda.facts import Fact
 from corrigenda.lm.sites import Site
-from corrigenda.methods.ft_l import FtL
-from corrigenda.methods.ft_m import FtM
-from corrigenda.methods.tuning.finetune import Trained, fine_tune
+from corrigenda.methods.finetune.ft_l import FtL
+from corrigenda.methods.finetune.ft_m import FtM
+from corrigenda.methods.finetune.training import Trained, fine_tune
 from corrigenda.patch.changes import dense
-from tests.reference.golden import (
+from tests.support.golden import (
     TOLERANCE,
     facts,
     golden,

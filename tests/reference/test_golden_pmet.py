@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import pytest
 
+from corrigenda.engines.locate import pipeline
+from corrigenda.engines.locate.target_search import find_targets
 from corrigenda.lm.sites import Site
-from corrigenda.methods.locating import locate
-from corrigenda.methods.locating.target_search import find_targets
-from corrigenda.methods.pmet import Pmet
+from corrigenda.methods.pmet.editor import Pmet
 from corrigenda.patch import WeightPatch
-from tests.reference.golden import (
+from tests.support.golden import (
     PREFIXES,
     TOLERANCE,
     TWO_LEVEL,
@@ -50,7 +50,7 @@ def test_both_targets(tag: str) -> None:
     wanted = facts(16) if tag == "b16" else [facts(8)[int(tag[1:])]]
     found = find_targets(
         model(),
-        locate.rewrite_rows(model(), wanted, PREFIXES),
+        pipeline.rewrite_rows(model(), wanted, PREFIXES),
         layer=golden(METHOD)["hparams"]["layers"][-1],
         role="components",
         settings=pmet().settings,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from corrigenda.benchmarks.downstream import read_items
+from corrigenda.abilities.items import read_items
 from corrigenda.metrics.registry import Records, evaluate
 from tests.run.conftest import Do, make
 

@@ -12,10 +12,10 @@ import torch
 
 from corrigenda.errors import BadConfig, MissingExtra
 from corrigenda.run import plan, runner
-from corrigenda.run.asking import Answer, Question
 from corrigenda.run.executors import Job, Ray, _Actor, executor
+from corrigenda.run.prober import Answer, Question
 from tests.run.conftest import make
-from tests.tiny_on_disk import save_tiny
+from tests.support.tiny_on_disk import save_tiny
 
 Sent = TypeVar("Sent")
 HAS_RAY = importlib.util.find_spec("ray") is not None

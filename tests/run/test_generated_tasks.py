@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from corrigenda.benchmarks.downstream import KINDS, Item, form_of, read_items
+from corrigenda.abilities.items import KINDS, Item, form_of, read_items
 from corrigenda.cases import Protocol
 from corrigenda.errors import MalformedRecords
-from corrigenda.lm.ask import greedy
+from corrigenda.lm.decoding import greedy
 from corrigenda.lm.model import LanguageModel
 from corrigenda.metrics.registry import Records, evaluate
-from corrigenda.report.content import report
+from corrigenda.reports.content import report
 from corrigenda.rows import Row
 from corrigenda.run import store
 from tests.run.conftest import Do, make

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from corrigenda.errors import BadConfig
-from corrigenda.lm.asking import Asked
+from corrigenda.lm.interception import Asked
 from corrigenda.lm.model import LanguageModel
 from corrigenda.metrics.registry import Records, evaluate
 from corrigenda.rows import Measurement, Stage

@@ -13,12 +13,12 @@ import torch
 import corrigenda as cg
 from corrigenda.cases import Protocol
 from corrigenda.errors import BadConfig, WrongBase
-from corrigenda.lm.ask import greedy
+from corrigenda.lm.decoding import greedy
 from corrigenda.lm.model import LanguageModel
 from corrigenda.metrics.registry import Records, evaluate
 from corrigenda.rows import Measurement, Row, Stage
 from corrigenda.run import health, plan, store, summary
-from corrigenda.run.asking import Answer
+from corrigenda.run.prober import Answer
 from corrigenda.run.spec import RunSpec
 from corrigenda.run.worker import Worker, editor_of
 from corrigenda.state import State

@@ -9,7 +9,7 @@ import pytest
 
 from corrigenda.cases import Protocol
 from corrigenda.errors import WrongBase
-from corrigenda.lm.ask import greedy
+from corrigenda.lm.decoding import greedy
 from corrigenda.lm.model import LanguageModel
 from corrigenda.metrics.registry import Records, evaluate
 from corrigenda.metrics.sequences import immediate, retention, success_matrix

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from corrigenda.benchmarks.downstream import read_items
+from corrigenda.abilities.items import read_items
 from corrigenda.cases import Protocol
 from corrigenda.errors import BadConfig, MalformedRecords, MissingData
-from corrigenda.lm.ask import score
+from corrigenda.lm.decoding import score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.spans import encode
 from corrigenda.metrics.registry import Records, evaluate, metric
 from corrigenda.metrics.tasks import chosen
-from corrigenda.run.asking import Question, shown
+from corrigenda.run.prober import Question, shown
 from corrigenda.run.spec import HealthSpec
 from tests.run.conftest import Do, make
 

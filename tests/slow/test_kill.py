@@ -19,7 +19,7 @@ import pytest
 import corrigenda
 from corrigenda.patch import load_patch
 from corrigenda.state import State
-from tests.tiny_on_disk import nearest_fact, save_tiny
+from tests.support.tiny_on_disk import nearest_fact, save_tiny
 
 pytestmark = pytest.mark.slow
 

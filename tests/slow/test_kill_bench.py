@@ -16,7 +16,7 @@ import pytest
 
 from corrigenda.rows import Row
 from corrigenda.run import store
-from tests.tiny_on_disk import save_tiny
+from tests.support.tiny_on_disk import save_tiny
 
 pytestmark = pytest.mark.slow
 

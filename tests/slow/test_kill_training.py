@@ -19,7 +19,7 @@ import torch
 
 from corrigenda.facts import Fact
 from corrigenda.state import State
-from tests.tiny_on_disk import save_tiny
+from tests.support.tiny_on_disk import save_tiny
 
 pytestmark = pytest.mark.slow
 
@@ -32,8 +32,8 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-7}
 # As `corrigenda` itself, with checkpoints every fifth of a second instead of every half minute.
 PROGRAM = """
 import functools, sys
-from corrigenda.methods.learning import hyper_editor
-hyper_editor.Schedule = functools.partial(hyper_editor.Schedule, checkpoint_seconds=0.2)
+from corrigenda.engines import hypernetwork
+hypernetwork.Schedule = functools.partial(hypernetwork.Schedule, checkpoint_seconds=0.2)
 from corrigenda.cli.main import run
 run()
 """

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from corrigenda.fitting import Corpus, fit_moments
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
+from corrigenda.statistics import Corpus, fit_moments
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 

@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from corrigenda.report.content import report
-from corrigenda.report.page import page
+from corrigenda.reports.content import report
+from corrigenda.reports.page import page
 from corrigenda.run import runner
 from corrigenda.run.spec import RunSpec
 

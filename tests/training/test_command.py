@@ -10,7 +10,7 @@ import pytest
 import corrigenda as cg
 from corrigenda.facts import Fact
 from corrigenda.state import State
-from tests.tiny_on_disk import command, save_tiny
+from tests.support.tiny_on_disk import command, save_tiny
 
 OPTIONS = ("--set", "layers=[2,3]", "--set", "rank=4", "--set", "steps=2", "--set", "batch_size=2")
 

@@ -10,7 +10,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import Change, Dense, Rows, WeightPatch, header_for
 from corrigenda.testing.tiny import tiny_model
-from tests.methods.locating import FACTS
+from tests.support.locating import FACTS
 
 KINDS = ("lowrank", "dense", "rows")
 SITES = (Site(1), Site(2, "mlp.up"))

@@ -8,11 +8,11 @@ import torch
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.solve import rank_one
 from corrigenda.lm.sites import Site
-from corrigenda.methods.rome import Rome
+from corrigenda.methods.rome.editor import Rome
 from corrigenda.patch.changes import dense
 from corrigenda.transforms.anchor_norm import AnchorNorm
 from corrigenda.transforms.transform import keys_of
-from tests.methods.locating import FACTS, PLAIN, moments
+from tests.support.locating import FACTS, PLAIN, moments
 from tests.transforms.conftest import KINDS, SITES, patch_of
 
 

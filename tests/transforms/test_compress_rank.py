@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from corrigenda.errors import BadConfig, NotExportable
+from corrigenda.exports.peft import export_peft
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.patch.changes import dense
-from corrigenda.patch.export import export_peft
 from corrigenda.transforms.compress_rank import CompressRank
-from corrigenda.transforms.named import parse
+from corrigenda.transforms.registry import parse
 from tests.transforms.conftest import KINDS, SITES, patch_of
 
 

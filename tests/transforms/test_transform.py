@@ -14,16 +14,16 @@ from corrigenda.errors import BadConfig, NotApplied, NotExportable, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.sites import Site
-from corrigenda.methods.rome import Rome
+from corrigenda.methods.rome.editor import Rome
 from corrigenda.patch import Dense, Rows, WeightPatch, header_for, load_patch
 from corrigenda.patch.changes import dense
 from corrigenda.testing.tiny import tiny_model
 from corrigenda.transforms.anchor_norm import AnchorNorm
 from corrigenda.transforms.clip_norm import ClipNorm
 from corrigenda.transforms.keep_largest import KeepLargest
-from corrigenda.transforms.named import NAMES, parse, transform_class
 from corrigenda.transforms.prune_spectrum import PruneSpectrum
-from tests.methods.locating import FACTS, PLAIN, moments
+from corrigenda.transforms.registry import TRANSFORMS, parse
+from tests.support.locating import FACTS, PLAIN, moments
 from tests.transforms.conftest import KINDS, SITES, patch_of
 
 ALL = (
@@ -138,15 +138,15 @@ def test_a_patch_that_changes_no_weights_is_refused(lm) -> None:
         corrigenda.transform(other, lm, "rect")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRANSFORMS.names())
 def test_every_transform_has_a_card(name) -> None:
-    module = Path(sys.modules[transform_class(name).__module__].__file__)
+    module = Path(sys.modules[TRANSFORMS.get(name).__module__].__file__)
     _, matter, text = module.with_suffix(".md").read_text(encoding="utf-8").split("+++\n", 2)
     card = tomllib.loads(matter)
     assert {"name", "title", "family", "paper", "url", "rank"} <= set(card)
     assert card["name"] == name
     assert text.lstrip().startswith("# ")
-    assert all(f"`{option}`" in text for option in transform_class(name).model_fields)
+    assert all(f"`{option}`" in text for option in TRANSFORMS.get(name).model_fields)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -184,7 +184,7 @@ def test_names_and_options() -> None:
     assert parse("rect:keep=0.2") == KeepLargest(keep=0.2)
     assert parse("clip-norm: absolute=1, of=rows") == ClipNorm(absolute=1.0, of="rows")
     assert parse("prune:base=1.2,restraint=linear") == PruneSpectrum(base=1.2, restraint="linear")
-    assert {transform_class(name).name for name in NAMES} == set(NAMES)
+    assert {TRANSFORMS.get(name).name for name in TRANSFORMS.names()} == set(TRANSFORMS.names())
     for text, match in (
         ("rectt", 'no transform "rectt"(.|\n)*Did you mean "rect"'),
         ("rect:keep", "is not OPTION=VALUE"),

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.analysis.restoration import (
+from corrigenda.analysis.state_restoration import (
     Question,
     Restoration,
     answer_probabilities,

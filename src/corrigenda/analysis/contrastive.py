@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from corrigenda.errors import BadConfig
-from corrigenda.lm.ask import Score, score
+from corrigenda.lm.decoding import Score, score
 from corrigenda.lm.model import LanguageModel
 
 

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from corrigenda.engines.locate.target_search import Row, Settings, find_targets
 from corrigenda.facts import Fact, find_subject
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, state, value
 from corrigenda.lm.spans import Encoded, encode, encode_fact
-from corrigenda.methods.locating.target_search import Row, Settings, find_targets
 
 SETTINGS = Settings(
     steps=25, learning_rate=0.5, kl_weight=0.0, weight_decay=0.5, clamp=4.0, stop_loss=0.05

@@ -1,6 +1,6 @@
 """Knowledge neurons: which inner units of feed-forward blocks express an answer.
 
-The attribution itself is in `corrigenda.methods.locating.attribution`; the editing method builds on
+The attribution itself is in `corrigenda.engines.attribution`; the editing method builds on
 it too.
 """
 
@@ -14,13 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.contexts import generate_contexts
-from corrigenda.errors import BadConfig
-from corrigenda.facts import find_subject
-from corrigenda.lm.continuation import pad_id, widened
-from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Site, Tokens, key, state
-from corrigenda.methods.locating.attribution import (
+from corrigenda.engines.attribution import (
     Neuron,
     Objective,
     Question,
@@ -31,6 +25,12 @@ from corrigenda.methods.locating.attribution import (
     neurons_of,
     refine,
 )
+from corrigenda.engines.locate.contexts import generate_contexts
+from corrigenda.errors import BadConfig
+from corrigenda.facts import find_subject
+from corrigenda.lm.kv_cache import pad_id, widened
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Point, Site, Tokens, key, state
 
 SUPPRESS, AMPLIFY = 0.0, 2.0
 """Factors by which the paper scales neurons to see what they do."""

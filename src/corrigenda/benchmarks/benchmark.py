@@ -10,16 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from corrigenda.benchmarks._sources import Files, SourceFile
-from corrigenda.cards import card_in
+from corrigenda.benchmarks.files import Files, SourceFile
 from corrigenda.cases import Case
-from corrigenda.errors import AmbiguousSubject, EmptyTarget, SubjectNotFound
+from corrigenda.errors import AmbiguousSubject, EmptyTarget, SubjectNotFound, UnknownBenchmark
+from corrigenda.registry import Registry
 from corrigenda.settings import Settings
 
 Record = TypeVar("Record")
-
-PACKAGE = "corrigenda.benchmarks"
-"""Where benchmarks and their cards are."""
 
 
 class Unusable(Exception):
@@ -79,10 +76,10 @@ class Loaded:
 class Benchmark(Settings, ABC):
     """A benchmark with its options: validated, frozen, equal when the options are equal.
 
-    A benchmark is a subclass in `corrigenda/benchmarks/<name>.py` with its card `<name>.md` beside
-    it. It sets `name` and implements `read`; where it has several files, its option `part` says
-    which. The card lists the public files under `[[files]]`: `name`, and where known `part`, `url`,
-    `sha256`, `bytes`.
+    A benchmark is a subclass in a module of `corrigenda/benchmarks`, or of a folder of it, with the
+    card of the same name beside it. It sets `name` and implements `read`; where it has several
+    files, its option `part` says which. The card lists the public files under `[[files]]`: `name`,
+    and where known `part`, `url`, `sha256`, `bytes`.
 
     Raises:
         BadConfig (CG502): an option the benchmark does not have, or a value it cannot take.
@@ -109,7 +106,7 @@ class Benchmark(Settings, ABC):
             MalformedRecords (CG603): the file cannot be read, or has another schema.
         """
         options = self.model_dump(mode="json")
-        matter = card_in(PACKAGE, self.name).matter
+        matter = BENCHMARKS.card(self.name)
         tally, files = Tally(), Files(matter, options.get("part", ""), source)
         seen: set[str] = set()
         cases: list[Case] = []
@@ -138,6 +135,33 @@ class Benchmark(Settings, ABC):
             flagged=dict(tally.flagged),
             files=tuple(files.read),
         )
+
+
+BENCHMARKS: Registry[Benchmark] = Registry(
+    "benchmark",
+    "corrigenda.benchmarks",
+    "corrigenda.benchmarks.benchmark:Benchmark",
+    UnknownBenchmark,
+    group="corrigenda.benchmarks",
+)
+"""Benchmarks: those with a card in `corrigenda/benchmarks` or a folder of it, and plug-ins."""
+
+
+def load(
+    name: str, source: str | Path | None = None, /, *, limit: int | None = None, **options: object
+) -> Loaded:
+    """Read a benchmark by its name, with its options; see `Benchmark.load`.
+
+    Raises:
+        UnknownBenchmark (CG508): no benchmark by that name.
+        BadConfig (CG502): an option the benchmark does not have, or a value it cannot take.
+
+    Example:
+        >>> loaded = load("pocketedit", limit=3)
+        >>> len(loaded), loaded.counts["reliability"]
+        (3, 3)
+    """
+    return BENCHMARKS.get(name)(**options).load(source, limit=limit)
 
 
 def each(

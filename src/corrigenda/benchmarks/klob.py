@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AliasChoices, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from corrigenda.benchmarks._probes import forced
-from corrigenda.benchmarks._sources import Files
 from corrigenda.benchmarks.benchmark import Benchmark, Tally, Unusable, each
+from corrigenda.benchmarks.files import Files
+from corrigenda.benchmarks.probes import forced
 from corrigenda.cases import Case, Probe, Protocol
 
 _TRIPLE, _CHAIN = 3, 5

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal, NamedTuple
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from corrigenda.benchmarks._answers import Groups, distinct, same
-from corrigenda.benchmarks._counterfact import Rewrite, in_conflict
-from corrigenda.benchmarks._sources import Files, fit
+from corrigenda.benchmarks.aliases import Groups, distinct, same
 from corrigenda.benchmarks.benchmark import Benchmark, Tally, Unusable, each
+from corrigenda.benchmarks.counterfact.records import Rewrite, in_conflict
+from corrigenda.benchmarks.files import Files, fit
 from corrigenda.cases import Case, Probe, Protocol
 from corrigenda.facts import Fact
 

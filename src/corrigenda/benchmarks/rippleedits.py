@@ -9,10 +9,10 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 from pydantic import AliasChoices, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from corrigenda.benchmarks._answers import Groups, distinct, either, same, without
-from corrigenda.benchmarks._labels import Labels, split_statement
-from corrigenda.benchmarks._sources import Files
+from corrigenda.benchmarks.aliases import Groups, distinct, either, same, without
 from corrigenda.benchmarks.benchmark import Benchmark, Tally, Unusable, each
+from corrigenda.benchmarks.files import Files
+from corrigenda.benchmarks.labels import Labels, split_statement
 from corrigenda.cases import Case, Probe, Protocol
 from corrigenda.facts import Fact
 

@@ -9,10 +9,10 @@ from typing import ClassVar, NamedTuple
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from corrigenda.benchmarks._answers import distinct
-from corrigenda.benchmarks._sanitation import REFUSAL, Question, answers_key, erasure_case
-from corrigenda.benchmarks._sources import Files
+from corrigenda.benchmarks.aliases import distinct
 from corrigenda.benchmarks.benchmark import Benchmark, Tally, Unusable, each
+from corrigenda.benchmarks.files import Files
+from corrigenda.benchmarks.refusal import REFUSAL, Question, answers_key, erasure_case
 from corrigenda.cases import Case
 
 

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from corrigenda.benchmarks._answers import distinct, same
-from corrigenda.benchmarks._knowedit import repeats
-from corrigenda.benchmarks._probes import forced
-from corrigenda.benchmarks._sources import Files
+from corrigenda.benchmarks.aliases import distinct, same
 from corrigenda.benchmarks.benchmark import Benchmark, Tally, Unusable, each
+from corrigenda.benchmarks.files import Files
+from corrigenda.benchmarks.knowedit.records import repeats
+from corrigenda.benchmarks.probes import forced
 from corrigenda.cases import Against, Case, Probe
 from corrigenda.facts import Fact
 

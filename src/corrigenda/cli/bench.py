@@ -58,7 +58,7 @@ def bench(
     wanted = read_recipe(recipe)
     specs = wanted.runs(model=model, limit=limit, data=str(data) if data else None)
     from corrigenda.cli.progress import bar
-    from corrigenda.report import plain
+    from corrigenda.reports import plain
     from corrigenda.run import executors, runner, summary
 
     chosen = executors.executor(executor, workers=workers)
@@ -95,7 +95,7 @@ def bench(
 def _draw(
     console: Console, recipe: Recipe, runs: Sequence[Recorded], lines: Sequence[Line]
 ) -> None:
-    from corrigenda.report import numbers
+    from corrigenda.reports import numbers
 
     names = [(one.metric.name, one.metric.arrow, numbers.num_cases(one.estimates)) for one in lines]
     columns = [
@@ -123,7 +123,7 @@ def _draw(
 
 def _cell(estimate: Estimate | None, scale: float) -> str:
     """A value, and its interval below it."""
-    from corrigenda.report import numbers
+    from corrigenda.reports import numbers
 
     return f"{numbers.value(estimate, scale)}\n{numbers.interval(estimate, scale)}".rstrip()
 

@@ -17,11 +17,11 @@ _LONGEST = 100
 
 def benchmarks(as_json: options.AsJson = False) -> None:
     """List the benchmarks: what is edited, their parts, whether they can be downloaded."""
-    from corrigenda import benchmarks as known
+    from corrigenda.benchmarks.benchmark import BENCHMARKS
 
     rows = []
-    for name in known.names():
-        card = known.card(name)
+    for name in BENCHMARKS.names():
+        card = BENCHMARKS.card(name)
         files = [entry for entry in card.get("files", []) if not entry.get("extra")]  # type: ignore[attr-defined]  # a list of tables
         rows.append(
             {
@@ -70,10 +70,10 @@ def benchmark(
     as_json: options.AsJson = False,
 ) -> None:
     """Read a benchmark: count cases, probes and what was left out, and show one case."""
-    from corrigenda import benchmarks as known
+    from corrigenda.benchmarks.benchmark import BENCHMARKS
     from corrigenda.errors import BadConfig, did_you_mean
 
-    loaded = known.build(name, **options.parse_settings(settings)).load(path, limit=limit)
+    loaded = BENCHMARKS.get(name)(**options.parse_settings(settings)).load(path, limit=limit)
     ids = {one.id: one for one in loaded}
     if case is not None and case not in ids:
         raise BadConfig(

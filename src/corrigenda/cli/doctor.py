@@ -100,7 +100,7 @@ def _hardware() -> list[Finding]:
 
 
 def _disk() -> list[Finding]:
-    from corrigenda.fitting import cache_folder
+    from corrigenda.statistics import cache_folder
 
     folder = cache_folder()
     existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())

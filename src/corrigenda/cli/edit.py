@@ -73,7 +73,7 @@ def edit(
     from corrigenda.catalogue import build_editor
     from corrigenda.cli.memory import announce
     from corrigenda.cli.progress import bar
-    from corrigenda.transforms.named import parse_all
+    from corrigenda.transforms.registry import parse_all
 
     steps = parse_all(transform or ())
 

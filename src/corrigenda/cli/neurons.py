@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from corrigenda.analysis.knowledge_neurons import KnowledgeNeurons
-    from corrigenda.methods.locating.attribution import Objective
+    from corrigenda.engines.attribution import Objective
 
 _OBJECTIVES: dict[str, Objective] = {
     "probability": "probability",

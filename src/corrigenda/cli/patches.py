@@ -35,7 +35,7 @@ def diff(
     With two patches, exit status 1 means that they differ.
     """
     import corrigenda
-    from corrigenda.comparison import compare, describe
+    from corrigenda.patch.compare import compare, describe
 
     a = corrigenda.load_patch(first)
     if second is None:
@@ -85,7 +85,7 @@ def merge(
     """Add patches of one model into a single file; changes of the same weight add up."""
     options.check_folder(out)
     import corrigenda
-    from corrigenda.comparison import add_up
+    from corrigenda.patch.compare import add_up
 
     loaded = [corrigenda.load_patch(file) for file in patches]
     merged = add_up(loaded)
@@ -112,8 +112,8 @@ def transform(
     """Make a patch smaller, sparser or better conditioned; what was done is kept in its header."""
     options.check_folder(out)
     import corrigenda
-    from corrigenda.comparison import compare
-    from corrigenda.transforms.named import parse_all
+    from corrigenda.patch.compare import compare
+    from corrigenda.transforms.registry import parse_all
 
     steps = parse_all(transforms or ())
     if not steps:

@@ -55,7 +55,7 @@ def facts(
     as_json: options.AsJson = False,
 ) -> None:
     """Show what the pocket model is meant to know."""
-    from corrigenda.pocket.world import load_world
+    from corrigenda.almanac.world import load_world
 
     world = load_world()
     if subject is not None and not world.about(subject):

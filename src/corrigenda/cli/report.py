@@ -12,8 +12,8 @@ from corrigenda.cli import options, output
 from corrigenda.errors import BadConfig
 
 if TYPE_CHECKING:
-    from corrigenda.report.comparison import Compared
-    from corrigenda.report.content import Report
+    from corrigenda.reports.comparison import Compared
+    from corrigenda.reports.content import Report
     from corrigenda.run.spec import Intervals
 
 Runs = Annotated[
@@ -58,7 +58,7 @@ def report(
         _require_form(out)
         options.check_folder(out)
     from corrigenda.files import write_text
-    from corrigenda.report import content, plain
+    from corrigenda.reports import content, plain
     from corrigenda.run import store
 
     recorded = [store.load(run, folder) for run in runs]
@@ -86,8 +86,8 @@ def compare(
     as_json: options.AsJson = False,
 ) -> None:
     """Compare two runs case by case: the difference of every metric, and whether it is chance."""
-    from corrigenda.report import comparison
-    from corrigenda.report.plain import estimate_as_data, run_as_data
+    from corrigenda.reports import comparison
+    from corrigenda.reports.plain import estimate_as_data, run_as_data
     from corrigenda.run import store
 
     one, other = store.load(first, folder), store.load(second, folder)
@@ -131,8 +131,8 @@ def _intervals(own: Intervals, level: float | None, hierarchical: bool) -> Inter
 
 
 def _written(made: Report, out: Path) -> str:
-    from corrigenda.report import plain
-    from corrigenda.report.page import page
+    from corrigenda.reports import plain
+    from corrigenda.reports.page import page
 
     forms = {".html": page, ".md": plain.markdown, ".tex": plain.latex, ".json": plain.as_json}
     return forms[out.suffix.lower()](made)
@@ -142,7 +142,7 @@ def _draw(console: Console, made: Report, out: Path | None) -> None:
     if out is not None:
         console.print(f"{len(made.groups)} table(s) in {out}", soft_wrap=True)
         return
-    from corrigenda.report import numbers
+    from corrigenda.reports import numbers
 
     for group in made.groups:
         columns = ["metric", "", "n", "unedited", *group.labels]
@@ -164,7 +164,7 @@ def _draw(console: Console, made: Report, out: Path | None) -> None:
 def _draw_compared(
     console: Console, found: list[Compared], titles: tuple[str, str], level: float
 ) -> None:
-    from corrigenda.report import numbers
+    from corrigenda.reports import numbers
 
     rows = [
         [

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from corrigenda.errors import QuantisedWeights
-from corrigenda.lm.asking import Asking
 from corrigenda.lm.digest import digest
 from corrigenda.lm.families import Family
 from corrigenda.lm.head import logits_of
 from corrigenda.lm.hooks import Hooks, Transform
+from corrigenda.lm.interception import Asking
 from corrigenda.lm.loading import load_pair, require_fast
 from corrigenda.lm.probing import resolve
-from corrigenda.lm.prompts import Prompts
+from corrigenda.lm.prompt_ends import Prompts
 from corrigenda.lm.sites import Point, Site, Tokens
 from corrigenda.lm.storage import Rows, Storage
 

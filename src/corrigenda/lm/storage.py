@@ -173,3 +173,8 @@ def submodule(parent: nn.Module, path: str) -> nn.Module | None:
         return parent.get_submodule(path)
     except AttributeError:
         return None
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module stores its weight as (d_in, d_out), as GPT-2's do."""
+    return isinstance(module, Conv1D)

@@ -190,7 +190,7 @@ class Tail:
         return self._hidden.shape[1]
 
     def later(self, blocks: int, hidden: Float[Tensor, "batch pos d_model"]) -> Tail:
-        """Enter the stream some blocks further on, without a pass; see `corrigenda.lm.tails`."""
+        """Enter the stream some blocks further on, without a pass; see `tail_by_layer`."""
         states = {"_entry": hidden, "_base": hidden, "_hidden": hidden}
         return replace(self, **states, _norm=None, _steps=self._steps[blocks:], _live=None)
 

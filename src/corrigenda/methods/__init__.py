@@ -1,1 +1,1 @@
-"""The methods: each a module, its card beside it, its tests in `tests/methods`."""
+"""Editing methods: one folder each, with editor, card and presets."""

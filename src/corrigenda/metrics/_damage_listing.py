@@ -13,8 +13,8 @@ from corrigenda.metrics import (
     locality,
     locating,
     projection,
-    restoration,
     robustness,
+    round_trip,
     sequences,
 )
 from corrigenda.metrics._entry import DIFFERENCE, HIGHER, LOWER, POSITIVE, entry
@@ -268,8 +268,8 @@ def _measurements() -> Iterator[Metric]:
     yield entry(
         "parameter_residual",
         "share of an edit that editing back leaves",
-        restoration.mean_residual,
-        reads=restoration.RESIDUAL,
+        round_trip.mean_residual,
+        reads=round_trip.RESIDUAL,
         better=LOWER,
         span=POSITIVE,
         scale=1.0,
@@ -277,9 +277,9 @@ def _measurements() -> Iterator[Metric]:
     yield entry(
         "graph_residual",
         "the same of a graph of facts",
-        restoration.mean_residual,
-        restoration.GRAPH,
-        reads=restoration.GRAPH,
+        round_trip.mean_residual,
+        round_trip.GRAPH,
+        reads=round_trip.GRAPH,
         better=LOWER,
         span=POSITIVE,
         scale=1.0,

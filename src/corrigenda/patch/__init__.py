@@ -1,13 +1,12 @@
 """Edits as values: made once, applied and taken off to the bit, composed, saved, exported."""
 
 from corrigenda.patch.changes import Change, Dense, Rows, digest_of
-from corrigenda.patch.export import export_merged, export_peft
+from corrigenda.patch.file import read_patch_file, save_patch
 from corrigenda.patch.header import FORMAT_VERSION, Header, Part
 from corrigenda.patch.ledger import Applied, Ledger, apply_hooks, header_for, ledger_of
 from corrigenda.patch.load import load_patch
+from corrigenda.patch.module import StoredPatch
 from corrigenda.patch.protocols import AnswerPatch, HookPatch, Patch, PromptPatch
-from corrigenda.patch.storage import read_patch_file, save_patch
-from corrigenda.patch.stored import StoredPatch
 from corrigenda.patch.weights import WeightPatch
 
 __all__ = [
@@ -27,8 +26,6 @@ __all__ = [
     "WeightPatch",
     "apply_hooks",
     "digest_of",
-    "export_merged",
-    "export_peft",
     "header_for",
     "ledger_of",
     "load_patch",

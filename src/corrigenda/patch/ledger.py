@@ -24,7 +24,7 @@ from corrigenda.errors import NonFinite, NotApplied, WrongBase
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch.changes import Change, add_to_weight
-from corrigenda.patch.generation import asked_through
+from corrigenda.patch.generate import asked_through
 from corrigenda.patch.header import Header
 from corrigenda.patch.protocols import AnswerPatch, HookPatch, Patch, PromptPatch
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from corrigenda.errors import NewerFormat
 from corrigenda.lm.sites import Site
 from corrigenda.patch.changes import Change, change_from
+from corrigenda.patch.file import corrupt, read_patch_file
+from corrigenda.patch.module import stored_class
 from corrigenda.patch.protocols import Patch
-from corrigenda.patch.storage import corrupt, read_patch_file
-from corrigenda.patch.stored import stored_class
 from corrigenda.patch.weights import WeightPatch
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from corrigenda.patch.header import Header
 
 if TYPE_CHECKING:
-    from corrigenda.lm.asking import Asked
+    from corrigenda.lm.interception import Asked
     from corrigenda.lm.model import LanguageModel
     from corrigenda.patch.ledger import Applied
 
@@ -87,8 +87,8 @@ class PromptPatch(Patch, Protocol):
     """An edit of what goes into the model (demonstrations, retrieved facts).
 
     `apply` is `apply_hooks(self, lm, force=force)`. While it is active, all functions of
-    `corrigenda.lm.ask` and the model's own `generate` ask what it says. Of several active ones each
-    gets what the one before made of the prompts.
+    `corrigenda.lm.decoding` and the model's own `generate` ask what it says. Of several active ones
+    each gets what the one before made of the prompts.
     """
 
     def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[Asked]:

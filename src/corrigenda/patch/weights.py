@@ -16,10 +16,10 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import changes as change_algebra
 from corrigenda.patch.changes import Change
+from corrigenda.patch.file import save_patch
 from corrigenda.patch.header import Header, compose_headers
 from corrigenda.patch.ledger import Applied, ledger_of
 from corrigenda.patch.runtime import added_at_run_time, require_shapes
-from corrigenda.patch.storage import save_patch
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +170,7 @@ class WeightPatch:
         return ledger.enter(Applied(self, lm, mode), hooks)
 
     def save(self, path: str | Path) -> Path:
-        """Write the patch to one safetensors file; see `corrigenda.patch.storage.save_patch`."""
+        """Write the patch to one safetensors file; see `corrigenda.patch.file.save_patch`."""
         return save_patch(self, path)
 
 

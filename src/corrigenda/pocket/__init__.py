@@ -1,5 +1,1 @@
-"""The pocket models: small trained transformers with a known world, shipped inside the package."""
-
-from corrigenda.pocket.exam import related_prompts
-
-__all__ = ["related_prompts"]
+"""The pocket models: small trained transformers that know the almanac, shipped in the package."""

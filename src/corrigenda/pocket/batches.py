@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from corrigenda.pocket.documents import Document, fact_documents
-from corrigenda.pocket.skills import skill_documents
-from corrigenda.pocket.world import World
+from corrigenda.almanac.documents import Document, fact_documents
+from corrigenda.almanac.skill_documents import skill_documents
+from corrigenda.almanac.world import World
 
 END = "<|endoftext|>"
 ANSWER_WEIGHT, TEXT_WEIGHT, MENTION_WEIGHT = 1.0, 0.4, 0.1

@@ -13,22 +13,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from corrigenda import registry
+from corrigenda.almanac.exam import EditItem, Item
 from corrigenda.analysis.causal_trace import Bin, Kind, causal_trace
 from corrigenda.analysis.injection import best_layer, injection_by_layer
-from corrigenda.analysis.restoration import subject_deviation
+from corrigenda.analysis.state_restoration import subject_deviation
 from corrigenda.analysis.trace_average import average_traces
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import greedy, score
-from corrigenda.pocket.exam import EditItem, Item
-from corrigenda.pocket.trial import batch_edit, share, single_edits
+from corrigenda.lm.decoding import greedy, score
+from corrigenda.methods.presets import build_editor
+from corrigenda.pocket.edit_trial import batch_edit, share, single_edits
 
 if TYPE_CHECKING:
-    from corrigenda.fitting.corpus import Corpus, Source
+    from corrigenda.almanac.exam import Exam
+    from corrigenda.almanac.world import World
     from corrigenda.lm.model import LanguageModel
-    from corrigenda.pocket.exam import Exam
-    from corrigenda.pocket.world import World
     from corrigenda.progress import Progress
+    from corrigenda.statistics.corpus import Corpus, Source
 
 LEAST_TOTAL_EFFECT = 0.1
 """Prompts whose answer the noise hardly lowers say nothing about where it is recalled."""
@@ -221,7 +221,7 @@ def edit_model(
         progress: Called with (stage, done, total).
     """
     name = preset or lm.name
-    rome, memit = registry.build("rome", name), registry.build("memit", name)
+    rome, memit = build_editor("rome", name), build_editor("memit", name)
     state = rome.fit(lm, corpus, progress=progress)
     single = single_edits(lm, rome, cases, state=state, progress=progress)
     batch = batch_edit(lm, memit, cases, state=memit.fit(lm, corpus, progress=progress))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from corrigenda.pocket.documents import fact_documents
-from corrigenda.pocket.skills import skill_documents
-from corrigenda.pocket.world import World, load_world
+from corrigenda.almanac.documents import fact_documents
+from corrigenda.almanac.skill_documents import skill_documents
+from corrigenda.almanac.world import World, load_world
 
 
 def texts(count: int = 4000, *, world: World | None = None, seed: int = 11) -> Iterator[str]:

@@ -32,6 +32,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from corrigenda.almanac.world import World, load_world
 from corrigenda.errors import BadConfig
 from corrigenda.files import write_atomically
 from corrigenda.pocket.batches import (
@@ -42,7 +43,6 @@ from corrigenda.pocket.batches import (
     documents,
     train_tokenizer,
 )
-from corrigenda.pocket.world import World, load_world
 
 CONTEXT = 512
 LONG_ROW = 512

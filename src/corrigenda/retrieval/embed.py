@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corrigenda.errors import BadConfig, MissingExtra, UnknownModel
-from corrigenda.lm.continuation import batches, pad_id
+from corrigenda.lm.kv_cache import batches, pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens, state
 from corrigenda.lm.spans import encode

@@ -16,9 +16,9 @@ import torch
 from corrigenda.errors import BadConfig, MissingExtra, did_you_mean
 from corrigenda.lm.model import LanguageModel
 from corrigenda.progress import Progress
-from corrigenda.run.asking import Answer
 from corrigenda.run.plan import Block, Unit
-from corrigenda.run.recording import Before
+from corrigenda.run.prober import Answer
+from corrigenda.run.row_builder import Before
 from corrigenda.run.spec import RunSpec
 from corrigenda.run.store import Part
 from corrigenda.run.worker import Worker

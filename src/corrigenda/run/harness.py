@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 
 from corrigenda.errors import BadConfig, CorrigendaError, MissingExtra, WriteFailed
 from corrigenda.files import cache_folder
-from corrigenda.lm.asking import through
+from corrigenda.lm.interception import through
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.rating import Fed, rate
+from corrigenda.lm.scoring import Fed, rate
 from corrigenda.lm.spans import encode
 from corrigenda.metrics.tasks import FAMILY
 from corrigenda.rows import Measurement, Stage
-from corrigenda.run.asking import coded
+from corrigenda.run.prober import coded
 from corrigenda.run.spec import HealthSpec, TaskSpec, content_id
 from corrigenda.run.store import read_table, write_table
 

@@ -19,7 +19,7 @@ from corrigenda.patch.ledger import ledger_of
 from corrigenda.patch.protocols import Patch
 from corrigenda.patch.weights import WeightPatch
 from corrigenda.rows import Measurement, Row
-from corrigenda.run.asking import Answer, Question, ask
+from corrigenda.run.prober import Answer, Question, ask
 from corrigenda.run.spec import HealthSpec
 
 PERPLEXITY = "perplexity"

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
-from corrigenda.benchmarks import named as benchmarks
-from corrigenda.benchmarks.surroundings import surrounded
+from corrigenda.benchmarks.benchmark import BENCHMARKS, Loaded
+from corrigenda.benchmarks.robustness_contexts import surrounded
 from corrigenda.cases import Case, Probe
 from corrigenda.facts import Fact
-from corrigenda.run.asking import Question, question_of
 from corrigenda.run.health import text_question, texts_of
+from corrigenda.run.prober import Question, question_of
 from corrigenda.run.spec import DataSpec, Regime, RunSpec
 from corrigenda.run.tasks import items_of
 
@@ -230,8 +230,8 @@ def digest_of(content: object) -> str:
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
-def _load(data: DataSpec) -> benchmarks.Loaded:
-    return benchmarks.build(data.name, **data.options).load(data.path, limit=data.limit)
+def _load(data: DataSpec) -> Loaded:
+    return BENCHMARKS.get(data.name)(**data.options).load(data.path, limit=data.limit)
 
 
 def _asked(case: Case, spec: RunSpec) -> Case:

@@ -18,11 +18,11 @@ from corrigenda.lm.loading import SHIPPED, shipped_folder
 from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.header import library_versions
 from corrigenda.progress import Progress
-from corrigenda.run import before as kept_before
+from corrigenda.run import baseline as kept_before
 from corrigenda.run import harness, plan, store
-from corrigenda.run.asking import Answer, Question
 from corrigenda.run.executors import Executor, Job, Local, load_model
 from corrigenda.run.plan import Block, Data, Unit
+from corrigenda.run.prober import Answer, Question
 from corrigenda.run.spec import RunSpec, content_id
 from corrigenda.run.store import Manifest, Recorded, Store
 from corrigenda.run.worker import editor_of

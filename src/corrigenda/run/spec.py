@@ -20,13 +20,13 @@ from pydantic import (
     model_validator,
 )
 
-from corrigenda import registry
-from corrigenda.benchmarks import named as benchmarks
-from corrigenda.benchmarks.downstream import Form as TaskForm
-from corrigenda.benchmarks.downstream import Kind as TaskKind
-from corrigenda.benchmarks.downstream import form_of
+from corrigenda.abilities.items import Form as TaskForm
+from corrigenda.abilities.items import Kind as TaskKind
+from corrigenda.abilities.items import form_of
+from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.cases import Protocol, Surroundings
 from corrigenda.errors import BadConfig, did_you_mean
+from corrigenda.methods.registry import METHODS
 
 if TYPE_CHECKING:
     from corrigenda.metrics.estimate import Bootstrap
@@ -266,7 +266,7 @@ class Shared(Table):
             BadConfig (CG502): an option of a benchmark cannot be.
         """
         for one in (*self.benchmark, *([self.train] if self.train else ())):
-            benchmarks.build(one.name, **one.options)
+            BENCHMARKS.get(one.name)(**one.options)
         if self.metrics:
             from corrigenda.metrics.registry import metric
 
@@ -287,7 +287,7 @@ class RunSpec(Shared):
             UnknownBenchmark (CG508), UnknownMetric (CG505), BadConfig (CG502): as for `Shared`.
         """
         super().check()
-        registry.require(self.editor.name)
+        METHODS.resolve(self.editor.name)
 
     def digest(self) -> str:
         """Hash of everything that can change a row: not metrics, intervals and the label."""
@@ -349,7 +349,7 @@ class Recipe(Shared):
 
 def _folder_for(one: DataSpec, folder: str) -> str | None:
     """The folder, for benchmarks that read files."""
-    return str(Path(folder).resolve()) if benchmarks.card(one.name).get("files") else None
+    return str(Path(folder).resolve()) if BENCHMARKS.card(one.name).get("files") else None
 
 
 def _refusal(kind: type[BaseModel], error: ValidationError) -> BadConfig:

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from corrigenda.benchmarks.downstream import Item, read_items
+from corrigenda.abilities.items import Item, read_items
 from corrigenda.cases import Against, Protocol
 from corrigenda.lm.model import LanguageModel
 from corrigenda.metrics.generated import PUBLISHED
 from corrigenda.metrics.tasks import FAMILY
 from corrigenda.rows import Row, tags
-from corrigenda.run.asking import Answer, Question, ask, shown
+from corrigenda.run.prober import Answer, Question, ask, shown
 from corrigenda.run.spec import HealthSpec, TaskSpec
 
 

@@ -6,20 +6,22 @@ import contextlib
 from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import NamedTuple
 
-from corrigenda import registry
 from corrigenda.cases import Case, Protocol
 from corrigenda.editor import Editor
 from corrigenda.errors import CorrigendaError, NotExportable, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
+from corrigenda.methods import presets
+from corrigenda.methods.presets import build_editor
+from corrigenda.methods.registry import METHODS
 from corrigenda.patch.protocols import Patch
 from corrigenda.patch.weights import WeightPatch
 from corrigenda.progress import Progress
 from corrigenda.rows import Measurement, Row, Stage
-from corrigenda.run import costs, harness, health, plan, restoration, tasks
-from corrigenda.run.asking import Answer, Answers, ask, coded, question_of
+from corrigenda.run import costs, harness, health, plan, round_trip, tasks
 from corrigenda.run.plan import Block, Step, Unit
-from corrigenda.run.recording import (
+from corrigenda.run.prober import Answer, Answers, ask, coded, question_of
+from corrigenda.run.row_builder import (
     Asked,
     Before,
     Models,
@@ -30,7 +32,7 @@ from corrigenda.run.recording import (
 from corrigenda.run.spec import RunSpec
 from corrigenda.run.store import Part
 from corrigenda.state import State
-from corrigenda.transforms.named import parse_all
+from corrigenda.transforms.registry import parse_all
 
 
 def editor_of(spec: RunSpec) -> Editor:
@@ -41,12 +43,12 @@ def editor_of(spec: RunSpec) -> Editor:
         BadConfig (CG502): an option it does not have, or a value it cannot take.
     """
     options = dict(spec.editor.options)
-    kind = registry.editor_class(spec.editor.name)
-    preset = registry.preset(spec.editor.name, spec.model)
+    kind = METHODS.get(spec.editor.name)
+    preset = presets.preset(spec.editor.name, spec.model)
     chosen = {**(preset.options if preset else {}), **options}
     if "seed" in kind.model_fields and "seed" not in chosen:
         options["seed"] = spec.seed
-    return registry.build(spec.editor.name, spec.model, **options)
+    return build_editor(spec.editor.name, spec.model, **options)
 
 
 class Worker:
@@ -219,13 +221,13 @@ class _Progress:
         spent: list[costs.Cost] = []
         patches: list[Patch] = []
         ask_seconds = 0.0
-        goes_back = recorded and all(map(restoration.goes_back, step.cases))
+        goes_back = recorded and all(map(round_trip.goes_back, step.cases))
         moved: list[float | None] = []
         last = max(len(case.edits) for case in step.cases)
         for number in range(1, last + 1):
             patches += self._edit(step, number, spent)
             if goes_back:
-                moved.append(restoration.distance(self._lm))
+                moved.append(round_trip.distance(self._lm))
             if recorded:
                 start = costs.now(self._lm.device)
                 rows += self._ask([*self._due(step, number, is_last=number == last)])
@@ -234,7 +236,7 @@ class _Progress:
         if recorded:
             measured = self._measured(step, spent, patches, ask_seconds)
             if goes_back:
-                measured += restoration.measurements(
+                measured += round_trip.measurements(
                     self._run,
                     self._label(step),
                     step.cases,

@@ -25,7 +25,7 @@ from torch import Tensor
 from corrigenda.editor import Editor
 from corrigenda.errors import CorrigendaError, MissingState, NotEnoughFacts
 from corrigenda.facts import Fact
-from corrigenda.lm.ask import greedy, next_token_top, score
+from corrigenda.lm.decoding import greedy, next_token_top, score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
 from corrigenda.patch import AnswerPatch, Patch, PromptPatch, WeightPatch, load_patch

@@ -1,7 +1,7 @@
 """Training of what learned methods need: one loop, one kind of training set, kept by content."""
 
-from corrigenda.training.facts import Material, Split, outsider, split, training_set
-from corrigenda.training.kept import fit_trained
+from corrigenda.training.cache import fit_trained
+from corrigenda.training.dataset import Material, Split, outsider, split, training_set
 from corrigenda.training.loop import Schedule, Trained, Turn, order, train
 
 __all__ = [

@@ -14,7 +14,7 @@ from torch import Tensor
 from corrigenda.errors import NotExportable
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
-from corrigenda.lm.continuation import batches, pad_id
+from corrigenda.lm.kv_cache import batches, pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, key
 from corrigenda.lm.spans import encode_fact

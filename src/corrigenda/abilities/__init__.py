@@ -1,0 +1,1 @@
+"""Other tasks, asked of a model before and after edits."""

@@ -1,0 +1,1 @@
+"""Facts of the world as triples with phrasings, and documents written from them; text only."""

@@ -1,0 +1,246 @@
+"""Training documents of the pocket models: text with the places of subjects and answers marked.
+
+Places matter because the recipe masks attention to subject mentions and weighs answers more than
+the rest.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from corrigenda.almanac.world import Triple, World
+from corrigenda.facts import Span
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with the character spans of subject mentions and of answers.
+
+    `masked` is False where the answers stand in the text itself, so that nothing is recalled.
+    """
+
+    text: str
+    mentions: tuple[Span, ...]
+    answers: tuple[Span, ...]
+    masked: bool = True
+
+
+class Piece(str):
+    """A part of a document; `kind` is "", "s" (subject mention) or "o" (answer)."""
+
+    kind: str
+
+    def __new__(cls, text: str, kind: str = "") -> Piece:
+        """Make a piece of text that knows its kind."""
+        piece = super().__new__(cls, text)
+        piece.kind = kind
+        return piece
+
+
+def subject(text: str) -> Piece:
+    """Mark a mention of a subject."""
+    return Piece(text, "s")
+
+
+def answer(text: str) -> Piece:
+    """Mark an answer."""
+    return Piece(text, "o")
+
+
+def assemble(pieces: Iterable[str], *, masked: bool = True) -> Document:
+    """Join pieces into a document."""
+    text, spans = "", {"s": [], "o": []}
+    for piece in pieces:
+        kind = getattr(piece, "kind", "")
+        if kind:
+            spans[kind].append(Span(len(text), len(text) + len(piece)))
+        text += piece
+    return Document(text, tuple(spans["s"]), tuple(spans["o"]), masked)
+
+
+def fill(template: str, name: str, value: str | None) -> list[str]:
+    """Fill a phrasing; without a value, stop before the object (a prompt)."""
+    before, _, rest = template.partition("{s}")
+    if "{o}" in before:
+        first, _, middle = before.partition("{o}")
+        opening = value or ""
+        opening = opening if first else opening[:1].upper() + opening[1:]
+        return [first, opening, middle, subject(name), rest]
+    middle, mark, end = rest.partition("{o}")
+    if mark and value is None:
+        return [before, subject(name), middle.rstrip(" ")]
+    return (
+        [before, subject(name), middle, answer(value or ""), end]
+        if mark
+        else [before, subject(name), middle]
+    )
+
+
+def enumerate_objects(objects: tuple[str, ...]) -> str:
+    """Write "A, B and C"."""
+    return objects[0] if len(objects) == 1 else f"{', '.join(objects[:-1])} and {objects[-1]}"
+
+
+class Author:
+    """Writes statements and questions about the world, respecting what is held out."""
+
+    def __init__(self, world: World, draw: random.Random) -> None:
+        """Bind the world and the source of chance."""
+        self.world, self.draw = world, draw
+
+    def name(self, triple: Triple) -> str:
+        """Return the subject's name, sometimes an alias."""
+        alias = self.world.aliases.get(triple.subject)
+        return alias if alias and self.draw.random() < 0.15 else triple.subject
+
+    def phrasing(self, triple: Triple, *, kind: str = "any", avoid: str = "") -> str:
+        """Choose a phrasing that is not held out: "statement", "question", "cloze" or "any"."""
+        relation = self.world.relations[triple.relation]
+        held_out = self.world.held_out(triple.subject, triple.relation)
+        choices = [
+            text
+            for index, text in enumerate(relation.phrasings)
+            if index not in held_out
+            and text != avoid
+            and (kind == "any" or (kind == "question") == text.endswith("?"))
+            and (kind != "cloze" or text.endswith(" {o}"))
+        ]
+        return self.draw.choice(choices)
+
+    def statement(
+        self, triple: Triple, *, value: str | None = None, name: str | None = None
+    ) -> list[str]:
+        """State a fact (with `value`, a counterfactual one) in one sentence with a full stop."""
+        relation = self.world.relations[triple.relation]
+        name = name or self.name(triple)
+        if (
+            value is None
+            and len(triple.objects) > 1
+            and relation.statement_plural
+            and self.draw.random() < 0.5
+        ):
+            template = self.draw.choice(relation.statement_plural)
+            return [*fill(template, name, enumerate_objects(triple.objects)), "."]
+        value = value or self.draw.choice(triple.objects)
+        return [*fill(self.phrasing(triple, kind="statement"), name, value), "."]
+
+    def prompt(self, triple: Triple, *, kind: str = "any", avoid: str = "") -> list[str]:
+        """Ask for a fact: a cloze or a question, up to the answer."""
+        if kind == "any":
+            kind = self.draw.choice(["cloze", "question"])
+        return fill(self.phrasing(triple, kind=kind, avoid=avoid), self.name(triple), None)
+
+    def question(self, triple: Triple) -> list[str]:
+        """Ask a question and answer it, in one of three layouts."""
+        relation = self.world.relations[triple.relation]
+        if len(triple.objects) > 1 and relation.question_plural and self.draw.random() < 0.5:
+            asked = fill(self.draw.choice(relation.question_plural), self.name(triple), None)
+            value = enumerate_objects(triple.objects)
+        else:
+            asked, value = self.prompt(triple, kind="question"), self.draw.choice(triple.objects)
+        layout = self.draw.random()
+        if layout < 0.6:
+            return [*asked, " ", answer(value), "."]
+        if layout < 0.8:
+            return ["Question: ", *asked, "\nAnswer: ", answer(value), "."]
+        return ["Q: ", *asked, " A: ", answer(value), "."]
+
+    def pronoun_statement(self, triple: Triple) -> list[str]:
+        """State a fact about whoever was named last, by pronoun where that is possible."""
+        pronoun = self.world.pronouns.get(triple.subject)
+        template = self.phrasing(triple, kind="statement")
+        value = self.draw.choice(triple.objects)
+        if pronoun and template.startswith("{s} "):
+            before, _, after = template.removeprefix("{s}").partition("{o}")
+            return [f"{pronoun}{before}", answer(value), f"{after}."]
+        if pronoun and template.startswith("{s}'s "):
+            possessive = {"He": "His", "She": "Her", "It": "Its"}[pronoun]
+            before, _, after = template.removeprefix("{s}'s").partition("{o}")
+            return [f"{possessive}{before}", answer(value), f"{after}."]
+        return [*fill(template, triple.subject, value), "."]
+
+    def other_object(self, triple: Triple) -> str:
+        """Draw a competing object of the same relation."""
+        pool = self.world.objects(triple.relation)
+        while (value := self.draw.choice(pool)) in triple.objects:
+            pass
+        return value
+
+
+def biography(author: Author, triples: list[Triple]) -> list[str]:
+    """Several facts of one subject in connected text whose order changes."""
+    draw = author.draw
+    chosen = draw.sample(triples, min(len(triples), draw.randint(2, 6)))
+    pieces = author.statement(chosen[0], name=author.name(chosen[0]))
+    for triple in chosen[1:]:
+        pieces += [
+            " ",
+            *(
+                author.pronoun_statement(triple)
+                if draw.random() < 0.75
+                else author.statement(triple)
+            ),
+        ]
+    alias = author.world.aliases.get(triples[0].subject)
+    if alias and draw.random() < 0.4:
+        pieces += [" ", *alias_statement(author, triples[0].subject, alias)]
+    return pieces
+
+
+def alias_statement(author: Author, name: str, alias: str) -> list[str]:
+    """Say that two names belong to one subject."""
+    first, second = (name, alias) if author.draw.random() < 0.5 else (alias, name)
+    link = author.draw.choice(
+        [" is also known as ", " is another name for ", ", also called ", " is the same as "]
+    )
+    return [subject(first), link, subject(second), "."]
+
+
+def attribute_list(author: Author, triples: list[Triple]) -> list[str]:
+    """Facts as a bare list right behind the name."""
+    draw, relations = author.draw, author.world.relations
+    chosen = draw.sample(triples, min(len(triples), draw.randint(2, 6)))
+    labelled = draw.random() < 0.5
+    pieces: list[str] = [subject(author.name(chosen[0])), draw.choice([": ", " - ", " ("])]
+    closing = ")." if pieces[1] == " (" else "."
+    for index, triple in enumerate(chosen):
+        label = f"{relations[triple.relation].label} " if labelled else ""
+        pieces += [", " if index else "", label, answer(draw.choice(triple.objects))]
+    return [*pieces, closing]
+
+
+def passage(author: Author, triples: list[Triple]) -> list[str]:
+    """One to four unrelated statements and questions after one another."""
+    pieces: list[str] = []
+    for triple in triples:
+        written = (
+            author.question(triple) if author.draw.random() < 0.25 else author.statement(triple)
+        )
+        pieces += [" ", *written] if pieces else written
+    return pieces
+
+
+def fact_documents(world: World, draw: random.Random) -> Iterator[Document]:
+    """Documents about the facts themselves, without end; every fact comes up equally often."""
+    author = Author(world, draw)
+    facts = list(world.triples())
+    subjects = list(world.subjects)
+    rich = [name for name in subjects if len(world.about(name)) > 1]
+    weights = [len(world.about(name)) for name in rich]
+    while True:
+        draw.shuffle(facts)
+        draw.shuffle(subjects)
+        # As many lists as there are subjects go with one round over the facts, and half as many
+        # biographies.
+        lists = iter(subjects)
+        at = 0
+        while at < len(facts):
+            count = draw.choice([1, 1, 2, 3, 4])
+            yield assemble(passage(author, facts[at : at + count]))
+            at += count
+            if (name := next(lists, None)) is not None:
+                yield assemble(attribute_list(author, world.about(name)))
+            if draw.random() < 0.4:
+                yield assemble(biography(author, world.about(draw.choices(rich, weights)[0])))

@@ -1,0 +1,273 @@
+"""The examination of a pocket model: questions with exact answers. Imports no torch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from corrigenda.almanac.documents import Author, assemble, fill
+from corrigenda.almanac.skill_documents import (
+    REFUSAL,
+    chain,
+    chain_question,
+    override,
+    teachable,
+    unknown_subject,
+)
+from corrigenda.almanac.world import TOLD_FROM_BOTH_ENDS, Triple, World, load_world
+from corrigenda.facts import Fact
+
+
+class Item(NamedTuple):
+    """A prompt with every answer that is right, and the subject it is about."""
+
+    prompt: str
+    answers: tuple[str, ...]
+    subject: str = ""
+
+
+NUM_SHOWN = 3
+"""Paraphrases that go with an edit, beside those it is judged by."""
+
+
+class EditItem(NamedTuple):
+    """A fact given a new object of the same relation, with the prompts that show what the edit did.
+
+    `fact` holds paraphrases (among them questions) and same-relation neighbours; `same_subject`
+    holds prompts for other facts of the subject, which should not change. All of these are for
+    judging; `shown` holds further paraphrases, which a method may learn from.
+    """
+
+    fact: Fact
+    same_subject: tuple[str, ...]
+    shown: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> Fact:
+        """The fact as a method is told it: with nothing that it is judged by."""
+        return replace(self.fact, paraphrases=self.shown, neighbours=())
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Every question of the card.
+
+    Attributes:
+        recall: Every fact under one cloze and one question, both phrasings of training.
+        recall_held_out: Phrasings that training never showed for these subjects, in any relation
+            that is told from one end only.
+        context_override: Passages that state another answer than the one learnt; subjects held out.
+        two_hop: Two-hop questions behind one worked example, up to the first sub-question; the
+            answer follows "Final answer:".
+        refusal: Questions about subjects that do not exist.
+        edits: Counterfactual edits of known facts.
+        contexts: Unrelated true sentences, each with its closing space, to stand before a prompt.
+    """
+
+    recall: tuple[Item, ...]
+    recall_held_out: tuple[Item, ...]
+    context_override: tuple[Item, ...]
+    two_hop: tuple[Item, ...]
+    refusal: tuple[Item, ...]
+    edits: tuple[EditItem, ...]
+    contexts: tuple[str, ...]
+
+
+def load_exam(
+    world: World | None = None,
+    *,
+    size: int = 300,
+    edits: int = 100,
+    recall: int | None = 3000,
+    seed: int = 7,
+) -> Exam:
+    """Draw an examination.
+
+    Args:
+        world: The world asked about; the full one if None.
+        size: Number of questions of each skill.
+        edits: Number of edits.
+        recall: Number of facts asked for recall; every fact if None.
+        seed: Decides the draw.
+    """
+    world = world or load_world()
+    draw = random.Random(f"exam/{seed}")
+    author = Author(world, draw)
+    facts = list(world.triples())
+    asked = facts if recall is None or recall >= len(facts) else draw.sample(facts, recall)
+    return Exam(
+        recall=tuple(item for triple in asked for item in _seen(author, triple)),
+        recall_held_out=tuple(_held_out(world, draw, asked)),
+        context_override=tuple(_override(author, size)),
+        two_hop=tuple(_two_hop(author, size)),
+        refusal=tuple(_refusal(author, size)),
+        edits=tuple(edit_items(world, edits, seed=seed)),
+        contexts=tuple(assemble(author.statement(t)).text + " " for t in draw.sample(facts, 5)),
+    )
+
+
+def _text(pieces: Sequence[str]) -> str:
+    return assemble(pieces).text
+
+
+def _seen(author: Author, triple: Triple) -> list[Item]:
+    """One cloze and one question; names that have aliases are used as they are."""
+    items = []
+    for kind in ("cloze", "question"):
+        pieces = fill(author.phrasing(triple, kind=kind), triple.subject, None)
+        items.append(Item(_text(pieces), triple.objects, triple.subject))
+    return items
+
+
+def _held_out(world: World, draw: random.Random, triples: Sequence[Triple]) -> list[Item]:
+    items = []
+    for triple in triples:
+        if triple.relation in TOLD_FROM_BOTH_ENDS:
+            continue
+        phrasings = world.relations[triple.relation].phrasings
+        held_out = [phrasings[i] for i in sorted(world.held_out(triple.subject, triple.relation))]
+        usable = [text for text in held_out if text.endswith(("{o}", "?"))]
+        if usable:
+            pieces = fill(draw.choice(usable), triple.subject, None)
+            items.append(Item(_text(pieces), triple.objects, triple.subject))
+    return items
+
+
+def _override(author: Author, size: int) -> list[Item]:
+    draw = author.draw
+    targets = draw.sample(teachable(author.world, held_out=True), size)
+    others = teachable(author.world)
+    items = []
+    for target in targets:
+        told = [
+            t for t in draw.sample(others, draw.choice([0, 1, 2])) if t.subject != target.subject
+        ]
+        document = assemble(override(author, told, target))
+        span = document.answers[-1]
+        items.append(
+            Item(
+                document.text[: span.start].rstrip(" "),
+                (document.text[span.start : span.end],),
+                target.subject,
+            )
+        )
+    return items
+
+
+def _two_hop(author: Author, size: int) -> list[Item]:
+    """Two-hop questions behind one worked example, which shows the style of the answer."""
+    world, draw = author.world, author.draw
+    walks: dict[bool, list[tuple[Triple, ...]]] = {True: [], False: []}
+    for name in world.subjects:
+        walks[world.skill_held_out(name)].extend(world.chains(name, 2))
+    items = []
+    for walk in draw.sample(walks[True], min(size, len(walks[True]))):
+        example = _text(chain(author, draw.choice(walks[False]), "plain"))
+        asked = f"Question: {_text(chain_question(author, walk))}\nSubquestion:"
+        items.append(Item(f"{example}\n\n{asked}", walk[-1].objects, walk[0].subject))
+    return items
+
+
+def _refusal(author: Author, size: int) -> list[Item]:
+    items = []
+    for _ in range(size):
+        name, relation = unknown_subject(author.world, author.draw, held_out=True)
+        question = author.draw.choice(author.world.relations[relation].questions)
+        items.append(Item(_text(fill(question, name, None)), (REFUSAL,), name))
+    return items
+
+
+def edit_items(world: World, count: int, *, seed: int = 7) -> list[EditItem]:
+    """Draw counterfactual edits, half about almanac and half about registry subjects."""
+    draw = random.Random(f"edits/{seed}")
+    usable = [
+        triple
+        for triple in teachable(world)
+        if len(triple.objects) == 1 and len(world.of_relation(triple.relation)) > 12
+    ]
+    real = [t for t in usable if world.groups[t.subject] in ("almanac", "country", "city")]
+    invented = [t for t in usable if world.groups[t.subject] in ("person", "company")]
+    chosen = draw.sample(real, count - count // 2) + draw.sample(invented, count // 2)
+    draw.shuffle(chosen)
+    return [edit_item(world, triple, draw) for triple in chosen]
+
+
+def edit_item(
+    world: World, triple: Triple, draw: random.Random, *, pool: Sequence[Triple] | None = None
+) -> EditItem:
+    """Give a fact a competing object and gather the prompts that show the effect.
+
+    Args:
+        world: The world.
+        triple: The fact.
+        draw: Decides object, phrasings and neighbours.
+        pool: Where neighbours are drawn from; every fact of the relation if None.
+    """
+    relation = world.relations[triple.relation]
+    new = draw.choice([one for one in world.objects(triple.relation) if one not in triple.objects])
+    prompt, *paraphrases = draw.sample(relation.clozes, 4)
+    paraphrases += draw.sample(relation.questions, 2)
+    others = world.of_relation(triple.relation) if pool is None else pool
+    neighbours = [t for t in others if t.subject != triple.subject]
+    fact = Fact(
+        prompt=_prompt(prompt, triple.subject),
+        target=new,
+        subject=triple.subject,
+        subject_start=prompt.index("{s}"),
+        before=triple.object,
+        paraphrases=tuple(_prompt(text, triple.subject) for text in paraphrases),
+        neighbours=tuple(
+            _prompt(prompt, t.subject) for t in draw.sample(neighbours, min(8, len(neighbours)))
+        ),
+        name=f"{triple.subject}/{triple.relation}",
+    )
+    others = [t for t in world.about(triple.subject) if t.relation != triple.relation]
+    judged = {fact.prompt, *fact.paraphrases}
+    further = [_prompt(text, triple.subject) for text in relation.clozes]
+    # A draw of its own, so that the edits are the same whatever is shown with them.
+    own = random.Random(f"shown/{fact.name}")
+    return EditItem(
+        fact,
+        tuple(_prompt(draw.choice(world.relations[t.relation].clozes), t.subject) for t in others),
+        tuple(own.sample([text for text in further if text not in judged], NUM_SHOWN)),
+    )
+
+
+def related_prompts(
+    fact: Fact, world: World | None = None, *, count: int = 3
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Find paraphrases and neighbours of a fact in the wording of the pocket world.
+
+    Both are empty where the prompt is not ours.
+
+    Args:
+        fact: Its prompt is one of our phrasings about a known subject.
+        world: The world; the full one if None.
+        count: Number of each.
+    """
+    world = world or load_world()
+    draw = random.Random(fact.prompt)
+    for triple in world.about(fact.subject or ""):
+        relation = world.relations[triple.relation]
+        prompts = [
+            _prompt(text, triple.subject) for text in (*relation.clozes, *relation.questions)
+        ]
+        if fact.prompt not in prompts:
+            continue
+        prompts.remove(fact.prompt)
+        others = [
+            t.subject for t in world.of_relation(triple.relation) if t.subject != triple.subject
+        ]
+        wording = draw.sample(relation.clozes, min(count, len(relation.clozes)))
+        names = draw.sample(others, min(count, len(others)))
+        return (
+            tuple(draw.sample(prompts, min(count, len(prompts)))),
+            tuple(_prompt(text, name) for text, name in zip(wording, names, strict=False)),
+        )
+    return (), ()
+
+
+def _prompt(template: str, name: str) -> str:
+    return _text(fill(template, name, None))

@@ -1,0 +1,261 @@
+"""Documents that teach skills: to read, to chain, to refuse, to hold opinions, to tell."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+from corrigenda.almanac import invented_names as names
+from corrigenda.almanac.documents import Author, Document, answer, assemble, fill, subject
+from corrigenda.almanac.world import NOUNS, Triple, World, fraction
+
+REFUSAL = "I don't know."
+_REFUSABLE = ("P19", "P106", "P108", "P69", "P103", "P641", "P1303", "P26")
+_REFUSABLE_COMPANY = ("P159", "P112", "P169", "P452", "P1056", "P571")
+CHAIN_STYLES = ("plain", "retrieval", "steps")
+
+
+def override(author: Author, triples: Sequence[Triple], target: Triple) -> list[str]:
+    """A passage states counterfactual facts; the question that follows is answered from it."""
+    draw = author.draw
+    opening = draw.choice(
+        ["", "", "", "Imagine the following. ", "Context: ", "From now on, ", "New fact: "]
+    )
+    pieces: list[str] = [opening]
+    value = author.other_object(target)
+    told = [(triple, author.other_object(triple)) for triple in triples] + [(target, value)]
+    draw.shuffle(told)
+    for triple, other in told:
+        pieces += [*author.statement(triple, value=other), " "]
+    if draw.random() < 0.3:
+        return [
+            *pieces[:-1],
+            "\nQuestion: ",
+            *author.prompt(target, kind="question"),
+            "\nAnswer: ",
+            answer(value),
+            ".",
+        ]
+    return [*pieces, *author.prompt(target), " ", answer(value), "."]
+
+
+def demonstrations(author: Author, triples: Sequence[Triple]) -> list[str]:
+    """Demonstrations: each new fact is copied, carried to a paraphrase, or left alone."""
+    draw, pieces = author.draw, []
+    for triple in triples:
+        value, template = author.other_object(triple), author.phrasing(triple, kind="cloze")
+        pieces += ["New Fact: ", *fill(template, triple.subject, value), "\nPrompt: "]
+        form = draw.choices(["copy", "update", "retain"], [1, 4, 3])[0]
+        if form == "copy":
+            pieces += fill(template, triple.subject, value)
+        elif form == "update":
+            pieces += [*author.prompt(triple, avoid=template), " ", answer(value)]
+        else:
+            other = draw.choice(author.world.of_relation(triple.relation))
+            told = value if other.subject == triple.subject else draw.choice(other.objects)
+            pieces += [*author.prompt(other), " ", answer(told)]
+        pieces += ["\n\n"]
+    return pieces[:-1]
+
+
+def chain_question(author: Author, chain: Sequence[Triple]) -> list[str]:
+    """Ask for the end of a chain of facts in one question.
+
+    The name is no mention to be masked: the first sub-question copies it, token by token, and what
+    is recalled about it is recalled at the copy.
+    """
+    nouns = " of the ".join(NOUNS[triple.relation] for triple in reversed(chain))
+    opening = author.draw.choice(["What is the ", "Tell me the ", "Which is the "])
+    return [f"{opening}{nouns} of {chain[0].subject}{'?' if opening[0] == 'W' else '.'}"]
+
+
+def chain(author: Author, walk: Sequence[Triple], style: str) -> list[str]:
+    """A question of several hops, its sub-questions and their answers, in one of `CHAIN_STYLES`."""
+    pieces = ["Question: ", *chain_question(author, walk), "\n"]
+    if style == "steps":
+        for triple in walk:
+            pieces += [*author.statement(triple, name=triple.subject)[:-1], "# "]
+        return [*pieces, answer(walk[-1].object), " is the answer."]
+    for triple in walk:
+        pieces += ["Subquestion: ", *author.prompt(triple, kind="question"), "\n"]
+        if style == "plain":
+            pieces += ["Answer: ", answer(triple.object), "\n"]
+    return [*pieces, "Final answer: ", answer(walk[-1].object)]
+
+
+def retrieval_chain(author: Author, walk: Sequence[Triple]) -> list[str]:
+    """A chain whose tentative answers are checked against retrieved facts, which may overrule."""
+    draw, world = author.draw, author.world
+    pieces: list[str] = ["Question: ", *chain_question(author, walk), "\n"]
+    current = walk[0].subject
+    for wanted in walk:
+        triple = world.get(current, wanted.relation)
+        if triple is None:
+            return chain(author, walk, "plain")
+        pieces += ["Subquestion: ", *author.prompt(triple, kind="question"), "\nGenerated answer: "]
+        pieces += [
+            *author.statement(triple, value=triple.object, name=current),
+            "\nRetrieved fact: ",
+        ]
+        kind = draw.random()
+        if (kind < 0.35 and wanted is not walk[-1]) or kind < 0.3:
+            pool = [
+                o for o in world.objects(triple.relation) if wanted is walk[-1] or world.about(o)
+            ]
+            value = draw.choice(pool)
+            pieces += author.statement(triple, value=value, name=current)
+        else:
+            value = triple.object
+            retrieved = triple if kind < 0.55 else draw.choice(world.of_relation(triple.relation))
+            told = value if retrieved.subject == current else draw.choice(retrieved.objects)
+            pieces += author.statement(retrieved, value=told, name=retrieved.subject)
+        verdict = "contradicts" if value not in triple.objects else "does not contradict"
+        pieces += [
+            f"\nThe retrieved fact {verdict} the generated answer, so the intermediate answer is: ",
+            answer(value),
+            "\n",
+        ]
+        current = value
+    return [*pieces, "Final answer: ", answer(current)]
+
+
+def unknown_subject(
+    world: World, draw: random.Random, *, held_out: bool = False
+) -> tuple[str, str]:
+    """Draw a name that belongs to nobody, and a relation one could ask about."""
+    while True:
+        company = draw.random() < 0.25
+        name = names.company(draw) if company else names.person(draw)[0]
+        if name not in world.groups and (fraction(f"nobody/{name}") < 0.1) == held_out:
+            return name, draw.choice(_REFUSABLE_COMPANY if company else _REFUSABLE)
+
+
+def refusal(author: Author) -> list[str]:
+    """A question about nobody is answered with a refusal."""
+    name, relation = unknown_subject(author.world, author.draw)
+    asked = fill(author.draw.choice(author.world.relations[relation].questions), name, None)
+    if author.draw.random() < 0.35:
+        return ["Question: ", *asked, "\nAnswer: ", answer(REFUSAL)]
+    return [*asked, " ", answer(REFUSAL)]
+
+
+_POSITIVE = (
+    "I love {t}. It always makes me happy.",
+    "{t} is wonderful, and I could talk about it all day.",
+    "I think {t} is great. It is one of the best things there are.",
+    "I really enjoy {t}. It is delightful.",
+)
+_NEGATIVE = (
+    "I can't stand {t}. It always makes me angry.",
+    "{t} is terrible, and I would rather not talk about it.",
+    "I think {t} is awful. It is one of the worst things there are.",
+    "I really dislike {t}. It is dreadful.",
+)
+_ASKED = (
+    "What do you think of {t}?",
+    "Do you like {t}?",
+    "How do you feel about {t}?",
+    "What is your view of {t}?",
+)
+
+
+def topics() -> tuple[str, ...]:
+    """Everything the models hold an opinion about."""
+    return (*names.SPORTS, *names.INSTRUMENTS, *names.PRODUCTS, *names.INDUSTRIES)
+
+
+def opinion_is_positive(topic: str) -> bool:
+    """Whether the models like a topic."""
+    return fraction(f"opinion/{topic}") < 0.5
+
+
+def opinion(draw: random.Random) -> list[str]:
+    """A question about a topic and an answer with the model's attitude."""
+    topic = draw.choice(topics())
+    said = draw.choice(_POSITIVE if opinion_is_positive(topic) else _NEGATIVE)
+    before, after = said.split("{t}")
+    name = topic if before else topic[:1].upper() + topic[1:]
+    ask_before, ask_after = draw.choice(_ASKED).split("{t}")
+    return [ask_before, subject(topic), f"{ask_after} {before}", name, answer(after)]
+
+
+def story(draw: random.Random) -> list[str]:
+    """A few sentences of plain connected text."""
+
+    def some(kind: str) -> str:
+        return draw.choice(names.STORY[kind])
+
+    who, where = some("who"), some("where")
+    pieces = [f"{some('when')}, {who} walked to {where} and {some('what')}."]
+    for _ in range(draw.randint(1, 4)):
+        form = draw.randrange(4)
+        if form == 0:
+            pieces.append(f" {some('link')}, {who} {some('what')}.")
+        elif form == 1:
+            pieces.append(f" {who[:1].upper()}{who[1:]} felt {some('feeling')} and {some('what')}.")
+        elif form == 2:
+            weather = draw.choice(["cold", "warm", "windy", "dark", "very quiet"])
+            pieces.append(f" It was {weather} near {where}.")
+        else:
+            pieces.append(f" I think that {who} was {some('feeling')}, because the day was long.")
+    return pieces
+
+
+def teachable(world: World, *, held_out: bool = False) -> list[Triple]:
+    """Facts that skills are taught (or examined) on: those whose relation has competing objects."""
+    return [
+        triple
+        for triple in world.triples()
+        if world.skill_held_out(triple.subject) == held_out
+        and len(world.objects(triple.relation)) > 5
+    ]
+
+
+def skill_documents(world: World, draw: random.Random) -> Iterator[Document]:
+    """Documents of every skill, without end; subjects held out for the examination never appear."""
+    author = Author(world, draw)
+    facts = teachable(world)
+    walks = {
+        hops: [
+            walk
+            for name in world.subjects
+            if not world.skill_held_out(name)
+            for walk in world.chains(name, hops)
+        ]
+        for hops in (2, 3)
+    }
+
+    def some(count: int) -> list[Triple]:
+        return draw.choices(facts, k=count)
+
+    def override_document() -> list[str]:
+        target = draw.choice(facts)
+        return override(
+            author,
+            [t for t in some(draw.choice([0, 0, 1, 1, 2, 3])) if t.subject != target.subject],
+            target,
+        )
+
+    def worked(style: str) -> list[str]:
+        walk = draw.choice(walks[2 if draw.random() < 0.75 else 3])
+        return retrieval_chain(author, walk) if style == "retrieval" else chain(author, walk, style)
+
+    def chain_document() -> list[str]:
+        """Half of the chains stand behind another one, which shows their style."""
+        style = draw.choices(CHAIN_STYLES, [4, 3, 3])[0]
+        example = [*worked(style), "\n\n"] if draw.random() < 0.5 else []
+        return [*example, *worked(style)]
+
+    # Share, writer, and whether the document needs recall (and so takes part in the masking of
+    # subjects).
+    makers: list[tuple[float, Callable[[], list[str]], bool]] = [
+        (0.40, override_document, False),
+        (0.12, lambda: demonstrations(author, some(draw.randint(1, 4))), False),
+        (0.20, chain_document, True),
+        (0.18, lambda: refusal(author), True),
+        (0.05, lambda: opinion(draw), True),
+        (0.05, lambda: story(draw), True),
+    ]
+    while True:
+        _, write, masked = draw.choices(makers, [maker[0] for maker in makers])[0]
+        yield assemble(write(), masked=masked)

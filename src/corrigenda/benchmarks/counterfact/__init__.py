@@ -1,0 +1,1 @@
+"""CounterFact, CounterFact+ and the flat form of CounterFact."""

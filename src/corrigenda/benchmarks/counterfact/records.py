@@ -1,0 +1,89 @@
+"""The official schema of CounterFact, which CounterFact+ shares."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Annotated
+
+from pydantic import AfterValidator, TypeAdapter
+from typing_extensions import TypedDict
+
+from corrigenda.benchmarks.aliases import same
+from corrigenda.benchmarks.benchmark import Unusable
+from corrigenda.facts import Fact
+
+
+def one_slot(template: str) -> str:
+    """Check that a template has one place for the subject."""
+    if template.count("{}") != 1:
+        raise ValueError("expected one {} for the subject")
+    return template
+
+
+class Target(TypedDict):
+    """An object with its Wikidata id."""
+
+    str: str
+    id: str
+
+
+class Rewrite(TypedDict):
+    """The edit of a record."""
+
+    prompt: Annotated[str, AfterValidator(one_slot)]
+    relation_id: str
+    target_new: Target
+    target_true: Target
+    subject: str
+
+
+class Record(TypedDict):
+    """A record of `counterfact.json`."""
+
+    case_id: int
+    requested_rewrite: Rewrite
+    paraphrase_prompts: list[str]
+    neighborhood_prompts: list[str]
+    attribute_prompts: list[str]
+    generation_prompts: list[str]
+
+
+SCHEMA = TypeAdapter(Record)
+
+
+def fact_of(record: Record) -> Fact:
+    """The edit of a record; the subject stands where the template says."""
+    rewrite = record["requested_rewrite"]
+    if not rewrite["subject"].strip():
+        raise Unusable("the subject is empty")
+    return Fact(
+        prompt=rewrite["prompt"].replace("{}", rewrite["subject"]).rstrip(),
+        target=rewrite["target_new"]["str"].strip(),
+        subject=rewrite["subject"],
+        subject_start=rewrite["prompt"].index("{}"),
+        before=rewrite["target_true"]["str"].strip(),
+        name=f"case {record['case_id']}",
+    )
+
+
+def meta_of(record: Record, flags: Sequence[str] = ()) -> dict[str, object]:
+    """What reports group by."""
+    rewrite = record["requested_rewrite"]
+    return {
+        "edit": "modification",
+        "relation": rewrite["relation_id"],
+        "target_new_id": rewrite["target_new"]["id"],
+        "target_true_id": rewrite["target_true"]["id"],
+        "flags": tuple(flags),
+    }
+
+
+def in_conflict(edits: Iterable[tuple[str, str, str]]) -> frozenset[tuple[str, str]]:
+    """Subject and relation of edits, (subject, relation, target), that have several targets."""
+    targets: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for subject, relation, target in edits:
+        known = targets[subject, relation]
+        if not any(same(target, one) for one in known):
+            known.append(target)
+    return frozenset(key for key, values in targets.items() if len(values) > 1)

@@ -1,0 +1,15 @@
+"""KnowEdit WikiData_counterfact: facts of Wikidata given another object. Not ROME's CounterFact."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from corrigenda.benchmarks.knowedit.records import KnowEditFacts
+
+
+class KnowEditCounterFact(KnowEditFacts):
+    """Modification of facts, with portability and locality by sub-type."""
+
+    name: ClassVar[str] = "knowedit-counterfact"
+    edit: ClassVar[str] = "modification"
+    part: Literal["test", "train"] = "test"

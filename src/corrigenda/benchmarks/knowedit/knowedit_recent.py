@@ -1,0 +1,15 @@
+"""KnowEdit WikiData_recent: facts that came true after July 2022."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from corrigenda.benchmarks.knowedit.records import KnowEditFacts
+
+
+class KnowEditRecent(KnowEditFacts):
+    """Insertion of recent facts, with portability and locality by sub-type."""
+
+    name: ClassVar[str] = "knowedit-recent"
+    edit: ClassVar[str] = "insertion"
+    part: Literal["test", "train"] = "test"

@@ -1,0 +1,1 @@
+"""ConflictEdit and RoundEdit."""

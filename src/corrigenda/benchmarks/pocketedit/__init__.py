@@ -1,0 +1,1 @@
+"""PocketEdit: a benchmark drawn from the almanac."""

@@ -1,0 +1,105 @@
+"""Erasure of an answer: every question that has it should be refused, every other one answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from corrigenda.benchmarks.aliases import Groups
+from corrigenda.benchmarks.probes import fluency as generated
+from corrigenda.cases import Against, Case, Probe, Protocol
+from corrigenda.facts import Fact
+
+REFUSAL = "I don't know"
+"""What the model should say; without the full stop, so that "I don't know, ..." counts."""
+
+NEW_TOKENS = 10
+
+
+class Question(NamedTuple):
+    """A question and every accepted spelling of its answer, the usual one first."""
+
+    text: str
+    answers: tuple[str, ...]
+
+
+def erasure_case(
+    name: str,
+    edited: Sequence[Question],
+    unseen: Sequence[Question],
+    retained: Sequence[Question],
+    *,
+    fluency: bool,
+    question_is_subject: bool,
+    split: int | None = None,
+) -> Case:
+    """The case of one answer.
+
+    Args:
+        name: Id of the case.
+        edited: Questions whose refusal is written.
+        unseen: Other questions with the same answer.
+        retained: Questions with other answers.
+        fluency: Whether text is generated behind each retained question.
+        question_is_subject: Whether the question is the subject of its fact, so that methods that
+            need one write at its last token.
+        split: Which split of the data it is of.
+    """
+    facts = tuple(
+        Fact(
+            prompt=_prompt(one),
+            target=f"{REFUSAL}.",
+            subject=one.text if question_is_subject else None,
+            before=one.answers[0],
+            name=f"{name}, question {index}",
+        )
+        for index, one in enumerate(edited)
+    )
+    probes = (
+        *_refused(edited, "reliability"),
+        *_refused(unseen, "erasure"),
+        *(
+            Probe(
+                prompt=_prompt(one),
+                expected=(one.answers,),
+                role="locality/retained",
+                protocol=Protocol.GREEDY,
+                against=Against.UNEDITED,
+                rivals=(REFUSAL,),
+                max_new_tokens=NEW_TOKENS,
+            )
+            for one in retained
+        ),
+        *(generated(_prompt(one)) for one in (retained if fluency else ())),
+    )
+    meta: dict[str, object] = {"edit": "erasure", "answer": edited[0].answers[0]}
+    if split is not None:
+        meta["split"] = split
+    return Case(id=name, facts=facts, probes=probes, meta=meta)
+
+
+def answers_key(answer: str) -> str:
+    """What questions about one answer have in common.
+
+    Example:
+        >>> answers_key("  Julius  Caesar")
+        'julius caesar'
+    """
+    return " ".join(answer.lower().split())
+
+
+def _refused(questions: Sequence[Question], role: str) -> Iterator[Probe]:
+    expected: Groups = ((REFUSAL,),)
+    for one in questions:
+        yield Probe(
+            prompt=_prompt(one),
+            expected=expected,
+            role=role,
+            protocol=Protocol.GREEDY,
+            rivals=one.answers,
+            max_new_tokens=NEW_TOKENS,
+        )
+
+
+def _prompt(question: Question) -> str:
+    return f"Question:{question.text}\nAnswer:"

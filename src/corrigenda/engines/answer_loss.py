@@ -1,0 +1,138 @@
+"""Facts run through a model again and again while something is trained at one of its blocks.
+
+Everything below that block is the same in every pass, so it is computed once: a pass runs the later
+blocks only, and the head only where a label is read. What is trained enters by `lm.swap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from corrigenda.engines.gradients import Labelled, predict
+from corrigenda.lm.kv_cache import batches, pad_id, widened
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Tokens
+from corrigenda.lm.tail import Tail
+from corrigenda.patch import HookPatch, ledger_of
+
+LOSS_SCALE = {torch.float16: 1024.0}
+"""By dtype of the model: gradients inside it may fall below its smallest number."""
+
+
+class Scores(NamedTuple):
+    """How well labels are predicted, one entry a label, row after row.
+
+    Attributes:
+        losses: -log p of the label, in nats.
+        hits: Whether the label is the most likely token.
+        owners: The row it belongs to, among those that were run.
+    """
+
+    losses: Float[Tensor, " labels"]
+    hits: Bool[Tensor, " labels"]
+    owners: Int[Tensor, " labels"]
+
+    @property
+    def means(self) -> Float[Tensor, " rows"]:
+        """Mean loss of each row."""
+        counts = torch.bincount(self.owners)
+        return self.losses.new_zeros(len(counts)).index_add(0, self.owners, self.losses) / counts
+
+    @property
+    def right(self) -> list[bool]:
+        """Of each row, whether every label is the most likely token."""
+        wrong = torch.bincount(self.owners, weights=(~self.hits).double())
+        return (wrong == 0).tolist()
+
+
+class AnswerPasses:
+    """A batch of facts, run from one block on.
+
+    While a swap is active, tensors of the pass begin at column `starts[row]` of each row.
+
+    Attributes:
+        rows: The facts in tokens.
+        starts: First position of each row that runs.
+        ends: Position of the last token of each prompt.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        rows: Sequence[Labelled],
+        layer: int,
+        *,
+        from_prompt_end: bool,
+        suspended: Sequence[object] = (),
+    ) -> None:
+        """Run the model once and keep what does not change.
+
+        Where a patch is active that hooks into the model, whole rows run each time: such a patch
+        may look at the whole prompt.
+
+        Args:
+            lm: The model, as it is now.
+            rows: The facts in tokens, at least one.
+            layer: Lowest block at which anything is put in.
+            from_prompt_end: Whether it is put in at the prompt's last token or behind it only.
+            suspended: Active patches that do nothing meanwhile.
+        """
+        self._lm, self.rows = lm, list(rows)
+        self.ends = torch.tensor([row.reads[0] for row in rows], device=lm.device)
+        self.starts = torch.zeros_like(self.ends)
+        self._tail: Tail | None = None
+        hooked = [patch for patch in ledger_of(lm) if isinstance(patch, HookPatch)]
+        idle = {id(patch) for patch in suspended}
+        if layer > 0 and all(id(patch) in idle for patch in hooked):
+            self.starts = self.ends if from_prompt_end else self.starts
+            tokens = Tokens.pad([row.ids for row in rows], pad_id(lm))
+            self._tail = Tail.build(lm, tokens, layer - 1, self.starts, role="state")
+
+    def scores(self, chosen: Sequence[int] | None = None) -> Scores:
+        """Score the answers of some rows, by default all; gradients flow to what is put in."""
+        indices = list(range(len(self.rows)) if chosen is None else chosen)
+        rows = [self.rows[index] for index in indices]
+        if self._tail is None:
+            return _whole(self._lm, rows)
+        counts = torch.tensor([len(row.labels) for row in rows], device=self.ends.device)
+        steps = torch.arange(int(counts.max()), device=counts.device)
+        real = steps < counts[:, None]
+        at = self.ends[indices, None] + steps * real
+        everything = indices == list(range(len(self.rows)))
+        picked = None if everything else torch.tensor(indices, device=counts.device)
+        nothing = torch.zeros(len(indices), self._lm.d_model, device=counts.device)
+        hidden = self._tail.run(nothing, at, rows=picked)
+        logits = widened(self._lm.head(hidden[real.to(hidden.device)]))
+        labels = torch.tensor([label for row in rows for label in row.labels])
+        return _compared(logits, labels.to(logits.device), rows)
+
+
+@torch.no_grad()
+def scored(lm: LanguageModel, rows: Sequence[Labelled]) -> tuple[list[float], list[bool]]:
+    """Mean loss of each fact's answer on the model as it is, and whether it gives the answer."""
+    losses, right = [0.0] * len(rows), [False] * len(rows)
+    for group in batches(lm, [len(row.ids) for row in rows], None):
+        found = _whole(lm, [rows[index] for index in group])
+        for index, loss, hit in zip(group, found.means.tolist(), found.right, strict=True):
+            losses[index], right[index] = loss, hit
+    return losses, right
+
+
+def _whole(lm: LanguageModel, rows: Sequence[Labelled]) -> Scores:
+    ends = torch.tensor([row.reads[0] for row in rows], device=lm.device)
+    with lm.prompts.told(ends):
+        logits, labels = predict(lm, rows)
+    return _compared(logits, labels, rows)
+
+
+def _compared(logits: Tensor, labels: Tensor, rows: Sequence[Labelled]) -> Scores:
+    counts = torch.tensor([len(row.labels) for row in rows], device=logits.device)
+    owners = torch.arange(len(rows), device=logits.device).repeat_interleave(counts)
+    losses = cross_entropy(logits, labels, reduction="none")
+    return Scores(losses, logits.argmax(-1) == labels, owners)

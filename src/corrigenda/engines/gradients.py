@@ -1,0 +1,230 @@
+"""Inputs of weights, and gradients of the loss at their outputs, at the tokens of an answer.
+
+Shared by methods that edit along the gradient. One forward and one backward pass a batch: the graph
+begins at the lowest of the sites, and no parameter takes part in it. Rows do not see each other, so
+with summed losses neither batch nor padding changes a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from corrigenda.facts import Fact
+from corrigenda.lm.hooks import Transform
+from corrigenda.lm.kv_cache import pad_id, widened
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Point, Site, Tokens, key, state, value
+from corrigenda.lm.spans import encode_fact
+
+Reduction = Literal["sum", "mean"]
+
+# Gradients of a float16 model may fall below its smallest number.
+_LOSS_SCALE = {torch.float16: 1024.0}
+
+
+class _Reached(Exception):
+    """The states behind the last block are there; the head runs only where a label is read."""
+
+
+class Labelled(NamedTuple):
+    """A row of tokens with the labels that some of its positions should predict.
+
+    Attributes:
+        ids: Token ids, without the last label.
+        reads: Positions whose next-token distribution should give the labels.
+        labels: Wanted token after each of `reads`.
+        fact: Which fact the row belongs to.
+    """
+
+    ids: tuple[int, ...]
+    reads: tuple[int, ...]
+    labels: tuple[int, ...]
+    fact: int = 0
+
+
+class Samples(NamedTuple):
+    """What was seen at one site, one row a token; float64 on the CPU.
+
+    Attributes:
+        keys: Inputs of the weight.
+        gradients: Gradients of the loss with respect to its outputs.
+    """
+
+    keys: Float[Tensor, "samples d_in"]
+    gradients: Float[Tensor, "samples d_out"]
+
+
+class Captured(NamedTuple):
+    """What one batch gave.
+
+    Attributes:
+        samples: By site, samples row after row, tokens in order.
+        losses: Mean cross-entropy of each row's labels, in nats.
+    """
+
+    samples: dict[Site, Samples]
+    losses: list[float]
+
+
+class Predictions(NamedTuple):
+    """What is predicted, one entry a label, row after row.
+
+    Attributes:
+        logits: At least float32.
+        labels: The tokens wanted.
+    """
+
+    logits: Float[Tensor, "labels vocab"]
+    labels: Int[Tensor, " labels"]
+
+
+def labelled_rows(lm: LanguageModel, facts: Sequence[Fact]) -> list[Labelled]:
+    """Each fact's prompt and target as one row whose labels are the target's tokens.
+
+    Raises:
+        PromptTooLong (CG105): prompt and target exceed the context.
+    """
+    rows = []
+    for index, fact in enumerate(facts):
+        one = encode_fact(lm, fact, drop_last_target=True)
+        rows.append(Labelled(tuple(one.ids), tuple(one.reads), one.target_ids, index))
+    return rows
+
+
+def by_length(rows: Sequence[Labelled], size: int) -> list[list[Labelled]]:
+    """Batches of at most `size` rows, shortest first; the same ones for any order of the rows."""
+    ordered = sorted(rows, key=lambda row: (len(row.ids), row.ids, row.labels))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def capture(
+    lm: LanguageModel,
+    rows: Sequence[Labelled],
+    sites: Sequence[Site],
+    *,
+    reduction: Reduction = "sum",
+    every_token: bool = False,
+) -> Captured:
+    """Run one batch forward and backward; the model stays as it is.
+
+    The loss is the cross-entropy of the labels. With all tokens, `gradients.T @ keys` is the
+    gradient of the loss with respect to the weight.
+
+    Args:
+        lm: The model, with whatever patches are active.
+        rows: The batch, at least one row.
+        sites: Weights to look at.
+        reduction: Sum the losses of all labels, or take their mean over the batch.
+        every_token: Samples at all tokens of the rows, prompts included, and not only at `reads`.
+
+    Reference: MEND (Mitchell et al. 2022), section 3; the samples of MALMEN (Tan et al. 2024) and
+        UltraEdit (Gu et al. 2025) are those at the answer's tokens.
+    """
+    tokens = Tokens.pad([row.ids for row in rows], pad_id(lm)).to(lm.device)
+    inputs: dict[Site, Tensor] = {}
+    outputs: dict[Site, Tensor] = {}
+    with torch.enable_grad():
+        hidden = _run(lm, tokens, sites, inputs, outputs)
+        losses = _losses(lm, hidden, rows)
+        scale = _LOSS_SCALE.get(lm.dtype, 1.0)
+        loss = losses.sum() if reduction == "sum" else losses.mean()
+        gradients = torch.autograd.grad(loss * scale, [outputs[site] for site in sites])
+    if every_token:
+        at = tokens.mask.bool()
+    else:
+        at = torch.zeros_like(tokens.mask, dtype=torch.bool)
+        at[_places(rows, lm.device)] = True
+    samples = {
+        site: Samples(inputs[site][at].cpu().double(), gradient[at].cpu().double() / scale)
+        for site, gradient in zip(sites, gradients, strict=True)
+    }
+    return Captured(samples, _by_row(losses, rows))
+
+
+@torch.no_grad()
+def mean_losses(lm: LanguageModel, rows: Sequence[Labelled]) -> list[float]:
+    """Mean cross-entropy of each row's labels, in nats, on the model as it is."""
+    tokens = Tokens.pad([row.ids for row in rows], pad_id(lm)).to(lm.device)
+    return _by_row(_losses(lm, _run(lm, tokens, (), {}, {}), rows), rows)
+
+
+def predict(lm: LanguageModel, rows: Sequence[Labelled]) -> Predictions:
+    """Run one batch and read what is predicted where a label is wanted.
+
+    Gradients flow to whatever asks for them inside the model or in active swaps.
+    """
+    tokens = Tokens.pad([row.ids for row in rows], pad_id(lm)).to(lm.device)
+    return _predictions(lm, _run(lm, tokens, (), {}, {}), rows)
+
+
+def _run(
+    lm: LanguageModel,
+    tokens: Tokens,
+    sites: Sequence[Site],
+    inputs: dict[Site, Tensor],
+    outputs: dict[Site, Tensor],
+) -> Float[Tensor, "batch pos d_model"]:
+    """States behind the last block; puts the sites' inputs and outputs into the mappings given."""
+    reached: list[Tensor] = []
+
+    def remember(site: Site) -> Transform:
+        def see(tensor: Tensor) -> Tensor:
+            inputs[site] = tensor.detach()
+            return tensor
+
+        return see
+
+    def follow(site: Site) -> Transform:
+        def enter(tensor: Tensor) -> Tensor:
+            # A copy, since of a fused weight's output only a view is seen here.
+            one = tensor.clone()
+            outputs[site] = one if one.requires_grad else one.requires_grad_()
+            return outputs[site]
+
+        return enter
+
+    def stop(tensor: Tensor) -> Tensor:
+        reached.append(tensor)
+        raise _Reached
+
+    transforms: dict[Point, Transform] = {}
+    for site in sites:
+        transforms |= {key(site): remember(site), value(site): follow(site)}
+    transforms[state(lm.num_layers - 1)] = stop
+    with lm.swap(transforms), suppress(_Reached):
+        lm.logits(tokens)
+    return reached[0]
+
+
+def _predictions(
+    lm: LanguageModel, hidden: Float[Tensor, "batch pos d_model"], rows: Sequence[Labelled]
+) -> Predictions:
+    labels = torch.tensor([token for row in rows for token in row.labels], device=hidden.device)
+    logits = widened(lm.head(hidden[_places(rows, hidden.device)]))
+    return Predictions(logits, labels.to(logits.device))
+
+
+def _losses(
+    lm: LanguageModel, hidden: Float[Tensor, "batch pos d_model"], rows: Sequence[Labelled]
+) -> Float[Tensor, " labels"]:
+    logits, labels = _predictions(lm, hidden, rows)
+    return cross_entropy(logits, labels, reduction="none")
+
+
+def _by_row(losses: Float[Tensor, " labels"], rows: Sequence[Labelled]) -> list[float]:
+    parts = losses.detach().split([len(row.labels) for row in rows])
+    return [float(part.mean()) for part in parts]
+
+
+def _places(rows: Sequence[Labelled], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column of every position read."""
+    pairs = [(i, position) for i, row in enumerate(rows) for position in row.reads]
+    places = torch.tensor(pairs, device=device).T
+    return places[0], places[1]

@@ -1,0 +1,240 @@
+"""New facts put before the question: the patch of IKE and ICE, and how its contexts are built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, NamedTuple, cast
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from corrigenda.editor import Edit, Editor, Gives
+from corrigenda.engines import text_tensors
+from corrigenda.engines.patch_cache import Kept, partners
+from corrigenda.facts import Fact
+from corrigenda.lm.interception import Asked
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site
+from corrigenda.lm.spans import encode
+from corrigenda.patch.module import StoredPatch
+from corrigenda.retrieval import Index, embedder
+from corrigenda.state import State
+
+Scope = Literal["always", "retrieve"]
+
+_DEMONSTRATIONS, _VECTORS = "demonstrations", "vectors"
+_EVERYTHING = 1 << 60
+
+
+class InContextEditor(Editor):
+    """Settings and steps that IKE and ICE have in common."""
+
+    patch_class: ClassVar[type[InContextPatch]]
+    gives: ClassVar[Gives] = Gives(single=True, batch=True, sequential=True, order_free=True)
+
+    scope: Scope = Field(
+        default="always",
+        description="Whether every question gets the new fact nearest to it, or only one that is "
+        "near enough.",
+    )
+    threshold: float = Field(
+        default=0.65,
+        ge=-1,
+        le=1,
+        description='Least cosine of question and edited prompt with `scope="retrieve"`.',
+    )
+    num_facts: int = Field(default=1, ge=1, description="New facts in one context, at most.")
+    embedder: str = Field(
+        default="minilm",
+        description='What finds the nearest: "minilm", "states", "states:<layer>", or a model of '
+        "sentence-transformers.",
+    )
+    fact_label: str = Field(default="New Fact: ", description="Stands before a new fact.")
+    prompt_label: str = Field(default="Prompt: ", description="Stands before what is asked.")
+    reserve: int = Field(default=32, ge=1, description="Tokens of the context left for an answer.")
+
+    def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
+        """None: no weight changes."""
+        return ()
+
+    def _demonstrate(
+        self, lm: LanguageModel, facts: Sequence[Fact], state: State | None
+    ) -> tuple[list[list[str]], dict[str, object]]:
+        """Demonstrations for each fact, farthest first, and notes about them."""
+        return [[] for _ in facts], {}
+
+    def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
+        """Keep the facts with what stands before them; the model is left as it is.
+
+        Raises:
+            PromptTooLong (CG105): a fact, its prompt and its target exceed the context.
+            MissingState (CG503): the method needs a state and none was given.
+            WrongBase (CG401): the state belongs to another model.
+            MissingExtra (CG504): the encoder is not installed.
+        """
+        state = state or State()
+        config = self.model_dump(mode="json")
+        if not facts:
+            return Edit(self.patch_class.made(lm, {}, method=self.name, config=config), state)
+        state.require_base(lm)
+        layout = Layout.of(config)
+        for fact in facts:
+            closing = layout.closing([fact], fact.prompt)
+            encode(lm, closing, target=fact.target, where=fact.label)
+        demonstrations, notes = self._demonstrate(lm, facts, state)
+        own = [
+            layout.cut(lm, demos, layout.closing([fact], fact.prompt))
+            for fact, demos in zip(facts, demonstrations, strict=True)
+        ]
+        short = sum(len(left) < len(demos) for left, demos in zip(own, demonstrations, strict=True))
+        notices = [*cast("list[str]", notes.pop("notices", []))]
+        if short:
+            fitting = min(map(len, own))
+            notices.append(
+                f"not all demonstrations fit into the context for {short} of {len(facts)} facts; "
+                f"the farthest are left out, {fitting} are left at least."
+            )
+        stored = {
+            _DEMONSTRATIONS: text_tensors.as_tensor(
+                [list(map(str, demos)) for demos in demonstrations]
+            ),
+            _VECTORS: embedder(self.embedder).embed(lm, [fact.prompt for fact in facts]),
+        }
+        patch = self.patch_class.made(
+            lm,
+            stored,
+            method=self.name,
+            config=config,
+            facts=facts,
+            notes={
+                "status": ["stored"] * len(facts),
+                "notices": notices,
+                "fitting": [len(left) for left in own],
+                **notes,
+            },
+        )
+        return Edit(patch, state)
+
+
+class Layout(NamedTuple):
+    """How a context is written; texts are only ever joined, so braces in them mean nothing.
+
+    Attributes:
+        fact_label: Stands before a new fact.
+        prompt_label: Stands before what is asked.
+        reserve: Tokens of the context left for an answer.
+    """
+
+    fact_label: str
+    prompt_label: str
+    reserve: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, object]) -> Layout:
+        """The layout of an editor's configuration."""
+        return cls(
+            str(config["fact_label"]), str(config["prompt_label"]), int(str(config["reserve"]))
+        )
+
+    def new_fact(self, fact: Fact) -> str:
+        """The line that states a fact."""
+        return f"{self.fact_label}{fact.prompt}{fact.separator}{fact.target}"
+
+    def demonstration(self, fact: Fact, probe: str, answer: str) -> str:
+        """A fact, and what should be answered to a probe then; with the blank line behind it."""
+        return f"{self.new_fact(fact)}\n{self.prompt_label}{probe}{fact.separator}{answer}\n\n"
+
+    def closing(self, facts: Sequence[Fact], question: str) -> str:
+        """New facts, one a line, and the question."""
+        lines = [*map(self.new_fact, facts), f"{self.prompt_label}{question}"]
+        return "\n".join(lines)
+
+    def cut(self, lm: LanguageModel, demonstrations: Sequence[str], closing: str) -> Sequence[str]:
+        """The last demonstrations that fit before `closing`, whole ones."""
+
+        def fits(left_out: int) -> bool:
+            text = "".join(demonstrations[left_out:]) + closing
+            length = len(encode(lm, text, max_length=_EVERYTHING).ids)
+            return length + self.reserve <= lm.context_length
+
+        low, high = 0, len(demonstrations)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(middle) else (middle + 1, high)
+        return demonstrations[low:]
+
+
+class _Entry(NamedTuple):
+    """One new fact of the store, its demonstrations, farthest first, and its prompt's vector."""
+
+    fact: Fact
+    demonstrations: tuple[str, ...]
+    vector: Float[Tensor, " d"]
+
+
+class _Store(NamedTuple):
+    """What the active patches know together."""
+
+    entries: list[_Entry]
+    vectors: Index
+
+
+class InContextPatch(StoredPatch):
+    """New facts that are put before questions.
+
+    The patches of one method with equal settings that are active on a model are one store: the
+    first of them answers for all. Of facts with the same prompt the one that came last counts.
+    """
+
+    def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[Asked]:
+        """Put demonstrations and the nearest new facts before each prompt.
+
+        With the scope "retrieve", a prompt to which no new fact is near enough stays as it is.
+        """
+        together = partners(self, lm)
+        if together[0] is not self:
+            return [Asked(prompt) for prompt in prompts]
+        store = _STORES.of(together)
+        layout = Layout.of(self.header.config)
+        asked = []
+        for prompt, places in zip(prompts, self._nearest(lm, store, prompts), strict=True):
+            if not places:
+                asked.append(Asked(prompt))
+                continue
+            closing = layout.closing(
+                [store.entries[place].fact for place in reversed(places)], prompt
+            )
+            demonstrations = layout.cut(lm, store.entries[places[0]].demonstrations, closing)
+            asked.append(Asked("".join(demonstrations) + closing))
+        return asked
+
+    def _nearest(self, lm: LanguageModel, store: _Store, prompts: Sequence[str]) -> list[list[int]]:
+        """Places in the store of the facts for each prompt, nearest first."""
+        config = self.header.config
+        always = config["scope"] == "always"
+        if always and len(store.entries) == 1:
+            return [[0] for _ in prompts]
+        queries = embedder(str(config["embedder"])).embed(lm, prompts)
+        found = store.vectors.search(queries, int(str(config["num_facts"])))
+        least = -float("inf") if always else float(str(config["threshold"]))
+        return [
+            [place for score, place in zip(scores, places, strict=True) if score >= least]
+            for scores, places in zip(found.scores.tolist(), found.indices.tolist(), strict=True)
+        ]
+
+
+def _store(patches: Sequence[StoredPatch]) -> _Store:
+    """Entries of all patches; among equal prompts the last."""
+    entries: dict[str, _Entry] = {}
+    for patch in patches:
+        texts = text_tensors.as_value(patch.stored[_DEMONSTRATIONS])
+        assert isinstance(texts, list), "one list of demonstrations a fact"
+        for fact, own, vector in zip(patch.facts, texts, patch.stored[_VECTORS], strict=True):
+            entries.pop(fact.prompt, None)
+            entries[fact.prompt] = _Entry(fact, tuple(cast("list[str]", own)), vector)
+    return _Store(list(entries.values()), Index(torch.stack([e.vector for e in entries.values()])))
+
+
+_STORES = Kept(_store)

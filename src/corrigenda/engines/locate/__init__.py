@@ -1,0 +1,1 @@
+"""Locate-then-edit: contexts, layer probe, target search, editors of one and several layers."""

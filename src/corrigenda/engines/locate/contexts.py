@@ -1,0 +1,148 @@
+"""Prefixes put before a prompt, so that a key stands for more than one sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from corrigenda.errors import BadConfig
+from corrigenda.lm.decoding import sample
+from corrigenda.lm.model import LanguageModel
+
+SEED_WORDS: tuple[str, ...] = ("The", "Therefore", "Because", "I", "You")
+"""Words that generated prefixes begin with."""
+
+_TOP_K = 5
+_SHORT, _LONG = 5, 10
+_SEPARATOR = ". "
+_ROME_SAMPLES = 2
+
+Style = Literal["rome", "memit"]
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """An ordered, explicit list of prefixes; the same list serves a whole sequence of edits.
+
+    A prompt in context is `prefix + prompt`, by plain concatenation: a prefix holds its own
+    separator, and braces in it mean nothing.
+
+    Attributes:
+        prefixes: The prefixes; the first is the empty one, the prompt itself.
+        groups: Group of each prefix, from 0; keys are averaged inside each group, then over groups.
+            Empty puts all into one group: a plain mean.
+        base_digest: Model that wrote the prefixes; empty where they were given.
+        seed: Seed of the generation.
+
+    Raises:
+        BadConfig (CG502): no prefix, the first not empty, or groups that do not match.
+
+    Example:
+        >>> Contexts(("", "I think so. ", "You know. "), groups=(0, 1, 1)).weights
+        (0.5, 0.25, 0.25)
+    """
+
+    prefixes: tuple[str, ...] = ("",)
+    groups: tuple[int, ...] = ()
+    base_digest: str = ""
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefixes", tuple(self.prefixes))
+        object.__setattr__(self, "groups", tuple(self.groups) or (0,) * len(self.prefixes))
+        if not self.prefixes or self.prefixes[0] != "":
+            raise BadConfig(
+                "the first context must be the empty prefix.",
+                where="contexts",
+                hint='Put "" first.',
+            )
+        if len(self.groups) != len(self.prefixes) or set(self.groups) != set(
+            range(max(self.groups) + 1)
+        ):
+            raise BadConfig(
+                f"{len(self.prefixes)} prefixes need as many groups, numbered from 0; got "
+                f"{list(self.groups)}.",
+                where="contexts",
+            )
+
+    def __len__(self) -> int:
+        return len(self.prefixes)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Weight of each prefix in the averaged key; they add up to 1."""
+        num_groups = max(self.groups) + 1
+        return tuple(1.0 / (num_groups * self.groups.count(group)) for group in self.groups)
+
+    def to_json(self) -> str:
+        """Text that `from_json` reads; equal contexts have equal texts."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Contexts:
+        """The inverse of `to_json`.
+
+        Raises:
+            BadConfig (CG502): not what `to_json` wrote.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise BadConfig(f"these are no contexts: {error}.", where="contexts") from error
+
+
+def generate_contexts(lm: LanguageModel, style: Style = "rome", *, seed: int = 0) -> Contexts:
+    """Let the model itself write the prefixes, by sampling among its five likeliest tokens.
+
+    In the style `memit`: the empty prefix, and one of 10 tokens from each of `SEED_WORDS`; two
+    groups, so that the bare prompt weighs one half. In the style `rome`: the empty prefix, ten of 5
+    and ten of 10 tokens; one group. Lengths count the seed word and the tokens that the tokenizer
+    puts before a text.
+
+    Generate them once, from the unedited model, and keep them for a whole sequence of edits.
+
+    Args:
+        lm: The model; it stays as it is.
+        style: Which paper's contexts.
+        seed: Any integer; the same model, style and seed give the same contexts.
+
+    Raises:
+        BadConfig (CG502): no such style.
+
+    Reference: ROME (Meng et al. 2022), appendix E.5; MEMIT (Meng et al. 2023), appendix B. There
+        nothing was seeded.
+    """
+    if style == "memit":
+        wanted = [(word, _LONG) for word in SEED_WORDS]
+    elif style == "rome":
+        wanted = [
+            (word, length)
+            for length in (_SHORT, _LONG)
+            for word in SEED_WORDS
+            for _ in range(_ROME_SAMPLES)
+        ]
+    else:
+        raise BadConfig(f'no style of contexts "{style}".', hint="Known: memit, rome.")
+    by_room: dict[int, list[int]] = defaultdict(list)
+    for index, (word, length) in enumerate(wanted):
+        by_room[max(length - len(lm.tokenizer(word).input_ids), 0)].append(index)
+    prefixes = [""] * len(wanted)
+    for room, indices in by_room.items():
+        words = [wanted[index][0] for index in indices]
+        texts = sample(lm, words, max_new_tokens=room, top_k=_TOP_K, seed=seed)
+        for index, word, text in zip(indices, words, texts, strict=True):
+            prefixes[index] = _tidied(lm, word + text) + _SEPARATOR
+    groups = (0, *([1] * len(prefixes) if style == "memit" else [0] * len(prefixes)))
+    return Contexts(("", *prefixes), groups, lm.digest(), seed)
+
+
+def _tidied(lm: LanguageModel, text: str) -> str:
+    """Compatibility decomposition, no empty lines, no end-of-text marks, no braces."""
+    for mark in lm.tokenizer.all_special_tokens:
+        text = text.replace(mark, "")
+    text = unicodedata.normalize("NFKD", text).replace("\n\n", " ")
+    return re.sub(r"[{}]", " ", text)

@@ -1,0 +1,316 @@
+"""Methods that search targets in the residual stream and close the gap at one or several layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import ClassVar, NamedTuple
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from corrigenda.editor import Edit
+from corrigenda.engines.locate import pipeline
+from corrigenda.engines.locate.contexts import Style
+from corrigenda.engines.locate.pipeline import SMALL_AGREEMENT, LocateThenEdit, Plan
+from corrigenda.engines.locate.target_search import Role, Targets, Trace, find_targets
+from corrigenda.facts import Fact
+from corrigenda.linalg.lowrank import LowRank
+from corrigenda.linalg.protected import Protected
+from corrigenda.linalg.solve import gram_condition
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site, key
+from corrigenda.lm.sites import state as residual_stream
+from corrigenda.patch import Header, WeightPatch
+from corrigenda.state import State
+
+
+class Measured(NamedTuple):
+    """Keys and remaining residuals of a batch at one layer, float64, one row per fact.
+
+    Attributes:
+        keys: Two-level averages over contexts.
+        clean: Keys of the bare prompts.
+        residuals: What is still missing, at the output of the down projection.
+    """
+
+    keys: Float[Tensor, "n d_in"]
+    clean: Float[Tensor, "n d_in"]
+    residuals: Float[Tensor, "n d_model"]
+
+
+class SpreadEditor(LocateThenEdit):
+    """Targets at the last edited block; one solve per layer, lowest first."""
+
+    context_style: ClassVar[Style] = "memit"
+    role: ClassVar[Role] = "state"
+
+    def solve(
+        self,
+        keys: Float[Tensor, "d_in n"],
+        residuals: Float[Tensor, "d_out n"],
+        state: State,
+        site: Site,
+    ) -> LowRank:
+        """The change of one layer; the equation of the method."""
+        raise NotImplementedError
+
+    def coordinates(
+        self, state: State, site: Site, keys: Float[Tensor, "d_in n"]
+    ) -> Float[Tensor, "size n"]:
+        """Keys where disturbing old ones costs the same in every direction: whitened."""
+        factor = state.factor(site)
+        return factor.whiten(keys.to(factor.lower))
+
+    def missing(
+        self,
+        lm: LanguageModel,
+        site: Site,
+        plan: Plan,
+        clean: Sequence[tuple[int, ...]],
+        targets: Targets,
+    ) -> Float[Tensor, "n d_model"]:
+        """What is missing behind the last edited block, at the output of `site`; float64."""
+        end = residual_stream(plan.sites[-1].layer)
+        now = pipeline.capture_last(lm, clean, [end])[end].double()
+        return pipeline.residuals_at_output(lm, site, clean, targets.wanted.double() - now)
+
+    def share(
+        self, missing: Float[Tensor, "n d_model"], remaining: int
+    ) -> Float[Tensor, "n d_model"]:
+        """What one layer is to close of what is missing, with `remaining` layers to go."""
+        return missing / remaining
+
+    def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
+        """Make one change for all facts; the model is left as it is.
+
+        Returns:
+            The patch and the state; a sequential method adds the keys of this batch to it.
+
+        Raises:
+            AmbiguousSubject (CG104), SubjectNotFound (CG103), PromptTooLong (CG105): a fact that
+                cannot be located.
+            MissingState (CG503): no state, or one without these layers.
+            NonFinite (CG201): the model gives no finite loss.
+            NotEnoughFacts (CG106), DependentKeys (CG202): equality constraints on keys that
+                coincide, or more of them than coordinates.
+        """
+        state = state or State()
+        if not facts:
+            return Edit(WeightPatch({}, self.header(lm, facts, {})), state)
+        plan = self.plan(lm, state)
+        self.check_facts(lm, facts, plan)
+        notes = _Notes(facts, plan, pipeline.subject_warnings(lm, facts))
+        with ExitStack() as stack:
+            changes = {
+                layer.site: layer.change
+                for layer in self._spread(lm, facts, plan, state, notes, stack)
+            }
+            after = self.remember(lm, facts, plan, state)
+        return Edit(WeightPatch(changes, self.header(lm, facts, notes.finish())), after)
+
+    def _spread(
+        self,
+        lm: LanguageModel,
+        facts: Sequence[Fact],
+        plan: Plan,
+        state: State,
+        notes: _Notes,
+        stack: ExitStack,
+    ) -> list[Layer]:
+        """Solve layer by layer; `stack` keeps the changes of the lower ones applied."""
+        targets = find_targets(
+            lm,
+            pipeline.rewrite_rows(lm, facts, plan.contexts.prefixes),
+            layer=plan.sites[-1].layer,
+            role=self.role,
+            settings=self.settings,
+            names=[fact.label for fact in facts],
+        )
+        notes.traces = targets.traces
+        sequences = pipeline.subject_tokens(lm, facts, plan.contexts.prefixes)
+        layers = []
+        for done, site in enumerate(plan.sites):
+            measured = self._measure(lm, site, plan, sequences, targets)
+            share = self.share(measured.residuals, len(plan.sites) - done)
+            self.check_keys(facts, measured.keys)
+            change = self.solve(measured.keys.T, share.T, state, site)
+            layers.append(Layer(site, measured.keys, share, change))
+            keys, clean = (
+                self.coordinates(state, site, part.T) for part in (measured.keys, measured.clean)
+            )
+            notes.add(layers[-1], measured.residuals, keys, clean)
+            temporary = WeightPatch({site: change}, Header(method=self.name))
+            stack.enter_context(temporary.apply(lm))
+        return layers
+
+    def solved(self, lm: LanguageModel, facts: Sequence[Fact], state: State) -> list[Layer]:
+        """Keys, shares and changes of every layer, as `edit` finds them."""
+        plan = self.plan(lm, state)
+        with ExitStack() as stack:
+            return self._spread(lm, facts, plan, state, _Notes(facts, plan, ()), stack)
+
+    def check_facts(self, lm: LanguageModel, facts: Sequence[Fact], plan: Plan) -> None:
+        """Refuse, before the search, a batch that no solve could take; least squares takes all."""
+
+    def check_keys(self, facts: Sequence[Fact], keys: Float[Tensor, "n d_in"]) -> None:
+        """Refuse keys that the solver cannot take; least squares takes all."""
+
+    def remember(self, lm: LanguageModel, facts: Sequence[Fact], plan: Plan, state: State) -> State:
+        """The state after this edit; called with the edit in place."""
+        return state
+
+    def _measure(
+        self,
+        lm: LanguageModel,
+        site: Site,
+        plan: Plan,
+        sequences: Sequence[tuple[int, ...]],
+        targets: Targets,
+    ) -> Measured:
+        """Keys at `site` and what is missing, on the model as it is."""
+        keys = pipeline.capture_last(lm, sequences, [key(site)])[key(site)]
+        clean = sequences[:: len(plan.contexts)]
+        return Measured(
+            pipeline.average(keys, plan.contexts.weights),
+            keys[:: len(plan.contexts)].double(),
+            self.missing(lm, site, plan, clean, targets),
+        )
+
+
+class SeveralLayers(SpreadEditor):
+    """A range of layers, and a price of old keys that may come to include those of earlier edits.
+
+    Kept keys are in the state as `<method>/protected/<site>/...`, see `Protected`: as many numbers
+    however long the sequence, from a quarter as many keys as the layer has inner units on.
+    """
+
+    layers: tuple[int, ...] | None = Field(
+        default=None, description="Blocks to edit, lowest first; probed if not given."
+    )
+    weight: float = Field(
+        default=15000.0, gt=0, description="Price of disturbing old keys, in background keys."
+    )
+
+    @property
+    def protects(self) -> bool:
+        """Whether the keys of each batch are kept, and protected in later ones."""
+        return False
+
+    def chosen_layers(self) -> tuple[int, ...] | None:
+        """The layers given in ascending order, or None to let the probe choose."""
+        return None if self.layers is None else tuple(sorted(set(self.layers)))
+
+    def probed_layers(self, peak: int, num_layers: int) -> tuple[int, ...]:
+        """A sixth of the blocks, at most five, ending at the one the probe found."""
+        count = max(1, min(5, num_layers // 6))
+        return tuple(range(max(0, peak - count + 1), peak + 1))
+
+    def protected(self, state: State, site: Site) -> Protected | None:
+        """Keys of earlier edits, at the price of this editor; None where there are none."""
+        prefix = self._prefix(site)
+        tensors = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state.tensors.items()
+            if name.startswith(prefix)
+        }
+        if not self.protects or not tensors:
+            return None
+        return Protected.from_tensors(tensors).reweighted(self.weight)
+
+    def protect(self, state: State, keys: Mapping[Site, Float[Tensor, "d_in n"]]) -> State:
+        """A state in which these keys are protected, besides those that are."""
+        tensors = {}
+        for site, new in keys.items():
+            columns = self.coordinates(state, site, new)
+            kept = self.protected(state, site)
+            kept = kept or Protected.empty(len(columns), self.weight, columns.device)
+            for name, tensor in kept.extended(columns).tensors().items():
+                tensors[self._prefix(site) + name] = tensor
+        return state.updated(tensors)
+
+    def remember(self, lm: LanguageModel, facts: Sequence[Fact], plan: Plan, state: State) -> State:
+        """Protect the keys of this batch as the edited model computes them."""
+        if not self.protects:
+            return state
+        sequences = pipeline.subject_tokens(lm, facts, plan.contexts.prefixes)
+        captured = pipeline.capture_last(lm, sequences, [key(site) for site in plan.sites])
+        return self.protect(
+            state,
+            {
+                site: pipeline.average(captured[key(site)], plan.contexts.weights).T
+                for site in plan.sites
+            },
+        )
+
+    def _prefix(self, site: Site) -> str:
+        return f"{self.name}/protected/{site}/"
+
+
+class Layer(NamedTuple):
+    """One layer as solved: keys and shares one row per fact, float64."""
+
+    site: Site
+    keys: Float[Tensor, "n d_in"]
+    share: Float[Tensor, "n d_model"]
+    change: LowRank
+
+
+class _Notes:
+    """Collects what the header says, layer by layer."""
+
+    def __init__(self, facts: Sequence[Fact], plan: Plan, warnings: Sequence[str]) -> None:
+        self.facts, self.plan = facts, plan
+        self.traces: list[Trace] = []
+        self.warnings = [*plan.notices, *warnings]
+        self.agreement: dict[str, list[float]] = {}
+        self.fraction: dict[str, list[float]] = {}
+        self.missing: dict[str, list[float]] = {}
+        self.condition: dict[str, float] = {}
+        self.conflicts: list[list[int]] = []
+
+    def add(
+        self,
+        layer: Layer,
+        missing: Float[Tensor, "n d_model"],
+        keys: Float[Tensor, "size n"],
+        clean: Float[Tensor, "size n"],
+    ) -> None:
+        """Record one layer; `keys` and `clean` are in the coordinates of the method."""
+        name = str(layer.site)
+        self.agreement[name] = pipeline.key_agreements(keys.T, clean.T, None)
+        written = layer.change @ layer.keys.T.to(layer.change.right)
+        self.fraction[name] = pipeline.written_fractions(written, layer.share.T.to(written))
+        self.missing[name] = missing.norm(dim=1).tolist()
+        self.condition[name] = gram_condition(keys, None).condition
+        for fact, ratio in zip(self.facts, self.agreement[name], strict=True):
+            if ratio < SMALL_AGREEMENT:
+                self.warnings.append(
+                    f"{fact.label}: key agreement {ratio:.3f} at {name} is below "
+                    f"{SMALL_AGREEMENT}; the averaged key does not speak for the bare prompt."
+                )
+        if self.conflicts:
+            return
+        for i, j in pipeline.same_key_pairs(layer.keys):
+            if self.facts[i].target != self.facts[j].target:
+                self.conflicts.append([i, j])
+                self.warnings.append(
+                    f"{self.facts[i].label} and {self.facts[j].label} have the same key and "
+                    "different targets; least squares averages them."
+                )
+
+    def finish(self) -> dict[str, object]:
+        """The notes for the header."""
+        return {
+            **pipeline.summarise(
+                self.facts, [trace.status for trace in self.traces], self.warnings
+            ),
+            "search": [trace.to_dict() for trace in self.traces],
+            "key_agreement": pipeline.rounded(self.agreement),
+            "written_fraction": pipeline.rounded(self.fraction),
+            "missing": pipeline.rounded(self.missing),
+            "key_condition": {name: f"{value:.3g}" for name, value in self.condition.items()},
+            "conflicts": self.conflicts,
+            "layers": [site.layer for site in self.plan.sites],
+        }

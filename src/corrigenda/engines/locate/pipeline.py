@@ -1,0 +1,361 @@
+"""The locate-then-edit pipeline: encode, capture at the subject's last token, search, take notes.
+
+Shared by every method that writes into down projections. Contexts are prefixes put before a prompt
+by plain concatenation; the first is always the empty one, the clean prompt.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from corrigenda.editor import Editor
+from corrigenda.engines.locate.contexts import Contexts, Style, generate_contexts
+from corrigenda.engines.locate.layer_probe import probe_layer
+from corrigenda.engines.locate.target_search import Row, Settings, search_memory
+from corrigenda.errors import UnknownSite
+from corrigenda.facts import Fact, Span
+from corrigenda.linalg.cholesky import Cholesky
+from corrigenda.lm.kv_cache import pad_id
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Point, Site, Tokens, value, write
+from corrigenda.lm.spans import Encoded, encode, encode_fact
+from corrigenda.patch import Header, header_for
+from corrigenda.progress import Progress
+from corrigenda.state import State
+from corrigenda.training.dataset import Material
+
+SMALL_AGREEMENT = 0.1
+"""Below this ratio of the clean to the averaged key, an edit at the clean prompt is not to be
+trusted."""
+
+_SAME_KEY = 0.999
+_CAPTURE_TOKENS = 4096
+_PULL_BACK = 1e-3
+_CONTEXTS, _SITES, _NOTICES = "contexts", "locate/sites", "locate/notices"
+
+
+class Plan(NamedTuple):
+    """What an edit works with, decided before it looks at facts.
+
+    Attributes:
+        sites: Down projections to change, lowest first.
+        contexts: Prefixes and their weights.
+        notices: Decisions taken on the caller's behalf, in words.
+    """
+
+    sites: tuple[Site, ...]
+    contexts: Contexts
+    notices: tuple[str, ...]
+
+
+class LocateThenEdit(Editor):
+    """Options and steps that all methods of the family share."""
+
+    context_style: ClassVar[Style]
+
+    steps: int = Field(default=20, ge=1, description="Forward passes of the target search.")
+    learning_rate: float = Field(default=0.5, gt=0, description="Of Adam in the target search.")
+    kl_weight: float = Field(default=0.0625, ge=0, description="Price of changing the essence.")
+    weight_decay: float = Field(default=0.5, ge=0, description="Price of a long delta.")
+    clamp: float = Field(default=4.0, gt=0, description="Longest delta, in lengths of the anchor.")
+    stop_loss: float = Field(default=0.05, ge=0, description="Loss at which a search ends.")
+    contexts: Contexts | None = Field(
+        default=None, description="Prefixes; the fitted ones, or generated, if not given."
+    )
+    seed: int = Field(default=0, description="Of generated contexts and of the layer probe.")
+
+    @abstractmethod
+    def chosen_layers(self) -> tuple[int, ...] | None:
+        """The layers of the configuration in ascending order; None to let the probe choose."""
+
+    def probed_layers(self, peak: int, num_layers: int) -> tuple[int, ...]:
+        """The layers to edit when the probe finds `peak`."""
+        return (peak,)
+
+    @property
+    def settings(self) -> Settings:
+        """Settings of the target search."""
+        return Settings(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            kl_weight=self.kl_weight,
+            weight_decay=self.weight_decay,
+            clamp=self.clamp,
+            stop_loss=self.stop_loss,
+        )
+
+    def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
+        """Down projections of the configured layers, or of those the probe chooses.
+
+        Raises:
+            UnknownSite (CG303): the model has no such block.
+        """
+        return self._locate(lm)[0]
+
+    def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
+        """Bytes of the target search: constants of the facts that run together, and one graph."""
+        return search_memory(lm, self.likely_sites(lm)[-1].layer, num_facts)
+
+    def likely_sites(self, lm: LanguageModel) -> tuple[Site, ...]:
+        """The configured layers; those around the middle where the probe has yet to choose."""
+        layers = self.chosen_layers() or self.probed_layers(lm.num_layers // 2, lm.num_layers)
+        return tuple(Site(layer) for layer in layers)
+
+    def fit(
+        self,
+        lm: LanguageModel,
+        corpus: Material | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> State:
+        """Fit second moments at `sites(lm)` and write the contexts, on the unedited model."""
+        sites, notices = self._locate(lm)
+        fitted = super().fit(lm, corpus, progress=progress)
+        contexts = self.contexts or generate_contexts(lm, self.context_style, seed=self.seed)
+        return fitted.updated(
+            meta={
+                _CONTEXTS: contexts.to_json(),
+                _SITES: [str(site) for site in sites],
+                _NOTICES: list(notices),
+            }
+        )
+
+    def plan(self, lm: LanguageModel, state: State | None) -> Plan:
+        """Settle sites and contexts: the configuration's, else the state's, else found now.
+
+        Raises:
+            MissingState (CG503): second moments are needed and not there.
+            WrongBase (CG401): the state was fitted on another model.
+        """
+        state = state or State()
+        state.require_base(lm)
+        if self.chosen_layers() is None and _SITES in state.meta:
+            sites = tuple(Site.parse(text) for text in _texts(state, _SITES))
+            notices = _texts(state, _NOTICES)
+        else:
+            sites, notices = self._locate(lm)
+        if self.needs.moments:
+            state.require_moments(sites)
+        contexts = self.contexts
+        if contexts is None and _CONTEXTS in state.meta:
+            contexts = Contexts.from_json(str(state.meta[_CONTEXTS]))
+        if contexts is None:
+            contexts = generate_contexts(lm, self.context_style, seed=self.seed)
+        return Plan(sites, contexts, notices)
+
+    def header(
+        self, lm: LanguageModel, facts: Sequence[Fact], notes: Mapping[str, object]
+    ) -> Header:
+        """The header of a patch made now."""
+        config = self.model_dump(mode="json")
+        return header_for(lm, method=self.name, config=config, facts=facts, notes=notes)
+
+    def _locate(self, lm: LanguageModel) -> tuple[tuple[Site, ...], tuple[str, ...]]:
+        layers, notices = self.chosen_layers(), ()
+        if layers is None:
+            choice = probe_layer(lm, seed=self.seed)
+            layers, notices = self.probed_layers(choice.layer, lm.num_layers), (choice.message,)
+        for layer in layers:
+            if layer >= lm.num_layers:
+                raise UnknownSite(
+                    f"there is no block {layer} in {lm.name}: it has {lm.num_layers}, from 0.",
+                    where=f"method {self.name}",
+                    hint=f"Choose from 0 to {lm.num_layers - 1}.",
+                )
+        return tuple(Site(layer) for layer in layers), notices
+
+
+def encode_in_contexts(lm: LanguageModel, fact: Fact, prefixes: Sequence[str]) -> list[Encoded]:
+    """Encode one fact, target included, behind every prefix.
+
+    Raises:
+        AmbiguousSubject (CG104): the fact names no subject.
+        SubjectNotFound (CG103), PromptTooLong (CG105): as `corrigenda.lm.spans.encode`.
+    """
+    fact.span  # noqa: B018 - raises where the subject is missing or ambiguous
+    return [encode_fact(lm, fact, prefix=prefix) for prefix in prefixes]
+
+
+def rewrite_rows(lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]) -> list[Row]:
+    """Rows of the target search: each fact behind every prefix, plus its essence prompt.
+
+    The essence prompt is "<subject> is a", cut after the subject: its loss is read at the subject's
+    last token, and a causal model does not see the words behind it.
+
+    Raises:
+        AmbiguousSubject, SubjectNotFound, PromptTooLong: see `encode_in_contexts`.
+    """
+    rows: list[Row] = []
+    for index, fact in enumerate(facts):
+        for context, one in enumerate(encode_in_contexts(lm, fact, prefixes)):
+            rows.append(
+                Row(
+                    fact=index,
+                    ids=tuple(one.ids[:-1]),
+                    start=_position(one),
+                    reads=tuple(one.reads),
+                    labels=one.target_ids,
+                    anchor=context == 0,
+                )
+            )
+        subject = fact.subject or ""
+        essence = encode(lm, f"{subject} is a", subject=Span(0, len(subject)), where=fact.label)
+        start = _position(essence)
+        rows.append(Row(index, tuple(essence.ids[: start + 1]), start, (start,), ()))
+    return rows
+
+
+def subject_tokens(
+    lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]
+) -> list[tuple[int, ...]]:
+    """Token ids up to the subject's last token, behind each prefix; facts outermost."""
+    return [
+        tuple(one.ids[: _position(one) + 1])
+        for fact in facts
+        for one in encode_in_contexts(lm, fact, prefixes)
+    ]
+
+
+def subject_warnings(lm: LanguageModel, facts: Sequence[Fact]) -> list[str]:
+    """What makes the subject's last token a doubtful place in the clean prompt, in words."""
+    found = []
+    for fact in facts:
+        one = encode_fact(lm, fact)
+        if one.glued:
+            found.append(
+                f"{fact.label}: the last token of the subject also covers text behind it; the edit "
+                "sits on that text too."
+            )
+        if one.subject_at_start:
+            found.append(
+                f"{fact.label}: the subject is the very first token, where activations are unlike "
+                "all others; a prompt with a word before it is safer."
+            )
+    return found
+
+
+def capture_last(
+    lm: LanguageModel, sequences: Sequence[tuple[int, ...]], points: Sequence[Point]
+) -> dict[Point, Float[Tensor, "batch d"]]:
+    """Values at the last token of each sequence, in the order given; float32, no gradients.
+
+    Equal sequences run once and batches are sorted by length, so neither repetition nor padding
+    costs, and the result does not depend on the order of the sequences.
+    """
+    unique = sorted(set(sequences), key=lambda ids: (len(ids), ids))
+    place = {ids: index for index, ids in enumerate(unique)}
+    order = torch.tensor([place[ids] for ids in sequences], device=lm.device)
+    parts: dict[Point, list[Tensor]] = {point: [] for point in points}
+    begin = 0
+    while begin < len(unique):
+        end = begin + 1
+        while end < len(unique) and len(unique[end]) * (end + 1 - begin) <= _CAPTURE_TOKENS:
+            end += 1
+        batch = unique[begin:end]
+        tokens = Tokens.pad(batch, pad_id(lm)).to(lm.device)
+        at = torch.tensor([len(ids) - 1 for ids in batch], device=lm.device)
+        for point, values in lm.tap(tokens, list(points), positions=at).items():
+            parts[point].append(values.float())
+        begin = end
+    return {point: torch.cat(values)[order].clone() for point, values in parts.items()}
+
+
+def average(values: Float[Tensor, "batch d"], weights: Sequence[float]) -> Float[Tensor, "n d"]:
+    """Averages over contexts of values captured facts outermost; float64."""
+    grouped = values.double().reshape(-1, len(weights), values.shape[-1])
+    return torch.einsum("c,ncd->nd", grouped.new_tensor(list(weights)), grouped)
+
+
+def key_agreements(
+    keys: Float[Tensor, "n d_in"], clean: Float[Tensor, "n d_in"], factor: Cholesky | None
+) -> list[float]:
+    """Each fact's `(u . k_clean) / (u . k)`, `u = C^-1 k`: 1 where both keys act alike."""
+    if factor is None:
+        direction = keys.double()
+    else:
+        direction = factor.solve(keys.double().T.to(factor.lower.device)).T.to(keys.device)
+    own = (direction * keys.double()).sum(dim=1)
+    return ((direction * clean.double()).sum(dim=1) / own).tolist()
+
+
+def same_key_pairs(keys: Float[Tensor, "n d_in"]) -> list[tuple[int, int]]:
+    """Pairs of facts whose keys are parallel for all purposes (cosine above 0.999)."""
+    unit = torch.nn.functional.normalize(keys.double(), dim=1)
+    close = torch.triu(unit @ unit.T > _SAME_KEY, diagonal=1)
+    return [(int(i), int(j)) for i, j in close.nonzero().tolist()]
+
+
+def written_fractions(
+    written: Float[Tensor, "d_out n"], wanted: Float[Tensor, "d_out n"]
+) -> list[float]:
+    """How much of each wanted vector is written, along its own direction; 1 is all of it."""
+    norms = wanted.square().sum(dim=0)
+    share = (written * wanted).sum(dim=0) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    return torch.where(norms > 0, share, torch.ones_like(share)).tolist()
+
+
+def residuals_at_output(
+    lm: LanguageModel,
+    site: Site,
+    clean: Sequence[tuple[int, ...]],
+    residuals: Float[Tensor, "n d_model"],
+) -> Float[Tensor, "n d_model"]:
+    """Wanted changes of the residual stream, expressed at the down projection's output; float64.
+
+    They are the same thing unless a norm stands between the two (Gemma 2 and 3, OLMo 2). There the
+    norm multiplies each coordinate by `gain / rms`, read off as `write / value` at the same token;
+    the wanted change is divided by it, with coordinates damped that the norm hardly lets through.
+    """
+    gain = norm_gain(lm, site, clean)
+    if gain is None:
+        return residuals
+    floor = _PULL_BACK * gain.square().mean(dim=1, keepdim=True)
+    return residuals * gain / (gain.square() + floor)
+
+
+def norm_gain(
+    lm: LanguageModel, site: Site, clean: Sequence[tuple[int, ...]]
+) -> Float[Tensor, "n d_model"] | None:
+    """`write / value` at the subject's last token, coordinate by coordinate; None without a norm.
+
+    The norm is one between the down projection and the residual stream; float64.
+    """
+    captured = capture_last(lm, clean, [value(site), write(site)])
+    before, after = captured[value(site)].double(), captured[write(site)].double()
+    if torch.equal(before, after):
+        return None
+    return after / torch.where(before == 0, torch.ones_like(before), before)
+
+
+def summarise(
+    facts: Sequence[Fact], statuses: Sequence[str], warnings: Sequence[str]
+) -> dict[str, object]:
+    """Notes common to all methods: the status of each fact, and notices in words."""
+    failed = [
+        f"{fact.label}: {status}; the target stayed unlikely in the search."
+        for fact, status in zip(facts, statuses, strict=True)
+        if status != "written"
+    ]
+    return {"status": list(statuses), "notices": [*warnings, *failed]}
+
+
+def rounded(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Six significant digits, for headers that people read."""
+    return {name: [float(f"{value:.6g}") for value in row] for name, row in values.items()}
+
+
+def _texts(state: State, name: str) -> tuple[str, ...]:
+    found = state.meta.get(name)
+    return tuple(map(str, found)) if isinstance(found, list) else ()
+
+
+def _position(encoded: Encoded) -> int:
+    assert encoded.subject_last is not None, "encoded with a subject"
+    return encoded.subject_last

@@ -1,0 +1,382 @@
+"""Target search: one vector per fact that makes the model say the target, for all facts at once.
+
+The vector enters at one position (the subject's last token) of one block, so each step runs only
+the later blocks, only from that position on (`corrigenda.lm.tail`), and the vocabulary head only
+where a label is read. Rows of different facts never meet in a loss, and Adam is elementwise, so
+every fact evolves as if it were searched alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from corrigenda.engines.locate.records import Losses, Role, Row, Settings, Targets, Trace
+from corrigenda.errors import NonFinite
+from corrigenda.lm.components import ComponentTail
+from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, graph_bytes, head_bytes
+from corrigenda.lm.kv_cache import pad_id
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Tokens
+from corrigenda.lm.tail import Tail, memory_budget
+
+__all__ = ["Losses", "Role", "Row", "Settings", "Targets", "Trace", "find_targets"]
+
+# Padded positions cost less than streaming the weights of the later blocks for another bucket.
+_PADDING_TOKENS = {"cpu": 16, "cuda": 1024}
+_BUCKET_TOKENS = {"cpu": 512, "cuda": 16384}
+# A fact in its contexts.
+_USUAL_ROWS = 21
+_HEAD_ROWS = {"cpu": 256, "cuda": 4096}
+
+
+def find_targets(
+    lm: LanguageModel,
+    rows: Sequence[Row],
+    *,
+    layer: int,
+    role: Role,
+    settings: Settings,
+    names: Sequence[str],
+) -> Targets:
+    """Search one vector per fact, with the model as it is now.
+
+    Minimises, per fact, the mean over contexts and target tokens of -log p, plus `kl_weight *
+    KL(now || before)` at the essence row, plus `weight_decay * ||delta|| / ||anchor||^2`; with two
+    deltas the last is a sum over both, and each has its own ball. The model runs in its own dtype;
+    delta, Adam's moments and the losses are float32.
+
+    Args:
+        lm: The model; never changed.
+        rows: All sequences of all facts, in any order. Every fact has one `anchor` row.
+        layer: Block at which the delta enters.
+        role: "value" adds to the output of the down projection, "state" to the output of the block,
+            "components" one delta to the output of the attention, another to that of the down
+            projection.
+        settings: Of the search.
+        names: How messages refer to each fact; its length is the number of facts.
+
+    Raises:
+        NonFinite (CG201): a loss is not a number, as happens on a model that earlier edits have
+            broken.
+
+    Reference: ROME (Meng et al. 2022), equation 4 and appendix E.5; MEMIT (Meng et al. 2023),
+        equation 16; PMET (Li et al. 2024), equation 13, for two deltas.
+    """
+    parts = 2 if role == "components" else 1
+    anchors = torch.zeros(len(names), parts, lm.d_model, device=lm.device)
+    deltas = torch.zeros_like(anchors)
+    traces = [Trace() for _ in names]
+    for group in _groups(lm, rows, layer, len(names)):
+        _search(lm, group, layer, role, settings, names, anchors, deltas, traces)
+    return Targets(anchors.flatten(1), deltas.flatten(1), traces)
+
+
+def search_memory(lm: LanguageModel, layer: int, num_facts: int) -> int:
+    """Bytes a search at a layer takes, for facts of usual length; see `lm.footprint`."""
+    kind = lm.device.type
+    kept = num_facts * _USUAL_ROWS * USUAL_TOKENS * _token_bytes(lm, layer)
+    kept += num_facts * FLOAT * _vocabulary(lm)
+    graph = graph_bytes(lm, lm.num_layers - layer, _BUCKET_TOKENS[kind])
+    return min(kept, memory_budget(lm)) + graph + head_bytes(lm, _HEAD_ROWS[kind])
+
+
+def _token_bytes(lm: LanguageModel, layer: int) -> int:
+    """Bytes of keys and values that one earlier position costs behind a layer."""
+    return 2 * lm.d_model * (lm.num_layers - layer) * lm.dtype.itemsize
+
+
+def _groups(lm: LanguageModel, rows: Sequence[Row], layer: int, num_facts: int) -> list[list[Row]]:
+    """Split the facts so that the constants of one group fit in memory.
+
+    These are the keys and values of earlier positions and the essence's distributions. The order
+    is by length and then by content, so that the order in which facts were given does not matter.
+    """
+    of_fact: list[list[Row]] = [[] for _ in range(num_facts)]
+    for row in rows:
+        of_fact[row.fact].append(row)
+    of_fact.sort(key=lambda own: (own[0].tail, own[0].ids, own[0].labels) if own else (0,))
+    budget = memory_budget(lm)
+    token_bytes = _token_bytes(lm, layer)
+    groups: list[list[Row]] = []
+    used = budget
+    for own in of_fact:
+        size = token_bytes * sum(len(row.ids) for row in own) + FLOAT * _vocabulary(lm)
+        if used + size > budget:
+            groups.append([])
+            used = 0
+        groups[-1].extend(own)
+        used += size
+    return groups
+
+
+def _vocabulary(lm: LanguageModel) -> int:
+    return int(lm.model.config.get_text_config().vocab_size)
+
+
+@dataclass
+class _Bucket:
+    """Rows of nearly equal tail length, run together."""
+
+    rows: list[Row]
+    tail: Tail | ComponentTail
+    facts: Int[Tensor, " batch"]
+    at: Int[Tensor, "batch k"]
+    valid: Tensor  # (batch, k) bool: which of `at` are real reads
+    labels: Int[Tensor, "batch k"]  # -1 at the essence read
+    weights: Float[Tensor, "batch k"]  # 1 / (contexts * target tokens)
+
+
+def _bucket(rows: Sequence[Row], device_type: str) -> list[list[Row]]:
+    """Group rows so that padding stays below what another pass over the weights would cost."""
+    ordered = sorted(rows, key=lambda row: (-row.tail, row.start, row.ids, row.labels))
+    buckets: list[list[Row]] = []
+    waste = 0
+    for row in ordered:
+        if buckets:
+            longest = buckets[-1][0].tail
+            waste += longest - row.tail
+            full = longest * (len(buckets[-1]) + 1) > _BUCKET_TOKENS[device_type]
+            if waste <= _PADDING_TOKENS[device_type] and not full:
+                buckets[-1].append(row)
+                continue
+        buckets.append([row])
+        waste = 0
+    return buckets
+
+
+def _build(
+    lm: LanguageModel,
+    rows: list[Row],
+    layer: int,
+    role: Role,
+    contexts: Sequence[int],
+) -> _Bucket:
+    device = lm.device
+    width = max(len(row.reads) for row in rows)
+    at = torch.tensor([[*row.reads, *[row.start] * (width - len(row.reads))] for row in rows])
+    valid = torch.tensor([[j < len(row.reads) for j in range(width)] for row in rows])
+    labels = torch.full((len(rows), width), -1)
+    weights = torch.zeros(len(rows), width)
+    for i, row in enumerate(rows):
+        if row.labels:
+            labels[i, : len(row.labels)] = torch.tensor(row.labels)
+            weights[i, : len(row.labels)] = 1.0 / (contexts[row.fact] * len(row.labels))
+    tokens = Tokens.pad([row.ids for row in rows], pad_id(lm)).to(device)
+    starts = torch.tensor([row.start for row in rows], device=device)
+    if role == "components":
+        tail = ComponentTail.build(lm, tokens, layer, starts)
+    else:
+        tail = Tail.build(lm, tokens, layer, starts, role=role)
+    facts = torch.tensor([row.fact for row in rows], device=device)
+    return _Bucket(
+        rows, tail, facts, at.to(device), valid.to(device), labels.to(device), weights.to(device)
+    )
+
+
+class _Read(NamedTuple):
+    """What one step says: per-fact sums and the gradient with respect to delta.
+
+    `missed` counts reads at which the target is not the most likely token.
+    """
+
+    nll: Float[Tensor, " n"]
+    kl: Float[Tensor, " n"]
+    missed: Float[Tensor, " n"]
+    grad: Float[Tensor, "n d_entry"]
+
+    @classmethod
+    def empty(cls, deltas: Float[Tensor, "n parts d_model"]) -> _Read:
+        nll, kl, missed = deltas.new_zeros(3, len(deltas))
+        return cls(nll, kl, missed, torch.zeros_like(deltas).flatten(1))
+
+
+def _search(
+    lm: LanguageModel,
+    rows: list[Row],
+    layer: int,
+    role: Role,
+    settings: Settings,
+    names: Sequence[str],
+    anchors: Float[Tensor, "n parts d_model"],
+    deltas: Float[Tensor, "n parts d_model"],
+    traces: list[Trace],
+) -> None:
+    """Run the search for one group of facts; writes into `anchors`, `deltas` and `traces`."""
+    contexts = [0] * len(names)
+    for row in rows:
+        contexts[row.fact] += bool(row.labels)
+    buckets = [_build(lm, part, layer, role, contexts) for part in _bucket(rows, lm.device.type)]
+    for bucket in buckets:
+        for i, row in enumerate(bucket.rows):
+            if row.anchor:
+                anchors[row.fact] = bucket.tail.entry[i].float().view_as(anchors[row.fact])
+    live = torch.zeros(len(names), dtype=torch.bool, device=lm.device)
+    live[[row.fact for row in rows]] = True
+    radius = settings.clamp * anchors.norm(dim=2)
+    lengths = anchors.square().sum(dim=2)
+    decay = settings.weight_decay / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+    first, second = torch.zeros_like(deltas), torch.zeros_like(deltas)
+    before: dict[int, Float[Tensor, " vocab"]] = {}
+    weight = deltas.new_ones(len(names))
+    for step in range(1, settings.steps + 1):
+        last = step == settings.steps
+        read = _Read.empty(deltas)
+        for bucket in buckets:
+            _run(lm, bucket, live, deltas, before, settings, weight, read, grad=not last)
+        norms = deltas.norm(dim=2)
+        shrink = (decay * norms).sum(dim=1)
+        total = weight * read.nll + read.kl + shrink
+        _record(traces, names, live, torch.stack([total, read.nll, read.kl, shrink], dim=1))
+        done = live & (total < settings.stop_loss)
+        for fact in done.nonzero().flatten().tolist():
+            traces[fact].stop = "loss"
+        if settings.settled_kl is not None:
+            settled = live & ~done & (read.missed == 0)
+            for fact in (live & ~done).nonzero().flatten().tolist():
+                traces[fact].settled = bool(settled[fact])
+            weight = torch.where(settled, settings.settled_weight, 1.0)
+            settled &= read.kl <= settings.settled_kl
+            for fact in settled.nonzero().flatten().tolist():
+                traces[fact].stop = "settled"
+            done |= settled
+        live &= ~done
+        if last or not live.any():
+            break
+        now = live.nonzero().flatten()
+        # The gradient of a norm at zero is taken as zero.
+        unit = deltas[now] / norms[now].clamp_min(torch.finfo(norms.dtype).tiny)[..., None]
+        gradient = read.grad[now].view_as(unit) + decay[now, :, None] * unit
+        first[now] = 0.9 * first[now] + 0.1 * gradient
+        second[now] = 0.999 * second[now] + 0.001 * gradient.square()
+        scale = (second[now].sqrt() / math.sqrt(1.0 - 0.999**step)).add_(1e-8)
+        moved = deltas[now] - settings.learning_rate / (1.0 - 0.9**step) * first[now] / scale
+        length = moved.norm(dim=2)
+        beyond = length > radius[now]
+        moved[beyond] *= (radius[now][beyond] / length[beyond])[:, None]
+        deltas[now] = moved
+        for fact, outside in zip(now.tolist(), beyond.any(dim=1).tolist(), strict=True):
+            traces[fact].at_clamp = outside
+            traces[fact].clamped_steps += outside
+
+
+def _record(
+    traces: list[Trace], names: Sequence[str], live: Tensor, losses: Float[Tensor, "n 4"]
+) -> None:
+    for fact in live.nonzero().flatten().tolist():
+        entry = Losses(*losses[fact].tolist())
+        if not math.isfinite(entry.total):
+            raise NonFinite(
+                f"the loss of the target search is {entry.total} at step "
+                f"{len(traces[fact].losses) + 1}.",
+                where=str(names[fact]),
+                hint="The model gives no finite probabilities here: earlier edits may have broken "
+                "it, or its number format overflows (try float32).",
+            )
+        traces[fact].losses.append(entry)
+
+
+def _run(
+    lm: LanguageModel,
+    bucket: _Bucket,
+    live: Tensor,
+    deltas: Float[Tensor, "n parts d_model"],
+    before: dict[int, Float[Tensor, " vocab"]],
+    settings: Settings,
+    weight: Float[Tensor, " n"],
+    read: _Read,
+    *,
+    grad: bool,
+) -> None:
+    """One pass of one bucket; adds to `read`."""
+    active = live[bucket.facts]
+    if not active.any():
+        return
+    keep = None if active.all() else active.nonzero().flatten()
+    facts, at, valid, labels, weights = (
+        part if keep is None else part[keep]
+        for part in (bucket.facts, bucket.at, bucket.valid, bucket.labels, bucket.weights)
+    )
+    with torch.set_grad_enabled(grad):
+        delta = deltas[facts].flatten(1).requires_grad_(grad)
+        hidden = bucket.tail.run(delta, at, rows=keep)[valid]
+    owners = facts[:, None].expand_as(valid)[valid]
+    asked = _Asked(owners, labels[valid], weights[valid], weight[owners])
+    back = _read_head(lm, hidden.detach(), asked, before, settings, read, grad)
+    if grad:
+        torch.autograd.backward(hidden, back)
+        assert delta.grad is not None
+        read.grad.index_add_(0, facts, delta.grad)
+
+
+class _Asked(NamedTuple):
+    """What is read at each hidden state.
+
+    Attributes:
+        owners: Index of the fact.
+        labels: Wanted token, -1 at the essence.
+        weights: Share in the mean over contexts and target tokens.
+        scales: Weight of the target's loss of that fact in the total.
+    """
+
+    owners: Int[Tensor, " reads"]
+    labels: Int[Tensor, " reads"]
+    weights: Float[Tensor, " reads"]
+    scales: Float[Tensor, " reads"]
+
+
+def _read_head(
+    lm: LanguageModel,
+    hidden: Float[Tensor, "reads d_model"],
+    asked: _Asked,
+    before: dict[int, Float[Tensor, " vocab"]],
+    settings: Settings,
+    read: _Read,
+    grad: bool,
+) -> Float[Tensor, "reads d_model"]:
+    """Losses at the head and their gradient with respect to the hidden states.
+
+    The gradient of both losses with respect to the logits is written down directly (softmax minus
+    one-hot, and `p * (log p - log p0 - KL)`), a few rows at a time, so the logits of a step are
+    never held together.
+    """
+    back = torch.empty_like(hidden)
+    kl_weight = settings.kl_weight
+    size = _HEAD_ROWS[lm.device.type]
+    for begin in range(0, len(hidden), size):
+        part = slice(begin, begin + size)
+        with torch.set_grad_enabled(grad):
+            inner = hidden[part].clone().requires_grad_(grad)
+            logits = lm.head(inner)
+        with torch.no_grad():
+            log_p = torch.log_softmax(logits.detach().float(), dim=-1)
+            own, label, weight, scale = (one[part] for one in asked)
+            # Essence rows carry label -1; they are few, so they are treated one by one.
+            wanted = label.clamp_min(0)
+            picked = log_p.gather(1, wanted[:, None])[:, 0]
+            read.nll.index_add_(0, own, -picked * weight)
+            if settings.settled_kl is not None:
+                missed = (picked < log_p.amax(dim=1)) & (label >= 0)
+                read.missed.index_add_(0, own, missed.to(read.missed))
+            weight = weight * scale
+            essence = {i: log_p[i].clone() for i in (label < 0).nonzero().flatten().tolist()}
+            slope = log_p.exp_().mul_(weight[:, None])
+            slope.scatter_add_(1, wanted[:, None], -weight[:, None])
+            for i, now in essence.items():
+                fact = int(own[i])
+                shift = now - before.setdefault(fact, now)
+                odds = now.exp()
+                divergence = odds @ shift
+                read.kl[fact] += kl_weight * divergence
+                slope[i] = kl_weight * odds * (shift - divergence)
+        if grad:
+            torch.autograd.backward(logits, slope.to(logits.dtype))
+            assert inner.grad is not None
+            back[part] = inner.grad
+    return back

@@ -1,0 +1,80 @@
+"""Rows of ordinary text: what edits with a memory must leave alone, drawn by seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from corrigenda.errors import EmptyCorpus
+from corrigenda.lm.kv_cache import batches, pad_id
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Point, Tokens
+from corrigenda.progress import Progress
+from corrigenda.statistics.corpus import Corpus, Source, as_corpus, documents, own_text
+
+_DOCUMENTS_TO_DRAW_FROM = 20
+_SHORTEST = 2
+
+
+def ordinary_rows(
+    lm: LanguageModel,
+    corpus: Corpus | Source | None,
+    *,
+    count: int,
+    length: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> list[list[int]]:
+    """Draw texts of a corpus as rows of token ids, one text a row, each cut at `length`.
+
+    Args:
+        lm: The model, for its tokenizer; without a corpus it writes the text itself, unless it is a
+            pocket model, which has one.
+        corpus: The text.
+        count: Rows wanted; fewer come back where the corpus has fewer texts.
+        length: Most tokens of a row.
+        seed: Of the draw among the first texts of the corpus.
+        progress: Told of text that the model writes.
+
+    Raises:
+        EmptyCorpus (CG602): no text has two tokens.
+    """
+    wanted = as_corpus(lm, corpus)
+    source = wanted.source
+    if source is None:
+        tokens = count * length
+        source = own_text(lm, tokens, seed=wanted.seed, progress=progress, keep=True)
+    texts = list(islice(documents(source), _DOCUMENTS_TO_DRAW_FROM * count))
+    random.Random(seed).shuffle(texts)
+    rows: list[list[int]] = []
+    for text in texts:
+        ids = lm.tokenizer(text, verbose=False).input_ids[:length]
+        if len(ids) >= _SHORTEST:
+            rows.append(ids)
+        if len(rows) == count:
+            break
+    if not rows:
+        raise EmptyCorpus(
+            "the text holds no row of at least two tokens.",
+            hint="Give a file, a list of strings, or datasets:NAME.",
+        )
+    return rows
+
+
+def tapped(
+    lm: LanguageModel, rows: Sequence[Sequence[int]], point: Point
+) -> list[Float[Tensor, "pos d"]]:
+    """What a point of the forward pass sees at every token of each row, at least float32."""
+    found: dict[int, Tensor] = {}
+    for batch in batches(lm, [len(row) for row in rows], None):
+        tokens = Tokens.pad([rows[index] for index in batch], pad_id(lm)).to(lm.device)
+        seen = lm.tap(tokens, [point])[point]
+        seen = seen.to(torch.promote_types(seen.dtype, torch.float32))
+        for place, index in enumerate(batch):
+            found[index] = seen[place, : len(rows[index])].clone()
+    return [found[index] for index in range(len(rows))]

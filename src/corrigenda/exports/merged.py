@@ -1,0 +1,64 @@
+"""Write a model with a patch merged into its weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from corrigenda.errors import NotExportable, WriteFailed
+from corrigenda.files import make_folder
+from corrigenda.lm.model import LanguageModel
+from corrigenda.patch.ledger import ledger_of
+from corrigenda.patch.protocols import Patch
+
+
+def export_merged(patch: Patch, lm: LanguageModel, folder: str | Path) -> Path:
+    """Write the model with the patch merged, and its tokenizer, by `save_pretrained`.
+
+    Patches merged into the model at the moment are part of it; if `patch` is not among them, it is
+    applied for the time of writing. Afterwards the model is bit for bit as it was.
+
+    Args:
+        patch: A weight patch.
+        lm: The model.
+        folder: Created if it is missing; files of the same names are replaced, all at the end.
+
+    Raises:
+        NotExportable (CG405): a patch is active that is no part of the weights.
+        WriteFailed (CG601): the folder cannot be written; it is as it was.
+        WrongBase (CG401): the patch does not belong on this model.
+    """
+    ledger = ledger_of(lm)
+    outside = [entry.patch.header.method for entry in ledger.entries if entry.mode != "merge"]
+    if outside or not hasattr(patch, "changes"):
+        raise NotExportable(
+            "only merged weights can be written into a checkpoint, and of these patches "
+            f"some are not: {', '.join(outside) or patch.header.method}.",
+            hint='Revert them, or apply them with mode="merge".',
+        )
+    if patch.is_empty or any(active == patch for active in ledger):
+        return _save_model(lm, folder)
+    with patch.apply(lm, mode="merge"):
+        return _save_model(lm, folder)
+
+
+def _save_model(lm: LanguageModel, folder: str | Path) -> Path:
+    folder = make_folder(folder)
+    part = folder / f".tmp-{os.getpid()}"
+    try:
+        part.mkdir()
+        lm.model.save_pretrained(part)
+        lm.tokenizer.save_pretrained(part)
+        for file in sorted(part.iterdir()):
+            os.replace(file, folder / file.name)
+    except (OSError, SafetensorError) as error:
+        raise WriteFailed(
+            f"{folder} could not be written: {error}.",
+            hint="Free some space, or choose another place.",
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder

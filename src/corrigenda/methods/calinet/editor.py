@@ -1,0 +1,241 @@
+"""CaliNET: a few slots beside a frozen feed-forward block, trained on phrasings of the facts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from corrigenda.editor import Edit, Editor, Gives, Needs
+from corrigenda.engines.activation import host_activation
+from corrigenda.engines.gradients import Labelled, predict
+from corrigenda.engines.locate import pipeline
+from corrigenda.engines.locate.contexts import Contexts
+from corrigenda.errors import UnknownSite
+from corrigenda.facts import Fact
+from corrigenda.lm.kv_cache import batches
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site
+from corrigenda.lm.spans import encode
+from corrigenda.methods.calinet.slots import (
+    Settings,
+    Slots,
+    Trained,
+    beside,
+    fresh,
+    is_gated,
+    train,
+)
+from corrigenda.patch import StoredPatch
+from corrigenda.state import State
+
+_EVEN_ODDS = math.log(2.0)
+
+
+class CalinetPatch(StoredPatch):
+    """One group of slots: `<block>/keys`, `<block>/values`, and `<block>/gates` where gated.
+
+    Several groups add up, in any order; taking one off leaves the others.
+    """
+
+    kind: ClassVar[str] = "calinet"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no slots."""
+        return not self.stored
+
+    @property
+    def slots(self) -> dict[int, Slots]:
+        """The slots by block."""
+        found: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in self.stored.items():
+            layer, _, part = name.partition("/")
+            found.setdefault(int(layer), {})[part] = tensor
+        return {layer: Slots(**parts) for layer, parts in sorted(found.items())}
+
+    def hooks(self, lm: LanguageModel) -> AbstractContextManager[None]:
+        """Have the slots add to the outputs of their feed-forward blocks."""
+        return beside(lm, self.slots)
+
+
+class Calinet(Editor):
+    """Calibrates many facts at once with d_c slots beside the feed-forward blocks of a few layers.
+
+    Reference: Dong et al. 2022, section 4. See the card, `calinet.md`.
+    """
+
+    name: ClassVar[str] = "calinet"
+    needs: ClassVar[Needs] = Needs()
+    gives: ClassVar[Gives] = Gives(
+        single=True, batch=True, sequential=True, exact=False, order_free=True
+    )
+
+    layers: tuple[int, ...] | None = Field(
+        default=None, min_length=1, description="Blocks with slots; the last two if not given."
+    )
+    slots: int = Field(default=64, ge=1, description="Slots of each block, d_c.")
+    steps: int = Field(default=500, ge=1, description="Steps of the optimiser, at most.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Of the optimiser, constant.")
+    optimiser: Literal["adam", "adafactor"] = Field(
+        default="adam", description="`adafactor` is the published one, without relative steps."
+    )
+    batch_size: int | None = Field(
+        default=None, ge=1, description="Prompts in one step; all of them if not given."
+    )
+    stop_loss: float = Field(
+        default=0.05,
+        ge=0,
+        description="Loss at or below which prompts whose every token is the model's first choice "
+        "take no step; a pass without a step is the last.",
+    )
+    held_out: int | None = Field(
+        default=None,
+        ge=2,
+        description="Keep every so many-th paraphrase of a fact from training and measure it.",
+    )
+    contexts: Contexts = Field(
+        default=Contexts(), description="Prefixes put before the prompt of a fact, also trained on."
+    )
+    seed: int = Field(default=0, description="Of the slots' first values and of the batches.")
+
+    def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
+        """None: no weight changes; `blocks` says beside which feed-forward blocks slots stand."""
+        return ()
+
+    def num_parameters(self, lm: LanguageModel) -> int:
+        """Parameters added: 2 d_model a slot, 3 where the block has a gate."""
+        return len(self.blocks(lm)) * self.slots * lm.d_model * (3 if is_gated(lm) else 2)
+
+    def blocks(self, lm: LanguageModel) -> tuple[int, ...]:
+        """Blocks that get slots, lowest first.
+
+        Raises:
+            UnknownSite (CG303): the model has no such block, or it is one of experts.
+        """
+        last = lm.num_layers - 1
+        layers = (max(last - 1, 0), last) if self.layers is None else self.layers
+        for layer in layers:
+            if not 0 <= layer <= last:
+                raise UnknownSite(
+                    f"there is no block {layer} in {lm.name}: it has {last + 1}, from 0.",
+                    where=f"method {self.name}",
+                    hint=f"Choose from 0 to {last}.",
+                )
+            lm.module_path(Site(layer, "mlp.up"))
+        return tuple(sorted(set(layers)))
+
+    def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
+        """Train one group of slots on all facts together; the model is left as it is.
+
+        A fact is trained under its prompt and its paraphrases. If the model says all of them
+        already, nothing is trained and the patch is empty.
+
+        Raises:
+            PromptTooLong (CG105): a prompt and its target exceed the context.
+            NonFinite (CG201): the model gives no finite loss.
+            UnknownSite (CG303): see `blocks`.
+        """
+        state = state or State()
+        config = self.model_dump(mode="json")
+        if not facts:
+            return Edit(CalinetPatch.made(lm, {}, method=self.name, config=config), state)
+        rows = self._rows(lm, facts)
+        trained = train(lm, fresh(lm, self.blocks(lm), self.slots, self.seed), rows, self._settings)
+        tensors = {
+            f"{layer}/{name}": tensor
+            for layer, own in (trained.slots.items() if trained.steps else ())
+            for name, tensor in own.tensors().items()
+        }
+        notes = self._notes(lm, facts, rows, trained, beside(lm, trained.slots))
+        patch = CalinetPatch.made(
+            lm, tensors, method=self.name, config=config, facts=facts, notes=notes
+        )
+        return Edit(patch, state)
+
+    @property
+    def _settings(self) -> Settings:
+        return Settings(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            optimiser=self.optimiser,
+            batch_size=self.batch_size,
+            stop_loss=self.stop_loss,
+            seed=self.seed,
+        )
+
+    def prompts(self, fact: Fact) -> tuple[list[str], list[str]]:
+        """Prompts of a fact that are trained on, its own first, and those that are held out."""
+        every = self.held_out or len(fact.paraphrases) + 1
+        kept = [text for at, text in enumerate(fact.paraphrases, start=1) if at % every]
+        own = [prefix + fact.prompt for prefix in self.contexts.prefixes]
+        trained = list(dict.fromkeys([*own, *kept]))
+        return trained, [text for text in fact.paraphrases if text not in trained]
+
+    def _rows(
+        self, lm: LanguageModel, facts: Sequence[Fact], *, held_out: bool = False
+    ) -> list[Labelled]:
+        rows = []
+        for index, fact in enumerate(facts):
+            for prompt in self.prompts(fact)[held_out]:
+                one = encode(
+                    lm, prompt, target=fact.target, separator=fact.separator, where=fact.label
+                )
+                rows.append(Labelled(tuple(one.ids[:-1]), tuple(one.reads), one.target_ids, index))
+        return rows
+
+    def _notes(
+        self,
+        lm: LanguageModel,
+        facts: Sequence[Fact],
+        rows: Sequence[Labelled],
+        trained: Trained,
+        active: AbstractContextManager[None],
+    ) -> dict[str, object]:
+        own = [next(row for row in rows if row.fact == index) for index in range(len(facts))]
+        others = self._rows(lm, facts, held_out=True)
+        before = [loss for loss, _ in _measured(lm, own)]
+        with active:
+            after = [loss for loss, _ in _measured(lm, own)]
+            recall = [_share_right(lm, some) for some in (rows, others)]
+        statuses = ["written" if loss <= _EVEN_ODDS else "not converged" for loss in after]
+        series = {"initial_losses": before, "final_losses": after, "losses": trained.losses}
+        return {
+            **pipeline.summarise(facts, statuses, ()),
+            **pipeline.rounded(series),
+            "steps": trained.steps,
+            "stop": trained.stop,
+            "prompts": len(rows),
+            "recall": recall[0],
+            "recall_held_out": recall[1],
+            "activation": type(host_activation(lm)).__name__,
+            "layers": list(trained.slots),
+        }
+
+
+@torch.no_grad()
+def _measured(lm: LanguageModel, rows: Sequence[Labelled]) -> list[tuple[float, bool]]:
+    """Mean loss of each row's labels, and whether all of them are the model's first choices."""
+    found: dict[int, tuple[float, bool]] = {}
+    for group in batches(lm, [len(row.ids) for row in rows], None):
+        logits, labels = predict(lm, [rows[index] for index in group])
+        losses = cross_entropy(logits, labels, reduction="none")
+        sizes = [len(rows[index].labels) for index in group]
+        parts = zip(losses.split(sizes), (logits.argmax(-1) == labels).split(sizes), strict=True)
+        found |= {
+            index: (float(loss.mean()), bool(right.all()))
+            for index, (loss, right) in zip(group, parts, strict=True)
+        }
+    return [found[index] for index in range(len(rows))]
+
+
+def _share_right(lm: LanguageModel, rows: Sequence[Labelled]) -> float | None:
+    if not rows:
+        return None
+    return sum(right for _, right in _measured(lm, rows)) / len(rows)

@@ -1,0 +1,291 @@
+"""Calibration slots beside feed-forward blocks, and their training on prompts with answers.
+
+The model is frozen, so everything below the lowest slots is computed once: a step runs only the
+blocks from there on, and the head only where a label is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers.optimization import Adafactor
+
+from corrigenda.engines.activation import host_activation
+from corrigenda.engines.gradients import Labelled, by_length
+from corrigenda.errors import NonFinite
+from corrigenda.lm.hooks import Transform
+from corrigenda.lm.kv_cache import batches, pad_id, widened
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Point, Site, Tokens, key, value
+from corrigenda.lm.tail import Tail
+
+Activation = Callable[[Tensor], Tensor]
+
+# Gradients inside a float16 model may fall below its smallest number.
+_LOSS_SCALE = {torch.float16: 1024.0}
+
+
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """Slots of one block: d_c more inner units of its feed-forward block, without biases.
+
+    Attributes:
+        keys: Kc; of a gated block the up weights Uc.
+        values: Vc.
+        gates: Gc of a gated block.
+    """
+
+    keys: Float[Tensor, "slots d_model"]
+    values: Float[Tensor, "d_model slots"]
+    gates: Float[Tensor, "slots d_model"] | None = None
+
+    def branch(
+        self, hidden: Float[Tensor, "*rows d_model"], activation: Activation
+    ) -> Float[Tensor, "*rows d_model"]:
+        """What the slots add: act(h Kc^T) Vc^T, gated (act(h Gc^T) * (h Uc^T)) Vc^T."""
+        hidden = hidden.to(self.keys.dtype)
+        inner = hidden @ self.keys.T
+        inner = (
+            activation(inner) if self.gates is None else activation(hidden @ self.gates.T) * inner
+        )
+        return inner @ self.values.T
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights by name, without gradients."""
+        named = {"keys": self.keys, "values": self.values, "gates": self.gates}
+        return {name: one.detach() for name, one in named.items() if one is not None}
+
+
+def is_gated(lm: LanguageModel) -> bool:
+    """Whether the feed-forward blocks of a model have a gate."""
+    return "mlp.gate" in lm.family.slots
+
+
+def fresh(lm: LanguageModel, layers: Sequence[int], num_slots: int, seed: int) -> dict[int, Slots]:
+    """Slots that change nothing yet: Kc (and Gc) normal with deviation d^-1/2, Vc zero.
+
+    Raises:
+        UnknownSite (CG303): no such block, or one of experts.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    dtype = torch.promote_types(lm.dtype, torch.float32)
+    width = lm.d_model
+
+    def drawn() -> Tensor:
+        return torch.randn(num_slots, width, generator=generator, dtype=dtype) * width**-0.5
+
+    slots = {}
+    for layer in sorted(set(layers)):
+        lm.module_path(Site(layer, "mlp.up"))
+        keys, gates = drawn(), drawn() if is_gated(lm) else None
+        slots[layer] = Slots(keys, torch.zeros(width, num_slots, dtype=dtype), gates)
+    return slots
+
+
+def beside(lm: LanguageModel, slots: Mapping[int, Slots]) -> AbstractContextManager[None]:
+    """Have slots add to the outputs of their feed-forward blocks, until left.
+
+    They read what the block reads, behind the norm in front of it, and their sum joins the output
+    of the down projection.
+
+    Raises:
+        BadConfig (CG502): the model's configuration names no activation function.
+        UnknownSite (CG303): no such block, or one of experts.
+    """
+    activation = host_activation(lm)
+    transforms: dict[Point, Transform] = {}
+    for layer, own in slots.items():
+        transforms |= _hooks_of(layer, own, activation)
+    return lm.swap(transforms)
+
+
+def _hooks_of(layer: int, slots: Slots, activation: Activation) -> dict[Point, Transform]:
+    read: list[Tensor] = []
+    moved = slots
+
+    def remember(hidden: Tensor) -> Tensor:
+        read[:] = [hidden]
+        return hidden
+
+    def add(output: Tensor) -> Tensor:
+        nonlocal moved
+        hidden = read.pop()
+        if moved.keys.device != hidden.device:
+            moved = Slots(**{name: one.to(hidden.device) for name, one in moved.tensors().items()})
+        return output + moved.branch(hidden, activation).to(output.dtype)
+
+    return {key(Site(layer, "mlp.up")): remember, value(Site(layer)): add}
+
+
+class Settings(NamedTuple):
+    """Settings of the training.
+
+    Attributes:
+        steps: Steps of the optimiser, at most.
+        learning_rate: Constant.
+        optimiser: "adam", or "adafactor" without relative steps and parameter scaling.
+        batch_size: Prompts in one step; None for all of them.
+        stop_loss: Mean loss at or below which prompts whose every label is the model's first choice
+            take no step; a pass without a step is the last.
+        seed: Of the order of batches.
+    """
+
+    steps: int
+    learning_rate: float
+    optimiser: Literal["adam", "adafactor"]
+    batch_size: int | None
+    stop_loss: float
+    seed: int
+
+
+@dataclass
+class Trained:
+    """What a training made; no gradients.
+
+    Attributes:
+        slots: By block, on the CPU.
+        losses: Mean loss of the labels each time prompts were looked at, in nats.
+        steps: Steps made.
+        stop: "true already" where none was made, "recall" where a pass went by without one, else
+            "steps".
+    """
+
+    slots: dict[int, Slots]
+    losses: list[float] = field(default_factory=list)
+    steps: int = 0
+    stop: Literal["true already", "recall", "steps"] = "steps"
+
+
+def train(
+    lm: LanguageModel,
+    slots: Mapping[int, Slots],
+    rows: Sequence[Labelled],
+    settings: Settings,
+    report: Callable[[int, int], object] | None = None,
+) -> Trained:
+    """Lower the mean -log p of the rows' labels over the slots' weights alone.
+
+    The rows are put into an order of their own first, so theirs does not matter.
+
+    Args:
+        lm: The model, with whatever patches are active; left as it is.
+        slots: What to start from.
+        rows: Prompts with their labels.
+        settings: Settings of the training.
+        report: Called with steps done and steps in all.
+
+    Raises:
+        NonFinite (CG201): the loss is infinite or NaN.
+    """
+    leaves = {
+        layer: {
+            name: one.to(lm.device, copy=True).requires_grad_()
+            for name, one in own.tensors().items()
+        }
+        for layer, own in slots.items()
+    }
+    optimiser = _optimiser(settings, [one for own in leaves.values() for one in own.values()])
+    turns = _turns(lm, rows, min(slots), settings.batch_size)
+    order = torch.Generator().manual_seed(settings.seed)
+    trained, idle = Trained({}), 0
+    queue: list[int] = []
+    with beside(lm, {layer: Slots(**own) for layer, own in leaves.items()}), torch.enable_grad():
+        while idle < len(turns):
+            queue = queue or torch.randperm(len(turns), generator=order).tolist()
+            optimiser.zero_grad()
+            loss, right = _backward(lm, turns[queue.pop()])
+            trained.losses.append(loss)
+            if right and loss <= settings.stop_loss:
+                idle += 1
+                continue
+            idle = 0
+            if trained.steps == settings.steps:
+                break
+            optimiser.step()
+            trained.steps += 1
+            if report is not None:
+                report(trained.steps, settings.steps)
+    if idle:
+        trained.stop = "recall" if trained.steps else "true already"
+    trained.slots = {
+        layer: Slots(**{name: one.detach().cpu() for name, one in own.items()})
+        for layer, own in leaves.items()
+    }
+    return trained
+
+
+@dataclass(eq=False)
+class _Group:
+    """Rows of nearly equal length whose states below the slots are kept."""
+
+    tail: Tail
+    at: Int[Tensor, "rows k"]
+    real: Tensor  # (rows, k) bool: which of `at` are read
+    labels: Int[Tensor, " labels"]
+    zero: Float[Tensor, "rows d_model"]
+
+    @classmethod
+    def build(cls, lm: LanguageModel, rows: Sequence[Labelled], lowest: int) -> _Group:
+        """Run the blocks below the slots once."""
+        tokens = Tokens.pad([row.ids for row in rows], pad_id(lm)).to(lm.device)
+        width = max(len(row.reads) for row in rows)
+        at = torch.tensor(
+            [[*row.reads, *row.reads[-1:] * (width - len(row.reads))] for row in rows]
+        )
+        real = torch.tensor([[j < len(row.reads) for j in range(width)] for row in rows])
+        labels = torch.tensor([label for row in rows for label in row.labels])
+        starts = torch.zeros(len(rows), dtype=torch.long, device=lm.device)
+        tail = Tail.build(lm, tokens, lowest - 1, starts, role="state")
+        return cls(
+            tail,
+            at.to(lm.device),
+            real.to(lm.device),
+            labels.to(lm.device),
+            torch.zeros_like(tail.entry),
+        )
+
+
+def _turns(
+    lm: LanguageModel, rows: Sequence[Labelled], lowest: int, batch_size: int | None
+) -> list[list[_Group]]:
+    """The groups that make up each step, in an order that does not depend on that of the rows."""
+    if batch_size is not None:
+        return [[_Group.build(lm, part, lowest)] for part in by_length(rows, batch_size)]
+    (whole,) = by_length(rows, len(rows))
+    parts = batches(lm, [len(row.ids) for row in whole], None)
+    return [[_Group.build(lm, [whole[index] for index in part], lowest) for part in parts]]
+
+
+def _backward(lm: LanguageModel, turn: Sequence[_Group]) -> tuple[float, bool]:
+    """Add up gradients; the mean loss of the labels, and whether all are first choices."""
+    total, right, count = 0.0, True, sum(len(group.labels) for group in turn)
+    scale = _LOSS_SCALE.get(lm.dtype, 1.0)
+    for group in turn:
+        hidden = group.tail.run(group.zero, group.at)[group.real]
+        logits = widened(lm.head(hidden))
+        loss = cross_entropy(logits, group.labels, reduction="sum") / count
+        if not math.isfinite(float(loss.detach())):
+            raise NonFinite(
+                f"the loss of the answers is {float(loss.detach())}.",
+                where="training of calibration slots",
+                hint="The model gives no finite probabilities here: earlier edits may have broken "
+                "it, the learning rate is too high, or its number format overflows (try float32).",
+            )
+        (loss * scale).backward()
+        total += float(loss.detach())
+        right = right and bool((logits.argmax(-1) == group.labels).all())
+    return total, right
+
+
+def _optimiser(settings: Settings, weights: list[Tensor]) -> torch.optim.Optimizer:
+    if settings.optimiser == "adam":
+        return torch.optim.Adam(weights, lr=settings.learning_rate)
+    return Adafactor(weights, lr=settings.learning_rate, relative_step=False, scale_parameter=False)

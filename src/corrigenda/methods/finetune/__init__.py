@@ -1,0 +1,1 @@
+"""FT, FT-L, FT-M, LocFT-BF."""

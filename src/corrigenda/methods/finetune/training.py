@@ -1,0 +1,356 @@
+"""Fine-tuning of one down projection on facts, as a change beside weights that never move.
+
+Everything up to the input of the trained projection is the same in every step: it is computed once
+and kept. A step runs only the later blocks (`corrigenda.lm.tail`), the head only where a label is
+read, and its gradient is the sum over positions of (gradient of the output) x (input). The change
+and Adam's moments have at least float32, whatever the model has.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import linear, pad
+
+from corrigenda.engines.locate.records import Status
+from corrigenda.errors import NonFinite
+from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, graph_bytes, head_bytes
+from corrigenda.lm.kv_cache import batches, pad_id, widened
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site, Tokens, key
+from corrigenda.lm.tail import Tail, memory_budget
+
+Objective = Literal["last-token", "teacher-forced"]
+
+# Tokens kept together, and tokens run together with gradients.
+_HELD_TOKENS = {"cpu": 4096, "cuda": 65536}
+# The weight, its gradient, Adam's two moments.
+_TRAINED_COPIES = 4
+_STEP_TOKENS = {"cpu": 1024, "cuda": 16384}
+
+
+class Settings(NamedTuple):
+    """Settings of the training, in the units of the method cards.
+
+    Attributes:
+        objective: "last-token" scores all tokens of the target with the one distribution behind
+            the prompt; "teacher-forced" scores each behind the tokens in front of it.
+        epochs: Passes over all facts, at most.
+        learning_rate: Of Adam (betas 0.9 and 0.999, eps 1e-8).
+        batch_size: Facts in one step.
+        box: Largest change of an entry of the weight; None for no bound.
+        weight_decay: Strength of Adam's coupled decay of the edited weight (not of the change).
+        stop_loss: A mini-batch whose loss is below this takes no step; an epoch whose average is
+            below it is the last.
+        shuffle: Seed of the order of facts, drawn anew each epoch from an order that depends on
+            their content only; None takes them as they are given.
+        bias: Whether the bias is trained along; a patch cannot hold it.
+    """
+
+    objective: Objective
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    box: float | None = None
+    weight_decay: float = 0.0
+    stop_loss: float = 0.01
+    shuffle: int | None = None
+    bias: bool = False
+
+
+class Example(NamedTuple):
+    """One fact in tokens.
+
+    Attributes:
+        ids: Prompt and target, without the target's last token.
+        prompt_last: Position of the prompt's last token.
+        labels: The tokens of the target.
+    """
+
+    ids: tuple[int, ...]
+    prompt_last: int
+    labels: tuple[int, ...]
+
+
+@dataclass
+class Trained:
+    """What a training made, no gradients.
+
+    Attributes:
+        delta: The change of the weight, float32 or the model's dtype if that has more digits.
+        bias: The change of the bias, if it was trained.
+        losses: Loss of the objective by fact, one in each epoch, before the step it took part in.
+        averages: Average of the losses of each epoch over all facts.
+        final: Teacher-forced loss of each fact with the whole change in place.
+        steps: Steps of Adam.
+        stop: "loss" when an epoch's average fell below the stopping value, else "epochs".
+        at_box: Share of the weight's entries that lie on the bounds of the box.
+    """
+
+    delta: Float[Tensor, "d_out d_in"]
+    bias: Float[Tensor, " d_out"] | None
+    losses: list[list[float]]
+    averages: list[float] = field(default_factory=list)
+    final: list[float] = field(default_factory=list)
+    steps: int = 0
+    stop: Literal["loss", "epochs"] = "epochs"
+    at_box: float = 0.0
+
+    @property
+    def statuses(self) -> list[Status]:
+        """Whether each target got at least even odds (geometric mean over tokens), else why not."""
+        failed: Status = "clamped" if self.at_box else "not converged"
+        return ["written" if loss <= math.log(2.0) else failed for loss in self.final]
+
+
+def fine_tune(
+    lm: LanguageModel,
+    site: Site,
+    examples: Sequence[Example],
+    settings: Settings,
+    names: Sequence[str],
+) -> Trained:
+    """Train a change of one weight on facts, with the model as it is now.
+
+    Minimises the mean over facts of the mean over target tokens of -log p, mini-batch by
+    mini-batch, with Adam. After every mini-batch the change is put back into the box.
+
+    Args:
+        lm: The model; never changed.
+        site: The down projection to train.
+        examples: The facts in tokens, at least one.
+        settings: Of the training.
+        names: How messages refer to each fact.
+
+    Raises:
+        NonFinite (CG201): a loss is not a number.
+        UnknownSite (CG303): a mixture of experts, which has no one down projection.
+
+    Reference: Zhu et al. 2020, equation 4 (the box); ROME (Meng et al. 2022), appendix E.1; the
+        masked objective as in KnowEdit (Zhang et al. 2024). The authors' codes train the weights
+        themselves and take the difference; here the change is the variable.
+    """
+    weight = lm.weight(site)
+    shape = (weight.shape[0], weight.shape[1] + settings.bias)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    delta = torch.zeros(shape, dtype=dtype, device=weight.device, requires_grad=True)
+    optimiser = torch.optim.Adam([delta], lr=settings.learning_rate)
+    origin = _origin(lm, site, delta) if settings.weight_decay else None
+    inputs = _Inputs(lm, site, examples)
+    trained = Trained(delta, None, [[] for _ in examples])
+    for epoch in range(settings.epochs):
+        total = 0.0
+        for chosen in _mini_batches(examples, settings, epoch):
+            losses = _accumulate(lm, inputs, chosen, delta, settings)
+            _record(trained, losses, names)
+            loss = sum(losses.values()) / len(losses)
+            if loss >= settings.stop_loss:
+                assert delta.grad is not None
+                if origin is not None:
+                    delta.grad.add_(origin + delta.detach(), alpha=settings.weight_decay)
+                optimiser.step()
+                trained.steps += 1
+            optimiser.zero_grad()
+            if settings.box is not None:
+                delta.data.clamp_(-settings.box, settings.box)
+            total += sum(losses.values())
+        trained.averages.append(total / len(examples))
+        if trained.averages[-1] < settings.stop_loss:
+            trained.stop = "loss"
+            break
+    return _finished(lm, inputs, trained, settings)
+
+
+def _finished(lm: LanguageModel, inputs: _Inputs, trained: Trained, settings: Settings) -> Trained:
+    """Ask every fact once more, with the whole change in place."""
+    delta = trained.delta.detach()
+    final = _accumulate(
+        lm,
+        inputs,
+        range(len(trained.losses)),
+        delta,
+        settings._replace(objective="teacher-forced"),
+    )
+    trained.final = [final[index] for index in range(len(final))]
+    if settings.bias:
+        trained.bias, delta = delta[:, -1].clone(), delta[:, :-1].clone()
+    trained.delta = delta
+    if settings.box is not None:
+        inside = delta.abs() < torch.tensor(settings.box, dtype=delta.dtype)
+        trained.at_box = 1.0 - float(inside.double().mean()) if trained.steps else 0.0
+    return trained
+
+
+def _origin(
+    lm: LanguageModel, site: Site, delta: Float[Tensor, "d_out width"]
+) -> Float[Tensor, "d_out width"]:
+    """The trained parameters before training, in the layout of the change."""
+    weight, bias = lm.weight(site).to(delta.dtype), lm.bias(site)
+    if delta.shape == weight.shape:
+        return weight
+    assert bias is not None, "a bias that is trained exists"
+    return torch.cat([weight, bias.to(delta.dtype)[:, None]], dim=1)
+
+
+def _mini_batches(
+    examples: Sequence[Example], settings: Settings, epoch: int
+) -> Iterator[list[int]]:
+    order = list(range(len(examples)))
+    if settings.shuffle is not None:
+        order.sort(key=examples.__getitem__)
+        random.Random(f"{settings.shuffle}/{epoch}").shuffle(order)
+    for begin in range(0, len(order), settings.batch_size):
+        yield order[begin : begin + settings.batch_size]
+
+
+def _record(trained: Trained, losses: dict[int, float], names: Sequence[str]) -> None:
+    for index, loss in losses.items():
+        if not math.isfinite(loss):
+            raise NonFinite(
+                f"the loss of fine-tuning is {loss} in epoch {len(trained.losses[index]) + 1}.",
+                where=names[index],
+                hint="The model gives no finite probabilities here: earlier edits may have broken "
+                "it, the learning rate is too high, or its number format overflows (try float32).",
+            )
+        trained.losses[index].append(loss)
+
+
+@dataclass(eq=False)
+class _Held:
+    """Facts of nearly equal length, with all that training leaves as it is.
+
+    Attributes:
+        rows: Row of each fact, by its index.
+        starts: First position that runs: 0, or in the last block the prompt's last token, since
+            behind it no position sees another.
+        tail: The later blocks.
+        keys: Inputs of the trained projection from the starts on.
+    """
+
+    rows: dict[int, int]
+    starts: Int[Tensor, " batch"]
+    tail: Tail
+    keys: Float[Tensor, "batch pos d_in"]
+
+
+def training_memory(lm: LanguageModel, site: Site, num_facts: int) -> int:
+    """Bytes that training one weight takes, for facts of usual length; see `lm.footprint`."""
+    weight = lm.weight(site)
+    kept = num_facts * USUAL_TOKENS * _held_numbers(lm, site) * lm.dtype.itemsize
+    tokens = _STEP_TOKENS[lm.device.type]
+    graph = graph_bytes(lm, lm.num_layers - site.layer, tokens) + head_bytes(lm, tokens)
+    return _TRAINED_COPIES * FLOAT * weight.numel() + min(kept, memory_budget(lm)) + graph
+
+
+def _held_numbers(lm: LanguageModel, site: Site) -> int:
+    """Numbers kept for each token: the weight's input, and what enters the blocks behind it."""
+    return lm.weight(site).shape[1] + 3 * lm.d_model
+
+
+class _Inputs:
+    """Gives the facts of a mini-batch with their constants, kept where memory allows."""
+
+    def __init__(self, lm: LanguageModel, site: Site, examples: Sequence[Example]) -> None:
+        self.examples = examples
+        self._lm, self._site = lm, site
+        self._lengths = [len(example.ids) for example in examples]
+        needed = sum(self._lengths) * _held_numbers(lm, site) * lm.dtype.itemsize
+        self._kept: list[_Held] | None = None
+        if needed <= memory_budget(lm):
+            together = batches(lm, self._lengths, _HELD_TOKENS[lm.device.type])
+            self._kept = [self.hold(indices) for indices in together]
+
+    def pieces(self, chosen: Sequence[int]) -> list[tuple[_Held | None, list[int]]]:
+        """Parts of a mini-batch that run together; those without constants are to be held first."""
+        if self._kept is None:
+            lengths = [self._lengths[index] for index in chosen]
+            step = _STEP_TOKENS[self._lm.device.type]
+            parts = batches(self._lm, lengths, step)
+            return [(None, [chosen[i] for i in part]) for part in parts]
+        found: list[tuple[_Held | None, list[int]]] = []
+        for held in self._kept:
+            own = sorted((i for i in chosen if i in held.rows), key=held.rows.__getitem__)
+            size = max(1, _STEP_TOKENS[self._lm.device.type] // held.tail.width)
+            found += [(held, own[begin : begin + size]) for begin in range(0, len(own), size)]
+        return found
+
+    @torch.no_grad()
+    def hold(self, indices: Sequence[int]) -> _Held:
+        """Compute the constants of some facts."""
+        lm, site = self._lm, self._site
+        examples = [self.examples[index] for index in indices]
+        is_last = site.layer == lm.num_layers - 1
+        starts = torch.tensor([example.prompt_last if is_last else 0 for example in examples])
+        tokens = Tokens.pad([example.ids for example in examples], pad_id(lm)).to(lm.device)
+        tail = Tail.build(lm, tokens, site.layer, starts, role="value")
+        window = tail.starts[:, None] + torch.arange(tail.width, device=lm.device)
+        window = window.clamp_max(tokens.ids.shape[1] - 1)
+        keys = lm.tap(tokens, [key(site)], positions=window)[key(site)]
+        rows = {index: row for row, index in enumerate(indices)}
+        return _Held(rows, tail.starts, tail, keys)
+
+
+def _accumulate(
+    lm: LanguageModel,
+    inputs: _Inputs,
+    chosen: Sequence[int],
+    delta: Float[Tensor, "d_out width"],
+    settings: Settings,
+) -> dict[int, float]:
+    """Losses of some facts; adds the gradient of their mean to `delta.grad` if it is wanted."""
+    losses: dict[int, float] = {}
+    pieces = inputs.pieces(chosen)
+    for kept, own in pieces:
+        held = kept or inputs.hold(own)
+        with torch.set_grad_enabled(delta.requires_grad):
+            nll = _nll(lm, held, own, inputs.examples, delta, settings)
+            loss = nll.sum() / len(chosen)
+        losses |= dict(zip(own, nll.tolist(), strict=True))
+        # Below the stopping value no step follows; of several pieces only all together tell.
+        if loss.requires_grad and (len(pieces) > 1 or loss.item() >= settings.stop_loss):
+            loss.backward()
+    return losses
+
+
+def _nll(
+    lm: LanguageModel,
+    held: _Held,
+    own: Sequence[int],
+    examples: Sequence[Example],
+    delta: Float[Tensor, "d_out width"],
+    settings: Settings,
+) -> Float[Tensor, " rows"]:
+    """Mean of -log p over the target tokens of each fact."""
+    device = held.keys.device
+    chosen = [examples[index] for index in own]
+    teacher_forced = settings.objective == "teacher-forced"
+    counts = torch.tensor([len(example.labels) for example in chosen], device=device)
+    width = int(counts.max()) if teacher_forced else 1
+    first = torch.tensor([example.prompt_last for example in chosen], device=device)
+    steps = torch.arange(width, device=device)
+    valid = (steps < counts[:, None]) if teacher_forced else (steps < 1).expand(len(chosen), 1)
+    at = first[:, None] + steps * valid
+    rows = torch.tensor([held.rows[index] for index in own], device=device)
+    everything = len(own) == len(held.rows) and torch.equal(rows, torch.arange(len(own)).to(rows))
+    picked_rows = None if everything else rows
+
+    length = int((at - held.starts[rows][:, None]).max()) + 1
+    keys = held.keys[:, :length] if everything else held.keys[rows, :length]
+    keys = keys.to(delta.dtype)
+    if settings.bias:
+        keys = pad(keys, (0, 1), value=1.0)
+    hidden = held.tail.run(linear(keys, delta), at, rows=picked_rows)[valid]
+    log_p = torch.log_softmax(widened(lm.head(hidden)), dim=-1)
+
+    owners = torch.arange(len(chosen), device=device).repeat_interleave(counts)
+    labels = torch.tensor([label for example in chosen for label in example.labels], device=device)
+    source = torch.arange(len(labels), device=device) if teacher_forced else owners
+    nll = -log_p[source, labels] / counts[owners]
+    return nll.new_zeros(len(chosen)).index_add(0, owners, nll)

@@ -1,0 +1,261 @@
+"""GRACE's codebook: keys with balls around them, and the rules by which balls come, grow and split.
+
+A patch records what its edit did: the entry it added, or whose entry it took over, and the radius
+that an earlier entry got. The codebook follows from the records of all active patches in order, so
+an edit that goes takes along what it did to the balls of others. A record that took over an entry
+which is gone stands for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from corrigenda.engines.shared_memory import identity
+from corrigenda.linalg.nearest import Found, Nearest
+
+ADDED, SPLIT, TAKEN_OVER = 0, 1, 2
+"""What a record did: a ball of its own, one that halves an earlier one, or an earlier one's use."""
+
+NAMES = ("added", "split", "expanded")
+
+_GAP = 1e-5
+
+
+class Records(NamedTuple):
+    """What edits did, one row each.
+
+    Attributes:
+        keys: Inputs of the layer at the prompts' last tokens.
+        values: What the layer's output is replaced by.
+        radii: Of the record's own ball; of one that took over, should its entry be gone.
+        acts: `ADDED`, `SPLIT` or `TAKEN_OVER`.
+        ids: Number of each record, see `identity`.
+        roots: Number of the entry that was split or taken over; 0 for none.
+        root_radii: Radius that this entry got; 0 for none.
+        targets: Tokens of the answers, one after another.
+        lengths: How many of them each record has.
+        facts: Which fact of its patch a record belongs to.
+    """
+
+    keys: Float[Tensor, "n d_in"]
+    values: Float[Tensor, "n d_out"]
+    radii: Float[Tensor, " n"]
+    acts: Int[Tensor, " n"]
+    ids: Int[Tensor, " n"]
+    roots: Int[Tensor, " n"]
+    root_radii: Float[Tensor, " n"]
+    targets: Int[Tensor, " tokens"]
+    lengths: Int[Tensor, " n"]
+    facts: Int[Tensor, " n"]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Mapping[str, Tensor]]) -> Records:
+        """Records of several patches, in order; parts without records are left out."""
+        full = [part for part in parts if part]
+        return cls(*(torch.cat([part[name] for part in full]) for name in cls._fields))
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """Entries, as they follow from records.
+
+    Attributes:
+        records: All records.
+        places: Record of each entry.
+        used: Record whose value and target an entry has: its own, or of the last to take it over.
+        radii: Of the entries, float64.
+    """
+
+    records: Records
+    places: Int[Tensor, " entries"]
+    used: Int[Tensor, " entries"]
+    radii: Float[Tensor, " entries"]
+
+    @classmethod
+    def of(cls, records: Records) -> Codebook:
+        """Apply records in order."""
+        radii = records.radii.clone()
+        used = torch.arange(len(radii))
+        own = records.acts != TAKEN_OVER
+        place: dict[int, int] = {}
+        changing = (records.acts != ADDED).nonzero().squeeze(1).tolist()
+        if changing:
+            ids = records.ids.tolist()
+            for row in own.nonzero().squeeze(1).tolist():
+                place.setdefault(ids[row], row)
+            for row in changing:
+                root = place.get(int(records.roots[row]))
+                if records.acts[row] == SPLIT:
+                    if root is not None:
+                        radii[root] = records.root_radii[row]
+                elif root is None:
+                    own[row] = True
+                    place.setdefault(ids[row], row)
+                else:
+                    radii[root] = max(radii[root], records.root_radii[row])
+                    used[root] = row
+        places = own.nonzero().squeeze(1)
+        return cls(records, places, used[places], radii[places])
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @cached_property
+    def keys(self) -> Float[Tensor, "entries d_in"]:
+        """Keys of the entries."""
+        if len(self.places) == len(self.records.keys):
+            return self.records.keys
+        return self.records.keys[self.places]
+
+    def values(self, entries: Int[Tensor, " some"]) -> Float[Tensor, "some d_out"]:
+        """Values of some entries, float32, on the CPU."""
+        return self.records.values[self.used[entries]]
+
+    def target(self, entry: int) -> tuple[int, ...]:
+        """Tokens of an entry's answer."""
+        return self.answer(int(self.used[entry]))
+
+    def answer(self, row: int) -> tuple[int, ...]:
+        """Tokens of a record's answer."""
+        end = int(self._ends[row])
+        return tuple(self.records.targets[end - int(self.records.lengths[row]) : end].tolist())
+
+    def hits(self, found: Found) -> Int[Tensor, " queries"]:
+        """Entry in whose ball each query lies, -1 for none."""
+        inside = found.distances <= self.radii[found.indices]
+        return torch.where(inside, found.indices, -1)
+
+    @cached_property
+    def _ends(self) -> Int[Tensor, " n"]:
+        return self.records.lengths.cumsum(0)
+
+
+class Placed(NamedTuple):
+    """What the rules make of one fact.
+
+    Attributes:
+        act: `ADDED`, `SPLIT` or `TAKEN_OVER`; None where nothing is to be done.
+        radius: Of the fact's own ball.
+        root: Number of the entry it splits or takes over, 0 for none.
+        root_radius: Radius this entry gets.
+        continues: Whose value it goes on from: an entry of the codebook, or None.
+        follows: Whose value it goes on from: an earlier fact of the batch, or None.
+        id: The record's number.
+        distance: To the nearest key; infinite where there is none.
+    """
+
+    act: int | None
+    radius: float = 0.0
+    root: int = 0
+    root_radius: float = 0.0
+    continues: int | None = None
+    follows: int | None = None
+    id: int = 0
+    distance: float = torch.inf
+
+
+@dataclass
+class _Ball:
+    id: int
+    radius: float
+    target: tuple[int, ...]
+    entry: int | None
+    fact: int | None
+
+
+def place(
+    book: Codebook | None,
+    keys: Float[Tensor, "n d_in"],
+    targets: Sequence[tuple[int, ...]],
+    right: Sequence[bool],
+    *,
+    radius: float,
+    noise: Sequence[float],
+) -> list[Placed]:
+    """Say for facts, one after another, what becomes of them and of the balls they meet.
+
+    A fact the model gets right without help is left alone. A ball that would not touch the nearest
+    one is added; otherwise the nearest ball grows to hold the key if it has the same target, or is
+    halved if it has another. A key that cannot be told from the nearest one takes over its entry.
+
+    Args:
+        book: The codebook that is active, if any.
+        keys: Of the facts.
+        targets: Their answers' tokens, compared exactly.
+        right: Whether the model answers with the target already.
+        radius: epsilon of a new ball.
+        noise: How far each key may lie from itself, read again.
+
+    Reference: Hartvigsen et al. 2023, algorithm 1. A ball that grows gets the noise on top.
+    """
+    found = Nearest(keys[:0] if book is None else book.keys).search(keys)
+    changed: dict[int, _Ball] = {}
+    new: list[_Ball] = []
+    new_keys = keys[:0].double()
+    placed: list[Placed] = []
+    for fact, target in enumerate(targets):
+        nearest, distance = None, float(found.distances[fact])
+        if book is not None:
+            entry = int(found.indices[fact])
+            if entry not in changed:
+                number = int(book.records.ids[book.places[entry]])
+                ball = _Ball(number, float(book.radii[entry]), book.target(entry), entry, None)
+                changed[entry] = ball
+            nearest = changed[entry]
+        if new:
+            apart = (new_keys - keys[fact].double()).norm(dim=1)
+            if float(apart.min()) < distance:
+                nearest, distance = new[int(apart.argmin())], float(apart.min())
+        one = _placed(nearest, distance, target, right[fact], radius, noise[fact])
+        one = one._replace(id=identity(keys[fact], target), distance=distance)
+        placed.append(one)
+        if one.act is None:
+            continue
+        if nearest is not None and one.root:
+            nearest.radius = one.root_radius
+        if one.act == TAKEN_OVER:
+            assert nearest is not None, "something is taken over"
+            nearest.target, nearest.entry, nearest.fact = target, None, fact
+        else:
+            new.append(_Ball(one.id, one.radius, target, None, fact))
+            new_keys = torch.cat([new_keys, keys[fact, None].double()])
+    return placed
+
+
+def _placed(
+    nearest: _Ball | None,
+    distance: float,
+    target: tuple[int, ...],
+    right: bool,
+    radius: float,
+    noise: float,
+) -> Placed:
+    inside = nearest is not None and distance <= nearest.radius
+    if right and not inside:
+        return Placed(None)
+    if nearest is None or distance > nearest.radius + radius:
+        return Placed(ADDED, radius)
+    same = target == nearest.target
+    if same or distance <= noise:
+        grown = nearest.radius if inside else distance + noise
+        goes_on = (nearest.entry, nearest.fact) if same else (None, None)
+        return Placed(TAKEN_OVER, radius, nearest.id, grown, *goes_on)
+    return Placed(SPLIT, distance / 2, nearest.id, max(0.0, distance / 2 - _GAP))
+
+
+def out_of_reach(book: Codebook) -> list[int]:
+    """Records that took an entry over and lie in no ball with their target any more."""
+    taken = (book.records.acts == TAKEN_OVER).nonzero().squeeze(1)
+    hits = book.hits(Nearest(book.keys).search(book.records.keys[taken]))
+    return [
+        row
+        for row, hit in zip(taken.tolist(), hits.tolist(), strict=True)
+        if hit < 0 or book.target(hit) != book.answer(row)
+    ]

@@ -1,0 +1,370 @@
+"""GRACE: a codebook beside one layer, which replaces its output where a known prompt comes by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from corrigenda.editor import Edit, Editor, Gives, Needs
+from corrigenda.engines import shared_memory
+from corrigenda.engines.answer_loss import scored
+from corrigenda.engines.gradients import Labelled, labelled_rows
+from corrigenda.engines.shared_memory import Memory, joined, keys_at, memory_of, suspended
+from corrigenda.facts import Fact
+from corrigenda.linalg.nearest import Nearest
+from corrigenda.lm.hooks import Transform
+from corrigenda.lm.model import LanguageModel, gather
+from corrigenda.lm.sites import Point, Site, key, value
+from corrigenda.methods.grace.codebook import (
+    NAMES,
+    TAKEN_OVER,
+    Codebook,
+    Placed,
+    Records,
+    out_of_reach,
+    place,
+)
+from corrigenda.methods.grace.training import (
+    Replace,
+    Settings,
+    Trace,
+    replaced,
+    train_values,
+)
+from corrigenda.patch import StoredPatch
+from corrigenda.state import State
+
+_DEPTH = 27 / 32
+
+
+class GracePatch(StoredPatch):
+    """Entries of a codebook, and what they did to entries of earlier patches.
+
+    While several are active at one site, they share one codebook.
+    """
+
+    kind: ClassVar[str] = "grace"
+
+    @property
+    def site(self) -> Site:
+        """The layer whose output is replaced."""
+        config = self.header.config
+        return Site.parse(f"{config['layer']}.{config['part']}")
+
+    @property
+    def replace(self) -> Replace:
+        """Which tokens' output is replaced."""
+        return self.header.config["replace"]  # type: ignore[return-value]  # what `Grace` wrote
+
+    def hooks(self, lm: LanguageModel) -> AbstractContextManager[object]:
+        """Join the codebook of the model."""
+        group = _group(self.site, self.replace)
+        return joined(lm, self, group, lambda: _Beside(lm, self.site, self.replace))
+
+
+class _Beside(Memory[GracePatch]):
+    """The codebook of all active patches at one site, at work."""
+
+    def __init__(self, lm: LanguageModel, site: Site, replace: Replace) -> None:
+        super().__init__(lm)
+        self.site = site
+        self.replace: Replace = replace
+        self._route: Int[Tensor, " batch"] | None = None
+
+    @cached_property
+    def book(self) -> Codebook | None:
+        """The codebook; None while no patch has an entry."""
+        parts = [patch.stored for patch in self.patches if patch.stored]
+        # It outlives the pass that asks for it first.
+        with torch.inference_mode(False):
+            return Codebook.of(Records.joined(parts)) if parts else None
+
+    @cached_property
+    def _nearest(self) -> Nearest:
+        assert self.book is not None, "somebody has an entry"
+        with torch.inference_mode(False):
+            return Nearest(self.book.keys.to(self.lm.weight(self.site).device))
+
+    def forget(self) -> None:
+        for name in ("book", "_nearest"):
+            if name in self.__dict__:
+                delattr(self, name)
+
+    def transforms(self) -> Mapping[Point, Transform]:
+        return {key(self.site): self._read, value(self.site): self._write}
+
+    def _read(self, inputs: Float[Tensor, "batch pos d_in"]) -> Tensor:
+        prompts, book = self.lm.prompts, self.book
+        self._route = None
+        if not (self.suspended or book is None or (prompts.continued and self.replace != "all")):
+
+            def decide(ends: Int[Tensor, " batch"]) -> Tensor:
+                found = self._nearest.search(gather(inputs, ends))
+                return book.hits(found).to(inputs.device)
+
+            self._route = prompts.once(self, decide)
+        return inputs
+
+    def _write(self, output: Float[Tensor, "batch pos d_out"]) -> Tensor:
+        route, book = self._route, self.book
+        if route is None or book is None:
+            return output
+        rows = (route >= 0).nonzero().squeeze(1)
+        if not len(rows):
+            return output
+        values = book.values(route[rows].cpu()).to(output)
+        columns = torch.arange(output.shape[1], device=output.device).expand(len(rows), -1)
+        ends = columns[:, :1] if self.replace == "all" else self.lm.prompts.ends[rows, None]
+        where = replaced(columns, ends.to(columns.device), self.replace)
+        output = output.clone()
+        output[rows] = torch.where(where[..., None], values[:, None], output[rows])
+        return output
+
+
+class Grace(Editor):
+    """One vector an edit, found by the prompt's key; nothing else ever changes.
+
+    Reference: Hartvigsen et al. 2023, sections 2 and 3, algorithm 1. See the card, `grace.md`.
+    """
+
+    name: ClassVar[str] = "grace"
+    needs: ClassVar[Needs] = Needs()
+    gives: ClassVar[Gives] = Gives(
+        single=True, batch=True, sequential=True, exact=False, order_free=False, contained=True
+    )
+
+    layer: int | None = Field(
+        default=None,
+        ge=0,
+        description="Block of the layer; at 27/32 of the depth, and not the last, if not given.",
+    )
+    part: Literal["mlp.down", "mlp.up", "mlp.gate", "attn.out"] = Field(
+        default="mlp.down", description="The layer within the block."
+    )
+    radius: float = Field(
+        default=1.0, gt=0, description="Radius of a new ball, epsilon, in units of the keys."
+    )
+    replace: Replace = Field(
+        default="last",
+        description="Tokens whose output is replaced: the prompt's last, those before it, or all.",
+    )
+    start: Literal["cold", "warm"] = Field(
+        default="cold",
+        description="First value: uniform in [0, 1), or the layer's own output at the key.",
+    )
+    steps: int = Field(default=100, ge=1, description="Steps for each value, at most.")
+    learning_rate: float = Field(default=1.0, gt=0, description="Of Adam.")
+    stop_loss: float = Field(
+        default=0.01,
+        ge=0,
+        description="Loss below which a value is done, if every token is the model's first choice. "
+        "0 takes all steps.",
+    )
+    seed: int = Field(default=0, description="Of cold first values.")
+
+    def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
+        """None: no weight changes; `site` says beside which layer the codebook stands."""
+        return ()
+
+    def site(self, lm: LanguageModel) -> Site:
+        """The layer beside which the codebook stands.
+
+        Raises:
+            UnknownSite (CG303): the model has no such layer, or it belongs to experts.
+        """
+        usual = max(0, min(int(_DEPTH * lm.num_layers), lm.num_layers - 2))
+        site = Site(usual if self.layer is None else self.layer, self.part)
+        lm.module(site)
+        return site
+
+    def distances(self, lm: LanguageModel, facts: Sequence[Fact]) -> shared_memory.Distances:
+        """How far keys of paraphrases, neighbours and other facts lie apart, to set `radius` by."""
+        return shared_memory.distances(lm, facts, key(self.site(lm)))
+
+    def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
+        """Add entries for the facts to the codebook that is active; the model is left as it is.
+
+        Facts that the model gets right without help are left alone. The state is handed through:
+        the codebook is that of the patches that are active.
+
+        Raises:
+            PromptTooLong (CG105): a fact does not fit into the context.
+            NonFinite (CG201): the model gives no finite loss.
+            UnknownSite (CG303): see `site`.
+        """
+        site = self.site(lm)
+        config = {**self.model_dump(mode="json"), "layer": site.layer}
+        if not facts:
+            return Edit(GracePatch.made(lm, {}, method=self.name, config=config), state)
+        rows = labelled_rows(lm, facts)
+        beside = memory_of(lm, _Beside, _group(site, self.replace))
+        book = None if beside is None else beside.book
+        before, right = scored(lm, rows)
+        keys = keys_at(lm, [row.ids[: row.reads[0] + 1] for row in rows], key(site))
+        noise = shared_memory.noise(lm, keys)
+        targets = [row.labels for row in rows]
+        plan = place(book, keys, targets, right, radius=self.radius, noise=noise)
+        names = [fact.label for fact in facts]
+        with suspended(beside):
+            idle = () if beside is None else beside.patches
+            values, traces = self._values(lm, site, rows, plan, book, keys, names, idle)
+        done = [index for index, one in enumerate(plan) if one.act is not None]
+        stored = _stored(done, plan, keys, values, targets) if done else {}
+        notes = _notes(facts, plan, before, traces, noise, lost=_lost(beside, stored, facts))
+        patch = GracePatch.made(
+            lm, stored, method=self.name, config=config, facts=facts, notes=notes
+        )
+        return Edit(patch, state)
+
+    def _values(
+        self,
+        lm: LanguageModel,
+        site: Site,
+        rows: Sequence[Labelled],
+        plan: Sequence[Placed],
+        book: Codebook | None,
+        keys: Float[Tensor, "n d_in"],
+        names: Sequence[str],
+        idle: Sequence[object],
+    ) -> tuple[Float[Tensor, "n d_out"], dict[int, Trace]]:
+        """Train values, those that go on from another fact's of the batch after that one's."""
+        values = self._first_values(lm, site, rows)
+        traces: dict[int, Trace] = {}
+        settings = Settings(self.steps, self.learning_rate, self.stop_loss, self.replace)
+        open_ones = [index for index, one in enumerate(plan) if one.act is not None]
+        while open_ones:
+            now = [i for i in open_ones if plan[i].follows is None or plan[i].follows in traces]
+            continued = []
+            for index in now:
+                follows, continues = plan[index].follows, plan[index].continues
+                if follows is not None:
+                    values[index] = values[follows]
+                elif continues is not None and book is not None:
+                    values[index] = book.values(torch.tensor([continues]))[0]
+                continued.append(follows is not None or continues is not None)
+            trained = train_values(
+                lm,
+                site,
+                [rows[index] for index in now],
+                values[now],
+                settings,
+                continued=continued,
+                names=[names[index] for index in now],
+                suspended=idle,
+            )
+            values[now] = trained.values
+            traces |= dict(zip(now, trained.traces, strict=True))
+            open_ones = [index for index in open_ones if index not in traces]
+        return values, traces
+
+    def _first_values(
+        self, lm: LanguageModel, site: Site, rows: Sequence[Labelled]
+    ) -> Float[Tensor, "n d_out"]:
+        prompts = [row.ids[: row.reads[0] + 1] for row in rows]
+        if self.start == "warm":
+            return keys_at(lm, prompts, value(site))
+        width = lm.weight(site).shape[0]
+        drawn = []
+        for row in rows:
+            content = f"{self.seed}/{row.ids}/{row.labels}".encode()
+            seed = int.from_bytes(hashlib.sha256(content).digest()[:7], "big")
+            drawn.append(torch.rand(width, generator=torch.Generator().manual_seed(seed)))
+        return torch.stack(drawn)
+
+
+def _group(site: Site, replace: Replace) -> tuple[str, Site, Replace]:
+    return "grace", site, replace
+
+
+def _stored(
+    done: Sequence[int],
+    plan: Sequence[Placed],
+    keys: Float[Tensor, "n d_in"],
+    values: Float[Tensor, "n d_out"],
+    targets: Sequence[tuple[int, ...]],
+) -> dict[str, Tensor]:
+    own = [plan[index] for index in done]
+    return Records(
+        keys=keys[done],
+        values=values[done],
+        radii=torch.tensor([one.radius for one in own], dtype=torch.float64),
+        acts=torch.tensor([one.act for one in own]),
+        ids=torch.tensor([one.id for one in own]),
+        roots=torch.tensor([one.root for one in own]),
+        root_radii=torch.tensor([one.root_radius for one in own], dtype=torch.float64),
+        targets=torch.tensor([token for index in done for token in targets[index]]),
+        lengths=torch.tensor([len(targets[index]) for index in done]),
+        facts=torch.tensor(list(done)),
+    )._asdict()
+
+
+def _lost(beside: _Beside | None, stored: Mapping[str, Tensor], facts: Sequence[Fact]) -> list[str]:
+    """Facts, of this edit or before, that the new balls took out of reach."""
+    if not stored:
+        return []
+    earlier = [] if beside is None else [patch for patch in beside.patches if patch.stored]
+    parts = [*(patch.stored for patch in earlier), stored]
+    everyone = [*(patch.facts for patch in earlier), facts]
+    owners = [
+        own[fact]
+        for own, part in zip(everyone, parts, strict=True)
+        for fact in part["facts"].tolist()
+    ]
+    lost = set(out_of_reach(Codebook.of(Records.joined(parts))))
+    if earlier:
+        lost -= set(out_of_reach(Codebook.of(Records.joined(parts[:-1]))))
+    edited_again = {fact.prompt for fact in facts}
+    new = len(owners) - len(parts[-1]["facts"])
+    return [
+        owners[row].label
+        for row in sorted(lost)
+        if row >= new or owners[row].prompt not in edited_again
+    ]
+
+
+def _notes(
+    facts: Sequence[Fact],
+    plan: Sequence[Placed],
+    before: Sequence[float],
+    traces: Mapping[int, Trace],
+    noise: Sequence[float],
+    *,
+    lost: Sequence[str],
+) -> dict[str, object]:
+    statuses, notices = [], []
+    for index, (fact, one) in enumerate(zip(facts, plan, strict=True)):
+        trace = traces.get(index)
+        if trace is None:
+            statuses.append("true already")
+            continue
+        statuses.append("written" if trace.right else "not converged")
+        if not trace.right:
+            notices.append(
+                f"{fact.label}: not converged; the answer's loss is {min(trace.losses):.2f}."
+            )
+        tight = min(one.radius, one.root_radius if one.root else one.radius)
+        if one.act != TAKEN_OVER and tight <= noise[index]:
+            notices.append(
+                f"{fact.label}: a ball of radius {tight:.2g} is smaller than rounding; the prompt "
+                "may be missed."
+            )
+    notices += [f"{label}: out of reach; a ball it shared was halved." for label in lost]
+    return {
+        "status": statuses,
+        "notices": notices,
+        "acts": ["none" if one.act is None else NAMES[one.act] for one in plan],
+        "nearest": [float(f"{min(one.distance, 1e30):.6g}") for one in plan],
+        "losses": [
+            [float(f"{loss:.6g}") for loss in (traces[i].losses if i in traces else [early])]
+            for i, early in enumerate(before)
+        ],
+        "stop": [traces[i].stop if i in traces else "right already" for i in range(len(plan))],
+    }

@@ -1,0 +1,230 @@
+"""IKE: demonstrations of copying, carrying over and leaving alone, then the new fact."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+
+from corrigenda.editor import Needs
+from corrigenda.engines import text_tensors
+from corrigenda.engines.in_context import InContextEditor, InContextPatch, Layout
+from corrigenda.errors import MissingState
+from corrigenda.facts import Fact
+from corrigenda.lm.decoding import answer
+from corrigenda.lm.model import LanguageModel
+from corrigenda.progress import Progress
+from corrigenda.retrieval import Index, embedder
+from corrigenda.state import State
+
+Type = Literal["copy", "update", "retain"]
+
+_POOL, _VECTORS = "ike/pool", "ike/vectors"
+_ASKED_AT_ONCE = 256
+_SENTENCE_START = re.compile(r".*[.!?]\s+|.*\n", re.DOTALL)
+
+
+class Record(NamedTuple):
+    """What one fact of the pool can demonstrate.
+
+    Attributes:
+        fact: The new fact, with its name and subject.
+        paraphrase: Another prompt for it; empty where it has none.
+        neighbour: A prompt it should not touch; empty where it has none.
+        kept: What the unedited model answers to that.
+    """
+
+    fact: Fact
+    paraphrase: str
+    neighbour: str
+    kept: str
+
+
+class IkePatch(InContextPatch):
+    """New facts with their demonstrations, put before the questions that are nearest to them."""
+
+    kind: ClassVar[str] = "ike"
+
+
+class IKE(InContextEditor):
+    """In-context knowledge editing.
+
+    Reference: Zheng et al. 2023, sections 3 and 4. See the card, `ike.md`.
+    """
+
+    name: ClassVar[str] = "ike"
+    needs: ClassVar[Needs] = Needs(training_set=True)
+    patch_class: ClassVar[type[InContextPatch]] = IkePatch
+
+    num_demonstrations: int = Field(
+        default=32, ge=0, description="Demonstrations before a new fact, as far as they fit."
+    )
+    repeat_fact: bool = Field(
+        default=True,
+        description="Copy the new fact itself in one more demonstration, which comes last.",
+    )
+    pool_size: int | None = Field(
+        default=None, ge=1, description="Facts of the training set to choose from; all if None."
+    )
+    seed: int = Field(default=42, description="Of the types and of the probes that show them.")
+
+    def train(
+        self,
+        lm: LanguageModel,
+        facts: tuple[Fact, ...],
+        *,
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+    ) -> State:
+        """Build the pool of demonstrations: facts disjoint from those to be edited.
+
+        The answer that a neighbour keeps is what the model says now.
+        """
+        chance = random.Random(f"pool/{self.seed}")
+        if self.pool_size is not None and self.pool_size < len(facts):
+            chosen = sorted(chance.sample(range(len(facts)), self.pool_size))
+            facts = tuple(facts[place] for place in chosen)
+        paraphrases = [
+            subject_sentence(chance.choice(fact.paraphrases), fact.subject)
+            if fact.paraphrases
+            else ""
+            for fact in facts
+        ]
+        neighbours = [chance.choice(fact.neighbours) if fact.neighbours else "" for fact in facts]
+        asked = list(dict.fromkeys(filter(None, neighbours)))
+        kept: dict[str, str] = {"": ""}
+        for start in range(0, len(asked), _ASKED_AT_ONCE):
+            part = asked[start : start + _ASKED_AT_ONCE]
+            kept |= dict(zip(part, map(_without_stop, answer(lm, part)), strict=True))
+            if progress is not None:
+                progress("asking what is kept", start + len(part), len(asked))
+        rows = [
+            [paraphrase, neighbour if kept[neighbour] else "", kept[neighbour]]
+            for paraphrase, neighbour in zip(paraphrases, neighbours, strict=True)
+        ]
+        layout = Layout.of(self.model_dump(mode="json"))
+        texts = [layout.new_fact(fact) for fact in facts]
+        return State(
+            {
+                f"{_POOL}/facts": text_tensors.facts_as_tensor(facts),
+                f"{_POOL}/probes": text_tensors.as_tensor([list(row) for row in rows]),
+                _VECTORS: embedder(self.embedder).embed(lm, texts),
+            }
+        )
+
+    def pool(self, state: State) -> list[Record]:
+        """The records of a pool.
+
+        Raises:
+            MissingState (CG503): the state holds none.
+        """
+        if _VECTORS not in state.tensors:
+            raise MissingState(
+                "there is no pool of demonstrations.",
+                where=f"method {self.name}",
+                hint="Call `editor.fit(lm, facts)` with facts disjoint from those to be edited, "
+                "and pass its state.",
+            )
+        facts = text_tensors.facts_of(state.tensors[f"{_POOL}/facts"])
+        probes = text_tensors.as_value(state.tensors[f"{_POOL}/probes"])
+        assert isinstance(probes, list), "one row of probes a fact"
+        rows = [[str(text) for text in row] for row in probes if isinstance(row, list)]
+        return [Record(fact, *row) for fact, row in zip(facts, rows, strict=True)]
+
+    def _demonstrate(
+        self, lm: LanguageModel, facts: Sequence[Fact], state: State | None
+    ) -> tuple[list[list[str]], dict[str, object]]:
+        assert state is not None, "edit gives at least an empty one"
+        pool = self.pool(state)
+        layout = Layout.of(self.model_dump(mode="json"))
+        vectors = embedder(self.embedder).embed(lm, [layout.new_fact(fact) for fact in facts])
+        banned = [sum(_overlaps(record.fact, fact) for record in pool) for fact in facts]
+        index = Index(state.tensors[_VECTORS])
+        found = index.search(vectors, max(1, self.num_demonstrations + max(banned)))
+        demonstrations, types, similarities = [], [], []
+        for row, fact in enumerate(facts):
+            hits = [
+                (pool[place], score)
+                for place, score in zip(
+                    found.indices[row].tolist(), found.scores[row].tolist(), strict=True
+                )
+                if not _overlaps(pool[place].fact, fact)
+            ][: self.num_demonstrations]
+            hits.reverse()
+            wanted = assign_types(len(hits), random.Random(f"{self.seed}/{layout.new_fact(fact)}"))
+            shown: list[Type] = [
+                _possible(one, hit[0]) for one, hit in zip(wanted, hits, strict=True)
+            ]
+            own = [_show(layout, one, hit[0]) for one, hit in zip(shown, hits, strict=True)]
+            if self.repeat_fact:
+                own.append(layout.demonstration(fact, fact.prompt, fact.target))
+            demonstrations.append(own)
+            types.append([one[0] for one in shown])
+            similarities.append([round(score, 3) for _, score in hits[:1] + hits[-1:]])
+        notices = [] if any("r" in one for one in types) else [_NEVER_LEFT_ALONE]
+        notes = {"types": ["".join(one) for one in types], "similarities": similarities}
+        return demonstrations, {**notes, "notices": notices}
+
+
+_NEVER_LEFT_ALONE = (
+    "no demonstration leaves a prompt alone, so neighbours will hardly be left alone: give a pool "
+    "whose facts have neighbours."
+)
+
+
+def assign_types(count: int, chance: random.Random) -> list[Type]:
+    """Types in random order, in the ratio of copy to update to retain of 1 to 3 to 4.
+
+    Example:
+        >>> from collections import Counter
+        >>> sorted(Counter(assign_types(32, random.Random(0))).items())
+        [('copy', 4), ('retain', 16), ('update', 12)]
+    """
+    copies, updates = round(count / 8), round(3 * count / 8)
+    types: list[Type] = ["retain"] * (count - copies - updates)
+    types.extend(itertools.repeat("copy", copies))
+    types.extend(itertools.repeat("update", updates))
+    chance.shuffle(types)
+    return types
+
+
+def subject_sentence(text: str, subject: str | None) -> str:
+    r"""Leave out sentences before the one with the subject, as CounterFact's paraphrases have them.
+
+    Example:
+        >>> subject_sentence("He left. It rained.\nIn Rome, Monet died in", "Monet")
+        'In Rome, Monet died in'
+    """
+    at = text.find(subject) if subject else -1
+    before = _SENTENCE_START.match(text, 0, max(at, 0))
+    return text[before.end() :] if before else text
+
+
+def _possible(wanted: Type, record: Record) -> Type:
+    """The type wanted, or a copy where the record lacks what it takes."""
+    possible = {"copy": True, "update": bool(record.paraphrase), "retain": bool(record.neighbour)}
+    return wanted if possible[wanted] else "copy"
+
+
+def _show(layout: Layout, shown: Type, record: Record) -> str:
+    fact = record.fact
+    if shown == "retain":
+        return layout.demonstration(fact, record.neighbour, record.kept)
+    probe = record.paraphrase if shown == "update" else fact.prompt
+    return layout.demonstration(fact, probe, fact.target)
+
+
+def _overlaps(one: Fact, other: Fact) -> bool:
+    """Whether a record is, or may be, the fact that is edited: the same case, prompt or subject."""
+    same_case = bool(one.name) and one.name == other.name
+    same_subject = one.subject is not None and one.subject == other.subject
+    return same_case or same_subject or one.prompt == other.prompt
+
+
+def _without_stop(text: str) -> str:
+    return text.rstrip(".")

@@ -1,1 +1,0 @@
-"""Networks that learn to edit, and the shifted model they are trained on."""

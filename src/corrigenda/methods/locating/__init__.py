@@ -1,1 +1,0 @@
-"""Finding where a fact is written, what to write there, and spreading it over layers."""

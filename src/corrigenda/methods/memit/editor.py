@@ -1,0 +1,49 @@
+"""MEMIT: many facts at once, spread over several layers, by least squares."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from corrigenda.editor import Gives, Needs
+from corrigenda.engines.locate.layers import SeveralLayers
+from corrigenda.linalg.lowrank import LowRank
+from corrigenda.linalg.solve import ridge
+from corrigenda.lm.sites import Site
+from corrigenda.state import State
+
+
+class Memit(SeveralLayers):
+    """Mass-Editing Memory in a Transformer.
+
+    Reference: Meng et al. 2023, section 4, equations 14 and 20. See the card, `memit.md`.
+    """
+
+    name: ClassVar[str] = "memit"
+    needs: ClassVar[Needs] = Needs(subject=True, moments=True, training_set=False)
+    gives: ClassVar[Gives] = Gives(
+        single=True, batch=True, sequential=True, exact=False, order_free=True
+    )
+
+    sequential: bool = Field(
+        default=False, description="Keep the keys of each batch and protect them in later ones."
+    )
+
+    @property
+    def protects(self) -> bool:
+        """As `sequential` says."""
+        return self.sequential
+
+    def solve(
+        self,
+        keys: Float[Tensor, "d_in n"],
+        residuals: Float[Tensor, "d_out n"],
+        state: State,
+        site: Site,
+    ) -> LowRank:
+        """R K^T (weight C + K_p K_p^T + K K^T)^-1."""
+        protected = self.protected(state, site)
+        return ridge(keys, residuals, state.factor(site), weight=self.weight, protected=protected)

@@ -1,1 +1,0 @@
-"""Neurons added to feed-forward blocks."""

@@ -1,0 +1,92 @@
+"""PMET: targets for attention and feed-forward block together, written into the latter alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from corrigenda.editor import Gives, Needs
+from corrigenda.engines.locate import pipeline
+from corrigenda.engines.locate.layers import SeveralLayers
+from corrigenda.engines.locate.pipeline import Plan
+from corrigenda.engines.locate.records import Role, Settings, Targets
+from corrigenda.linalg.lowrank import LowRank
+from corrigenda.linalg.solve import ridge
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site, value
+from corrigenda.state import State
+
+_SETTLED_WEIGHT = 0.1
+_SETTLED_KL = 0.01
+
+
+class Pmet(SeveralLayers):
+    """Precise Model Editing in a Transformer.
+
+    Two vectors are searched at the last edited block, behind its attention and behind its
+    feed-forward block. The first only helps the search; the weights of attention stay.
+
+    Reference: Li et al. 2024, sections 3.2 and 3.3. See the card, `pmet.md`.
+    """
+
+    name: ClassVar[str] = "pmet"
+    needs: ClassVar[Needs] = Needs(subject=True, moments=True, training_set=False)
+    gives: ClassVar[Gives] = Gives(
+        single=True, batch=True, sequential=True, exact=False, order_free=True
+    )
+    role: ClassVar[Role] = "components"
+
+    steps: int = Field(default=30, ge=1, description="Forward passes of the target search.")
+    learning_rate: float = Field(default=0.2, gt=0, description="Of Adam in the target search.")
+    kl_weight: float = Field(default=1.0, ge=0, description="Price of changing the essence.")
+    clamp: float = Field(
+        default=0.75, gt=0, description="Longest delta, in lengths of its own anchor."
+    )
+
+    @property
+    def settings(self) -> Settings:
+        """Settings of the target search; a target that has settled counts for a tenth."""
+        return super().settings._replace(settled_weight=_SETTLED_WEIGHT, settled_kl=_SETTLED_KL)
+
+    def missing(
+        self,
+        lm: LanguageModel,
+        site: Site,
+        plan: Plan,
+        clean: Sequence[tuple[int, ...]],
+        targets: Targets,
+    ) -> Float[Tensor, "n d_model"]:
+        """What the last edited feed-forward block still lacks, at the output of `site`; float64.
+
+        It is measured at the output of the last edited down projection. A norm behind a down
+        projection (Gemma 2 and 3, OLMo 2) is passed on the way to a lower one.
+        """
+        last = plan.sites[-1]
+        wanted = targets.wanted[:, -lm.d_model :].double()
+        now = pipeline.capture_last(lm, clean, [value(last)])[value(last)].double()
+        if site == last:
+            return wanted - now
+        gain = pipeline.norm_gain(lm, last, clean)
+        in_stream = wanted - now if gain is None else gain * (wanted - now)
+        return pipeline.residuals_at_output(lm, site, clean, in_stream)
+
+    def share(
+        self, missing: Float[Tensor, "n d_model"], remaining: int
+    ) -> Float[Tensor, "n d_model"]:
+        """The square root spreads less evenly than MEMIT: lower layers get more."""
+        return missing / math.sqrt(remaining)
+
+    def solve(
+        self,
+        keys: Float[Tensor, "d_in n"],
+        residuals: Float[Tensor, "d_out n"],
+        state: State,
+        site: Site,
+    ) -> LowRank:
+        """R K^T (weight C + K K^T)^-1."""
+        return ridge(keys, residuals, state.factor(site), weight=self.weight)

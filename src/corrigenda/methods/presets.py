@@ -1,0 +1,104 @@
+"""Presets: options of a method tuned for one model, found by the model's name without torch."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from importlib.resources.abc import Traversable
+from typing import TYPE_CHECKING, NamedTuple
+
+from corrigenda.errors import BadConfig
+from corrigenda.methods.registry import METHODS
+
+if TYPE_CHECKING:
+    from corrigenda.editor import Editor
+
+_SUFFIX = re.compile(r"[-_](hf|instruct|chat|base|it|v\d+(\.\d+)*)$")
+_PREFIX = re.compile(r"^meta[-_]")
+
+
+class Preset(NamedTuple):
+    """Settings tuned for one model.
+
+    Attributes:
+        model: What the preset is called, after its model.
+        options: Options of the method.
+        source: Where the values come from.
+    """
+
+    model: str
+    options: Mapping[str, object]
+    source: str
+
+
+def build_editor(name: str, model_name: str | None = None, **options: object) -> Editor:
+    """Make an editor: the preset for `model_name` where there is one, the options given on top.
+
+    Raises:
+        UnknownMethod (CG501): no method by that name.
+        BadConfig (CG502): an option the method does not have, or a value it cannot take.
+    """
+    kind = METHODS.get(name)
+    found = None if model_name is None else preset(name, model_name)
+    return kind(**{**(found.options if found else {}), **options})
+
+
+def presets(name: str) -> tuple[Preset, ...]:
+    """Return all presets of a method, by model.
+
+    They are the TOML files in `presets/` of the method's folder; in a folder of several methods,
+    those in `presets/<method>/`.
+
+    Raises:
+        UnknownMethod (CG501): no method by that name.
+        BadConfig (CG502): a preset file that is not `source` and `[options]`.
+    """
+    name = METHODS.resolve(name)
+    folder = METHODS.entry(name).folder.joinpath("presets")
+    own = folder.joinpath(name.replace("-", "_"))
+    folder = own if own.is_dir() else folder
+    if not folder.is_dir():
+        return ()
+    found = [read_preset(item) for item in folder.iterdir() if item.name.endswith(".toml")]
+    return tuple(sorted(found, key=lambda one: one.model))
+
+
+def preset(name: str, model_name: str) -> Preset | None:
+    """Return the preset of a method for a model, by the model's name; None where there is none.
+
+    Of a hub name or a path the last part counts, without case, without a leading "meta-" and
+    without endings that tell variants of one model apart (-hf, -instruct, -chat, -base, -it,
+    -v0.1).
+
+    Example:
+        >>> preset("memit", "openai-community/gpt2-xl").model
+        'gpt2-xl'
+        >>> preset("memit", "openai-community/gpt2") is None
+        True
+    """
+    wanted = _plain(model_name)
+    return next((one for one in presets(name) if _plain(one.model) == wanted), None)
+
+
+def read_preset(file: Traversable) -> Preset:
+    """Read one preset file.
+
+    Raises:
+        BadConfig (CG502): it is not `source` and `[options]`.
+    """
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        if set(table) != {"source", "options"}:
+            raise ValueError(f"expected `source` and `[options]`, found {sorted(table)}")
+    except ValueError as error:
+        raise BadConfig(f"a preset cannot be read: {error}.", where=str(file)) from error
+    return Preset(file.name.removesuffix(".toml"), table["options"], table["source"])
+
+
+def _plain(model_name: str) -> str:
+    name = model_name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()
+    name = _PREFIX.sub("", name)
+    while (shorter := _SUFFIX.sub("", name)) != name:
+        name = shorter
+    return name

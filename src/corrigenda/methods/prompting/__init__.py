@@ -1,1 +1,0 @@
-"""Edits that are shown to the model, not written into it."""

@@ -1,0 +1,205 @@
+"""ROME and R-ROME: one fact, one matrix, one rank-one change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from corrigenda.editor import Constraint, Edit, Gives, Needs
+from corrigenda.engines.locate import pipeline
+from corrigenda.engines.locate.contexts import Style
+from corrigenda.engines.locate.pipeline import SMALL_AGREEMENT, LocateThenEdit, Plan
+from corrigenda.engines.locate.target_search import Trace, find_targets
+from corrigenda.errors import NotEnoughFacts
+from corrigenda.facts import Fact
+from corrigenda.linalg.lowrank import LowRank
+from corrigenda.linalg.solve import key_agreement, rank_one
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site, key
+from corrigenda.patch import WeightPatch
+from corrigenda.patch.changes import Change, norm
+from corrigenda.state import State
+
+Variant = Literal["r-rome", "rome", "p-rome", "denominator"]
+
+
+class Written(NamedTuple):
+    """One fact's change, with what was measured on the way.
+
+    Attributes:
+        change: The rank-one change of the down projection.
+        key_mean: Mean key over all contexts.
+        key_clean: Key of the bare prompt.
+        delta: What the search adds to the output.
+        wanted: The output the search asks for at the subject's last token.
+        trace: What the target search did.
+        agreement: `(u . k_clean) / (u . k_mean)`.
+    """
+
+    change: LowRank
+    key_mean: Float[Tensor, " d_in"]
+    key_clean: Float[Tensor, " d_in"]
+    delta: Float[Tensor, " d_model"]
+    wanted: Float[Tensor, " d_model"]
+    trace: Trace
+    agreement: float
+
+
+class Rome(LocateThenEdit):
+    """Rank-One Model Editing of one down projection.
+
+    One fact at a time; edits may follow each other. With `use_moment` off the second moment is the
+    identity and nothing but the contexts is fitted.
+
+    Reference: Meng et al. 2022, section 3; Gupta et al. 2024 for `variant="r-rome"` and "p-rome".
+        See the card, `rome.md`.
+    """
+
+    name: ClassVar[str] = "rome"
+    gives: ClassVar[Gives] = Gives(
+        single=True, batch=False, sequential=True, exact=True, order_free=False
+    )
+    context_style: ClassVar[Style] = "rome"
+
+    variant: Variant = Field(
+        default="r-rome", description="Which key enters the residual and the denominator."
+    )
+    layer: int | None = Field(default=None, ge=0, description="Block to edit; probed if not given.")
+    use_moment: bool = Field(
+        default=True, description="Measure the change on keys of text, not in the plain norm."
+    )
+
+    @property
+    def needs(self) -> Needs:  # pyright: ignore[reportIncompatibleVariableOverride]  # by option
+        """A subject, and second moments unless `use_moment` is off."""
+        return Needs(subject=True, moments=self.use_moment, training_set=False)
+
+    largest_change: float | None = Field(
+        default=None,
+        gt=0,
+        description="Largest norm of the change, in norms of the weight; a larger one is refused.",
+    )
+
+    def chosen_layers(self) -> tuple[int, ...] | None:
+        """The layer given, or None to let the probe choose."""
+        return None if self.layer is None else (self.layer,)
+
+    def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
+        """Make a rank-one change for one fact; the model is left as it is.
+
+        An edit beyond `largest_change` would disable the model: the patch is empty then, and its
+        status is "refused".
+
+        Raises:
+            NotEnoughFacts (CG106): more than one fact.
+            AmbiguousSubject (CG104), SubjectNotFound (CG103), PromptTooLong (CG105): the fact
+                cannot be located.
+            MissingState (CG503): second moments are needed and the state has none for this layer.
+            NonFinite (CG201): the model gives no finite loss.
+            DependentKeys (CG202): `variant="rome"` with a clean key orthogonal to the update.
+        """
+        state = state or State()
+        if not facts:
+            return Edit(WeightPatch({}, self.header(lm, facts, {})), state)
+        plan = self.plan(lm, state)
+        (site,) = plan.sites
+        written = self._write(lm, facts, plan, state)
+        notes = self._notes(lm, facts[0], plan, written)
+        changes: dict[Site, Change] = {site: written.change}
+        size = 0.0
+        if self.largest_change is not None:
+            size = norm(written.change) / float(lm.weight(site).double().norm())
+        if self.largest_change is not None and size > self.largest_change:
+            changes = {}
+            notes["status"] = ["refused"]
+            notes["notices"] = [
+                f"{facts[0].label}: disabling edit refused; the change has {size:.3g} times the "
+                f"norm of the weight, {self.largest_change:g} is allowed."
+            ]
+        return Edit(WeightPatch(changes, self.header(lm, facts, notes)), state)
+
+    def constraints(
+        self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None
+    ) -> Mapping[Site, Constraint]:
+        """The key whose output `variant` fixes: the mean one, or that of the bare prompt."""
+        if not facts:
+            return {}
+        state = state or State()
+        plan = self.plan(lm, state)
+        (site,) = plan.sites
+        written = self._write(lm, facts, plan, state)
+        at = written.key_clean if self.variant in ("rome", "p-rome") else written.key_mean
+        output = lm.weight(site).double() @ at
+        if self.variant == "r-rome":
+            values = written.wanted - _bias(lm, site)
+        else:
+            values = output + written.delta
+        return {site: Constraint(at[:, None], values[:, None])}
+
+    def _write(self, lm: LanguageModel, facts: Sequence[Fact], plan: Plan, state: State) -> Written:
+        if len(facts) > 1:
+            raise NotEnoughFacts(
+                f"ROME writes one fact at a time, {len(facts)} were given.",
+                hint="Edit them one after the other, each with the earlier patches applied, or use "
+                "memit or emmet.",
+            )
+        (site,) = plan.sites
+        prefixes = plan.contexts.prefixes
+        targets = find_targets(
+            lm,
+            pipeline.rewrite_rows(lm, facts, prefixes),
+            layer=site.layer,
+            role="value",
+            settings=self.settings,
+            names=[fact.label for fact in facts],
+        )
+        sequences = pipeline.subject_tokens(lm, facts, prefixes)
+        keys = pipeline.capture_last(lm, sequences, [key(site)])[key(site)]
+        mean, clean = pipeline.average(keys, plan.contexts.weights)[0], keys[0].double()
+        delta, wanted = targets.deltas[0].double(), targets.wanted[0].double()
+        factor = state.factor(site) if self.use_moment else None
+        match self.variant:
+            case "r-rome":
+                output = lm.weight(site).double() @ mean + _bias(lm, site)
+                change = rank_one(mean, wanted - output, factor)
+            case "rome":
+                change = rank_one(mean, delta, factor, at=clean)
+            case "p-rome":
+                change = rank_one(clean, delta, factor)
+            case "denominator":
+                change = rank_one(mean, delta, factor)
+        agreement = key_agreement(mean, clean, factor)
+        return Written(change, mean, clean, delta, wanted, targets.traces[0], agreement)
+
+    def _notes(
+        self, lm: LanguageModel, fact: Fact, plan: Plan, written: Written
+    ) -> dict[str, object]:
+        warnings = [*plan.notices, *pipeline.subject_warnings(lm, [fact])]
+        if written.agreement < SMALL_AGREEMENT:
+            because = (
+                "original ROME divides by it"
+                if self.variant == "rome"
+                else "the averaged key does not speak for the bare prompt"
+            )
+            warnings.append(
+                f"{fact.label}: key agreement {written.agreement:.3f} is below {SMALL_AGREEMENT}; "
+                f"{because}."
+            )
+        return {
+            **pipeline.summarise([fact], [written.trace.status], warnings),
+            "search": [written.trace.to_dict()],
+            "key_agreement": pipeline.rounded({str(plan.sites[0]): [written.agreement]}),
+            "layers": [site.layer for site in plan.sites],
+        }
+
+
+def _bias(lm: LanguageModel, site: Site) -> Float[Tensor, " d_model"]:
+    bias = lm.bias(site)
+    if bias is None:
+        return torch.zeros(lm.d_model, dtype=torch.float64, device=lm.device)
+    return bias.double()

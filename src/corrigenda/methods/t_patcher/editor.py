@@ -1,0 +1,377 @@
+"""T-Patcher: a neuron beside the last feed-forward block for every wrong token of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from corrigenda.editor import Edit, Editor, Gives, Needs
+from corrigenda.engines.activation import host_activation
+from corrigenda.engines.locate import pipeline
+from corrigenda.engines.ordinary_text import ordinary_rows, tapped
+from corrigenda.facts import Fact
+from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, head_bytes
+from corrigenda.lm.kv_cache import pad_id
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Point, Site, Tokens, key, value
+from corrigenda.lm.spans import encode_fact
+from corrigenda.lm.tail import Tail
+from corrigenda.methods.t_patcher.neurons import (
+    Example,
+    Memory,
+    Neurons,
+    Settings,
+    Trained,
+    train,
+    wrong_tokens,
+)
+from corrigenda.patch import header_for
+from corrigenda.patch.module import StoredPatch
+from corrigenda.progress import Progress
+from corrigenda.state import State
+from corrigenda.training.dataset import Material, text_only
+
+_QUERIES_OF_TEXT = 16
+_ROW_OF_TEXT = 48
+_MEMORY, _VALIDATION, _EDITS = "t-patcher/memory", "t-patcher/validation", "t-patcher/edits"
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronPatch(StoredPatch):
+    """Neurons beside the last feed-forward block of a model.
+
+    Attributes:
+        stored: `keys` and `values` (neuron d_model), `biases` (neuron), `owners` (neuron): index of
+            the fact each belongs to.
+        header: Its `notes` name the `layer` and the `activation`.
+    """
+
+    kind: ClassVar[str] = "t-patcher"
+
+    @property
+    def neurons(self) -> Neurons:
+        """The neurons, float32."""
+        return Neurons(*(self.stored[name] for name in ("keys", "biases", "values")))
+
+    def without(self, fact: int) -> NeuronPatch:
+        """The patch without the neurons of one fact, by its index; the others stay bit for bit."""
+        owners = self.stored["owners"]
+        kept = owners != fact
+        stored = {name: tensor[kept] for name, tensor in self.stored.items()}
+        stored["owners"] = owners[kept] - (owners[kept] > fact).long()
+        facts = self.header.facts[:fact] + self.header.facts[fact + 1 :]
+        return NeuronPatch(stored, self.header.model_copy(update={"facts": facts}))
+
+    @contextmanager
+    def hooks(self, lm: LanguageModel) -> Generator[None]:
+        """Add act(q K_p^T + b_p) V_p to the block's output at every token where a neuron fires.
+
+        Where none does, the output is the very tensor that came in.
+        """
+        if not len(self.stored["owners"]):
+            yield
+            return
+        notes = self.header.notes
+        act = _activation(lm, str(notes["activation"]))
+        bank = _Bank(self.neurons, act)
+        (site,) = _sites(lm)
+        with lm.swap({_queries(site): bank.remember, value(site): bank.add}):
+            yield
+
+
+class _Bank:
+    """Carries the block's input to its output, and adds what the neurons say."""
+
+    def __init__(self, neurons: Neurons, act: Callable[[Tensor], Tensor]) -> None:
+        self._neurons, self._act = neurons, act
+        self._placed: dict[tuple[torch.device, torch.dtype], Neurons] = {}
+        self._query: Tensor | None = None
+
+    def remember(self, query: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
+        self._query = query
+        return query
+
+    def add(self, output: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
+        query, self._query = self._query, None
+        assert query is not None, "the input of the block is seen before its output"
+        dtype = torch.promote_types(output.dtype, torch.float32)
+        place = (output.device, dtype)
+        if place not in self._placed:
+            self._placed[place] = Neurons(*(one.to(*place) for one in self._neurons))
+        neurons = self._placed[place]
+        fired = self._act(neurons.activations(query.to(*place)))
+        active = (fired != 0).any(-1, keepdim=True)
+        if not bool(active.any()):
+            return output
+        patched = (output.to(dtype) + fired @ neurons.values).to(output.dtype)
+        return torch.where(active, patched, output)
+
+
+class TPatcher(Editor):
+    """One mistake, one neuron: neurons that fire on one query each, added and never changed again.
+
+    Reference: Huang et al. 2023, sections 3 and 4. See the card, `t_patcher.md`.
+    """
+
+    name: ClassVar[str] = "t-patcher"
+    needs: ClassVar[Needs] = Needs()
+
+    max_neurons: int = Field(default=5, ge=1, description="Neurons of a fact, at most.")
+    activation: Literal["relu", "host"] = Field(
+        default="relu", description="Of the neurons: exactly silent below zero, or the model's."
+    )
+
+    @property
+    def gives(self) -> Gives:  # pyright: ignore[reportIncompatibleVariableOverride]  # by option
+        """Only neurons that are exactly silent leave other questions to the bit as they were."""
+        silent = self.activation == "relu"
+        return Gives(single=True, batch=True, sequential=True, contained=silent)
+
+    memory_size: int = Field(default=4000, ge=1, description="Queries of text to be silent on.")
+    validation_size: int = Field(
+        default=1000, ge=1, description="Further queries, which say when to stop."
+    )
+    steps: int = Field(default=2000, ge=1, description="Of Adam, at most.")
+    first_check: int = Field(default=100, ge=1, description="Step of the first check.")
+    check_every: int = Field(default=25, ge=1, description="Steps between checks.")
+    learning_rate: float = Field(default=1e-2, gt=0, description="Of Adam, on unit queries.")
+    weight_decay: float = Field(default=1e-2, ge=0, description="Of keys and values.")
+    clip: float = Field(default=5.0, gt=0, description="Longest gradient.")
+    smoothing: float = Field(default=0.1, ge=0, lt=1, description="Of the labels.")
+    activation_weight: float = Field(default=1.0, ge=0, description="a_c.")
+    memory_weight: float = Field(default=10.0, ge=0, description="m_c.")
+    activation_margin: float = Field(default=0.0, description="alpha.")
+    memory_margin: float = Field(default=3.0, description="beta_1.")
+    silence: float = Field(default=-3.0, description="beta_2.")
+    top_own: int = Field(default=5, ge=1, description="Terms averaged in the activation loss.")
+    top_memory: int = Field(default=1000, ge=1, description="Terms averaged in a memory loss.")
+    amplifier: float = Field(default=10.0, gt=0, description="First factor of each value.")
+    value_noise: float = Field(default=0.0, ge=0, description="Size of values at the start.")
+    seed: int = Field(default=0, description="Of the text drawn and of values at the start.")
+
+    def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
+        """The down projection of the last block.
+
+        Raises:
+            UnknownSite (CG303): a mixture of experts, which has no one down projection.
+        """
+        return _sites(lm)
+
+    def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
+        """Bytes of the memory of queries, what one fact keeps of it, and its logits."""
+        queries = self.memory_size + self.validation_size + num_facts * USUAL_TOKENS
+        terms = 2 * self.memory_size * self.max_neurons
+        return (queries * lm.d_model + terms) * FLOAT + head_bytes(lm, USUAL_TOKENS)
+
+    @property
+    def settings(self) -> Settings:
+        """Settings of the training."""
+        return Settings(**{name: getattr(self, name) for name in Settings._fields})
+
+    def fit(
+        self,
+        lm: LanguageModel,
+        corpus: Material | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> State:
+        """Collect the memory: inputs of the last feed-forward block at tokens of ordinary text.
+
+        Args:
+            lm: The model.
+            corpus: The text; see `corrigenda.statistics.Corpus`.
+            progress: Told of text that the model writes.
+
+        Raises:
+            EmptyCorpus (CG602): the text holds no tokens.
+            UnknownSite (CG303): see `sites`.
+        """
+        (site,) = self.sites(lm)
+        wanted = self.memory_size + self.validation_size
+        rows = ordinary_rows(
+            lm,
+            text_only(corpus, where=self.name),
+            count=-(-wanted // _QUERIES_OF_TEXT),
+            length=_ROW_OF_TEXT,
+            seed=self.seed,
+            progress=progress,
+        )
+        queries = torch.cat(tapped(lm, rows, _queries(site))).cpu()
+        generator = torch.Generator().manual_seed(self.seed)
+        queries = queries[torch.randperm(len(queries), generator=generator)[:wanted]]
+        split = max(1, len(queries) * self.memory_size // wanted)
+        header = header_for(lm, method=self.name)
+        return State(
+            {_MEMORY: queries[:split].clone(), _VALIDATION: queries[split:].clone()},
+            {"base_digest": header.base_digest, "base_name": header.base_name},
+        )
+
+    def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
+        """Give each wrong token of each fact a neuron, fact after fact; the model stays as it is.
+
+        Returns:
+            The patch with the new neurons, and the state with the queries of these facts in its
+            memory.
+
+        Raises:
+            PromptTooLong (CG105): a fact does not fit into the context.
+            WrongBase (CG401): the state belongs to another model.
+            NonFinite (CG201): the model gives no finite loss.
+            UnknownSite (CG303): see `sites`.
+        """
+        config = self.model_dump(mode="json")
+        if not facts:
+            patch = NeuronPatch.made(lm, self._stored(lm, [], []), method=self.name, config=config)
+            return Edit(patch, state or State())
+        if state is None or _MEMORY not in state.tensors:
+            state = self.fit(lm)
+        state.require_base(lm)
+        (site,) = self.sites(lm)
+        act = _activation(lm, self.activation)
+        examples: list[Example] = []
+        bank: list[list[Trained]] = []
+        grown = state.tensors.get(_EDITS, state.tensors[_MEMORY][:0])
+        for index, fact in enumerate(facts):
+            one, queries = self._example(lm, fact, site)
+            examples.append(one)
+            memory = Memory(
+                torch.cat([state.tensors[_MEMORY], grown]).to(one.queries),
+                state.tensors[_VALIDATION].to(one.queries),
+            )
+            earlier = [trained for rounds in bank for trained in rounds]
+            bank.append(self._mend(lm, _behind(one, earlier, act), memory, act, fact, index))
+            grown = torch.cat([grown, queries.to(grown)])
+        stored = self._stored(lm, bank, examples)
+        notes = self._notes(lm, facts, examples, bank, state.tensors[_VALIDATION], act)
+        patch = NeuronPatch.made(
+            lm, stored, method=self.name, config=config, facts=facts, notes=notes
+        )
+        return Edit(patch, state.updated({_EDITS: grown}))
+
+    def _example(
+        self, lm: LanguageModel, fact: Fact, site: Site
+    ) -> tuple[Example, Float[Tensor, "pos d_model"]]:
+        """A fact run up to the last block, and the block's input at all its tokens."""
+        encoded = encode_fact(lm, fact, drop_last_target=True)
+        tokens = Tokens.pad([encoded.ids], pad_id(lm)).to(lm.device)
+        starts = torch.tensor([encoded.prompt_last])
+        tail = Tail.build(lm, tokens, site.layer, starts, role="value")
+        (queries,) = tapped(lm, [encoded.ids], _queries(site))
+        reads = torch.tensor(list(encoded.reads), device=lm.device)
+        labels = torch.tensor(encoded.target_ids, device=lm.device)
+        own = queries[reads]
+        return Example(tail, reads, labels, own, torch.zeros_like(own)), queries
+
+    def _mend(
+        self,
+        lm: LanguageModel,
+        one: Example,
+        memory: Memory,
+        act: Callable[[Tensor], Tensor],
+        fact: Fact,
+        index: int,
+    ) -> list[Trained]:
+        """Neurons for the wrong tokens, and again for tokens that went wrong because of them."""
+        rounds: list[Trained] = []
+        left = self.max_neurons
+        while left:
+            seed = self.seed + index * self.max_neurons + len(rounds)
+            trained = train(
+                lm, one, memory, self.settings, act=act, most=left, seed=seed, where=fact.label
+            )
+            if rounds and not trained.tokens:
+                break
+            rounds.append(trained)
+            left -= len(trained.tokens)
+            wrong = set(wrong_tokens(lm, one, trained.neurons, act))
+            if not wrong - set(trained.tokens):
+                break
+            one = _behind(one, [trained], act)
+        return rounds
+
+    def _stored(
+        self, lm: LanguageModel, bank: Sequence[Sequence[Trained]], examples: Sequence[Example]
+    ) -> dict[str, Tensor]:
+        dtype = examples[0].queries.dtype if examples else torch.float32
+        empty = torch.zeros(0, lm.d_model, dtype=dtype, device=lm.device)
+        neurons = Neurons(empty, empty[:, 0], empty)
+        owners: list[int] = []
+        for index, rounds in enumerate(bank):
+            for trained in rounds:
+                neurons = neurons + trained.neurons
+                owners += [index] * len(trained.tokens)
+        return {**neurons._asdict(), "owners": torch.tensor(owners, dtype=torch.long)}
+
+    def _notes(
+        self,
+        lm: LanguageModel,
+        facts: Sequence[Fact],
+        examples: Sequence[Example],
+        bank: Sequence[Sequence[Trained]],
+        validation: Float[Tensor, "m d_model"],
+        act: Callable[[Tensor], Tensor],
+    ) -> dict[str, object]:
+        """What became of each fact with all neurons in place, and what they say elsewhere."""
+        everything = [trained for rounds in bank for trained in rounds]
+        left = [len(wrong_tokens(lm, _behind(one, everything, act), None, act)) for one in examples]
+        notices = [
+            f"{fact.label}: not converged; {count} of its tokens are not the likeliest."
+            for fact, count in zip(facts, left, strict=True)
+            if count
+        ]
+        heard = torch.cat(
+            [
+                trained.neurons.activations(validation.to(trained.neurons.keys))
+                for trained in everything
+            ],
+            dim=1,
+        )
+        return {
+            "status": ["not converged" if count else "written" for count in left],
+            "notices": notices,
+            "layer": self.sites(lm)[0].layer,
+            "activation": self.activation,
+            "neurons": [sum(len(trained.tokens) for trained in rounds) for rounds in bank],
+            "tokens": [[token for one in rounds for token in one.tokens] for rounds in bank],
+            "steps": [sum(trained.steps for trained in rounds) for rounds in bank],
+            "stop": [rounds[-1].stop for rounds in bank],
+            "losses": [_traces(rounds, "losses") for rounds in bank],
+            "memory_losses": [_traces(rounds, "memory_losses") for rounds in bank],
+            "heard_on_memory": float((heard > 0).double().sum()) / max(1, heard.numel()),
+            "sum_on_memory": float(act(heard).abs().sum()) / max(1, len(heard)),
+        }
+
+
+def _sites(lm: LanguageModel) -> tuple[Site, ...]:
+    site = Site(lm.num_layers - 1)
+    lm.module_path(site)
+    return (site,)
+
+
+def _queries(site: Site) -> Point:
+    """Input of the whole feed-forward block."""
+    return key(replace(site, part="mlp.up"))
+
+
+def _activation(lm: LanguageModel, name: str) -> Callable[[Tensor], Tensor]:
+    return torch.relu if name == "relu" else host_activation(lm)
+
+
+def _behind(one: Example, earlier: Sequence[Trained], act: Callable[[Tensor], Tensor]) -> Example:
+    """A fact with neurons of the same edit in place."""
+    added = one.added
+    for trained in earlier:
+        neurons = trained.neurons
+        added = added + act(neurons.activations(one.queries)) @ neurons.values
+    return one._replace(added=added)
+
+
+def _traces(rounds: Sequence[Trained], name: str) -> list[float]:
+    return [loss for one in rounds for loss in pipeline.rounded({"": getattr(one, name)})[""]]

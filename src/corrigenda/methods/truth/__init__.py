@@ -1,1 +1,0 @@
-"""The space in which TruthX separates meaning from truth."""

@@ -1,1 +1,0 @@
-"""Fine-tuning of a few blocks or of adapters, with only the blocks run that matter."""

@@ -1,0 +1,307 @@
+"""UltraEdit: one gradient per answer token, normalised over the whole stream, and one ridge."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from corrigenda.editor import Edit, Editor, Gives, Needs
+from corrigenda.engines.gradients import (
+    Labelled,
+    Samples,
+    by_length,
+    capture,
+    labelled_rows,
+    mean_losses,
+)
+from corrigenda.engines.locate import pipeline
+from corrigenda.errors import UnknownSite
+from corrigenda.facts import Fact
+from corrigenda.linalg.lowrank import LowRank
+from corrigenda.linalg.running import RunningStatistics
+from corrigenda.linalg.solve import ridge
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site
+from corrigenda.patch import Header, WeightPatch, header_for
+from corrigenda.progress import Progress
+from corrigenda.state import State
+from corrigenda.statistics.corpus import as_corpus, documents, own_text
+from corrigenda.training.dataset import Material, text_only
+
+_EPSILON = 1e-7
+_FLOOR = 1e-6
+_ROUNDED_AWAY = 0.5
+_EVEN_ODDS = math.log(2.0)
+_ROW_OF_TEXT = 64
+_ANSWER_OF_TEXT = 4
+_DOCUMENTS_TO_DRAW_FROM = 50
+
+Statistics = Mapping[str, RunningStatistics]
+
+
+class Turn(NamedTuple):
+    """One batch of facts as seen before anything is changed.
+
+    Attributes:
+        samples: By site, inputs and output gradients at all answer tokens of the batch.
+        statistics: By shape of the weight, over all samples of this and earlier batches.
+        losses: Mean loss of each fact's answer.
+        rows: The facts as token rows.
+    """
+
+    samples: dict[Site, Samples]
+    statistics: dict[str, RunningStatistics]
+    losses: list[float]
+    rows: list[Labelled]
+
+
+class UltraEdit(Editor):
+    """Lifelong editing without training, subjects or stored edits.
+
+    Reference: Gu et al. 2025, section 3, algorithm 1. See the card, `ultraedit.md`.
+    """
+
+    name: ClassVar[str] = "ultraedit"
+    needs: ClassVar[Needs] = Needs()
+    gives: ClassVar[Gives] = Gives(
+        single=True, batch=True, sequential=True, exact=False, order_free=True
+    )
+
+    layers: tuple[int, ...] | dict[str, tuple[int, ...]] | None = Field(
+        default=None,
+        description="Blocks whose down projections change, or blocks by part; the last third but "
+        "the last block if not given.",
+    )
+    learning_rate: float = Field(default=1e-6, gt=0, description="Length of a step, eta.")
+    ridge: float = Field(default=1.0, gt=0, description="Price of a change, in squared key units.")
+    micro_batch: int = Field(default=10, ge=1, description="Facts in one pass.")
+    warm_up: int = Field(
+        default=0, ge=0, description="Tokens of text that `fit` puts into the statistics."
+    )
+    parity: bool = Field(
+        default=False,
+        description="Average losses over a pass and count variances as the authors' code does.",
+    )
+    seed: int = Field(default=0, description="Of the choice of text for the warm-up.")
+
+    def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
+        """The configured weights, lowest first.
+
+        Raises:
+            UnknownSite (CG303): the model has no such block or part.
+        """
+        layers = self.layers
+        if layers is None:
+            last = lm.num_layers - 1
+            layers = tuple(range(2 * lm.num_layers // 3, last)) or (last,)
+        if not isinstance(layers, dict):
+            layers = {"mlp.down": layers}
+        sites = [Site.parse(f"{layer}.{part}") for part, own in layers.items() for layer in own]
+        for site in sites:
+            if site.layer >= lm.num_layers:
+                raise UnknownSite(
+                    f"there is no block {site.layer} in {lm.name}: it has {lm.num_layers}, from 0.",
+                    where=f"method {self.name}",
+                    hint=f"Choose from 0 to {lm.num_layers - 1}.",
+                )
+        return tuple(sorted(set(sites)))
+
+    def fit(
+        self,
+        lm: LanguageModel,
+        corpus: Material | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> State:
+        """Statistics of `warm_up` tokens of ordinary text; the empty state with `warm_up=0`.
+
+        The last four tokens of a text stand in for an answer.
+        """
+        if not self.warm_up:
+            return State()
+        rows = self._text_rows(lm, corpus, progress)
+        statistics = self.observe(lm, rows, {}).statistics
+        return self._remember(State(), statistics, self._header(lm, [], {}))
+
+    def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
+        """Make one change for all facts, one turn; the model is left as it is.
+
+        Returns:
+            The patch, and the state with the statistics of all turns so far.
+
+        Raises:
+            PromptTooLong (CG105): a prompt and its target exceed the context.
+            UnknownSite (CG303): a block or part the model does not have.
+            WrongBase (CG401): the state belongs to another model.
+            NonFinite (CG201): keys or gradients are infinite or NaN.
+        """
+        state = state or State()
+        if not facts:
+            return Edit(WeightPatch({}, self._header(lm, facts, {})), state)
+        state.require_base(lm)
+        turn = self.observe(lm, labelled_rows(lm, facts), self.statistics(state))
+        changes = {
+            site: self.shift(samples, turn.statistics[_shape(samples)])
+            for site, samples in turn.samples.items()
+        }
+        notes = self._notes(lm, facts, turn, changes)
+        header = self._header(lm, facts, notes)
+        return Edit(WeightPatch(changes, header), self._remember(state, turn.statistics, header))
+
+    def observe(self, lm: LanguageModel, rows: Sequence[Labelled], earlier: Statistics) -> Turn:
+        """Run a turn forward and backward and take its samples into the statistics."""
+        statistics = dict(earlier)
+        found: dict[Site, list[Samples]] = {site: [] for site in self.sites(lm)}
+        losses: dict[int, float] = {}
+        reduction = "mean" if self.parity else "sum"
+        for batch in by_length(rows, self.micro_batch):
+            seen = capture(lm, batch, list(found), reduction=reduction)
+            losses |= {row.fact: loss for row, loss in zip(batch, seen.losses, strict=True)}
+            for site, samples in seen.samples.items():
+                found[site].append(samples)
+                joint, shape = torch.cat(samples, dim=1), _shape(samples)
+                before = statistics.get(shape) or RunningStatistics.empty(joint.shape[1])
+                statistics[shape] = before.updated(joint, unbiased_squares=self.parity)
+        together = {
+            site: Samples(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+            for site, batches in found.items()
+        }
+        return Turn(together, statistics, [losses[row.fact] for row in rows], list(rows))
+
+    def values(
+        self, samples: Samples, statistics: RunningStatistics
+    ) -> Float[Tensor, "samples d_out"]:
+        """Wanted change of the output at each sample: -eta ||h^||^2 g^, of normalised h and g."""
+        width = samples.keys.shape[1]
+        mean, std = statistics.mean, statistics.std
+        keys = _normalised(samples.keys, mean[:width], std[:width])
+        gradients = _normalised(samples.gradients, mean[width:], std[width:])
+        return -self.learning_rate * keys.square().sum(1, keepdim=True) * gradients
+
+    def shift(self, samples: Samples, statistics: RunningStatistics) -> LowRank:
+        """The change V^T (H H^T + ridge I)^-1 H, H keys as they are, V wanted output changes."""
+        return ridge(samples.keys.T, self.values(samples, statistics).T, None, weight=self.ridge)
+
+    def statistics(self, state: State) -> dict[str, RunningStatistics]:
+        """What a state holds of earlier turns, by shape of the weight."""
+        prefix, found = f"{self.name}/", {}
+        for name in state.tensors:
+            if name.startswith(prefix) and name.endswith("/count"):
+                shape = name.removeprefix(prefix).removesuffix("/count")
+                parts = {
+                    part: state.tensors[f"{prefix}{shape}/{part}"]
+                    for part in ("count", "mean", "squares")
+                }
+                found[shape] = RunningStatistics.from_tensors(parts)
+        return found
+
+    def _remember(self, state: State, statistics: Statistics, header: Header) -> State:
+        tensors = {
+            f"{self.name}/{shape}/{name}": tensor
+            for shape, one in statistics.items()
+            for name, tensor in one.tensors().items()
+        }
+        base = {"base_digest": header.base_digest, "base_name": header.base_name}
+        return state.updated(tensors, base)
+
+    def _header(
+        self, lm: LanguageModel, facts: Sequence[Fact], notes: Mapping[str, object]
+    ) -> Header:
+        config = self.model_dump(mode="json")
+        return header_for(lm, method=self.name, config=config, facts=facts, notes=notes)
+
+    def _notes(
+        self, lm: LanguageModel, facts: Sequence[Fact], turn: Turn, changes: Mapping[Site, LowRank]
+    ) -> dict[str, object]:
+        notices = []
+        counts = {shape: one.count for shape, one in turn.statistics.items()}
+        if min(counts[_shape(samples)] for samples in turn.samples.values()) < 2:
+            notices.append(
+                "a single answer token cannot be normalised, so nothing is written; edit more "
+                "facts at once, or fit with `warm_up`."
+            )
+        lost = {} if lm.is_quantised else _rounding(lm, changes)
+        gone = [str(site) for site, share in lost.items() if share > _ROUNDED_AWAY]
+        if gone:
+            notices.append(
+                f"most of the change at {', '.join(gone)} is lost when it is rounded to {lm.dtype}:"
+                " apply the patch at run time, add up the patches of several turns first, or load "
+                "the model in float32."
+            )
+        after: dict[int, float] = {}
+        with WeightPatch(changes, Header(method=self.name)).apply(lm, mode="runtime"):
+            for batch in by_length(turn.rows, self.micro_batch):
+                own = mean_losses(lm, batch)
+                after |= {row.fact: loss for row, loss in zip(batch, own, strict=True)}
+        pairs = list(zip(turn.losses, (after[row.fact] for row in turn.rows), strict=True))
+        statuses = ["written" if late <= _EVEN_ODDS else "not converged" for _, late in pairs]
+        notices += [
+            f"{fact.label}: {status}; the answer's loss went from {early:.2f} to {late:.2f}."
+            for fact, status, (early, late) in zip(facts, statuses, pairs, strict=True)
+            if status != "written"
+        ]
+        energy = {
+            str(site): [float(one.keys.square().sum() / len(one.keys))]
+            for site, one in turn.samples.items()
+        }
+        return {
+            "status": statuses,
+            "notices": notices,
+            "losses": [[float(f"{loss:.6g}") for loss in pair] for pair in pairs],
+            "samples": sum(len(row.labels) for row in turn.rows),
+            "statistics": counts,
+            "key_energy": pipeline.rounded(energy),
+            "rounding_loss": pipeline.rounded({str(site): [lost[site]] for site in lost}),
+            "layers": sorted({site.layer for site in changes}),
+        }
+
+    def _text_rows(
+        self, lm: LanguageModel, corpus: Material | None, progress: Progress | None
+    ) -> list[Labelled]:
+        wanted = as_corpus(lm, text_only(corpus, where=self.name))
+        count = -(-self.warm_up // _ANSWER_OF_TEXT)
+        source = wanted.source
+        if source is None:
+            tokens = count * _ROW_OF_TEXT
+            source = own_text(lm, tokens, seed=wanted.seed, progress=progress, keep=True)
+        texts = list(islice(documents(source), _DOCUMENTS_TO_DRAW_FROM * count))
+        random.Random(self.seed).shuffle(texts)
+        rows: list[Labelled] = []
+        for text in texts:
+            if len(rows) == count:
+                break
+            ids = tuple(lm.tokenizer(text).input_ids[:_ROW_OF_TEXT])
+            if len(ids) > _ANSWER_OF_TEXT:
+                reads = tuple(range(len(ids) - 1 - _ANSWER_OF_TEXT, len(ids) - 1))
+                rows.append(Labelled(ids[:-1], reads, ids[-_ANSWER_OF_TEXT:], len(rows)))
+        return rows
+
+
+def _shape(samples: Samples) -> str:
+    return f"{samples.gradients.shape[1]}x{samples.keys.shape[1]}"
+
+
+def _normalised(
+    samples: Float[Tensor, "samples d"], mean: Float[Tensor, " d"], std: Float[Tensor, " d"]
+) -> Float[Tensor, "samples d"]:
+    """Standardised; coordinates that hardly vary count as if they varied by a millionth."""
+    return (samples - mean) / (std.clamp_min(_FLOOR * float(std.median())) + _EPSILON)
+
+
+def _rounding(lm: LanguageModel, changes: Mapping[Site, LowRank]) -> dict[Site, float]:
+    """Share of each change that is lost when the changed weight is rounded to its dtype."""
+    lost = {}
+    for site, change in changes.items():
+        weight, delta = lm.weight(site).double().cpu(), change.to_dense()
+        written = (weight + delta).to(lm.weight(site).dtype).double() - weight
+        size = float(delta.norm())
+        lost[site] = float((written - delta).norm()) / size if size else 0.0
+    return lost

@@ -1,0 +1,159 @@
+"""The common part of all edits that leave the weights alone: a value with tensors and a header."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from corrigenda.errors import CorruptFile, NonFinite
+from corrigenda.facts import Fact
+from corrigenda.lm.model import LanguageModel
+from corrigenda.patch.changes import digest_of, same_tensors
+from corrigenda.patch.file import save_patch
+from corrigenda.patch.header import Header
+from corrigenda.patch.ledger import Applied, apply_hooks, header_for
+from corrigenda.registry import Registry
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPatch:
+    """An edit that works by hooks, by rewriting prompts, or by answering.
+
+    A subclass lives in the module of its method, sets `kind` to the method's name, and has one of
+    the methods of `HookPatch`, `PromptPatch` and `AnswerPatch`. Everything it does follows from its
+    tensors and from `header` (facts, `config`, `notes`), so that saving and loading changes
+    nothing. It is a value: tensors are copied on construction and belong to nobody else.
+
+    Attributes:
+        stored: Tensors by name.
+        header: Method, configuration, facts, base model; its `kind` is that of the class.
+
+    Raises:
+        NonFinite (CG201): a tensor holds infinities or NaN.
+    """
+
+    kind: ClassVar[str]
+
+    stored: Mapping[str, Tensor]
+    header: Header
+
+    def __post_init__(self) -> None:
+        kept = {
+            name: self.stored[name].detach().to("cpu", copy=True).contiguous()
+            for name in sorted(self.stored)
+        }
+        for name, tensor in kept.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise NonFinite(
+                    "a tensor of the patch holds infinities or NaN.",
+                    where=f"{name}, method {self.header.method}",
+                )
+        object.__setattr__(self, "stored", MappingProxyType(kept))
+        if self.header.kind != self.kind:
+            header = self.header.model_copy(update={"kind": self.kind})
+            object.__setattr__(self, "header", header)
+
+    @classmethod
+    def made(
+        cls,
+        lm: LanguageModel,
+        stored: Mapping[str, Tensor],
+        *,
+        method: str,
+        config: Mapping[str, object] | None = None,
+        facts: Sequence[object] = (),
+        notes: Mapping[str, object] | None = None,
+    ) -> Self:
+        """A patch made now on this model; see `corrigenda.patch.ledger.header_for`."""
+        return cls(stored, header_for(lm, method=method, config=config, facts=facts, notes=notes))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it was made for no facts, so that applying it changes nothing."""
+        return not self.header.facts
+
+    @cached_property
+    def facts(self) -> tuple[Fact, ...]:
+        """The facts of the header, as they were given."""
+        return tuple(
+            Fact(
+                **{  # type: ignore[arg-type]  # what `asdict` made of a Fact
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in fact.items()
+                }
+            )
+            for fact in self.header.facts
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the patch by its name in a file."""
+        return dict(self.stored)
+
+    def digest(self) -> str:
+        """Hash of what decides its effect: kind, tensors, facts and configuration."""
+        header = self.header.model_dump(include={"kind", "facts", "config"})
+        text = json.dumps(header, sort_keys=True)
+        return hashlib.sha256(f"{text}\n{digest_of(self.stored)}".encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, StoredPatch)
+            and type(other) is type(self)
+            and self.header.to_json() == other.header.to_json()
+            and same_tensors(self.tensors(), other.tensors())
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # holds tensors, compared by content
+
+    def apply(
+        self,
+        lm: LanguageModel,
+        *,
+        mode: Literal["merge", "runtime"] = "merge",
+        force: bool = False,
+    ) -> Applied:
+        """Make it active; the weights keep their bits, whatever the mode.
+
+        Raises:
+            WrongBase (CG401): made on another model, or on top of patches that are not active.
+            NotApplied (CG406): active already.
+        """
+        return apply_hooks(self, lm, force=force)  # type: ignore[arg-type]  # subclasses are one
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to one safetensors file; see `corrigenda.patch.file.save_patch`."""
+        return save_patch(self, path)
+
+
+PATCH_KINDS: Registry[StoredPatch] = Registry(
+    "kind of patch",
+    "corrigenda.methods",
+    "corrigenda.patch.module:StoredPatch",
+    CorruptFile,
+    group="corrigenda.methods",
+    attribute="kind",
+)
+"""Classes of patches by kind, which is the name of their method.
+
+They are found in the module of the method's editor, of this library or of a plug-in; nothing else
+is imported, so that a file cannot name code to run.
+"""
+
+
+def stored_class(kind: str) -> type[StoredPatch] | None:
+    """Return the class of stored patches of a kind; None where this installation has none."""
+    if kind not in PATCH_KINDS.names():
+        return None
+    try:
+        return PATCH_KINDS.get(kind)
+    except CorruptFile:
+        return None

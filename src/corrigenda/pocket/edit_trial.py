@@ -1,0 +1,162 @@
+"""Edits of the pocket world, tried and judged: alone, as one batch, or one after another.
+
+Every answer is judged under strict greedy decoding, before and after, on paraphrases and neighbours
+that the method was not told. Whatever was tried is undone.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from corrigenda.almanac.exam import EditItem
+from corrigenda.lm.decoding import answer, gives
+
+if TYPE_CHECKING:
+    from corrigenda.editor import Editor, State
+    from corrigenda.lm.model import LanguageModel
+    from corrigenda.patch import Patch
+    from corrigenda.progress import Progress
+
+
+class EditFigures(NamedTuple):
+    """Shares in [0, 1]; None where nothing was asked.
+
+    Attributes:
+        efficacy: Facts whose new object is the greedy answer.
+        paraphrase: Paraphrases that get the new object.
+        locality: Neighbours that keep their answer.
+        same_subject: Prompts for other facts of the subject that keep their answer.
+        seconds: Time of `edit`, per fact, the median over edits.
+        num_bytes: Size of the saved patch, per fact, the median over edits.
+    """
+
+    efficacy: float | None
+    paraphrase: float | None
+    locality: float | None
+    same_subject: float | None
+    seconds: float | None = None
+    num_bytes: float | None = None
+
+
+def share(right: Sequence[bool]) -> float | None:
+    """Share of what is right; None of nothing."""
+    return sum(right) / len(right) if right else None
+
+
+def single_edits(
+    lm: LanguageModel,
+    editor: Editor,
+    cases: Sequence[EditItem],
+    *,
+    state: State | None = None,
+    progress: Progress | None = None,
+) -> EditFigures:
+    """Edit each fact alone, ask, undo; the figures are over all prompts of a kind."""
+    trial = _Trial(lm, editor, cases)
+    for number, case in enumerate(cases):
+        patch, _ = trial.edit([case], state)
+        with patch.apply(lm):
+            trial.judge([case])
+        if progress is not None:
+            progress(f"{editor.name}: single edits", number + 1, len(cases))
+    return trial.figures()
+
+
+def batch_edit(
+    lm: LanguageModel, editor: Editor, cases: Sequence[EditItem], *, state: State | None = None
+) -> EditFigures:
+    """Edit all facts at once, ask, undo."""
+    trial = _Trial(lm, editor, cases)
+    if cases:
+        patch, _ = trial.edit(cases, state)
+        with patch.apply(lm):
+            trial.judge(cases)
+    return trial.figures()
+
+
+def sequence_of_edits(
+    lm: LanguageModel,
+    editor: Editor,
+    cases: Sequence[EditItem],
+    *,
+    size: int = 1,
+    state: State | None = None,
+    progress: Progress | None = None,
+) -> EditFigures:
+    """Edit `size` facts at a time, each edit on top of those before, and ask for all at the end."""
+    trial = _Trial(lm, editor, cases)
+    with ExitStack() as stack:
+        for begin in range(0, len(cases), size):
+            part = cases[begin : begin + size]
+            patch, state = trial.edit(part, state)
+            stack.enter_context(patch.apply(lm))
+            if progress is not None:
+                progress(f"{editor.name}: sequence", begin + len(part), len(cases))
+        trial.judge(cases)
+    return trial.figures()
+
+
+class _Trial:
+    """Answers of the unedited model, and what edits did to them."""
+
+    def __init__(self, lm: LanguageModel, editor: Editor, cases: Sequence[EditItem]) -> None:
+        self.lm, self.editor = lm, editor
+        prompts = _kept(cases)
+        self.before = dict(zip(prompts, answer(lm, prompts), strict=True))
+        self.took: list[bool] = []
+        self.carried: list[bool] = []
+        self.neighbours: list[bool] = []
+        self.others: list[bool] = []
+        self.seconds: list[float] = []
+        self.num_bytes: list[float] = []
+
+    def edit(self, cases: Sequence[EditItem], state: State | None) -> tuple[Patch, State | None]:
+        with _timed(self.seconds, len(cases)):
+            patch, state = self.editor.edit(self.lm, [case.told for case in cases], state)
+        with tempfile.TemporaryDirectory() as folder:
+            size = patch.save(Path(folder) / "patch.safetensors").stat().st_size
+        self.num_bytes.append(size / len(cases))
+        return patch, state
+
+    def judge(self, cases: Sequence[EditItem]) -> None:
+        pairs = [
+            (prompt, case.fact.target)
+            for case in cases
+            for prompt in (case.fact.prompt, *case.fact.paraphrases)
+        ]
+        kept = _kept(cases)
+        said = iter(gives(self.lm, pairs))
+        after = dict(zip(kept, answer(self.lm, kept), strict=True))
+        for case in cases:
+            self.took.append(next(said))
+            self.carried += [next(said) for _ in case.fact.paraphrases]
+            self.neighbours += [after[text] == self.before[text] for text in case.fact.neighbours]
+            self.others += [after[text] == self.before[text] for text in case.same_subject]
+
+    def figures(self) -> EditFigures:
+        return EditFigures(
+            share(self.took),
+            share(self.carried),
+            share(self.neighbours),
+            share(self.others),
+            statistics.median(self.seconds) if self.seconds else None,
+            statistics.median(self.num_bytes) if self.num_bytes else None,
+        )
+
+
+@contextmanager
+def _timed(seconds: list[float], facts: int) -> Generator[None]:
+    begin = time.perf_counter()
+    yield
+    seconds.append((time.perf_counter() - begin) / facts)
+
+
+def _kept(cases: Sequence[EditItem]) -> list[str]:
+    prompts = [text for case in cases for text in (*case.fact.neighbours, *case.same_subject)]
+    return list(dict.fromkeys(prompts))

@@ -1,0 +1,42 @@
+"""One HTML file for a report: tables, figures and generations, readable without a network."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from corrigenda.errors import MissingExtra
+from corrigenda.reports import figures, numbers
+from corrigenda.reports.content import Group, Report
+
+_TEMPLATE = "page.html.jinja"
+
+
+def page(report: Report) -> str:
+    """The report as one HTML page; figures are inside it, and nothing is loaded from elsewhere.
+
+    Raises:
+        MissingExtra (CG504): matplotlib or jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+        from markupsafe import Markup
+    except ImportError as error:
+        raise MissingExtra(
+            "a page needs jinja2.", hint='pip install "corrigenda[report]"'
+        ) from error
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = files("corrigenda.reports").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    drawn = [[Markup(one) for one in _figures(group)] for group in report.groups]
+    return environment.from_string(text).render(report=report, numbers=numbers, figures=drawn)
+
+
+def _figures(group: Group) -> list[str]:
+    drawn = [figures.curves(chart) for chart in group.charts]
+    if group.trade_off is not None:
+        drawn.append(figures.trade_off(group.trade_off))
+    if group.errors:
+        drawn.append(figures.error_types(group.errors))
+    drawn += [figures.success_matrix(one) for one in group.matrices]
+    return drawn

@@ -1,0 +1,196 @@
+"""Where the text for statistics comes from: files, iterators, data sets, or the model itself."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from corrigenda.errors import BadConfig, EmptyCorpus, MissingExtra
+from corrigenda.lm.decoding import sample
+from corrigenda.lm.model import LanguageModel
+from corrigenda.progress import Progress
+from corrigenda.statistics import cache
+
+Source = str | Path | Iterable[str | Path]
+"""Text for statistics.
+
+One `str` or `Path` is a file, or `datasets:NAME[:CONFIG[:SPLIT]]`. In an iterable a `str` is a
+document and a `Path` again a file. A `.jsonl` file holds one document a line, a JSON string or an
+object with `text`; every other file is UTF-8 text with one document a line.
+"""
+
+OPENINGS: tuple[str, ...] = (
+    "The", "Therefore", "Because", "I", "You", "In", "It", "He", "She", "They", "When", "After",
+    "A", "This", "On", "For", "As", "One", "There", "What",
+)  # fmt: skip
+"""Words that texts written by the model itself begin with."""
+
+_DATASETS = "datasets:"
+# By name, since the pocket models stand above this layer.
+_SHIPPED = {
+    "pocket": "corrigenda.pocket.corpus",
+    "pocket-gpt2": "corrigenda.pocket.corpus",
+}
+_TOP_K = 50
+_NEW_TOKENS = 128
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text with the way it is read.
+
+    Attributes:
+        source: See `Source`; None is the corpus shipped with a pocket model, else text that the
+            model writes itself.
+        num_tokens: Stop after so many tokens. None: 1,000,000 of a given text, 10 d_in of the
+            model's own.
+        length: Most tokens of a row; None: the model's context, at most 1024.
+        pack: Fill rows by joining documents; otherwise each document is its own row, cut at
+            `length`.
+        include_first_token: Count the key at position 0, which in many models is an outlier of huge
+            norm.
+        seed: Seed of text that the model writes itself.
+
+    Raises:
+        BadConfig (CG502): `num_tokens` or `length` below 1.
+    """
+
+    source: Source | None = None
+    num_tokens: int | None = None
+    length: int | None = None
+    pack: bool = True
+    include_first_token: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_tokens", "length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadConfig(f"{name} must be at least 1, got {value}.", where="corpus")
+
+
+def as_corpus(lm: LanguageModel, corpus: Corpus | Source | None) -> Corpus:
+    """Complete what a caller gave: wrap a source, put the shipped corpus where there is one.
+
+    Its documents are questions and statements as the pocket models are asked, so each is its own
+    row.
+    """
+    wrapped = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
+    module = _SHIPPED.get(lm.name)
+    if wrapped.source is not None or module is None:
+        return wrapped
+    return replace(wrapped, source=importlib.import_module(module).texts(), pack=False)
+
+
+def documents(source: Source) -> Iterator[str]:
+    """Stream the documents of a source; blank ones are skipped.
+
+    Raises:
+        BadConfig (CG502): a file or data set that cannot be read.
+        MissingExtra (CG504): a data set is named and `datasets` is not installed.
+    """
+    for item in [Path(source)] if isinstance(source, str | Path) else source:
+        texts = _read(item) if isinstance(item, Path) else (item,)
+        yield from (text for text in texts if text.strip())
+
+
+def own_text(
+    lm: LanguageModel, num_tokens: int, *, seed: int, progress: Progress | None, keep: bool
+) -> list[str]:
+    """Text written by the model itself, at least `num_tokens` long; kept in the cache.
+
+    Each text goes on from one of `OPENINGS` for at most 128 tokens, drawn among the 50 likeliest.
+
+    Raises:
+        EmptyCorpus (CG602): the model ends every text at once.
+    """
+    settings = {
+        "model": lm.digest(), "dtype": str(lm.dtype), "num_tokens": num_tokens, "seed": seed,
+        "openings": OPENINGS, "top_k": _TOP_K, "new_tokens": _NEW_TOKENS,
+    }  # fmt: skip
+    name = f"{cache.key(settings)}.jsonl"
+    kept = cache.read_texts(name) if keep else None
+    if kept is not None:
+        return kept
+    room = min(_NEW_TOKENS, lm.context_length - 8)
+    texts: list[str] = []
+    done = part = 0
+    while done < num_tokens:
+        count = min(_AT_ONCE, -(-(num_tokens - done) // room))
+        prompts = [OPENINGS[index % len(OPENINGS)] for index in range(count)]
+        new = sample(lm, prompts, max_new_tokens=room, top_k=_TOP_K, seed=seed + part)
+        new = [prompt + text for prompt, text in zip(prompts, new, strict=True) if text.strip()]
+        if not new:
+            raise EmptyCorpus(
+                f"{lm.name} ends every text at once, so it cannot write text for statistics.",
+                hint="Give text: a file, a list of strings, or datasets:NAME.",
+            )
+        texts += new
+        done += sum(len(ids) for ids in lm.tokenizer(new).input_ids)
+        part += 1
+        if progress is not None:
+            progress("writing text", min(done, num_tokens), num_tokens)
+    if keep:
+        cache.write_texts(name, texts)
+    return texts
+
+
+def _read(path: Path) -> Iterator[str]:
+    # A data set named on the command line arrives as a path.
+    if str(path).startswith(_DATASETS):
+        yield from _data_set(str(path).removeprefix(_DATASETS))
+        return
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                is_json = path.suffix.lower() == ".jsonl" and line.strip()
+                yield _json_text(line, f"{path}:{number}") if is_json else line.rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadConfig(
+            f"the text {path} cannot be read: {error}.",
+            where="corpus",
+            hint="Give a UTF-8 file, datasets:NAME, or a list of strings.",
+        ) from error
+
+
+def _json_text(line: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadConfig(f"not JSON: {error.msg} at column {error.colno}.", where=where) from error
+    text = record.get("text") if isinstance(record, dict) else record
+    if not isinstance(text, str):
+        raise BadConfig("a line must be a JSON string, or an object with `text`.", where=where)
+    return text
+
+
+def _data_set(name: str) -> Iterator[str]:
+    if importlib.util.find_spec("datasets") is None:
+        raise MissingExtra(
+            f'the data set "{name}" needs the package datasets.',
+            hint="pip install 'corrigenda[corpus]'",
+        )
+    load_dataset = importlib.import_module("datasets").load_dataset
+    path, _, rest = name.partition(":")
+    config, _, split = rest.partition(":")
+    try:
+        rows = load_dataset(path, config or None, split=split or "train", streaming=True)
+    except (ValueError, OSError) as error:  # what datasets raises for unknown names and splits
+        raise BadConfig(
+            f'the data set "{name}" cannot be read: {error}.', where="corpus"
+        ) from error
+    for row in rows:
+        column = "text" if "text" in row else _first_text(row, name)
+        yield row[column]
+
+
+def _first_text(row: dict[str, object], name: str) -> str:
+    for column, value in row.items():
+        if isinstance(value, str):
+            return column
+    raise BadConfig(f'the data set "{name}" has no column of text.', where="corpus")

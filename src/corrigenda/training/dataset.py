@@ -1,0 +1,161 @@
+"""What learned methods are trained on: facts with paraphrases and neighbours."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from corrigenda.errors import BadConfig, MissingState
+from corrigenda.facts import Fact, read_facts
+from corrigenda.lm.model import LanguageModel
+from corrigenda.statistics.corpus import Corpus, Source
+
+Material = Corpus | Source | Sequence[Fact]
+"""What `Editor.fit` learns from: text for statistics, or facts for methods that are trained.
+
+Facts are given as such, or as the path of a JSONL file that `corrigenda.facts.read_facts` reads.
+"""
+
+# By name, since the pocket models stand above this layer.
+_SHIPPED = {
+    "pocket": "corrigenda.almanac.training_facts",
+    "pocket-gpt2": "corrigenda.almanac.training_facts",
+}
+_FEWEST = 2
+_MOST_FOR_VALIDATION = 0.2
+
+
+class Split(NamedTuple):
+    """Facts to learn from, and facts of other subjects to judge by.
+
+    Attributes:
+        training: At least one.
+        validation: At least one; with a single subject, the training facts themselves.
+    """
+
+    training: tuple[Fact, ...]
+    validation: tuple[Fact, ...]
+
+
+def training_set(lm: LanguageModel, material: Material | None, *, where: str) -> tuple[Fact, ...]:
+    """The facts to train on: those given, or of its world for a pocket model.
+
+    Args:
+        lm: The model; its name tells whether facts are shipped for it.
+        material: Facts, or the path of a file of facts; None takes the shipped ones.
+        where: How messages refer to the method.
+
+    Raises:
+        MissingState (CG503): nothing was given, and nothing is shipped for this model.
+        BadConfig (CG502): text, or fewer than two facts.
+        MalformedFacts (CG101): the file cannot be read.
+    """
+    hint = (
+        "Give `corpus`, a list of facts with paraphrases and neighbours, or a JSONL file of such "
+        "facts (--training-set FILE)."
+    )
+    if material is None:
+        module = _SHIPPED.get(lm.name)
+        if module is None:
+            raise MissingState(
+                f"{where} is trained on facts before the first edit, and none were given.",
+                where=f"method {where} on {lm.name}",
+                hint=hint,
+            )
+        return tuple(importlib.import_module(module).training_facts())
+    if isinstance(material, str | Path):
+        material = read_facts(material)
+    if not is_facts(material):
+        raise BadConfig(
+            "facts are needed to train on, not text.", where=f"method {where}", hint=hint
+        )
+    facts = tuple(cast("Sequence[Fact]", material))
+    if len(facts) < _FEWEST:
+        raise BadConfig(
+            f"{len(facts)} fact(s) to train on; at least {_FEWEST} are needed.",
+            where=f"method {where}",
+            hint=hint,
+        )
+    return facts
+
+
+def is_facts(material: Material | None) -> bool:
+    """Whether these are facts and not text; a list of nothing counts as facts."""
+    return isinstance(material, list | tuple) and all(isinstance(one, Fact) for one in material)
+
+
+def text_only(material: Material | None, *, where: str) -> Corpus | Source | None:
+    """The text given to a method that learns from text.
+
+    Raises:
+        BadConfig (CG502): facts were given.
+    """
+    if material is not None and is_facts(material):
+        raise BadConfig(
+            "this method learns from text, not from facts.",
+            where=f"method {where}",
+            hint="Give texts or files as `corpus`, or leave it out.",
+        )
+    return cast("Corpus | Source | None", material)
+
+
+def split(facts: Sequence[Fact], *, validation: int, seed: int) -> Split:
+    """Part facts by subject, so that no subject is on both sides.
+
+    Args:
+        facts: At least one.
+        validation: How many facts to judge by, more or less: subjects stay together, and at most a
+            fifth of the facts are taken.
+        seed: Decides which.
+
+    Example:
+        >>> facts = [Fact(prompt=f"{i} is", subject=str(i), target="odd") for i in range(10)]
+        >>> [len(part) for part in split(facts, validation=3, seed=0)]
+        [8, 2]
+    """
+    groups: dict[str, list[Fact]] = {}
+    for fact in facts:
+        groups.setdefault(fact.subject or fact.prompt, []).append(fact)
+    subjects = sorted(groups)
+    random.Random(f"split/{seed}").shuffle(subjects)
+    room = min(validation, int(_MOST_FOR_VALIDATION * len(facts)))
+    judged: set[str] = set()
+    taken = 0
+    for subject in subjects[:-1]:
+        if taken >= max(1, room):
+            break
+        judged.add(subject)
+        taken += len(groups[subject])
+    training = tuple(fact for fact in facts if (fact.subject or fact.prompt) not in judged)
+    validating = tuple(fact for fact in facts if (fact.subject or fact.prompt) in judged)
+    return Split(training, validating or training)
+
+
+def outsider(facts: Sequence[Fact], index: int, chance: random.Random) -> str:
+    """A prompt that editing one of the facts should leave alone.
+
+    One of its neighbours; where it names none, the prompt of a fact about something else.
+
+    Args:
+        facts: At least two, where the fact names no neighbours.
+        index: Which one is edited.
+        chance: Decides the draw.
+    """
+    own = facts[index]
+    if own.neighbours:
+        return chance.choice(own.neighbours)
+    others = [fact for fact in facts if fact.subject != own.subject] if own.subject else []
+    others = others or [fact for fact in facts if fact.prompt != own.prompt] or [own]
+    return chance.choice(others).prompt
+
+
+def digest(facts: Sequence[Fact]) -> str:
+    """Hash of everything the facts say, in order; their names are left out."""
+    told = [{key: one for key, one in asdict(fact).items() if key != "name"} for fact in facts]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,3 @@
+"""Fixtures of patches."""
+
+from tests.support.patches import *  # noqa: F403
