@@ -46,7 +46,7 @@ from corrigenda.methods.melo.editor import Melo, MeloPatch
 from corrigenda.methods.presets import build_editor
 from corrigenda.methods.serac.editor import SeracPatch
 from corrigenda.methods.serac.scope import ScopeHead
-from corrigenda.patch import StoredPatch
+from corrigenda.patch import ModulePatch
 from corrigenda.retrieval import embedder
 
 BATCH = 8
@@ -56,7 +56,7 @@ DEMONSTRATIONS = 2
 # All of a prompt's own vector, and hardly another's.
 SAME = 0.999
 
-Make = Callable[[LanguageModel, Sequence[Fact], Sequence[Fact], torch.Generator], StoredPatch]
+Make = Callable[[LanguageModel, Sequence[Fact], Sequence[Fact], torch.Generator], ModulePatch]
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def main() -> None:
 
 def measure(
     lm: LanguageModel,
-    patch: StoredPatch,
+    patch: ModulePatch,
     inside: Sequence[Fact],
     outside: Sequence[Fact],
     tokens: int,
@@ -164,7 +164,7 @@ def times(lm: LanguageModel, batch: Tokens, tokens: int) -> Times:
 
 def grace(
     lm: LanguageModel, own: Sequence[Fact], fillers: Sequence[Fact], generator: torch.Generator
-) -> StoredPatch:
+) -> ModulePatch:
     """A codebook: keys of the prompts, and random ones around them."""
     editor = build_editor("grace", lm.name)
     assert isinstance(editor, Grace), "found by its name"
@@ -189,7 +189,7 @@ def grace(
 
 def melo(
     lm: LanguageModel, own: Sequence[Fact], fillers: Sequence[Fact], generator: torch.Generator
-) -> StoredPatch:
+) -> ModulePatch:
     """Clusters of one key each; a hundred edits share a block."""
     editor = build_editor("melo", lm.name, batch_size=EDITS_A_BLOCK)
     assert isinstance(editor, Melo), "found by its name"
@@ -222,7 +222,7 @@ def melo(
 
 def serac(
     lm: LanguageModel, own: Sequence[Fact], fillers: Sequence[Fact], generator: torch.Generator
-) -> StoredPatch:
+) -> ModulePatch:
     """Codes of the prompts and random ones, behind an untrained classifier; the model answers."""
     codes = vectors(lm, own, len(fillers), generator)
     config = build_editor("serac", embedder=EMBEDDER, threshold=SAME).model_dump(mode="json")
@@ -236,7 +236,7 @@ def serac(
 
 def ike(
     lm: LanguageModel, own: Sequence[Fact], fillers: Sequence[Fact], generator: torch.Generator
-) -> StoredPatch:
+) -> ModulePatch:
     """New facts with a few demonstrations each."""
     facts = [*own, *fillers]
     editor = build_editor("ike", scope="retrieve", embedder=EMBEDDER, threshold=SAME)

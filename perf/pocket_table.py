@@ -92,14 +92,14 @@ def measure(
     """Run one method in the regimes it has; one entry a regime, printed as it comes."""
     begin = time.perf_counter()
     # Without a training set of their own, learned methods take that of the pocket world.
-    state = editor.fit(lm, None if editor.needs.training_set else list(texts()))
+    state = editor.fit(lm, None if editor.requires.training_set else list(texts()))
     fitted = time.perf_counter() - begin
     found: dict[str, EditFigures] = {}
-    if "single" in regimes and editor.gives.single:
+    if "single" in regimes and editor.supports.single:
         found["single"] = single_edits(lm, editor, cases, state=state, progress=progress)
-    if "batch" in regimes and editor.gives.batch:
+    if "batch" in regimes and editor.supports.batch:
         found["batch"] = batch_edit(lm, editor, cases, state=state)
-    if "sequence" in regimes and editor.gives.sequential:
+    if "sequence" in regimes and editor.supports.sequential:
         found["sequence"] = sequence_of_edits(lm, editor, cases, state=state, progress=progress)
     for regime, figures in found.items():
         print(row(label, regime, figures), flush=True)

@@ -24,12 +24,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from corrigenda.engines.locate.target_search import Row, Settings, Targets, find_targets
+from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, Targets, find_targets
 from corrigenda.lm.model import LanguageModel
 from corrigenda.testing.tokenizers import byte_level_bpe
 
 LAYER = 5
-SETTINGS = Settings(steps=20, learning_rate=0.5, kl_weight=0.0625, weight_decay=0.001, clamp=4.0)
+SETTINGS = SearchSettings(
+    steps=20, learning_rate=0.5, kl_weight=0.0625, weight_decay=0.001, clamp=4.0
+)
 CONTEXTS = 6
 PREFIX_TOKENS = 11  # ten generated tokens and a full stop, as in MEMIT
 
@@ -40,7 +42,7 @@ def make_model() -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config()).eval().requires_grad_(False)
 
 
-def make_rows(num_facts: int) -> list[Row]:
+def make_rows(num_facts: int) -> list[SearchRow]:
     """Return facts as long as those of CounterFact, whose prompts mostly begin with the subject."""
     draw = random.Random(0)
 
@@ -48,7 +50,7 @@ def make_rows(num_facts: int) -> list[Row]:
         return [draw.randrange(50257) for _ in range(count)]
 
     prefixes = [[], *(tokens(PREFIX_TOKENS) for _ in range(CONTEXTS - 1))]
-    rows: list[Row] = []
+    rows: list[SearchRow] = []
     for fact in range(num_facts):
         before = tokens(draw.choice((0, 0, 0, 0, draw.randint(1, 6))))
         subject, after = tokens(draw.randint(2, 7)), tokens(draw.randint(1, 6))
@@ -58,7 +60,7 @@ def make_rows(num_facts: int) -> list[Row]:
             prompt = [*head, *after]
             reads = tuple(len(prompt) - 1 + j for j in range(len(target)))
             rows.append(
-                Row(
+                SearchRow(
                     fact,
                     tuple(prompt + target[:-1]),
                     len(head) - 1,
@@ -67,11 +69,11 @@ def make_rows(num_facts: int) -> list[Row]:
                     index == 0,
                 )
             )
-        rows.append(Row(fact, tuple(subject), len(subject) - 1, (len(subject) - 1,), ()))
+        rows.append(SearchRow(fact, tuple(subject), len(subject) - 1, (len(subject) - 1,), ()))
     return rows
 
 
-def naive_search(model: GPT2LMHeadModel, rows: list[Row], settings: Settings) -> Tensor:
+def naive_search(model: GPT2LMHeadModel, rows: list[SearchRow], settings: SearchSettings) -> Tensor:
     """Search the vector of one fact in the plain way."""
     is_a = [318, 257]
     sequences = [list(row.ids) + (is_a if not row.labels else []) for row in rows]
@@ -154,7 +156,7 @@ def count_flops(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def count_steps(search: Callable[[Settings], object], settings: Settings) -> int:
+def count_steps(search: Callable[[SearchSettings], object], settings: SearchSettings) -> int:
     """Return the operations of a whole search, from those of its first two steps."""
     one = count_flops(lambda: search(settings._replace(steps=1)))
     two = count_flops(lambda: search(settings._replace(steps=2)))
@@ -177,10 +179,10 @@ def main() -> None:
     chosen = [i * options.facts // sample for i in range(sample)]
     own = [[row for row in rows if row.fact == fact] for fact in chosen]
 
-    def ours(settings: Settings) -> Targets:
+    def ours(settings: SearchSettings) -> Targets:
         return find_targets(lm, rows, layer=LAYER, role="value", settings=settings, names=names)
 
-    def naive(settings: Settings) -> Tensor:
+    def naive(settings: SearchSettings) -> Tensor:
         return torch.stack([naive_search(model, part, settings) for part in own])
 
     naive_search(model, own[0], SETTINGS._replace(steps=2))

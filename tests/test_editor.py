@@ -13,7 +13,7 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from corrigenda.editor import Edit, Editor, Gives, Needs
+from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.errors import (
     BadConfig,
     CorruptFile,
@@ -44,7 +44,7 @@ class Nudge(Editor):
     """Adds a fixed outer product for each fact; obeys every law and corrects nothing."""
 
     name: ClassVar[str] = "nudge"
-    gives: ClassVar[Gives] = Gives(batch=True, sequential=True, order_free=True)
+    supports: ClassVar[Supports] = Supports(batch=True, sequential=True, order_free=True)
     layer: int = Field(default=1, ge=0)
     size: float = Field(default=0.1, gt=0)
 
@@ -101,7 +101,7 @@ class Braggart(Nudge):
 class Careless(Nudge):
     """Breaks the sixth law: needs moments, and edits without."""
 
-    needs: ClassVar[Needs] = Needs(subject=True, moments=True)
+    requires: ClassVar[Requires] = Requires(subject=True, moments=True)
 
 
 def _random(width: int, seeds: Sequence[int]) -> Tensor:

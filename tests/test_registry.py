@@ -33,10 +33,10 @@ def test_a_card_agrees_with_its_editor() -> None:
     for name in METHODS.names():
         editor, card = build_editor(name), METHODS.card(name)
         assert editor.name == name
-        assert card["batch"] == editor.gives.batch
-        assert card["sequential"] == editor.gives.sequential
+        assert card["batch"] == editor.supports.batch
+        assert card["sequential"] == editor.supports.sequential
         # IKE takes demonstrations from a training set, and trains nothing.
-        assert bool(card["training"]) == (editor.needs.training_set and name != "ike")
+        assert bool(card["training"]) == (editor.requires.training_set and name != "ike")
 
 
 def test_unknown_method_names_the_closest() -> None:

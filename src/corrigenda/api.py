@@ -32,7 +32,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.patch import Patch, WeightPatch
 from corrigenda.progress import Progress
 from corrigenda.subjects import guess_subject
-from corrigenda.training.dataset import Material
+from corrigenda.training.dataset import TrainingSet
 from corrigenda.transforms.registry import parse_all
 from corrigenda.transforms.transform import Transform
 
@@ -103,7 +103,7 @@ def fit(
     lm: LanguageModel,
     method: str = "memit",
     *,
-    corpus: Material | None = None,
+    corpus: TrainingSet | None = None,
     progress: Progress | None = None,
     layer: int | None = None,
     **options: object,
@@ -129,7 +129,7 @@ def edit(
     method: str = "rome",
     *,
     state: State | None = None,
-    corpus: Material | None = None,
+    corpus: TrainingSet | None = None,
     progress: Progress | None = None,
     layer: int | None = None,
     transforms: Sequence[Transform | str] = (),
@@ -176,7 +176,7 @@ def correct(
     method: str = "rome",
     *,
     state: State | None = None,
-    corpus: Material | None = None,
+    corpus: TrainingSet | None = None,
     progress: Progress | None = None,
     layer: int | None = None,
     transforms: Sequence[Transform | str] = (),
@@ -371,7 +371,7 @@ def _plan(
     complete = []
     for given in [facts] if isinstance(facts, Fact) else facts:
         fact = given
-        if fact.subject is None and editor.needs.subject:
+        if fact.subject is None and editor.requires.subject:
             subject = subject_of(lm, fact.prompt, where=fact.name)
             notices.append(f'subject of {fact.label}: "{subject}" (found)')
             fact = replace(fact, subject=subject)
@@ -391,7 +391,7 @@ def _edit(
     lm: LanguageModel,
     plan: _Plan,
     state: State | None,
-    corpus: Material | None,
+    corpus: TrainingSet | None,
     progress: Progress | None,
     transforms: Sequence[Transform],
 ) -> _Made:

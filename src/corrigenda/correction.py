@@ -210,7 +210,7 @@ def already_true(lm: LanguageModel, facts: Sequence[Fact]) -> list[bool]:
     given = gives(lm, [(facts[i].prompt, wanted) for i, wanted in pairs])
     for (index, _), right in zip(pairs, given, strict=True):
         says[index] = says[index] or right
-    # `gives` joins with a space, so other separators are read off the continuation.
+    # `supports` joins with a space, so other separators are read off the continuation.
     others = [index for index, fact in enumerate(facts) if fact.separator != " "]
     for index, text in zip(others, greedy(lm, [facts[i].prompt for i in others]), strict=True):
         fact = facts[index]

@@ -18,15 +18,15 @@ from corrigenda.settings import Settings
 from corrigenda.state import State
 from corrigenda.statistics import fit_moments
 from corrigenda.training.cache import fit_trained
-from corrigenda.training.dataset import Material, text_only
+from corrigenda.training.dataset import TrainingSet, text_only
 
 if TYPE_CHECKING:
     from corrigenda.patch import Patch
 
-__all__ = ["Constraint", "Edit", "Editor", "Gives", "Memory", "Needs", "State"]
+__all__ = ["Constraint", "Edit", "Editor", "MemoryEstimate", "Requires", "State", "Supports"]
 
 
-class Needs(NamedTuple):
+class Requires(NamedTuple):
     """What a method asks for before it can edit.
 
     Attributes:
@@ -40,7 +40,7 @@ class Needs(NamedTuple):
     training_set: bool = False
 
 
-class Gives(NamedTuple):
+class Supports(NamedTuple):
     """What a method claims; `corrigenda.testing.check_editor` holds it to that.
 
     Attributes:
@@ -72,7 +72,7 @@ class Constraint(NamedTuple):
     values: Float[Tensor, "d_out n"]
 
 
-class Memory(NamedTuple):
+class MemoryEstimate(NamedTuple):
     """Bytes needed beside the model itself, estimated from shapes.
 
     Attributes:
@@ -99,9 +99,9 @@ class Edit(NamedTuple):
 class Editor(Settings, ABC):
     """A method with its settings: validated, frozen, equal when the settings are equal.
 
-    A method is a subclass in `corrigenda/methods/<name>.py` with its card `<name>.md` beside it. It
-    sets `name`, `needs` and `gives` and implements `sites` and `edit`. `edit` obeys the laws that
-    `corrigenda.testing.check_editor` runs: it leaves the model as it was even when it raises, the
+    A method is a subclass in `corrigenda/methods/<name>/editor.py` with its card `card.md` beside
+    it. It sets `name`, `requires` and `supports` and implements `sites` and `edit`. `edit` obeys
+    the laws that `corrigenda.testing.check_editor` runs: it leaves the model as it was even when it raises, the
     same arguments give an equal patch, and no facts give an empty one.
 
     Raises:
@@ -110,8 +110,8 @@ class Editor(Settings, ABC):
 
     kind: ClassVar[str] = "method"
     name: ClassVar[str]
-    needs: ClassVar[Needs] = Needs()
-    gives: ClassVar[Gives] = Gives()
+    requires: ClassVar[Requires] = Requires()
+    supports: ClassVar[Supports] = Supports()
 
     @abstractmethod
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
@@ -120,7 +120,7 @@ class Editor(Settings, ABC):
     def fit(
         self,
         lm: LanguageModel,
-        corpus: Material | None = None,
+        corpus: TrainingSet | None = None,
         *,
         progress: Progress | None = None,
     ) -> State:
@@ -136,7 +136,7 @@ class Editor(Settings, ABC):
                 pocket model, else text that the model writes itself.
             progress: Called with (stage, done, total).
         """
-        if self.needs.training_set:
+        if self.requires.training_set:
             return fit_trained(
                 lm,
                 corpus,
@@ -146,7 +146,7 @@ class Editor(Settings, ABC):
                 progress=progress,
             )
         text = text_only(corpus, where=self.name)
-        if not self.needs.moments:
+        if not self.requires.moments:
             return State()
         return fit_moments(lm, self.sites(lm), text, progress=progress)
 
@@ -158,7 +158,7 @@ class Editor(Settings, ABC):
         checkpoint: Path | None = None,
         progress: Progress | None = None,
     ) -> State:
-        """Learn from facts, where `needs.training_set`; `fit` calls this and keeps the result.
+        """Learn from facts, where `requires.training_set`; `fit` calls this and keeps the result.
 
         Args:
             lm: The model; frozen, and left as it is.
@@ -171,18 +171,18 @@ class Editor(Settings, ABC):
         """
         raise NotImplementedError(f"{self.name} is not trained")
 
-    def memory(self, lm: LanguageModel, num_facts: int) -> Memory:
+    def memory(self, lm: LanguageModel, num_facts: int) -> MemoryEstimate:
         """Estimate what a run needs beside the model, before it begins.
 
         Second moments and their factors (float64), copies of the weights that a merged patch
         changes, and `working_memory`.
         """
         weights = [lm.weight(site) for site in self.likely_sites(lm)]
-        moments = sum(8 * one.shape[1] ** 2 for one in weights) if self.needs.moments else 0
+        moments = sum(8 * one.shape[1] ** 2 for one in weights) if self.requires.moments else 0
         copies = sum(one.numel() * one.element_size() for one in weights)
         merging = max((8 * one.numel() for one in weights), default=0)
         working = self.working_memory(lm, num_facts)
-        return Memory(fit=moments, edit=2 * moments + copies + max(merging, working))
+        return MemoryEstimate(fit=moments, edit=2 * moments + copies + max(merging, working))
 
     def num_parameters(self, lm: LanguageModel) -> int | None:
         """Parameters that an edit of this model changes or adds; None where facts decide it.
@@ -218,5 +218,5 @@ class Editor(Settings, ABC):
     def constraints(
         self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None
     ) -> Mapping[Site, Constraint]:
-        """What holds exactly after `edit` with the same arguments, where `gives.exact`."""
+        """What holds exactly after `edit` with the same arguments, where `supports.exact`."""
         raise NotImplementedError(f"{self.name} states no constraints")

@@ -103,7 +103,7 @@ class Registry(Generic[Kind]):
         """
         name = self.resolve(name)
         module, _, attribute = self._base.partition(":")
-        base = getattr(importlib.import_module(module), attribute)
+        base: type[Kind] = getattr(importlib.import_module(module), attribute)
         for found in vars(importlib.import_module(self.entry(name).module)).values():
             if (
                 inspect.isclass(found)

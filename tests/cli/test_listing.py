@@ -28,7 +28,7 @@ def test_methods_table_holds_every_card(run: Run) -> None:
 @pytest.mark.parametrize("name", METHODS.names())
 def test_table_says_what_the_object_says(name: str) -> None:
     (row,) = (row for row in corrigenda.list_methods() if row.name == name)
-    gives = build_editor(name).gives
+    gives = build_editor(name).supports
     assert (row.batch, row.sequential) == (gives.batch, gives.sequential)
 
 

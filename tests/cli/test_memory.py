@@ -21,7 +21,7 @@ def test_more_facts_need_no_less_and_something_is_always_needed(lm, method):
     editor = build_editor(method)
     one, many = editor.memory(lm, 1), editor.memory(lm, 1000)
     assert 0 < one.edit <= many.edit
-    assert (one.fit > 0) == editor.needs.moments
+    assert (one.fit > 0) == editor.requires.moments
     assert one.fit == many.fit
 
 

@@ -10,21 +10,21 @@ from torch import Tensor
 
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.layer_probe import probe_layer
-from corrigenda.engines.locate.target_search import Row, Settings, Targets, find_targets
+from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, Targets, find_targets
 from corrigenda.errors import AmbiguousSubject, NonFinite, PromptTooLong
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, key, state, value, write
 from tests.support.locating import FACTS, PLAIN, model
 
-SETTINGS = Settings(
+SETTINGS = SearchSettings(
     steps=6, learning_rate=0.2, kl_weight=0.5, weight_decay=0.01, clamp=4.0, stop_loss=0.0
 )
 LAYER = 1
 
 
 def plain_search(
-    lm: LanguageModel, rows: list[Row], point: Point, settings: Settings
+    lm: LanguageModel, rows: list[SearchRow], point: Point, settings: SearchSettings
 ) -> tuple[Tensor, list[list[float]]]:
     """One fact, full forward passes with the vector swapped in, losses by autograd."""
     tokens = Tokens.pad([list(row.ids) for row in rows], 0)
@@ -71,7 +71,7 @@ def search(
     lm: LanguageModel,
     facts: tuple[Fact, ...] = FACTS,
     role: str = "state",
-    settings: Settings = SETTINGS,
+    settings: SearchSettings = SETTINGS,
 ) -> Targets:
     rows = pipeline.rewrite_rows(lm, facts, PLAIN.prefixes)
     names = [fact.label for fact in facts]

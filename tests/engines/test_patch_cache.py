@@ -10,11 +10,11 @@ import torch
 from corrigenda.engines.patch_cache import Kept
 from corrigenda.facts import Fact
 from corrigenda.methods.ice.editor import IcePatch
-from corrigenda.patch.module import StoredPatch
+from corrigenda.patch.module import ModulePatch
 from corrigenda.testing.tiny import tiny_model
 
 
-def patch(prompt: str) -> StoredPatch:
+def patch(prompt: str) -> ModulePatch:
     fact = Fact(prompt=prompt, target="x")
     return IcePatch.made(tiny_model("gpt2"), {"v": torch.zeros(1)}, method="ice", facts=[fact])
 
@@ -22,7 +22,7 @@ def patch(prompt: str) -> StoredPatch:
 def test_it_is_made_again_only_for_others() -> None:
     calls: list[list[str]] = []
 
-    def prompts(patches: Sequence[StoredPatch]) -> list[str]:
+    def prompts(patches: Sequence[ModulePatch]) -> list[str]:
         calls.append([fact.prompt for one in patches for fact in one.facts])
         return calls[-1]
 

@@ -165,7 +165,7 @@ def test_laws(
     lm = model(architecture, dtype)
     editor = build_editor(method, **options)
     material = ANSWERS if method == "truthx" else FACTS
-    material = material if editor.needs.training_set else Corpus(TEXTS, length=32)
+    material = material if editor.requires.training_set else Corpus(TEXTS, length=32)
     check_editor(editor, lm, FACTS, editor.fit(lm, material))
 
 

@@ -41,8 +41,8 @@ def test_a_ridge_makes_it_memit_with_that_weight() -> None:
     memit = Memit(layers=(LAYER,), weight=0.3, **COMMON).edit(lm, FACTS, state).patch
     one, two = (patch.changes[Site(LAYER)].to_dense() for patch in (emmet, memit))
     assert (one - two).norm() <= 1e-10 * one.norm()
-    assert not Emmet(gamma=0.3).gives.exact
-    assert Emmet().gives.exact
+    assert not Emmet(gamma=0.3).supports.exact
+    assert Emmet().supports.exact
 
 
 def test_one_fact_is_rome_with_the_averaged_key_in_both_places() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from corrigenda.almanac.exam import load_exam
 from corrigenda.almanac.training_facts import training_facts
-from corrigenda.engines.gradients import Samples, capture, labelled_rows
+from corrigenda.engines.gradients import Samples, gradient_samples, labelled_rows
 from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
@@ -204,7 +204,9 @@ def lesson(lm: LanguageModel, **options: object) -> Lesson:
 def reference_objective(lm: LanguageModel, one: Lesson, asked: list[Question]) -> Tensor:
     """Everything in one graph: network, solve, a model with other weights, losses."""
     sites = one.editor.sites(lm)
-    captured = [capture(lm, [row], sites) for row in labelled_rows(lm, [q.fact for q in asked])]
+    captured = [
+        gradient_samples(lm, [row], sites) for row in labelled_rows(lm, [q.fact for q in asked])
+    ]
     changed = {}
     for site in sites:
         net, member = one.network.of(site)

@@ -15,7 +15,7 @@ import corrigenda as cg
 from corrigenda.almanac.exam import edit_items
 from corrigenda.almanac.training_facts import training_facts
 from corrigenda.almanac.world import load_world
-from corrigenda.engines.gradients import Labelled, labelled_rows, predict
+from corrigenda.engines.gradients import LabelledRow, labelled_rows, predict
 from corrigenda.errors import MissingState, UnknownSite, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
@@ -51,7 +51,7 @@ TRAINING = tuple(
 QUICK = {"layers": (1, 3), "rank": 8, "batch_size": 3, "validate_every": 4, "steps": 4}
 
 
-def loss_of(lm: LanguageModel, rows: Sequence[Labelled]) -> Tensor:
+def loss_of(lm: LanguageModel, rows: Sequence[LabelledRow]) -> Tensor:
     """Sum over rows of the mean cross-entropy of their labels."""
     logits, labels = predict(lm, rows)
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
@@ -59,7 +59,7 @@ def loss_of(lm: LanguageModel, rows: Sequence[Labelled]) -> Tensor:
 
 
 def weight_gradients(
-    lm: LanguageModel, rows: Sequence[Labelled], sites: Sequence[Site]
+    lm: LanguageModel, rows: Sequence[LabelledRow], sites: Sequence[Site]
 ) -> dict[Site, Tensor]:
     """The gradient of each whole weight, as (d_out, d_in)."""
     parameters = {site: lm.model.get_parameter(lm.parameter_name(site)) for site in sites}

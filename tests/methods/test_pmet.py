@@ -13,7 +13,7 @@ from corrigenda.almanac.world import load_world
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.layers import SpreadEditor
 from corrigenda.engines.locate.pipeline import LocateThenEdit
-from corrigenda.engines.locate.target_search import Row, Settings, Targets, find_targets
+from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, Targets, find_targets
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import answer
 from corrigenda.lm.model import LanguageModel
@@ -33,7 +33,7 @@ from tests.support.locating import (
 )
 
 LAYERS = (1, 2)
-SETTINGS = Settings(
+SETTINGS = SearchSettings(
     steps=8,
     learning_rate=0.2,
     kl_weight=0.5,
@@ -57,7 +57,7 @@ def pmet(**options: object) -> Pmet:
 
 
 def search(
-    lm: LanguageModel, facts: tuple[Fact, ...] = FACTS, settings: Settings = SETTINGS
+    lm: LanguageModel, facts: tuple[Fact, ...] = FACTS, settings: SearchSettings = SETTINGS
 ) -> Targets:
     rows = pipeline.rewrite_rows(lm, facts, PLAIN.prefixes)
     names = [fact.label for fact in facts]
@@ -65,7 +65,7 @@ def search(
 
 
 def plain_search(
-    lm: LanguageModel, rows: list[Row], settings: Settings
+    lm: LanguageModel, rows: list[SearchRow], settings: SearchSettings
 ) -> tuple[Tensor, list[list[float]]]:
     """One fact, full passes with both vectors swapped in, the rules of the paper step by step."""
     tokens = Tokens.pad([list(row.ids) for row in rows], 0)
@@ -125,7 +125,7 @@ def test_the_batched_search_equals_the_plain_one(family: str) -> None:
         )
 
 
-def rows_of_a_token(lm: LanguageModel, place: int) -> list[Row]:
+def rows_of_a_token(lm: LanguageModel, place: int) -> list[SearchRow]:
     """A subject alone, whose target is the token at this place of the model's own order."""
     essence = pipeline.rewrite_rows(lm, FACTS[:1], [""])[-1]
     order = lm.logits(Tokens.pad([essence.ids], 0))[0, -1].argsort(descending=True)

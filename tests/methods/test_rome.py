@@ -95,8 +95,8 @@ def test_without_the_moment_the_metric_is_the_plain_one() -> None:
     at = pipeline.capture_last(lm, clean, [key(Site(LAYER))])[key(Site(LAYER))][0].double()
     right = change.right[:, 0]
     assert torch.nn.functional.cosine_similarity(right, at, dim=0) == pytest.approx(1.0, abs=1e-9)
-    assert not editor.needs.moments
-    assert rome().needs.moments
+    assert not editor.requires.moments
+    assert rome().requires.moments
 
 
 def test_the_header_tells_what_happened() -> None:

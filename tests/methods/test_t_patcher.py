@@ -266,5 +266,5 @@ def test_on_the_pocket_model_a_fact_changes_and_neighbours_stay(tmp_path, monkey
 
 
 def test_only_silent_neurons_promise_to_contain_the_edit() -> None:
-    assert TPatcher().gives.contained
-    assert not TPatcher(activation="host").gives.contained
+    assert TPatcher().supports.contained
+    assert not TPatcher(activation="host").supports.contained

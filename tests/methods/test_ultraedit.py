@@ -11,7 +11,7 @@ import corrigenda
 from corrigenda.engines.gradients import (
     Samples,
     by_length,
-    capture,
+    gradient_samples,
     labelled_rows,
     mean_losses,
 )
@@ -121,8 +121,8 @@ def test_samples_do_not_depend_on_padding_or_batch(family: str) -> None:
     lm = model(family, exact_dtype(family))
     sites = [Site(1), Site(2, "mlp.up")] + ([Site(2, "mlp.gate")] if family != "gpt2" else [])
     rows = labelled_rows(lm, FACTS)
-    together = capture(lm, rows, sites)
-    alone = [capture(lm, [row], sites) for row in rows]
+    together = gradient_samples(lm, rows, sites)
+    alone = [gradient_samples(lm, [row], sites) for row in rows]
     tolerance = 1e-9 if lm.dtype == torch.float64 else 1e-4
     for site in sites:
         for name in ("keys", "gradients"):
@@ -138,7 +138,7 @@ def test_samples_do_not_depend_on_padding_or_batch(family: str) -> None:
 def test_samples_of_all_tokens_make_up_the_gradient_of_the_weight(family: str) -> None:
     lm, site = model(family, torch.float64), Site(1, "mlp.up")
     rows = labelled_rows(lm, FACTS)
-    seen = capture(lm, rows, [site], every_token=True).samples[site]
+    seen = gradient_samples(lm, rows, [site], every_token=True).samples[site]
     assert len(seen.keys) == sum(len(row.ids) for row in rows)
     name = lm.parameter_name(site)
     parameter = dict(lm.model.named_parameters())[name]
@@ -204,7 +204,7 @@ def test_statistics_of_a_stream_are_those_of_all_its_samples() -> None:
     (stream,) = editor.statistics(two.state).values()
     (together,) = editor.statistics(whole.state).values()
     rows = labelled_rows(lm, FACTS)
-    seen = capture(lm, rows, [Site(1), Site(2)]).samples.values()
+    seen = gradient_samples(lm, rows, [Site(1), Site(2)]).samples.values()
     joint = torch.cat([torch.cat(samples, dim=1) for samples in seen])
     assert stream.count == together.count == len(joint)
     for found in (stream, together):

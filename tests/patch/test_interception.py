@@ -14,14 +14,14 @@ from corrigenda.facts import Fact
 from corrigenda.lm.decoding import answer, gives, greedy, next_token_top, sample, score
 from corrigenda.lm.interception import Asked
 from corrigenda.lm.spans import encode
-from corrigenda.patch import AnswerPatch, PromptPatch, StoredPatch, load_patch
+from corrigenda.patch import AnswerPatch, ModulePatch, PromptPatch, load_patch
 from corrigenda.testing.tiny import tiny_model
 
 FACT = Fact(prompt="The capital of France is", target="Rome", paraphrases=("France's capital is",))
 PROMPTS = ["The capital of France is", "Berlin is the capital of", "Rome"]
 
 
-class Prefix(StoredPatch):
+class Prefix(ModulePatch):
     """Puts a text before the prompts that name France."""
 
     kind = "prefix-for-tests"
@@ -35,7 +35,7 @@ class Prefix(StoredPatch):
         ]
 
 
-class Reply(StoredPatch):
+class Reply(ModulePatch):
     """Answers what names France, and asks the model itself on the way."""
 
     kind = "reply-for-tests"
@@ -169,7 +169,7 @@ def test_files_name_no_code_to_run(lm, tmp_path):
         load_patch(path)
 
     @dataclass(frozen=True, eq=False)
-    class Sly(StoredPatch):
+    class Sly(ModulePatch):
         kind = "os.path"
 
     sly = Sly.made(lm, {}, method="sly", facts=[FACT]).save(tmp_path / "sly.safetensors")

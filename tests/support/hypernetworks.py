@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from corrigenda.engines.gradients import Labelled
-from corrigenda.engines.hypernetwork import HyperEditor
+from corrigenda.engines.gradients import LabelledRow
+from corrigenda.engines.hypernetwork import HypernetworkEditor
 from corrigenda.errors import MissingState, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
@@ -63,14 +63,16 @@ def with_shifts(lm: LanguageModel, shifts: Mapping[Site, Tensor]) -> dict[str, T
     return changed
 
 
-def read(lm: LanguageModel, row: Labelled, weights: Mapping[str, Tensor]) -> Tensor:
+def read(lm: LanguageModel, row: LabelledRow, weights: Mapping[str, Tensor]) -> Tensor:
     """Return log-probabilities where labels are read, by a model with other parameters."""
     kwargs = {"input_ids": torch.tensor([row.ids]), "use_cache": False}
     output = torch.func.functional_call(lm.model, dict(weights), (), kwargs)
     return output.logits[0, list(row.reads)].log_softmax(1)
 
 
-def divergence(lm: LanguageModel, rows: Sequence[Labelled], weights: dict[str, Tensor]) -> Tensor:
+def divergence(
+    lm: LanguageModel, rows: Sequence[LabelledRow], weights: dict[str, Tensor]
+) -> Tensor:
     """Return the mean divergence from the model as it is wherever labels are read."""
     drifts = []
     for row in rows:
@@ -79,7 +81,7 @@ def divergence(lm: LanguageModel, rows: Sequence[Labelled], weights: dict[str, T
     return torch.cat(drifts).mean()
 
 
-def require_killed_is_whole(editor: HyperEditor, folder: Path) -> State:
+def require_killed_is_whole(editor: HypernetworkEditor, folder: Path) -> State:
     """A training leaves the model alone and goes on where it was killed; returns its state."""
     lm = model("gpt2")
     before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
@@ -108,7 +110,9 @@ def require_killed_is_whole(editor: HyperEditor, folder: Path) -> State:
     return whole
 
 
-def require_own_state(editor: HyperEditor, others: Sequence[HyperEditor], folder: Path) -> None:
+def require_own_state(
+    editor: HypernetworkEditor, others: Sequence[HypernetworkEditor], folder: Path
+) -> None:
     """A state survives the disk, and fits neither other editors nor another model."""
     lm = model("gpt2")
     state = editor.train(lm, TAUGHT).updated(meta={"base_digest": lm.digest()})

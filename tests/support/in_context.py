@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
-from corrigenda.patch.module import StoredPatch
+from corrigenda.patch.module import ModulePatch
 
 EDITS = (
     Fact(prompt="The mother tongue of Ada Lovelace is", subject="Ada Lovelace", target="French"),
@@ -30,6 +30,6 @@ def pool(count: int = 40) -> list[Fact]:
     ]
 
 
-def asked(patch: StoredPatch, lm: LanguageModel, prompts: Sequence[str]) -> list[str]:
+def asked(patch: ModulePatch, lm: LanguageModel, prompts: Sequence[str]) -> list[str]:
     """What a prompt patch asks instead of each prompt."""
     return [one.prompt for one in patch.rewrite(lm, prompts)]  # type: ignore[attr-defined]  # a prompt patch

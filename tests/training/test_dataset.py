@@ -12,7 +12,7 @@ import pytest
 from corrigenda.almanac.exam import edit_items
 from corrigenda.almanac.training_facts import training_facts
 from corrigenda.almanac.world import load_world
-from corrigenda.editor import Edit, Editor, Needs
+from corrigenda.editor import Edit, Editor, Requires
 from corrigenda.errors import BadConfig, MissingState
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
@@ -40,7 +40,7 @@ class Learned(Editor):
     """Counts its facts, and how often it is trained."""
 
     name = "learned"
-    needs = Needs(training_set=True)
+    requires = Requires(training_set=True)
     rate: float = 1.0
 
     def sites(self, lm: LanguageModel):

@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.engines.locate.target_search import Row, Settings, find_targets
+from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, find_targets
 from corrigenda.facts import Fact, find_subject
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, state, value
 from corrigenda.lm.spans import Encoded, encode, encode_fact
 
-SETTINGS = Settings(
+SETTINGS = SearchSettings(
     steps=25, learning_rate=0.5, kl_weight=0.0, weight_decay=0.5, clamp=4.0, stop_loss=0.05
 )
 """The fixed settings of the measurement; figures are comparable only under these."""
@@ -55,7 +55,7 @@ class Injection:
 
 
 class _Place(NamedTuple):
-    """One sequence to answer with a vector in place: reads as in `Row`."""
+    """One sequence to answer with a vector in place: reads as in `SearchRow`."""
 
     fact: int
     ids: tuple[int, ...]
@@ -70,7 +70,7 @@ def injection_by_layer(
     *,
     prefixes: Sequence[str] = (),
     layers: Sequence[int] | None = None,
-    settings: Settings = SETTINGS,
+    settings: SearchSettings = SETTINGS,
 ) -> list[Injection]:
     """Measure at which blocks a vector at the subject's last token changes the answer.
 
@@ -124,11 +124,13 @@ def best_layer(results: Sequence[Injection]) -> Injection:
     return max(results, key=lambda result: (result.share, result.transfer or 0.0, result.layer))
 
 
-def _search_rows(lm: LanguageModel, number: int, fact: Fact, prefixes: Sequence[str]) -> list[Row]:
+def _search_rows(
+    lm: LanguageModel, number: int, fact: Fact, prefixes: Sequence[str]
+) -> list[SearchRow]:
     rows = []
     for prefix in dict.fromkeys(("", *prefixes)):
         encoded = encode_fact(lm, fact, prefix=prefix)
-        rows.append(Row(*_place(number, encoded), anchor=not prefix))
+        rows.append(SearchRow(*_place(number, encoded), anchor=not prefix))
     return rows
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from corrigenda.engines.gradients import Labelled, predict
+from corrigenda.engines.gradients import LabelledRow, predict
 from corrigenda.lm.kv_cache import batches, pad_id, widened
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
@@ -65,7 +65,7 @@ class AnswerPasses:
     def __init__(
         self,
         lm: LanguageModel,
-        rows: Sequence[Labelled],
+        rows: Sequence[LabelledRow],
         layer: int,
         *,
         from_prompt_end: bool,
@@ -114,7 +114,7 @@ class AnswerPasses:
 
 
 @torch.no_grad()
-def scored(lm: LanguageModel, rows: Sequence[Labelled]) -> tuple[list[float], list[bool]]:
+def scored(lm: LanguageModel, rows: Sequence[LabelledRow]) -> tuple[list[float], list[bool]]:
     """Mean loss of each fact's answer on the model as it is, and whether it gives the answer."""
     losses, right = [0.0] * len(rows), [False] * len(rows)
     for group in batches(lm, [len(row.ids) for row in rows], None):
@@ -124,14 +124,14 @@ def scored(lm: LanguageModel, rows: Sequence[Labelled]) -> tuple[list[float], li
     return losses, right
 
 
-def _whole(lm: LanguageModel, rows: Sequence[Labelled]) -> Scores:
+def _whole(lm: LanguageModel, rows: Sequence[LabelledRow]) -> Scores:
     ends = torch.tensor([row.reads[0] for row in rows], device=lm.device)
     with lm.prompts.told(ends):
         logits, labels = predict(lm, rows)
     return _compared(logits, labels, rows)
 
 
-def _compared(logits: Tensor, labels: Tensor, rows: Sequence[Labelled]) -> Scores:
+def _compared(logits: Tensor, labels: Tensor, rows: Sequence[LabelledRow]) -> Scores:
     counts = torch.tensor([len(row.labels) for row in rows], device=logits.device)
     owners = torch.arange(len(rows), device=logits.device).repeat_interleave(counts)
     losses = cross_entropy(logits, labels, reduction="none")

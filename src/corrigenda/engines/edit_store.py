@@ -11,14 +11,14 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from corrigenda.editor import Edit, Editor, Gives
+from corrigenda.editor import Edit, Editor, Supports
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import answer
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
 from corrigenda.patch.ledger import ledger_of
-from corrigenda.patch.module import StoredPatch
+from corrigenda.patch.module import ModulePatch
 from corrigenda.retrieval import Index, embedder
 from corrigenda.state import State
 
@@ -119,7 +119,9 @@ class MemoryEditor(Editor):
     """Settings and steps that methods with an external memory of sentences have in common."""
 
     patch_class: ClassVar[type[MemoryPatch]]
-    gives: ClassVar[Gives] = Gives(single=True, batch=True, sequential=True, order_free=True)
+    supports: ClassVar[Supports] = Supports(
+        single=True, batch=True, sequential=True, order_free=True
+    )
 
     retriever: str = Field(
         default="minilm",
@@ -187,7 +189,7 @@ class Reasoned(NamedTuple):
     working: str
 
 
-class MemoryPatch(StoredPatch):
+class MemoryPatch(ModulePatch):
     """Edits as sentences, consulted by a procedure that answers in the model's place.
 
     Patches of one method with equal settings that are active on a model are one memory; of edits

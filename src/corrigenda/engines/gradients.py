@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from corrigenda.facts import Fact
-from corrigenda.lm.hooks import Transform
+from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.kv_cache import pad_id, widened
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, key, state, value
@@ -33,7 +33,7 @@ class _Reached(Exception):
     """The states behind the last block are there; the head runs only where a label is read."""
 
 
-class Labelled(NamedTuple):
+class LabelledRow(NamedTuple):
     """A row of tokens with the labels that some of its positions should predict.
 
     Attributes:
@@ -61,7 +61,7 @@ class Samples(NamedTuple):
     gradients: Float[Tensor, "samples d_out"]
 
 
-class Captured(NamedTuple):
+class GradientSamples(NamedTuple):
     """What one batch gave.
 
     Attributes:
@@ -85,7 +85,7 @@ class Predictions(NamedTuple):
     labels: Int[Tensor, " labels"]
 
 
-def labelled_rows(lm: LanguageModel, facts: Sequence[Fact]) -> list[Labelled]:
+def labelled_rows(lm: LanguageModel, facts: Sequence[Fact]) -> list[LabelledRow]:
     """Each fact's prompt and target as one row whose labels are the target's tokens.
 
     Raises:
@@ -94,24 +94,24 @@ def labelled_rows(lm: LanguageModel, facts: Sequence[Fact]) -> list[Labelled]:
     rows = []
     for index, fact in enumerate(facts):
         one = encode_fact(lm, fact, drop_last_target=True)
-        rows.append(Labelled(tuple(one.ids), tuple(one.reads), one.target_ids, index))
+        rows.append(LabelledRow(tuple(one.ids), tuple(one.reads), one.target_ids, index))
     return rows
 
 
-def by_length(rows: Sequence[Labelled], size: int) -> list[list[Labelled]]:
+def by_length(rows: Sequence[LabelledRow], size: int) -> list[list[LabelledRow]]:
     """Batches of at most `size` rows, shortest first; the same ones for any order of the rows."""
     ordered = sorted(rows, key=lambda row: (len(row.ids), row.ids, row.labels))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def capture(
+def gradient_samples(
     lm: LanguageModel,
-    rows: Sequence[Labelled],
+    rows: Sequence[LabelledRow],
     sites: Sequence[Site],
     *,
     reduction: Reduction = "sum",
     every_token: bool = False,
-) -> Captured:
+) -> GradientSamples:
     """Run one batch forward and backward; the model stays as it is.
 
     The loss is the cross-entropy of the labels. With all tokens, `gradients.T @ keys` is the
@@ -145,17 +145,17 @@ def capture(
         site: Samples(inputs[site][at].cpu().double(), gradient[at].cpu().double() / scale)
         for site, gradient in zip(sites, gradients, strict=True)
     }
-    return Captured(samples, _by_row(losses, rows))
+    return GradientSamples(samples, _by_row(losses, rows))
 
 
 @torch.no_grad()
-def mean_losses(lm: LanguageModel, rows: Sequence[Labelled]) -> list[float]:
+def mean_losses(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[float]:
     """Mean cross-entropy of each row's labels, in nats, on the model as it is."""
     tokens = Tokens.pad([row.ids for row in rows], pad_id(lm)).to(lm.device)
     return _by_row(_losses(lm, _run(lm, tokens, (), {}, {}), rows), rows)
 
 
-def predict(lm: LanguageModel, rows: Sequence[Labelled]) -> Predictions:
+def predict(lm: LanguageModel, rows: Sequence[LabelledRow]) -> Predictions:
     """Run one batch and read what is predicted where a label is wanted.
 
     Gradients flow to whatever asks for them inside the model or in active swaps.
@@ -174,14 +174,14 @@ def _run(
     """States behind the last block; puts the sites' inputs and outputs into the mappings given."""
     reached: list[Tensor] = []
 
-    def remember(site: Site) -> Transform:
+    def remember(site: Site) -> TensorMap:
         def see(tensor: Tensor) -> Tensor:
             inputs[site] = tensor.detach()
             return tensor
 
         return see
 
-    def follow(site: Site) -> Transform:
+    def follow(site: Site) -> TensorMap:
         def enter(tensor: Tensor) -> Tensor:
             # A copy, since of a fused weight's output only a view is seen here.
             one = tensor.clone()
@@ -194,7 +194,7 @@ def _run(
         reached.append(tensor)
         raise _Reached
 
-    transforms: dict[Point, Transform] = {}
+    transforms: dict[Point, TensorMap] = {}
     for site in sites:
         transforms |= {key(site): remember(site), value(site): follow(site)}
     transforms[state(lm.num_layers - 1)] = stop
@@ -204,7 +204,7 @@ def _run(
 
 
 def _predictions(
-    lm: LanguageModel, hidden: Float[Tensor, "batch pos d_model"], rows: Sequence[Labelled]
+    lm: LanguageModel, hidden: Float[Tensor, "batch pos d_model"], rows: Sequence[LabelledRow]
 ) -> Predictions:
     labels = torch.tensor([token for row in rows for token in row.labels], device=hidden.device)
     logits = widened(lm.head(hidden[_places(rows, hidden.device)]))
@@ -212,18 +212,18 @@ def _predictions(
 
 
 def _losses(
-    lm: LanguageModel, hidden: Float[Tensor, "batch pos d_model"], rows: Sequence[Labelled]
+    lm: LanguageModel, hidden: Float[Tensor, "batch pos d_model"], rows: Sequence[LabelledRow]
 ) -> Float[Tensor, " labels"]:
     logits, labels = _predictions(lm, hidden, rows)
     return cross_entropy(logits, labels, reduction="none")
 
 
-def _by_row(losses: Float[Tensor, " labels"], rows: Sequence[Labelled]) -> list[float]:
+def _by_row(losses: Float[Tensor, " labels"], rows: Sequence[LabelledRow]) -> list[float]:
     parts = losses.detach().split([len(row.labels) for row in rows])
     return [float(part.mean()) for part in parts]
 
 
-def _places(rows: Sequence[Labelled], device: torch.device) -> tuple[Tensor, Tensor]:
+def _places(rows: Sequence[LabelledRow], device: torch.device) -> tuple[Tensor, Tensor]:
     """Row and column of every position read."""
     pairs = [(i, position) for i, row in enumerate(rows) for position in row.reads]
     places = torch.tensor(pairs, device=device).T

@@ -12,8 +12,8 @@ import torch
 from pydantic import Field, JsonValue
 from torch import nn
 
-from corrigenda.editor import Edit, Editor, Gives, Needs
-from corrigenda.engines.gradients import Labelled, by_length, labelled_rows, mean_losses
+from corrigenda.editor import Edit, Editor, Requires, Supports
+from corrigenda.engines.gradients import LabelledRow, by_length, labelled_rows, mean_losses
 from corrigenda.errors import MissingState, UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
@@ -55,11 +55,11 @@ class Made(NamedTuple):
     losses: Mapping[int, float] | None = None
 
 
-class HyperEditor(Editor):
+class HypernetworkEditor(Editor):
     """A network, trained once for a model, turns the gradients of facts into changes of weights."""
 
-    needs: ClassVar[Needs] = Needs(training_set=True)
-    gives: ClassVar[Gives] = Gives(
+    requires: ClassVar[Requires] = Requires(training_set=True)
+    supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )
     agreed: ClassVar[tuple[str, ...]] = ()
@@ -98,7 +98,7 @@ class HyperEditor(Editor):
 
     @abstractmethod
     def made(
-        self, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[Labelled], state: State
+        self, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[LabelledRow], state: State
     ) -> Made:
         """What the trained network makes of facts, at least one; each has its row."""
 
@@ -241,7 +241,7 @@ class HyperEditor(Editor):
         self,
         lm: LanguageModel,
         facts: Sequence[Fact],
-        rows: Sequence[Labelled],
+        rows: Sequence[LabelledRow],
         made: Made,
         state: State,
     ) -> dict[str, object]:
@@ -270,7 +270,7 @@ class HyperEditor(Editor):
             **made.notes,
         }
 
-    def _losses(self, lm: LanguageModel, rows: Sequence[Labelled]) -> dict[int, float]:
+    def _losses(self, lm: LanguageModel, rows: Sequence[LabelledRow]) -> dict[int, float]:
         found: dict[int, float] = {}
         for batch in by_length(rows, self.micro_batch):
             losses = mean_losses(lm, batch)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from corrigenda.editor import Edit, Editor, Gives
+from corrigenda.editor import Edit, Editor, Supports
 from corrigenda.engines import text_tensors
 from corrigenda.engines.patch_cache import Kept, partners
 from corrigenda.facts import Fact
@@ -18,7 +18,7 @@ from corrigenda.lm.interception import Asked
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
-from corrigenda.patch.module import StoredPatch
+from corrigenda.patch.module import ModulePatch
 from corrigenda.retrieval import Index, embedder
 from corrigenda.state import State
 
@@ -32,7 +32,9 @@ class InContextEditor(Editor):
     """Settings and steps that IKE and ICE have in common."""
 
     patch_class: ClassVar[type[InContextPatch]]
-    gives: ClassVar[Gives] = Gives(single=True, batch=True, sequential=True, order_free=True)
+    supports: ClassVar[Supports] = Supports(
+        single=True, batch=True, sequential=True, order_free=True
+    )
 
     scope: Scope = Field(
         default="always",
@@ -181,7 +183,7 @@ class _Store(NamedTuple):
     vectors: Index
 
 
-class InContextPatch(StoredPatch):
+class InContextPatch(ModulePatch):
     """New facts that are put before questions.
 
     The patches of one method with equal settings that are active on a model are one store: the
@@ -225,7 +227,7 @@ class InContextPatch(StoredPatch):
         ]
 
 
-def _store(patches: Sequence[StoredPatch]) -> _Store:
+def _store(patches: Sequence[ModulePatch]) -> _Store:
     """Entries of all patches; among equal prompts the last."""
     entries: dict[str, _Entry] = {}
     for patch in patches:

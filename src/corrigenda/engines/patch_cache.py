@@ -8,12 +8,12 @@ from weakref import ref
 
 from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.ledger import ledger_of
-from corrigenda.patch.module import StoredPatch
+from corrigenda.patch.module import ModulePatch
 
 Made = TypeVar("Made")
 
 
-def partners(patch: StoredPatch, lm: LanguageModel) -> list[StoredPatch]:
+def partners(patch: ModulePatch, lm: LanguageModel) -> list[ModulePatch]:
     """The active patches that share a store with this one, itself included, first applied first.
 
     They are of one class and have equal configurations. A patch that is not active is alone.
@@ -21,7 +21,7 @@ def partners(patch: StoredPatch, lm: LanguageModel) -> list[StoredPatch]:
     found = [
         one
         for one in ledger_of(lm)
-        if isinstance(one, StoredPatch)
+        if isinstance(one, ModulePatch)
         and type(one) is type(patch)
         and one.header.config == patch.header.config
         and not one.is_empty
@@ -39,12 +39,12 @@ class Kept(Generic[Made]):
         0
     """
 
-    def __init__(self, make: Callable[[Sequence[StoredPatch]], Made]) -> None:
+    def __init__(self, make: Callable[[Sequence[ModulePatch]], Made]) -> None:
         """Say how it is made."""
         self._make = make
-        self._kept: tuple[list[ref[StoredPatch]], Made] | None = None
+        self._kept: tuple[list[ref[ModulePatch]], Made] | None = None
 
-    def of(self, patches: Sequence[StoredPatch]) -> Made:
+    def of(self, patches: Sequence[ModulePatch]) -> Made:
         """It, of these very patches in this order."""
         kept = self._kept
         if kept is not None and [id(link()) for link in kept[0]] == [id(one) for one in patches]:
@@ -53,7 +53,7 @@ class Kept(Generic[Made]):
         self._kept = [ref(one, self._forget) for one in patches], made
         return made
 
-    def _forget(self, gone: ref[StoredPatch]) -> None:
+    def _forget(self, gone: ref[ModulePatch]) -> None:
         kept = self._kept
         if kept is not None and any(link is gone for link in kept[0]):
             self._kept = None

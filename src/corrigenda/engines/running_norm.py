@@ -11,7 +11,7 @@ from corrigenda.linalg.running import RunningStatistics
 _EPSILON = 1e-7
 
 
-class Seen(nn.Module):
+class RunningNorm(nn.Module):
     """Count, mean and spread of each coordinate of all rows read in training, float64 buffers.
 
     They are part of the state dictionary, so they are kept, and go on after a resumption, with the

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from corrigenda.facts import Fact
-from corrigenda.lm.hooks import Transform
+from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.kv_cache import batches, pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Tokens
@@ -50,7 +50,7 @@ class Memory(ABC, Generic[PatchKind]):
         self.hooks = ExitStack()
 
     @abstractmethod
-    def transforms(self) -> Mapping[Point, Transform]:
+    def transforms(self) -> Mapping[Point, TensorMap]:
         """Where the memory stands in the model."""
 
     @abstractmethod

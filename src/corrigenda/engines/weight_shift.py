@@ -19,11 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from corrigenda.engines.gradients import Labelled, predict
+from corrigenda.engines.gradients import LabelledRow, predict
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.decoding import answer
-from corrigenda.lm.hooks import Transform
+from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, key, value
 from corrigenda.lm.spans import encode
@@ -50,7 +50,7 @@ def shifted(
             rows see the one shift there is.
     """
 
-    def shifting(shift: Tensor) -> Transform:
+    def shifting(shift: Tensor) -> TensorMap:
         def moved(read: Tensor) -> Tensor:
             own = shift if edits is None else shift[edits.to(shift.device)]
             return read.to(shift.dtype) @ own.mT
@@ -60,7 +60,7 @@ def shifted(
     return moving(lm, {site: shifting(shift) for site, shift in shifts.items()})
 
 
-def moving(lm: LanguageModel, moves: Mapping[Site, Transform]) -> AbstractContextManager[None]:
+def moving(lm: LanguageModel, moves: Mapping[Site, TensorMap]) -> AbstractContextManager[None]:
     """Run the model with something added to outputs of weights, until left.
 
     Args:
@@ -70,20 +70,20 @@ def moving(lm: LanguageModel, moves: Mapping[Site, Transform]) -> AbstractContex
     """
     inputs: dict[Site, Tensor] = {}
 
-    def remember(site: Site) -> Transform:
+    def remember(site: Site) -> TensorMap:
         def see(tensor: Tensor) -> Tensor:
             inputs[site] = tensor
             return tensor
 
         return see
 
-    def add(site: Site, move: Transform) -> Transform:
+    def add(site: Site, move: TensorMap) -> TensorMap:
         def moved(tensor: Tensor) -> Tensor:
             return (tensor + move(inputs.pop(site))).to(tensor.dtype)
 
         return moved
 
-    transforms: dict[Point, Transform] = {}
+    transforms: dict[Point, TensorMap] = {}
     for site, move in moves.items():
         transforms |= {key(site): remember(site), value(site): add(site, move)}
     return lm.swap(transforms)
@@ -106,7 +106,7 @@ def gradients(
 
 
 def label_losses(
-    lm: LanguageModel, rows: Sequence[Labelled], *, smoothing: float = 0.0
+    lm: LanguageModel, rows: Sequence[LabelledRow], *, smoothing: float = 0.0
 ) -> Float[Tensor, " labels"]:
     """Cross-entropy of every label on the model as it is, row after row, in nats.
 
@@ -119,7 +119,7 @@ def label_losses(
     return cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
 
-def said(lm: LanguageModel, rows: Sequence[Labelled]) -> list[bool]:
+def said(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[bool]:
     """Of each row, whether every label is the most likely token where it is read."""
     with torch.no_grad():
         logits, labels = predict(lm, rows)
@@ -127,13 +127,15 @@ def said(lm: LanguageModel, rows: Sequence[Labelled]) -> list[bool]:
     return [bool(one.all()) for one in right]
 
 
-def log_probabilities(lm: LanguageModel, rows: Sequence[Labelled]) -> Float[Tensor, "labels vocab"]:
+def log_probabilities(
+    lm: LanguageModel, rows: Sequence[LabelledRow]
+) -> Float[Tensor, "labels vocab"]:
     """Log-probabilities of the whole vocabulary wherever a label is read."""
     return predict(lm, rows).logits.log_softmax(1)
 
 
 def divergences(
-    lm: LanguageModel, rows: Sequence[Labelled], before: Float[Tensor, "labels vocab"]
+    lm: LanguageModel, rows: Sequence[LabelledRow], before: Float[Tensor, "labels vocab"]
 ) -> Float[Tensor, " labels"]:
     """KL(before || now) of what is predicted wherever a label is read, in nats.
 
@@ -177,7 +179,7 @@ class OwnAnswers:
         self._texts |= dict(zip(new, answer(self._lm, new), strict=True))
         return [self._texts[prompt] for prompt in prompts]
 
-    def rows(self, prompts: Sequence[str]) -> list[Labelled]:
+    def rows(self, prompts: Sequence[str]) -> list[LabelledRow]:
         """Each prompt as a row whose labels are the model's own answer.
 
         Where the model says nothing, the last token of the prompt is read.
@@ -189,7 +191,9 @@ class OwnAnswers:
         for index, (prompt, text) in enumerate(zip(prompts, self.texts(prompts), strict=True)):
             one = encode(self._lm, prompt, target=text)
             if one.labels:
-                rows.append(Labelled(tuple(one.ids[:-1]), tuple(one.reads), one.target_ids, index))
+                rows.append(
+                    LabelledRow(tuple(one.ids[:-1]), tuple(one.reads), one.target_ids, index)
+                )
             else:
-                rows.append(Labelled(tuple(one.ids), (one.prompt_last,), (one.ids[-1],), index))
+                rows.append(LabelledRow(tuple(one.ids), (one.prompt_last,), (one.ids[-1],), index))
         return rows

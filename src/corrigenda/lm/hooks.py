@@ -19,7 +19,7 @@ from corrigenda.lm.storage import Place, Storage
 if TYPE_CHECKING:
     from corrigenda.lm.families import Family
 
-Transform = Callable[[Float[Tensor, "batch pos d"]], Float[Tensor, "batch pos d"]]
+TensorMap = Callable[[Float[Tensor, "batch pos d"]], Float[Tensor, "batch pos d"]]
 """Gets a tensor of the pass; what it returns takes its place (the same object: nothing changes)."""
 
 _HIDDEN = "hidden_states"
@@ -31,7 +31,7 @@ class Hooks:
     def __init__(self, storage: Storage, family: Family) -> None:
         """Prepare for a model; nothing is attached yet."""
         self._storage, self._family = storage, family
-        self._experts: dict[int, list[tuple[Site, str, Transform]]] = {}
+        self._experts: dict[int, list[tuple[Site, str, TensorMap]]] = {}
         self._expert_handles: dict[int, RemovableHandle] = {}
         self._shapes: dict[int, torch.Size] = {}
 
@@ -56,7 +56,7 @@ class Hooks:
             self._storage.find(site)
 
     @contextmanager
-    def attached(self, transforms: Mapping[Point, Transform]) -> Generator[None]:
+    def attached(self, transforms: Mapping[Point, TensorMap]) -> Generator[None]:
         """Call the transforms during every pass, until left; inner contexts come after outer ones.
 
         Raises:
@@ -72,7 +72,7 @@ class Hooks:
                 self._attach(stack, point, transform)
             yield
 
-    def _attach(self, stack: ExitStack, point: Point, transform: Transform) -> None:
+    def _attach(self, stack: ExitStack, point: Point, transform: TensorMap) -> None:
         site, role = point
         if role == "state":
             if site.layer < 0:
@@ -114,7 +114,7 @@ class Hooks:
         handle = block.register_forward_pre_hook(remember, with_kwargs=True)
         stack.callback(handle.remove)
 
-    def _unflattened(self, layer: int, transform: Transform) -> Transform:
+    def _unflattened(self, layer: int, transform: TensorMap) -> TensorMap:
         """Give (batch pos d) to a transform where the block works on (batch*pos d)."""
 
         def apply(tensor: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class Hooks:
         return apply
 
     def _on_fused_input(
-        self, stack: ExitStack, site: Site, place: Place, transform: Transform
+        self, stack: ExitStack, site: Site, place: Place, transform: TensorMap
     ) -> None:
         """The input is shared by several parts, so only this part's outputs are computed anew."""
 
@@ -143,7 +143,7 @@ class Hooks:
 
         stack.callback(place.module.register_forward_hook(hook).remove)
 
-    def _on_expert(self, stack: ExitStack, site: Site, role: str, transform: Transform) -> None:
+    def _on_expert(self, stack: ExitStack, site: Site, role: str, transform: TensorMap) -> None:
         experts = self._storage.experts(site.layer)
         assert experts is not None
         entries = self._experts.setdefault(site.layer, [])
@@ -154,7 +154,7 @@ class Hooks:
         entries.append(entry)
         stack.callback(self._release_expert, site.layer, entry)
 
-    def _release_expert(self, layer: int, entry: tuple[Site, str, Transform]) -> None:
+    def _release_expert(self, layer: int, entry: tuple[Site, str, TensorMap]) -> None:
         """Contexts may be left in any order, so the last one out takes the hook away."""
         entries = self._experts[layer]
         entries.remove(entry)
@@ -169,7 +169,7 @@ class _ExpertHook:
     def __init__(
         self,
         storage: Storage,
-        entries: list[tuple[Site, str, Transform]],
+        entries: list[tuple[Site, str, TensorMap]],
         shapes: Mapping[int, torch.Size],
         layer: int,
     ) -> None:
@@ -218,7 +218,7 @@ class _ExpertHook:
         return out if changed else None
 
 
-def _on_rows(transform: Transform, place: Place) -> Transform:
+def _on_rows(transform: TensorMap, place: Place) -> TensorMap:
     def apply(output: Tensor) -> Tensor:
         part = output[..., place.rows]
         new = transform(part)
@@ -231,7 +231,7 @@ def _on_rows(transform: Transform, place: Place) -> Transform:
     return apply
 
 
-def _on_input(stack: ExitStack, module: nn.Module, transform: Transform) -> None:
+def _on_input(stack: ExitStack, module: nn.Module, transform: TensorMap) -> None:
     def hook(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -246,7 +246,7 @@ def _on_input(stack: ExitStack, module: nn.Module, transform: Transform) -> None
     stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
 
-def _on_output(stack: ExitStack, module: nn.Module, transform: Transform) -> None:
+def _on_output(stack: ExitStack, module: nn.Module, transform: TensorMap) -> None:
     def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> object:
         old = output[0] if isinstance(output, tuple) else output
         new = transform(old)

@@ -16,7 +16,7 @@ from corrigenda.errors import QuantisedWeights
 from corrigenda.lm.digest import digest
 from corrigenda.lm.families import Family
 from corrigenda.lm.head import logits_of
-from corrigenda.lm.hooks import Hooks, Transform
+from corrigenda.lm.hooks import Hooks, TensorMap
 from corrigenda.lm.interception import Asking
 from corrigenda.lm.loading import load_pair, require_fast
 from corrigenda.lm.probing import resolve
@@ -248,7 +248,7 @@ class LanguageModel:
         captured: dict[Point, Tensor] = {}
         wanted = dict.fromkeys(points)
 
-        def recorder(point: Point) -> Transform:
+        def recorder(point: Point) -> TensorMap:
             def record(tensor: Tensor) -> Tensor:
                 captured[point] = tensor if positions is None else gather(tensor, positions)
                 if len(captured) == len(wanted):
@@ -264,7 +264,7 @@ class LanguageModel:
             self._forward(tokens)
         return {point: captured[point] for point in wanted}
 
-    def swap(self, transforms: Mapping[Point, Transform]) -> AbstractContextManager[None]:
+    def swap(self, transforms: Mapping[Point, TensorMap]) -> AbstractContextManager[None]:
         """Replace tensors of the forward pass, until left.
 
         Args:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from corrigenda.errors import UnknownFamily
 from corrigenda.lm.families import FAMILIES, Family, Fused, Slot, known
 from corrigenda.lm.head import logits_of
-from corrigenda.lm.hooks import Hooks, Transform
+from corrigenda.lm.hooks import Hooks, TensorMap
 from corrigenda.lm.sites import Point, Site, state, write
 from corrigenda.lm.storage import Storage, submodule
 
@@ -135,7 +135,7 @@ def _failure(model: PreTrainedModel, family: Family) -> str | None:
     storage = Storage(model, family)
     seen: dict[Point, Tensor] = {}
 
-    def recorder(point: Point) -> Transform:
+    def recorder(point: Point) -> TensorMap:
         def record(tensor: Tensor) -> Tensor:
             return seen.setdefault(point, tensor)
 

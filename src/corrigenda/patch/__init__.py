@@ -5,7 +5,7 @@ from corrigenda.patch.file import read_patch_file, save_patch
 from corrigenda.patch.header import FORMAT_VERSION, Header, Part
 from corrigenda.patch.ledger import Applied, Ledger, apply_hooks, header_for, ledger_of
 from corrigenda.patch.load import load_patch
-from corrigenda.patch.module import StoredPatch
+from corrigenda.patch.module import ModulePatch
 from corrigenda.patch.protocols import AnswerPatch, HookPatch, Patch, PromptPatch
 from corrigenda.patch.weights import WeightPatch
 
@@ -18,11 +18,11 @@ __all__ = [
     "Header",
     "HookPatch",
     "Ledger",
+    "ModulePatch",
     "Part",
     "Patch",
     "PromptPatch",
     "Rows",
-    "StoredPatch",
     "WeightPatch",
     "apply_hooks",
     "digest_of",

@@ -11,7 +11,7 @@ from corrigenda.errors import NewerFormat
 from corrigenda.lm.sites import Site
 from corrigenda.patch.changes import Change, change_from
 from corrigenda.patch.file import corrupt, read_patch_file
-from corrigenda.patch.module import stored_class
+from corrigenda.patch.module import module_class
 from corrigenda.patch.protocols import Patch
 from corrigenda.patch.weights import WeightPatch
 
@@ -26,7 +26,7 @@ def load_patch(path: str | Path) -> Patch:
     """
     header, tensors = read_patch_file(path)
     if header.kind != "weights":
-        found = stored_class(header.kind)
+        found = module_class(header.kind)
         if found is not None:
             return found(tensors, header)  # type: ignore[return-value]  # subclasses are patches
         raise NewerFormat(

@@ -25,7 +25,7 @@ from corrigenda.registry import Registry
 
 
 @dataclass(frozen=True, eq=False)
-class StoredPatch:
+class ModulePatch:
     """An edit that works by hooks, by rewriting prompts, or by answering.
 
     A subclass lives in the module of its method, sets `kind` to the method's name, and has one of
@@ -106,7 +106,7 @@ class StoredPatch:
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, StoredPatch)
+            isinstance(other, ModulePatch)
             and type(other) is type(self)
             and self.header.to_json() == other.header.to_json()
             and same_tensors(self.tensors(), other.tensors())
@@ -134,10 +134,10 @@ class StoredPatch:
         return save_patch(self, path)
 
 
-PATCH_KINDS: Registry[StoredPatch] = Registry(
+PATCH_KINDS: Registry[ModulePatch] = Registry(
     "kind of patch",
     "corrigenda.methods",
-    "corrigenda.patch.module:StoredPatch",
+    "corrigenda.patch.module:ModulePatch",
     CorruptFile,
     group="corrigenda.methods",
     attribute="kind",
@@ -149,7 +149,7 @@ is imported, so that a file cannot name code to run.
 """
 
 
-def stored_class(kind: str) -> type[StoredPatch] | None:
+def module_class(kind: str) -> type[ModulePatch] | None:
     """Return the class of stored patches of a kind; None where this installation has none."""
     if kind not in PATCH_KINDS.names():
         return None

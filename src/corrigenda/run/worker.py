@@ -141,7 +141,7 @@ class Worker:
             one_by_one: Whether a method that takes one fact at a time gets them so.
         """
         portions = [facts]
-        if one_by_one and not self.editor.gives.batch:
+        if one_by_one and not self.editor.supports.batch:
             portions = [[fact] for fact in facts]
         for portion in portions:
             made = self.editor.edit(self.lm, portion, state)
@@ -160,12 +160,12 @@ class Worker:
             begin = costs.now(self.lm.device)
             try:
                 corpus = None
-                if self.spec.train is not None and self.editor.needs.training_set:
+                if self.spec.train is not None and self.editor.requires.training_set:
                     corpus = plan.training_facts(self.spec.train)
                 self._fitted = self.editor.fit(self.lm, corpus, progress=self._progress)
             except Exception as error:
                 return None, error
-            if self.editor.needs.moments or self.editor.needs.training_set:
+            if self.editor.requires.moments or self.editor.requires.training_set:
                 self.fit_seconds = costs.now(self.lm.device) - begin
         return self._fitted, None
 

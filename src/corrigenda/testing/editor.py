@@ -49,9 +49,9 @@ def check_editor(
     3. Deterministic: the same model, facts and state give an equal patch.
     4. Neutral: no facts give the empty patch.
     5. Portable: a saved patch loads as an equal one; merged and run-time application agree.
-    6. Honest: what `gives` claims holds, and `needs` says all that is needed.
-    7. Contained, where `gives` claims it: a question out of scope gives exactly what the unedited
-       model gives.
+    6. Honest: what `supports` claims holds, and `requires` says all that is needed.
+    7. Contained, where `supports` claims it: a question out of scope gives exactly what the
+       unedited model gives.
 
     Args:
         editor: The editor, with settings that make it quick; if it is contained, with a scope that
@@ -81,7 +81,7 @@ class _Case:
         self, editor: Editor, lm: LanguageModel, facts: Sequence[Fact], state: State | None
     ) -> None:
         self.editor, self.lm, self.facts, self.state = editor, lm, list(facts), state
-        self.group = self.facts if editor.gives.batch else self.facts[:1]
+        self.group = self.facts if editor.supports.batch else self.facts[:1]
         rows = [lm.tokenizer(fact.prompt).input_ids for fact in facts]
         self.tokens = Tokens.pad(rows, 0).to(lm.device)
         self.bits = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
@@ -130,7 +130,7 @@ def pure(case: _Case) -> None:
     case.require_untouched("pure", "by an edit")
     first = case.group[0]
     failing = [replace(first, prompt=first.prompt + " and" * case.lm.context_length)]
-    if case.editor.needs.subject:
+    if case.editor.requires.subject:
         failing.append(replace(first, subject=None, subject_start=None))
     for fact in failing:
         _require_error(case, [*case.group[1:], fact], case.state, CorrigendaError)
@@ -190,33 +190,33 @@ def portable(case: _Case) -> None:
 
 
 def honest(case: _Case) -> None:
-    """Law 6: what `gives` claims holds, and `needs` says all that is needed."""
-    gives, needs = case.editor.gives, case.editor.needs
-    if needs.moments or needs.training_set:
+    """Law 6: what `supports` claims holds, and `requires` says all that is needed."""
+    supports, requires = case.editor.supports, case.editor.requires
+    if requires.moments or requires.training_set:
         _require_error(case, case.group, None, MissingState)
     else:
         assert case.state is None or not case.editor.edit(case.lm, case.group).patch.is_empty, (
-            "honest: `needs` asks for nothing, yet without a state nothing is edited"
+            "honest: `requires` asks for nothing, yet without a state nothing is edited"
         )
-    if gives.single:
+    if supports.single:
         assert not case.edit(case.facts[:1]).is_empty, "honest: one fact is not edited"
-    if not gives.batch:
+    if not supports.batch:
         _require_error(case, case.facts, case.state, NotEnoughFacts)
     patch = case.edit()
     with _padding_side(case.lm, "left"):
         _require_close(case, case.edit(), patch, "honest: the padding side changes the patch")
-    if gives.order_free:
+    if supports.order_free:
         permuted = case.edit(case.group[::-1])
         _require_close(case, permuted, patch, "honest: the order of facts changes the patch")
-    if gives.exact:
+    if supports.exact:
         _require_exact(case, patch)
-    if gives.sequential:
+    if supports.sequential:
         _require_sequence(case)
 
 
 def contained(case: _Case) -> None:
     """Law 7: a question out of scope gives, to the bit, what the unedited model gives."""
-    if not case.editor.gives.contained:
+    if not case.editor.supports.contained:
         return
     lm, first = case.lm, case.facts[0]
     outside = [fact for fact in case.facts if fact.subject != first.subject]

@@ -15,7 +15,7 @@ from corrigenda.patch.ledger import ledger_of
 from corrigenda.progress import Progress
 from corrigenda.state import State
 from corrigenda.statistics import cache
-from corrigenda.training.dataset import Material, digest, training_set
+from corrigenda.training.dataset import TrainingSet, digest, training_set
 
 _FORMAT = 2
 
@@ -37,7 +37,7 @@ class Training(Protocol):
 
 def fit_trained(
     lm: LanguageModel,
-    material: Material | None,
+    material: TrainingSet | None,
     train: Training,
     *,
     method: str,

@@ -16,7 +16,7 @@ from corrigenda.facts import Fact, read_facts
 from corrigenda.lm.model import LanguageModel
 from corrigenda.statistics.corpus import Corpus, Source
 
-Material = Corpus | Source | Sequence[Fact]
+TrainingSet = Corpus | Source | Sequence[Fact]
 """What `Editor.fit` learns from: text for statistics, or facts for methods that are trained.
 
 Facts are given as such, or as the path of a JSONL file that `corrigenda.facts.read_facts` reads.
@@ -43,7 +43,9 @@ class Split(NamedTuple):
     validation: tuple[Fact, ...]
 
 
-def training_set(lm: LanguageModel, material: Material | None, *, where: str) -> tuple[Fact, ...]:
+def training_set(
+    lm: LanguageModel, material: TrainingSet | None, *, where: str
+) -> tuple[Fact, ...]:
     """The facts to train on: those given, or of its world for a pocket model.
 
     Args:
@@ -85,12 +87,12 @@ def training_set(lm: LanguageModel, material: Material | None, *, where: str) ->
     return facts
 
 
-def is_facts(material: Material | None) -> bool:
+def is_facts(material: TrainingSet | None) -> bool:
     """Whether these are facts and not text; a list of nothing counts as facts."""
     return isinstance(material, list | tuple) and all(isinstance(one, Fact) for one in material)
 
 
-def text_only(material: Material | None, *, where: str) -> Corpus | Source | None:
+def text_only(material: TrainingSet | None, *, where: str) -> Corpus | Source | None:
     """The text given to a method that learns from text.
 
     Raises:

@@ -14,7 +14,7 @@ from corrigenda.editor import Edit
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Style
 from corrigenda.engines.locate.pipeline import SMALL_AGREEMENT, LocateThenEdit, Plan
-from corrigenda.engines.locate.target_search import Role, Targets, Trace, find_targets
+from corrigenda.engines.locate.target_search import Role, SearchTrace, Targets, find_targets
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.protected import Protected
@@ -179,7 +179,7 @@ class SpreadEditor(LocateThenEdit):
         )
 
 
-class SeveralLayers(SpreadEditor):
+class MultiLayerEditor(SpreadEditor):
     """A range of layers, and a price of old keys that may come to include those of earlier edits.
 
     Kept keys are in the state as `<method>/protected/<site>/...`, see `Protected`: as many numbers
@@ -262,7 +262,7 @@ class _Notes:
 
     def __init__(self, facts: Sequence[Fact], plan: Plan, warnings: Sequence[str]) -> None:
         self.facts, self.plan = facts, plan
-        self.traces: list[Trace] = []
+        self.traces: list[SearchTrace] = []
         self.warnings = [*plan.notices, *warnings]
         self.agreement: dict[str, list[float]] = {}
         self.fraction: dict[str, list[float]] = {}

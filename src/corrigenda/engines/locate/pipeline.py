@@ -18,7 +18,7 @@ from torch import Tensor
 from corrigenda.editor import Editor
 from corrigenda.engines.locate.contexts import Contexts, Style, generate_contexts
 from corrigenda.engines.locate.layer_probe import probe_layer
-from corrigenda.engines.locate.target_search import Row, Settings, search_memory
+from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, search_memory
 from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact, Span
 from corrigenda.linalg.cholesky import Cholesky
@@ -29,7 +29,7 @@ from corrigenda.lm.spans import Encoded, encode, encode_fact
 from corrigenda.patch import Header, header_for
 from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.training.dataset import Material
+from corrigenda.training.dataset import TrainingSet
 
 SMALL_AGREEMENT = 0.1
 """Below this ratio of the clean to the averaged key, an edit at the clean prompt is not to be
@@ -80,9 +80,9 @@ class LocateThenEdit(Editor):
         return (peak,)
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> SearchSettings:
         """Settings of the target search."""
-        return Settings(
+        return SearchSettings(
             steps=self.steps,
             learning_rate=self.learning_rate,
             kl_weight=self.kl_weight,
@@ -111,7 +111,7 @@ class LocateThenEdit(Editor):
     def fit(
         self,
         lm: LanguageModel,
-        corpus: Material | None = None,
+        corpus: TrainingSet | None = None,
         *,
         progress: Progress | None = None,
     ) -> State:
@@ -141,7 +141,7 @@ class LocateThenEdit(Editor):
             notices = _texts(state, _NOTICES)
         else:
             sites, notices = self._locate(lm)
-        if self.needs.moments:
+        if self.requires.moments:
             state.require_moments(sites)
         contexts = self.contexts
         if contexts is None and _CONTEXTS in state.meta:
@@ -183,7 +183,9 @@ def encode_in_contexts(lm: LanguageModel, fact: Fact, prefixes: Sequence[str]) -
     return [encode_fact(lm, fact, prefix=prefix) for prefix in prefixes]
 
 
-def rewrite_rows(lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]) -> list[Row]:
+def rewrite_rows(
+    lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]
+) -> list[SearchRow]:
     """Rows of the target search: each fact behind every prefix, plus its essence prompt.
 
     The essence prompt is "<subject> is a", cut after the subject: its loss is read at the subject's
@@ -192,11 +194,11 @@ def rewrite_rows(lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[st
     Raises:
         AmbiguousSubject, SubjectNotFound, PromptTooLong: see `encode_in_contexts`.
     """
-    rows: list[Row] = []
+    rows: list[SearchRow] = []
     for index, fact in enumerate(facts):
         for context, one in enumerate(encode_in_contexts(lm, fact, prefixes)):
             rows.append(
-                Row(
+                SearchRow(
                     fact=index,
                     ids=tuple(one.ids[:-1]),
                     start=_position(one),
@@ -208,7 +210,7 @@ def rewrite_rows(lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[st
         subject = fact.subject or ""
         essence = encode(lm, f"{subject} is a", subject=Span(0, len(subject)), where=fact.label)
         start = _position(essence)
-        rows.append(Row(index, tuple(essence.ids[: start + 1]), start, (start,), ()))
+        rows.append(SearchRow(index, tuple(essence.ids[: start + 1]), start, (start,), ()))
     return rows
 
 

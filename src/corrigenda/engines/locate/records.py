@@ -16,7 +16,7 @@ the outputs of the last projections of its attention and of its feed-forward blo
 Status = Literal["written", "not converged", "clamped"]
 
 
-class Settings(NamedTuple):
+class SearchSettings(NamedTuple):
     """Settings of the search, in the units of the method cards.
 
     Attributes:
@@ -42,7 +42,7 @@ class Settings(NamedTuple):
     settled_kl: float | None = None
 
 
-class Row(NamedTuple):
+class SearchRow(NamedTuple):
     """One sequence of one fact.
 
     Attributes:
@@ -71,7 +71,7 @@ class Row(NamedTuple):
 class Losses(NamedTuple):
     """Losses of one fact in one forward pass: `total = nll + kl + decay`.
 
-    Where the target has settled, `nll` counts for less in `total`, see `Settings`.
+    Where the target has settled, `nll` counts for less in `total`, see `SearchSettings`.
     """
 
     total: float
@@ -81,7 +81,7 @@ class Losses(NamedTuple):
 
 
 @dataclass
-class Trace:
+class SearchTrace:
     """What the search did for one fact.
 
     Attributes:
@@ -91,7 +91,7 @@ class Trace:
         clamped_steps: Steps after which delta was pulled back onto the ball.
         at_clamp: Whether the last step ended on the ball.
         settled: Whether the last pass found the target the most likely token wherever it is read;
-            only where `Settings.settled_kl` asks for it.
+            only where `SearchSettings.settled_kl` asks for it.
     """
 
     losses: list[Losses] = field(default_factory=list)
@@ -132,7 +132,7 @@ class Targets(NamedTuple):
 
     anchors: Float[Tensor, "n d_entry"]
     deltas: Float[Tensor, "n d_entry"]
-    traces: list[Trace]
+    traces: list[SearchTrace]
 
     @property
     def wanted(self) -> Float[Tensor, "n d_entry"]:

@@ -17,7 +17,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corrigenda.engines.locate.records import Losses, Role, Row, Settings, Targets, Trace
+from corrigenda.engines.locate.records import (
+    Losses,
+    Role,
+    SearchRow,
+    SearchSettings,
+    SearchTrace,
+    Targets,
+)
 from corrigenda.errors import NonFinite
 from corrigenda.lm.components import ComponentTail
 from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, graph_bytes, head_bytes
@@ -26,7 +33,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.tail import Tail, memory_budget
 
-__all__ = ["Losses", "Role", "Row", "Settings", "Targets", "Trace", "find_targets"]
+__all__ = ["Losses", "Role", "SearchRow", "SearchSettings", "SearchTrace", "Targets", "find_targets"]
 
 # Padded positions cost less than streaming the weights of the later blocks for another bucket.
 _PADDING_TOKENS = {"cpu": 16, "cuda": 1024}
@@ -38,11 +45,11 @@ _HEAD_ROWS = {"cpu": 256, "cuda": 4096}
 
 def find_targets(
     lm: LanguageModel,
-    rows: Sequence[Row],
+    rows: Sequence[SearchRow],
     *,
     layer: int,
     role: Role,
-    settings: Settings,
+    settings: SearchSettings,
     names: Sequence[str],
 ) -> Targets:
     """Search one vector per fact, with the model as it is now.
@@ -72,7 +79,7 @@ def find_targets(
     parts = 2 if role == "components" else 1
     anchors = torch.zeros(len(names), parts, lm.d_model, device=lm.device)
     deltas = torch.zeros_like(anchors)
-    traces = [Trace() for _ in names]
+    traces = [SearchTrace() for _ in names]
     for group in _groups(lm, rows, layer, len(names)):
         _search(lm, group, layer, role, settings, names, anchors, deltas, traces)
     return Targets(anchors.flatten(1), deltas.flatten(1), traces)
@@ -92,19 +99,21 @@ def _token_bytes(lm: LanguageModel, layer: int) -> int:
     return 2 * lm.d_model * (lm.num_layers - layer) * lm.dtype.itemsize
 
 
-def _groups(lm: LanguageModel, rows: Sequence[Row], layer: int, num_facts: int) -> list[list[Row]]:
+def _groups(
+    lm: LanguageModel, rows: Sequence[SearchRow], layer: int, num_facts: int
+) -> list[list[SearchRow]]:
     """Split the facts so that the constants of one group fit in memory.
 
     These are the keys and values of earlier positions and the essence's distributions. The order
     is by length and then by content, so that the order in which facts were given does not matter.
     """
-    of_fact: list[list[Row]] = [[] for _ in range(num_facts)]
+    of_fact: list[list[SearchRow]] = [[] for _ in range(num_facts)]
     for row in rows:
         of_fact[row.fact].append(row)
     of_fact.sort(key=lambda own: (own[0].tail, own[0].ids, own[0].labels) if own else (0,))
     budget = memory_budget(lm)
     token_bytes = _token_bytes(lm, layer)
-    groups: list[list[Row]] = []
+    groups: list[list[SearchRow]] = []
     used = budget
     for own in of_fact:
         size = token_bytes * sum(len(row.ids) for row in own) + FLOAT * _vocabulary(lm)
@@ -124,7 +133,7 @@ def _vocabulary(lm: LanguageModel) -> int:
 class _Bucket:
     """Rows of nearly equal tail length, run together."""
 
-    rows: list[Row]
+    rows: list[SearchRow]
     tail: Tail | ComponentTail
     facts: Int[Tensor, " batch"]
     at: Int[Tensor, "batch k"]
@@ -133,10 +142,10 @@ class _Bucket:
     weights: Float[Tensor, "batch k"]  # 1 / (contexts * target tokens)
 
 
-def _bucket(rows: Sequence[Row], device_type: str) -> list[list[Row]]:
+def _bucket(rows: Sequence[SearchRow], device_type: str) -> list[list[SearchRow]]:
     """Group rows so that padding stays below what another pass over the weights would cost."""
     ordered = sorted(rows, key=lambda row: (-row.tail, row.start, row.ids, row.labels))
-    buckets: list[list[Row]] = []
+    buckets: list[list[SearchRow]] = []
     waste = 0
     for row in ordered:
         if buckets:
@@ -153,7 +162,7 @@ def _bucket(rows: Sequence[Row], device_type: str) -> list[list[Row]]:
 
 def _build(
     lm: LanguageModel,
-    rows: list[Row],
+    rows: list[SearchRow],
     layer: int,
     role: Role,
     contexts: Sequence[int],
@@ -199,14 +208,14 @@ class _Read(NamedTuple):
 
 def _search(
     lm: LanguageModel,
-    rows: list[Row],
+    rows: list[SearchRow],
     layer: int,
     role: Role,
-    settings: Settings,
+    settings: SearchSettings,
     names: Sequence[str],
     anchors: Float[Tensor, "n parts d_model"],
     deltas: Float[Tensor, "n parts d_model"],
-    traces: list[Trace],
+    traces: list[SearchTrace],
 ) -> None:
     """Run the search for one group of facts; writes into `anchors`, `deltas` and `traces`."""
     contexts = [0] * len(names)
@@ -267,7 +276,7 @@ def _search(
 
 
 def _record(
-    traces: list[Trace], names: Sequence[str], live: Tensor, losses: Float[Tensor, "n 4"]
+    traces: list[SearchTrace], names: Sequence[str], live: Tensor, losses: Float[Tensor, "n 4"]
 ) -> None:
     for fact in live.nonzero().flatten().tolist():
         entry = Losses(*losses[fact].tolist())
@@ -288,7 +297,7 @@ def _run(
     live: Tensor,
     deltas: Float[Tensor, "n parts d_model"],
     before: dict[int, Float[Tensor, " vocab"]],
-    settings: Settings,
+    settings: SearchSettings,
     weight: Float[Tensor, " n"],
     read: _Read,
     *,
@@ -336,7 +345,7 @@ def _read_head(
     hidden: Float[Tensor, "reads d_model"],
     asked: _Asked,
     before: dict[int, Float[Tensor, " vocab"]],
-    settings: Settings,
+    settings: SearchSettings,
     read: _Read,
     grad: bool,
 ) -> Float[Tensor, "reads d_model"]:

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from pydantic import Field, JsonValue
 from torch import Tensor
 
-from corrigenda.editor import Gives, Needs
-from corrigenda.engines.locate.layers import SeveralLayers
+from corrigenda.editor import Requires, Supports
+from corrigenda.engines.locate.layers import MultiLayerEditor
 from corrigenda.engines.locate.pipeline import Plan
 from corrigenda.errors import MissingState
 from corrigenda.linalg.lowrank import LowRank
@@ -21,14 +21,14 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.training.dataset import Material
+from corrigenda.training.dataset import TrainingSet
 
 _RULE, _NOTICES = "alphaedit/rule", "alphaedit/notices"
 _FREE_OF_ALL = 0.98
 _ENOUGH_KEYS = 10.0
 
 
-class AlphaEdit(SeveralLayers):
+class AlphaEdit(MultiLayerEditor):
     """Null-space constrained editing, in sequence.
 
     The projectors and the keys of all edits so far are in the state, as `alphaedit/projector/...`
@@ -38,8 +38,8 @@ class AlphaEdit(SeveralLayers):
     """
 
     name: ClassVar[str] = "alphaedit"
-    needs: ClassVar[Needs] = Needs(subject=True, moments=True, training_set=False)
-    gives: ClassVar[Gives] = Gives(
+    requires: ClassVar[Requires] = Requires(subject=True, moments=True, training_set=False)
+    supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )
 
@@ -61,7 +61,7 @@ class AlphaEdit(SeveralLayers):
     def fit(
         self,
         lm: LanguageModel,
-        corpus: Material | None = None,
+        corpus: TrainingSet | None = None,
         *,
         progress: Progress | None = None,
     ) -> State:

@@ -12,9 +12,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from corrigenda.editor import Edit, Editor, Gives, Needs
+from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines.activation import host_activation
-from corrigenda.engines.gradients import Labelled, predict
+from corrigenda.engines.gradients import LabelledRow, predict
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.errors import UnknownSite
@@ -32,13 +32,13 @@ from corrigenda.methods.calinet.slots import (
     is_gated,
     train,
 )
-from corrigenda.patch import StoredPatch
+from corrigenda.patch import ModulePatch
 from corrigenda.state import State
 
 _EVEN_ODDS = math.log(2.0)
 
 
-class CalinetPatch(StoredPatch):
+class CalinetPatch(ModulePatch):
     """One group of slots: `<block>/keys`, `<block>/values`, and `<block>/gates` where gated.
 
     Several groups add up, in any order; taking one off leaves the others.
@@ -72,8 +72,8 @@ class Calinet(Editor):
     """
 
     name: ClassVar[str] = "calinet"
-    needs: ClassVar[Needs] = Needs()
-    gives: ClassVar[Gives] = Gives(
+    requires: ClassVar[Requires] = Requires()
+    supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )
 
@@ -180,21 +180,23 @@ class Calinet(Editor):
 
     def _rows(
         self, lm: LanguageModel, facts: Sequence[Fact], *, held_out: bool = False
-    ) -> list[Labelled]:
+    ) -> list[LabelledRow]:
         rows = []
         for index, fact in enumerate(facts):
             for prompt in self.prompts(fact)[held_out]:
                 one = encode(
                     lm, prompt, target=fact.target, separator=fact.separator, where=fact.label
                 )
-                rows.append(Labelled(tuple(one.ids[:-1]), tuple(one.reads), one.target_ids, index))
+                rows.append(
+                    LabelledRow(tuple(one.ids[:-1]), tuple(one.reads), one.target_ids, index)
+                )
         return rows
 
     def _notes(
         self,
         lm: LanguageModel,
         facts: Sequence[Fact],
-        rows: Sequence[Labelled],
+        rows: Sequence[LabelledRow],
         trained: Trained,
         active: AbstractContextManager[None],
     ) -> dict[str, object]:
@@ -220,7 +222,7 @@ class Calinet(Editor):
 
 
 @torch.no_grad()
-def _measured(lm: LanguageModel, rows: Sequence[Labelled]) -> list[tuple[float, bool]]:
+def _measured(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[tuple[float, bool]]:
     """Mean loss of each row's labels, and whether all of them are the model's first choices."""
     found: dict[int, tuple[float, bool]] = {}
     for group in batches(lm, [len(row.ids) for row in rows], None):
@@ -235,7 +237,7 @@ def _measured(lm: LanguageModel, rows: Sequence[Labelled]) -> list[tuple[float, 
     return [found[index] for index in range(len(rows))]
 
 
-def _share_right(lm: LanguageModel, rows: Sequence[Labelled]) -> float | None:
+def _share_right(lm: LanguageModel, rows: Sequence[LabelledRow]) -> float | None:
     if not rows:
         return None
     return sum(right for _, right in _measured(lm, rows)) / len(rows)

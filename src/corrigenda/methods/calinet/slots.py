@@ -19,9 +19,9 @@ from torch.nn.functional import cross_entropy
 from transformers.optimization import Adafactor
 
 from corrigenda.engines.activation import host_activation
-from corrigenda.engines.gradients import Labelled, by_length
+from corrigenda.engines.gradients import LabelledRow, by_length
 from corrigenda.errors import NonFinite
-from corrigenda.lm.hooks import Transform
+from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.kv_cache import batches, pad_id, widened
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, key, value
@@ -101,13 +101,13 @@ def beside(lm: LanguageModel, slots: Mapping[int, Slots]) -> AbstractContextMana
         UnknownSite (CG303): no such block, or one of experts.
     """
     activation = host_activation(lm)
-    transforms: dict[Point, Transform] = {}
+    transforms: dict[Point, TensorMap] = {}
     for layer, own in slots.items():
         transforms |= _hooks_of(layer, own, activation)
     return lm.swap(transforms)
 
 
-def _hooks_of(layer: int, slots: Slots, activation: Activation) -> dict[Point, Transform]:
+def _hooks_of(layer: int, slots: Slots, activation: Activation) -> dict[Point, TensorMap]:
     read: list[Tensor] = []
     moved = slots
 
@@ -167,7 +167,7 @@ class Trained:
 def train(
     lm: LanguageModel,
     slots: Mapping[int, Slots],
-    rows: Sequence[Labelled],
+    rows: Sequence[LabelledRow],
     settings: Settings,
     report: Callable[[int, int], object] | None = None,
 ) -> Trained:
@@ -233,7 +233,7 @@ class _Group:
     zero: Float[Tensor, "rows d_model"]
 
     @classmethod
-    def build(cls, lm: LanguageModel, rows: Sequence[Labelled], lowest: int) -> _Group:
+    def build(cls, lm: LanguageModel, rows: Sequence[LabelledRow], lowest: int) -> _Group:
         """Run the blocks below the slots once."""
         tokens = Tokens.pad([row.ids for row in rows], pad_id(lm)).to(lm.device)
         width = max(len(row.reads) for row in rows)
@@ -254,7 +254,7 @@ class _Group:
 
 
 def _turns(
-    lm: LanguageModel, rows: Sequence[Labelled], lowest: int, batch_size: int | None
+    lm: LanguageModel, rows: Sequence[LabelledRow], lowest: int, batch_size: int | None
 ) -> list[list[_Group]]:
     """The groups that make up each step, in an order that does not depend on that of the rows."""
     if batch_size is not None:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from corrigenda.editor import Constraint, Gives, Needs
+from corrigenda.editor import Constraint, Requires, Supports
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.layers import SpreadEditor
 from corrigenda.engines.locate.pipeline import Plan
@@ -32,7 +32,7 @@ class Emmet(SpreadEditor):
     """
 
     name: ClassVar[str] = "emmet"
-    needs: ClassVar[Needs] = Needs(subject=True, moments=True, training_set=False)
+    requires: ClassVar[Requires] = Requires(subject=True, moments=True, training_set=False)
 
     layer: int | None = Field(default=None, ge=0, description="Block to edit; probed if not given.")
     gamma: float = Field(
@@ -40,9 +40,9 @@ class Emmet(SpreadEditor):
     )
 
     @property
-    def gives(self) -> Gives:  # pyright: ignore[reportIncompatibleVariableOverride]  # by option
+    def supports(self) -> Supports:  # pyright: ignore[reportIncompatibleVariableOverride]  # by option
         """Exact constraints unless there is a ridge."""
-        return Gives(
+        return Supports(
             single=True, batch=True, sequential=True, exact=self.gamma == 0.0, order_free=True
         )
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from corrigenda.editor import Edit, Editor, Gives
+from corrigenda.editor import Edit, Editor, Supports
 from corrigenda.engines.locate import pipeline
 from corrigenda.errors import BadConfig, PromptTooLong
 from corrigenda.facts import Fact
@@ -31,7 +31,7 @@ from corrigenda.state import State
 class FineTuneEditor(Editor):
     """Adam on one down projection; a method chooses objective, constraint and order of facts."""
 
-    gives: ClassVar[Gives] = Gives(
+    supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=False
     )
 

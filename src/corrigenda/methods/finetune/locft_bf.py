@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from corrigenda.editor import Gives
+from corrigenda.editor import Supports
 from corrigenda.methods.finetune.finetune_editor import FineTuneEditor
 from corrigenda.methods.finetune.training import Settings
 
@@ -21,7 +21,7 @@ class LocftBf(FineTuneEditor):
     """
 
     name: ClassVar[str] = "locft-bf"
-    gives: ClassVar[Gives] = Gives(
+    supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )
 

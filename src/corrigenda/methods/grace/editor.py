@@ -13,14 +13,14 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from corrigenda.editor import Edit, Editor, Gives, Needs
+from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines import shared_memory
 from corrigenda.engines.answer_loss import scored
-from corrigenda.engines.gradients import Labelled, labelled_rows
+from corrigenda.engines.gradients import LabelledRow, labelled_rows
 from corrigenda.engines.shared_memory import Memory, joined, keys_at, memory_of, suspended
 from corrigenda.facts import Fact
 from corrigenda.linalg.nearest import Nearest
-from corrigenda.lm.hooks import Transform
+from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.model import LanguageModel, gather
 from corrigenda.lm.sites import Point, Site, key, value
 from corrigenda.methods.grace.codebook import (
@@ -39,13 +39,13 @@ from corrigenda.methods.grace.training import (
     replaced,
     train_values,
 )
-from corrigenda.patch import StoredPatch
+from corrigenda.patch import ModulePatch
 from corrigenda.state import State
 
 _DEPTH = 27 / 32
 
 
-class GracePatch(StoredPatch):
+class GracePatch(ModulePatch):
     """Entries of a codebook, and what they did to entries of earlier patches.
 
     While several are active at one site, they share one codebook.
@@ -98,7 +98,7 @@ class _Beside(Memory[GracePatch]):
             if name in self.__dict__:
                 delattr(self, name)
 
-    def transforms(self) -> Mapping[Point, Transform]:
+    def transforms(self) -> Mapping[Point, TensorMap]:
         return {key(self.site): self._read, value(self.site): self._write}
 
     def _read(self, inputs: Float[Tensor, "batch pos d_in"]) -> Tensor:
@@ -136,8 +136,8 @@ class Grace(Editor):
     """
 
     name: ClassVar[str] = "grace"
-    needs: ClassVar[Needs] = Needs()
-    gives: ClassVar[Gives] = Gives(
+    requires: ClassVar[Requires] = Requires()
+    supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=False, contained=True
     )
 
@@ -228,7 +228,7 @@ class Grace(Editor):
         self,
         lm: LanguageModel,
         site: Site,
-        rows: Sequence[Labelled],
+        rows: Sequence[LabelledRow],
         plan: Sequence[Placed],
         book: Codebook | None,
         keys: Float[Tensor, "n d_in"],
@@ -266,7 +266,7 @@ class Grace(Editor):
         return values, traces
 
     def _first_values(
-        self, lm: LanguageModel, site: Site, rows: Sequence[Labelled]
+        self, lm: LanguageModel, site: Site, rows: Sequence[LabelledRow]
     ) -> Float[Tensor, "n d_out"]:
         prompts = [row.ids[: row.reads[0] + 1] for row in rows]
         if self.start == "warm":

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corrigenda.engines.answer_loss import LOSS_SCALE, AnswerPasses
-from corrigenda.engines.gradients import Labelled
+from corrigenda.engines.gradients import LabelledRow
 from corrigenda.errors import NonFinite
 from corrigenda.lm.kv_cache import batches
 from corrigenda.lm.model import LanguageModel
@@ -77,7 +77,7 @@ def replaced(
 def train_values(
     lm: LanguageModel,
     site: Site,
-    rows: Sequence[Labelled],
+    rows: Sequence[LabelledRow],
     first: Float[Tensor, "n d_out"],
     settings: Settings,
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from corrigenda.editor import Needs
+from corrigenda.editor import Requires
 from corrigenda.engines.in_context import InContextEditor, InContextPatch
 
 
@@ -21,5 +21,5 @@ class ICE(InContextEditor):
     """
 
     name: ClassVar[str] = "ice"
-    needs: ClassVar[Needs] = Needs()
+    requires: ClassVar[Requires] = Requires()
     patch_class: ClassVar[type[InContextPatch]] = IcePatch

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from corrigenda.editor import Needs
+from corrigenda.editor import Requires
 from corrigenda.engines import text_tensors
 from corrigenda.engines.in_context import InContextEditor, InContextPatch, Layout
 from corrigenda.errors import MissingState
@@ -58,7 +58,7 @@ class IKE(InContextEditor):
     """
 
     name: ClassVar[str] = "ike"
-    needs: ClassVar[Needs] = Needs(training_set=True)
+    requires: ClassVar[Requires] = Requires(training_set=True)
     patch_class: ClassVar[type[InContextPatch]] = IkePatch
 
     num_demonstrations: int = Field(

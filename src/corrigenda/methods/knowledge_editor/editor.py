@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from corrigenda.engines.gradients import Labelled
-from corrigenda.engines.hypernetwork import Course, HyperEditor, Layers, Made
+from corrigenda.engines.gradients import LabelledRow
+from corrigenda.engines.hypernetwork import Course, HypernetworkEditor, Layers, Made
 from corrigenda.engines.weight_shift import OwnAnswers, paraphrase_of, said, smallest
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
@@ -36,7 +36,7 @@ _ENOUGH_SUCCESS = 0.9
 _SHRINK = 0.8
 
 
-class KnowledgeEditor(HyperEditor):
+class KnowledgeEditor(HypernetworkEditor):
     """Turns the gradient of a fact into a bounded change under a learned constraint.
 
     Reference: De Cao, Aziz, Titov 2021, section 4. See the card, `knowledge_editor.md`.
@@ -144,7 +144,7 @@ class KnowledgeEditor(HyperEditor):
         return (self.steps - step) / max(1, self.steps - self.warm_up)
 
     def made(
-        self, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[Labelled], state: State
+        self, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[LabelledRow], state: State
     ) -> Made:
         """The sum of the changes for all facts, each made by itself."""
         network = self.restored(lm, state)
@@ -167,7 +167,7 @@ class KnowledgeEditor(HyperEditor):
     def _changes(
         self,
         lm: LanguageModel,
-        batch: Sequence[Labelled],
+        batch: Sequence[LabelledRow],
         gates: Mapping[Site, Gate],
         rounds: list[int],
     ) -> list[dict[Site, LowRank]]:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.engines.gradients import Labelled, Samples, capture, labelled_rows
+from corrigenda.engines.gradients import LabelledRow, Samples, gradient_samples, labelled_rows
 from corrigenda.engines.weight_shift import (
     OwnAnswers,
     divergences,
@@ -44,7 +44,7 @@ class Question(NamedTuple):
 class Asked(NamedTuple):
     """A row, the number of the edit it sees, and the weight of each of its labels in a mean."""
 
-    row: Labelled
+    row: LabelledRow
     edit: int
     weight: float
 
@@ -67,13 +67,13 @@ def condition_ids(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
 
 
 def seen(
-    lm: LanguageModel, rows: Sequence[Labelled], sites: Sequence[Site]
+    lm: LanguageModel, rows: Sequence[LabelledRow], sites: Sequence[Site]
 ) -> list[dict[Site, Samples]]:
     """Tokens of each row whose products sum up to the gradient of its mean answer loss.
 
     Tokens without gradient are left out.
     """
-    captured = capture(lm, rows, sites, every_token=True).samples
+    captured = gradient_samples(lm, rows, sites, every_token=True).samples
     found: list[dict[Site, Samples]] = []
     at = 0
     for row in rows:
@@ -239,7 +239,7 @@ class Lesson:
         return [ordered[begin : begin + size] for begin in range(0, len(ordered), size)]
 
 
-def _weighted(groups: Sequence[Sequence[Labelled]]) -> list[Asked]:
+def _weighted(groups: Sequence[Sequence[LabelledRow]]) -> list[Asked]:
     """Rows by edit, weighted so that sums are means over the labels of an edit, and over edits."""
     asked = []
     for edit, rows in enumerate(groups):
@@ -248,7 +248,9 @@ def _weighted(groups: Sequence[Sequence[Labelled]]) -> list[Asked]:
     return asked
 
 
-def _columns(batch: Sequence[Asked], device: torch.device) -> tuple[list[Labelled], Tensor, Tensor]:
+def _columns(
+    batch: Sequence[Asked], device: torch.device
+) -> tuple[list[LabelledRow], Tensor, Tensor]:
     """Rows, the edit of each row, and the weight of each label."""
     weights = [one.weight for one in batch for _ in one.row.labels]
     edits = torch.tensor([one.edit for one in batch], device=device)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from corrigenda.editor import Edit, Editor, Gives, Needs
+from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines.attribution import (
     Attribution,
     Neuron,
@@ -35,7 +35,7 @@ from corrigenda.lm.spans import encode_fact
 from corrigenda.patch import WeightPatch, header_for
 from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.training.dataset import Material
+from corrigenda.training.dataset import TrainingSet
 
 Action = Literal["update", "erase"]
 Scaling = Literal["norm", "none"]
@@ -75,8 +75,8 @@ class KnowledgeNeurons(Editor):
     """
 
     name: ClassVar[str] = "knowledge-neurons"
-    needs: ClassVar[Needs] = Needs()
-    gives: ClassVar[Gives] = Gives(single=True, batch=False, sequential=True)
+    requires: ClassVar[Requires] = Requires()
+    supports: ClassVar[Supports] = Supports(single=True, batch=False, sequential=True)
 
     action: Action = Field(
         default="update", description="Write the target instead, or set the columns to 0."
@@ -123,7 +123,7 @@ class KnowledgeNeurons(Editor):
     def fit(
         self,
         lm: LanguageModel,
-        corpus: Material | None = None,
+        corpus: TrainingSet | None = None,
         *,
         progress: Progress | None = None,
     ) -> State:

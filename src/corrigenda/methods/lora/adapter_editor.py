@@ -11,7 +11,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from corrigenda.editor import Edit, Editor, Gives, Needs
+from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines.gradients import labelled_rows
 from corrigenda.engines.locate import pipeline
 from corrigenda.errors import MissingState
@@ -31,8 +31,8 @@ _EVEN_ODDS = math.log(2.0)
 class AdapterEditor(AdapterKind, Editor):
     """Adam on adapters beside frozen weights; a method says what an adapter is."""
 
-    needs: ClassVar[Needs] = Needs()
-    gives: ClassVar[Gives] = Gives(
+    requires: ClassVar[Requires] = Requires()
+    supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=False
     )
 

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from corrigenda.engines.gradients import Labelled, predict
+from corrigenda.engines.gradients import LabelledRow, predict
 from corrigenda.errors import MissingExtra, MissingState, NonFinite, UnknownFamily
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.kv_cache import batches
@@ -118,7 +118,7 @@ def train(
     lm: LanguageModel,
     kind: AdapterKind,
     paths: Sequence[str],
-    rows: Sequence[Labelled],
+    rows: Sequence[LabelledRow],
     names: Sequence[str],
     settings: Settings,
     previous: Mapping[str, Adapter],
@@ -293,7 +293,7 @@ class Scores(NamedTuple):
     hits: Bool[Tensor, " labels"]
 
 
-def scored(lm: LanguageModel, rows: Sequence[Labelled]) -> Scores:
+def scored(lm: LanguageModel, rows: Sequence[LabelledRow]) -> Scores:
     """Score the answers' tokens of some rows in one pass; gradients flow to what is trained."""
     logits, labels = predict(lm, rows)
     return Scores(cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels)
@@ -301,7 +301,7 @@ def scored(lm: LanguageModel, rows: Sequence[Labelled]) -> Scores:
 
 @torch.no_grad()
 def measure(
-    lm: LanguageModel, rows: Sequence[Labelled], names: Sequence[str]
+    lm: LanguageModel, rows: Sequence[LabelledRow], names: Sequence[str]
 ) -> tuple[list[float], bool]:
     """Mean loss of each fact's answer, and whether every token is the model's first choice."""
     found, hold = [0.0] * len(rows), True
@@ -315,7 +315,7 @@ def measure(
 
 def by_fact(
     losses: Float[Tensor, " labels"],
-    rows: Sequence[Labelled],
+    rows: Sequence[LabelledRow],
     group: Sequence[int],
     names: Sequence[str],
 ) -> list[float]:

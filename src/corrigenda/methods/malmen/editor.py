@@ -10,10 +10,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from corrigenda.engines.gradients import Labelled, Samples, by_length, capture, labelled_rows
+from corrigenda.engines.gradients import (
+    LabelledRow,
+    Samples,
+    by_length,
+    gradient_samples,
+    labelled_rows,
+)
 from corrigenda.engines.hypernetwork import (
     Course,
-    HyperEditor,
+    HypernetworkEditor,
     Layers,
     Made,
     far_from,
@@ -42,7 +48,7 @@ from corrigenda.training import Turn, outsider, split
 _LAST_BLOCKS = 6
 
 
-class Malmen(HyperEditor):
+class Malmen(HypernetworkEditor):
     """Merges the proposals of a trained network for very many facts at once.
 
     Reference: Tan, Zhang, Fu 2024, section 4. See the card, `malmen.md`.
@@ -123,7 +129,7 @@ class Malmen(HyperEditor):
         return Course(adam, len(parts.training), step, validate, schedule)
 
     def made(
-        self, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[Labelled], state: State
+        self, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[LabelledRow], state: State
     ) -> Made:
         """The proposals for all facts, merged into one change of each weight."""
         network = self.restored(lm, state)
@@ -149,9 +155,9 @@ class Malmen(HyperEditor):
         )
         return Made(changes, notes, (notice,) if far_from(together, len(facts)) else ())
 
-    def seen(self, lm: LanguageModel, rows: Sequence[Labelled]) -> dict[Site, Samples]:
+    def seen(self, lm: LanguageModel, rows: Sequence[LabelledRow]) -> dict[Site, Samples]:
         """Keys and gradients of one batch of rows, where the networks live."""
-        found = capture(lm, rows, self.sites(lm), every_token=self.tokens == "all")
+        found = gradient_samples(lm, rows, self.sites(lm), every_token=self.tokens == "all")
         device = home(lm)
         return {
             site: Samples(*(tensor.to(device) for tensor in samples))

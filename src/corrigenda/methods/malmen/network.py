@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from corrigenda.engines.gradients import Samples
-from corrigenda.engines.running_norm import Seen
+from corrigenda.engines.running_norm import RunningNorm
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 
@@ -67,7 +67,7 @@ class ProposalNetwork(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, rank, members, generator) for _ in range(blocks))
         self.rate = nn.Parameter(torch.full((members,), rate))
         self.log_damping = nn.Parameter(torch.full((members,), damping).log())
-        self.seen = Seen(width)
+        self.seen = RunningNorm(width)
 
     def see(self, samples: Samples) -> None:
         """Take samples into the statistics, key and gradient joined."""

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from corrigenda.editor import Edit, Editor, Gives, Needs
+from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines import shared_memory
-from corrigenda.engines.gradients import Labelled, labelled_rows
+from corrigenda.engines.gradients import LabelledRow, labelled_rows
 from corrigenda.engines.shared_memory import identity, joined, keys_at, memory_of, suspended
 from corrigenda.errors import BadConfig, CorrigendaError
 from corrigenda.facts import Fact
@@ -30,7 +30,7 @@ from corrigenda.methods.melo.training import (
     new_block,
     train_block,
 )
-from corrigenda.patch import StoredPatch, WeightPatch
+from corrigenda.patch import ModulePatch, WeightPatch
 from corrigenda.state import State
 
 _DEPTH = 35 / 48
@@ -38,7 +38,7 @@ _NUM_TARGETS = 2
 _ORDER = {"attn.q": 0, "attn.k": 0, "attn.v": 0, "attn.out": 1, "mlp.gate": 2, "mlp.up": 2}
 
 
-class MeloPatch(StoredPatch):
+class MeloPatch(ModulePatch):
     """Blocks, and the keys that switch them on.
 
     While several with the same layers are active, they share one database of clusters. Each prompt
@@ -94,8 +94,8 @@ class Melo(Editor):
     """
 
     name: ClassVar[str] = "melo"
-    needs: ClassVar[Needs] = Needs()
-    gives: ClassVar[Gives] = Gives(
+    requires: ClassVar[Requires] = Requires()
+    supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=False, contained=True
     )
 
@@ -235,7 +235,7 @@ class Melo(Editor):
         self,
         switch: Switch | None,
         keys: Float[Tensor, "n d"],
-        rows: Sequence[Labelled],
+        rows: Sequence[LabelledRow],
         noise: Sequence[float],
     ) -> tuple[list[Placed], Database]:
         """Where each fact's key goes, and the clusters once all are in."""
@@ -260,7 +260,7 @@ class Melo(Editor):
         self,
         lm: LanguageModel,
         targets: Sequence[Site],
-        rows: Sequence[Labelled],
+        rows: Sequence[LabelledRow],
         names: Sequence[str],
         idle: Sequence[object],
     ) -> list[Trained]:
@@ -287,7 +287,7 @@ class Melo(Editor):
         return trained
 
 
-def _ids(keys: Float[Tensor, "n d"], rows: Sequence[Labelled]) -> list[int]:
+def _ids(keys: Float[Tensor, "n d"], rows: Sequence[LabelledRow]) -> list[int]:
     return [identity(own, row.labels) for own, row in zip(keys, rows, strict=True)]
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corrigenda.engines.shared_memory import Memory
-from corrigenda.lm.hooks import Transform
+from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.model import LanguageModel, gather
 from corrigenda.lm.sites import Point, Site, key, value
 from corrigenda.methods.melo.clusters import Database, Records, Router
@@ -80,9 +80,9 @@ class Switch(Memory["MeloPatch"]):
             if name in self.__dict__:
                 delattr(self, name)
 
-    def transforms(self) -> Mapping[Point, Transform]:
+    def transforms(self) -> Mapping[Point, TensorMap]:
         """Keys are read behind the index layer; terms are added behind the targets."""
-        found: dict[Point, Transform] = {value(self.layers.index): self._read}
+        found: dict[Point, TensorMap] = {value(self.layers.index): self._read}
         for site in self.layers.targets:
             found |= {key(site): self._remember(site), value(site): self._add(site)}
         return found
@@ -104,7 +104,7 @@ class Switch(Memory["MeloPatch"]):
             return None
         return (self._route >= 0).nonzero().squeeze(1)
 
-    def _remember(self, site: Site) -> Transform:
+    def _remember(self, site: Site) -> TensorMap:
         def remember(inputs: Float[Tensor, "batch pos d_in"]) -> Tensor:
             # Whoever runs later blocks alone meanwhile reads no index.
             if self._route is not None and not self.suspended:
@@ -113,7 +113,7 @@ class Switch(Memory["MeloPatch"]):
 
         return remember
 
-    def _add(self, site: Site) -> Transform:
+    def _add(self, site: Site) -> TensorMap:
         def add(output: Float[Tensor, "batch pos d_out"]) -> Tensor:
             inputs, rows = self._inputs.pop(site, None), self._rows()
             if inputs is None or rows is None:

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corrigenda.engines.answer_loss import LOSS_SCALE, AnswerPasses
-from corrigenda.engines.gradients import Labelled
+from corrigenda.engines.gradients import LabelledRow
 from corrigenda.errors import NonFinite
-from corrigenda.lm.hooks import Transform
+from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.kv_cache import batches
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, key, value
@@ -78,7 +78,7 @@ def new_block(d_in: int, d_out: int, rank: int, generator: torch.Generator) -> B
     return Block(a, torch.zeros(rank, d_out))
 
 
-def beside(site: Site, added: Mapping[Site, Block], gain: float) -> dict[Point, Transform]:
+def beside(site: Site, added: Mapping[Site, Block], gain: float) -> dict[Point, TensorMap]:
     """Transforms that add one block's term to every row of a pass."""
     inputs: list[Tensor] = []
 
@@ -97,7 +97,7 @@ def beside(site: Site, added: Mapping[Site, Block], gain: float) -> dict[Point, 
 def train_block(
     lm: LanguageModel,
     first: Mapping[Site, Block],
-    rows: Sequence[Labelled],
+    rows: Sequence[LabelledRow],
     settings: Settings,
     *,
     names: Sequence[str],
@@ -137,7 +137,7 @@ def train_block(
     ]
     tokens = sum(len(row.labels) for row in rows)
     scale = LOSS_SCALE.get(lm.dtype, 1.0)
-    transforms: dict[Point, Transform] = {}
+    transforms: dict[Point, TensorMap] = {}
     for site in blocks:
         transforms |= beside(site, blocks, settings.gain)
     trained = Trained({}, [[] for _ in rows], [False] * len(rows))

@@ -8,23 +8,23 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from corrigenda.editor import Gives, Needs
-from corrigenda.engines.locate.layers import SeveralLayers
+from corrigenda.editor import Requires, Supports
+from corrigenda.engines.locate.layers import MultiLayerEditor
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.solve import ridge
 from corrigenda.lm.sites import Site
 from corrigenda.state import State
 
 
-class Memit(SeveralLayers):
+class Memit(MultiLayerEditor):
     """Mass-Editing Memory in a Transformer.
 
     Reference: Meng et al. 2023, section 4, equations 14 and 20. See the card, `memit.md`.
     """
 
     name: ClassVar[str] = "memit"
-    needs: ClassVar[Needs] = Needs(subject=True, moments=True, training_set=False)
-    gives: ClassVar[Gives] = Gives(
+    requires: ClassVar[Requires] = Requires(subject=True, moments=True, training_set=False)
+    supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )
 

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from corrigenda.engines.gradients import Labelled, by_length
-from corrigenda.engines.hypernetwork import Course, HyperEditor, Layers, Made
+from corrigenda.engines.gradients import LabelledRow, by_length
+from corrigenda.engines.hypernetwork import Course, HypernetworkEditor, Layers, Made
 from corrigenda.engines.weight_shift import OwnAnswers, smallest
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
@@ -26,7 +26,7 @@ _BLOCKS = 3
 _PARTS = ("mlp.gate", "mlp.up", "mlp.down")
 
 
-class Mend(HyperEditor):
+class Mend(HypernetworkEditor):
     """Rewrites the gradient of one fact, token by token, into the factors of an edit.
 
     Reference: Mitchell et al. 2022, sections 3.1 to 3.3. See the card, `mend.md`.
@@ -101,7 +101,7 @@ class Mend(HyperEditor):
         )
 
     def made(
-        self, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[Labelled], state: State
+        self, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[LabelledRow], state: State
     ) -> Made:
         """A change of rank one for each token of each fact, added up.
 

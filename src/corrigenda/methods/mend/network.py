@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from corrigenda.engines.running_norm import Seen
+from corrigenda.engines.running_norm import RunningNorm
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 
@@ -95,7 +95,7 @@ class Rewriter(nn.Module):
                 for name, width in widths.items()
             }
         )
-        self.seen = Seen(self.d_in + self.d_out)
+        self.seen = RunningNorm(self.d_in + self.d_out)
 
     def normalised(self, joint: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
         """Standardised in float64, then in the dtype of the network."""

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from corrigenda.engines.gradients import Labelled, capture, labelled_rows, predict
+from corrigenda.engines.gradients import LabelledRow, gradient_samples, labelled_rows, predict
 from corrigenda.engines.weight_shift import (
     OwnAnswers,
     gradients,
@@ -25,7 +25,7 @@ from corrigenda.engines.weight_shift import (
     paraphrase_of,
 )
 from corrigenda.facts import Fact
-from corrigenda.lm.hooks import Transform
+from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.methods.mend.network import Factors, Networks
@@ -193,7 +193,7 @@ class Trainer:
 
 def gradient_factors(
     lm: LanguageModel,
-    rows: Sequence[Labelled],
+    rows: Sequence[LabelledRow],
     sites: Sequence[Site],
     owners: Sequence[int] | None = None,
 ) -> tuple[dict[Site, Factors], list[float]]:
@@ -211,7 +211,7 @@ def gradient_factors(
     Returns:
         Factors by site, float64 on the CPU, and the loss of each row.
     """
-    seen = capture(lm, rows, sites, reduction="sum", every_token=True)
+    seen = gradient_samples(lm, rows, sites, reduction="sum", every_token=True)
     lengths = torch.tensor([len(row.ids) for row in rows])
     labels = torch.tensor([len(row.labels) for row in rows], dtype=torch.float64)
     per_token = labels.repeat_interleave(lengths)[:, None]
@@ -236,7 +236,7 @@ def edited(
         owners: The edit each row of the pass sees.
     """
 
-    def add(edit: Factors) -> Transform:
+    def add(edit: Factors) -> TensorMap:
         own = (owners[:, None] == edit.owners[None, :])[:, None, :]
 
         def moved(read: Tensor) -> Tensor:

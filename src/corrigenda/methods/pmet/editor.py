@@ -10,11 +10,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from corrigenda.editor import Gives, Needs
+from corrigenda.editor import Requires, Supports
 from corrigenda.engines.locate import pipeline
-from corrigenda.engines.locate.layers import SeveralLayers
+from corrigenda.engines.locate.layers import MultiLayerEditor
 from corrigenda.engines.locate.pipeline import Plan
-from corrigenda.engines.locate.records import Role, Settings, Targets
+from corrigenda.engines.locate.records import Role, SearchSettings, Targets
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.solve import ridge
 from corrigenda.lm.model import LanguageModel
@@ -25,7 +25,7 @@ _SETTLED_WEIGHT = 0.1
 _SETTLED_KL = 0.01
 
 
-class Pmet(SeveralLayers):
+class Pmet(MultiLayerEditor):
     """Precise Model Editing in a Transformer.
 
     Two vectors are searched at the last edited block, behind its attention and behind its
@@ -35,8 +35,8 @@ class Pmet(SeveralLayers):
     """
 
     name: ClassVar[str] = "pmet"
-    needs: ClassVar[Needs] = Needs(subject=True, moments=True, training_set=False)
-    gives: ClassVar[Gives] = Gives(
+    requires: ClassVar[Requires] = Requires(subject=True, moments=True, training_set=False)
+    supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )
     role: ClassVar[Role] = "components"
@@ -49,7 +49,7 @@ class Pmet(SeveralLayers):
     )
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> SearchSettings:
         """Settings of the target search; a target that has settled counts for a tenth."""
         return super().settings._replace(settled_weight=_SETTLED_WEIGHT, settled_kl=_SETTLED_KL)
 

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from corrigenda.editor import Constraint, Edit, Gives, Needs
+from corrigenda.editor import Constraint, Edit, Requires, Supports
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Style
 from corrigenda.engines.locate.pipeline import SMALL_AGREEMENT, LocateThenEdit, Plan
-from corrigenda.engines.locate.target_search import Trace, find_targets
+from corrigenda.engines.locate.target_search import SearchTrace, find_targets
 from corrigenda.errors import NotEnoughFacts
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
@@ -46,7 +46,7 @@ class Written(NamedTuple):
     key_clean: Float[Tensor, " d_in"]
     delta: Float[Tensor, " d_model"]
     wanted: Float[Tensor, " d_model"]
-    trace: Trace
+    trace: SearchTrace
     agreement: float
 
 
@@ -61,7 +61,7 @@ class Rome(LocateThenEdit):
     """
 
     name: ClassVar[str] = "rome"
-    gives: ClassVar[Gives] = Gives(
+    supports: ClassVar[Supports] = Supports(
         single=True, batch=False, sequential=True, exact=True, order_free=False
     )
     context_style: ClassVar[Style] = "rome"
@@ -75,9 +75,9 @@ class Rome(LocateThenEdit):
     )
 
     @property
-    def needs(self) -> Needs:  # pyright: ignore[reportIncompatibleVariableOverride]  # by option
+    def requires(self) -> Requires:  # pyright: ignore[reportIncompatibleVariableOverride]  # by option
         """A subject, and second moments unless `use_moment` is off."""
-        return Needs(subject=True, moments=self.use_moment, training_set=False)
+        return Requires(subject=True, moments=self.use_moment, training_set=False)
 
     largest_change: float | None = Field(
         default=None,

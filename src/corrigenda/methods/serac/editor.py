@@ -14,7 +14,7 @@ from jaxtyping import Float
 from pydantic import Field, JsonValue
 from torch import Tensor
 
-from corrigenda.editor import Edit, Editor, Gives, Needs
+from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines.patch_cache import Kept, partners
 from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
@@ -32,7 +32,7 @@ from corrigenda.methods.serac.scope import (
     mined,
 )
 from corrigenda.patch.changes import digest_of
-from corrigenda.patch.module import StoredPatch
+from corrigenda.patch.module import ModulePatch
 from corrigenda.progress import Progress
 from corrigenda.retrieval import embedder
 from corrigenda.state import State
@@ -45,7 +45,7 @@ _MOST_NEIGHBOURS = 8
 _CLIP = 100.0
 
 
-class SeracPatch(StoredPatch):
+class SeracPatch(ModulePatch):
     """A cache of edits with the classifier that says which questions they are for.
 
     The active patches with equal settings and the same classifier are one cache: the first of them
@@ -91,7 +91,7 @@ class SeracPatch(StoredPatch):
         return embedder(str(self.header.config["embedder"])).embed(lm, texts)
 
 
-def _cache(patches: Sequence[StoredPatch]) -> tuple[list[Fact], Codes]:
+def _cache(patches: Sequence[ModulePatch]) -> tuple[list[Fact], Codes]:
     """Facts of all patches with their codes; among equal prompts the last."""
     cache: dict[str, tuple[Fact, Tensor]] = {}
     for patch in patches:
@@ -112,8 +112,8 @@ class SERAC(Editor):
     """
 
     name: ClassVar[str] = "serac"
-    needs: ClassVar[Needs] = Needs(training_set=True)
-    gives: ClassVar[Gives] = Gives(
+    requires: ClassVar[Requires] = Requires(training_set=True)
+    supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, order_free=True, contained=True
     )
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from corrigenda.editor import Edit, Editor, Gives, Needs
+from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines.activation import host_activation
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.ordinary_text import ordinary_rows, tapped
@@ -33,10 +33,10 @@ from corrigenda.methods.t_patcher.neurons import (
     wrong_tokens,
 )
 from corrigenda.patch import header_for
-from corrigenda.patch.module import StoredPatch
+from corrigenda.patch.module import ModulePatch
 from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.training.dataset import Material, text_only
+from corrigenda.training.dataset import TrainingSet, text_only
 
 _QUERIES_OF_TEXT = 16
 _ROW_OF_TEXT = 48
@@ -44,7 +44,7 @@ _MEMORY, _VALIDATION, _EDITS = "t-patcher/memory", "t-patcher/validation", "t-pa
 
 
 @dataclass(frozen=True, eq=False)
-class NeuronPatch(StoredPatch):
+class NeuronPatch(ModulePatch):
     """Neurons beside the last feed-forward block of a model.
 
     Attributes:
@@ -121,7 +121,7 @@ class TPatcher(Editor):
     """
 
     name: ClassVar[str] = "t-patcher"
-    needs: ClassVar[Needs] = Needs()
+    requires: ClassVar[Requires] = Requires()
 
     max_neurons: int = Field(default=5, ge=1, description="Neurons of a fact, at most.")
     activation: Literal["relu", "host"] = Field(
@@ -129,10 +129,10 @@ class TPatcher(Editor):
     )
 
     @property
-    def gives(self) -> Gives:  # pyright: ignore[reportIncompatibleVariableOverride]  # by option
+    def supports(self) -> Supports:  # pyright: ignore[reportIncompatibleVariableOverride]  # by option
         """Only neurons that are exactly silent leave other questions to the bit as they were."""
         silent = self.activation == "relu"
-        return Gives(single=True, batch=True, sequential=True, contained=silent)
+        return Supports(single=True, batch=True, sequential=True, contained=silent)
 
     memory_size: int = Field(default=4000, ge=1, description="Queries of text to be silent on.")
     validation_size: int = Field(
@@ -178,7 +178,7 @@ class TPatcher(Editor):
     def fit(
         self,
         lm: LanguageModel,
-        corpus: Material | None = None,
+        corpus: TrainingSet | None = None,
         *,
         progress: Progress | None = None,
     ) -> State:

@@ -14,12 +14,12 @@ from jaxtyping import Bool, Float
 from pydantic import Field, JsonValue
 from torch import Tensor, nn
 
-from corrigenda.editor import Edit, Editor, Gives, Needs
+from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines.gradients import labelled_rows, predict
 from corrigenda.engines.locate import pipeline
 from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
-from corrigenda.lm.hooks import Transform
+from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.kv_cache import batches
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
@@ -31,10 +31,10 @@ from corrigenda.methods.truthx.states import (
     modules,
     require_pairs,
 )
-from corrigenda.patch import StoredPatch
+from corrigenda.patch import ModulePatch
 from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.training import Material, Schedule, Turn, fit_trained, split, train
+from corrigenda.training import Schedule, TrainingSet, Turn, fit_trained, split, train
 
 Scoring = Literal["generation", "choice"]
 
@@ -47,7 +47,7 @@ _SHIPPED = {
 }
 
 
-class TruthxPatch(StoredPatch):
+class TruthxPatch(ModulePatch):
     """Auto-encoders by width (`space/<width>/...`) and centres by module (`centres/<module>`).
 
     Strength, and the positions that are moved, are in the configuration of the header. The facts
@@ -81,8 +81,8 @@ class TruthX(Editor):
     """
 
     name: ClassVar[str] = "truthx"
-    needs: ClassVar[Needs] = Needs(training_set=True)
-    gives: ClassVar[Gives] = Gives(
+    requires: ClassVar[Requires] = Requires(training_set=True)
+    supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=False, exact=False, order_free=True
     )
 
@@ -119,7 +119,11 @@ class TruthX(Editor):
         return coding + 2 * self.code * min(self.top_k, 2 * lm.num_layers)
 
     def fit(
-        self, lm: LanguageModel, corpus: Material | None = None, *, progress: Progress | None = None
+        self,
+        lm: LanguageModel,
+        corpus: TrainingSet | None = None,
+        *,
+        progress: Progress | None = None,
     ) -> State:
         """Learn the truthful space of a model; cached by content.
 
@@ -298,7 +302,7 @@ def _steering(
     centres: Float[Tensor, "2 code"],
     strength: float,
     scoring: Scoring,
-) -> Transform:
+) -> TensorMap:
     """The transform of one module; positions that it leaves alone keep their bits."""
 
     def steer(states: Tensor) -> Tensor:

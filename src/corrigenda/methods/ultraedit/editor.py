@@ -13,12 +13,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from corrigenda.editor import Edit, Editor, Gives, Needs
+from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines.gradients import (
-    Labelled,
+    LabelledRow,
     Samples,
     by_length,
-    capture,
+    gradient_samples,
     labelled_rows,
     mean_losses,
 )
@@ -34,7 +34,7 @@ from corrigenda.patch import Header, WeightPatch, header_for
 from corrigenda.progress import Progress
 from corrigenda.state import State
 from corrigenda.statistics.corpus import as_corpus, documents, own_text
-from corrigenda.training.dataset import Material, text_only
+from corrigenda.training.dataset import TrainingSet, text_only
 
 _EPSILON = 1e-7
 _FLOOR = 1e-6
@@ -60,7 +60,7 @@ class Turn(NamedTuple):
     samples: dict[Site, Samples]
     statistics: dict[str, RunningStatistics]
     losses: list[float]
-    rows: list[Labelled]
+    rows: list[LabelledRow]
 
 
 class UltraEdit(Editor):
@@ -70,8 +70,8 @@ class UltraEdit(Editor):
     """
 
     name: ClassVar[str] = "ultraedit"
-    needs: ClassVar[Needs] = Needs()
-    gives: ClassVar[Gives] = Gives(
+    requires: ClassVar[Requires] = Requires()
+    supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )
 
@@ -117,7 +117,7 @@ class UltraEdit(Editor):
     def fit(
         self,
         lm: LanguageModel,
-        corpus: Material | None = None,
+        corpus: TrainingSet | None = None,
         *,
         progress: Progress | None = None,
     ) -> State:
@@ -156,14 +156,14 @@ class UltraEdit(Editor):
         header = self._header(lm, facts, notes)
         return Edit(WeightPatch(changes, header), self._remember(state, turn.statistics, header))
 
-    def observe(self, lm: LanguageModel, rows: Sequence[Labelled], earlier: Statistics) -> Turn:
+    def observe(self, lm: LanguageModel, rows: Sequence[LabelledRow], earlier: Statistics) -> Turn:
         """Run a turn forward and backward and take its samples into the statistics."""
         statistics = dict(earlier)
         found: dict[Site, list[Samples]] = {site: [] for site in self.sites(lm)}
         losses: dict[int, float] = {}
         reduction = "mean" if self.parity else "sum"
         for batch in by_length(rows, self.micro_batch):
-            seen = capture(lm, batch, list(found), reduction=reduction)
+            seen = gradient_samples(lm, batch, list(found), reduction=reduction)
             losses |= {row.fact: loss for row, loss in zip(batch, seen.losses, strict=True)}
             for site, samples in seen.samples.items():
                 found[site].append(samples)
@@ -264,8 +264,8 @@ class UltraEdit(Editor):
         }
 
     def _text_rows(
-        self, lm: LanguageModel, corpus: Material | None, progress: Progress | None
-    ) -> list[Labelled]:
+        self, lm: LanguageModel, corpus: TrainingSet | None, progress: Progress | None
+    ) -> list[LabelledRow]:
         wanted = as_corpus(lm, text_only(corpus, where=self.name))
         count = -(-self.warm_up // _ANSWER_OF_TEXT)
         source = wanted.source
@@ -274,14 +274,14 @@ class UltraEdit(Editor):
             source = own_text(lm, tokens, seed=wanted.seed, progress=progress, keep=True)
         texts = list(islice(documents(source), _DOCUMENTS_TO_DRAW_FROM * count))
         random.Random(self.seed).shuffle(texts)
-        rows: list[Labelled] = []
+        rows: list[LabelledRow] = []
         for text in texts:
             if len(rows) == count:
                 break
             ids = tuple(lm.tokenizer(text).input_ids[:_ROW_OF_TEXT])
             if len(ids) > _ANSWER_OF_TEXT:
                 reads = tuple(range(len(ids) - 1 - _ANSWER_OF_TEXT, len(ids) - 1))
-                rows.append(Labelled(ids[:-1], reads, ids[-_ANSWER_OF_TEXT:], len(rows)))
+                rows.append(LabelledRow(ids[:-1], reads, ids[-_ANSWER_OF_TEXT:], len(rows)))
         return rows
 
 

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, JsonValue
 
-from corrigenda.editor import Edit, Editor, Gives, Needs
+from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines.activation import host_activation
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Contexts
@@ -45,7 +45,7 @@ from corrigenda.methods.wise.training import (
 from corrigenda.patch import header_for
 from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.training.dataset import Material, text_only
+from corrigenda.training.dataset import TrainingSet, text_only
 
 SEED_WORDS: tuple[str, ...] = ("I", "You", "Because", "Yes", "Q:")
 """Words that the prefixes in front of prompts begin with."""
@@ -64,8 +64,10 @@ class Wise(Editor):
     """
 
     name: ClassVar[str] = "wise"
-    needs: ClassVar[Needs] = Needs()
-    gives: ClassVar[Gives] = Gives(single=True, batch=True, sequential=True, contained=True)
+    requires: ClassVar[Requires] = Requires()
+    supports: ClassVar[Supports] = Supports(
+        single=True, batch=True, sequential=True, contained=True
+    )
 
     layer: int | None = Field(
         default=None, ge=0, description="Block with the side memory; five sixths of the depth."
@@ -149,7 +151,7 @@ class Wise(Editor):
     def fit(
         self,
         lm: LanguageModel,
-        corpus: Material | None = None,
+        corpus: TrainingSet | None = None,
         *,
         progress: Progress | None = None,
     ) -> State:

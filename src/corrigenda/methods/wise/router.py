@@ -23,14 +23,14 @@ from corrigenda.methods.wise.side_memory import (
     response_scores,
     unpacked,
 )
-from corrigenda.patch.module import StoredPatch
+from corrigenda.patch.module import ModulePatch
 
 # The sequence of edits whose memory is being trained: its patches let the main memory answer.
 _TRAINED: ContextVar[str] = ContextVar("sequence in training", default="")
 
 
 @dataclass(frozen=True, eq=False)
-class SidePatch(StoredPatch):
+class SidePatch(ModulePatch):
     """Side memories of one down projection, with the scores from which on they are asked.
 
     It holds everything that its sequence of edits has written so far. Of several active patches of
