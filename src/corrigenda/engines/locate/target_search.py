@@ -33,7 +33,15 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.tail import Tail, memory_budget
 
-__all__ = ["Losses", "Role", "SearchRow", "SearchSettings", "SearchTrace", "Targets", "find_targets"]
+__all__ = [
+    "Losses",
+    "Role",
+    "SearchRow",
+    "SearchSettings",
+    "SearchTrace",
+    "Targets",
+    "find_targets",
+]
 
 # Padded positions cost less than streaming the weights of the later blocks for another bucket.
 _PADDING_TOKENS = {"cpu": 16, "cuda": 1024}
