@@ -101,8 +101,8 @@ class Editor(Settings, ABC):
 
     A method is a subclass in `corrigenda/methods/<name>/editor.py` with its card `card.md` beside
     it. It sets `name`, `requires` and `supports` and implements `sites` and `edit`. `edit` obeys
-    the laws that `corrigenda.testing.check_editor` runs: it leaves the model as it was even when it raises, the
-    same arguments give an equal patch, and no facts give an empty one.
+    the laws that `corrigenda.testing.check_editor` runs: it leaves the model as it was even when it
+    raises, the same arguments give an equal patch, and no facts give an empty one.
 
     Raises:
         BadConfig (CG502): an option the method does not have, or a value it cannot take.
