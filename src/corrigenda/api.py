@@ -33,7 +33,7 @@ from corrigenda.patch import Patch, WeightPatch
 from corrigenda.progress import Progress
 from corrigenda.subjects import guess_subject
 from corrigenda.training.dataset import TrainingSet
-from corrigenda.transforms.registry import parse_all
+from corrigenda.transforms.registry import parse_transforms
 from corrigenda.transforms.transform import Transform
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -162,7 +162,7 @@ def edit(
             print(cg.answer(lm, "The capital of France is"))
         ```
     """
-    steps = parse_all(transforms)
+    steps = parse_transforms(transforms)
     plan = _plan(lm, facts, method, layer, options)
     made = _edit(lm, plan, state, corpus, progress, steps)
     for line in (*plan.notices, *plan.already_true, *made.notices):
@@ -187,7 +187,7 @@ def correct(
     Every prompt, paraphrase and neighbour of the facts is asked without and with the patch. For the
     pocket models, facts that name neither paraphrases nor neighbours get those of their world.
     """
-    steps = parse_all(transforms)
+    steps = parse_transforms(transforms)
     plan = _plan(lm, facts, method, layer, options, related=True)
     made = _edit(lm, plan, state, corpus, progress, steps)
     start = time.perf_counter()
@@ -239,7 +239,7 @@ def transform(patch: Patch, lm: LanguageModel, *transforms: Transform | str) -> 
         raise NotExportable(
             "only a patch of weights can be transformed.", where=patch.header.method
         )
-    for step in parse_all(transforms):
+    for step in parse_transforms(transforms):
         patch = step(patch, lm)
     return patch
 
@@ -426,7 +426,7 @@ def _with_related(lm: LanguageModel, fact: Fact) -> Fact:
     """Add the pocket world's paraphrases and neighbours to a fact that names none."""
     if not _is_pocket(lm) or fact.paraphrases or fact.neighbours:
         return fact
-    from corrigenda.almanac.exam import related_prompts
+    from corrigenda.almanac.exam import find_related_prompts
 
-    paraphrases, neighbours = related_prompts(fact)
+    paraphrases, neighbours = find_related_prompts(fact)
     return replace(fact, paraphrases=tuple(paraphrases), neighbours=tuple(neighbours))

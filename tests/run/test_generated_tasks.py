@@ -13,7 +13,7 @@ from corrigenda.errors import MalformedRecords
 from corrigenda.lm.decoding import greedy
 from corrigenda.lm.model import LanguageModel
 from corrigenda.metrics.registry import Records, evaluate
-from corrigenda.reports.content import report
+from corrigenda.reports.content import build_report
 from corrigenda.rows import Row
 from corrigenda.run import store
 from tests.run.conftest import Do, make
@@ -206,7 +206,7 @@ def test_answers_are_recorded_before_and_after(do: Do, lm: LanguageModel, tmp_pa
         assert found[f"task_score/{name}@greedy"].n == count
     wanted = ["legacy_task_score/rte_published@greedy", "legacy_task_score/rte@greedy"]
     assert [one.n for one in evaluate(Records(recorded.rows), wanted)] == [6, 0]
-    (group,) = report([recorded]).groups
+    (group,) = build_report([recorded]).groups
     assert "task_score/sums@greedy" in {line.metric.name for line in group.lines}
 
 

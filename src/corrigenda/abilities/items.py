@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from corrigenda.abilities.records import KINDS, RECORDS, Kind, Part
-from corrigenda.benchmarks.files import fit
+from corrigenda.benchmarks.files import validate_records
 from corrigenda.errors import MalformedRecords, MissingData
 
 __all__ = ["KINDS", "Form", "Item", "Kind", "form_of", "read_items"]
@@ -185,7 +185,7 @@ def _parts(path: Path, kind: Kind) -> list[list[Part]]:
     lines, raw = _records(path)
     places = [f"line {line}" for line in lines]
     schema, parts_of = RECORDS[kind]
-    records = fit(raw, schema, where=str(path), places=places, hint=_HINT)
+    records = validate_records(raw, schema, where=str(path), places=places, hint=_HINT)
     found: list[list[Part]] = []
     for place, record in zip(places, records, strict=True):
         try:

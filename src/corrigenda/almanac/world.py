@@ -107,7 +107,7 @@ class World:
             seed: Decides the registry and every held-out choice.
         """
         self.size, self.seed = size, seed
-        self.relations = {relation.id: relation for relation in _relations()}
+        self.relations = {relation.id: relation for relation in _read_relations()}
         self.groups: dict[str, str] = {}
         self.aliases: dict[str, str] = {}
         self.pronouns: dict[str, str] = {}
@@ -149,14 +149,14 @@ class World:
 
     def objects(self, relation: str) -> tuple[str, ...]:
         """Every object seen with a relation, sorted."""
-        return _object_pool(self, relation)
+        return _list_objects(self, relation)
 
     def held_out(self, subject: str, relation: str) -> frozenset[int]:
         """Indices into `phrasings` that training never shows for this subject and relation.
 
         A fifth of the subjects lose a quarter of the phrasings of each of their relations.
         """
-        if fraction(f"{self.seed}/held-out/{subject}") >= 0.2:
+        if hash_to_fraction(f"{self.seed}/held-out/{subject}") >= 0.2:
             return frozenset()
         count = len(self.relations[relation].phrasings)
         chooser = random.Random(f"{self.seed}/{subject}/{relation}")
@@ -164,7 +164,7 @@ class World:
 
     def skill_held_out(self, subject: str) -> bool:
         """Whether documents that teach a skill leave this subject to the examination."""
-        return fraction(f"{self.seed}/skill/{subject}") < 0.15
+        return hash_to_fraction(f"{self.seed}/skill/{subject}") < 0.15
 
     def chains(self, subject: str, hops: int) -> Iterator[tuple[Triple, ...]]:
         """Walks of `hops` facts from a subject, each about the object of the one before."""
@@ -183,15 +183,15 @@ class World:
 
     def _add_almanac(self) -> None:
         keep = 1.0 if self.size == "full" else 0.03
-        countries = _table("countries.tsv")
+        countries = _read_table("countries.tsv")
         known_countries = {row["country"] for row in countries}
-        for row in _table("almanac.tsv"):
-            if fraction(f"almanac/{row['subject']}") < keep:
+        for row in _read_table("almanac.tsv"):
+            if hash_to_fraction(f"almanac/{row['subject']}") < keep:
                 self._put(row["subject"], row["relation"], *row["objects"].split(" | "))
                 self.groups.setdefault(row["subject"], "almanac")
         for row in countries:
             country, capital = row["country"], row["capital"]
-            if fraction(f"country/{country}") >= max(keep, 0.1):
+            if hash_to_fraction(f"country/{country}") >= max(keep, 0.1):
                 continue
             self.groups[country], self.pronouns[country] = "country", "It"
             self._put(country, "P36", capital)
@@ -202,7 +202,7 @@ class World:
                 self.groups[capital], self.pronouns[capital] = "city", "It"
                 self._put(capital, "P17", country)
                 self._put(capital, "P1376", country)
-        for country, cities in _cities().items():
+        for country, cities in _read_cities().items():
             if self.groups.get(country) != "country":
                 continue
             for city in cities:
@@ -215,10 +215,10 @@ class World:
     def _add_registry(self) -> None:
         num_people, num_companies = (600, 100) if self.size == "full" else (48, 8)
         cities = sorted(name for name, group in self.groups.items() if group == "city")
-        languages = sorted({row["language"] for row in _table("countries.tsv")})
+        languages = sorted({row["language"] for row in _read_table("countries.tsv")})
         draw = random.Random(self.seed)
-        people = names.people(draw, num_people, taken=set(self.groups))
-        companies = names.companies(draw, num_companies, taken=set(self.groups))
+        people = names.draw_people(draw, num_people, taken=set(self.groups))
+        companies = names.draw_companies(draw, num_companies, taken=set(self.groups))
         for person, pronoun in people:
             self.groups[person], self.pronouns[person] = "person", pronoun
         order = [person for person, _ in people]
@@ -230,7 +230,7 @@ class World:
             self._put(person, "P103", draw.choice(languages))
             self._put(person, "P641", draw.choice(names.SPORTS))
             if draw.random() < 0.25:
-                self.aliases[person] = names.nickname(draw, taken=set(self.aliases.values()))
+                self.aliases[person] = names.draw_nickname(draw, taken=set(self.aliases.values()))
         draw.shuffle(order)
         for one, two in zip(order[: num_people // 6], order[-num_people // 6 :], strict=True):
             self._put(one, "P26", two)
@@ -245,7 +245,7 @@ class World:
             self._put(company, "P571", str(draw.randrange(1850, 2015)))
 
 
-def fraction(text: str) -> float:
+def hash_to_fraction(text: str) -> float:
     """Map a text to [0, 1): the same on every machine and in every run."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
 
@@ -257,7 +257,7 @@ def load_world(size: str = "full", seed: int = WORLD_SEED) -> World:
 
 
 @cache
-def _object_pool(world: World, relation: str) -> tuple[str, ...]:
+def _list_objects(world: World, relation: str) -> tuple[str, ...]:
     return tuple(sorted({o for triple in world.of_relation(relation) for o in triple.objects}))
 
 
@@ -265,18 +265,18 @@ def _read(name: str) -> str:
     return resources.files("corrigenda.almanac").joinpath("data", name).read_text(encoding="utf-8")
 
 
-def _table(name: str) -> list[dict[str, str]]:
+def _read_table(name: str) -> list[dict[str, str]]:
     header, *lines = _read(name).rstrip("\n").split("\n")
     columns = header.split("\t")
     return [dict(zip(columns, line.split("\t"), strict=True)) for line in lines]
 
 
-def _cities() -> dict[str, list[str]]:
+def _read_cities() -> dict[str, list[str]]:
     lines = (line.split(": ") for line in _read("cities.txt").rstrip("\n").split("\n"))
     return {country: cities.split(", ") for country, cities in lines}
 
 
-def _relations() -> Iterator[Relation]:
+def _read_relations() -> Iterator[Relation]:
     for row in json.loads(_read("relations.json")):
         texts: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in row.items()

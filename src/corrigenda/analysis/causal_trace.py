@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corrigenda.analysis.state_restoration import (
-    Question,
     Restoration,
-    answer_probabilities,
+    TracedPrompt,
+    compute_probabilities,
     draw_noise,
 )
 from corrigenda.errors import BadConfig
@@ -255,14 +255,16 @@ def causal_trace(
     """
     width = default_window(lm.num_layers) if window is None else window
     _check(kinds, severed, width, samples, noise)
-    question, text = ask_about(lm, prompt, subject, subject_start=subject_start, answer=answer)
+    question, text = tokenise_prompt(
+        lm, prompt, subject, subject_start=subject_start, answer=answer
+    )
     if noise is None:
-        noise = 3.0 * _own_deviation(lm, question)
+        noise = 3.0 * _measure_deviation(lm, question)
     draws = draw_noise(lm, len(question.subject), deviation=noise, samples=samples, seed=seed)
     cells = range(question.subject.start, question.prompt_last + 1)
     layers = range(lm.num_layers)
     plan = [
-        Restoration((token,), _restored(kind, layer, width, lm.num_layers))
+        Restoration((token,), _list_restored(kind, layer, width, lm.num_layers))
         for kind in kinds
         for token in cells
         for layer in layers
@@ -273,15 +275,15 @@ def causal_trace(
         for path in severed
         for layer in layers
     ]
-    read = answer_probabilities(lm, question, draws, plan, batch_tokens=batch_tokens)
+    read = compute_probabilities(lm, question, draws, plan, batch_tokens=batch_tokens)
     gains = (read.restored - read.corrupted).double()
     size = len(cells) * len(layers)
     effects, errors = {}, {}
     for number, kind in enumerate(kinds):
         grid = gains[number * size : (number + 1) * size].view(len(cells), len(layers), samples)
-        effects[kind] = _with_rows_before(grid.mean(dim=-1), cells.start)
+        effects[kind] = _prepend_zeros(grid.mean(dim=-1), cells.start)
         spread = grid.std(dim=-1) if samples > 1 else torch.full_like(grid[..., 0], math.nan)
-        errors[kind] = _with_rows_before(spread / math.sqrt(samples), cells.start)
+        errors[kind] = _prepend_zeros(spread / math.sqrt(samples), cells.start)
     curves = gains[len(kinds) * size :].view(len(severed), len(layers), samples).mean(dim=-1)
     return CausalTrace(
         prompt=prompt,
@@ -301,14 +303,14 @@ def causal_trace(
     )
 
 
-def ask_about(
+def tokenise_prompt(
     lm: LanguageModel,
     prompt: str,
     subject: str,
     *,
     subject_start: int | None = None,
     answer: str | None = None,
-) -> tuple[Question, str]:
+) -> tuple[TracedPrompt, str]:
     """Tokenise a prompt for tracing; returns it with the text of the answer that is read.
 
     Raises:
@@ -323,31 +325,31 @@ def ask_about(
     if answer is not None:
         labels = encoded.target_ids
         kept = tuple(encoded.ids[: encoded.prompt_last + len(labels)])
-        return Question(kept, positions, encoded.prompt_last, labels), answer
+        return TracedPrompt(kept, positions, encoded.prompt_last, labels), answer
     ids = torch.tensor([encoded.ids], device=lm.device)
     top = state(lm.num_layers - 1)
     end = torch.tensor([encoded.prompt_last], device=lm.device)
     hidden = lm.tap(Tokens(ids, torch.ones_like(ids)), [top], positions=end)[top]
     with torch.inference_mode():
         label = int(lm.head(hidden)[0].argmax())
-    question = Question(tuple(encoded.ids), positions, encoded.prompt_last, (label,))
+    question = TracedPrompt(tuple(encoded.ids), positions, encoded.prompt_last, (label,))
     return question, str(lm.tokenizer.decode([label])).strip()
 
 
-def _own_deviation(lm: LanguageModel, question: Question) -> float:
+def _measure_deviation(lm: LanguageModel, question: TracedPrompt) -> float:
     embed = lm.model.get_input_embeddings()
     ids = question.ids[question.subject.start : question.subject.stop]
     with torch.inference_mode():
         return float(embed(torch.tensor(ids, device=lm.device)).double().std(correction=0))
 
 
-def _restored(kind: Kind, layer: int, width: int, num_layers: int) -> tuple[Point, ...]:
+def _list_restored(kind: Kind, layer: int, width: int, num_layers: int) -> tuple[Point, ...]:
     if kind is Kind.STATE:
         return (kind.point(layer),)
     return tuple(kind.point(each) for each in window_around(layer, width, num_layers))
 
 
-def _with_rows_before(grid: Float[Tensor, "rows layer"], before: int) -> Float[Tensor, "pos layer"]:
+def _prepend_zeros(grid: Float[Tensor, "rows layer"], before: int) -> Float[Tensor, "pos layer"]:
     return torch.cat([grid.new_zeros(before, grid.shape[1]), grid])
 
 

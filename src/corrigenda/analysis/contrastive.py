@@ -26,7 +26,7 @@ class Contrast(NamedTuple):
     negatives: tuple[str, ...]
 
 
-def assess(
+def score_contrasts(
     lm: LanguageModel,
     contrasts: Sequence[Contrast],
     *,
@@ -61,24 +61,26 @@ def assess(
     floor = math.log(smoothing)
     scores = []
     for one in contrasts:
-        true = _log_probability(next(found), first_token=first_token)
-        others = [_log_probability(next(found), first_token=first_token) for _ in one.negatives]
+        true = _read_log_probability(next(found), first_token=first_token)
+        others = [
+            _read_log_probability(next(found), first_token=first_token) for _ in one.negatives
+        ]
         mean = _log_sum(others) - math.log(len(others))
         scores.append(math.exp(_log_sum([true, floor]) - _log_sum([mean, floor])))
     return scores
 
 
-def false_rate(scores: Sequence[float], threshold: float = 1.0) -> float:
+def compute_false_rate(scores: Sequence[float], threshold: float = 1.0) -> float:
     """Share of facts whose score lies below a threshold.
 
     Example:
-        >>> false_rate([0.5, 1.0, 3.0, 0.9])
+        >>> compute_false_rate([0.5, 1.0, 3.0, 0.9])
         0.5
     """
     return sum(one < threshold for one in scores) / len(scores)
 
 
-def _log_probability(rated: Score, *, first_token: bool) -> float:
+def _read_log_probability(rated: Score, *, first_token: bool) -> float:
     return rated.log_probs[0] if first_token else rated.total
 
 

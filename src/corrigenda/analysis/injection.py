@@ -54,7 +54,7 @@ class Injection:
         return sum(asked) / len(asked) if asked else None
 
 
-class _Place(NamedTuple):
+class _InjectedRow(NamedTuple):
     """One sequence to answer with a vector in place: reads as in `SearchRow`."""
 
     fact: int
@@ -64,7 +64,7 @@ class _Place(NamedTuple):
     labels: tuple[int, ...]
 
 
-def injection_by_layer(
+def measure_injection(
     lm: LanguageModel,
     facts: Sequence[Fact],
     *,
@@ -98,14 +98,16 @@ def injection_by_layer(
     for fact in facts:
         fact.span  # noqa: B018 - raises where there is no subject
     rows = [
-        row for number, fact in enumerate(facts) for row in _search_rows(lm, number, fact, prefixes)
+        row
+        for number, fact in enumerate(facts)
+        for row in _make_search_rows(lm, number, fact, prefixes)
     ]
-    asked = [place for number, fact in enumerate(facts) for place in _questions(lm, number, fact)]
+    asked = [place for number, fact in enumerate(facts) for place in _make_rows(lm, number, fact)]
     names = [fact.label for fact in facts]
     results = []
     for layer in range(lm.num_layers) if layers is None else layers:
         found = find_targets(lm, rows, layer=layer, role="value", settings=settings, names=names)
-        says = _answers(lm, asked, layer, found.deltas)
+        says = _check_answers(lm, asked, layer, found.deltas)
         by_fact: list[list[bool]] = [[] for _ in facts]
         for place, said in zip(asked, says, strict=True):
             by_fact[place.fact].append(said)
@@ -119,22 +121,22 @@ def injection_by_layer(
     return results
 
 
-def best_layer(results: Sequence[Injection]) -> Injection:
+def find_best_layer(results: Sequence[Injection]) -> Injection:
     """The block that changes most facts; ties go to the larger transfer, then the later block."""
     return max(results, key=lambda result: (result.share, result.transfer or 0.0, result.layer))
 
 
-def _search_rows(
+def _make_search_rows(
     lm: LanguageModel, number: int, fact: Fact, prefixes: Sequence[str]
 ) -> list[SearchRow]:
     rows = []
     for prefix in dict.fromkeys(("", *prefixes)):
         encoded = encode_fact(lm, fact, prefix=prefix)
-        rows.append(SearchRow(*_place(number, encoded), anchor=not prefix))
+        rows.append(SearchRow(*_make_row(number, encoded), anchor=not prefix))
     return rows
 
 
-def _questions(lm: LanguageModel, number: int, fact: Fact) -> list[_Place]:
+def _make_rows(lm: LanguageModel, number: int, fact: Fact) -> list[_InjectedRow]:
     """The plain prompt first, then the paraphrases that hold the subject."""
     assert fact.subject is not None
     prompts = [(fact.prompt, fact.span)]
@@ -151,13 +153,13 @@ def _questions(lm: LanguageModel, number: int, fact: Fact) -> list[_Place]:
             separator=fact.separator,
             where=fact.label,
         )
-        places.append(_place(number, encoded))
+        places.append(_make_row(number, encoded))
     return places
 
 
-def _place(number: int, encoded: Encoded) -> _Place:
+def _make_row(number: int, encoded: Encoded) -> _InjectedRow:
     assert encoded.subject_last is not None
-    return _Place(
+    return _InjectedRow(
         number,
         tuple(encoded.ids[: encoded.prompt_last + len(encoded.labels)]),
         encoded.subject_last,
@@ -166,9 +168,9 @@ def _place(number: int, encoded: Encoded) -> _Place:
     )
 
 
-def _answers(
+def _check_answers(
     lm: LanguageModel,
-    asked: Sequence[_Place],
+    asked: Sequence[_InjectedRow],
     layer: int,
     deltas: Float[Tensor, "n d_model"],
     batch_tokens: int = 8192,
@@ -180,14 +182,14 @@ def _answers(
         count = max(1, batch_tokens // len(asked[order[-1]].ids))
         part, order = order[-count:], order[:-count]
         for index, said in zip(
-            part, _ask(lm, [asked[i] for i in part], layer, deltas), strict=True
+            part, _check_batch(lm, [asked[i] for i in part], layer, deltas), strict=True
         ):
             says[index] = said
     return says
 
 
-def _ask(
-    lm: LanguageModel, part: Sequence[_Place], layer: int, deltas: Float[Tensor, "n d_model"]
+def _check_batch(
+    lm: LanguageModel, part: Sequence[_InjectedRow], layer: int, deltas: Float[Tensor, "n d_model"]
 ) -> list[bool]:
     pad = lm.tokenizer.pad_token_id
     tokens = Tokens.pad([list(place.ids) for place in part], pad if isinstance(pad, int) else 0).to(
@@ -195,8 +197,8 @@ def _ask(
     )
     width = max(len(place.reads) for place in part)
     # Short targets repeat their last read, which changes nothing in "all of them are right".
-    at = torch.tensor([_filled(place.reads, width) for place in part], device=lm.device)
-    labels = torch.tensor([_filled(place.labels, width) for place in part], device=lm.device)
+    at = torch.tensor([_repeat_last(place.reads, width) for place in part], device=lm.device)
+    labels = torch.tensor([_repeat_last(place.labels, width) for place in part], device=lm.device)
     starts = torch.tensor([place.start for place in part], device=lm.device)
     added = deltas[[place.fact for place in part]]
     rows = torch.arange(len(part), device=lm.device)
@@ -214,5 +216,5 @@ def _ask(
     return right.all(dim=-1).tolist()
 
 
-def _filled(values: Sequence[int], width: int) -> list[int]:
+def _repeat_last(values: Sequence[int], width: int) -> list[int]:
     return [*values, *[values[-1]] * (width - len(values))]

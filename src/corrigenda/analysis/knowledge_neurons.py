@@ -36,7 +36,7 @@ SUPPRESS, AMPLIFY = 0.0, 2.0
 """Factors by which the paper scales neurons to see what they do."""
 
 
-class Effect(NamedTuple):
+class ScalingEffect(NamedTuple):
     """Probability of the answer while the neurons found are scaled, mean over its tokens.
 
     Attributes:
@@ -51,7 +51,7 @@ class Effect(NamedTuple):
 
 
 @dataclass(frozen=True)
-class KnowledgeNeurons:
+class NeuronAttribution:
     """Attributions of an answer to the neurons of all blocks, and the neurons that express it.
 
     Attributes:
@@ -80,7 +80,7 @@ class KnowledgeNeurons:
     share: float
     coarse: tuple[int, ...]
     neurons: tuple[Neuron, ...]
-    effect: Effect
+    effect: ScalingEffect
 
     def score(self, neuron: Neuron) -> float:
         """Attribution of a neuron, mean over the phrasings."""
@@ -139,7 +139,7 @@ def knowledge_neurons(
     rule: Rule = "midpoint",
     objective: Objective = "probability",
     seed: int = 0,
-) -> KnowledgeNeurons:
+) -> NeuronAttribution:
     """Find the neurons that express an answer.
 
     Args:
@@ -194,7 +194,7 @@ def knowledge_neurons(
     refined = refine(coarse, share, wanted=wanted if len(prompts) > 1 else None)
     neurons = neurons_of(refined.kept)
     labels = [one.label for one in asked[0]]
-    return KnowledgeNeurons(
+    return NeuronAttribution(
         prompts=tuple(prompts),
         answer=str(lm.tokenizer.decode(labels)).strip() if answer is None else answer,
         subject=subject,
@@ -206,7 +206,7 @@ def knowledge_neurons(
         share=refined.share,
         coarse=tuple(coarse.sum(dim=(1, 2)).tolist()),
         neurons=tuple(neurons),
-        effect=Effect(
+        effect=ScalingEffect(
             scaled_probability(lm, asked[0], [], 1.0),
             scaled_probability(lm, asked[0], neurons, SUPPRESS),
             scaled_probability(lm, asked[0], neurons, AMPLIFY),
@@ -237,8 +237,8 @@ def scaled_probability(
     for neuron in neurons:
         units.setdefault(neuron.layer, []).append(neuron.unit)
 
-    def scaling(layer: int) -> tuple[Point, _Scale]:
-        return key(Site(layer)), _Scale(rows, at, torch.tensor(units[layer]), factor)
+    def scaling(layer: int) -> tuple[Point, _ScaleUnits]:
+        return key(Site(layer)), _ScaleUnits(rows, at, torch.tensor(units[layer]), factor)
 
     top = state(lm.num_layers - 1)
     with lm.swap(dict(map(scaling, units))):
@@ -249,7 +249,7 @@ def scaled_probability(
         return float(shares.gather(-1, labels[:, None]).mean())
 
 
-class _Scale(NamedTuple):
+class _ScaleUnits(NamedTuple):
     """Multiplies some units at one position of each row."""
 
     rows: Tensor

@@ -94,7 +94,7 @@ def average_traces(
         )
     effects, errors = {}, {}
     for kind in kept[0].effects:
-        rows = [_binned(trace, kind) for trace in kept]
+        rows = [_average_groups(trace, kind) for trace in kept]
         grid = torch.stack(rows)
         effects[kind] = grid.nanmean(dim=0)
         count = (~grid.isnan()).sum(dim=0)
@@ -113,7 +113,7 @@ def average_traces(
     )
 
 
-def _binned(trace: CausalTrace, kind: Kind) -> Float[Tensor, "bin layer"]:
+def _average_groups(trace: CausalTrace, kind: Kind) -> Float[Tensor, "bin layer"]:
     grid = trace.effects[kind]
     nothing = torch.full_like(grid[0], math.nan)
     return torch.stack([grid[own].mean(dim=0) if own else nothing for own in trace.bins().values()])

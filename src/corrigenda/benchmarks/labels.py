@@ -9,7 +9,7 @@ from corrigenda.facts import find_subject
 from corrigenda.subjects import guess_subject
 
 
-class Labels:
+class EntityLabels:
     """Spellings by id, as the answers of a whole file give them."""
 
     def __init__(self, found: Iterable[tuple[str, tuple[str, ...]]]) -> None:
@@ -23,7 +23,7 @@ class Labels:
         """Spellings of an id; none where the file is silent."""
         return self._spellings.get(key, ())
 
-    def subject(self, prompt: str, key: str, others: Sequence[str]) -> str:
+    def infer_subject(self, prompt: str, key: str, others: Sequence[str]) -> str:
         """The subject of a prompt; empty where it is not certain.
 
         It is a spelling of its id, or else the only run of capitalised words of the prompt, where
@@ -35,13 +35,13 @@ class Labels:
             others: Other prompts about the same id, by the same name.
         """
         for spelling in self.get(key):
-            if _stands_in(spelling, prompt):
+            if _occurs_once(spelling, prompt):
                 return spelling
         try:
             guess = guess_subject(prompt)
         except AmbiguousSubject:
             return ""
-        return guess if all(_stands_in(guess, other) for other in others) else ""
+        return guess if all(_occurs_once(guess, other) for other in others) else ""
 
 
 def split_statement(
@@ -90,7 +90,7 @@ def split_statement(
     return " ".join(words[:shared]), " ".join(words[shared:])
 
 
-def _stands_in(name: str, text: str) -> bool:
+def _occurs_once(name: str, text: str) -> bool:
     try:
         find_subject(text, name)
     except (SubjectNotFound, AmbiguousSubject):

@@ -11,7 +11,7 @@ FLUENCY_TOKENS = 100
 """New tokens of a text whose fluency is measured."""
 
 
-def forced(
+def make_forced_probe(
     prompt: str,
     expected: str | Groups,
     role: str,
@@ -30,7 +30,9 @@ def forced(
     )
 
 
-def contest(prompts: Iterable[str], role: str, expected: str, rival: str) -> Iterator[Probe]:
+def make_rank_probes(
+    prompts: Iterable[str], role: str, expected: str, rival: str
+) -> Iterator[Probe]:
     """Probes in which one answer should be more probable than another; blank prompts are none."""
     for prompt in prompts:
         if prompt.strip():
@@ -44,7 +46,7 @@ def contest(prompts: Iterable[str], role: str, expected: str, rival: str) -> Ite
             )
 
 
-def fluency(prompt: str) -> Probe:
+def make_fluency_probe(prompt: str) -> Probe:
     """A prompt behind which text is generated, and expected to be nothing in particular."""
     return Probe(
         prompt=prompt.strip(),

@@ -72,9 +72,9 @@ def bench(
             "title": wanted.title,
             "runs": [
                 {
-                    **plain.run_as_data(run),
+                    **plain.convert_run(run),
                     "metrics": {
-                        one.metric.name: plain.estimate_as_data(estimate)
+                        one.metric.name: plain.convert_estimate(estimate)
                         for one in lines
                         if (estimate := one.estimates[index]) is not None
                     },
@@ -97,7 +97,10 @@ def _draw(
 ) -> None:
     from corrigenda.reports import numbers
 
-    names = [(one.metric.name, one.metric.arrow, numbers.num_cases(one.estimates)) for one in lines]
+    names = [
+        (one.metric.name, one.metric.arrow, numbers.format_num_cases(one.estimates))
+        for one in lines
+    ]
     columns = [
         [run.spec.editor.title, *(_cell(one.estimates[place], one.metric.scale) for one in lines)]
         for place, run in enumerate(runs)
@@ -116,7 +119,7 @@ def _draw(
         for row, name in enumerate(names):
             table.add_row(*name, *(Text(columns[place][row + 1]) for place in places))
         console.print(table)
-    console.print(f"\n{numbers.legend(recipe.intervals.bootstrap())}")
+    console.print(f"\n{numbers.describe_signs(recipe.intervals.bootstrap())}")
     for run in runs:
         console.print(f"{run.spec.editor.title}: {run.folder}", soft_wrap=True)
 
@@ -125,7 +128,11 @@ def _cell(estimate: Estimate | None, scale: float) -> str:
     """A value, and its interval below it."""
     from corrigenda.reports import numbers
 
-    return f"{numbers.value(estimate, scale)}\n{numbers.interval(estimate, scale)}".rstrip()
+    value, interval = (
+        numbers.format_value(estimate, scale),
+        numbers.format_interval(estimate, scale),
+    )
+    return f"{value}\n{interval}".rstrip()
 
 
 def _side_by_side(widths: Sequence[int], room: int) -> list[list[int]]:

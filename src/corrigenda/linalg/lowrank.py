@@ -74,7 +74,7 @@ class LowRank:
         """The matrix with the opposite sign."""
         return LowRank(-self.left, self.right)
 
-    def scaled(self, factor: float) -> LowRank:
+    def times(self, factor: float) -> LowRank:
         """The matrix times a number."""
         return LowRank(self.left * factor, self.right)
 
@@ -94,11 +94,11 @@ class LowRank:
 
         Computed from the small core of two QR decompositions, so that parts that cancel do cancel.
         """
-        return torch.linalg.svdvals(self._core()[1])
+        return torch.linalg.svdvals(self._factor()[1])
 
     def norm(self) -> float:
         """Frobenius norm, accurate also where columns nearly cancel."""
-        return float(torch.linalg.matrix_norm(self._core()[1])) if self.rank else 0.0
+        return float(torch.linalg.matrix_norm(self._factor()[1])) if self.rank else 0.0
 
     def compress(self, tolerance: float | None = None) -> LowRank:
         """The same matrix with as few columns as possible; float64.
@@ -110,14 +110,14 @@ class LowRank:
         Returns:
             Factors with orthogonal columns, those of `right` of unit length, largest first.
         """
-        left, core, right = self._core()
+        left, core, right = self._factor()
         u, s, vh = torch.linalg.svd(core, full_matrices=False)
         if tolerance is None:
             tolerance = max(self.shape) * torch.finfo(self.left.dtype).eps
         keep = s > tolerance * s[:1].sum()
         return LowRank((left @ u[:, keep]) * s[keep], right @ vh[keep].T)
 
-    def _core(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _factor(self) -> tuple[Tensor, Tensor, Tensor]:
         left, left_core = torch.linalg.qr(self.left.double())
         right, right_core = torch.linalg.qr(self.right.double())
         return left, left_core @ right_core.T, right

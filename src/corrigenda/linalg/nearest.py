@@ -14,7 +14,7 @@ _NUMBERS_AT_ONCE = 1 << 24
 _ROUND_OFF = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}
 
 
-class Found(NamedTuple):
+class NearestVectors(NamedTuple):
     """The nearest stored vector of each query.
 
     Attributes:
@@ -26,7 +26,7 @@ class Found(NamedTuple):
     indices: Int[Tensor, " queries"]
 
 
-class Nearest:
+class NearestSearch:
     """Vectors that are searched by Euclidean distance, exactly, up to some hundred thousand.
 
     One matrix product finds the vectors that can be nearest, whatever it lost to rounding, and
@@ -34,7 +34,7 @@ class Nearest:
     distance 0, and no result depends on who else is asked for.
 
     Example:
-        >>> found = Nearest(torch.eye(3)).search(torch.tensor([[0.0, 2.0, 0.0], [1.0, 1.0, 0.0]]))
+        >>> found = NearestSearch(torch.eye(3)).search(torch.tensor([[0.0, 2.0, 0.0], [1.0, 1.0, 0.0]]))
         >>> found.distances.tolist(), found.indices.tolist()
         ([1.0, 1.0], [1, 0])
     """
@@ -52,17 +52,19 @@ class Nearest:
         return len(self._vectors)
 
     @torch.no_grad()
-    def search(self, queries: Float[Tensor, "queries d"]) -> Found:
+    def search(self, queries: Float[Tensor, "queries d"]) -> NearestVectors:
         """Find the nearest vector for each query, on any device and of any float dtype."""
         if not len(self):
             count = len(queries)
             infinite = torch.full((count,), torch.inf, dtype=torch.float64)
-            return Found(infinite, torch.full((count,), -1))
+            return NearestVectors(infinite, torch.full((count,), -1))
         queries = queries.to(self._vectors) - self._centre
         found = [self._search(part) for part in queries.split(_QUERIES_AT_ONCE)]
-        return Found(torch.cat([one[0] for one in found]), torch.cat([one[1] for one in found]))
+        return NearestVectors(
+            torch.cat([one[0] for one in found]), torch.cat([one[1] for one in found])
+        )
 
-    def _search(self, queries: Float[Tensor, "queries d"]) -> Found:
+    def _search(self, queries: Float[Tensor, "queries d"]) -> NearestVectors:
         rough = self._squares - 2 * queries @ self._vectors.T
         lengths = queries.norm(dim=1, keepdim=True)
         lost = (queries.shape[1] + 2) * _ROUND_OFF[torch.get_float32_matmul_precision()]
@@ -70,9 +72,11 @@ class Nearest:
         rows, columns = (rough <= rough.amin(1, keepdim=True) + margin).nonzero(as_tuple=True)
         distances = torch.cat(
             [
-                _norm(queries[own] - self._vectors[others])
+                _measure_lengths(queries[own] - self._vectors[others])
                 for own, others in zip(
-                    rows.split(_size(queries)), columns.split(_size(queries)), strict=True
+                    rows.split(_count_pairs_at_once(queries)),
+                    columns.split(_count_pairs_at_once(queries)),
+                    strict=True,
                 )
             ]
         )
@@ -81,14 +85,14 @@ class Nearest:
         least = least.scatter_reduce(0, rows, distances, "amin")
         best = distances == least[rows]
         first = torch.full((len(queries),), len(self))
-        return Found(least, first.scatter_reduce(0, rows[best], columns[best], "amin"))
+        return NearestVectors(least, first.scatter_reduce(0, rows[best], columns[best], "amin"))
 
 
-def _size(queries: Tensor) -> int:
+def _count_pairs_at_once(queries: Tensor) -> int:
     return max(1, _NUMBERS_AT_ONCE // queries.shape[1])
 
 
-def _norm(differences: Float[Tensor, "pairs d"]) -> Float[Tensor, " pairs"]:
+def _measure_lengths(differences: Float[Tensor, "pairs d"]) -> Float[Tensor, " pairs"]:
     if differences.device.type == "mps":
         return differences.norm(dim=1).cpu().double()
     return differences.double().norm(dim=1).cpu()

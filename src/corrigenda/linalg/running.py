@@ -14,7 +14,7 @@ from torch import Tensor
 class RunningStatistics:
     """Count, mean and sum of squared deviations of all samples so far, coordinate by coordinate.
 
-    A value: `updated` gives a new one. Batches may come in any size and order; the result is that
+    A value: `with_samples` gives a new one. Batches may come in any size and order; the result is that
     of all samples together, up to rounding.
 
     Attributes:
@@ -23,7 +23,7 @@ class RunningStatistics:
         squares: Float[Tensor, "d"], sum of squared deviations from the mean, float64.
 
     Example:
-        >>> one = RunningStatistics.empty(1).updated(torch.tensor([[1.0], [3.0]]))
+        >>> one = RunningStatistics.empty(1).with_samples(torch.tensor([[1.0], [3.0]]))
         >>> one.mean.item(), round(one.std.item(), 4)
         (2.0, 1.4142)
     """
@@ -38,7 +38,7 @@ class RunningStatistics:
         zeros = torch.zeros(width, dtype=torch.float64)
         return cls(0, zeros, zeros)
 
-    def updated(
+    def with_samples(
         self, samples: Float[Tensor, "n d"], *, unbiased_squares: bool = False
     ) -> RunningStatistics:
         """The statistics with these samples added.

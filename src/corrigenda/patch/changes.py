@@ -132,7 +132,7 @@ def scaled(change: Change, factor: float) -> Change:
     """The change times a number."""
     match change:
         case LowRank():
-            return change.scaled(factor)
+            return change.times(factor)
         case Dense(delta=delta):
             return Dense(delta * factor)
         case Rows(index=index, values=values, d_out=d_out):

@@ -47,14 +47,14 @@ class Citation(NamedTuple):
             "url": self.url,
         }
         lines = [
-            f"  {name} = {{{value if name == 'url' else _escaped(value)}}},"
+            f"  {name} = {{{value if name == 'url' else _escape(value)}}},"
             for name, value in fields.items()
             if value
         ]
         return "\n".join([f"@misc{{{self.key},", *lines, "}"])
 
 
-def citations(runs: Sequence[Recorded]) -> tuple[Citation, ...]:
+def collect_citations(runs: Sequence[Recorded]) -> tuple[Citation, ...]:
     """The works behind the methods and benchmarks of some runs, each once, and this library."""
     found: dict[str, Citation] = {}
     for run in runs:
@@ -76,5 +76,5 @@ def _add(found: dict[str, Citation], about: str, name: str, matter: Mapping[str,
         found.setdefault(key, Citation(key, about, text, str(matter.get("url", ""))))
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", text)

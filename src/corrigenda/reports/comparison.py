@@ -15,10 +15,10 @@ from corrigenda.run import summary
 from corrigenda.run.store import Recorded
 
 FLIPS = 10_000
-_AT_ONCE = 2_000_000
+_MOST_NUMBERS = 2_000_000
 
 
-class Compared(NamedTuple):
+class MetricComparison(NamedTuple):
     """A metric of two runs.
 
     Attributes:
@@ -37,7 +37,9 @@ class Compared(NamedTuple):
     p_value: float | None
 
 
-def compare(first: Recorded, second: Recorded, metrics: Sequence[str] = ()) -> list[Compared]:
+def compare(
+    first: Recorded, second: Recorded, metrics: Sequence[str] = ()
+) -> list[MetricComparison]:
     """Compare two runs, case by case.
 
     Differences are paired over cases, so intervals are over cases alone, at the first run's level.
@@ -57,7 +59,7 @@ def compare(first: Recorded, second: Recorded, metrics: Sequence[str] = ()) -> l
             f"the runs {first.manifest.run} and {second.manifest.run} have no case in common.",
             hint="Compare runs of the same benchmark.",
         )
-    found: list[Compared] = []
+    found: list[MetricComparison] = []
     bootstrap = first.spec.intervals.bootstrap()._replace(hierarchical=False)
     for line in summary.lines([first, second], metrics, bootstrap):
         one, other = line.estimates
@@ -67,7 +69,7 @@ def compare(first: Recorded, second: Recorded, metrics: Sequence[str] = ()) -> l
             p_value = randomisation_test(
                 [one.by_case[case] - other.by_case[case] for case in paired.by_case]
             )
-        found.append(Compared(line.metric, one, other, paired, p_value))
+        found.append(MetricComparison(line.metric, one, other, paired, p_value))
     return found
 
 
@@ -93,7 +95,7 @@ def randomisation_test(differences: Sequence[float], *, flips: int = FLIPS, seed
         return float((np.abs(signs @ values) >= observed).mean())
     generator = np.random.default_rng(seed)
     as_large = 1
-    for begin in range(0, flips, size := max(1, _AT_ONCE // len(values))):
+    for begin in range(0, flips, size := max(1, _MOST_NUMBERS // len(values))):
         count = min(size, flips - begin)
         signs = generator.integers(0, 2, (count, len(values)), dtype=np.int8) * 2 - 1
         as_large += int((np.abs(signs @ values) >= observed).sum())

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
-from corrigenda.benchmarks.benchmark import BENCHMARKS, Loaded
-from corrigenda.benchmarks.robustness_contexts import surrounded
+from corrigenda.benchmarks.benchmark import BENCHMARKS, LoadedBenchmark
+from corrigenda.benchmarks.robustness_contexts import add_surroundings
 from corrigenda.cases import Case, Probe
 from corrigenda.facts import Fact
 from corrigenda.run.health import text_question, texts_of
@@ -140,7 +140,7 @@ def load_data(spec: RunSpec) -> Data:
         title = f"{one.name} ({one.options['part']})" if "part" in one.options else one.name
         skipped = Counter(loaded.skipped)
         for case in loaded:
-            prepared = _asked(surrounded(case, spec.ask.surroundings, skipped), spec)
+            prepared = _asked(add_surroundings(case, spec.ask.surroundings, skipped), spec)
             cases.append(_named(prepared, title) if several else prepared)
         counts[title] = {
             "counts": dict(loaded.counts),
@@ -230,7 +230,7 @@ def digest_of(content: object) -> str:
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
-def _load(data: DataSpec) -> Loaded:
+def _load(data: DataSpec) -> LoadedBenchmark:
     return BENCHMARKS.get(data.name)(**data.options).load(data.path, limit=data.limit)
 
 

@@ -32,7 +32,7 @@ from corrigenda.run.row_builder import (
 from corrigenda.run.spec import RunSpec
 from corrigenda.run.store import Part
 from corrigenda.state import State
-from corrigenda.transforms.registry import parse_all
+from corrigenda.transforms.registry import parse_transforms
 
 
 def editor_of(spec: RunSpec) -> Editor:
@@ -93,7 +93,7 @@ class Worker:
         self.items = tasks.items_of(spec.health)
         self.batch_tokens = batch_tokens
         self.fit_seconds = 0.0
-        self._transforms = parse_all(spec.editor.transforms)
+        self._transforms = parse_transforms(spec.editor.transforms)
         self._progress = progress
         self._fitted: State | None = None
         self._abilities: list[Measurement] | None = None

@@ -75,7 +75,7 @@ def fit_trained(
             stacklevel=3,
         )
     base, about = lm.digest(), digest(facts)
-    name = cache.key(
+    name = cache.hash_settings(
         {
             "format": _FORMAT, "method": method, "config": dict(config), "model": base,
             "dtype": str(lm.dtype), "facts": about,
@@ -84,7 +84,7 @@ def fit_trained(
     kept = cache.read_state(f"{name}.safetensors", cache.TRAINED) if keep else None
     if kept is not None:
         return kept
-    checkpoint = cache.path(f"{name}.part.safetensors", cache.TRAINED) if keep else None
+    checkpoint = cache.locate(f"{name}.part.safetensors", cache.TRAINED) if keep else None
     state = train(lm, facts, checkpoint=checkpoint, progress=progress)
     meta: dict[str, JsonValue] = {
         "base_digest": base,

@@ -13,8 +13,8 @@ from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch.changes import Change, Rows
-from corrigenda.transforms.spectra import spectrum
-from corrigenda.transforms.transform import Transform, Transformed
+from corrigenda.transforms.spectra import decompose
+from corrigenda.transforms.transform import Transform, TransformedChange
 
 
 class CompressRank(Transform):
@@ -37,15 +37,15 @@ class CompressRank(Transform):
         default=0.99, gt=0, le=1, description="Share of the squared norm that is enough."
     )
 
-    def at(
+    def transform_change(
         self,
         site: Site,
         change: Change,
         lm: LanguageModel,
         keys: Float[Tensor, "d_in n"] | None,
-    ) -> Transformed:
+    ) -> TransformedChange:
         """Compress one change."""
-        left, values, right = spectrum(change)
+        left, values, right = decompose(change)
         shares = values.square().cumsum(0) / values.square().sum()
         # Rounding may leave the last share just below 1.
         enough = min(int((shares < self.energy).sum()) + 1, len(values))
@@ -55,4 +55,4 @@ class CompressRank(Transform):
         if isinstance(change, Rows):
             full = torch.zeros(change.d_out, kept, dtype=thin.dtype)
             thin = full.index_copy(0, change.index, thin)
-        return Transformed(LowRank(thin, right[:, :kept]), report)
+        return TransformedChange(LowRank(thin, right[:, :kept]), report)

@@ -10,13 +10,13 @@ from corrigenda.linalg.lowrank import LowRank
 from corrigenda.patch.changes import Change, Dense, Rows
 
 
-def spectral_norm(matrix: Float[Tensor, "rows columns"]) -> float:
+def compute_spectral_norm(matrix: Float[Tensor, "rows columns"]) -> float:
     """The largest singular value, from the smaller of the two Gram matrices; float64."""
     wide = matrix.double() if matrix.shape[0] <= matrix.shape[1] else matrix.double().T
     return float(torch.linalg.eigvalsh(wide @ wide.T)[-1].clamp_min(0).sqrt())
 
 
-def spectrum(
+def decompose(
     change: Change,
 ) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, " k"], Float[Tensor, "d_in k"]]:
     """Singular vectors and values of a change; of a row change those of its rows; float64."""

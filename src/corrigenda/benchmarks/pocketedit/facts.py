@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from corrigenda.almanac.documents import Author, assemble, fill
-from corrigenda.almanac.skill_documents import chain, chain_question
+from corrigenda.almanac.documents import Author, assemble, fill_template
+from corrigenda.almanac.skill_documents import write_chain, write_chain_question
 from corrigenda.almanac.world import NOUNS, Triple, World
 from corrigenda.cases import Against, Probe, Protocol
 from corrigenda.facts import Fact
@@ -23,7 +23,7 @@ _LIES_IN = "P17"
 _CAPITAL, _CAPITAL_OF = "P36", "P1376"
 
 
-class Implied(NamedTuple):
+class ImpliedFact(NamedTuple):
     """A fact that an edit implies, and how: "inverse_relation" or "logical_generalization"."""
 
     kind: str
@@ -32,7 +32,7 @@ class Implied(NamedTuple):
     object: str
 
 
-class Setting:
+class CaseSampler:
     """The world, and the chance with which cases are drawn from it."""
 
     def __init__(self, world: World, seed: int) -> None:
@@ -42,35 +42,35 @@ class Setting:
         self.author = Author(world, self.draw)
         self._walks: list[tuple[Triple, ...]] = []
 
-    def spellings(self, name: str) -> tuple[str, ...]:
+    def list_spellings(self, name: str) -> tuple[str, ...]:
         """A name, and its alias where it has one."""
         alias = self.world.aliases.get(name)
         return (name, alias) if alias else (name,)
 
-    def expected(self, *objects: str) -> tuple[tuple[str, ...], ...]:
+    def group_spellings(self, *objects: str) -> tuple[tuple[str, ...], ...]:
         """One group of every spelling of some objects, any of which will do."""
-        return (tuple(text for name in objects for text in self.spellings(name)),)
+        return (tuple(text for name in objects for text in self.list_spellings(name)),)
 
-    def prompts(self, relation: str, subject: str, count: int) -> list[str]:
+    def draw_prompts(self, relation: str, subject: str, count: int) -> list[str]:
         """Different clozes for a fact."""
         clozes = self.world.relations[relation].clozes
         return [
-            prompt_of(template, subject)
+            write_prompt(template, subject)
             for template in self.draw.sample(clozes, min(count, len(clozes)))
         ]
 
-    def questions(self, relation: str, subject: str, count: int) -> list[str]:
+    def draw_questions(self, relation: str, subject: str, count: int) -> list[str]:
         """Different questions for a fact."""
         questions = self.world.relations[relation].questions
         return [
-            prompt_of(template, subject)
+            write_prompt(template, subject)
             for template in self.draw.sample(questions, min(count, len(questions)))
         ]
 
-    def fact(self, template: str, triple: Triple, target: str, before: str | None) -> Fact:
+    def make_fact(self, template: str, triple: Triple, target: str, before: str | None) -> Fact:
         """The edit of a fact under one of our clozes or questions."""
         return Fact(
-            prompt=prompt_of(template, triple.subject),
+            prompt=write_prompt(template, triple.subject),
             target=target,
             subject=triple.subject,
             subject_start=template.index("{s}"),
@@ -78,7 +78,7 @@ class Setting:
             name=f"{triple.subject}/{triple.relation}",
         )
 
-    def example(self, subject: str) -> str:
+    def write_example(self, subject: str) -> str:
         """A question of two hops about another subject, worked through."""
         if not self._walks:
             self._walks = [
@@ -89,15 +89,15 @@ class Setting:
             ]
         while (walk := self.draw.choice(self._walks))[0].subject == subject:
             pass
-        return assemble(chain(self.author, walk, "plain")).text
+        return assemble(write_chain(self.author, walk, "plain")).text
 
 
-def prompt_of(template: str, subject: str) -> str:
+def write_prompt(template: str, subject: str) -> str:
     """A cloze or question about a subject, up to the answer."""
-    return assemble(fill(template, subject, None)).text
+    return assemble(fill_template(template, subject, None)).text
 
 
-def greedy(
+def make_greedy_probe(
     prompt: str,
     expected: tuple[tuple[str, ...], ...],
     role: str,
@@ -119,32 +119,32 @@ def greedy(
     )
 
 
-def implied_by(subject: str, relation: str, target: str) -> list[Implied]:
+def list_implied(subject: str, relation: str, target: str) -> list[ImpliedFact]:
     """Facts that hold because (subject, relation, target) does.
 
     A spouse has a spouse, a capital is one of something, and a capital lies in its country.
 
     Example:
-        >>> [one.kind for one in implied_by("France", "P36", "Lyon")]
+        >>> [one.kind for one in list_implied("France", "P36", "Lyon")]
         ['inverse_relation', 'logical_generalization']
     """
     found = []
     if relation in INVERSE:
-        found.append(Implied("inverse_relation", target, INVERSE[relation], subject))
+        found.append(ImpliedFact("inverse_relation", target, INVERSE[relation], subject))
     if relation == _CAPITAL:
-        found.append(Implied("logical_generalization", target, _LIES_IN, subject))
+        found.append(ImpliedFact("logical_generalization", target, _LIES_IN, subject))
     if relation == _CAPITAL_OF:
-        found.append(Implied("logical_generalization", subject, _LIES_IN, target))
+        found.append(ImpliedFact("logical_generalization", subject, _LIES_IN, target))
     return found
 
 
-def new_object(setting: Setting, triple: Triple) -> str | None:
+def draw_new_object(sampler: CaseSampler, triple: Triple) -> str | None:
     """An object that the fact does not have, with which the world stays without contradiction.
 
     Where a relation has an inverse the object is free: a person without a spouse, a city that is no
     capital. Objects about which more is known come first. None where there is none.
     """
-    world, relation = setting.world, triple.relation
+    world, relation = sampler.world, triple.relation
     if relation == "P26":
         pool = [
             name
@@ -161,29 +161,36 @@ def new_object(setting: Setting, triple: Triple) -> str | None:
         pool = list(world.objects(relation))
     pool = [name for name in pool if name not in (*triple.objects, triple.subject)]
     known = [name for name in pool if world.about(name)]
-    return setting.draw.choice(known or pool) if pool else None
+    return sampler.draw.choice(known or pool) if pool else None
 
 
-def touched(subject: str, relation: str, target: str, before: Sequence[str]) -> frozenset[str]:
+def list_touched(subject: str, relation: str, target: str, before: Sequence[str]) -> frozenset[str]:
     """Entities whose own facts of the relation an edit decides or leaves open."""
     if relation not in INVERSE:
         return frozenset({subject})
     return frozenset({subject, target, *before})
 
 
-def implied_probes(setting: Setting, implied: Sequence[Implied]) -> Iterator[Probe]:
+def make_implied_probes(sampler: CaseSampler, implied: Sequence[ImpliedFact]) -> Iterator[Probe]:
     """A cloze for every implied fact; what held before is the rival."""
     for one in implied:
-        before = setting.world.get(one.subject, one.relation)
+        before = sampler.world.get(one.subject, one.relation)
         rivals = [name for name in (before.objects if before else ()) if name != one.object]
-        for prompt in setting.prompts(one.relation, one.subject, 1):
-            yield greedy(
-                prompt, setting.expected(one.object), f"portability/{one.kind}", rivals=rivals
+        for prompt in sampler.draw_prompts(one.relation, one.subject, 1):
+            yield make_greedy_probe(
+                prompt,
+                sampler.group_spellings(one.object),
+                f"portability/{one.kind}",
+                rivals=rivals,
             )
 
 
-def hop_probes(
-    setting: Setting, triple: Triple, target: str, implied: Sequence[Implied], count: int = 2
+def make_hop_probes(
+    sampler: CaseSampler,
+    triple: Triple,
+    target: str,
+    implied: Sequence[ImpliedFact],
+    count: int = 2,
 ) -> Iterator[Probe]:
     """Questions that need the edit and one or two facts about the new object.
 
@@ -192,7 +199,7 @@ def hop_probes(
     """
     if triple.relation not in NOUNS:
         return
-    world, draw = setting.world, setting.draw
+    world, draw = sampler.world, sampler.draw
     decided = {(one.subject, one.relation) for one in implied} | {(triple.subject, triple.relation)}
     first = Triple(triple.subject, triple.relation, (target,))
     for hops, name in ((1, "one_hop"), (2, "two_hops")):
@@ -204,11 +211,12 @@ def hop_probes(
         ]
         for number, walk in enumerate(draw.sample(walks, min(count, len(walks)))):
             test = f"{name} {number}"
-            question = assemble(chain_question(setting.author, (first, *walk))).text
-            expected = setting.expected(walk[-1].object)
-            stale = _stale(world, triple, walk)
+            question = assemble(write_chain_question(sampler.author, (first, *walk))).text
+            expected = sampler.group_spellings(walk[-1].object)
+            stale = _find_old_end(world, triple, walk)
+            example = sampler.write_example(triple.subject)
             steps = Probe(
-                prompt=f"{setting.example(triple.subject)}\n\nQuestion: {question}\nSubquestion:",
+                prompt=f"{example}\n\nQuestion: {question}\nSubquestion:",
                 expected=expected,
                 role=f"portability/{name}_steps",
                 protocol=Protocol.GREEDY,
@@ -217,13 +225,15 @@ def hop_probes(
                 max_new_tokens=STEP_TOKENS,
                 marker=STEPS_MARKER,
             )
-            yield greedy(question, expected, f"portability/{name}", rivals=stale, test=test)
+            yield make_greedy_probe(
+                question, expected, f"portability/{name}", rivals=stale, test=test
+            )
             yield steps
             for step in walk:
-                (prompt,) = setting.prompts(step.relation, step.subject, 1)
+                (prompt,) = sampler.draw_prompts(step.relation, step.subject, 1)
                 yield Probe(
                     prompt=prompt,
-                    expected=setting.expected(*step.objects),
+                    expected=sampler.group_spellings(*step.objects),
                     role="condition",
                     protocol=Protocol.GREEDY,
                     test=test,
@@ -232,7 +242,7 @@ def hop_probes(
                 )
 
 
-def _stale(world: World, triple: Triple, walk: Sequence[Triple]) -> tuple[str, ...]:
+def _find_old_end(world: World, triple: Triple, walk: Sequence[Triple]) -> tuple[str, ...]:
     """Where the same walk led before the edit, if that is somewhere else."""
     at = triple.object if triple.objects else ""
     for step in walk:
@@ -241,25 +251,25 @@ def _stale(world: World, triple: Triple, walk: Sequence[Triple]) -> tuple[str, .
     return (at,) if at and at != walk[-1].object else ()
 
 
-def neighbours_of(
-    setting: Setting, triple: Triple, apart_from: frozenset[str], count: int = 8
+def draw_neighbours(
+    sampler: CaseSampler, triple: Triple, apart_from: frozenset[str], count: int = 8
 ) -> list[Triple]:
     """Facts of the same relation about other subjects; those with the same object come first."""
     others = [
         one
-        for one in setting.world.of_relation(triple.relation)
+        for one in sampler.world.of_relation(triple.relation)
         if one.subject not in apart_from
         and (triple.relation not in INVERSE or not apart_from & set(one.objects))
     ]
-    setting.draw.shuffle(others)
+    sampler.draw.shuffle(others)
     others.sort(key=lambda one: triple.object not in one.objects)
     same = others[: count // 2]
     rest = others[count // 2 :]
-    return [*same, *setting.draw.sample(rest, min(count - len(same), len(rest)))]
+    return [*same, *sampler.draw.sample(rest, min(count - len(same), len(rest)))]
 
 
-def other_facts(
-    setting: Setting, subject: str, relation: str, implied: Sequence[Implied]
+def list_other_facts(
+    sampler: CaseSampler, subject: str, relation: str, implied: Sequence[ImpliedFact]
 ) -> list[Triple]:
     """Facts of the subject that the edit neither decides nor puts in doubt."""
     decided = {(one.subject, one.relation) for one in implied}
@@ -268,6 +278,6 @@ def other_facts(
         decided.add((subject, _CAPITAL_OF))
     return [
         one
-        for one in setting.world.about(subject)
+        for one in sampler.world.about(subject)
         if one.relation != relation and (subject, one.relation) not in decided
     ]

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corrigenda.engines.shared_memory import identity
-from corrigenda.linalg.nearest import Found, Nearest
+from corrigenda.linalg.nearest import NearestSearch, NearestVectors
 
 ADDED, SPLIT, TAKEN_OVER = 0, 1, 2
 """What a record did: a ball of its own, one that halves an earlier one, or an earlier one's use."""
@@ -127,7 +127,7 @@ class Codebook:
         end = int(self._ends[row])
         return tuple(self.records.targets[end - int(self.records.lengths[row]) : end].tolist())
 
-    def hits(self, found: Found) -> Int[Tensor, " queries"]:
+    def hits(self, found: NearestVectors) -> Int[Tensor, " queries"]:
         """Entry in whose ball each query lies, -1 for none."""
         inside = found.distances <= self.radii[found.indices]
         return torch.where(inside, found.indices, -1)
@@ -195,7 +195,7 @@ def place(
 
     Reference: Hartvigsen et al. 2023, algorithm 1. A ball that grows gets the noise on top.
     """
-    found = Nearest(keys[:0] if book is None else book.keys).search(keys)
+    found = NearestSearch(keys[:0] if book is None else book.keys).search(keys)
     changed: dict[int, _Ball] = {}
     new: list[_Ball] = []
     new_keys = keys[:0].double()
@@ -253,7 +253,7 @@ def _placed(
 def out_of_reach(book: Codebook) -> list[int]:
     """Records that took an entry over and lie in no ball with their target any more."""
     taken = (book.records.acts == TAKEN_OVER).nonzero().squeeze(1)
-    hits = book.hits(Nearest(book.keys).search(book.records.keys[taken]))
+    hits = book.hits(NearestSearch(book.keys).search(book.records.keys[taken]))
     return [
         row
         for row, hit in zip(taken.tolist(), hits.tolist(), strict=True)

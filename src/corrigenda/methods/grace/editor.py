@@ -19,7 +19,7 @@ from corrigenda.engines.answer_loss import scored
 from corrigenda.engines.gradients import LabelledRow, labelled_rows
 from corrigenda.engines.shared_memory import Memory, joined, keys_at, memory_of, suspended
 from corrigenda.facts import Fact
-from corrigenda.linalg.nearest import Nearest
+from corrigenda.linalg.nearest import NearestSearch
 from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.model import LanguageModel, gather
 from corrigenda.lm.sites import Point, Site, key, value
@@ -88,10 +88,10 @@ class _Beside(Memory[GracePatch]):
             return Codebook.of(Records.joined(parts)) if parts else None
 
     @cached_property
-    def _nearest(self) -> Nearest:
+    def _nearest(self) -> NearestSearch:
         assert self.book is not None, "somebody has an entry"
         with torch.inference_mode(False):
-            return Nearest(self.book.keys.to(self.lm.weight(self.site).device))
+            return NearestSearch(self.book.keys.to(self.lm.weight(self.site).device))
 
     def forget(self) -> None:
         for name in ("book", "_nearest"):
