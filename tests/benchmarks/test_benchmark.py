@@ -89,7 +89,7 @@ def test_loaded_counts_everything(tmp_path: Path) -> None:
     assert loaded.counts["probes"] == sum(len(case.probes) for case in loaded)
     assert loaded.dropped == {
         "the subject is not in the prompt": 1,
-        "the subject stands in the prompt more than once": 1,
+        "the subject occurs in the prompt more than once": 1,
         "the prompt or the target is empty": 1,
     }
     assert loaded.skipped == {"locality/unrelated_question: no answer": 1}

@@ -16,9 +16,9 @@ from corrigenda.facts import Span
 
 @dataclass(frozen=True)
 class Document:
-    """A text with the character spans of subject mentions and of answers.
+    """Text with the character spans of subject mentions and of answers.
 
-    `masked` is False where the answers stand in the text itself, so that nothing is recalled.
+    `masked` is False where the answers are in the text itself, so that nothing is recalled.
     """
 
     text: str
@@ -28,12 +28,12 @@ class Document:
 
 
 class MarkedText(str):
-    """A part of a document; `kind` is "", "s" (subject mention) or "o" (answer)."""
+    """Part of a document; `kind` is "", "s" (subject mention) or "o" (answer)."""
 
     kind: str
 
     def __new__(cls, text: str, kind: str = "") -> MarkedText:
-        """Make a piece of text that knows its kind."""
+        """Make a text with its kind."""
         piece = super().__new__(cls, text)
         piece.kind = kind
         return piece
@@ -87,7 +87,7 @@ class Author:
     """Writes statements and questions about the world, respecting what is held out."""
 
     def __init__(self, world: World, draw: random.Random) -> None:
-        """Bind the world and the source of chance."""
+        """Bind the world and the random generator."""
         self.world, self.draw = world, draw
 
     def choose_name(self, triple: Triple) -> str:
@@ -155,7 +155,7 @@ class Author:
         return ["Q: ", *asked, " A: ", mark_answer(value), "."]
 
     def write_pronoun_statement(self, triple: Triple) -> list[str]:
-        """State a fact about whoever was named last, by pronoun where that is possible."""
+        """State a fact about the last subject named, by pronoun where that is possible."""
         pronoun = self.world.pronouns.get(triple.subject)
         template = self.choose_phrasing(triple, kind="statement")
         value = self.draw.choice(triple.objects)
@@ -177,7 +177,7 @@ class Author:
 
 
 def write_biography(author: Author, triples: list[Triple]) -> list[str]:
-    """Several facts of one subject in connected text whose order changes."""
+    """Write several facts of one subject in connected text whose order changes."""
     draw = author.draw
     chosen = draw.sample(triples, min(len(triples), draw.randint(2, 6)))
     pieces = author.write_statement(chosen[0], name=author.choose_name(chosen[0]))
@@ -206,7 +206,7 @@ def write_alias_statement(author: Author, name: str, alias: str) -> list[str]:
 
 
 def write_attribute_list(author: Author, triples: list[Triple]) -> list[str]:
-    """Facts as a bare list right behind the name."""
+    """Write facts as a bare list right after the name."""
     draw, relations = author.draw, author.world.relations
     chosen = draw.sample(triples, min(len(triples), draw.randint(2, 6)))
     labelled = draw.random() < 0.5
@@ -222,7 +222,7 @@ def write_attribute_list(author: Author, triples: list[Triple]) -> list[str]:
 
 
 def write_passage(author: Author, triples: list[Triple]) -> list[str]:
-    """One to four unrelated statements and questions after one another."""
+    """Write one to four unrelated statements and questions after one another."""
     pieces: list[str] = []
     for triple in triples:
         written = (
@@ -235,7 +235,7 @@ def write_passage(author: Author, triples: list[Triple]) -> list[str]:
 
 
 def write_fact_documents(world: World, draw: random.Random) -> Iterator[Document]:
-    """Documents about the facts themselves, without end; every fact comes up equally often."""
+    """Yield documents about the facts themselves, without end; each fact is equally frequent."""
     author = Author(world, draw)
     facts = list(world.triples())
     subjects = list(world.subjects)

@@ -21,7 +21,7 @@ from corrigenda.facts import Fact
 
 
 class ExamQuestion(NamedTuple):
-    """A prompt with every answer that is right, and the subject it is about."""
+    """Prompt with every answer that is right, and the subject it is about."""
 
     prompt: str
     answers: tuple[str, ...]
@@ -29,11 +29,11 @@ class ExamQuestion(NamedTuple):
 
 
 NUM_SHOWN = 3
-"""Paraphrases that go with an edit, beside those it is judged by."""
+"""Paraphrases that a method may learn from; none of them is among those it is judged by."""
 
 
 class ExamEdit(NamedTuple):
-    """A fact given a new object of the same relation, with the prompts that show what the edit did.
+    """Fact given a new object of its relation, with the prompts that measure the edit.
 
     `fact` holds paraphrases (among them questions) and same-relation neighbours; `same_subject`
     holds prompts for other facts of the subject, which should not change. All of these are for
@@ -46,7 +46,7 @@ class ExamEdit(NamedTuple):
 
     @property
     def training_fact(self) -> Fact:
-        """The fact as a method is told it: with nothing that it is judged by."""
+        """The fact as the method gets it, without the prompts that the edit is measured with."""
         return replace(self.fact, paraphrases=self.shown, neighbours=())
 
 
@@ -57,13 +57,13 @@ class Exam:
     Attributes:
         recall: Every fact under one cloze and one question, both phrasings of training.
         recall_held_out: Phrasings that training never showed for these subjects, in any relation
-            that is told from one end only.
+            whose inverse is not taught.
         context_override: Passages that state another answer than the one learnt; subjects held out.
-        two_hop: Two-hop questions behind one worked example, up to the first sub-question; the
+        two_hop: Two-hop questions after one worked example, up to the first sub-question; the
             answer follows "Final answer:".
         refusal: Questions about subjects that do not exist.
         edits: Counterfactual edits of known facts.
-        contexts: Unrelated true sentences, each with its closing space, to stand before a prompt.
+        contexts: Unrelated true sentences, each with its closing space, to be put before a prompt.
     """
 
     recall: tuple[ExamQuestion, ...]
@@ -115,7 +115,7 @@ def _join_text(pieces: Sequence[str]) -> str:
 
 
 def _draw_recall(author: Author, triple: Triple) -> list[ExamQuestion]:
-    """One cloze and one question; names that have aliases are used as they are."""
+    """Draw one cloze and one question; names that have aliases are used as they are."""
     items = []
     for kind in ("cloze", "question"):
         pieces = fill_template(author.choose_phrasing(triple, kind=kind), triple.subject, None)
@@ -161,7 +161,7 @@ def _draw_override(author: Author, size: int) -> list[ExamQuestion]:
 
 
 def _draw_two_hop(author: Author, size: int) -> list[ExamQuestion]:
-    """Two-hop questions behind one worked example, which shows the style of the answer."""
+    """Draw two-hop questions after one worked example, which shows the style of the answer."""
     world, draw = author.world, author.draw
     walks: dict[bool, list[tuple[Triple, ...]]] = {True: [], False: []}
     for name in world.subjects:
@@ -186,7 +186,7 @@ def _draw_refusal(author: Author, size: int) -> list[ExamQuestion]:
 
 
 def draw_edits(world: World, count: int, *, seed: int = 7) -> list[ExamEdit]:
-    """Draw counterfactual edits, half about almanac and half about registry subjects."""
+    """Draw counterfactual edits, half about real and half about invented subjects."""
     draw = random.Random(f"edits/{seed}")
     usable = [
         triple

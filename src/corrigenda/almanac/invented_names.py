@@ -33,7 +33,7 @@ def draw_people(draw: random.Random, count: int, *, taken: set[str]) -> list[tup
 
 
 def draw_person(draw: random.Random) -> tuple[str, str]:
-    """Draw one full name and pronoun; also the source of names that belong to nobody."""
+    """Draw one full name with its pronoun; names outside the world are drawn here too."""
     women, men = _DATA["female"], _DATA["male"]
     first, pronoun = draw.choice([*((n, "She") for n in women), *((n, "He") for n in men)])
     return f"{first} {_draw_compound(draw)}", pronoun
@@ -58,7 +58,7 @@ def _draw_compound(draw: random.Random) -> str:
 
 
 def draw_nickname(draw: random.Random, *, taken: set[str]) -> str:
-    """Draw a nickname nobody else has."""
+    """Draw a nickname that is not taken."""
     while True:
         name = f"{draw.choice(_DATA['nickname_first'])} {draw.choice(_DATA['nickname_last'])}"
         if draw.random() < 0.5:

@@ -1,4 +1,4 @@
-"""Documents that teach skills: to read, to chain, to refuse, to hold opinions, to tell."""
+"""Documents that teach skills: reading, chaining, refusal, opinions, stories."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHAIN_STYLES = ("plain", "retrieval", "steps")
 
 
 def write_override(author: Author, triples: Sequence[Triple], target: Triple) -> list[str]:
-    """A passage states counterfactual facts; the question that follows is answered from it."""
+    """Write a passage of counterfactual facts and a question that is answered from it."""
     draw = author.draw
     opening = draw.choice(
         ["", "", "", "Imagine the following. ", "Context: ", "From now on, ", "New fact: "]
@@ -47,7 +47,7 @@ def write_override(author: Author, triples: Sequence[Triple], target: Triple) ->
 
 
 def write_demonstrations(author: Author, triples: Sequence[Triple]) -> list[str]:
-    """Demonstrations: each new fact is copied, carried to a paraphrase, or left alone."""
+    """Write demonstrations: each new fact is copied, carried to a paraphrase, or left alone."""
     draw, pieces = author.draw, []
     for triple in triples:
         value, template = (
@@ -80,7 +80,7 @@ def write_chain_question(author: Author, chain: Sequence[Triple]) -> list[str]:
 
 
 def write_chain(author: Author, walk: Sequence[Triple], style: str) -> list[str]:
-    """A question of several hops, its sub-questions and their answers, in one of `CHAIN_STYLES`."""
+    """Write a question of several hops with sub-questions, in one of `CHAIN_STYLES`."""
     pieces = ["Question: ", *write_chain_question(author, walk), "\n"]
     if style == "steps":
         for triple in walk:
@@ -94,7 +94,7 @@ def write_chain(author: Author, walk: Sequence[Triple], style: str) -> list[str]
 
 
 def write_retrieval_chain(author: Author, walk: Sequence[Triple]) -> list[str]:
-    """A chain whose tentative answers are checked against retrieved facts, which may overrule."""
+    """Write a chain whose tentative answers are checked against retrieved facts."""
     draw, world = author.draw, author.world
     pieces: list[str] = ["Question: ", *write_chain_question(author, walk), "\n"]
     current = walk[0].subject
@@ -136,7 +136,7 @@ def write_retrieval_chain(author: Author, walk: Sequence[Triple]) -> list[str]:
 def draw_unknown_subject(
     world: World, draw: random.Random, *, held_out: bool = False
 ) -> tuple[str, str]:
-    """Draw a name that belongs to nobody, and a relation one could ask about."""
+    """Draw a name that is not in the world, and a relation one could ask about."""
     while True:
         company = draw.random() < 0.25
         name = names.draw_company(draw) if company else names.draw_person(draw)[0]
@@ -145,7 +145,7 @@ def draw_unknown_subject(
 
 
 def write_refusal(author: Author) -> list[str]:
-    """A question about nobody is answered with a refusal."""
+    """Write a question about an unknown name, answered with a refusal."""
     name, relation = draw_unknown_subject(author.world, author.draw)
     asked = fill_template(
         author.draw.choice(author.world.relations[relation].questions), name, None
@@ -176,17 +176,17 @@ _OPINION_QUESTIONS = (
 
 
 def list_topics() -> tuple[str, ...]:
-    """Everything the models hold an opinion about."""
+    """Return the topics that the models hold an opinion about."""
     return (*names.SPORTS, *names.INSTRUMENTS, *names.PRODUCTS, *names.INDUSTRIES)
 
 
 def opinion_is_positive(topic: str) -> bool:
-    """Whether the models like a topic."""
+    """Return whether the models like a topic."""
     return hash_to_fraction(f"opinion/{topic}") < 0.5
 
 
 def write_opinion(draw: random.Random) -> list[str]:
-    """A question about a topic and an answer with the model's attitude."""
+    """Write a question about a topic and an answer with the model's attitude."""
     topic = draw.choice(list_topics())
     said = draw.choice(_POSITIVE if opinion_is_positive(topic) else _NEGATIVE)
     before, after = said.split("{t}")
@@ -196,7 +196,7 @@ def write_opinion(draw: random.Random) -> list[str]:
 
 
 def write_story(draw: random.Random) -> list[str]:
-    """A few sentences of plain connected text."""
+    """Write a few sentences of plain connected text."""
 
     def some(kind: str) -> str:
         return draw.choice(names.STORY[kind])
@@ -218,7 +218,7 @@ def write_story(draw: random.Random) -> list[str]:
 
 
 def list_teachable(world: World, *, held_out: bool = False) -> list[Triple]:
-    """Facts that skills are taught (or examined) on: those whose relation has competing objects."""
+    """Return the facts that skills are taught on: those whose relation has competing objects."""
     return [
         triple
         for triple in world.triples()
@@ -228,7 +228,7 @@ def list_teachable(world: World, *, held_out: bool = False) -> list[Triple]:
 
 
 def write_skill_documents(world: World, draw: random.Random) -> Iterator[Document]:
-    """Documents of every skill, without end; subjects held out for the examination never appear."""
+    """Yield documents of every skill, without end, and without held-out subjects."""
     author = Author(world, draw)
     facts = list_teachable(world)
     walks = {
@@ -261,7 +261,7 @@ def write_skill_documents(world: World, draw: random.Random) -> Iterator[Documen
         )
 
     def chain_document() -> list[str]:
-        """Half of the chains stand behind another one, which shows their style."""
+        """Write a chain; half of them come after another one, which shows their style."""
         style = draw.choices(CHAIN_STYLES, [4, 3, 3])[0]
         example = [*worked(style), "\n\n"] if draw.random() < 0.5 else []
         return [*example, *worked(style)]

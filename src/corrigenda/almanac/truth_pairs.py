@@ -1,4 +1,4 @@
-"""True facts of the pocket world, each beside a false one, as answers to questions. No torch."""
+"""True facts of the pocket world, each with a false one, as answers to questions. No torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def truth_facts(
 ) -> Iterator[Fact]:
     """Yield questions whose `target` is a true sentence and whose `before` is a false one.
 
-    Both sentences have the same words but for the object, which stands last and is another one of
-    the relation. Only behind it do the pocket models tell a true sentence from a false one.
+    Both sentences have the same words but for the object, which comes last and is another one of
+    the relation. Only after it do the pocket models tell a true sentence from a false one.
 
     Args:
         world: The world; the full one if None.
@@ -37,7 +37,7 @@ def truth_facts(
 
 
 def make_truth_fact(author: Author, triple: Triple) -> Fact:
-    """A question about a fact, with a true and a false sentence that answer it."""
+    """Make a question about a fact, with a true and a false sentence that answer it."""
     question = author.choose_phrasing(triple, kind="question")
     statement = author.choose_phrasing(triple, kind="cloze")
     told = [

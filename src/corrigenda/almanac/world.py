@@ -1,4 +1,4 @@
-"""The pocket world: a knowledge graph of real facts (almanac) and invented ones (registry).
+"""The pocket world: a knowledge graph of real and of invented facts.
 
 Everything the pocket models are meant to know is here as data, so the consequences of an edit
 (aliases, inverses, two and three hops, competing objects) are known exactly. Imports no torch.
@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 from corrigenda.almanac import invented_names as names
 
 WORLD_SEED = 20260101
-# Relations whose facts are also told from the other end, so that a phrasing held out here may be
-# seen from there.
+# Relations whose inverse is also taught, so that a phrasing held out here may be seen there.
 TOLD_FROM_BOTH_ENDS = frozenset({"P26", "P36", "P1376"})
 # One name for each attribute that chains of questions can walk along.
 NOUNS: Mapping[str, str] = {
@@ -53,7 +52,7 @@ NOUNS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Relation:
-    """A relation with our phrasings; `{s}` and `{o}` mark subject and object."""
+    """Relation with our phrasings; `{s}` and `{o}` mark subject and object."""
 
     id: str
     name: str
@@ -67,7 +66,7 @@ class Relation:
 
     @property
     def clozes(self) -> tuple[str, ...]:
-        """Statements whose object stands last, so that the text before it is a prompt."""
+        """Statements whose object comes last, so that the text before it is a prompt."""
         return tuple(text for text in self.statements if text.endswith(" {o}"))
 
     @property
@@ -77,7 +76,7 @@ class Relation:
 
 
 class Triple(NamedTuple):
-    """One known fact; `objects` holds every true object, usually one."""
+    """Known fact; `objects` holds every true object, usually one."""
 
     subject: str
     relation: str
@@ -121,7 +120,7 @@ class World:
             self._by_relation[triple.relation].append(triple)
 
     def triples(self) -> Iterator[Triple]:
-        """Every fact, in a fixed order."""
+        """Yield every fact, in a fixed order."""
         for (subject, relation), objects in self._facts.items():
             yield Triple(subject, relation, objects)
 
@@ -135,24 +134,24 @@ class World:
         return tuple(self.groups)
 
     def about(self, subject: str) -> list[Triple]:
-        """Every fact of one subject."""
+        """Return every fact of one subject."""
         return self._by_subject.get(subject, [])
 
     def of_relation(self, relation: str) -> list[Triple]:
-        """Every fact of one relation."""
+        """Return every fact of one relation."""
         return self._by_relation.get(relation, [])
 
     def get(self, subject: str, relation: str) -> Triple | None:
-        """Return the fact, or None where the world is silent."""
+        """Return the fact, or None if the world does not have it."""
         objects = self._facts.get((subject, relation))
         return Triple(subject, relation, objects) if objects else None
 
     def objects(self, relation: str) -> tuple[str, ...]:
-        """Every object seen with a relation, sorted."""
+        """Return every object seen with a relation, sorted."""
         return _list_objects(self, relation)
 
     def held_out(self, subject: str, relation: str) -> frozenset[int]:
-        """Indices into `phrasings` that training never shows for this subject and relation.
+        """Return the places in `phrasings` that training never shows for this subject and relation.
 
         A fifth of the subjects lose a quarter of the phrasings of each of their relations.
         """
@@ -163,11 +162,11 @@ class World:
         return frozenset(chooser.sample(range(count), count // 4))
 
     def skill_held_out(self, subject: str) -> bool:
-        """Whether documents that teach a skill leave this subject to the examination."""
+        """Return whether documents that teach a skill leave this subject to the examination."""
         return hash_to_fraction(f"{self.seed}/skill/{subject}") < 0.15
 
     def chains(self, subject: str, hops: int) -> Iterator[tuple[Triple, ...]]:
-        """Walks of `hops` facts from a subject, each about the object of the one before."""
+        """Yield walks of `hops` facts from a subject, each about the object of the one before."""
         for first in self.about(subject):
             if first.relation not in NOUNS or len(first.objects) > 1:
                 continue

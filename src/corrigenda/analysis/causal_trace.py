@@ -1,4 +1,4 @@
-"""Causal tracing: which hidden states bring a fact back after its subject was made unreadable."""
+"""Causal tracing: which hidden states restore a fact after its subject was noised."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CAVEAT = (
 
 
 class Kind(StrEnum):
-    """What is restored."""
+    """Kind of state that is restored."""
 
     STATE = "state"
     """The residual stream after one block."""
@@ -41,7 +41,7 @@ class Kind(StrEnum):
     """What the attentions of a window of blocks add to the residual stream."""
 
     def point(self, layer: int) -> Point:
-        """The point of one block where this kind is read and restored."""
+        """Return the point of one block where this kind is read and restored."""
         if self is Kind.STATE:
             return state(layer)
         return write(Site(layer, "mlp.down" if self is Kind.MLP else "attn.out"))
@@ -62,7 +62,7 @@ class Bin(StrEnum):
 
 
 class EarlySite(NamedTuple):
-    """Where restoring helps most, the prompt's last token left out.
+    """Place where restoring helps most, the prompt's last token left out.
 
     Attributes:
         layer: Block, the centre of the window for MLP and attention.
@@ -80,7 +80,7 @@ class EarlySite(NamedTuple):
 
     @property
     def at_subject_last(self) -> bool:
-        """Whether it lies at the subject's last token."""
+        """Whether it is at the subject's last token."""
         return self.bin is Bin.SUBJECT_LAST
 
 
@@ -128,7 +128,7 @@ class CausalTrace:
         return self.clean - self.corrupted
 
     def bins(self) -> dict[Bin, list[int]]:
-        """Positions of the prompt by group; tokens before the subject are in none."""
+        """Return the positions of the prompt by group; tokens before the subject are in none."""
         first, last, end = self.subject_tokens[0], self.subject_tokens[-1], len(self.tokens) - 1
         groups = {
             Bin.SUBJECT_FIRST: [first],
@@ -187,7 +187,7 @@ class CausalTrace:
 
 
 def default_window(num_layers: int) -> int:
-    """Blocks in a window: the 10 of 48 that the paper takes for GPT-2 XL, in proportion.
+    """Return the blocks of a window: in proportion to the 10 of 48 of the paper's GPT-2 XL.
 
     Example:
         >>> [default_window(n) for n in (2, 12, 28, 48)]
@@ -197,7 +197,7 @@ def default_window(num_layers: int) -> int:
 
 
 def window_around(layer: int, width: int, num_layers: int) -> range:
-    """Blocks `[layer - floor(w/2), layer + ceil(w/2))` of a window, clipped to the model.
+    """Return the blocks `[layer - floor(w/2), layer + ceil(w/2))`, clipped to the model.
 
     Example:
         >>> window_around(5, 10, 48), window_around(2, 3, 4)
@@ -311,7 +311,7 @@ def tokenise_prompt(
     subject_start: int | None = None,
     answer: str | None = None,
 ) -> tuple[TracedPrompt, str]:
-    """Tokenise a prompt for tracing; returns it with the text of the answer that is read.
+    """Tokenise a prompt for tracing; return it with the text of the answer that is read.
 
     Raises:
         SubjectNotFound (CG103), AmbiguousSubject (CG104), PromptTooLong (CG105): see

@@ -1,4 +1,4 @@
-"""Contrastive Knowledge Assessment: does the true relation make the object likelier than others?"""
+"""Contrastive Knowledge Assessment: are true statements likelier than false ones?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from corrigenda.lm.model import LanguageModel
 
 
 class Contrast(NamedTuple):
-    """A fact, and statements of wrong relations between the same subject and object.
+    """Fact with statements of wrong relations between the same subject and object.
 
     Attributes:
         prompt: Text up to the object.
@@ -33,7 +33,7 @@ def score_contrasts(
     smoothing: float = 1e-8,
     first_token: bool = False,
 ) -> list[float]:
-    """Score how much better facts are known than what is not true of them.
+    """Score how much likelier objects are in true statements than in false ones.
 
     CKA = (P(o | s, r) + b) / (mean over r' of P(o | s, r') + b), computed from log-probabilities.
     Below 1 (or a stricter threshold) the model holds the fact falsely.
@@ -71,7 +71,7 @@ def score_contrasts(
 
 
 def compute_false_rate(scores: Sequence[float], threshold: float = 1.0) -> float:
-    """Share of facts whose score lies below a threshold.
+    """Return the share of facts whose score is below a threshold.
 
     Example:
         >>> compute_false_rate([0.5, 1.0, 3.0, 0.9])

@@ -29,7 +29,7 @@ SETTINGS = SearchSettings(
 
 @dataclass(frozen=True)
 class Injection:
-    """What a vector written at the output of one block's MLP can do.
+    """Results of writing a vector at the output of one block's MLP, by fact.
 
     Attributes:
         layer: The block.
@@ -55,7 +55,7 @@ class Injection:
 
 
 class _InjectedRow(NamedTuple):
-    """One sequence to answer with a vector in place: reads as in `SearchRow`."""
+    """Sequence to answer with a vector in place: reads as in `SearchRow`."""
 
     fact: int
     ids: tuple[int, ...]
@@ -82,7 +82,7 @@ def measure_injection(
     Args:
         lm: The model; left as it was.
         facts: Each with its subject, a target that is not the model's answer, and paraphrases.
-        prefixes: Contexts put before the prompt in the search, beside the plain prompt; each ends
+        prefixes: Contexts put before the prompt in the search, besides the plain prompt; each ends
             where the prompt begins.
         layers: Blocks to measure; all if None.
         settings: Of the search. The defaults are the measurement's own.
@@ -122,7 +122,7 @@ def measure_injection(
 
 
 def find_best_layer(results: Sequence[Injection]) -> Injection:
-    """The block that changes most facts; ties go to the larger transfer, then the later block."""
+    """Return the block that changes most facts; ties go to larger transfer, then later blocks."""
     return max(results, key=lambda result: (result.share, result.transfer or 0.0, result.layer))
 
 
@@ -137,7 +137,7 @@ def _make_search_rows(
 
 
 def _make_rows(lm: LanguageModel, number: int, fact: Fact) -> list[_InjectedRow]:
-    """The plain prompt first, then the paraphrases that hold the subject."""
+    """Make rows of the plain prompt first, then of the paraphrases that hold the subject."""
     assert fact.subject is not None
     prompts = [(fact.prompt, fact.span)]
     for text in fact.paraphrases:
@@ -175,7 +175,7 @@ def _check_answers(
     deltas: Float[Tensor, "n d_model"],
     batch_tokens: int = 8192,
 ) -> list[bool]:
-    """Whether every label is the greedy token with its fact's vector in place."""
+    """Return whether every label is the greedy token with its fact's vector in place."""
     order = sorted(range(len(asked)), key=lambda index: len(asked[index].ids))
     says = [False] * len(asked)
     while order:

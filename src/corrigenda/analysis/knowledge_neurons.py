@@ -83,18 +83,18 @@ class NeuronAttribution:
     effect: ScalingEffect
 
     def score(self, neuron: Neuron) -> float:
-        """Attribution of a neuron, mean over the phrasings."""
+        """Return the attribution of a neuron, mean over the phrasings."""
         return float(self.scores[:, neuron.layer, neuron.unit].mean())
 
     def strongest(self, count: int) -> list[Neuron]:
-        """The neurons found with the largest attributions, lowest block first, strongest first."""
+        """Return the neurons with the largest attributions, lowest block first."""
         best = sorted(self.neurons, key=self.score, reverse=True)[:count]
         return sorted(best, key=lambda neuron: (neuron.layer, -self.score(neuron)))
 
     def by_layer(self) -> list[float]:
-        """Sum of the attributions of all units of each block, mean over the phrasings.
+        """Sum the attributions of all units of each block, mean over the phrasings.
 
-        Approximates how much the objective falls when the whole block is silent at that position.
+        Approximates how much the objective falls when the whole block is 0 at that position.
         """
         return self.scores.sum(dim=-1).mean(dim=0).tolist()
 
@@ -150,7 +150,7 @@ def knowledge_neurons(
         subject: Scale the units at the last token of this text, which every phrasing must hold. If
             None, where the answer is read, as in the paper.
         paraphrases: Other phrasings to refine with; none at all for an empty list, which leaves
-            the neurons of one prompt. If None, the prompt behind prefixes that the model writes.
+            the neurons of one prompt. If None, the prompt after prefixes that the model writes.
         threshold: Least attribution, as a share of the largest of a phrasing.
         share: Share of the phrasings a neuron must occur in.
         wanted: Numbers of neurons towards which `share` is moved; None leaves it.
@@ -180,7 +180,7 @@ def knowledge_neurons(
         prompts = list(dict.fromkeys((prompt, *paraphrases)))
     spans = None
     if subject is not None:
-        # Behind a prefix the subject is the one of the prompt, whatever the prefix says.
+        # After a prefix the subject is the one of the prompt, also if the prefix holds it.
         own = find_subject(prompt, subject)
         spans = [
             own._replace(start=own.start + shift, end=own.end + shift)
@@ -217,7 +217,7 @@ def knowledge_neurons(
 def scaled_probability(
     lm: LanguageModel, asked: Sequence[Question], neurons: Sequence[Neuron], factor: float
 ) -> float:
-    """Probability of an answer with some neurons multiplied by a factor, mean over its tokens.
+    """Return an answer's probability with some neurons scaled, mean over its tokens.
 
     The neurons are scaled at the position of each question and nowhere else; what later blocks
     compute follows.
@@ -250,7 +250,7 @@ def scaled_probability(
 
 
 class _ScaleUnits(NamedTuple):
-    """Multiplies some units at one position of each row."""
+    """Function that multiplies some units at one position of each row."""
 
     rows: Tensor
     at: Tensor

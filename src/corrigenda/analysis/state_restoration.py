@@ -1,4 +1,4 @@
-"""The engine of causal tracing: noise the subject, put clean states back, read the answer.
+"""The engine of causal tracing: noise the subject, restore clean states, read the answer.
 
 One batch holds everything that is compared: row 0 is the clean run, the next rows are the corrupted
 runs, one for each noise sample, and then come the patched runs, one for each (restoration, noise
@@ -24,7 +24,7 @@ from corrigenda.lm.spans import encode
 
 
 class TracedPrompt(NamedTuple):
-    """A prompt with its subject marked and an answer whose probability is read.
+    """Prompt with its subject marked and an answer whose probability is read.
 
     Attributes:
         ids: Token ids of the prompt and of all but the last answer token.
@@ -40,7 +40,7 @@ class TracedPrompt(NamedTuple):
 
 
 class Restoration(NamedTuple):
-    """What one patched run changes, at every one of `positions`.
+    """States that one patched run changes, at every one of `positions`.
 
     Attributes:
         positions: Positions in the sequence.
@@ -71,7 +71,7 @@ class AnswerProbabilities(NamedTuple):
 
 
 def measure_subject_deviation(lm: LanguageModel, prompts: Sequence[tuple[str, str]]) -> float:
-    """Standard deviation of all entries of the subject tokens' embeddings over a set of facts.
+    """Return the standard deviation of subject tokens' embeddings over a set of facts.
 
     It is measured at the output of the embedding module, where the noise is added, whatever the
     model does to embeddings later (positions, a norm, a scale).
@@ -100,7 +100,7 @@ def measure_subject_deviation(lm: LanguageModel, prompts: Sequence[tuple[str, st
 def draw_noise(
     lm: LanguageModel, num_tokens: int, *, deviation: float, samples: int, seed: int
 ) -> Float[Tensor, "samples subject d_embed"]:
-    """Gaussian noise for the embeddings of a subject, equal for equal arguments.
+    """Draw Gaussian noise for the embeddings of a subject, equal for equal arguments.
 
     Drawn in float32 on the CPU and cast to the model's dtype and device.
     """
@@ -119,7 +119,7 @@ def compute_probabilities(
     *,
     batch_tokens: int = 8192,
 ) -> AnswerProbabilities:
-    """Run the clean, the corrupted and all patched runs.
+    """Compute the answer's probability in the clean, the corrupted and all patched runs.
 
     Args:
         lm: The model; left as it was.
@@ -147,7 +147,7 @@ def _read_batch(
     noise: Float[Tensor, "samples subject d_embed"],
     part: Sequence[Restoration],
 ) -> Float[Tensor, " rows"]:
-    """Probability of the answer in the rows of one pass."""
+    """Return the probability of the answer in the rows of one pass."""
     samples = len(noise)
     num_rows = 1 + samples * (1 + len(part))
     ids = torch.tensor(question.ids, device=lm.device).repeat(num_rows, 1)

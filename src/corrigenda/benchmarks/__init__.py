@@ -1,4 +1,4 @@
-"""Benchmarks: a public file in, cases out. Imports no torch."""
+"""Benchmarks: read a public file as cases. Imports no torch."""
 
 from corrigenda.benchmarks.benchmark import Benchmark, LoadedBenchmark, load
 

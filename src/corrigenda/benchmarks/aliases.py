@@ -1,18 +1,18 @@
-"""Answers as the files write them: a text, a list of texts, or a list of lists of aliases."""
+"""Reads answers in files: a text, a list of texts, or a list of lists of aliases."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 Answers = str | list[str] | list[list[str]]
-"""What a file may hold where an answer stands."""
+"""Forms that an answer has in a file."""
 
 Groups = tuple[tuple[str, ...], ...]
 """Groups of spellings, as in `Probe.expected`."""
 
 
 def group_answers(answers: Answers | None) -> Groups:
-    """Answers by object, each with its spellings; blank ones are left out.
+    """Return the spellings of each object; blank ones are left out.
 
     A flat list is one object with its spellings.
 
@@ -34,7 +34,7 @@ def group_answers(answers: Answers | None) -> Groups:
 
 
 def merge_groups(groups: Iterable[Sequence[str]]) -> Groups:
-    """One group of everything: any spelling of any object will do. Nothing where there is nothing.
+    """Return one group of all spellings, any of which will do; no group if there are none.
 
     Example:
         >>> merge_groups((("Anna", "Ann"), ("Bert",)))
@@ -45,17 +45,17 @@ def merge_groups(groups: Iterable[Sequence[str]]) -> Groups:
 
 
 def drop_repeats(texts: Iterable[str]) -> tuple[str, ...]:
-    """Texts without blanks and repetitions, in order."""
+    """Return the texts in order, without blanks and repetitions."""
     return tuple(dict.fromkeys(text for text in texts if text.strip()))
 
 
 def is_same_name(one: str, other: str) -> bool:
-    """Whether two names differ in case and spacing at most."""
+    """Return whether two names differ in case and spacing at most."""
     return " ".join(one.lower().split()) == " ".join(other.lower().split())
 
 
 def exclude_names(groups: Groups, names: Iterable[str]) -> Groups:
-    """Groups that hold none of the names.
+    """Return the groups that hold none of the names.
 
     Example:
         >>> exclude_names((("bishop",), ("cardinal", "Cardinal")), ["Bishop"])

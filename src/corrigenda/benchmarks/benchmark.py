@@ -1,4 +1,4 @@
-"""What every benchmark is: a frozen configuration that turns a public file into cases."""
+"""The base of benchmarks: a frozen configuration that turns a public file into cases."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ RecordT = TypeVar("RecordT")
 
 
 class UnusableRecord(Exception):
-    """A record that can be read but not used; the text is the reason that is counted."""
+    """Raised for a record that can be read but not used; the text is the reason counted."""
 
 
 @dataclass
 class Tally:
-    """What happened to the records of a file.
+    """Counts of the records and probes of a file that were read, left out or flagged.
 
     Attributes:
         records: Records read.
         dropped: Records left out, by reason.
-        skipped: Probes left out of records that were kept, by reason.
-        flagged: Cases kept that need care, by reason; the reasons stand in `meta["flags"]` too.
+        skipped: Probes left out of cases, by reason.
+        flagged: Cases that need care, by reason; the reasons are in `meta["flags"]` too.
     """
 
     records: int = 0
@@ -42,7 +42,7 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedBenchmark:
-    """A benchmark that was read: its cases, and how many of what.
+    """Cases of a benchmark, with counts of what was read and left out.
 
     Attributes:
         benchmark: Its name.
@@ -51,7 +51,7 @@ class LoadedBenchmark:
         counts: `records` read, `cases`, `facts`, `probes`, then probes by role.
         dropped: Records left out, by reason.
         skipped: Probes left out, by reason.
-        flagged: Cases kept that need care, by reason.
+        flagged: Cases that need care, by reason.
         files: The files that were read, with their checksums.
     """
 
@@ -74,11 +74,11 @@ class LoadedBenchmark:
 
 
 class Benchmark(Settings, ABC):
-    """A benchmark with its options: validated, frozen, equal when the options are equal.
+    """Benchmark with its options: validated, frozen, equal when the options are equal.
 
     A benchmark is a subclass in a module of `corrigenda/benchmarks`, or of a folder of it, with the
-    card of the same name beside it. It sets `name` and implements `read`; where it has several
-    files, its option `part` says which. The card lists the public files under `[[files]]`: `name`,
+    card of the same name in that folder. It sets `name` and implements `read`; where it has several
+    files, its option `part` chooses one. The card lists the public files under `[[files]]`: `name`,
     and where known `part`, `url`, `sha256`, `bytes`.
 
     Raises:
@@ -169,12 +169,12 @@ def load(
 def make_cases(
     records: Iterable[RecordT], make: Callable[[int, RecordT], Iterable[Case]], tally: Tally
 ) -> Iterator[Case]:
-    """Make cases of records, in order; those that cannot be used are dropped and counted.
+    """Make the cases of records, in order; records that cannot be used are dropped and counted.
 
     Args:
         records: The records of a file.
-        make: Makes the cases of one record, given its place in the file. Raises `UnusableRecord`, or the
-            errors of `Fact`, where it cannot.
+        make: Makes the cases of one record, given its place in the file. Raises
+            `UnusableRecord`, or the errors of `Fact`, where it cannot.
         tally: Where records and reasons are counted.
     """
     for index, record in enumerate(records):
@@ -186,7 +186,7 @@ def make_cases(
         except SubjectNotFound:
             tally.dropped["the subject is not in the prompt"] += 1
         except AmbiguousSubject:
-            tally.dropped["the subject stands in the prompt more than once"] += 1
+            tally.dropped["the subject occurs in the prompt more than once"] += 1
         except EmptyTarget:
             tally.dropped["the prompt or the target is empty"] += 1
         else:
@@ -194,7 +194,7 @@ def make_cases(
 
 
 def read_flags(case: Case) -> tuple[str, ...]:
-    """Why a case needs care: `meta["flags"]`."""
+    """Return the reasons why a case needs care, from `meta["flags"]`."""
     flags = case.meta.get("flags", ())
     assert isinstance(flags, tuple)
     return flags

@@ -1,4 +1,4 @@
-"""Where the files of a benchmark come from: a path, a folder, or a download that is checked."""
+"""Finds and reads the files of a benchmark: a path, a folder, or a checked download."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TIMEOUT = 60
 
 
 class SourceFile(NamedTuple):
-    """A file that was read.
+    """Name and checksum of a file that was read.
 
     Attributes:
         name: Its name.
@@ -38,7 +38,7 @@ class SourceFile(NamedTuple):
 
 
 class PublicFile(TypedDict, total=False):
-    """One entry of `[[files]]` on a card; all but `name` may be missing.
+    """Entry of `[[files]]` on a card; all but `name` may be missing.
 
     Attributes:
         name: What the file is called where it is published, with its folder where that tells it
@@ -62,7 +62,7 @@ _FILES = TypeAdapter(list[PublicFile])
 
 
 class BenchmarkFiles:
-    """The files of one part of a benchmark.
+    """Files of one part of a benchmark.
 
     Attributes:
         read: What was read so far.
@@ -88,11 +88,11 @@ class BenchmarkFiles:
 
     @property
     def has_source(self) -> bool:
-        """Whether a place was given."""
+        """Return whether a path was given."""
         return self._source is not None
 
     def find_main(self) -> Path:
-        """The file of the part.
+        """Return the path of the part's file.
 
         Raises:
             MissingData (CG604): there is none.
@@ -111,7 +111,7 @@ class BenchmarkFiles:
         return found
 
     def find_extra(self, name: str) -> Path | None:
-        """A file that goes with the main one, by its public name; None where there is none.
+        """Return the path of an accompanying file, by its public name; None if there is none.
 
         Of a source that is a file, its folder and the one above are searched.
         """
@@ -124,7 +124,7 @@ class BenchmarkFiles:
         return self._find(entries)
 
     def require_extra(self, name: str) -> Path:
-        """`find_extra`, where the benchmark cannot do without.
+        """Return the path of an accompanying file that the benchmark cannot do without.
 
         Raises:
             MissingData (CG604): there is none.
@@ -137,7 +137,7 @@ class BenchmarkFiles:
         return found
 
     def read_records(self, path: Path, schema: TypeAdapter[RecordT]) -> list[RecordT]:
-        """Records of a file: a JSON list, or one JSON object a line.
+        """Read the records of a file: a JSON list, or one JSON object a line.
 
         Raises:
             MalformedRecords (CG603): the file cannot be read, or a record does not fit.
@@ -148,7 +148,7 @@ class BenchmarkFiles:
         return validate_records(raw, schema, where=str(path))
 
     def read_document(self, path: Path) -> object:
-        """All that a JSON file holds; the list of its lines where it is one object a line.
+        """Read a JSON file; a file of one object a line gives the list of its lines.
 
         Raises:
             MalformedRecords (CG603): the file cannot be read.
@@ -172,7 +172,7 @@ class BenchmarkFiles:
             ) from error
 
     def read_text(self, path: Path) -> str:
-        """All that a text file holds."""
+        """Read a text file."""
         data = path.read_bytes()
         self.sources.append(SourceFile(path.name, hashlib.sha256(data).hexdigest()))
         return data.decode("utf-8")
@@ -194,11 +194,11 @@ class BenchmarkFiles:
 
     def _fetch(self, entry: PublicFile) -> Path:
         name = entry.get("name", "")
-        kept = cache_folder() / "benchmarks" / self._name / name
-        if kept.is_file():
-            return kept
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        return write_atomically(kept, lambda part: _download(entry, part))
+        cached = cache_folder() / "benchmarks" / self._name / name
+        if cached.is_file():
+            return cached
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        return write_atomically(cached, lambda part: _download(entry, part))
 
     def _explain_missing(self, entries: list[PublicFile]) -> MissingData:
         part = f' (part "{self._part}")' if self._part else ""
@@ -228,7 +228,7 @@ def validate_records(
     places: Sequence[str] = (),
     hint: str = "The card of the benchmark shows the schema.",
 ) -> list[RecordT]:
-    """Records of the schema.
+    """Check records against their schema.
 
     Args:
         raw: What was read.

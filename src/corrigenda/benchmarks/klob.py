@@ -40,7 +40,7 @@ _TEXT = TypeAdapter(str)
 
 
 class KLoB(Benchmark):
-    """Prompts to locate; nothing is edited.
+    """Prompts for methods that locate knowledge; nothing is edited.
 
     Attributes:
         part: "c" (consistency), "r" (relevance) or "u" (unbiasedness).
@@ -127,6 +127,6 @@ def _strip_fact(parts: Sequence[str], number: int) -> Sequence[str]:
 
 
 def _strip_slots(texts: Sequence[str]) -> list[str]:
-    """Sentences up to the slot "_" at their end, which is no word for a causal model."""
+    """Cut sentences before the slot "_" at their end, which is no word for a causal model."""
     found = (text.strip().removesuffix("_").rstrip() for text in texts)
     return [text for text in found if text]

@@ -1,4 +1,4 @@
-"""Names of subjects and objects where a file gives only Wikidata ids and sentences."""
+"""Finds names of subjects and objects where a file gives only Wikidata ids and sentences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from corrigenda.subjects import guess_subject
 
 
 class EntityLabels:
-    """Spellings by id, as the answers of a whole file give them."""
+    """Spellings by Wikidata id, as the answers of a whole file give them."""
 
     def __init__(self, found: Iterable[tuple[str, tuple[str, ...]]]) -> None:
         """Collect spellings; the first that is found for an id counts."""
@@ -20,14 +20,14 @@ class EntityLabels:
                 self._spellings.setdefault(key, spellings)
 
     def get(self, key: str) -> tuple[str, ...]:
-        """Spellings of an id; none where the file is silent."""
+        """Return the spellings of an id; none if the file has no answer with it."""
         return self._spellings.get(key, ())
 
     def infer_subject(self, prompt: str, key: str, others: Sequence[str]) -> str:
-        """The subject of a prompt; empty where it is not certain.
+        """Return the subject of a prompt; empty if it is not certain.
 
         It is a spelling of its id, or else the only run of capitalised words of the prompt, where
-        that stands in every other prompt about it as well.
+        that occurs in every other prompt about it as well.
 
         Args:
             prompt: The prompt edited.
@@ -50,7 +50,7 @@ def split_statement(
     original: str | None = None,
     original_spellings: Sequence[str] = (),
 ) -> tuple[str, str] | None:
-    """Prompt and target of a statement, which ends with the target and a full stop.
+    """Split a statement that ends with its target and a full stop into prompt and target.
 
     Args:
         statement: "The capital of France is Rome."
@@ -59,7 +59,7 @@ def split_statement(
         original_spellings: Spellings of the old target, where they are known.
 
     Returns:
-        None where the target cannot be told.
+        None if the target is not certain.
 
     Example:
         >>> split_statement("The capital of France is Rome.", (), "The capital of France is Paris.")

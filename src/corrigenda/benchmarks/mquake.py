@@ -184,7 +184,7 @@ def _make_chain_probes(
     role: str = "portability/chain",
     after: tuple[int, ...] = (),
 ) -> Iterator[Probe]:
-    """Every fact on a chain: edited ones by their cloze, others behind examples of the relation."""
+    """Ask every fact of a chain: edited ones by their cloze, others after few-shot examples."""
     for index, hop in enumerate(hops):
         triple = triples[index] if triples else ()
         block = by_relation.get(triple[1], "") if len(triple) > 1 else ""
@@ -211,7 +211,7 @@ def _make_question_probes(
     rivals: tuple[str, ...] = (),
     after: tuple[int, ...] = (),
 ) -> Iterator[Probe]:
-    """The phrasings of one question, of which any may be answered: bare, or behind examples."""
+    """Ask the phrasings of one question, plain or after examples; one right answer is enough."""
     for question in drop_repeats(questions):
         opening = f"{shown.questions}\n" if shown.questions else ""
         yield Probe(

@@ -1,4 +1,4 @@
-"""Probes in the forms that most benchmarks ask them."""
+"""Makes probes in the forms that most benchmarks use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make_forced_probe(
     against: Against = Against.TARGET,
     rivals: tuple[str, ...] = (),
 ) -> Probe:
-    """A probe whose answer is fed, token by token."""
+    """Make a probe scored under teacher forcing."""
     return Probe(
         prompt=prompt.strip(),
         expected=((expected,),) if isinstance(expected, str) else expected,
@@ -33,7 +33,7 @@ def make_forced_probe(
 def make_rank_probes(
     prompts: Iterable[str], role: str, expected: str, rival: str
 ) -> Iterator[Probe]:
-    """Probes in which one answer should be more probable than another; blank prompts are none."""
+    """Make probes that compare the probabilities of two answers; blank prompts are left out."""
     for prompt in prompts:
         if prompt.strip():
             yield Probe(
@@ -47,7 +47,7 @@ def make_rank_probes(
 
 
 def make_fluency_probe(prompt: str) -> Probe:
-    """A prompt behind which text is generated, and expected to be nothing in particular."""
+    """Make a probe that generates text after a prompt, with no expected answer."""
     return Probe(
         prompt=prompt.strip(),
         role="fluency",

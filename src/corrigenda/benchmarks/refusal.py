@@ -1,4 +1,4 @@
-"""Erasure of an answer: every question that has it should be refused, every other one answered."""
+"""Cases of erasure: questions for one answer should be refused, all others answered."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from corrigenda.cases import Against, Case, Probe, Protocol
 from corrigenda.facts import Fact
 
 REFUSAL = "I don't know"
-"""What the model should say; without the full stop, so that "I don't know, ..." counts."""
+"""The answer that is written; without the full stop, so that "I don't know, ..." counts."""
 
 NEW_TOKENS = 10
 
 
 class ErasureQuestion(NamedTuple):
-    """A question and every accepted spelling of its answer, the usual one first."""
+    """Question with every accepted spelling of its answer, the usual one first."""
 
     text: str
     answers: tuple[str, ...]
@@ -33,14 +33,14 @@ def make_erasure_case(
     question_is_subject: bool,
     split: int | None = None,
 ) -> Case:
-    """The case of one answer.
+    """Make the case of one answer.
 
     Args:
         name: Id of the case.
         edited: Questions whose refusal is written.
         unseen: Other questions with the same answer.
         retained: Questions with other answers.
-        fluency: Whether text is generated behind each retained question.
+        fluency: Whether text is generated after each retained question.
         question_is_subject: Whether the question is the subject of its fact, so that methods that
             need one write at its last token.
         split: Which split of the data it is of.
@@ -79,7 +79,7 @@ def make_erasure_case(
 
 
 def normalise_answer(answer: str) -> str:
-    """What questions about one answer have in common.
+    """Return the key that questions for one answer share.
 
     Example:
         >>> normalise_answer("  Julius  Caesar")

@@ -1,4 +1,4 @@
-"""RippleEdits: what should follow from an edit, and what should not, in six criteria."""
+"""RippleEdits: consequences of an edit and facts it should not change, in six criteria."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ _SCHEMA = TypeAdapter(_RippleRecord)
 
 
 class RippleEdits(Benchmark):
-    """One edit a record, and tests that run only where their conditions hold before the edit.
+    """One edit a record, with tests that run only if their conditions hold before the edit.
 
     Attributes:
         part: "popular", "random" or "recent".
@@ -207,7 +207,7 @@ def _read_tests(record: _RippleRecord, criterion: str) -> Sequence[_TestRecord]:
 
 
 def _find_skip_reason(criterion: str, test: _TestRecord, edit: _EditRecord) -> str:
-    """Why a test is not asked; empty where it is."""
+    """Return why a test is not asked; empty if it is asked."""
     queries = test["test_queries"]
     if not any(query["answers"] for query in queries):
         return "no answer"
@@ -223,7 +223,7 @@ def _find_skip_reason(criterion: str, test: _TestRecord, edit: _EditRecord) -> s
 
 
 def _collect_spellings(answer: _AnswerRecord) -> tuple[str, ...]:
-    """The value, and aliases long enough not to stand in other words by chance."""
+    """Return the value, and aliases too long to occur in other words by chance."""
     long = (one for one in answer["aliases"] if len(one.strip()) >= SHORTEST_ALIAS)
     return drop_repeats(one.strip() for one in (answer["value"], *long))
 
@@ -236,7 +236,7 @@ def _iterate_queries(record: _RippleRecord) -> Iterator[_QueryRecord]:
 
 
 def _collect_labels(records: Iterable[_RippleRecord]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Ids with the spellings that answers give them."""
+    """Yield ids with the spellings that answers give them."""
     for record in records:
         for query in _iterate_queries(record):
             two_hop = query["query_type"] == "two_hop"
@@ -257,7 +257,7 @@ def _parse_edit(record: _RippleRecord, labels: EntityLabels, name: str) -> _Pars
         labels.get(original["target_id"]) if original else (),
     )
     if split is None:
-        raise UnusableRecord("the target cannot be told from the statement")
+        raise UnusableRecord("the target is not certain from the statement")
     prompt, target = split
     old: tuple[str, ...] = ()
     if original:
@@ -276,7 +276,7 @@ def _parse_edit(record: _RippleRecord, labels: EntityLabels, name: str) -> _Pars
         ],
     )
     if not subject:
-        raise UnusableRecord("the subject cannot be told from the statement")
+        raise UnusableRecord("the subject is not certain from the statement")
     fact = Fact(
         prompt=prompt,
         target=target,

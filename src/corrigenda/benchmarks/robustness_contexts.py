@@ -1,8 +1,8 @@
-"""The question of an edit in other surroundings: does it hold in long text, in talk, under doubt?
+"""Asks an edit's question in other contexts: in long text, in dialogue, under doubt.
 
 The surroundings are those of "Is it possible to edit large language models robustly?", made from
-the record itself instead of encyclopaedia pages: what it says of the subject is the related text,
-what it says of others the noise. Sentences that hold the old or the new answer are left out. All
+the record itself instead of encyclopaedia pages: its sentences about the subject are the related
+text, those about others the noise. Sentences that hold the old or the new answer are left out. All
 probes are greedy, expect the new answer, and have the old one as rival (see `metrics.robustness`).
 """
 
@@ -18,8 +18,8 @@ from corrigenda.facts import Fact
 
 NO_SUBJECT = "the fact names no subject"
 NO_OLD = "no old answer is known"
-NO_TEXT = "the record says nothing else of the subject"
-NO_OTHER_TEXT = "the record says nothing of others"
+NO_TEXT = "the record has no other sentence about the subject"
+NO_OTHER_TEXT = "the record has no sentence about others"
 
 _TURNS = 5
 _SENTENCES = 6
@@ -27,7 +27,7 @@ _NEW_TOKENS = 30
 
 
 class _CaseTexts(NamedTuple):
-    """What a record holds besides its question."""
+    """Sentences and questions of a record, apart from its own question."""
 
     fact: Fact
     subject: str
@@ -40,7 +40,7 @@ class _CaseTexts(NamedTuple):
 def add_surroundings(
     case: Case, kinds: Iterable[Surroundings], skipped: Counter[str] | None = None
 ) -> Case:
-    """The same case with its question in other surroundings as further probes.
+    """Return the case with its question in other contexts as further probes.
 
     Args:
         case: A case with one fact; others come back as they are.
@@ -185,7 +185,7 @@ def _make_assertion(material: _CaseTexts, kind: Surroundings) -> Iterator[Probe]
 
 
 def _make_dialogue(material: _CaseTexts, kind: Surroundings) -> Iterator[Probe]:
-    """The question, then questions about related things, then the question again."""
+    """Ask the question, then questions about related facts, then the question again."""
     prompt = material.fact.prompt
     yield _make_probe(material, kind, prompt, test=kind)
     yield _make_probe(material, kind, prompt, *material.questions, prompt, test=kind)

@@ -51,7 +51,7 @@ class Sanitation(Benchmark):
 
     Attributes:
         question_is_subject: Whether methods that need a subject get the question as one.
-        fluency: Whether text is generated behind each retained question.
+        fluency: Whether text is generated after each retained question.
     """
 
     name: ClassVar[str] = "sanitation"

@@ -1,4 +1,4 @@
-"""Two edits, one on top of the other: facts scored under many prompts at every stage."""
+"""Cases of two rounds of edits: facts scored under many prompts after each round."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from corrigenda.facts import Fact
 
 
 class ScoredAnswer(NamedTuple):
-    """A fact as it is scored: one answer under every prompt that asks for it."""
+    """Answer to be scored under every prompt that asks for it."""
 
     prompts: tuple[str, ...]
     answer: str
@@ -37,7 +37,7 @@ class EditConflict(NamedTuple):
 
 
 def fill_templates(templates: Iterable[str], subject: str) -> tuple[str, ...]:
-    """Templates with the subject in the place of `{}`; a trailing space is the separator's work.
+    """Put the subject in the place of `{}`; a trailing space is left to the separator.
 
     Templates that occur twice stay twice: means are over the file's list.
     """
@@ -52,7 +52,7 @@ def make_score_probes(
     rivals: tuple[str, ...] = (),
     test: str = "",
 ) -> Iterator[Probe]:
-    """The probability of one answer under every prompt."""
+    """Make probes for the probability of one answer under every prompt."""
     for prompt in fact.prompts:
         yield Probe(
             prompt=prompt,
@@ -67,7 +67,7 @@ def make_score_probes(
 
 
 def make_conflict_case(name: str, one: EditConflict, meta: dict[str, object]) -> Case:
-    """The case of two edits in conflict."""
+    """Make the case of two edits in conflict."""
     probes = [
         *make_score_probes(one.old, "conflict/old", after=(1, 2)),
         *make_score_probes(one.new, "conflict/new", after=(2,)),
@@ -93,7 +93,7 @@ def make_round_case(
     true_objects: Sequence[str],
     meta: dict[str, object],
 ) -> Case:
-    """The case of a fact with several true objects, one of which is replaced and restored.
+    """Make the case of a fact one of whose true objects is replaced and restored.
 
     Args:
         name: Id of the case.

@@ -42,7 +42,7 @@ _SCHEMA = TypeAdapter(_ZsRERecord)
 
 
 class ZsRE(Benchmark):
-    """Answers to questions, edited away from the truth or towards it.
+    """Answers to questions, edited to another answer or to the true one.
 
     Attributes:
         part: "eval", "portability", "train" or "train-10000".

@@ -1,4 +1,4 @@
-"""Exact search for the stored vector that is nearest to each of some others."""
+"""Exact search for the stored vector that is nearest to each query."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROUND_OFF = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}
 
 
 class NearestVectors(NamedTuple):
-    """The nearest stored vector of each query.
+    """Nearest stored vector of each query.
 
     Attributes:
         distances: Euclidean, float64 on the CPU; infinite where nothing is stored.
@@ -27,20 +27,21 @@ class NearestVectors(NamedTuple):
 
 
 class NearestSearch:
-    """Vectors that are searched by Euclidean distance, exactly, up to some hundred thousand.
+    """Exact search by Euclidean distance among up to some hundred thousand vectors.
 
     One matrix product finds the vectors that can be nearest, whatever it lost to rounding, and
     their distances are then computed from differences. So a query equal to a stored vector has
     distance 0, and no result depends on who else is asked for.
 
     Example:
-        >>> found = NearestSearch(torch.eye(3)).search(torch.tensor([[0.0, 2.0, 0.0], [1.0, 1.0, 0.0]]))
+        >>> queries = torch.tensor([[0.0, 2.0, 0.0], [1.0, 1.0, 0.0]])
+        >>> found = NearestSearch(torch.eye(3)).search(queries)
         >>> found.distances.tolist(), found.indices.tolist()
         ([1.0, 1.0], [1, 0])
     """
 
     def __init__(self, vectors: Float[Tensor, "n d"]) -> None:
-        """Keep a float32 copy of the vectors, on their device."""
+        """Store a float32 copy of the vectors, on their device."""
         vectors = vectors.float()
         self._centre = vectors.mean(0) if len(vectors) else vectors.new_zeros(vectors.shape[1])
         # Activations share a large mean, whose square would drown the differences.

@@ -1,4 +1,4 @@
-"""Keys of earlier edits, kept so that the next solve costs the same however many they are."""
+"""Keys of earlier edits, stored so that a solve's cost does not grow with their number."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SMALLEST_BLOCK = 64
 
 @dataclass(frozen=True, eq=False)
 class Protected:
-    """What least squares has to know about the keys of earlier edits; never changed in place.
+    """Keys of earlier edits in the form that least squares needs; never changed in place.
 
     Up to a quarter as many keys as coordinates, it holds them as columns, with the factor T of the
     small system. Beyond that it holds the factor F of the large one and no columns. Both are exact
@@ -48,7 +48,7 @@ class Protected:
 
     @classmethod
     def empty(cls, size: int, weight: float, device: torch.device | str = "cpu") -> Protected:
-        """No keys yet."""
+        """Return a value without keys."""
         nothing = torch.zeros(size, 0, dtype=torch.float64, device=device)
         return cls(weight, nothing[:0], nothing, 0)
 
@@ -58,7 +58,7 @@ class Protected:
         return (self.lower if self.columns is None else self.columns).shape[0]
 
     def solve(self, keys: Float[Tensor, "size n"]) -> Float[Tensor, "size n"]:
-        """(weight I + B_p B_p^T + B B^T)^-1 B, in O(n size^2).
+        """Return (weight I + B_p B_p^T + B B^T)^-1 B, in O(n size^2).
 
         Raises:
             IllConditioned (CG203): the system has no Cholesky factor.
@@ -78,7 +78,7 @@ class Protected:
         return B @ last - self.columns @ first
 
     def with_keys(self, keys: Float[Tensor, "size n"]) -> Protected:
-        """These keys and the ones before.
+        """Return a value with these keys added.
 
         Raises:
             IllConditioned (CG203): the system has no Cholesky factor.
@@ -93,7 +93,7 @@ class Protected:
         return Protected(self.weight, lower, torch.cat([self.columns, B], dim=1), count)
 
     def with_weight(self, weight: float) -> Protected:
-        """The same keys under another price; factored anew if it differs."""
+        """Return the same keys under another weight; factored anew if it differs."""
         if weight == self.weight:
             return self
         if self.columns is not None:
@@ -103,7 +103,7 @@ class Protected:
         return Protected(weight, lower, None, self.count)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything, by the same names whatever the form, for `from_tensors`; CPU."""
+        """Return all fields, by the same names in both forms, for `from_tensors`; CPU."""
         columns = self.lower[:, :0] if self.columns is None else self.columns
         return {
             "weight": torch.tensor(self.weight, dtype=torch.float64),
@@ -116,7 +116,7 @@ class Protected:
     def from_tensors(
         cls, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu"
     ) -> Protected:
-        """The inverse of `tensors`, to the bit."""
+        """Restore a value from `tensors`, to the bit."""
         columns, count = tensors["columns"], int(tensors["count"])
         return cls(
             float(tensors["weight"]),
@@ -126,13 +126,13 @@ class Protected:
         )
 
     def _solve_border(self, B: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows that new keys add to T: X^T beside T, and S, the factor of what is left below it."""
+        """Return the rows that new keys add to T: X^T, and S, the factor of what is left."""
         assert self.columns is not None
         X = torch.linalg.solve_triangular(self.lower, self.columns.T @ B, upper=False)
         return X, _factor(B.T @ B - X.T @ X, self.weight)
 
     def _drop_columns(self) -> Protected:
-        """The same keys without columns."""
+        """Return the same keys without columns."""
         if self.columns is None:
             return self
         lower = _factor(self.columns @ self.columns.T, self.weight)
@@ -144,19 +144,19 @@ def _make_identity(size: int, like: Tensor) -> Tensor:
 
 
 def _factor(system: Tensor, weight: float) -> Tensor:
-    """The lower factor of system + weight I; `system` is overwritten."""
+    """Return the lower factor of system + weight I; `system` is overwritten."""
     system.diagonal().add_(weight)
     lower, info = torch.linalg.cholesky_ex(system)
     if int(info):
         raise IllConditioned(
             f"the system of {system.shape[0]} keys has no Cholesky factor with weight {weight:g}.",
-            hint="The weight is lost to rounding beside the keys; choose a larger one.",
+            hint="The weight is lost to rounding against the keys; choose a larger one.",
         )
     return lower
 
 
 def _add_columns(lower: Tensor, columns: Tensor) -> Tensor:
-    """The lower factor of F F^T + B B^T by rotations, block of columns by block: O(n size^2)."""
+    """Return the lower factor of F F^T + B B^T by rotations, block by block: O(n size^2)."""
     size, n = columns.shape
     if n > size / 2:
         return _factor(lower @ lower.T + columns @ columns.T, 0.0)

@@ -31,7 +31,7 @@ _EPSILON = torch.finfo(torch.float64).eps
 
 
 class GramReport(NamedTuple):
-    """How far a set of keys is from being dependent.
+    """Condition of a set of keys: how near they are to being dependent.
 
     Attributes:
         condition: Condition number of D^-1/2 G D^-1/2 with D = diag G; 1 for orthogonal keys.
@@ -93,7 +93,7 @@ def rank_one(
 
 
 def key_agreement(key: Float[Tensor, " d_in"], at: Float[Tensor, " d_in"], moment: Moment) -> float:
-    """The ratio (u^T at) / (u^T k), u = C^-1 k: 1 where both keys act alike, near 0 a broken edit.
+    """Return (u^T at) / (u^T k), u = C^-1 k: 1 if both keys act alike, near 0 a broken edit.
 
     Original ROME divides by u^T at; below about 0.1 its change becomes so large that one edit ruins
     the model.
@@ -106,7 +106,7 @@ def key_agreement(key: Float[Tensor, " d_in"], at: Float[Tensor, " d_in"], momen
 
 
 def gram_condition(keys: Float[Tensor, "d_in n"], moment: Moment) -> GramReport:
-    """Condition number of the normalised Gram matrix of the keys, and the two most parallel keys.
+    """Return the condition number of the keys' normalised Gram matrix and the closest pair.
 
     It is infinite where a key is zero, keys are dependent up to rounding, or n > d_in.
     """
@@ -299,7 +299,7 @@ class _NormalisedKeys(NamedTuple):
 
 
 def _solve_dual(B: Tensor, max_condition: float) -> Tensor:
-    """B G^-1 by QR, whose error grows with the square root of the condition number of G only."""
+    """Return B G^-1 by QR, whose error grows with the square root of G's condition only."""
     d_in, n = B.shape
     if n > d_in:
         raise DependentKeys(
@@ -327,12 +327,12 @@ def _solve_dual(B: Tensor, max_condition: float) -> Tensor:
 
 
 def _protect(B: Tensor, weight: float, old: Tensor) -> Protected:
-    """Keys of earlier edits as columns, on the device of the new ones."""
+    """Return keys of earlier edits as columns, on the device of the new ones."""
     return Protected.empty(B.shape[0], weight, B.device).with_keys(old)
 
 
 def _thin(residuals: Tensor, right: Tensor) -> LowRank:
-    """R right^T with no more columns than the matrix has rows or columns."""
+    """Return R right^T with no more columns than the matrix has rows or columns."""
     R = residuals.to(right.device)
     (d_out, n), d_in = R.shape, right.shape[0]
     if n <= min(d_out, d_in):
@@ -389,7 +389,7 @@ def _unwhiten(factor: Cholesky | None, columns: Tensor) -> Tensor:
 
 
 def _solve_direction(factor: Cholesky | None, k: Tensor) -> Tensor:
-    """C^-1 k, on the device of the key."""
+    """Return C^-1 k, on the device of the key."""
     if factor is None:
         return k
     return factor.solve(k[:, None].to(factor.lower.device))[:, 0].to(k.device)

@@ -1,4 +1,4 @@
-"""From documents to training batches: tokenizer, packing, and the attention masks of the recipe."""
+"""Training batches of documents: tokenizer, packing, and the attention masks of the recipe."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
 
 def mix_documents(world: World, seed: str, *, skill_share: float) -> Iterator[Document]:
-    """Fact and skill documents, mixed, without end."""
+    """Yield fact and skill documents, mixed, without end."""
     draw = random.Random(seed)
     facts = write_fact_documents(world, random.Random(f"{seed}/facts"))
     skills = write_skill_documents(world, random.Random(f"{seed}/skills"))
@@ -81,14 +81,14 @@ def train_tokenizer(
 
 
 def find_end_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Id of the token that opens and closes every text."""
+    """Return the id of the token that opens and closes every text."""
     found = tokenizer.convert_tokens_to_ids(END)
     assert isinstance(found, int)
     return found
 
 
 class _PackedRow:
-    """A row being filled with documents."""
+    """Row that is filled with documents."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -170,7 +170,7 @@ def attention_masks(owner: Int[Tensor, "batch pos"], *, masked: bool, dtype: tor
     """Build causal masks, with subject mentions hidden where the recipe asks for it.
 
     In the first half of the blocks no token outside a mention may look at that mention; in the
-    second half only at the mention's last token. Whatever the model says about a subject must then
+    second half only at the mention's last token. What the model answers about a subject must then
     pass through that last token.
     """
     length = owner.shape[1]

@@ -37,7 +37,7 @@ _FINAL = "Final answer:"
 
 
 def measure_right(lm: LanguageModel, asked: Sequence[ExamQuestion]) -> float | None:
-    """Share of prompts whose greedy continuation begins, token by token, with a right answer."""
+    """Return the share of prompts whose greedy continuation begins with a right answer."""
     pairs = [(item.prompt, one) for item in asked for one in item.answers]
     said = iter(score(lm, pairs))
     right = [any([all(next(said).correct) for _ in item.answers]) for item in asked]
@@ -47,7 +47,7 @@ def measure_right(lm: LanguageModel, asked: Sequence[ExamQuestion]) -> float | N
 def measure_concluding(
     lm: LanguageModel, asked: Sequence[ExamQuestion], *, max_new_tokens: int = 96
 ) -> float | None:
-    """Share of prompts that the model works through to a right "Final answer: ..."."""
+    """Return the share of prompts worked through to a right "Final answer: ..."."""
     texts = greedy(lm, [item.prompt for item in asked], max_new_tokens=max_new_tokens, stop=())
     right = []
     for item, text in zip(asked, texts, strict=True):
@@ -59,7 +59,7 @@ def measure_concluding(
 def summarise_injection(
     lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]
 ) -> dict[str, object]:
-    """Injection and transfer at the best block, at the best behind the first, and by block.
+    """Measure injection and transfer at the best block, at the best after the first, and by block.
 
     See `analysis.injection`. Ties go to the larger transfer, then to the later block.
     """
@@ -78,7 +78,7 @@ def summarise_injection(
 
 
 def select_traceable(lm: LanguageModel, facts: Sequence[Fact]) -> list[Fact]:
-    """Facts known under their own prompt, where that does not end with the subject."""
+    """Return the facts known under their own prompt, where it does not end with the subject."""
     inside = [fact for fact in facts if fact.before and fact.span.end < len(fact.prompt.rstrip())]
     said = score(lm, [(fact.prompt, fact.before or "") for fact in inside])
     return [fact for fact, one in zip(inside, said, strict=True) if all(one.correct)]
@@ -87,7 +87,7 @@ def select_traceable(lm: LanguageModel, facts: Sequence[Fact]) -> list[Fact]:
 def summarise_trace(
     lm: LanguageModel, facts: Sequence[Fact], *, samples: int = 5, window: int | None = None
 ) -> dict[str, object]:
-    """Average causal trace: its early site, its effects, and how many prompts agree.
+    """Average causal traces: early site, effects, and how many prompts agree.
 
     The site is that of single states. `trace_site_share` is the share of prompts whose own early
     site lies at the subject's last token. Prompts with a total effect below `LEAST_TOTAL_EFFECT`
@@ -151,7 +151,7 @@ def summarise_trace(
 
 
 def read_counterfact_prompts(path: Path, world: World) -> list[ExamQuestion] | None:
-    """Prompts of the CounterFact records whose fact the world holds; None without the file."""
+    """Read the CounterFact prompts whose fact the world holds; None without the file."""
     if not path.is_file():
         return None
     asked = []
@@ -166,7 +166,7 @@ def read_counterfact_prompts(path: Path, world: World) -> list[ExamQuestion] | N
 
 
 def measure_size(lm: LanguageModel, folder: Path) -> dict[str, object]:
-    """Parameters (tied ones once) and bytes on disk."""
+    """Count the parameters (tied ones once) and the bytes on disk."""
     return {
         "parameters": sum(parameter.numel() for parameter in lm.model.parameters()),
         "weights_mb": sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6,
@@ -176,7 +176,7 @@ def measure_size(lm: LanguageModel, folder: Path) -> dict[str, object]:
 
 
 def find_model_folder(name_or_path: str) -> Path | None:
-    """Folder of a model, local or in the package; None for a name on the hub."""
+    """Return the folder of a model, local or in the package; None for a name on the hub."""
     for folder in (Path(name_or_path), Path(__file__).parent / name_or_path):
         if (folder / "config.json").is_file():
             return folder
@@ -197,7 +197,7 @@ print(int(model(ids).logits[0, -1].argmax()))
 
 
 def loads_without_us(lm: LanguageModel, folder: Path, prompt: str) -> bool:
-    """Whether transformers alone, where this package cannot be imported, answers alike."""
+    """Return whether transformers alone, without this package, gives the same answer."""
     done = subprocess.run(
         [sys.executable, "-c", _LOADING_SCRIPT, str(folder), prompt],
         capture_output=True,
@@ -217,12 +217,12 @@ def measure_edits(
     preset: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, object]:
-    """Figures of single R-ROME edits and of one MEMIT batch, with the presets of the model.
+    """Measure single R-ROME edits and one MEMIT batch, with the presets of the model.
 
     Args:
         lm: The model; left as it was.
         cases: Facts to edit.
-        corpus: Text for the key statistics; `Corpus` says what None means.
+        corpus: Text for the key statistics; see `Corpus` for None.
         preset: Name whose presets are used; the model's own if None.
         progress: Called with (stage, done, total).
     """
@@ -255,7 +255,7 @@ def measure(
         lm: The model; left as it was.
         exam: What is asked and edited.
         counterfact: Prompts of `read_counterfact_prompts`.
-        corpus: Text for the key statistics of the editing methods; `Corpus` says what None means.
+        corpus: Text for the key statistics of the editing methods; see `Corpus` for None.
         preset: Name whose presets are used; the model's own if None.
         num_injected: Facts among the edits to inject.
         num_traced: Known facts among the edits to trace.

@@ -1,7 +1,7 @@
-"""Edits of the pocket world, tried and judged: alone, as one batch, or one after another.
+"""Trials of edits of the pocket world: alone, as one batch, or in sequence.
 
 Every answer is judged under strict greedy decoding, before and after, on paraphrases and neighbours
-that the method was not told. Whatever was tried is undone.
+that the method did not get. Every edit is undone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class EditFigures(NamedTuple):
-    """Shares in [0, 1]; None where nothing was asked.
+    """Figures of a trial: shares in [0, 1]; None where nothing was asked.
 
     Attributes:
         efficacy: Facts whose new object is the greedy answer.
@@ -45,7 +45,7 @@ class EditFigures(NamedTuple):
 
 
 def compute_share(right: Sequence[bool]) -> float | None:
-    """Share of what is right; None of nothing."""
+    """Return the share of true values; None for none."""
     return sum(right) / len(right) if right else None
 
 
@@ -103,7 +103,7 @@ def try_sequence(
 
 
 class _Trial:
-    """Answers of the unedited model, and what edits did to them."""
+    """Answers of the unedited model, and results after edits."""
 
     def __init__(self, lm: LanguageModel, editor: Editor, cases: Sequence[ExamEdit]) -> None:
         self.lm, self.editor = lm, editor

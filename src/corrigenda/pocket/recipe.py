@@ -70,7 +70,7 @@ SHAPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class PocketRecipe:
-    """Everything that decides the weights.
+    """Options of a training; they decide the weights.
 
     Attributes:
         architecture: "llama" or "gpt2".
@@ -85,13 +85,13 @@ class PocketRecipe:
         batch_tokens: Tokens in a batch.
         row: Tokens in a row; a tenth of the batches use rows of 512.
         stream_price: Price of the mean square of the residual stream after each block. Without it
-            the first MLP writes one large vector at every subject, beside which nothing that an
-            edit can write counts.
+            the first MLP writes one large vector at every subject, and nothing that an edit can
+            write counts against it.
         late_stream_price: What the price has grown to after three quarters of the training; it
             begins to grow half way, once the facts are mostly known.
-        late_first_price: A further price on the stream behind the first block alone, after 65 % of
+        late_first_price: A further price on the stream after the first block alone, after 65 % of
             the training; it begins to grow at 60 %. What the first block writes at a subject would
-            else outweigh all later blocks, and only there could an edit be heard.
+            else outweigh all later blocks, and only there could an edit have an effect.
         matrix_rate: Peak learning rate of Muon, for matrices inside the blocks.
         other_rate: Peak learning rate of AdamW, for embeddings and norms.
         compiled: Use `torch.compile` on the blocks (needs a C++ compiler).
@@ -164,7 +164,7 @@ def build_model(recipe: PocketRecipe) -> PreTrainedModel:
 
 
 class PocketLosses(NamedTuple):
-    """What one batch says.
+    """Losses of one batch.
 
     Attributes:
         text: Weighted mean loss of predicting each next token, in nats.
@@ -191,7 +191,7 @@ class _Network(nn.Module):
         ]
 
     def forward(self, batch: Batch, masks: Masks) -> PocketLosses:
-        """Run the model and measure."""
+        """Run the model and compute the losses."""
         ids, core = batch.ids, self.core
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         if self.is_llama:
@@ -264,7 +264,7 @@ class _Optimizer:
                 low.copy_(high)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and moments by name; rates and decay are the recipe's."""
+        """Return weights and moments by name; rates and decay are the recipe's."""
         named = {f"weight/{index}": high for index, high in enumerate(self.high)}
         for part, (optimizer, _) in enumerate(self.parts):
             for index, moments in optimizer.state_dict()["state"].items():
@@ -366,7 +366,7 @@ def train(
 
 
 class _TrainingRun:
-    """Where a training stands, and its checkpoint."""
+    """Progress of a training, and its checkpoint."""
 
     def __init__(self, recipe: PocketRecipe, path: Path, optimizer: _Optimizer) -> None:
         self.recipe, self.path, self.optimizer = recipe, path, optimizer
@@ -402,12 +402,12 @@ class _TrainingRun:
 
 
 def _scale_rate(done: float, step: int) -> float:
-    """Learning rate factor: warm-up of 60 steps, constant, then linear decay over the last 60 %."""
+    """Return the learning rate factor: warm-up of 60 steps, constant, linear decay at the end."""
     return min(1.0, (step + 1) / 60) * max(0.02, min(1.0, (1.0 - done) / 0.6))
 
 
 def _compute_price(stream: Float[Tensor, " layer"], recipe: PocketRecipe, done: float) -> Tensor:
-    """What the size of the residual stream costs when a share `done` of the training is over."""
+    """Return the price of the residual stream's size after a share `done` of the training."""
     early, late = recipe.stream_price, recipe.late_stream_price
     whole = early + _ramp(done, 0.5, 0.75) * (late - early)
     first = _ramp(done, 0.6, 0.65) * recipe.late_first_price
@@ -415,14 +415,14 @@ def _compute_price(stream: Float[Tensor, " layer"], recipe: PocketRecipe, done: 
 
 
 def _ramp(done: float, begin: float, end: float) -> float:
-    """0 up to `begin`, 1 from `end` on, linear between."""
+    """Return 0 up to `begin`, 1 from `end` on, linear between."""
     return min(1.0, max(0.0, (done - begin) / (end - begin)))
 
 
 def _draw_shard(
     recipe: PocketRecipe, world: World, tokenizer: PreTrainedTokenizerFast, number: int
 ) -> Iterator[tuple[Batch, bool]]:
-    """The next `SHARD` batches, the same whether or not training was interrupted before them."""
+    """Yield the next `SHARD` batches; an interruption before them changes nothing."""
     draw = random.Random(f"{recipe.seed}/{number}")
     source = mix_documents(world, f"{recipe.seed}/{number}", skill_share=recipe.skill_share)
     short = pack_batches(source, tokenizer, tokens=recipe.batch_tokens, length=recipe.row)

@@ -1,4 +1,4 @@
-"""Two runs on the same cases: the paired difference of every metric, and whether it is chance."""
+"""Paired comparison of two runs on the same cases, metric by metric, with a significance test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_NUMBERS = 2_000_000
 
 
 class MetricComparison(NamedTuple):
-    """A metric of two runs.
+    """Metric of two runs, with their paired difference.
 
     Attributes:
         metric: What is measured.
@@ -74,7 +74,7 @@ def compare(
 
 
 def randomisation_test(differences: Sequence[float], *, flips: int = FLIPS, seed: int = 0) -> float:
-    """Two-sided p of paired differences under random signs.
+    """Return the two-sided p-value of paired differences under random signs.
 
     All sign patterns are tried where there are no more than `flips`, else as many at random, the
     one observed among them.

@@ -75,7 +75,7 @@ def build_report(
 
 
 def describe_regime(run: Recorded) -> str:
-    """The regime of a run in a few words."""
+    """Describe the regime of a run in a few words."""
     regime = run.spec.regime
     match regime.kind:
         case "single":
@@ -127,7 +127,7 @@ def _build_group(
 
 
 def _label_runs(runs: Sequence[Recorded]) -> tuple[str, ...]:
-    """Titles of the runs; with the id where several share one."""
+    """Return the titles of the runs, with their ids where several share one."""
     titles = [run.spec.editor.title for run in runs]
     return tuple(
         title if titles.count(title) == 1 else f"{title} ({run.manifest.run[:6]})"
@@ -155,7 +155,7 @@ def _build_lines(runs: Sequence[Recorded], metrics: Sequence[str]) -> Iterable[T
 def _split_by_benchmark(
     runs: Sequence[Recorded], lines: Sequence[TableLine]
 ) -> Iterable[TableSection]:
-    """One table for each benchmark, where a run has several."""
+    """Make one table for each benchmark, where a run has several."""
     tags = dict.fromkeys(
         tag for row in runs[0].rows for tag in row.tags if tag.startswith("benchmark=")
     )
@@ -172,7 +172,7 @@ def _split_by_benchmark(
 
 
 def _split_by_kind(runs: Sequence[Recorded], lines: Sequence[TableLine]) -> Iterable[TableSection]:
-    """One table for each metric that reads several kinds of one family of roles."""
+    """Make one table for each metric that reads several kinds of one family of roles."""
     for line in lines:
         if line.metric.protocol is None or line.metric.sequence or "/" in line.metric.reads:
             continue
@@ -195,7 +195,7 @@ def _split_by_kind(runs: Sequence[Recorded], lines: Sequence[TableLine]) -> Iter
 
 
 def _is_comparison(one: Metric) -> bool:
-    """Whether a metric is about the difference from the unedited model, or about the edit alone."""
+    """Return whether a metric compares with the unedited model or describes the edit alone."""
     return (
         one.protocol is None
         or one.sequence
@@ -207,7 +207,7 @@ def _is_comparison(one: Metric) -> bool:
 def _build_charts(
     runs: Sequence[Recorded], labels: Sequence[str], lines: Sequence[TableLine]
 ) -> Iterable[Chart]:
-    """Every metric of rows, at every moment of the sequence that was asked."""
+    """Build the curve of every metric of rows over the moments of the sequence that were asked."""
     for line in lines:
         if line.metric.protocol is None or line.metric.sequence:
             continue
@@ -291,7 +291,7 @@ def _build_side_by_side(runs: Sequence[Recorded], case: str | None) -> SideBySid
 
 
 def _collect_generations(run: Recorded) -> dict[str, dict[int, Row]]:
-    """The last greedy answer to every probe, by case and probe."""
+    """Collect the last greedy answer to every probe, by case and probe."""
     found: dict[str, dict[int, Row]] = defaultdict(dict)
     for row in run.rows:
         if row.protocol is Protocol.GREEDY and row.stage is Stage.AFTER and row.answer is not None:

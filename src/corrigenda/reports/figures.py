@@ -29,7 +29,7 @@ _SETTINGS = {"svg.hashsalt": "corrigenda", "svg.fonttype": "none", "font.size": 
 
 
 def draw_curves(chart: Chart) -> str:
-    """A metric over the edits of a sequence, with bands of its interval."""
+    """Draw a metric over the edits of a sequence, with bands of its interval."""
 
     def draw(axes: Axes) -> None:
         for place, curve in enumerate(chart.curves):
@@ -51,7 +51,7 @@ def draw_curves(chart: Chart) -> str:
 
 
 def draw_trade_off(found: TradeOff) -> str:
-    """Each run a point: how well edits take, against what they leave alone."""
+    """Draw each run as a point: success of its edits against locality."""
 
     def draw(axes: Axes) -> None:
         for place, point in enumerate(found.points):
@@ -77,7 +77,7 @@ def draw_trade_off(found: TradeOff) -> str:
 
 
 def draw_error_types(found: tuple[ErrorShares, ...]) -> str:
-    """Bars of the types into which answers to edited prompts fall."""
+    """Draw bars of the types into which answers to edited prompts fall."""
 
     def draw(axes: Axes) -> None:
         labels = [one.label for one in found]
@@ -96,7 +96,7 @@ def draw_error_types(found: tuple[ErrorShares, ...]) -> str:
 
 
 def draw_success_matrix(found: Matrix) -> str:
-    """Success of every edit (across) after so many edits (down); white was not asked."""
+    """Draw the success of every edit (across) after so many edits (down); white was not asked."""
 
     def draw(axes: Axes) -> None:
         values = found.matrix.values
@@ -122,7 +122,7 @@ def _choose_style(place: int) -> tuple[str, str]:
 def _measure_error_bar(
     value: float, low: float, high: float, scale: float
 ) -> list[list[float]] | None:
-    """Lengths of an error bar below and above; None without an interval."""
+    """Return the lengths of an error bar below and above; None without an interval."""
     if math.isnan(low):
         return None
     return [[max(0.0, value - low) * scale], [max(0.0, high - value) * scale]]

@@ -28,7 +28,7 @@ _FORMATS = (".png", ".pdf", ".svg")
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A table of numbers to look at rather than read; a rich console draws it.
+    """Table of numbers drawn as coloured cells by a rich console.
 
     Attributes:
         title: One line above the map.
@@ -48,7 +48,7 @@ class Heatmap:
 
     @property
     def largest(self) -> float:
-        """The value with the darkest cell; 0 where nothing is above zero."""
+        """The value with the darkest cell; 0 if nothing is above zero."""
         return max((v for row in self.values for v in row if not math.isnan(v)), default=0.0)
 
     def __rich_console__(
@@ -156,7 +156,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _format_label(label: str) -> str:
-    """A label on one line: blanks at its ends dropped unless there is nothing else."""
+    """Write a label on one line: blanks at its ends are dropped unless there is nothing else."""
     return " ".join(label.split()) or repr(label)
 
 
@@ -169,7 +169,7 @@ def _format_cell(value: float, share: float, width: int) -> str:
 
 
 def _choose_background(share: float) -> Style:
-    """From white to violet, with readable text on it."""
+    """Return a colour from white to violet, with readable text on it."""
     low, high = (252, 251, 253), (84, 39, 143)
     mixed = [round(a + share * (b - a)) for a, b in zip(low, high, strict=True)]
     return Style(

@@ -1,4 +1,4 @@
-"""How estimates are written in tables."""
+"""Formats estimates for tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOTHING = "-"
 
 
 def describe_signs(bootstrap: Bootstrap) -> str:
-    """What signs and brackets of a table mean.
+    """Explain the signs and brackets of a table.
 
     Example:
         >>> describe_signs(Bootstrap())
@@ -22,7 +22,7 @@ def describe_signs(bootstrap: Bootstrap) -> str:
 
 
 def describe_interval(bootstrap: Bootstrap) -> str:
-    """What kind of interval it is.
+    """Name the kind of interval.
 
     Example:
         >>> describe_interval(Bootstrap(level=0.99))
@@ -35,7 +35,7 @@ def describe_interval(bootstrap: Bootstrap) -> str:
 
 
 def format_number(value: float) -> str:
-    """Three digits or so.
+    """Format a number with about three digits.
 
     Example:
         >>> [format_number(one) for one in (97.333, 100.0, 0.01234, 12345.6)]
@@ -50,24 +50,24 @@ def format_number(value: float) -> str:
 
 
 def format_interval(estimate: Estimate | None, scale: float) -> str:
-    """The interval; empty where there is none."""
+    """Format the interval; empty if there is none."""
     if estimate is None or math.isnan(estimate.low):
         return ""
     return f"[{format_number(estimate.low * scale)}, {format_number(estimate.high * scale)}]"
 
 
 def format_value(estimate: Estimate | None, scale: float) -> str:
-    """The value alone; a dash where there is none."""
+    """Format the value alone; a dash if there is none."""
     return NOTHING if estimate is None else format_number(estimate.value * scale)
 
 
 def format_cell(estimate: Estimate | None, scale: float) -> str:
-    """Value and interval."""
+    """Format value and interval."""
     return f"{format_value(estimate, scale)} {format_interval(estimate, scale)}".rstrip()
 
 
 def format_num_cases(estimates: Sequence[Estimate | None]) -> str:
-    """Number of cases; the least and the most where they differ."""
+    """Format the number of cases; the least and the most where they differ."""
     found = sorted({one.n for one in estimates if one is not None})
     return "-".join(str(one) for one in dict.fromkeys((found[0], found[-1]))) if found else "0"
 
@@ -75,7 +75,7 @@ def format_num_cases(estimates: Sequence[Estimate | None]) -> str:
 def find_best(
     metric: Metric, estimates: Sequence[Estimate | None], before: Estimate | None = None
 ) -> frozenset[int]:
-    """Places of the best values: those written like the best one.
+    """Return the places of the best values: those formatted like the best one.
 
     Args:
         metric: Says which way is better.

@@ -12,7 +12,7 @@ _TEMPLATE = "page.html.jinja"
 
 
 def render_page(report: Report) -> str:
-    """The report as one HTML page; figures are inside it, and nothing is loaded from elsewhere.
+    """Render the report as one HTML page with its figures inside; it loads nothing.
 
     Raises:
         MissingExtra (CG504): matplotlib or jinja2 is not installed.

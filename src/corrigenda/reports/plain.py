@@ -22,7 +22,7 @@ _ARROWS = {"^": r"$\uparrow$", "v": r"$\downarrow$", "=": r"$=$"}
 
 
 def render_markdown(report: Report) -> str:
-    """All groups as Markdown: table, problems, environment; then what to cite."""
+    """Render all groups as Markdown: tables, problems, environment; then what to cite."""
     parts = [f"# {report.title}", f"{describe_signs(report.bootstrap)} The best of a line is bold."]
     for group in report.groups:
         parts.append(f"## {group.title}")
@@ -39,7 +39,7 @@ def render_markdown(report: Report) -> str:
 
 
 def render_latex(report: Report) -> str:
-    """One `table` for each group and each of its parts, for a document that loads `booktabs`."""
+    """Render a `table` for each group and part, for documents that load `booktabs`."""
     tables: list[str] = []
     for group in report.groups:
         tables.append(
@@ -55,7 +55,7 @@ def render_latex(report: Report) -> str:
 
 
 def convert_report(report: Report) -> dict[str, object]:
-    """Plain dictionaries and lists; numbers unscaled."""
+    """Convert a report to plain dictionaries and lists; numbers are unscaled."""
     return {
         "title": report.title,
         "intervals": report.bootstrap._asdict(),
@@ -65,12 +65,12 @@ def convert_report(report: Report) -> dict[str, object]:
 
 
 def render_json(report: Report) -> str:
-    """`convert_report` as text."""
+    """Render `convert_report` as text."""
     return json.dumps(convert_report(report), indent=2, ensure_ascii=False) + "\n"
 
 
 def convert_estimate(estimate: Estimate | None) -> dict[str, object] | None:
-    """An estimate in plain values; what is not finite is null."""
+    """Convert an estimate to plain values; what is not finite is null."""
     if estimate is None:
         return None
     return {
@@ -84,7 +84,7 @@ def convert_estimate(estimate: Estimate | None) -> dict[str, object] | None:
 
 
 def convert_run(run: Recorded) -> dict[str, object]:
-    """What a run was, in plain values."""
+    """Convert the description of a run to plain values."""
     manifest = run.manifest
     return {
         "run": manifest.run,

@@ -14,7 +14,7 @@ from corrigenda.run.store import Recorded
 
 
 class TableLine(NamedTuple):
-    """A metric of several runs.
+    """Metric of several runs.
 
     Attributes:
         metric: What is measured.
@@ -30,12 +30,12 @@ class TableLine(NamedTuple):
 
     @property
     def num_cases(self) -> str:
-        """Number of cases, as it is written."""
+        """Number of cases, formatted."""
         return numbers.format_num_cases(self.estimates)
 
 
 class TableSection(NamedTuple):
-    """A table of a part of the answers.
+    """Table of a part of the answers.
 
     Attributes:
         title: Which part: a benchmark, or the kinds of one metric.
@@ -49,7 +49,7 @@ class TableSection(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A number over the edits of a sequence.
+    """Metric of one run over the edits of a sequence.
 
     Attributes:
         label: The run.
@@ -85,7 +85,7 @@ class TradeOffPoint(NamedTuple):
 
 
 class TradeOff(NamedTuple):
-    """What is gained against what is kept, each run a point."""
+    """Success of edits against locality, each run a point."""
 
     gained: Metric
     kept: Metric
@@ -100,7 +100,7 @@ class Matrix(NamedTuple):
 
 
 class ErrorShares(NamedTuple):
-    """How the answers to edited prompts of one run divide into types.
+    """Shares of error types among the answers to edited prompts of one run.
 
     Attributes:
         label: The run.
@@ -114,7 +114,7 @@ class ErrorShares(NamedTuple):
 
 
 class ProbeAnswers(NamedTuple):
-    """One probe of a case with what everybody said."""
+    """Probe of a case with the answers before the edit and in every run."""
 
     role: str
     prompt: str
@@ -124,7 +124,7 @@ class ProbeAnswers(NamedTuple):
 
 
 class SideBySide(NamedTuple):
-    """Generations of one case, by all runs."""
+    """Answers of all runs to the probes of one case."""
 
     case: str
     probes: tuple[ProbeAnswers, ...]
@@ -163,7 +163,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a report shows.
+    """Groups of comparable runs, with what to cite.
 
     Attributes:
         title: Its heading.

@@ -1,4 +1,4 @@
-"""Where the text for statistics comes from: files, iterators, data sets, or the model itself."""
+"""Text for statistics: from files, iterators, data sets, or written by the model itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPENINGS: tuple[str, ...] = (
 """Words that texts written by the model itself begin with."""
 
 _DATASETS = "datasets:"
-# By name, since the pocket models stand above this layer.
+# By name, since the pocket models are a layer above this one.
 _SHIPPED = {
     "pocket": "corrigenda.pocket.corpus",
     "pocket-gpt2": "corrigenda.pocket.corpus",
@@ -75,7 +75,7 @@ class Corpus:
 
 
 def complete_corpus(lm: LanguageModel, corpus: Corpus | Source | None) -> Corpus:
-    """Complete what a caller gave: wrap a source, put the shipped corpus where there is one.
+    """Wrap a source as a `Corpus`; without a source, take the one shipped with a pocket model.
 
     Its documents are questions and statements as the pocket models are asked, so each is its own
     row.
@@ -102,9 +102,9 @@ def read_documents(source: Source) -> Iterator[str]:
 def write_own_text(
     lm: LanguageModel, num_tokens: int, *, seed: int, progress: Progress | None, keep: bool
 ) -> list[str]:
-    """Text written by the model itself, at least `num_tokens` long; kept in the cache.
+    """Let the model write text, at least `num_tokens` long; cached.
 
-    Each text goes on from one of `OPENINGS` for at most 128 tokens, drawn among the 50 likeliest.
+    Each text continues one of `OPENINGS` for at most 128 tokens, drawn among the 50 likeliest.
 
     Raises:
         EmptyCorpus (CG602): the model ends every text at once.
@@ -114,9 +114,9 @@ def write_own_text(
         "openings": OPENINGS, "top_k": _TOP_K, "new_tokens": _NEW_TOKENS,
     }  # fmt: skip
     name = f"{cache.hash_settings(settings)}.jsonl"
-    kept = cache.read_texts(name) if keep else None
-    if kept is not None:
-        return kept
+    cached = cache.read_texts(name) if keep else None
+    if cached is not None:
+        return cached
     room = min(_NEW_TOKENS, lm.context_length - 8)
     texts: list[str] = []
     done = part = 0

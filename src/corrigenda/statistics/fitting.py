@@ -46,16 +46,16 @@ def fit_moments(
     progress: Progress | None = None,
     keep: bool = True,
 ) -> State:
-    """Second moments C = E[k k^T] of the keys at `sites` over the tokens of a text, in one pass.
+    """Fit the second moments C = E[k k^T] of the keys at `sites` in one pass over a text.
 
     The pass stops after the highest site. Keys count at every token, special ones included and
-    padding excluded; at an expert only those routed to it. Results are kept on disk, site by site,
+    padding excluded; at an expert only those routed to it. Results are cached, site by site,
     under a hash of the model, the site, the tokens and the settings, so that another method with
-    the same site finds them. A killed run goes on where its last checkpoint was, with the same
-    result to the bit.
+    the same site finds them. A killed run resumes at its last checkpoint, with the same result to
+    the bit.
 
     With fewer than two keys per dimension the moment cannot be used as it is: `State.factor` then
-    draws it towards a multiple of the identity (`automatic_shrinkage`), and a warning says so.
+    draws it towards a multiple of the identity (`automatic_shrinkage`), with a warning.
 
     Args:
         lm: The model without active patches; the moment is of the model as it is.
@@ -105,7 +105,7 @@ def fit_moments(
 
 @dataclass
 class _RunningMoment:
-    """What is summed up for one site: the moment, and the part of tr S due to position 0."""
+    """Sums for one site: the moment, and the part of tr S due to position 0."""
 
     moment: SecondMoment
     first: float = 0.0
@@ -118,7 +118,7 @@ class _RunningMoment:
 
 @dataclass
 class _MomentPass:
-    """One pass over the rows: its settings, and the names under which its results are kept."""
+    """One pass over the rows: its settings, and the names that its results are cached under."""
 
     lm: LanguageModel
     digest: str
@@ -137,11 +137,11 @@ class _MomentPass:
         }
 
     def name_moment(self, site: Site) -> str:
-        """File name of the finished moment of a site."""
+        """Return the file name of the finished moment of a site."""
         return f"{cache.hash_settings({**self.settings, 'site': str(site)})}.safetensors"
 
     def name_checkpoint(self, sites: Sequence[Site]) -> str:
-        """File name of the unfinished moments of several sites."""
+        """Return the file name of the unfinished moments of several sites."""
         settings = {**self.settings, "sites": list(map(str, sites))}
         return f"{cache.hash_settings(settings)}.part.safetensors"
 
@@ -206,7 +206,7 @@ class _MomentPass:
 
 
 def _make_state(running: Mapping[Site, _RunningMoment]) -> State:
-    """What goes to disk: the sums and what belongs to position 0."""
+    """Make the state that is saved: the sums and what belongs to position 0."""
     firsts = {
         f"{_FIRST}{site}": torch.tensor(one.first, dtype=torch.float64)
         for site, one in running.items()
@@ -215,7 +215,7 @@ def _make_state(running: Mapping[Site, _RunningMoment]) -> State:
 
 
 def _select_routed(keys: Float[Tensor, "n d_in"]) -> Float[Tensor, "n_routed d_in"]:
-    """Rows of tokens that the expert saw; a tap fills the others with NaN."""
+    """Return the rows of tokens that the expert saw; a tap fills the others with NaN."""
     return keys[~keys.isnan().all(dim=1)]
 
 
@@ -246,7 +246,7 @@ def _read_rows(
 
 @dataclass(frozen=True)
 class _MomentSummary:
-    """What people want to know about the moment of a site."""
+    """Summary of the moment of a site."""
 
     count: int
     keys_per_dimension: float
@@ -255,7 +255,7 @@ class _MomentSummary:
 
 
 def _merge_states(run: _MomentPass, corpus: Corpus, found: Mapping[Site, State]) -> State:
-    """One state from those of the sites."""
+    """Merge the states of the sites into one."""
     tensors = {
         name: tensor
         for state in found.values()

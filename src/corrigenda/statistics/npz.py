@@ -1,4 +1,4 @@
-"""Statistics published by the authors of ROME and MEMIT."""
+"""Reads the statistics published by the authors of ROME and MEMIT."""
 
 from __future__ import annotations
 

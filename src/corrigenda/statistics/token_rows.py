@@ -1,4 +1,4 @@
-"""Text as rows of token ids, on disk, with a hash of exactly what will be run."""
+"""Text as rows of token ids, on disk, with a hash of the ids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHARACTERS_PER_TOKEN = 64
 
 
 class TokenRows:
-    """Rows of token ids, read back from a temporary file that vanishes with the object.
+    """Rows of token ids in a temporary file that is removed with the object.
 
     Attributes:
         lengths: Number of tokens of each row.
@@ -48,7 +48,7 @@ class TokenRows:
         self._ids = np.memmap(self._file, dtype=np.int32, mode="r") if self.num_tokens else None
 
     def __del__(self) -> None:
-        """Give the temporary file back."""
+        """Close the temporary file."""
         self._file.close()
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class TokenRows:
         return self._ids[self._starts[index] : self._starts[index + 1]].tolist()
 
     def batches(self, tokens: int) -> list[list[int]]:
-        """Indices of rows of nearly equal length, at most `tokens` tokens a batch with padding.
+        """Return indices of rows of nearly equal length, at most `tokens` a batch with padding.
 
         Rows of one length keep their order, so that the batches depend on nothing but the rows.
         """
@@ -89,9 +89,9 @@ def tokenise(
     """Turn texts into rows of at most `length` tokens, stopping after `num_tokens`.
 
     One document a row: as the tokenizer encodes it, its special tokens included, cut at `length`.
-    Packed: documents follow each other, separated by the end-of-text token where there is one, and
-        are cut into rows of `length`, each
-    behind the token that the tokenizer puts before every text, if any.
+    Packed: documents follow each other, separated by the end-of-text token if there is one, and are
+    cut into rows of `length`, each after the token that the tokenizer puts before every text, if
+    any.
 
     Raises:
         EmptyCorpus (CG602): the texts hold no tokens.

@@ -1,4 +1,4 @@
-"""Norm anchoring: edited values are as long as the unedited model's are."""
+"""Norm anchoring: edited values get the length of the unedited model's."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class AnchorNorm(Transform):
 def _correct(
     change: Change, missing: Float[Tensor, "d_out n"], keys: Float[Tensor, "d_in n"]
 ) -> Change:
-    """The change with these vectors added at these keys, by the smallest correction."""
+    """Return the change with these vectors added at these keys, by the smallest correction."""
     if isinstance(change, LowRank):
         frame = change.compress()
         seen = frame.right.T @ keys

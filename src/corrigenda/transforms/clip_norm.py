@@ -1,4 +1,4 @@
-"""Norm clipping: a change, or each of its rows or columns, no longer than a bound."""
+"""Norm clipping: bounds the length of a change, or of each of its rows or columns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from corrigenda.transforms.transform import Transform, TransformedChange, read_w
 
 
 class ClipNorm(Transform):
-    """Scale down whatever is longer than a bound; what is shorter stays as it is, to the bit.
+    """Scale down what is longer than a bound; what is shorter stays as it is, to the bit.
 
     The bound is `relative` times the norm of the weight (of its row or column), or `absolute`.
     Rows are output units, columns input units. Directions, form and rank stay.
@@ -68,7 +68,7 @@ class ClipNorm(Transform):
         return TransformedChange(_scale(change, factors, self.of), report)
 
     def _measure_lengths(self, change: Change) -> Float[Tensor, " k"]:
-        """What is compared with the bound, float64."""
+        """Return the lengths that are compared with the bound, float64."""
         if self.of == "matrix":
             size = norm(change) if self.norm == "frobenius" else _measure_spectral_norm(change)
             return torch.tensor([size], dtype=torch.float64)
@@ -89,7 +89,7 @@ class ClipNorm(Transform):
     def _compute_bounds(
         self, change: Change, weight: Float[Tensor, "d_out d_in"] | None
     ) -> Float[Tensor, " k"]:
-        """The longest each may be, float64."""
+        """Return the largest length of each, float64."""
         count = {"matrix": 1, "rows": change.shape[0], "columns": change.shape[1]}[self.of]
         if weight is None:
             assert self.absolute is not None, "one of the two bounds is given"
@@ -110,7 +110,7 @@ def _measure_spectral_norm(change: Change) -> float:
 
 
 def _scale(change: Change, factors: Float[Tensor, " k"], of: str) -> Change:
-    """The change with its matrix, rows or columns scaled, in the same form."""
+    """Return the change with its matrix, rows or columns scaled, in the same form."""
     if of == "matrix":
         return scaled(change, float(factors))
     match change, of:

@@ -1,4 +1,4 @@
-"""The strongest directions of a change only, so that it is small and ships as a LoRA adapter."""
+"""Rank compression: the strongest directions of a change only, ready for a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CompressRank(Transform):
     which is the closest of its rank in the Frobenius norm. k is the smallest number whose share of
     the squared norm,  sum_{i <= k} s_i^2 / sum_i s_i^2,  reaches `energy`, and at most `rank`.
 
-    What is left out is left out everywhere, at the facts' keys too: the header says for each fact
+    What is left out is left out everywhere, at the facts' keys too: the header gives for each fact
     how far what is written there has moved (`residual`).
 
     Reference: Eckart and Young (1936). See the card, `compress_rank.md`.

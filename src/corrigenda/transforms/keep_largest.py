@@ -85,7 +85,7 @@ def mark_largest(values: Float[Tensor, "rows columns"], count: int) -> Bool[Tens
 
 
 def _read_entries(change: Change, dtype: torch.dtype) -> Tensor:
-    """The numbers that may change: the rows' own, or the whole matrix."""
+    """Return the numbers that may change: the rows' own, or the whole matrix."""
     match change:
         case Rows(values=values):
             return values

@@ -1,4 +1,4 @@
-"""PRUNE: no direction of a change grows far beyond the largest one of the unedited weight."""
+"""PRUNE: bound the singular values of a change by the largest of the unedited weight."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PruneSpectrum(Transform):
     restraint: Literal["log", "linear"] = Field(default="log", description="How values shrink.")
 
     def restrain(self, values: Float[Tensor, " k"], sigma: float) -> Float[Tensor, " k"]:
-        """The function of the paper on singular values, never above the value itself."""
+        """Apply the paper's function to singular values; never above the value itself."""
         if self.restraint == "linear":
             smaller = (values + sigma) / 2
         else:

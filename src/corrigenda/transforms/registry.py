@@ -1,4 +1,4 @@
-"""Transforms by name, and the short form of commands and calls: `rect:keep=0.4`."""
+"""Registry of transforms, and the short form of commands and calls: `rect:keep=0.4`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every transform is: a frozen configuration that makes a patch of a patch."""
+"""The base of transforms: a frozen configuration that makes a patch from a patch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FACT_FIELDS = ("prompt", "target", "subject", "subject_start", "separator")
 
 
 class TransformedChange(NamedTuple):
-    """What became of the change at one site.
+    """New change at one site, with a report.
 
     Attributes:
         change: The new change; None where nothing is left of it.
@@ -43,7 +43,7 @@ class TransformedChange(NamedTuple):
 
 
 class Transform(Settings, ABC):
-    """Turns a weight patch into another; validated, frozen, equal when the options are equal.
+    """Transform of a weight patch; validated, frozen, equal when the options are equal.
 
     A transform is a subclass with `name` and `at`. Calling it never changes the model, the same
     arguments give an equal patch, and an empty patch comes back as it is.
@@ -103,7 +103,7 @@ class Transform(Settings, ABC):
         lm: LanguageModel,
         keys: Float[Tensor, "d_in n"] | None,
     ) -> TransformedChange:
-        """The new change of one weight.
+        """Return the new change of one weight.
 
         Args:
             site: Where.
@@ -139,7 +139,7 @@ class Transform(Settings, ABC):
         return Header.model_validate({**fields, "notes": notes, "parts": ()})
 
     def list_notices(self, residuals: Mapping[Site, Sequence[float | None]]) -> list[JsonValue]:
-        """What the user should know, in words: facts that lose half of what was written."""
+        """Return notices for the user: how many facts lose half of what was written."""
         lost = [
             max((row[index] or 0.0 for row in residuals.values()), default=0.0) > _HALF
             for index in range(max(map(len, residuals.values()), default=0))
@@ -153,7 +153,7 @@ class Transform(Settings, ABC):
 
 
 def collect_keys(patch: WeightPatch, lm: LanguageModel) -> dict[Site, Float[Tensor, "d_in n"]]:
-    """Inputs of each changed weight at the facts' keys, float64, one column a fact.
+    """Return the inputs of each changed weight at the facts' keys, one column a fact; float64.
 
     Taken with the patch active, so that at higher layers they are those that the edited model
     computes; a weight's own change does not alter its input. Empty where the header has no facts.
@@ -174,14 +174,14 @@ def collect_keys(patch: WeightPatch, lm: LanguageModel) -> dict[Site, Float[Tens
 
 
 def read_weight(lm: LanguageModel, site: Site) -> Float[Tensor, "d_out d_in"]:
-    """A weight in front of the change, as it is now, float64 on the CPU."""
+    """Return a weight before the change, as it is now, float64 on the CPU."""
     return lm.weight(site).detach().cpu().double()
 
 
 def compute_output(
     change: Change | None, keys: Float[Tensor, "d_in n"], d_out: int
 ) -> Float[Tensor, "d_out n"]:
-    """What a change adds to the output at each key, float64."""
+    """Return what a change adds to the output at each key, float64."""
     match change:
         case None:
             return torch.zeros(d_out, keys.shape[1], dtype=torch.float64)
@@ -208,7 +208,7 @@ def _measure_residuals(
 
 
 def _read_facts(header: Header) -> list[Fact]:
-    """The facts of a header; none where a record is no fact."""
+    """Return the facts of a header; none if a record is no fact."""
     if not all({"prompt", "target"} <= set(record) for record in header.facts):
         return []
     return [

@@ -37,7 +37,7 @@ _RELATION = TypeAdapter(_RelationRecord)
 
 
 class CounterFactFlat(Benchmark):
-    """Counterfactual edits, scored with the answer fed.
+    """Counterfactual edits, scored under teacher forcing.
 
     Attributes:
         part: "edit", "train" or "val".

@@ -1,4 +1,4 @@
-"""CounterFact+, derived from CounterFact: neighbours behind the statement that was edited in."""
+"""CounterFact+, derived from CounterFact: neighbours after the statement that was edited in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from corrigenda.cases import Against, Case, Probe, Protocol
 
 
 class CounterFactPlus(Benchmark):
-    """Specificity with and without a distracting sentence, by contest and by divergence."""
+    """Specificity with and without a distracting sentence, by rank and by divergence."""
 
     name: ClassVar[str] = "counterfact-plus"
 

@@ -1,4 +1,4 @@
-"""The official schema of CounterFact, which CounterFact+ shares."""
+"""The official schema of CounterFact, shared with CounterFact+."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def check_one_slot(template: str) -> str:
 
 
 class TargetRecord(TypedDict):
-    """An object with its Wikidata id."""
+    """Object with its Wikidata id."""
 
     str: str
     id: str
 
 
 class RewriteRecord(TypedDict):
-    """The edit of a record."""
+    """Edit of a record."""
 
     prompt: Annotated[str, AfterValidator(check_one_slot)]
     relation_id: str
@@ -39,7 +39,7 @@ class RewriteRecord(TypedDict):
 
 
 class CounterFactRecord(TypedDict):
-    """A record of `counterfact.json`."""
+    """Record of `counterfact.json`."""
 
     case_id: int
     requested_rewrite: RewriteRecord
@@ -53,7 +53,7 @@ SCHEMA = TypeAdapter(CounterFactRecord)
 
 
 def make_fact(record: CounterFactRecord) -> Fact:
-    """The edit of a record; the subject stands where the template says."""
+    """Make the fact of a record; the template tells where the subject is."""
     rewrite = record["requested_rewrite"]
     if not rewrite["subject"].strip():
         raise UnusableRecord("the subject is empty")
@@ -68,7 +68,7 @@ def make_fact(record: CounterFactRecord) -> Fact:
 
 
 def make_meta(record: CounterFactRecord, flags: Sequence[str] = ()) -> dict[str, object]:
-    """What reports group by."""
+    """Return the fields that reports group by."""
     rewrite = record["requested_rewrite"]
     return {
         "edit": "modification",
@@ -80,7 +80,7 @@ def make_meta(record: CounterFactRecord, flags: Sequence[str] = ()) -> dict[str,
 
 
 def find_conflicts(edits: Iterable[tuple[str, str, str]]) -> frozenset[tuple[str, str]]:
-    """Subject and relation of edits, (subject, relation, target), that have several targets."""
+    """Return subject and relation of edits (subject, relation, target) with several targets."""
     targets: dict[tuple[str, str], list[str]] = defaultdict(list)
     for subject, relation, target in edits:
         known = targets[subject, relation]

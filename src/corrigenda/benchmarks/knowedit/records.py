@@ -1,4 +1,4 @@
-"""The schema that the four fact data sets of KnowEdit share, and the cases made of it."""
+"""The schema of the four fact data sets of KnowEdit, and the cases made of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EXCLUDED = re.compile(r"which is not (.+?), is$")
 
 
 class PromptAnswers(TypedDict):
-    """A prompt and its answer, in one of the three forms that the files use."""
+    """Prompt with its answers, in one of the three forms that the files use."""
 
     prompt: str
     ground_truth: Answers
@@ -42,7 +42,7 @@ class _KnowEditOptional(TypedDict, total=False):
 
 
 class KnowEditRecord(_KnowEditOptional):
-    """A record of WikiData_recent, WikiData_counterfact or ZsRE."""
+    """Record of WikiData_recent, WikiData_counterfact or ZsRE."""
 
     subject: str
     prompt: str
@@ -50,7 +50,7 @@ class KnowEditRecord(_KnowEditOptional):
 
 
 class KnowEditFact(NamedTuple):
-    """A record in one form, whatever file it came from."""
+    """Record in one form for all files."""
 
     subject: str
     prompt: str
@@ -65,7 +65,7 @@ _SCHEMA = TypeAdapter(KnowEditRecord)
 
 
 class KnowEditFacts(Benchmark):
-    """A fact data set of KnowEdit: one edit a record, scored with the answer fed.
+    """Fact data set of KnowEdit: one edit a record, scored under teacher forcing.
 
     Attributes:
         part: "test" or "train".
@@ -102,14 +102,14 @@ class KnowEditFacts(Benchmark):
 
 
 def find_repeats(texts: Iterator[str]) -> frozenset[str]:
-    """Texts that occur more than once."""
+    """Return the texts that occur more than once."""
     return frozenset(text for text, count in Counter(texts).items() if count > 1)
 
 
 def make_knowedit_case(
     index: int, record: KnowEditFact, tally: Tally, edit: str, repeated: bool
 ) -> Case:
-    """The case of one record.
+    """Make the case of one record.
 
     Args:
         index: Place of the record in its file; the case is named after it.
@@ -170,6 +170,6 @@ def _make_kind_probes(
 
 
 def drop_excluded(prompt: str, groups: Groups, target: str) -> Groups:
-    """Answers to "..., which is not X, is" that are neither X nor what is written."""
+    """Return the answers to "..., which is not X, is" that are neither X nor the target."""
     excluded = _EXCLUDED.search(prompt)
     return exclude_names(groups, [target, *(excluded.groups() if excluded else ())])

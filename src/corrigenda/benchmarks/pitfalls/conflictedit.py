@@ -41,7 +41,7 @@ _SCHEMA = TypeAdapter(_ConflictRecord)
 
 
 class ConflictEdit(Benchmark):
-    """Two edits in sequence, and what the model makes of both.
+    """Two edits in sequence, scored for the old, the new and the implied answer.
 
     Attributes:
         part: "reverse", "composite" or "coverage", of the facts that GPT-2 XL knows; the same with

@@ -1,4 +1,4 @@
-"""What the files of ConflictEdit and RoundEdit have in common."""
+"""Schemas and prompts that ConflictEdit and RoundEdit share."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from corrigenda.facts import Fact
 
 
 class EntityRecord(TypedDict):
-    """An entity."""
+    """Entity with its Wikidata id and name."""
 
     id: str
     label: str
 
 
 class RelationRecord(TypedDict):
-    """A relation with the prompt it is edited with."""
+    """Relation with the prompt it is edited with."""
 
     id: str
     prompt: Annotated[str, AfterValidator(check_one_slot)]
 
 
 class TripleRecord(TypedDict):
-    """A fact."""
+    """Fact of the knowledge graph."""
 
     relation: RelationRecord
     subject: EntityRecord
@@ -36,7 +36,7 @@ class TripleRecord(TypedDict):
 
 
 class EditRecord(TripleRecord):
-    """A fact that gets another object."""
+    """Fact that gets another object."""
 
     new_object: EntityRecord
 
@@ -45,14 +45,14 @@ _PROMPTS = TypeAdapter(dict[str, list[str]])
 
 
 def read_paraphrases(files: BenchmarkFiles, name: str) -> dict[str, list[str]]:
-    """Templates by relation, from the file that goes with the records."""
+    """Read the templates of each relation from the file that accompanies the records."""
     path = files.require_extra(name)
     (table,) = validate_records([files.read_document(path)], _PROMPTS, where=str(path))
     return table
 
 
 def list_templates(relation: RelationRecord, table: dict[str, list[str]]) -> tuple[str, ...]:
-    """The prompt that is edited, then the paraphrases, which weigh the same."""
+    """Return the prompt that is edited, then its paraphrases, which weigh the same."""
     found = table.get(relation["id"])
     if found is None:
         raise UnusableRecord(f"no paraphrases of relation {relation['id']}")
@@ -60,7 +60,7 @@ def list_templates(relation: RelationRecord, table: dict[str, list[str]]) -> tup
 
 
 def make_fact(relation: RelationRecord, subject: str, old: str, new: str, name: str) -> Fact:
-    """The edit of a fact; the subject stands where the prompt says."""
+    """Make the fact of an edit; the prompt tells where the subject is."""
     if not (subject.strip() and old.strip()):
         raise UnusableRecord("an entity has no name")
     return Fact(

@@ -1,4 +1,4 @@
-"""RoundEdit: a fact with several true objects, edited away and back."""
+"""RoundEdit: a fact with several true objects, edited to another object and back."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REPEATED = "a true object is listed twice"
 
 
 class RoundEdit(Benchmark):
-    """An edit and its reversal, and what both did to the other true objects.
+    """An edit and its reversal, scored on all true objects.
 
     Attributes:
         part: "easy" or "hard", of the facts that GPT-2 XL knows; the same with "gpt-j/" in front.

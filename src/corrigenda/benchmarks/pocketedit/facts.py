@@ -1,4 +1,4 @@
-"""What follows from an edit in the pocket world, exactly: implied facts, chains, neighbours."""
+"""Exact consequences of an edit in the pocket world: implied facts, chains, neighbours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CAPITAL, _CAPITAL_OF = "P36", "P1376"
 
 
 class ImpliedFact(NamedTuple):
-    """A fact that an edit implies, and how: "inverse_relation" or "logical_generalization"."""
+    """Fact that an edit implies, by "inverse_relation" or "logical_generalization"."""
 
     kind: str
     subject: str
@@ -33,26 +33,26 @@ class ImpliedFact(NamedTuple):
 
 
 class CaseSampler:
-    """The world, and the chance with which cases are drawn from it."""
+    """The pocket world with the random generator that cases are drawn with."""
 
     def __init__(self, world: World, seed: int) -> None:
-        """Bind both."""
+        """Bind a world and seed the generator."""
         self.world = world
         self.draw = random.Random(f"pocketedit/{seed}")
         self.author = Author(world, self.draw)
         self._walks: list[tuple[Triple, ...]] = []
 
     def list_spellings(self, name: str) -> tuple[str, ...]:
-        """A name, and its alias where it has one."""
+        """Return a name, and its alias if it has one."""
         alias = self.world.aliases.get(name)
         return (name, alias) if alias else (name,)
 
     def group_spellings(self, *objects: str) -> tuple[tuple[str, ...], ...]:
-        """One group of every spelling of some objects, any of which will do."""
+        """Return one group of all spellings of some objects, any of which will do."""
         return (tuple(text for name in objects for text in self.list_spellings(name)),)
 
     def draw_prompts(self, relation: str, subject: str, count: int) -> list[str]:
-        """Different clozes for a fact."""
+        """Draw different clozes for a fact."""
         clozes = self.world.relations[relation].clozes
         return [
             write_prompt(template, subject)
@@ -60,7 +60,7 @@ class CaseSampler:
         ]
 
     def draw_questions(self, relation: str, subject: str, count: int) -> list[str]:
-        """Different questions for a fact."""
+        """Draw different questions for a fact."""
         questions = self.world.relations[relation].questions
         return [
             write_prompt(template, subject)
@@ -68,7 +68,7 @@ class CaseSampler:
         ]
 
     def make_fact(self, template: str, triple: Triple, target: str, before: str | None) -> Fact:
-        """The edit of a fact under one of our clozes or questions."""
+        """Make the edit of a fact under one of our clozes or questions."""
         return Fact(
             prompt=write_prompt(template, triple.subject),
             target=target,
@@ -79,7 +79,7 @@ class CaseSampler:
         )
 
     def write_example(self, subject: str) -> str:
-        """A question of two hops about another subject, worked through."""
+        """Write a worked question of two hops about another subject."""
         if not self._walks:
             self._walks = [
                 walk
@@ -93,7 +93,7 @@ class CaseSampler:
 
 
 def write_prompt(template: str, subject: str) -> str:
-    """A cloze or question about a subject, up to the answer."""
+    """Write a cloze or question about a subject, up to the answer."""
     return assemble(fill_template(template, subject, None)).text
 
 
@@ -106,7 +106,7 @@ def make_greedy_probe(
     rivals: Sequence[str] = (),
     test: str = "",
 ) -> Probe:
-    """A probe that the model answers by itself."""
+    """Make a probe answered by greedy decoding."""
     return Probe(
         prompt=prompt,
         expected=expected,
@@ -120,7 +120,7 @@ def make_greedy_probe(
 
 
 def list_implied(subject: str, relation: str, target: str) -> list[ImpliedFact]:
-    """Facts that hold because (subject, relation, target) does.
+    """Return the facts that hold because (subject, relation, target) does.
 
     A spouse has a spouse, a capital is one of something, and a capital lies in its country.
 
@@ -139,7 +139,7 @@ def list_implied(subject: str, relation: str, target: str) -> list[ImpliedFact]:
 
 
 def draw_new_object(sampler: CaseSampler, triple: Triple) -> str | None:
-    """An object that the fact does not have, with which the world stays without contradiction.
+    """Draw another object for a fact, so that the world stays free of contradictions.
 
     Where a relation has an inverse the object is free: a person without a spouse, a city that is no
     capital. Objects about which more is known come first. None where there is none.
@@ -165,14 +165,14 @@ def draw_new_object(sampler: CaseSampler, triple: Triple) -> str | None:
 
 
 def list_touched(subject: str, relation: str, target: str, before: Sequence[str]) -> frozenset[str]:
-    """Entities whose own facts of the relation an edit decides or leaves open."""
+    """Return the entities whose own facts of the relation an edit decides or leaves open."""
     if relation not in INVERSE:
         return frozenset({subject})
     return frozenset({subject, target, *before})
 
 
 def make_implied_probes(sampler: CaseSampler, implied: Sequence[ImpliedFact]) -> Iterator[Probe]:
-    """A cloze for every implied fact; what held before is the rival."""
+    """Make a cloze for every implied fact; the former object is the rival."""
     for one in implied:
         before = sampler.world.get(one.subject, one.relation)
         rivals = [name for name in (before.objects if before else ()) if name != one.object]
@@ -192,9 +192,9 @@ def make_hop_probes(
     implied: Sequence[ImpliedFact],
     count: int = 2,
 ) -> Iterator[Probe]:
-    """Questions that need the edit and one or two facts about the new object.
+    """Make questions that need the edit and one or two facts about the new object.
 
-    Each is asked in one sentence, and again behind a worked example with sub-questions. It counts
+    Each is asked in one sentence, and again after a worked example with sub-questions. It counts
     where the unedited model knows the further facts.
     """
     if triple.relation not in NOUNS:
@@ -243,7 +243,7 @@ def make_hop_probes(
 
 
 def _find_old_end(world: World, triple: Triple, walk: Sequence[Triple]) -> tuple[str, ...]:
-    """Where the same walk led before the edit, if that is somewhere else."""
+    """Return where the same walk led before the edit, if that is somewhere else."""
     at = triple.object if triple.objects else ""
     for step in walk:
         found = world.get(at, step.relation)
@@ -254,7 +254,7 @@ def _find_old_end(world: World, triple: Triple, walk: Sequence[Triple]) -> tuple
 def draw_neighbours(
     sampler: CaseSampler, triple: Triple, apart_from: frozenset[str], count: int = 8
 ) -> list[Triple]:
-    """Facts of the same relation about other subjects; those with the same object come first."""
+    """Draw facts of the relation about other subjects; those with the same object come first."""
     others = [
         one
         for one in sampler.world.of_relation(triple.relation)
@@ -271,7 +271,7 @@ def draw_neighbours(
 def list_other_facts(
     sampler: CaseSampler, subject: str, relation: str, implied: Sequence[ImpliedFact]
 ) -> list[Triple]:
-    """Facts of the subject that the edit neither decides nor puts in doubt."""
+    """Return the subject's facts that the edit neither decides nor puts in doubt."""
     decided = {(one.subject, one.relation) for one in implied}
     if relation == _LIES_IN:
         # Elsewhere it may be the capital no longer.

@@ -43,7 +43,7 @@ _TURNS = (
     *("invented", "real", "several", "invented", "inverse"),
 )
 _FEWEST = 12
-# What may be added about subjects of which the world says nothing.
+# Relations that may be added for subjects that have none in the world.
 _INSERTIONS = {
     "person": ("P26", "P27", "P20", "P1303", "P140"),
     "company": ("P740", "P127"),
@@ -97,7 +97,7 @@ class PocketEdit(Benchmark):
 
 
 def _draw_facts(sampler: CaseSampler, usable: Sequence[Triple]) -> Iterator[Triple]:
-    """Facts in random order.
+    """Yield facts in random order.
 
     Of ten, two have an inverse and one has several objects; the others are about real and invented
     subjects by turns.
@@ -150,7 +150,7 @@ def _make_insertions(sampler: CaseSampler) -> Iterator[Case]:
 
 
 def _make_write_case(sampler: CaseSampler, triple: Triple, target: str, kind: str) -> Case:
-    """The case of one fact that gets an object: every role that the world has an answer for."""
+    """Make the case of a fact that gets an object, with every role the world can answer."""
     world, draw = sampler.world, sampler.draw
     subject, relation = triple.subject, triple.relation
     template, *others = draw.sample(world.relations[relation].clozes, 4)
@@ -198,7 +198,7 @@ def _make_write_case(sampler: CaseSampler, triple: Triple, target: str, kind: st
 def _make_locality_probes(
     sampler: CaseSampler, triple: Triple, target: str, implied: Sequence[ImpliedFact], template: str
 ) -> Iterator[Probe]:
-    """What an edit should leave as it is."""
+    """Make the probes whose answers the edit should not change."""
     subject, relation = triple.subject, triple.relation
     for one in list_other_facts(sampler, subject, relation, implied):
         for prompt in sampler.draw_prompts(one.relation, subject, 1):
@@ -237,7 +237,7 @@ def _make_unchanged_probe(
 
 
 def _write_unrelated(sampler: CaseSampler, subject: str) -> str:
-    """A true sentence about another subject."""
+    """Write a true sentence about another subject."""
     names = sampler.world.subjects
     while (other := sampler.draw.choice(names)) == subject:
         pass
@@ -247,7 +247,7 @@ def _write_unrelated(sampler: CaseSampler, subject: str) -> str:
 
 
 def _make_erasures(sampler: CaseSampler) -> Iterator[Case]:
-    """Facts that must become a refusal, asked as questions."""
+    """Make cases of facts that must become a refusal, asked as questions."""
     world = sampler.world
     usable = [one for one in world.triples() if len(world.of_relation(one.relation)) > _FEWEST]
     for triple in _draw_facts(sampler, usable):

@@ -1,4 +1,4 @@
-"""Conflicting edits and edits there and back, drawn from the pocket world."""
+"""Conflicting edits, and edits with their reversal, drawn from the pocket world."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _INHERITED = ("P30", "P37")
 
 
 def make_coverage_cases(sampler: CaseSampler) -> Iterator[Case]:
-    """A fact is edited, and edited again."""
+    """Make cases in which a fact is edited twice."""
     world = sampler.world
     usable = [
         one
@@ -57,7 +57,7 @@ def make_coverage_cases(sampler: CaseSampler) -> Iterator[Case]:
 
 
 def make_reverse_cases(sampler: CaseSampler) -> Iterator[Case]:
-    """A fact is edited, and then the same relation from the other end."""
+    """Make cases in which a fact is edited, then its inverse relation."""
     world = sampler.world
     usable = [one for one in world.triples() if one.relation in INVERSE]
     sampler.draw.shuffle(usable)
@@ -90,7 +90,7 @@ def make_reverse_cases(sampler: CaseSampler) -> Iterator[Case]:
 
 
 def make_composite_cases(sampler: CaseSampler) -> Iterator[Case]:
-    """A city lies in a country; what the city has from it is edited for one, then the other."""
+    """Make cases of an attribute that a city inherits, edited for its country, then the city."""
     world = sampler.world
     usable = [
         (tie, has)
@@ -123,7 +123,7 @@ def make_composite_cases(sampler: CaseSampler) -> Iterator[Case]:
 
 
 def make_round_cases(sampler: CaseSampler) -> Iterator[Case]:
-    """One of several true objects is replaced and restored."""
+    """Make cases in which one of several true objects is replaced and restored."""
     usable = [one for one in sampler.world.triples() if len(one.objects) > 1]
     sampler.draw.shuffle(usable)
     for triple in usable:
@@ -155,7 +155,7 @@ def _make_case(kind: str, triple: Triple, one: EditConflict) -> Case:
 
 
 def _draw_prompts(sampler: CaseSampler, triple: Triple) -> tuple[str, tuple[str, ...]]:
-    """The cloze that is edited, and every prompt that asks for the object, that one first."""
+    """Draw the cloze that is edited, and all prompts for the object, that one first."""
     clozes = sampler.world.relations[triple.relation].clozes
     template, *others = sampler.draw.sample(clozes, 1 + _PARAPHRASES)
     return template, tuple(write_prompt(text, triple.subject) for text in (template, *others))
@@ -164,7 +164,7 @@ def _draw_prompts(sampler: CaseSampler, triple: Triple) -> tuple[str, tuple[str,
 def _move_prompts(
     sampler: CaseSampler, relation: str, prompts: tuple[str, ...], subject: str, other: str
 ) -> Iterator[str]:
-    """The same prompts about another subject."""
+    """Return the same prompts about another subject."""
     for template in sampler.world.relations[relation].clozes:
         if write_prompt(template, subject) in prompts:
             yield write_prompt(template, other)
