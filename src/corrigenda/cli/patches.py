@@ -185,7 +185,7 @@ def revert(
     options.check_folder(out)
     import corrigenda
 
-    restored = corrigenda.revert(folder, out)
+    restored = corrigenda.restore_merged(folder, out)
     output.show(
         {"folder": str(out), **restored._asdict()},
         as_json=as_json,

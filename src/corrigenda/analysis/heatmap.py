@@ -1,8 +1,9 @@
-"""Heat maps of tokens by blocks: drawn in the terminal, or saved as a figure."""
+"""Heat maps of tokens by blocks: drawn in the terminal or a notebook, or saved as a figure."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 _SHADES = " .:-=+*#%@"
 _LABEL_WIDTH = 24
 _FORMATS = (".png", ".pdf", ".svg")
+_PAGE_WIDTH = 120
+_HTML = '<pre style="font-family:monospace;line-height:1.2">{code}</pre>'
 
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Table of numbers drawn as coloured cells by a rich console.
+    """Numbers by token and block, drawn as a map by a rich console.
 
     Attributes:
         title: One line above the map.
@@ -48,7 +51,7 @@ class Heatmap:
 
     @property
     def largest(self) -> float:
-        """The value with the darkest cell; 0 if nothing is above zero."""
+        """Return the value of the darkest cell; 0 where nothing is above zero."""
         return max((v for row in self.values for v in row if not math.isnan(v)), default=0.0)
 
     def __rich_console__(
@@ -81,6 +84,54 @@ class Heatmap:
             yield Text(f"values: 100 x {self.unit}", style="dim")
         else:
             yield Text(f"darkest: {top:.3g} {self.unit}", style="dim")
+
+
+@dataclass(frozen=True, repr=False)
+class Plot:
+    """Heat maps with their captions: text when printed, HTML in a notebook, a file when saved.
+
+    Attributes:
+        maps: Heat maps, one above the other.
+        caption: Text above them.
+        note: A line below them.
+    """
+
+    maps: tuple[Heatmap, ...]
+    caption: str = ""
+    note: str = ""
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[Text | Segment | Heatmap]:
+        """Draw caption, maps and note, with an empty line between them."""
+        parts = [Text(self.caption), *self.maps, Text(self.note, style="dim")]
+        first = True
+        for part in parts:
+            if isinstance(part, Text) and not part.plain:
+                continue
+            if not first:
+                yield Segment.line()
+            first = False
+            yield part
+
+    def __repr__(self) -> str:
+        """Return the maps as text."""
+        return self._draw().export_text().rstrip()
+
+    def _repr_html_(self) -> str:
+        """Return the maps as HTML, for notebooks."""
+        return self._draw().export_html(inline_styles=True, code_format=_HTML)
+
+    def _draw(self) -> Console:
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), record=True, width=_PAGE_WIDTH)
+        console.print(self)
+        return console
+
+    def save(self, path: str | Path) -> None:
+        """Save the maps as a figure; see `save_heatmaps` for its errors."""
+        save_heatmaps(self.maps, path, note=self.note)
 
 
 def check_figure(path: str | Path) -> None:
