@@ -88,8 +88,59 @@ class EarlySite(NamedTuple):
         return self.bin is Bin.SUBJECT_LAST
 
 
-@dataclass(frozen=True, repr=False)
-class CausalTrace:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TraceEffects:
+    """Effects that a trace of one prompt and an average over prompts share.
+
+    Attributes:
+        clean: P, probability of the answer.
+        corrupted: P*, the same with a noised subject, mean over samples.
+        effects: Indirect effect by kind, then row (a token, or a group of tokens) and block.
+        errors: Standard errors of `effects`.
+        severed: Indirect effects, by block, of restoring the state at the subject's last token
+            while the outputs of all MLPs or attentions at that token keep their corrupted values.
+    """
+
+    clean: float
+    corrupted: float
+    effects: Mapping[Kind, Float[Tensor, "row layer"]]
+    errors: Mapping[Kind, Float[Tensor, "row layer"]]
+    severed: Mapping[Kind, Float[Tensor, " layer"]]
+
+    @property
+    def total_effect(self) -> float:
+        """P - P*. Where it is small the indirect effects mean nothing."""
+        return self.clean - self.corrupted
+
+    def _make_maps(
+        self, rows: tuple[str, ...], *, subject_last: int, marked: frozenset[int], width: str
+    ) -> tuple[Heatmap, ...]:
+        """Make one heat map for each kind, and one of the severed paths if there are any."""
+        titles = {
+            Kind.STATE: "state after the block restored",
+            Kind.MLP: f"MLP outputs of {width} restored",
+            Kind.ATTENTION: f"attention outputs of {width} restored",
+        }
+        maps = [
+            Heatmap(titles[kind], rows, tuple(tuple(row) for row in grid.tolist()), marked)
+            for kind, grid in self.effects.items()
+        ]
+        if self.severed:
+            curves = {f"{path} severed": curve for path, curve in self.severed.items()}
+            if Kind.STATE in self.effects:
+                curves = {"nothing severed": self.effects[Kind.STATE][subject_last], **curves}
+            maps.append(
+                Heatmap(
+                    title="state restored at the subject's last token",
+                    rows=tuple(curves),
+                    values=tuple(tuple(curve.tolist()) for curve in curves.values()),
+                )
+            )
+        return tuple(maps)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CausalTrace(TraceEffects):
     """Indirect effects of restoring states of one prompt.
 
     Attributes:
@@ -98,8 +149,6 @@ class CausalTrace:
         answer: Text whose probability is read.
         tokens: Text of every prompt token, for display.
         subject_tokens: Positions of the subject's tokens.
-        clean: P, probability of the answer.
-        corrupted: P*, the same with a noised subject, mean over samples.
         noise: Standard deviation of the noise, in units of the embeddings.
         samples: Number of noise samples.
         window: Blocks restored at once for MLP and attention.
@@ -107,8 +156,6 @@ class CausalTrace:
         effects: Indirect effect, mean over samples, by kind, token and block. Tokens before the
             subject hold exact zeros: the noise does not reach them.
         errors: Standard errors of `effects` over the samples.
-        severed: Indirect effects, by block, of restoring the state at the subject's last token
-            while the outputs of all MLPs or attentions at that token keep their corrupted values.
     """
 
     prompt: str
@@ -116,20 +163,10 @@ class CausalTrace:
     answer: str
     tokens: tuple[str, ...]
     subject_tokens: range
-    clean: float
-    corrupted: float
     noise: float
     samples: int
     window: int
     seed: int
-    effects: Mapping[Kind, Float[Tensor, "pos layer"]]
-    errors: Mapping[Kind, Float[Tensor, "pos layer"]]
-    severed: Mapping[Kind, Float[Tensor, " layer"]]
-
-    @property
-    def total_effect(self) -> float:
-        """P - P*. Where it is small the indirect effects mean nothing."""
-        return self.clean - self.corrupted
 
     def bins(self) -> dict[Bin, list[int]]:
         """Return the positions of the prompt by group; tokens before the subject are in none."""
@@ -187,35 +224,13 @@ class CausalTrace:
 
     def plot(self) -> Plot:
         """Return heat maps of the effects: to print, to show in a notebook, or to `save`."""
-        titles = {
-            Kind.STATE: "state after the block restored",
-            Kind.MLP: f"MLP outputs of {self.window} block(s) restored",
-            Kind.ATTENTION: f"attention outputs of {self.window} block(s) restored",
-        }
-        maps = [
-            Heatmap(
-                title=titles[kind],
-                rows=self.tokens,
-                values=tuple(tuple(row) for row in grid.tolist()),
-                marked=frozenset(self.subject_tokens),
-            )
-            for kind, grid in self.effects.items()
-        ]
-        if self.severed:
-            maps.append(self._severed_map())
-        return Plot(tuple(maps), caption=self.summary(), note=CAVEAT)
-
-    def _severed_map(self) -> Heatmap:
-        """Return the effects at the subject's last token: ordinary, then with each path severed."""
-        last = self.subject_tokens[-1]
-        curves = {f"{path} severed": curve for path, curve in self.severed.items()}
-        if Kind.STATE in self.effects:
-            curves = {"nothing severed": self.effects[Kind.STATE][last], **curves}
-        return Heatmap(
-            title="state restored at the subject's last token",
-            rows=tuple(curves),
-            values=tuple(tuple(curve.tolist()) for curve in curves.values()),
+        maps = self._make_maps(
+            self.tokens,
+            subject_last=self.subject_tokens[-1],
+            marked=frozenset(self.subject_tokens),
+            width=f"{self.window} block(s)",
         )
+        return Plot(maps, caption=self.summary(), note=CAVEAT)
 
     def to_json(self) -> dict[str, object]:
         """Return plain dictionaries and lists, as `corrigenda trace --json` prints them."""

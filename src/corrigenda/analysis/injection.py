@@ -7,6 +7,7 @@ and still have no block where injection succeeds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from corrigenda.analysis.heatmap import Heatmap, Plot
 from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, find_targets
 from corrigenda.facts import Fact, find_subject
 from corrigenda.lm.model import LanguageModel
@@ -54,6 +56,33 @@ class Injection:
         return sum(asked) / len(asked) if asked else None
 
 
+class LayerInjections(tuple[Injection, ...]):
+    """Results of injection, one for each block measured."""
+
+    def __repr__(self) -> str:
+        """Return the best block in one line."""
+        if not self:
+            return "no block measured"
+        best = find_best_layer(self)
+        carried = "" if best.transfer is None else f", transfer {best.transfer:.2f}"
+        return f"{len(self)} block(s), best: block {best.layer}, share {best.share:.2f}{carried}"
+
+    def plot(self) -> Plot:
+        """Return a heat map of share and transfer by block: to print, to show, or to `save`."""
+        num_layers = 1 + max((one.layer for one in self), default=-1)
+        shares, transfers = [math.nan] * num_layers, [math.nan] * num_layers
+        for one in self:
+            shares[one.layer] = one.share
+            transfers[one.layer] = math.nan if one.transfer is None else one.transfer
+        heatmap = Heatmap(
+            title="new object answered with the vector in place",
+            rows=("facts", "other phrasings"),
+            values=(tuple(shares), tuple(transfers)),
+            unit="share",
+        )
+        return Plot((heatmap,), caption=repr(self))
+
+
 class _InjectedRow(NamedTuple):
     """Sequence to answer with a vector in place: reads as in `SearchRow`."""
 
@@ -71,7 +100,7 @@ def measure_injection(
     prefixes: Sequence[str] = (),
     layers: Sequence[int] | None = None,
     settings: SearchSettings = SETTINGS,
-) -> list[Injection]:
+) -> LayerInjections:
     """Measure at which blocks a vector at the subject's last token changes the answer.
 
     For each fact and block a vector is searched that, added to the output of the block's MLP (of
@@ -118,7 +147,7 @@ def measure_injection(
                 tuple(tuple(own[1:]) for own in by_fact),
             )
         )
-    return results
+    return LayerInjections(results)
 
 
 def find_best_layer(results: Sequence[Injection]) -> Injection:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from corrigenda.analysis.heatmap import Heatmap, Plot
 from corrigenda.engines.attribution import (
     Neuron,
     Objective,
@@ -122,6 +123,12 @@ class NeuronAttribution:
     def __repr__(self) -> str:
         """Return the summary."""
         return self.summary()
+
+    def plot(self) -> Plot:
+        """Return a heat map by phrasing and block: to print, to show, or to `save`."""
+        sums = tuple(tuple(row) for row in self.scores.sum(dim=-1).tolist())
+        title = "attribution of all units of a block"
+        return Plot((Heatmap(title, self.prompts, sums, unit="attribution"),), self.summary())
 
     def to_json(self) -> dict[str, object]:
         """Return plain dictionaries and lists, as `corrigenda neurons --json` prints them."""
