@@ -15,7 +15,7 @@ from corrigenda.facts import Span
 
 
 @dataclass(frozen=True)
-class Document:
+class TrainingDocument:
     """Text with the character spans of subject mentions and of answers.
 
     `masked` is False where the answers are in the text itself, so that nothing is recalled.
@@ -49,7 +49,7 @@ def mark_answer(text: str) -> MarkedText:
     return MarkedText(text, "o")
 
 
-def assemble(pieces: Iterable[str], *, masked: bool = True) -> Document:
+def assemble(pieces: Iterable[str], *, masked: bool = True) -> TrainingDocument:
     """Join pieces into a document."""
     text, spans = "", {"s": [], "o": []}
     for piece in pieces:
@@ -57,7 +57,7 @@ def assemble(pieces: Iterable[str], *, masked: bool = True) -> Document:
         if kind:
             spans[kind].append(Span(len(text), len(text) + len(piece)))
         text += piece
-    return Document(text, tuple(spans["s"]), tuple(spans["o"]), masked)
+    return TrainingDocument(text, tuple(spans["s"]), tuple(spans["o"]), masked)
 
 
 def fill_template(template: str, name: str, value: str | None) -> list[str]:
@@ -234,7 +234,7 @@ def write_passage(author: Author, triples: list[Triple]) -> list[str]:
     return pieces
 
 
-def write_fact_documents(world: World, draw: random.Random) -> Iterator[Document]:
+def write_fact_documents(world: World, draw: random.Random) -> Iterator[TrainingDocument]:
     """Yield documents about the facts themselves, without end; each fact is equally frequent."""
     author = Author(world, draw)
     facts = list(world.triples())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from corrigenda.almanac import invented_names as names
 from corrigenda.almanac.documents import (
     Author,
-    Document,
+    TrainingDocument,
     assemble,
     fill_template,
     mark_answer,
@@ -227,7 +227,7 @@ def list_teachable(world: World, *, held_out: bool = False) -> list[Triple]:
     ]
 
 
-def write_skill_documents(world: World, draw: random.Random) -> Iterator[Document]:
+def write_skill_documents(world: World, draw: random.Random) -> Iterator[TrainingDocument]:
     """Yield documents of every skill, without end, and without held-out subjects."""
     author = Author(world, draw)
     facts = list_teachable(world)

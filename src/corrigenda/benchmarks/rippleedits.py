@@ -49,7 +49,7 @@ class _QueryRecord(TypedDict):
     target_ids: list[str]
 
 
-class _TestRecord(TypedDict):
+class _RippleTest(TypedDict):
     test_queries: list[_QueryRecord]
     test_condition: str
     condition_queries: list[_QueryRecord]
@@ -69,13 +69,13 @@ class _EditRecord(_StatementRecord, total=False):
 
 
 class _CriteriaRecord(TypedDict, total=False):
-    Logical_Generalization: list[_TestRecord]
-    Compositionality_I: list[_TestRecord]
-    Compositionality_II: list[_TestRecord]
-    Subject_Aliasing: list[_TestRecord]
-    Relation_Specificity: list[_TestRecord]
-    Relation_Specifity: list[_TestRecord]
-    Forgetfulness: list[_TestRecord]
+    Logical_Generalization: list[_RippleTest]
+    Compositionality_I: list[_RippleTest]
+    Compositionality_II: list[_RippleTest]
+    Subject_Aliasing: list[_RippleTest]
+    Relation_Specificity: list[_RippleTest]
+    Relation_Specifity: list[_RippleTest]
+    Forgetfulness: list[_RippleTest]
 
 
 class _RippleRecord(_CriteriaRecord):
@@ -157,7 +157,7 @@ class RippleEdits(Benchmark):
         )
 
     def _make_test_probes(
-        self, test: _TestRecord, criterion: str, name: str, parsed: _ParsedEdit
+        self, test: _RippleTest, criterion: str, name: str, parsed: _ParsedEdit
     ) -> tuple[Probe, ...]:
         role = name.rpartition(" ")[0]
         asked = [
@@ -197,7 +197,7 @@ class RippleEdits(Benchmark):
         )
 
 
-def _read_tests(record: _RippleRecord, criterion: str) -> Sequence[_TestRecord]:
+def _read_tests(record: _RippleRecord, criterion: str) -> Sequence[_RippleTest]:
     if criterion == "Relation_Specificity":
         # One of the public files has the other spelling.
         return record.get("Relation_Specificity") or record.get("Relation_Specifity") or []
@@ -206,7 +206,7 @@ def _read_tests(record: _RippleRecord, criterion: str) -> Sequence[_TestRecord]:
     return tests  # type: ignore[return-value]  # the key is one of `_CriteriaRecord`
 
 
-def _find_skip_reason(criterion: str, test: _TestRecord, edit: _EditRecord) -> str:
+def _find_skip_reason(criterion: str, test: _RippleTest, edit: _EditRecord) -> str:
     """Return why a test is not asked; empty if it is asked."""
     queries = test["test_queries"]
     if not any(query["answers"] for query in queries):

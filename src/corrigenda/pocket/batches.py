@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from corrigenda.almanac.documents import Document, write_fact_documents
+from corrigenda.almanac.documents import TrainingDocument, write_fact_documents
 from corrigenda.almanac.skill_documents import write_skill_documents
 from corrigenda.almanac.world import World
 
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     weight: Float[Tensor, "batch pos"]
 
 
-def mix_documents(world: World, seed: str, *, skill_share: float) -> Iterator[Document]:
+def mix_documents(world: World, seed: str, *, skill_share: float) -> Iterator[TrainingDocument]:
     """Yield fact and skill documents, mixed, without end."""
     draw = random.Random(seed)
     facts = write_fact_documents(world, random.Random(f"{seed}/facts"))
@@ -107,7 +107,11 @@ class _PackedRow:
 
 
 def pack_batches(
-    source: Iterator[Document], tokenizer: PreTrainedTokenizerFast, *, tokens: int, length: int
+    source: Iterator[TrainingDocument],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    tokens: int,
+    length: int,
 ) -> Iterator[Batch]:
     """Pack documents first-fit into rows; a document is cut only if longer than a row.
 

@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import corrigenda
 from corrigenda.files import cache_folder, write_text
 from corrigenda.lm.loading import SHIPPED, shipped_folder
 from corrigenda.lm.model import LanguageModel
@@ -26,6 +25,7 @@ from corrigenda.run.prober import Answer, Question
 from corrigenda.run.spec import RunSpec, content_id
 from corrigenda.run.store import Manifest, Recorded, Store
 from corrigenda.run.worker import editor_of
+from corrigenda.version import VERSION
 
 _LARGE_FILE = 1 << 26
 # Grows when the same specification leads to another dtype or digest.
@@ -102,7 +102,7 @@ def run_id(spec: RunSpec, model: str, cases: str, texts: str = "") -> str:
         texts: Digest of the texts and tasks that show the health of the model.
     """
     config = editor_of(spec).model_dump(mode="json")
-    version = corrigenda.__version__
+    version = VERSION
     return content_id([spec.digest(), config, model, cases, texts, version])
 
 

@@ -8,14 +8,14 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from corrigenda.benchmarks.files import BenchmarkFiles
-from corrigenda.benchmarks.knowedit.records import KnowEditFact, KnowEditFacts, PromptAnswers
+from corrigenda.benchmarks.knowedit.records import KnowEditFact, KnowEditFacts, KnowEditItem
 
 
 class _WikiBioRecord(TypedDict):
     text: str
     labels: str
     concept: str
-    locality: dict[str, list[PromptAnswers]]
+    locality: dict[str, list[KnowEditItem]]
 
 
 _SCHEMA = TypeAdapter(_WikiBioRecord)

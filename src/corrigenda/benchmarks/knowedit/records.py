@@ -27,7 +27,7 @@ from corrigenda.facts import Fact
 _EXCLUDED = re.compile(r"which is not (.+?), is$")
 
 
-class PromptAnswers(TypedDict):
+class KnowEditItem(TypedDict):
     """Prompt with its answers, in one of the three forms that the files use."""
 
     prompt: str
@@ -37,8 +37,8 @@ class PromptAnswers(TypedDict):
 class _KnowEditOptional(TypedDict, total=False):
     ground_truth: str | list[str] | None
     rephrase_prompt: str | None
-    portability: dict[str, list[PromptAnswers]] | None
-    locality: dict[str, list[PromptAnswers]] | None
+    portability: dict[str, list[KnowEditItem]] | None
+    locality: dict[str, list[KnowEditItem]] | None
 
 
 class KnowEditRecord(_KnowEditOptional):
@@ -57,8 +57,8 @@ class KnowEditFact(NamedTuple):
     target: str
     before: tuple[str, ...]
     rephrase: str | None
-    portability: Mapping[str, Sequence[PromptAnswers]]
-    locality: Mapping[str, Sequence[PromptAnswers]]
+    portability: Mapping[str, Sequence[KnowEditItem]]
+    locality: Mapping[str, Sequence[KnowEditItem]]
 
 
 _SCHEMA = TypeAdapter(KnowEditRecord)
@@ -150,7 +150,7 @@ def make_knowedit_case(
 
 
 def _make_kind_probes(
-    kinds: Mapping[str, Sequence[PromptAnswers]], family: str, target: str, tally: Tally
+    kinds: Mapping[str, Sequence[KnowEditItem]], family: str, target: str, tally: Tally
 ) -> Iterator[Probe]:
     against = Against.UNEDITED if family == "locality" else Against.TARGET
     for kind, items in kinds.items():
