@@ -197,7 +197,7 @@ def test_own_text_is_ten_tokens_a_dimension_and_depends_on_the_seed(
         asked.append(num_tokens)
         return ["Rome is a city."] * num_tokens
 
-    monkeypatch.setattr(fitting, "own_text", write)
+    monkeypatch.setattr(fitting, "write_own_text", write)
     state = fit_moments(lm, SITES, None, keep=False)
     assert state.moment(SITES[0]).keys_per_dimension == 10
     assert asked == [10 * lm.d_inner]
