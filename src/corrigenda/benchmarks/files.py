@@ -6,10 +6,11 @@ import hashlib
 import json
 import shutil
 import urllib.request
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.error import URLError
 from urllib.parse import urljoin
 
@@ -65,7 +66,8 @@ class BenchmarkFiles:
     """Files of one part of a benchmark.
 
     Attributes:
-        read: What was read so far.
+        sources: Files read so far.
+        unknown_fields: Fields of records that their schema does not have, with their number.
     """
 
     def __init__(self, card: Mapping[str, object], part: str, source: str | Path | None) -> None:
@@ -77,6 +79,7 @@ class BenchmarkFiles:
             source: A file, a folder, or None for the download.
         """
         self.sources: list[SourceFile] = []
+        self.unknown_fields = Counter[str]()
         self._name = str(card["name"])
         self._public = _FILES.validate_python(card.get("files", []))
         for entry in self._public:
@@ -145,6 +148,7 @@ class BenchmarkFiles:
         raw = self.read_document(path)
         if not isinstance(raw, list):
             raise MalformedRecords("the file holds no list of records.", where=str(path))
+        self.unknown_fields.update(find_unknown_fields(raw, schema))
         return validate_records(raw, schema, where=str(path))
 
     def read_document(self, path: Path) -> object:
@@ -263,6 +267,30 @@ def validate_records(
             hint=hint,
         )
     return records
+
+
+def find_unknown_fields(raw: Sequence[object], schema: TypeAdapter[RecordT]) -> Counter[str]:
+    """Count the top-level fields of records that a schema does not have.
+
+    Example:
+        >>> class Pair(TypedDict):
+        ...     prompt: str
+        >>> find_unknown_fields([{"prompt": "a", "answer": "b"}, {"answer": 1}], TypeAdapter(Pair))
+        Counter({'answer': 2})
+    """
+    core: Any = schema.core_schema
+    while core["type"] != "typed-dict":
+        if "schema" not in core:
+            return Counter()
+        core = core["schema"]
+    known = set(core["fields"])
+    for field in core["fields"].values():
+        alias = field.get("validation_alias")
+        paths = [[alias]] if isinstance(alias, str) else alias or []
+        known.update(path[0] if isinstance(path, list) else path for path in paths)
+    return Counter(
+        name for record in raw if isinstance(record, dict) for name in record if name not in known
+    )
 
 
 def _download(entry: PublicFile, part: Path) -> None:

@@ -55,6 +55,7 @@ class Sanitation(Benchmark):
     """
 
     name: ClassVar[str] = "sanitation"
+    expects: ClassVar[tuple[str, ...]] = ("locality",)
     question_is_subject: bool = True
     fluency: bool = False
 

@@ -53,6 +53,7 @@ class ZsRE(Benchmark):
     """
 
     name: ClassVar[str] = "zsre"
+    expects: ClassVar[tuple[str, ...]] = ("generalization", "locality")
     part: Literal["eval", "portability", "train", "train-10000"] = "eval"
     direction: Literal["alternative", "truth"] = "alternative"
     legacy: bool = False

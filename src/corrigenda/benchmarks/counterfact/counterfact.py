@@ -31,6 +31,7 @@ class CounterFact(Benchmark):
     """
 
     name: ClassVar[str] = "counterfact"
+    expects: ClassVar[tuple[str, ...]] = ("generalization", "locality")
     attributes: bool = False
 
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:

@@ -44,6 +44,7 @@ class CounterFactFlat(Benchmark):
     """
 
     name: ClassVar[str] = "counterfact-flat"
+    expects: ClassVar[tuple[str, ...]] = ("generalization", "locality")
     part: Literal["edit", "train", "val"] = "edit"
 
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:

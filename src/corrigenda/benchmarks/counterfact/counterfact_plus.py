@@ -21,6 +21,7 @@ class CounterFactPlus(Benchmark):
     """Specificity with and without a distracting sentence, by rank and by divergence."""
 
     name: ClassVar[str] = "counterfact-plus"
+    expects: ClassVar[tuple[str, ...]] = ("locality", "divergence")
 
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:
         """Yield one case a record."""

@@ -11,5 +11,6 @@ class KnowEditCounterFact(KnowEditFacts):
     """Modification of facts, with portability and locality by sub-type."""
 
     name: ClassVar[str] = "knowedit-counterfact"
+    expects: ClassVar[tuple[str, ...]] = ("portability", "locality")
     edit: ClassVar[str] = "modification"
     part: Literal["test", "train"] = "test"

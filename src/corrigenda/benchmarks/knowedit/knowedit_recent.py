@@ -11,5 +11,6 @@ class KnowEditRecent(KnowEditFacts):
     """Insertion of recent facts, with portability and locality by sub-type."""
 
     name: ClassVar[str] = "knowedit-recent"
+    expects: ClassVar[tuple[str, ...]] = ("portability", "locality")
     edit: ClassVar[str] = "insertion"
     part: Literal["test", "train"] = "test"

@@ -34,6 +34,7 @@ class KnowEditSanitation(Benchmark):
     """
 
     name: ClassVar[str] = "knowedit-sanitation"
+    expects: ClassVar[tuple[str, ...]] = ("locality",)
     question_is_subject: bool = True
 
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:

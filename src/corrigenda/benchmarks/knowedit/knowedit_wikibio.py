@@ -25,6 +25,7 @@ class KnowEditWikiBio(KnowEditFacts):
     """Modification of a hallucination: a passage, then one true sentence."""
 
     name: ClassVar[str] = "knowedit-wikibio"
+    expects: ClassVar[tuple[str, ...]] = ("locality",)
     edit: ClassVar[str] = "modification"
     part: Literal["test", "train"] = "test"
 

@@ -11,5 +11,6 @@ class KnowEditZsRE(KnowEditFacts):
     """Modification of answers to questions."""
 
     name: ClassVar[str] = "knowedit-zsre"
+    expects: ClassVar[tuple[str, ...]] = ("generalization", "portability", "locality")
     edit: ClassVar[str] = "modification"
     part: Literal["test"] = "test"
