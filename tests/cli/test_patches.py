@@ -32,7 +32,7 @@ def test_diff_of_two(run: Run, patch_file: Path, tmp_path: Path) -> None:
     assert site["cosine"] == pytest.approx(1, abs=1e-12)
     assert site["norm_difference"] == pytest.approx(0, abs=1e-6 * site["norm_a"])
     halved = tmp_path / "half.safetensors"
-    corrigenda.load_patch(patch_file).scaled(-0.5).save(halved)
+    corrigenda.load_patch(patch_file).scale(-0.5).save(halved)
     other = run("diff", patch_file, halved, "--json")
     assert (other.code, other.json["equal"]) == (1, False)
     (site,) = other.json["sites"]

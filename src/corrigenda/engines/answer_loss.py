@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from corrigenda.engines.gradients import LabelledRow, predict
-from corrigenda.lm.kv_cache import batches, pad_id, widened
+from corrigenda.lm.kv_cache import batches, pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.tail import Tail
@@ -108,7 +108,7 @@ class AnswerPasses:
         picked = None if everything else torch.tensor(indices, device=counts.device)
         nothing = torch.zeros(len(indices), self._lm.d_model, device=counts.device)
         hidden = self._tail.run(nothing, at, rows=picked)
-        logits = widened(self._lm.head(hidden[real.to(hidden.device)]))
+        logits = widen(self._lm.head(hidden[real.to(hidden.device)]))
         labels = torch.tensor([label for row in rows for label in row.labels])
         return _compared(logits, labels.to(logits.device), rows)
 
@@ -126,7 +126,7 @@ def scored(lm: LanguageModel, rows: Sequence[LabelledRow]) -> tuple[list[float],
 
 def _whole(lm: LanguageModel, rows: Sequence[LabelledRow]) -> Scores:
     ends = torch.tensor([row.reads[0] for row in rows], device=lm.device)
-    with lm.prompts.told(ends):
+    with lm.prompt_ends.mark(ends):
         logits, labels = predict(lm, rows)
     return _compared(logits, labels, rows)
 

@@ -144,7 +144,7 @@ class MemoryEditor(Editor):
         state = state or State()
         config = self.model_dump(mode="json")
         if not facts:
-            return Edit(self.patch_class.made(lm, {}, method=self.name, config=config), state)
+            return Edit(self.patch_class.make(lm, {}, method=self.name, config=config), state)
         for fact in facts:
             encode(lm, fact.prompt, target=fact.target, where=fact.label)
         # Scores and choices are made from what a file holds, so a loaded patch finds the same.
@@ -154,7 +154,7 @@ class MemoryEditor(Editor):
             "stored" if later[fact.prompt.strip()] == place else "replaced by a later fact"
             for place, fact in enumerate(facts)
         ]
-        patch = self.patch_class.made(
+        patch = self.patch_class.make(
             lm,
             {_EMBEDDINGS: vectors.half()},
             method=self.name,

@@ -14,10 +14,10 @@ from torch import nn
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines.gradients import LabelledRow, by_length, labelled_rows, mean_losses
-from corrigenda.errors import MissingState, UnknownSite
+from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site
+from corrigenda.lm.sites import Site, resolve_sites
 from corrigenda.patch import Change, Header, WeightPatch, header_for
 from corrigenda.progress import Progress
 from corrigenda.state import State
@@ -109,17 +109,7 @@ class HypernetworkEditor(Editor):
             UnknownSite (CG303): the model has no such block or part.
         """
         layers = self.default_layers(lm) if self.layers is None else self.layers
-        if not isinstance(layers, dict):
-            layers = {"mlp.down": layers}
-        sites = [Site.parse(f"{layer}.{part}") for part, own in layers.items() for layer in own]
-        for site in sites:
-            if site.layer >= lm.num_layers:
-                raise UnknownSite(
-                    f"there is no block {site.layer} in {lm.name}: it has {lm.num_layers}, from 0.",
-                    where=f"method {self.name}",
-                    hint=f"Choose from 0 to {lm.num_layers - 1}.",
-                )
-        return tuple(sorted(set(sites)))
+        return resolve_sites(lm, layers, where=f"method {self.name}")
 
     def train(
         self,

@@ -12,16 +12,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from corrigenda.facts import Fact
 from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.kv_cache import batches, pad_id
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.session import session_of
 from corrigenda.lm.sites import Point, Tokens
 from corrigenda.lm.spans import encode, encode_fact
 
@@ -58,12 +58,9 @@ class Memory(ABC, Generic[PatchKind]):
         """Drop what was made from the patches: they are others now."""
 
 
-_ACTIVE: WeakKeyDictionary[nn.Module, dict[Hashable, Memory[Any]]] = WeakKeyDictionary()
-
-
 def memory_of(lm: LanguageModel, kind: type[MemoryKind], group: Hashable) -> MemoryKind | None:
     """The memory of a group of patches on a model; None while none of them is active."""
-    found = _ACTIVE.get(lm.model, {}).get(group)
+    found = session_of(lm.model).memories.get(group)
     assert found is None or isinstance(found, kind), "a group has one kind of memory"
     return found
 
@@ -80,12 +77,12 @@ def joined(
         group: What patches that share a memory have in common.
         make: Makes the memory where the group has none yet.
     """
-    groups = _ACTIVE.setdefault(lm.model, {})
+    groups = session_of(lm.model).memories
     memory = groups.get(group)
     if memory is None:
         memory = make()
         with ExitStack() as stack:
-            stack.enter_context(lm.prompts.watched())
+            stack.enter_context(lm.prompt_ends.follow())
             stack.enter_context(lm.swap(memory.transforms()))
             memory.hooks = stack.pop_all()
         groups[group] = memory
@@ -129,7 +126,7 @@ def keys_at(
     found: dict[int, Tensor] = {}
     for batch in batches(lm, [len(ids) for ids in prompts], None):
         tokens = Tokens.pad([prompts[index] for index in batch], pad_id(lm)).to(lm.device)
-        with lm.prompts.told(tokens.lengths - 1):
+        with lm.prompt_ends.mark(tokens.lengths - 1):
             taken = lm.tap(tokens, [point], positions=tokens.lengths - 1)[point]
         found |= dict(zip(batch, taken.float().cpu(), strict=True))
     return torch.stack([found[index] for index in range(len(prompts))])

@@ -202,7 +202,7 @@ class Melo(Editor):
             "targets": [str(site) for site in targets],
         }
         if not facts:
-            return Edit(MeloPatch.made(lm, {}, method=self.name, config=config), state)
+            return Edit(MeloPatch.make(lm, {}, method=self.name, config=config), state)
         rows = labelled_rows(lm, facts)
         switch = memory_of(lm, Switch, Layers(index, targets, self.gain))
         keys = keys_at(lm, [row.ids[: row.reads[0] + 1] for row in rows], value(index))
@@ -226,7 +226,7 @@ class Melo(Editor):
             stored[f"{A_PART}{site}"] = torch.stack([one.blocks[site].a for one in trained])
             stored[f"{B_PART}{site}"] = torch.stack([one.blocks[site].b for one in trained])
         notes = _notes(facts, plan, trained, _forgotten(switch, database, facts), len(database))
-        patch = MeloPatch.made(
+        patch = MeloPatch.make(
             lm, stored, method=self.name, config=config, facts=facts, notes=notes
         )
         return Edit(patch, state)

@@ -70,7 +70,7 @@ class SidePatch(ModulePatch):
         site = Site(int(str(self.header.notes["layer"])))
         router = _Router(self, lm, memories)
         points = {key(site): router.remember, value(site): router.route}
-        with lm.prompts.watched(), lm.swap(points):
+        with lm.prompt_ends.follow(), lm.swap(points):
             yield
 
     def is_silent(self, lm: LanguageModel) -> bool:
@@ -116,7 +116,7 @@ class _Router:
             self._placed[place] = [one.to(*place) for one in self._deltas]
         deltas, x = self._placed[place], x.to(*place)
         if self._routing == "prompt":
-            chosen = self._lm.prompts.once(
+            chosen = self._lm.prompt_ends.decide_once(
                 self, lambda ends: self._choose(x, output, deltas, ends.to(x.device))
             )
         else:
@@ -138,7 +138,7 @@ class _Router:
         deltas: Sequence[Tensor],
         ends: Int[Tensor, " batch"] | None,
     ) -> Int[Tensor, " batch"]:
-        inside = self._lm.prompts.mask.to(x.device)
+        inside = self._lm.prompt_ends.mask.to(x.device)
         if ends is not None:
             inside = inside & (torch.arange(x.shape[1], device=x.device) <= ends[:, None])
         scores = [
