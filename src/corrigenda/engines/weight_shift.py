@@ -23,9 +23,9 @@ from corrigenda.engines.gradients import LabelledRow, predict
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.decoding import answer
-from corrigenda.lm.hooks import TensorMap
+from corrigenda.lm.hooks import Term
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Site, key, value
+from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
 from corrigenda.patch import Dense
 
@@ -38,7 +38,7 @@ Shifts = Mapping[Site, Float[Tensor, "d_out d_in"] | Float[Tensor, "edits d_out 
 """By site, one shift for all rows of a pass, or one for each edit."""
 
 
-def shifted(
+def shift_weights(
     lm: LanguageModel, shifts: Shifts, edits: Int[Tensor, " batch"] | None = None
 ) -> AbstractContextManager[None]:
     """Run the model as if shifts were added to its weights, until left; gradients reach them.
@@ -50,43 +50,14 @@ def shifted(
             rows see the one shift there is.
     """
 
-    def shifting(shift: Tensor) -> TensorMap:
-        def moved(read: Tensor) -> Tensor:
+    def term_of(shift: Tensor) -> Term:
+        def term(read: Tensor, _: Tensor) -> Tensor:
             own = shift if edits is None else shift[edits.to(shift.device)]
             return read.to(shift.dtype) @ own.mT
 
-        return moved
+        return term
 
-    return moving(lm, {site: shifting(shift) for site, shift in shifts.items()})
-
-
-def moving(lm: LanguageModel, moves: Mapping[Site, TensorMap]) -> AbstractContextManager[None]:
-    """Run the model with something added to outputs of weights, until left.
-
-    Args:
-        lm: The model, with whatever patches are active.
-        moves: What is added, made from the input of the weight; sums are taken in its dtype where
-            that is the wider one.
-    """
-    inputs: dict[Site, Tensor] = {}
-
-    def remember(site: Site) -> TensorMap:
-        def see(tensor: Tensor) -> Tensor:
-            inputs[site] = tensor
-            return tensor
-
-        return see
-
-    def add(site: Site, move: TensorMap) -> TensorMap:
-        def moved(tensor: Tensor) -> Tensor:
-            return (tensor + move(inputs.pop(site))).to(tensor.dtype)
-
-        return moved
-
-    transforms: dict[Point, TensorMap] = {}
-    for site, move in moves.items():
-        transforms |= {key(site): remember(site), value(site): add(site, move)}
-    return lm.swap(transforms)
+    return lm.add({site: term_of(shift) for site, shift in shifts.items()})
 
 
 def shift_dtype(lm: LanguageModel) -> torch.dtype:
@@ -119,7 +90,7 @@ def label_losses(
     return cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
 
-def said(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[bool]:
+def is_argmax(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[bool]:
     """Of each row, whether every label is the most likely token where it is read."""
     with torch.no_grad():
         logits, labels = predict(lm, rows)
@@ -154,7 +125,7 @@ def paraphrase_of(fact: Fact, chance: random.Random) -> Fact:
     return replace(fact, prompt=prompt, subject=None, subject_start=None)
 
 
-def smallest(left: Float[Tensor, "d_out r"], right: Float[Tensor, "d_in r"]) -> LowRank | Dense:
+def smaller_form(left: Float[Tensor, "d_out r"], right: Float[Tensor, "d_in r"]) -> LowRank | Dense:
     """`left @ right.T` as factors, or as a full matrix where that takes fewer numbers."""
     if left.numel() + right.numel() < left.shape[0] * right.shape[0]:
         return LowRank(left, right)

@@ -305,6 +305,8 @@ def _add(remembered: list[Tensor], term: Term) -> TensorMap:
 class Copies:
     """Tensors of a term, copied once to each device and dtype at which they are needed.
 
+    Tensors that are being trained are moved anew each time, so that gradients reach them.
+
     Example:
         >>> (half,) = Copies([torch.ones(2)]).like(torch.zeros(1, dtype=torch.bfloat16))
         >>> half.dtype
@@ -314,22 +316,29 @@ class Copies:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         """Args: tensors: Those that are copied; integers keep their dtype."""
         self._tensors = tuple(tensors)
+        self._trained = any(one.requires_grad for one in tensors)
         self._copies: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
 
     def like(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors on the device and in the dtype of `x`."""
         place = x.device, x.dtype
+        if self._trained:
+            return self._move(*place)
         if place not in self._copies:
-            self._copies[place] = tuple(
-                one.to(x.device, x.dtype if one.is_floating_point() else one.dtype)
-                for one in self._tensors
-            )
+            # A copy outlives the pass that needs it first.
+            with torch.inference_mode(False):
+                self._copies[place] = self._move(*place)
         return self._copies[place]
+
+    def _move(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return tuple(
+            one.to(device, dtype if one.is_floating_point() else one.dtype) for one in self._tensors
+        )
 
 
 def scatter_rows(
-    term: Float[Tensor, rows * rest], rows: Int[Tensor, " rows"], size: int, dim: int = 0
-) -> Float[Tensor, ...]:
+    term: Float[Tensor, " *some"], rows: Int[Tensor, " rows"], size: int, dim: int = 0
+) -> Float[Tensor, " *all"]:
     """Return a term that is added at some rows only; to the others it adds -0.0, which is exact.
 
     Unlike 0.0, -0.0 leaves every number as it is, to the sign of zero.

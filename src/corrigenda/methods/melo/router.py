@@ -6,7 +6,7 @@ import bisect
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corrigenda.engines.shared_memory import Memory
-from corrigenda.lm.hooks import TensorMap
+from corrigenda.lm.hooks import TensorMap, additions, scatter_rows
 from corrigenda.lm.model import LanguageModel, gather
-from corrigenda.lm.sites import Point, Site, key, value
+from corrigenda.lm.sites import Point, Site, value
 from corrigenda.methods.melo.clusters import Database, Records, Router
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ class Switch(Memory["MeloPatch"]):
         super().__init__(lm)
         self.layers = layers
         self._route: Int[Tensor, " batch"] | None = None
-        self._inputs: dict[Site, Tensor] = {}
         self._blocks: dict[Site, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -82,10 +81,8 @@ class Switch(Memory["MeloPatch"]):
 
     def transforms(self) -> Mapping[Point, TensorMap]:
         """Keys are read behind the index layer; terms are added behind the targets."""
-        found: dict[Point, TensorMap] = {value(self.layers.index): self._read}
-        for site in self.layers.targets:
-            found |= {key(site): self._remember(site), value(site): self._add(site)}
-        return found
+        terms = {site: partial(self._term, site) for site in self.layers.targets}
+        return {value(self.layers.index): self._read, **additions(terms)}
 
     def _read(self, output: Float[Tensor, "batch pos d"]) -> Tensor:
         if self.suspended or self.records is None:
@@ -104,29 +101,16 @@ class Switch(Memory["MeloPatch"]):
             return None
         return (self._route >= 0).nonzero().squeeze(1)
 
-    def _remember(self, site: Site) -> TensorMap:
-        def remember(inputs: Float[Tensor, "batch pos d_in"]) -> Tensor:
-            # Whoever runs later blocks alone meanwhile reads no index.
-            if self._route is not None and not self.suspended:
-                self._inputs[site] = inputs
-            return inputs
-
-        return remember
-
-    def _add(self, site: Site) -> TensorMap:
-        def add(output: Float[Tensor, "batch pos d_out"]) -> Tensor:
-            inputs, rows = self._inputs.pop(site, None), self._rows()
-            if inputs is None or rows is None:
-                return output
-            if site not in self._blocks:
-                self._blocks[site] = self._gathered(site, rows, output.device)
-            a, b = self._blocks[site]
-            term = self.layers.gain * (inputs[rows].float() @ a) @ b
-            output = output.clone()
-            output[rows] = (output[rows].float() + term).to(output.dtype)
-            return output
-
-        return add
+    def _term(
+        self, site: Site, x: Float[Tensor, "batch pos d_in"], output: Tensor
+    ) -> Float[Tensor, "batch pos d_out"] | None:
+        rows = None if self.suspended else self._rows()
+        if rows is None:
+            return None
+        if site not in self._blocks:
+            self._blocks[site] = self._gathered(site, rows, output.device)
+        a, b = (part.to(x.dtype) for part in self._blocks[site])
+        return scatter_rows(self.layers.gain * (x[rows] @ a) @ b, rows, len(x))
 
     def _gathered(
         self, site: Site, rows: Int[Tensor, " rows"], device: torch.device

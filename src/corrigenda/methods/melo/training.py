@@ -14,10 +14,10 @@ from torch import Tensor
 from corrigenda.engines.answer_loss import LOSS_SCALE, AnswerPasses
 from corrigenda.engines.gradients import LabelledRow
 from corrigenda.errors import NonFinite
-from corrigenda.lm.hooks import TensorMap
+from corrigenda.lm.hooks import Term
 from corrigenda.lm.kv_cache import batches
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Site, key, value
+from corrigenda.lm.sites import Site
 
 _TOKENS = {"cpu": 1024, "cuda": 16384}
 
@@ -78,19 +78,12 @@ def new_block(d_in: int, d_out: int, rank: int, generator: torch.Generator) -> B
     return Block(a, torch.zeros(rank, d_out))
 
 
-def beside(site: Site, added: Mapping[Site, Block], gain: float) -> dict[Point, TensorMap]:
-    """Transforms that add one block's term to every row of a pass."""
-    inputs: list[Tensor] = []
+def _term(block: Block, gain: float) -> Term:
+    def term(x: Float[Tensor, "batch pos d_in"], _: Tensor) -> Tensor:
+        a, b = (part.to(x.device, x.dtype) for part in block)
+        return gain * (x @ a) @ b
 
-    def remember(tensor: Float[Tensor, "batch pos d_in"]) -> Tensor:
-        inputs[:] = [tensor]
-        return tensor
-
-    def add(output: Float[Tensor, "batch pos d_out"]) -> Tensor:
-        a, b = (part.to(output.device) for part in added[site])
-        return (output.float() + gain * (inputs.pop().float() @ a) @ b).to(output.dtype)
-
-    return {key(site): remember, value(site): add}
+    return term
 
 
 @torch.enable_grad()
@@ -137,14 +130,12 @@ def train_block(
     ]
     tokens = sum(len(row.labels) for row in rows)
     scale = LOSS_SCALE.get(lm.dtype, 1.0)
-    transforms: dict[Point, TensorMap] = {}
-    for site in blocks:
-        transforms |= beside(site, blocks, settings.gain)
+    terms = {site: _term(block, settings.gain) for site, block in blocks.items()}
     trained = Trained({}, [[] for _ in rows], [False] * len(rows))
     for step in range(settings.steps + 1):
         is_last = step == settings.steps
         for group, one in zip(together, passes, strict=True):
-            with lm.swap(transforms), torch.set_grad_enabled(not is_last):
+            with lm.add(terms), torch.set_grad_enabled(not is_last):
                 scores = one.scores()
             for index, loss, hit in zip(group, scores.means.tolist(), scores.right, strict=True):
                 if not math.isfinite(loss):

@@ -18,9 +18,10 @@ from corrigenda.engines.locate import pipeline
 from corrigenda.engines.ordinary_text import ordinary_rows, tapped
 from corrigenda.facts import Fact
 from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, head_bytes
+from corrigenda.lm.hooks import Copies, Term
 from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Site, Tokens, key, value
+from corrigenda.lm.sites import Point, Site, Tokens, key
 from corrigenda.lm.spans import encode_fact
 from corrigenda.lm.tail import Tail
 from corrigenda.methods.t_patcher.neurons import (
@@ -80,38 +81,27 @@ class NeuronPatch(ModulePatch):
             return
         notes = self.header.notes
         act = _activation(lm, str(notes["activation"]))
-        bank = _Bank(self.neurons, act)
         (site,) = _sites(lm)
-        with lm.swap({_queries(site): bank.remember, value(site): bank.add}):
+        with lm.add({site: _term(self.neurons, act)}, inputs={site: _queries(site)}):
             yield
 
 
-class _Bank:
-    """Carries the block's input to its output, and adds what the neurons say."""
+def _term(neurons: Neurons, act: Callable[[Tensor], Tensor]) -> Term:
+    """Return what neurons add at the tokens where one of them fires."""
+    copies = Copies(neurons)
 
-    def __init__(self, neurons: Neurons, act: Callable[[Tensor], Tensor]) -> None:
-        self._neurons, self._act = neurons, act
-        self._placed: dict[tuple[torch.device, torch.dtype], Neurons] = {}
-        self._query: Tensor | None = None
-
-    def remember(self, query: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
-        self._query = query
-        return query
-
-    def add(self, output: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
-        query, self._query = self._query, None
-        assert query is not None, "the input of the block is seen before its output"
-        dtype = torch.promote_types(output.dtype, torch.float32)
-        place = (output.device, dtype)
-        if place not in self._placed:
-            self._placed[place] = Neurons(*(one.to(*place) for one in self._neurons))
-        neurons = self._placed[place]
-        fired = self._act(neurons.activations(query.to(*place)))
+    def term(
+        queries: Float[Tensor, "batch pos d"], _: Float[Tensor, "batch pos d"]
+    ) -> Float[Tensor, "batch pos d"] | None:
+        placed = Neurons(*copies.like(queries))
+        fired = act(placed.activations(queries))
         active = (fired != 0).any(-1, keepdim=True)
         if not bool(active.any()):
-            return output
-        patched = (output.to(dtype) + fired @ neurons.values).to(output.dtype)
-        return torch.where(active, patched, output)
+            return None
+        # Adding -0.0 leaves every number as it is.
+        return torch.where(active, fired @ placed.values, -0.0)
+
+    return term
 
 
 class TPatcher(Editor):
