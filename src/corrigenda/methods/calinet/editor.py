@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
+from corrigenda.engines import edit_notes
 from corrigenda.engines.activation import host_activation
 from corrigenda.engines.gradients import LabelledRow, predict
-from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
@@ -209,8 +209,8 @@ class Calinet(Editor):
         statuses = ["written" if loss <= _EVEN_ODDS else "not converged" for loss in after]
         series = {"initial_losses": before, "final_losses": after, "losses": trained.losses}
         return {
-            **pipeline.summarise(facts, statuses, ()),
-            **pipeline.rounded(series),
+            **edit_notes.summarise(facts, statuses, ()),
+            **edit_notes.round_series(series),
             "steps": trained.steps,
             "stop": trained.stop,
             "prompts": len(rows),

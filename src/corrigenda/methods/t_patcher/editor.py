@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
+from corrigenda.engines import edit_notes
 from corrigenda.engines.activation import host_activation
-from corrigenda.engines.locate import pipeline
 from corrigenda.engines.ordinary_text import ordinary_rows, tapped
 from corrigenda.facts import Fact
 from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, head_bytes
@@ -364,4 +364,4 @@ def _behind(one: Example, earlier: Sequence[Trained], act: Callable[[Tensor], Te
 
 
 def _traces(rounds: Sequence[Trained], name: str) -> list[float]:
-    return [loss for one in rounds for loss in pipeline.rounded({"": getattr(one, name)})[""]]
+    return [loss for one in rounds for loss in edit_notes.round_values(getattr(one, name))]

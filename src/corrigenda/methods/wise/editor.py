@@ -14,8 +14,8 @@ import torch
 from pydantic import Field, JsonValue
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
+from corrigenda.engines import edit_notes
 from corrigenda.engines.activation import host_activation
-from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.engines.ordinary_text import ordinary_rows
 from corrigenda.facts import Fact
@@ -312,7 +312,7 @@ class _Work:
         return {
             "status": statuses,
             "notices": notices,
-            **pipeline.rounded(
+            **edit_notes.round_series(
                 {
                     "scores": scores,
                     "irrelevant_scores": [x for one in self.trainings for x in one.irrelevant],
@@ -320,7 +320,7 @@ class _Work:
                     "thresholds": thresholds,
                 }
             ),
-            "traces": [pipeline.rounded({"": one.totals})[""] for one in self.trainings],
+            "traces": [edit_notes.round_values(one.totals) for one in self.trainings],
             "stop": [one.stop for one in self.trainings],
             "memories": len(memories),
             "edits": self.past.edits,
