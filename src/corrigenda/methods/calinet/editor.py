@@ -14,11 +14,11 @@ from torch.nn.functional import cross_entropy
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines import edit_notes
-from corrigenda.engines.activation import host_activation
 from corrigenda.engines.gradients import LabelledRow, predict
 from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
+from corrigenda.lm.activation import activation_of
 from corrigenda.lm.kv_cache import batches
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
@@ -216,7 +216,7 @@ class Calinet(Editor):
             "prompts": len(rows),
             "recall": recall[0],
             "recall_held_out": recall[1],
-            "activation": type(host_activation(lm)).__name__,
+            "activation": type(activation_of(lm)).__name__,
             "layers": list(trained.slots),
         }
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers.optimization import Adafactor
 
-from corrigenda.engines.activation import host_activation
 from corrigenda.engines.gradients import LabelledRow, by_length
 from corrigenda.errors import NonFinite
+from corrigenda.lm.activation import activation_of
 from corrigenda.lm.hooks import Copies, Term
 from corrigenda.lm.kv_cache import batches, pad_id, widened
 from corrigenda.lm.model import LanguageModel
@@ -104,7 +104,7 @@ def beside(lm: LanguageModel, slots: Mapping[int, Slots]) -> AbstractContextMana
         BadConfig (CG502): the model's configuration names no activation function.
         UnknownSite (CG303): no such block, or one of experts.
     """
-    activation = host_activation(lm)
+    activation = activation_of(lm)
     terms = {Site(layer): _term(own, activation) for layer, own in slots.items()}
     return lm.add(terms, inputs={Site(layer): key(Site(layer, "mlp.up")) for layer in slots})
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines import edit_notes
-from corrigenda.engines.activation import host_activation
-from corrigenda.engines.ordinary_text import ordinary_rows, tapped
+from corrigenda.engines.ordinary_text import draw_rows, tap_tokens
 from corrigenda.facts import Fact
+from corrigenda.lm.activation import activation_of
 from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, head_bytes
 from corrigenda.lm.hooks import Copies, Term
 from corrigenda.lm.kv_cache import pad_id
@@ -185,7 +185,7 @@ class TPatcher(Editor):
         """
         (site,) = self.sites(lm)
         wanted = self.memory_size + self.validation_size
-        rows = ordinary_rows(
+        rows = draw_rows(
             lm,
             text_only(corpus, where=self.name),
             count=-(-wanted // _QUERIES_OF_TEXT),
@@ -193,7 +193,7 @@ class TPatcher(Editor):
             seed=self.seed,
             progress=progress,
         )
-        queries = torch.cat(tapped(lm, rows, _queries(site))).cpu()
+        queries = torch.cat(tap_tokens(lm, rows, _queries(site))).cpu()
         generator = torch.Generator().manual_seed(self.seed)
         queries = queries[torch.randperm(len(queries), generator=generator)[:wanted]]
         split = max(1, len(queries) * self.memory_size // wanted)
@@ -253,7 +253,7 @@ class TPatcher(Editor):
         tokens = Tokens.pad([encoded.ids], pad_id(lm)).to(lm.device)
         starts = torch.tensor([encoded.prompt_last])
         tail = Tail.build(lm, tokens, site.layer, starts, role="value")
-        (queries,) = tapped(lm, [encoded.ids], _queries(site))
+        (queries,) = tap_tokens(lm, [encoded.ids], _queries(site))
         reads = torch.tensor(list(encoded.reads), device=lm.device)
         labels = torch.tensor(encoded.target_ids, device=lm.device)
         own = queries[reads]
@@ -351,7 +351,7 @@ def _queries(site: Site) -> Point:
 
 
 def _activation(lm: LanguageModel, name: str) -> Callable[[Tensor], Tensor]:
-    return torch.relu if name == "relu" else host_activation(lm)
+    return torch.relu if name == "relu" else activation_of(lm)
 
 
 def _behind(one: Example, earlier: Sequence[Trained], act: Callable[[Tensor], Tensor]) -> Example:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
-from corrigenda.engines.activation import host_activation
+from corrigenda.lm.activation import activation_of
 from corrigenda.lm.hooks import Copies, scatter_rows
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
@@ -95,7 +95,7 @@ class _Router:
         self._routing = config["routing"]
         longest = config["longest_mean"]
         self._longest = None if longest is None else int(str(longest))
-        self._act = host_activation(lm) if config["score"] == "activated" else None
+        self._act = activation_of(lm) if config["score"] == "activated" else None
         self._thresholds = torch.tensor([one.score for one in memories], dtype=torch.float64)
         self._deltas = Copies([one.delta for one in memories])
 
