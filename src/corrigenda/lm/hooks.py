@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
 from corrigenda.errors import UnknownSite
-from corrigenda.lm.sites import Point, Site
+from corrigenda.lm.sites import Point, Site, key, value
 from corrigenda.lm.storage import Place, Storage
 
 if TYPE_CHECKING:
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 TensorMap = Callable[[Float[Tensor, "batch pos d"]], Float[Tensor, "batch pos d"]]
 """Gets a tensor of the pass; what it returns takes its place (the same object: nothing changes)."""
+
+Term = Callable[
+    [Float[Tensor, "batch pos d_in"], Float[Tensor, "batch pos d_out"]],
+    Float[Tensor, "batch pos d_out"] | None,
+]
+"""From the input and the output of a weight, what is added to the output; None adds nothing."""
 
 _HIDDEN = "hidden_states"
 
@@ -322,3 +328,92 @@ def _hook_output(stack: ExitStack, module: nn.Module, transform: TensorMap) -> N
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     stack.callback(module.register_forward_hook(hook).remove)
+
+
+def additions(
+    terms: Mapping[Site, Term], inputs: Mapping[Site, Point] | None = None
+) -> dict[Point, TensorMap]:
+    """Return transforms that remember a weight's input and add a term to its output.
+
+    A term gets the input on the device of the output and at least in float32. The sum is taken in
+    the wider dtype of output and term, and rounded to that of the output.
+
+    Args:
+        terms: By site.
+        inputs: Points that terms read in place of the input of their own weight.
+    """
+    transforms: dict[Point, TensorMap] = {}
+    for site, term in terms.items():
+        remembered: list[Tensor] = []
+        read = (inputs or {}).get(site, key(site))
+        assert read not in transforms, "each term reads a point of its own"
+        transforms |= {read: _remember(remembered), value(site): _add(remembered, term)}
+    return transforms
+
+
+def _remember(remembered: list[Tensor]) -> TensorMap:
+    def remember(tensor: Tensor) -> Tensor:
+        remembered[:] = [tensor]
+        return tensor
+
+    return remember
+
+
+def _add(remembered: list[Tensor], term: Term) -> TensorMap:
+    def add(output: Tensor) -> Tensor:
+        x = remembered.pop()
+        wide = torch.promote_types(output.dtype, torch.float32)
+        added = term(x.to(output.device, wide), output)
+        return output if added is None else (output + added).to(output.dtype)
+
+    return add
+
+
+class Copies:
+    """Tensors of a term, copied once to each device and dtype at which they are needed.
+
+    Tensors that are being trained are moved anew each time, so that gradients reach them.
+
+    Example:
+        >>> (half,) = Copies([torch.ones(2)]).like(torch.zeros(1, dtype=torch.bfloat16))
+        >>> half.dtype
+        torch.bfloat16
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        """Args: tensors: Those that are copied; integers keep their dtype."""
+        self._tensors = tuple(tensors)
+        self._trained = any(one.requires_grad for one in tensors)
+        self._copies: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
+
+    def like(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors on the device and in the dtype of `x`."""
+        place = x.device, x.dtype
+        if self._trained:
+            return self._move(*place)
+        if place not in self._copies:
+            # A copy outlives the pass that needs it first.
+            with torch.inference_mode(False):
+                self._copies[place] = self._move(*place)
+        return self._copies[place]
+
+    def _move(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return tuple(
+            one.to(device, dtype if one.is_floating_point() else one.dtype) for one in self._tensors
+        )
+
+
+def scatter_rows(
+    term: Float[Tensor, " *some"], rows: Int[Tensor, " rows"], size: int, dim: int = 0
+) -> Float[Tensor, " *all"]:
+    """Return a term that is added at some rows only; to the others it adds -0.0, which is exact.
+
+    Unlike 0.0, -0.0 leaves every number as it is, to the sign of zero.
+
+    Example:
+        >>> scatter_rows(torch.ones(1, 2), torch.tensor([1]), 2).tolist()
+        [[-0.0, -0.0], [1.0, 1.0]]
+    """
+    shape = list(term.shape)
+    shape[dim] = size
+    return term.new_full(shape, -0.0).index_copy(dim, rows.to(term.device), term)

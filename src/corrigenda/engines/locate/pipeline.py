@@ -329,23 +329,6 @@ def norm_gain(
     return after / torch.where(before == 0, torch.ones_like(before), before)
 
 
-def summarise(
-    facts: Sequence[Fact], statuses: Sequence[str], warnings: Sequence[str]
-) -> dict[str, object]:
-    """Notes common to all methods: the status of each fact, and notices in words."""
-    failed = [
-        f"{fact.label}: {status}; the target stayed unlikely in the search."
-        for fact, status in zip(facts, statuses, strict=True)
-        if status != "written"
-    ]
-    return {"status": list(statuses), "notices": [*warnings, *failed]}
-
-
-def rounded(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    """Six significant digits, for headers that people read."""
-    return {name: [float(f"{value:.6g}") for value in row] for name, row in values.items()}
-
-
 def _texts(state: State, name: str) -> tuple[str, ...]:
     found = state.meta.get(name)
     return tuple(map(str, found)) if isinstance(found, list) else ()

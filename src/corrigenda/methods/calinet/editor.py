@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines.activation import host_activation
+from corrigenda.engines import edit_notes
 from corrigenda.engines.gradients import LabelledRow, predict
-from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.facts import Fact
+from corrigenda.lm.activation import activation_of
 from corrigenda.lm.kv_cache import batches
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, require_layers
@@ -203,14 +203,14 @@ class Calinet(Editor):
         statuses = ["written" if loss <= _EVEN_ODDS else "not converged" for loss in after]
         series = {"initial_losses": before, "final_losses": after, "losses": trained.losses}
         return {
-            **pipeline.summarise(facts, statuses, ()),
-            **pipeline.rounded(series),
+            **edit_notes.summarise(facts, statuses, ()),
+            **edit_notes.round_series(series),
             "steps": trained.steps,
             "stop": trained.stop,
             "prompts": len(rows),
             "recall": recall[0],
             "recall_held_out": recall[1],
-            "activation": type(host_activation(lm)).__name__,
+            "activation": type(activation_of(lm)).__name__,
             "layers": list(trained.slots),
         }
 

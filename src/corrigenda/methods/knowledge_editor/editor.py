@@ -12,7 +12,7 @@ from torch import nn
 
 from corrigenda.engines.gradients import LabelledRow
 from corrigenda.engines.hypernetwork import Course, HypernetworkEditor, Layers, Made
-from corrigenda.engines.weight_shift import OwnAnswers, paraphrase_of, said, smallest
+from corrigenda.engines.weight_shift import OwnAnswers, is_argmax, paraphrase_of, smaller_form
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
@@ -161,7 +161,7 @@ class KnowledgeEditor(HypernetworkEditor):
             for own in self._changes(lm, batch, gates, rounds):
                 for site, change in own.items():
                     sums[site] = sums[site] + change if site in sums else change
-        changes = {site: smallest(one.left, one.right) for site, one in sums.items()}
+        changes = {site: smaller_form(one.left, one.right) for site, one in sums.items()}
         return Made(changes, {"rounds": rounds, "conditions": texts})
 
     def _changes(
@@ -179,7 +179,7 @@ class KnowledgeEditor(HypernetworkEditor):
             rounds[row.fact] = 1
             while rounds[row.fact] < self.rounds:
                 with WeightPatch(own, Header(method=self.name)).apply(lm, mode="runtime"):
-                    if said(lm, [row])[0]:
+                    if is_argmax(lm, [row])[0]:
                         break
                     again = seen(lm, [row], tuple(gates))[0]
                 own = {

@@ -19,11 +19,11 @@ from corrigenda.engines.weight_shift import (
     OwnAnswers,
     divergences,
     gradients,
+    is_argmax,
     label_losses,
     log_probabilities,
-    said,
     shift_dtype,
-    shifted,
+    shift_weights,
 )
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
@@ -167,7 +167,7 @@ class Lesson:
         asked = _weighted([[pair[edit] for pair in rows] for edit in range(len(questions))])
         for batch in self._batches(asked):
             rows_now, edits, weights = _columns(batch, self.lm.device)
-            with shifted(self.lm, shifts, edits):
+            with shift_weights(self.lm, shifts, edits):
                 losses = label_losses(self.lm, rows_now, smoothing=smoothing)
             yield (losses * weights.to(losses)).sum()
 
@@ -179,7 +179,7 @@ class Lesson:
             rows, edits, weights = _columns(batch, self.lm.device)
             with torch.no_grad():
                 before = log_probabilities(self.lm, rows)
-            with shifted(self.lm, shifts, edits):
+            with shift_weights(self.lm, shifts, edits):
                 found = divergences(self.lm, rows, before)
             yield (found * weights.to(found)).sum()
 
@@ -229,8 +229,8 @@ class Lesson:
         found: list[bool] = []
         for batch in self._batches(asked):
             rows, edits, _ = _columns(batch, self.lm.device)
-            with shifted(self.lm, shifts, edits):
-                found += said(self.lm, rows)
+            with shift_weights(self.lm, shifts, edits):
+                found += is_argmax(self.lm, rows)
         return found
 
     def _batches(self, asked: Sequence[Asked]) -> list[list[Asked]]:

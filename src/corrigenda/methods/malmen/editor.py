@@ -29,12 +29,12 @@ from corrigenda.engines.weight_shift import (
     OwnAnswers,
     divergences,
     gradients,
+    is_argmax,
     label_losses,
     log_probabilities,
     paraphrase_of,
-    said,
     shift_dtype,
-    shifted,
+    shift_weights,
 )
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
@@ -243,14 +243,14 @@ class Lesson:
 
         losses: list[float] = []
         for batch in by_length(labelled_rows(lm, [one.reworded for one in questions]), size):
-            with shifted(lm, shifts):
+            with shift_weights(lm, shifts):
                 found = label_losses(lm, batch)
             add(found.mean())
             losses += found.tolist()
         for batch in by_length(self.own.rows([one.kept for one in questions]), size):
             with torch.no_grad():
                 before = log_probabilities(lm, batch)
-            with shifted(lm, shifts):
+            with shift_weights(lm, shifts):
                 found = divergences(lm, batch, before)
             add(self.editor.locality_weight * found.mean())
         return sum(losses) / len(losses), total
@@ -276,15 +276,15 @@ class Lesson:
         }
         losses, drift, took, carried = [], [], [], []
         for batch in by_length(labelled_rows(lm, [one.fact for one in questions]), size):
-            with shifted(lm, shifts):
-                took += said(lm, batch)
+            with shift_weights(lm, shifts):
+                took += is_argmax(lm, batch)
         for batch in by_length(labelled_rows(lm, [one.reworded for one in questions]), size):
-            with shifted(lm, shifts):
+            with shift_weights(lm, shifts):
                 losses += label_losses(lm, batch).tolist()
-                carried += said(lm, batch)
+                carried += is_argmax(lm, batch)
         for batch in by_length(self.own.rows([one.kept for one in questions]), size):
             before = log_probabilities(lm, batch)
-            with shifted(lm, shifts):
+            with shift_weights(lm, shifts):
                 drift += divergences(lm, batch, before).tolist()
         loss, divergence = sum(losses) / len(losses), sum(drift) / len(drift)
         return {

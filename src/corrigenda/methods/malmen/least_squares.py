@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.engines.weight_shift import smallest
+from corrigenda.engines.weight_shift import smaller_form
 from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.patch import Dense
@@ -77,7 +77,7 @@ class Merged:
 
     def change(self) -> LowRank | Dense:
         """S^T in its smallest exact form; its rank is at most the number of tokens."""
-        return smallest(self.solution.T, self.keys.T) if self.dual else Dense(self.solution.T)
+        return smaller_form(self.solution.T, self.keys.T) if self.dual else Dense(self.solution.T)
 
     def returned(self, gradient: Float[Tensor, "d_out d_in"]) -> Returned:
         """Take the gradient with respect to the change back to values and damping.

@@ -12,7 +12,7 @@ from torch import nn
 
 from corrigenda.engines.gradients import LabelledRow, by_length
 from corrigenda.engines.hypernetwork import Course, HypernetworkEditor, Layers, Made
-from corrigenda.engines.weight_shift import OwnAnswers, smallest
+from corrigenda.engines.weight_shift import OwnAnswers, smaller_form
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, resolve_sites
@@ -116,7 +116,7 @@ class Mend(HypernetworkEditor):
             for site, one in networks(factors).items():
                 found.setdefault(site, []).append(one)
         changes = {
-            site: smallest(
+            site: smaller_form(
                 torch.cat([one.outputs for one in parts]).T.cpu(),
                 torch.cat([one.inputs for one in parts]).T.cpu(),
             )

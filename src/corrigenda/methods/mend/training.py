@@ -21,11 +21,10 @@ from corrigenda.engines.weight_shift import (
     OwnAnswers,
     gradients,
     log_probabilities,
-    moving,
     paraphrase_of,
 )
 from corrigenda.facts import Fact
-from corrigenda.lm.hooks import TensorMap
+from corrigenda.lm.hooks import Term
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.methods.mend.network import Factors, Networks
@@ -236,16 +235,16 @@ def edited(
         owners: The edit each row of the pass sees.
     """
 
-    def add(edit: Factors) -> TensorMap:
+    def term_of(edit: Factors) -> Term:
         own = (owners[:, None] == edit.owners[None, :])[:, None, :]
 
-        def moved(read: Tensor) -> Tensor:
+        def term(read: Tensor, _: Tensor) -> Tensor:
             along = read.to(edit.inputs.dtype) @ edit.inputs.T
             return (along * own.to(along)) @ edit.outputs
 
-        return moved
+        return term
 
-    return moving(lm, {site: add(edit) for site, edit in edits.items()})
+    return lm.add({site: term_of(edit) for site, edit in edits.items()})
 
 
 def _owners(tasks: Sequence[Task]) -> list[int]:

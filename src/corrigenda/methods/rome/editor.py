@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from corrigenda.editor import Constraint, Edit, Requires, Supports
+from corrigenda.engines.edit_notes import round_series, summarise
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Style
 from corrigenda.engines.locate.pipeline import SMALL_AGREEMENT, LocateThenEdit, Plan
@@ -191,9 +192,9 @@ class Rome(LocateThenEdit):
                 f"{because}."
             )
         return {
-            **pipeline.summarise([fact], [written.trace.status], warnings),
+            **summarise([fact], [written.trace.status], warnings),
             "search": [written.trace.to_dict()],
-            "key_agreement": pipeline.rounded({str(plan.sites[0]): [written.agreement]}),
+            "key_agreement": round_series({str(plan.sites[0]): [written.agreement]}),
             "layers": [site.layer for site in plan.sites],
         }
 

@@ -15,7 +15,7 @@ from pydantic import Field, JsonValue
 from torch import Tensor
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines.patch_cache import Kept, partners
+from corrigenda.engines.patch_cache import PatchCache, active_group
 from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
 from corrigenda.lm.interception import RewrittenPrompt
@@ -68,10 +68,10 @@ class SeracPatch(ModulePatch):
 
         Any other prompt is asked of the model as it stands.
         """
-        together = partners(self, lm)
+        together = active_group(self, lm)
         if together[0] is not self:
             return [RewrittenPrompt(prompt) for prompt in prompts]
-        facts, codes = _CACHES.of(together)
+        facts, codes = _CACHES.get(together)
         config = self.header.config
         head = ScopeHead.of(_under(self.stored, _PATCH_HEAD))
         found = codes.route(head(self._embed(lm, prompts)))
@@ -102,7 +102,7 @@ def _cache(patches: Sequence[ModulePatch]) -> tuple[list[Fact], Codes]:
     return list(facts), Codes(torch.stack(codes))
 
 
-_CACHES = Kept(_cache)
+_CACHES = PatchCache(_cache)
 
 
 class SERAC(Editor):

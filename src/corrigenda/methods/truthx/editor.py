@@ -15,8 +15,8 @@ from pydantic import Field, JsonValue
 from torch import Tensor, nn
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
+from corrigenda.engines import edit_notes
 from corrigenda.engines.gradients import labelled_rows, predict
-from corrigenda.engines.locate import pipeline
 from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
 from corrigenda.lm.hooks import TensorMap
@@ -292,7 +292,7 @@ class TruthX(Editor):
             "notices": [
                 "this method writes no fact: it moves all answers towards what it learned as truth."
             ],
-            **pipeline.rounded({**series, "margin_gains": margins}),
+            **edit_notes.round_series({**series, "margin_gains": margins}),
         }
 
 

@@ -14,11 +14,11 @@ import torch
 from pydantic import Field, JsonValue
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines.activation import host_activation
-from corrigenda.engines.locate import pipeline
+from corrigenda.engines import edit_notes
 from corrigenda.engines.locate.contexts import Contexts
-from corrigenda.engines.ordinary_text import ordinary_rows
+from corrigenda.engines.ordinary_text import draw_rows
 from corrigenda.facts import Fact
+from corrigenda.lm.activation import activation_of
 from corrigenda.lm.decoding import sample
 from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, graph_bytes, head_bytes
 from corrigenda.lm.model import LanguageModel
@@ -165,7 +165,7 @@ class Wise(Editor):
         Raises:
             EmptyCorpus (CG602): the text holds no tokens.
         """
-        rows = ordinary_rows(
+        rows = draw_rows(
             lm,
             text_only(corpus, where=self.name),
             count=self.irrelevant_texts,
@@ -235,7 +235,7 @@ class _Work:
 
     def __init__(self, editor: Wise, lm: LanguageModel, site: Site, state: State) -> None:
         self.editor, self.lm, self.site = editor, lm, site
-        self.act = host_activation(lm) if editor.score == "activated" else None
+        self.act = activation_of(lm) if editor.score == "activated" else None
         self.texts: list[list[int]] = json.loads(json.dumps(state.meta[f"{_PREFIX}irrelevant"]))
         written = str(state.meta[f"{_PREFIX}contexts"])
         self.contexts = editor.contexts or Contexts.from_json(written)
@@ -312,7 +312,7 @@ class _Work:
         return {
             "status": statuses,
             "notices": notices,
-            **pipeline.rounded(
+            **edit_notes.round_series(
                 {
                     "scores": scores,
                     "irrelevant_scores": [x for one in self.trainings for x in one.irrelevant],
@@ -320,7 +320,7 @@ class _Work:
                     "thresholds": thresholds,
                 }
             ),
-            "traces": [pipeline.rounded({"": one.totals})[""] for one in self.trainings],
+            "traces": [edit_notes.round_values(one.totals) for one in self.trainings],
             "stop": [one.stop for one in self.trainings],
             "memories": len(memories),
             "edits": self.past.edits,
