@@ -13,7 +13,6 @@ from pydantic import Field
 from torch import Tensor
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines import edit_notes
 from corrigenda.engines.activation import host_activation
 from corrigenda.engines.ordinary_text import ordinary_rows, tapped
 from corrigenda.facts import Fact
@@ -33,6 +32,7 @@ from corrigenda.methods.t_patcher.neurons import (
     wrong_tokens,
 )
 from corrigenda.patch import header_for
+from corrigenda.patch import notes as edit_notes
 from corrigenda.patch.module import ModulePatch
 from corrigenda.progress import Progress
 from corrigenda.state import State

@@ -14,7 +14,6 @@ import torch
 from pydantic import Field, JsonValue
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines import edit_notes
 from corrigenda.engines.activation import host_activation
 from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.engines.ordinary_text import ordinary_rows
@@ -43,6 +42,7 @@ from corrigenda.methods.wise.training import (
     train,
 )
 from corrigenda.patch import header_for
+from corrigenda.patch import notes as edit_notes
 from corrigenda.progress import Progress
 from corrigenda.state import State
 from corrigenda.training.dataset import TrainingSet, text_only
