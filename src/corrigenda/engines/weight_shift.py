@@ -41,10 +41,10 @@ def shift_weights(
     """Run the model as if shifts were added to its weights, until left; gradients reach the shifts.
 
     Args:
-        lm: The model, with whatever patches are active.
+        lm: The model, with the patches that are active.
         shifts: What is added, in the dtype its products are taken in.
-        edits: Which edit each row of the pass sees, where there is a shift for each edit; else all
-            rows see the one shift there is.
+        edits: Number of the edit that applies to each row of the pass, where there is a shift for
+            each edit; else the one shift applies to all rows.
     """
 
     def term_of(shift: Tensor) -> Term:
@@ -113,7 +113,7 @@ def divergences(
     return kl_div(now, before.to(now), reduction="none", log_target=True).sum(1)
 
 
-def paraphrase_of(fact: Fact, chance: random.Random) -> Fact:
+def draw_paraphrase(fact: Fact, chance: random.Random) -> Fact:
     """Return the fact with one of its paraphrases as prompt, or itself where it has none."""
     prompt = chance.choice(fact.paraphrases) if fact.paraphrases else fact.prompt
     return replace(fact, prompt=prompt, subject=None, subject_start=None)

@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import Tensor
 
 from corrigenda.editor import Edit
-from corrigenda.engines.edit_notes import round_series, summarise
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Style
 from corrigenda.engines.locate.pipeline import SMALL_AGREEMENT, LocateThenEdit, Plan
@@ -24,6 +23,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, key
 from corrigenda.lm.sites import state as residual_stream
 from corrigenda.patch import Header, WeightPatch
+from corrigenda.patch.notes import round_series, summarise
 from corrigenda.state import State
 
 

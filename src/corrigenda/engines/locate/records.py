@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.engines.edit_notes import EVEN_ODDS, EditStatus
+from corrigenda.patch.notes import EVEN_ODDS, EditStatus
 
 Role = Literal["state", "value", "components"]
 """Where a delta enters: at the output of a block, at that of its down projection, or two deltas at

@@ -9,7 +9,6 @@ from typing import ClassVar
 from pydantic import Field
 
 from corrigenda.editor import Edit, Editor, Supports
-from corrigenda.engines.edit_notes import round_series, round_values, summarise
 from corrigenda.errors import BadConfig, PromptTooLong
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
@@ -25,6 +24,7 @@ from corrigenda.methods.finetune.training import (
 )
 from corrigenda.patch import WeightPatch, header_for
 from corrigenda.patch.changes import compact
+from corrigenda.patch.notes import round_series, round_values, summarise
 from corrigenda.settings import select
 from corrigenda.state import State
 

@@ -19,13 +19,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from corrigenda.engines.edit_notes import EVEN_ODDS, EditStatus
 from corrigenda.errors import NonFinite
 from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, graph_bytes, head_bytes
 from corrigenda.lm.kv_cache import batches, pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, key
 from corrigenda.lm.tail import Tail, memory_budget
+from corrigenda.patch.notes import EVEN_ODDS, EditStatus
 
 Objective = Literal["last-token", "teacher-forced"]
 

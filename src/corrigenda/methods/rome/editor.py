@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import Tensor
 
 from corrigenda.editor import Constraint, Edit, Requires, Supports
-from corrigenda.engines.edit_notes import round_series, summarise
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Style
 from corrigenda.engines.locate.pipeline import SMALL_AGREEMENT, LocateThenEdit, Plan
@@ -24,6 +23,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, key
 from corrigenda.patch import WeightPatch
 from corrigenda.patch.changes import Change, norm
+from corrigenda.patch.notes import round_series, summarise
 from corrigenda.state import State
 
 Variant = Literal["r-rome", "rome", "p-rome", "denominator"]

@@ -13,7 +13,6 @@ from pydantic import Field
 from torch import Tensor
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines.edit_notes import EVEN_ODDS, round_series
 from corrigenda.engines.gradients import (
     LabelledRow,
     Samples,
@@ -29,6 +28,7 @@ from corrigenda.linalg.solve import ridge
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, resolve_sites
 from corrigenda.patch import Header, WeightPatch, header_for
+from corrigenda.patch.notes import EVEN_ODDS, round_series
 from corrigenda.progress import Progress
 from corrigenda.state import State
 from corrigenda.statistics.corpus import as_corpus, documents, own_text
