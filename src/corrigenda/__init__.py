@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         export,
         fit,
         load,
-        revert,
+        restore_merged,
         transform,
     )
     from corrigenda.catalogue import list_methods, list_models
@@ -60,7 +60,7 @@ _HOMES = {
     "load_patch": "corrigenda.patch",
     "perplexity_ratio": "corrigenda.run.health",
     "read_facts": "corrigenda.facts",
-    "revert": "corrigenda.api",
+    "restore_merged": "corrigenda.api",
     "transform": "corrigenda.api",
 }
 
@@ -83,7 +83,7 @@ __all__ = [
     "load_patch",
     "perplexity_ratio",
     "read_facts",
-    "revert",
+    "restore_merged",
     "transform",
 ]
 

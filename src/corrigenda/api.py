@@ -1,4 +1,4 @@
-"""Load a model, edit facts, ask, fit, export, revert: the few functions most users need."""
+"""Load a model, edit facts, ask, fit, export, restore: the few functions most users need."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ def export(
         lm: The model it was made on, without it.
         folder: Where to write.
         to: `peft` or `merged`. A merged folder also keeps the patch and the original tensors, for
-            `revert`.
+            `restore_merged`.
         force: Use the patch on a model other than the one it was made on.
 
     Raises:
@@ -323,7 +323,7 @@ def export(
             export_peft(patch, lm, folder)
 
 
-def revert(folder: str | Path, out: str | Path) -> Restored:
+def restore_merged(folder: str | Path, out: str | Path) -> Restored:
     """Write the original of a model exported as `merged`; see `corrigenda.exports.restore`."""
     return restore(folder, out)
 

@@ -152,7 +152,7 @@ def _undo(model: str, fact: Fact, saved: Path | None, *, ships: bool) -> str:
     ship = shlex.join(["corrigenda", "export", str(saved), model])
     return (
         f"{kept}\n"
-        f"  to ship: {ship} --to merged -o FOLDER (taken back by `corrigenda revert FOLDER`)"
+        f"  to ship: {ship} --to merged -o FOLDER (taken back by `corrigenda restore FOLDER`)"
     )
 
 

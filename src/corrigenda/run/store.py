@@ -197,7 +197,7 @@ def find(run: str | Path, folder: str | Path = FOLDER) -> Path:
     raise MissingData(
         f'{"several runs begin with" if several else "no run"} "{run}"{several}.',
         where=str(folder),
-        hint=did_you_mean(str(run), known) if known else "Start one with `corrigenda bench`.",
+        hint=did_you_mean(str(run), known) if known else "Start one with `corrigenda evaluate`.",
     )
 
 
