@@ -304,7 +304,7 @@ class Recipe(Shared):
     Attributes:
         title: What tables are headed with.
         about: What it shows.
-        methods: The methods, by name or as tables.
+        methods: The methods, by name or as tables; "all" is every method there is.
     """
 
     title: str = ""
@@ -367,8 +367,10 @@ def _refusal(kind: type[BaseModel], error: ValidationError) -> BadConfig:
 
 
 def _editors(value: object) -> Iterator[object]:
+    if value == "all":
+        value = METHODS.names()
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ValueError("expected a list of methods")
+        raise ValueError('expected a list of methods, or "all"')
     for one in value:
         yield {"name": one} if isinstance(one, str) else one
 
