@@ -80,7 +80,7 @@ class _Region:
 
     site: Site
     pristine: Float[Tensor, "d_out d_in"]
-    sites: set[Site] = field(default_factory=set)
+    sites: set[Site] = field(default_factory=set[Site])
 
 
 class Ledger(Sequence[Patch]):

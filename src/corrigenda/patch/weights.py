@@ -46,7 +46,7 @@ class WeightPatch:
     header: Header
 
     def __post_init__(self) -> None:
-        kept = {}
+        kept: dict[Site, Change] = {}
         for site in sorted(self.changes, key=_order):
             change = change_algebra.owned(self.changes[site])
             tensors = change_algebra.tensors_of(change).values()

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -212,7 +212,7 @@ class Intervals(Table):
 
 
 def _several(value: object) -> object:
-    return [value] if isinstance(value, Mapping | DataSpec) else value
+    return [cast("object", value)] if isinstance(value, Mapping | DataSpec) else value
 
 
 Benchmarks = Annotated[tuple[DataSpec, ...], BeforeValidator(_several), Field(min_length=1)]
@@ -371,7 +371,7 @@ def _editors(value: object) -> Iterator[object]:
         value = METHODS.names()
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError('expected a list of methods, or "all"')
-    for one in value:
+    for one in cast("Sequence[object]", value):
         yield {"name": one} if isinstance(one, str) else one
 
 
