@@ -15,7 +15,7 @@ from corrigenda.errors import BadConfig, did_you_mean
 
 if TYPE_CHECKING:
     from corrigenda.analysis.causal_trace import CausalTrace, Kind
-    from corrigenda.reports.heatmap import Heatmap
+    from corrigenda.analysis.heatmap import Heatmap
 
 
 def trace(
@@ -76,7 +76,7 @@ def trace(
 ) -> None:
     """Show where restoring a hidden state restores a fact (causal tracing)."""
     if figure is not None:
-        from corrigenda.reports.heatmap import check_figure
+        from corrigenda.analysis.heatmap import check_figure
 
         options.check_folder(figure)
         check_figure(figure)
@@ -85,7 +85,7 @@ def trace(
     from corrigenda.analysis.causal_trace import CAVEAT, Kind, causal_trace
 
     if subject is None:
-        from corrigenda.api import subject_of
+        from corrigenda.engines.pocket_world import subject_of
 
         subject = subject_of(lm, prompt)
     result = causal_trace(
@@ -102,7 +102,7 @@ def trace(
     )
     maps = _draw_maps(result)
     if figure is not None:
-        from corrigenda.reports.heatmap import save_heatmaps
+        from corrigenda.analysis.heatmap import save_heatmaps
 
         save_heatmaps(maps, figure, note=CAVEAT)
 
@@ -140,7 +140,7 @@ def _parse_kinds(text: str) -> list[Kind]:
 
 def _draw_maps(result: CausalTrace) -> list[Heatmap]:
     from corrigenda.analysis.causal_trace import Kind
-    from corrigenda.reports.heatmap import Heatmap
+    from corrigenda.analysis.heatmap import Heatmap
 
     titles = {
         Kind.STATE: "state after the block restored",
@@ -161,7 +161,7 @@ def _draw_maps(result: CausalTrace) -> list[Heatmap]:
 def _draw_curves(result: CausalTrace) -> Heatmap:
     """Draw the effects at the subject's last token: with no path severed, then with each."""
     from corrigenda.analysis.causal_trace import Kind
-    from corrigenda.reports.heatmap import Heatmap
+    from corrigenda.analysis.heatmap import Heatmap
 
     last = result.subject_tokens[-1]
     rows, values = [], []
