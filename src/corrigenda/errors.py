@@ -125,6 +125,12 @@ class LostPrompts(CorrigendaError):
     code = "CG306"
 
 
+class NotAModel(CorrigendaError):
+    """Something else was given where a wrapped model, or a model to wrap, is needed."""
+
+    code = "CG307"
+
+
 class WrongBase(CorrigendaError):
     """The patch was made on another model."""
 

@@ -1,7 +1,8 @@
-"""Frozen, validated settings: what editors, transforms and benchmarks have in common."""
+"""Frozen, validated settings: the base class of editors, transforms and benchmarks."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import ClassVar, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from corrigenda.errors import BadConfig, did_you_mean
 
 Group = TypeVar("Group", bound=NamedTuple)
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class Settings(BaseModel):
@@ -46,7 +48,7 @@ def select(group: type[Group], options: object) -> Group:
 
 
 def bad_config(kind: type[BaseModel], error: ValidationError, *, where: str) -> BadConfig:
-    """The error for options that do not fit a configuration, all problems in one message."""
+    """Return the error for options that a configuration cannot take, with all problems."""
     problems, hints = [], []
     for item in error.errors():
         option = ".".join(map(str, item["loc"])) or "options"
@@ -54,3 +56,19 @@ def bad_config(kind: type[BaseModel], error: ValidationError, *, where: str) -> 
         if item["type"] == "extra_forbidden":
             hints.append(did_you_mean(option, list(kind.model_fields)))
     return BadConfig("; ".join(problems) + ".", where=where, hint=" ".join(hints))
+
+
+def parse_choice(kind: type[Choice], value: str, *, where: str = "") -> Choice:
+    """Return the member of an enumeration for its text.
+
+    Raises:
+        BadConfig (CG502): no such member.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        raise BadConfig(
+            f'no {kind.__name__.lower()} "{value}".',
+            where=where,
+            hint=did_you_mean(str(value), [str(member) for member in kind]),
+        ) from None

@@ -68,7 +68,7 @@ def test_runs_are_found_by_the_beginning_of_their_ids(tmp_path: Path) -> None:
         store.load("ab", tmp_path)
     with pytest.raises(MissingData, match='no run "q"'):
         store.load("q", tmp_path)
-    with pytest.raises(MissingData, match="corrigenda bench"):
+    with pytest.raises(MissingData, match="corrigenda evaluate"):
         store.load("q", tmp_path / "nowhere")
 
 

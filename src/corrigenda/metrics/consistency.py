@@ -7,6 +7,9 @@ other subjects of which relation and new object are true as the expected spellin
 
 from __future__ import annotations
 
+# scikit-learn has no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
 import importlib.util
 import math
 from collections.abc import Sequence

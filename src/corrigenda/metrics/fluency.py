@@ -7,6 +7,9 @@ word of its own here.
 
 from __future__ import annotations
 
+# NLTK has no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
 import importlib.util
 import math
 import re

@@ -23,6 +23,9 @@ entities counts as one that was missed.
 
 from __future__ import annotations
 
+# rouge-score has no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
 import importlib.util
 import re
 from collections import Counter

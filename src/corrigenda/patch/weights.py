@@ -47,7 +47,7 @@ class WeightPatch(PatchValue):
     header: Header
 
     def __post_init__(self) -> None:
-        kept = {}
+        kept: dict[Site, Change] = {}
         for site in sorted(self.changes, key=_order):
             change = change_algebra.copy_to_cpu(self.changes[site])
             tensors = change_algebra.tensors_of(change).values()

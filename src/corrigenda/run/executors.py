@@ -6,6 +6,9 @@ or how often: rows are the same.
 
 from __future__ import annotations
 
+# Ray has no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 import importlib
 import importlib.util
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence

@@ -6,6 +6,9 @@ Edits that rewrite prompts or answer themselves are obeyed, see `corrigenda.lm.i
 
 from __future__ import annotations
 
+# Parts of torch and transformers have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

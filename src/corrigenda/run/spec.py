@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+# Validators are given whatever a table or a caller holds.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -27,6 +30,7 @@ from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.cases import Protocol, Surroundings
 from corrigenda.errors import BadConfig, did_you_mean
 from corrigenda.methods.registry import METHODS
+from corrigenda.settings import Settings
 
 if TYPE_CHECKING:
     from corrigenda.metrics.estimate import Bootstrap
@@ -211,11 +215,33 @@ class Intervals(Table):
         return Bootstrap(**self.model_dump())
 
 
-def _several(value: object) -> object:
-    return [value] if isinstance(value, Mapping | DataSpec) else value
+def _as_table(value: object) -> object:
+    """Return the table of a name, or of an editor or benchmark object; else the value itself.
+
+    An object sets every option, so that no preset changes it.
+    """
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Settings):
+        return {"name": value.name, "options": value.model_dump(mode="json")}
+    return value
 
 
-Benchmarks = Annotated[tuple[DataSpec, ...], BeforeValidator(_several), Field(min_length=1)]
+def _as_editor(value: object) -> object:
+    """Return the table of an editor; an object is labelled with the options it was given."""
+    table = _as_table(value)
+    if isinstance(value, Settings) and isinstance(table, dict):
+        given = [f"{name}={getattr(value, name)}" for name in sorted(value.model_fields_set)]
+        table["label"] = f"{value.name}({', '.join(given)})" if given else value.name
+    return table
+
+
+def _as_tables(value: object) -> object:
+    several = [value] if isinstance(value, str | Mapping | DataSpec | Settings) else value
+    return [*map(_as_table, several)] if isinstance(several, Iterable) else value
+
+
+Benchmarks = Annotated[tuple[DataSpec, ...], BeforeValidator(_as_tables), Field(min_length=1)]
 
 
 class Shared(Table):
@@ -275,9 +301,13 @@ class Shared(Table):
 
 
 class RunSpec(Shared):
-    """One run: a model, a method, cases, and how they are edited and asked."""
+    """One run: a model, a method, cases, and how they are edited and asked.
 
-    editor: EditorSpec
+    In Python, `editor` and `benchmark` are also objects or names:
+    `RunSpec(editor=cg.Rome(layer=5), benchmark="pocketedit")`.
+    """
+
+    editor: Annotated[EditorSpec, BeforeValidator(_as_editor)]
 
     def check(self) -> None:
         """Refuse unknown names.
@@ -304,7 +334,7 @@ class Recipe(Shared):
     Attributes:
         title: What tables are headed with.
         about: What it shows.
-        methods: The methods, by name or as tables.
+        methods: The methods, by name or as tables; "all" is every method there is.
     """
 
     title: str = ""
@@ -367,10 +397,11 @@ def _refusal(kind: type[BaseModel], error: ValidationError) -> BadConfig:
 
 
 def _editors(value: object) -> Iterator[object]:
+    if value == "all":
+        value = METHODS.names()
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ValueError("expected a list of methods")
-    for one in value:
-        yield {"name": one} if isinstance(one, str) else one
+        raise ValueError('expected a list of methods, or "all"')
+    yield from map(_as_editor, cast("Sequence[object]", value))
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:

@@ -66,7 +66,7 @@ class Manifest(BaseModel):
     cases: int = 0
     units: int = 0
     counts: dict[str, JsonValue] = Field(default_factory=dict)
-    files: list[dict[str, JsonValue]] = Field(default_factory=list)
+    files: list[dict[str, JsonValue]] = Field(default_factory=list[dict[str, JsonValue]])
     versions: dict[str, str] = Field(default_factory=dict)
     started: str = ""
     finished: str = ""
@@ -197,7 +197,7 @@ def find(run: str | Path, folder: str | Path = FOLDER) -> Path:
     raise MissingData(
         f'{"several runs begin with" if several else "no run"} "{run}"{several}.',
         where=str(folder),
-        hint=did_you_mean(str(run), known) if known else "Start one with `corrigenda bench`.",
+        hint=did_you_mean(str(run), known) if known else "Start one with `corrigenda evaluate`.",
     )
 
 

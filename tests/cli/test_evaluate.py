@@ -1,4 +1,4 @@
-"""`corrigenda bench`: a recipe becomes a table, once."""
+"""`corrigenda evaluate`: a recipe becomes a table, once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from corrigenda.cli.bench import _side_by_side
+from corrigenda.cli.evaluate import _split_columns
 from corrigenda.run import store
 from tests.support.tiny_on_disk import Run
 
@@ -39,7 +39,7 @@ def recipe(tmp_path: Path, model: Path) -> Path:
 
 def test_a_recipe_becomes_a_table_and_rows(run: Run, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
-    ran = run("bench", recipe, "--out", out)
+    ran = run("evaluate", recipe, "--out", out)
     assert ran.code == 1, "one of the methods fails"
     head, *lines = ran.out.splitlines()
     assert head.startswith("two methods")
@@ -51,7 +51,7 @@ def test_a_recipe_becomes_a_table_and_rows(run: Run, recipe: Path, tmp_path: Pat
     assert "CG303" in ran.err
     assert len(store.ids(out)) == 2
 
-    again = run("bench", recipe, "--out", out, "--json")
+    again = run("evaluate", recipe, "--out", out, "--json")
     assert again.code == 1
     assert again.json["title"] == "two methods"
     names = [one["label"] for one in again.json["runs"]]
@@ -65,21 +65,21 @@ def test_a_recipe_becomes_a_table_and_rows(run: Run, recipe: Path, tmp_path: Pat
 
 
 def test_a_limit_makes_another_run(run: Run, recipe: Path, tmp_path: Path) -> None:
-    ran = run("bench", recipe, "--out", tmp_path / "runs", "--limit", 1, "--json")
+    ran = run("evaluate", recipe, "--out", tmp_path / "runs", "--limit", 1, "--json")
     assert [one["cases"] for one in ran.json["runs"]] == [1, 1]
 
 
 def test_unknown_recipes_and_executors_are_told(run: Run, recipe: Path) -> None:
-    ran = run("bench", "pocket-quik")
+    ran = run("evaluate", "pocket-quik")
     assert ran.code == 2
     assert 'Did you mean "pocket-quick"' in ran.err
-    ran = run("bench", recipe, "--executor", "rey")
+    ran = run("evaluate", recipe, "--executor", "rey")
     assert ran.code == 2
     assert "CG502" in ran.err
 
 
-def test_columns_that_do_not_fit_stand_below() -> None:
-    assert _side_by_side([4, 4, 4], 18) == [[0, 1, 2]]
-    assert _side_by_side([4, 4, 4], 17) == [[0, 1], [2]]
-    assert _side_by_side([40, 4, 4], 12) == [[0], [1, 2]]
-    assert _side_by_side([], 12) == []
+def test_columns_that_do_not_fit_are_put_below() -> None:
+    assert _split_columns([4, 4, 4], 18) == [[0, 1, 2]]
+    assert _split_columns([4, 4, 4], 17) == [[0, 1], [2]]
+    assert _split_columns([40, 4, 4], 12) == [[0], [1, 2]]
+    assert _split_columns([], 12) == []

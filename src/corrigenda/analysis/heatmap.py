@@ -1,8 +1,9 @@
-"""Heat maps of tokens by blocks: drawn in the terminal, or saved as a figure."""
+"""Heat maps of tokens by blocks: drawn in the terminal or a notebook, or saved as a figure."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 _SHADES = " .:-=+*#%@"
 _LABEL_WIDTH = 24
 _FORMATS = (".png", ".pdf", ".svg")
+_PAGE_WIDTH = 120
+_HTML = '<pre style="font-family:monospace;line-height:1.2">{code}</pre>'
 
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A table of numbers to look at rather than read; a rich console draws it.
+    """Numbers by token and block, drawn as a map by a rich console.
 
     Attributes:
         title: One line above the map.
@@ -48,7 +51,7 @@ class Heatmap:
 
     @property
     def largest(self) -> float:
-        """The value with the darkest cell; 0 where nothing is above zero."""
+        """Return the value of the darkest cell; 0 where nothing is above zero."""
         return max((v for row in self.values for v in row if not math.isnan(v)), default=0.0)
 
     def __rich_console__(
@@ -56,17 +59,17 @@ class Heatmap:
     ) -> Iterator[Text | Segment]:
         """Draw the map: cells in hundredths where the console is wide enough, else shades."""
         num_columns = len(self.values[0]) if self.values else 0
-        width = min(_LABEL_WIDTH, max((cell_len(_shown(row)) for row in self.rows), default=0))
+        width = min(_LABEL_WIDTH, max((cell_len(_one_line(row)) for row in self.rows), default=0))
         cell = 4 if width + 3 + 4 * num_columns <= options.max_width else 1
         top = max(self.largest, 0.0)
         yield Text(self.title, style="bold")
         for number, (label, row) in enumerate(zip(self.rows, self.values, strict=True)):
             mark = "*" if number in self.marked else " "
             style = Style(bold=number in self.marked)
-            yield Segment(f"{set_cell_size(_shown(label), width)}{mark} ", style)
+            yield Segment(f"{set_cell_size(_one_line(label), width)}{mark} ", style)
             for value in row:
                 share = 0.0 if math.isnan(value) or top <= 0 else max(0.0, value / top)
-                yield Segment(_cell(value, share, cell), _background(share))
+                yield Segment(_write_cell(value, share, cell), _shade(share))
             yield Segment.line()
         numbers = "".join(
             f"{column:>{cell}}"
@@ -79,6 +82,54 @@ class Heatmap:
             yield Text(f"values: 100 x {self.unit}", style="dim")
         else:
             yield Text(f"darkest: {top:.3g} {self.unit}", style="dim")
+
+
+@dataclass(frozen=True, repr=False)
+class Plot:
+    """Heat maps with their captions: text when printed, HTML in a notebook, a file when saved.
+
+    Attributes:
+        maps: Heat maps, one above the other.
+        caption: Text above them.
+        note: A line below them.
+    """
+
+    maps: tuple[Heatmap, ...]
+    caption: str = ""
+    note: str = ""
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[Text | Segment | Heatmap]:
+        """Draw caption, maps and note, with an empty line between them."""
+        parts = [Text(self.caption), *self.maps, Text(self.note, style="dim")]
+        first = True
+        for part in parts:
+            if isinstance(part, Text) and not part.plain:
+                continue
+            if not first:
+                yield Segment.line()
+            first = False
+            yield part
+
+    def __repr__(self) -> str:
+        """Return the maps as text."""
+        return self._draw().export_text().rstrip()
+
+    def _repr_html_(self) -> str:
+        """Return the maps as HTML, for notebooks."""
+        return self._draw().export_html(inline_styles=True, code_format=_HTML)
+
+    def _draw(self) -> Console:
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), record=True, width=_PAGE_WIDTH)
+        console.print(self)
+        return console
+
+    def save(self, path: str | Path) -> None:
+        """Save the maps as a figure; see `save_heatmaps` for its errors."""
+        save_heatmaps(self.maps, path, note=self.note)
 
 
 def check_figure(path: str | Path) -> None:
@@ -94,7 +145,7 @@ def check_figure(path: str | Path) -> None:
             f'a figure cannot be saved as "{name}".',
             hint=f"Give a name that ends in {', '.join(_FORMATS)}.",
         )
-    if not _installed("matplotlib"):
+    if not _is_installed("matplotlib"):
         raise MissingExtra(
             "saving figures needs matplotlib.", hint='pip install "corrigenda[report]"'
         )
@@ -132,7 +183,10 @@ def save_heatmaps(maps: Sequence[Heatmap], path: str | Path, *, note: str = "") 
         axis.set_xlabel(each.column_name)
         axis.set_yticks(range(len(each.rows)))
         axis.set_yticklabels(
-            [_shown(row) + ("*" if at in each.marked else "") for at, row in enumerate(each.rows)],
+            [
+                _one_line(row) + ("*" if at in each.marked else "")
+                for at, row in enumerate(each.rows)
+            ],
             parse_math=False,
         )
         figure.colorbar(image, ax=axis, label=each.unit)
@@ -143,19 +197,19 @@ def save_heatmaps(maps: Sequence[Heatmap], path: str | Path, *, note: str = "") 
     )
 
 
-def _installed(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ValueError:
         return False
 
 
-def _shown(label: str) -> str:
+def _one_line(label: str) -> str:
     """A label on one line: blanks at its ends dropped unless there is nothing else."""
     return " ".join(label.split()) or repr(label)
 
 
-def _cell(value: float, share: float, width: int) -> str:
+def _write_cell(value: float, share: float, width: int) -> str:
     if math.isnan(value):
         return " " * width
     if width > 1:
@@ -163,7 +217,7 @@ def _cell(value: float, share: float, width: int) -> str:
     return _SHADES[min(len(_SHADES) - 1, int(share * len(_SHADES)))]
 
 
-def _background(share: float) -> Style:
+def _shade(share: float) -> Style:
     """From white to violet, with readable text on it."""
     low, high = (252, 251, 253), (84, 39, 143)
     mixed = [round(a + share * (b - a)) for a, b in zip(low, high, strict=True)]

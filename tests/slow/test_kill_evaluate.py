@@ -1,4 +1,4 @@
-"""Killing `corrigenda bench` at random moments loses no row and repeats none.
+"""Killing `corrigenda evaluate` at random moments loses no row and repeats none.
 
 `CORRIGENDA_KILLS` sets how often it is killed (default 30).
 """
@@ -54,7 +54,7 @@ rollback_above = 1.005
 
 
 def start(recipe: Path, folder: Path, cache: Path) -> subprocess.Popen[bytes]:
-    arguments = ["bench", str(recipe), "--out", str(folder), "--json"]
+    arguments = ["evaluate", str(recipe), "--out", str(folder), "--json"]
     return subprocess.Popen(
         [sys.executable, "-m", "corrigenda", *arguments],
         env={**os.environ, "CORRIGENDA_CACHE": str(cache)},

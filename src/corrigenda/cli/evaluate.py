@@ -1,4 +1,4 @@
-"""`corrigenda bench`: run a recipe, and show its methods side by side."""
+"""`corrigenda evaluate`: run a recipe and print its methods side by side."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _GAP = 2
 
 
-def bench(
+def evaluate(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A recipe by its name, or a TOML file.")
     ],
@@ -31,13 +31,13 @@ def bench(
         str | None, typer.Option("--model", help="Another model than the recipe's.")
     ] = None,
     executor: Annotated[
-        str, typer.Option("--executor", help="Who does the work: local, or ray.")
+        str, typer.Option("--executor", help="Where the work is done: local, or ray.")
     ] = "local",
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Number of workers, with ray.")
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where runs are kept.")
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of all runs.")
     ] = Path("runs"),
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Most cases of each benchmark.")
@@ -48,9 +48,9 @@ def bench(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Evaluate the methods of a recipe: edit, ask, take off, case by case.
+    """Evaluate the methods of a recipe: for each case edit, ask, and take the edit off.
 
-    A run that was interrupted goes on, and one that is finished is only read. Every answer is a row
+    A run that was interrupted resumes; one that is finished is only read. Every answer is a row
     in FOLDER/RUN/rows.parquet. Exit status 1 means that some edits failed.
     """
     from corrigenda.run.spec import read_recipe
@@ -99,17 +99,20 @@ def _draw(
 
     names = [(one.metric.name, one.metric.arrow, numbers.num_cases(one.estimates)) for one in lines]
     columns = [
-        [run.spec.editor.title, *(_cell(one.estimates[place], one.metric.scale) for one in lines)]
+        [
+            run.spec.editor.title,
+            *(_format_cell(one.estimates[place], one.metric.scale) for one in lines),
+        ]
         for place, run in enumerate(runs)
     ]
     heads = [("metric", "", "n"), *names]
     taken = sum(max(len(head[place]) for head in heads) + _GAP for place in range(3))
     widths = [max(len(part) for cell in own for part in cell.split("\n")) for own in columns]
-    for number, places in enumerate(_side_by_side(widths, console.width - taken)):
+    for number, places in enumerate(_split_columns(widths, console.width - taken)):
         title = recipe.title if number == 0 else ""
         table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
         for head in heads[0]:
-            # A name is typed back, so it stays in one piece.
+            # A name is typed back, so it is not broken over lines.
             table.add_column(head, no_wrap=True)
         for place in places:
             table.add_column(Text(columns[place][0]), justify="right", overflow="fold")
@@ -121,15 +124,15 @@ def _draw(
         console.print(f"{run.spec.editor.title}: {run.folder}", soft_wrap=True)
 
 
-def _cell(estimate: Estimate | None, scale: float) -> str:
-    """A value, and its interval below it."""
+def _format_cell(estimate: Estimate | None, scale: float) -> str:
+    """Return the text of a value, with its interval on the next line."""
     from corrigenda.reports import numbers
 
     return f"{numbers.value(estimate, scale)}\n{numbers.interval(estimate, scale)}".rstrip()
 
 
-def _side_by_side(widths: Sequence[int], room: int) -> list[list[int]]:
-    """Places of the columns that stand beside each other; at least one, however wide it is."""
+def _split_columns(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Split columns over tables that fit the room; a table has at least one, however wide."""
     parts: list[list[int]] = []
     left = 0
     for place, width in enumerate(widths):
