@@ -11,7 +11,7 @@ from corrigenda.errors import MissingExtra
 from corrigenda.metrics import consistency as consistency_module
 from corrigenda.metrics import fluency as fluency_module
 from corrigenda.metrics.consistency import consistency, essence, similarities, weighted_cosine
-from corrigenda.metrics.estimate import Item, over_cases
+from corrigenda.metrics.estimate import AnswerValue, over_cases
 from corrigenda.metrics.fluency import (
     ceiling,
     fluency,
@@ -75,7 +75,7 @@ def test_change_of_fluency_is_paired() -> None:
 
 def test_whole_data_set_of_knowedit() -> None:
     """Means over cases: GE of 5.8 and 5.0 bits are printed as 540."""
-    pooled = over_cases("fluency@greedy", [Item("1", 5.8), Item("2", 5.0)])
+    pooled = over_cases("fluency@greedy", [AnswerValue("1", 5.8), AnswerValue("2", 5.0)])
     assert 100 * pooled.value == pytest.approx(540)
     texts = ["a b c d", "a b a b c"]
     rows = [said(str(i), text, **TEXT) for i, text in enumerate(texts)]

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from corrigenda.cases import Protocol
-from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Item, over_cases
+from corrigenda.metrics.estimate import BOOTSTRAP, AnswerValue, Bootstrap, Estimate, over_cases
+from corrigenda.metrics.metric import LOWER, Metric, define
 from corrigenda.metrics.selection import required_answer, select
 from corrigenda.metrics.strings import contains, unify_apostrophes
 from corrigenda.metrics.success import metric_name
@@ -92,7 +93,36 @@ def _share(
     bootstrap: Bootstrap,
 ) -> Estimate:
     found, skipped = select(rows, role, protocol=Protocol.GREEDY)
-    items = [Item(row.case, float(value(row))) for row in found]
+    items = [AnswerValue(row.case, float(value(row))) for row in found]
     return over_cases(
         metric_name(name, Protocol.GREEDY), items, skipped=skipped, bootstrap=bootstrap
     )
+
+
+METRICS: tuple[Metric, ...] = (
+    *(
+        define(
+            f"refusal{'_legacy' if legacy else ''}@greedy",
+            "questions to forget that are refused",
+            refusal,
+            reads="erasure",
+            legacy=legacy,
+            options={"legacy": legacy},
+        )
+        for legacy in (False, True)
+    ),
+    define(
+        "leak@greedy",
+        "questions to forget that are answered",
+        leak,
+        reads="erasure",
+        better=LOWER,
+    ),
+    define(
+        "over_refusal@greedy",
+        "questions to keep that are refused",
+        over_refusal,
+        reads="locality/retained",
+        better=LOWER,
+    ),
+)

@@ -24,7 +24,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from corrigenda.cases import Protocol
-from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Item, over_cases
+from corrigenda.metrics.estimate import BOOTSTRAP, AnswerValue, Bootstrap, Estimate, over_cases
+from corrigenda.metrics.metric import LOWER, Metric, define
 from corrigenda.metrics.selection import required_answer, select
 from corrigenda.metrics.strings import begins_with, normalise
 from corrigenda.metrics.success import NO_WORDS, metric_name
@@ -48,8 +49,8 @@ _FEWEST_WORDS = 6
 _REPEATED = 0.5
 
 
-class Outcome(StrEnum):
-    """What an answer is."""
+class AnswerType(StrEnum):
+    """Success, or one of four ways to fail."""
 
     SUCCESS = "success"
     MEANINGLESS = "meaningless"
@@ -58,7 +59,7 @@ class Outcome(StrEnum):
     IRRELEVANT = "irrelevant"
 
 
-FAILURES = tuple(outcome for outcome in Outcome if outcome != Outcome.SUCCESS)
+FAILURES = tuple(outcome for outcome in AnswerType if outcome != AnswerType.SUCCESS)
 
 
 class Verdict(NamedTuple):
@@ -70,7 +71,7 @@ class Verdict(NamedTuple):
         original_retained: A partial answer that begins with the original one.
     """
 
-    outcome: Outcome
+    outcome: AnswerType
     repeats_after: bool = False
     original_retained: bool = False
 
@@ -85,14 +86,14 @@ def classify(text: str, target: str, original: str = "") -> Verdict:
 
     Example:
         >>> classify("Los York", "Los Angeles", "New York").outcome
-        <Outcome.PARTIAL: 'partial'>
+        <AnswerType.PARTIAL: 'partial'>
     """
     text = first_line(text)
     if begins_with(text, target):
         rest = normalise(text)[len(normalise(target)) :].split()
-        return Verdict(Outcome.SUCCESS, repeats_after=_repeats(rest))
+        return Verdict(AnswerType.SUCCESS, repeats_after=_repeats(rest))
     if meaningless(text):
-        return Verdict(Outcome.MEANINGLESS)
+        return Verdict(AnswerType.MEANINGLESS)
     wanted, old = _content(target), _content(original)
     length = max(2, len(normalise(target).split()))
     first = {
@@ -101,11 +102,11 @@ def classify(text: str, target: str, original: str = "") -> Verdict:
         if word not in STOP_WORDS or word in wanted
     }
     if first and first < wanted:
-        return Verdict(Outcome.MISSING)
+        return Verdict(AnswerType.MISSING)
     if first & (wanted | old):
         kept = begins_with(text, original)
-        return Verdict(Outcome.PARTIAL, original_retained=kept)
-    return Verdict(Outcome.IRRELEVANT)
+        return Verdict(AnswerType.PARTIAL, original_retained=kept)
+    return Verdict(AnswerType.IRRELEVANT)
 
 
 def first_line(text: str) -> str:
@@ -152,7 +153,7 @@ def verdicts(
 
 def share_of_failures(
     rows: Sequence[Row],
-    outcome: Outcome,
+    outcome: AnswerType,
     role: str = "reliability",
     *,
     bootstrap: Bootstrap = BOOTSTRAP,
@@ -160,9 +161,9 @@ def share_of_failures(
     """Share of one type among the answers that fail; the four shares sum to 1."""
     decided, skipped = verdicts(rows, role)
     items = [
-        Item(row.case, float(verdict.outcome == outcome))
+        AnswerValue(row.case, float(verdict.outcome == outcome))
         for row, verdict in decided
-        if verdict.outcome != Outcome.SUCCESS
+        if verdict.outcome != AnswerType.SUCCESS
     ]
     name = metric_name(f"errors_{outcome}", Protocol.GREEDY)
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
@@ -176,3 +177,16 @@ def _content(text: str) -> set[str]:
 def _repeats(rest: Sequence[str]) -> bool:
     pairs = Counter(itertools.pairwise(rest))
     return bool(pairs) and 1 - len(pairs) / pairs.total() >= _REPEATED
+
+
+METRICS: tuple[Metric, ...] = tuple(
+    define(
+        f"errors_{one}@greedy",
+        "share of failures of this type",
+        share_of_failures,
+        one,
+        reads="reliability",
+        better=LOWER,
+    )
+    for one in FAILURES
+)

@@ -49,7 +49,7 @@ BOOTSTRAP = Bootstrap()
 """Seed 0, 1000 resamples, 95 %: what is meant where nothing is said."""
 
 
-class Item(NamedTuple):
+class AnswerValue(NamedTuple):
     """The value of one answer, or of one test.
 
     Attributes:
@@ -101,11 +101,12 @@ def mean(values: Iterable[float]) -> float:
     return math.fsum(known) / len(known) if known else math.nan
 
 
-def pool(items: Iterable[Item]) -> dict[str, float]:
+def pool(items: Iterable[AnswerValue]) -> dict[str, float]:
     """Mean over kinds of the mean over items, for each case.
 
     Example:
-        >>> pool([Item("A", 1, "alias"), Item("A", 0.5, "reason"), Item("A", 1, "reason")])
+        >>> values = [(1, "alias"), (0.5, "reason"), (1, "reason")]
+        >>> pool(AnswerValue("A", value, kind) for value, kind in values)
         {'A': 0.875}
     """
     kinds: dict[str, dict[str, list[float]]] = {}
@@ -116,7 +117,7 @@ def pool(items: Iterable[Item]) -> dict[str, float]:
 
 def over_cases(
     metric: str,
-    items: Iterable[Item],
+    items: Iterable[AnswerValue],
     *,
     skipped: Mapping[str, int] | None = None,
     bootstrap: Bootstrap = BOOTSTRAP,
@@ -178,7 +179,7 @@ def statistic(
     skipped: Mapping[str, int] | None = None,
     bootstrap: Bootstrap = BOOTSTRAP,
     by_case: Mapping[str, float] | None = None,
-    columns: Sequence[Sequence[Item]] | None = None,
+    columns: Sequence[Sequence[AnswerValue]] | None = None,
 ) -> Estimate:
     """A statistic of numbers per case, with a percentile interval over resampled cases.
 
@@ -276,7 +277,7 @@ def _pooled_anew(
     return values
 
 
-def _by_kind(items: Sequence[Item], names: Sequence[str]) -> list[list[Numbers]]:
+def _by_kind(items: Sequence[AnswerValue], names: Sequence[str]) -> list[list[Numbers]]:
     """Values of items by case and kind, in an order that is not theirs."""
     found: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     for item in items:
@@ -321,5 +322,5 @@ def difference(metric: str, first: Estimate, second: Estimate) -> Estimate:
         skipped={"case without its counterpart": alone} if alone else {},
         bootstrap=first.bootstrap,
         by_case=by_case,
-        columns=[[Item(*one) for one in by_case.items()]],
+        columns=[[AnswerValue(*one) for one in by_case.items()]],
     )

@@ -20,13 +20,14 @@ from corrigenda.cases import Protocol
 from corrigenda.errors import MissingExtra
 from corrigenda.metrics.estimate import (
     BOOTSTRAP,
+    AnswerValue,
     Bootstrap,
     Estimate,
-    Item,
     difference,
     mean,
     over_cases,
 )
+from corrigenda.metrics.metric import AS_BEFORE, POSITIVE, Metric, define
 from corrigenda.metrics.selection import as_before, required_answer, select
 from corrigenda.metrics.success import metric_name
 from corrigenda.rows import Row, Stage
@@ -66,7 +67,7 @@ def fluency(
     """
     found, skipped = select(rows, role, protocol=protocol, stage=stage)
     items = [
-        Item(
+        AnswerValue(
             row.case,
             n_gram_entropy(
                 reference_text(row.prompt, required_answer(row)) if legacy else required_answer(row)
@@ -157,3 +158,28 @@ def _entropy(found: Sequence[str], n: int) -> float:
     counts = Counter(zip(*(found[i:] for i in range(n)), strict=False))
     total = counts.total()
     return -math.fsum(c / total * math.log2(c / total) for c in counts.values()) + 0.0
+
+
+METRICS: tuple[Metric, ...] = (
+    *(
+        define(
+            f"fluency{'_legacy' if legacy else ''}@greedy",
+            "entropy of bigrams and trigrams, in bits",
+            fluency,
+            reads="fluency",
+            better=AS_BEFORE,
+            span=POSITIVE,
+            legacy=legacy,
+            options={"legacy": legacy},
+        )
+        for legacy in (False, True)
+    ),
+    define(
+        "fluency_change@greedy",
+        "fluency less that of the unedited model",
+        fluency_change,
+        reads="fluency",
+        better=AS_BEFORE,
+        span=(None, None),
+    ),
+)

@@ -26,14 +26,15 @@ from corrigenda.cases import Against, Protocol
 from corrigenda.errors import UnknownMetric, did_you_mean
 from corrigenda.metrics.estimate import (
     BOOTSTRAP,
+    AnswerValue,
     Bootstrap,
     Estimate,
-    Item,
     difference,
     mean,
     over_cases,
     statistic,
 )
+from corrigenda.metrics.metric import DIFFERENCE, LOWER, POSITIVE, Metric, define, list_measures
 from corrigenda.metrics.selection import (
     NOT_COMPARED,
     as_before,
@@ -147,13 +148,13 @@ def unchanged(
             hint=did_you_mean(name, [*known]) if known else "Ask under another protocol.",
         )
     found, skipped = select(rows, role, protocol=protocol, against=Against.UNEDITED)
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for row in found:
         value = known[name](row)
         if isinstance(value, str):
             skipped[value] += 1
         else:
-            items.append(Item(row.case, value, row.role.removeprefix(role)))
+            items.append(AnswerValue(row.case, value, row.role.removeprefix(role)))
     label = metric_name(role, protocol, measure)
     return over_cases(label, items, skipped=skipped, bootstrap=bootstrap)
 
@@ -181,7 +182,7 @@ def still_correct(
     """
     found, skipped = select(rows, role, protocol=protocol)
     decide = measure_named(protocol, measure)
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for row in found:
         if not row.expected and not row.token_ids:
             skipped[NO_GOLD] += 1
@@ -196,7 +197,7 @@ def still_correct(
         if isinstance(value, str):
             skipped[value] += 1
         else:
-            items.append(Item(row.case, value, row.role.removeprefix(role)))
+            items.append(AnswerValue(row.case, value, row.role.removeprefix(role)))
     name = metric_name(f"{role}_correct", protocol, measure)
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
 
@@ -226,13 +227,13 @@ def perplexity_drawdown(
 ) -> Estimate:
     """Perplexity of the expected answers after the edit minus before (MEND, for generation)."""
     found, skipped = select(rows, role, protocol=Protocol.TEACHER_FORCED)
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for row in found:
         if not row.log_probs_before:
             skipped[NOT_COMPARED] += 1
             continue
         after = 1 / probability(required_log_probs(row))
-        items.append(Item(row.case, after - 1 / probability(row.log_probs_before)))
+        items.append(AnswerValue(row.case, after - 1 / probability(row.log_probs_before)))
     name = metric_name("drawdown_perplexity", Protocol.TEACHER_FORCED)
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
 
@@ -299,3 +300,58 @@ def divergence(
 
 def _whole(value: float | str) -> float | str:
     return value if isinstance(value, str) else float(value == 1)
+
+
+METRICS: tuple[Metric, ...] = (
+    *(
+        define(
+            metric_name("locality", protocol, measure),
+            "answers that are as before",
+            unchanged,
+            reads="locality",
+            options={"protocol": protocol, "measure": measure},
+        )
+        for protocol, measure in list_measures(UNCHANGED)
+    ),
+    *(
+        define(
+            metric_name("locality_correct", protocol),
+            "known answers that are still right",
+            still_correct,
+            reads="locality",
+            options={"protocol": protocol},
+        )
+        for protocol in (Protocol.TEACHER_FORCED, Protocol.GREEDY)
+    ),
+    *(
+        define(
+            metric_name(f"locality_divergence{suffix}", Protocol.TEACHER_FORCED),
+            "KL divergence from the unedited model",
+            mean_divergence,
+            reads="locality",
+            better=LOWER,
+            span=POSITIVE,
+            scale=1.0,
+            legacy=bool(suffix),
+            options={"protocol": Protocol.TEACHER_FORCED, "reverse": bool(suffix)},
+        )
+        for suffix in ("", "_reversed")
+    ),
+    define(
+        "drawdown@teacher_forced",
+        "accuracy lost elsewhere",
+        drawdown,
+        reads="locality",
+        better=LOWER,
+        span=DIFFERENCE,
+    ),
+    define(
+        "drawdown_perplexity@teacher_forced",
+        "perplexity gained elsewhere",
+        perplexity_drawdown,
+        reads="locality",
+        better=LOWER,
+        span=(None, None),
+        scale=1.0,
+    ),
+)

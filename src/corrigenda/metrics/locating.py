@@ -22,6 +22,7 @@ from corrigenda.metrics.estimate import (
     mean,
     statistic,
 )
+from corrigenda.metrics.metric import Metric, define
 from corrigenda.metrics.selection import measurements
 from corrigenda.rows import Measurement
 
@@ -178,3 +179,19 @@ def _relative_of_means(values: Numbers) -> Numbers:
     room = 1 - everything
     share = np.divide(candidate - everything, room, out=np.zeros_like(room), where=room > 0)
     return np.maximum(share, 0.0)
+
+
+METRICS: tuple[Metric, ...] = (
+    define(
+        "locating_consistency",
+        "sentences of a fact have one place",
+        locating_consistency,
+        reads="locating/consistency",
+    ),
+    define(
+        "locating_relevance",
+        "chains have the place of their facts",
+        locating_relevance,
+        reads="locating/relevance_chain",
+    ),
+)

@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from corrigenda.cases import Protocol
 from corrigenda.metrics.estimate import (
     BOOTSTRAP,
+    AnswerValue,
     Bootstrap,
     Estimate,
-    Item,
     mean,
     over_cases,
     ratio_of_sums,
     statistic,
 )
+from corrigenda.metrics.metric import LOWER, Metric, define
 from corrigenda.metrics.selection import as_before, required_answer, select
 from corrigenda.metrics.strings import begins_with, contains, equals, normalise
 from corrigenda.metrics.success import (
@@ -23,7 +24,7 @@ from corrigenda.metrics.success import (
     failing_conditions,
     measure_named,
     metric_name,
-    reliability,
+    success,
 )
 from corrigenda.rows import Row, Stage
 
@@ -70,7 +71,7 @@ def ripple_accuracy(
     """
     role = CRITERIA.get(criterion, criterion)
     found, skipped = select(rows, role, protocol=Protocol.GREEDY)
-    edited = reliability(rows, protocol=Protocol.GREEDY, measure="contains").by_case
+    edited = success(rows, "reliability", protocol=Protocol.GREEDY, measure="contains").by_case
     failing = failing_conditions(rows)
     valued: list[tuple[Row, float]] = []
     for row in found:
@@ -127,7 +128,7 @@ def instance_wise(
     recalled: dict[str, list[float]] = {}
     for row in found:
         recalled.setdefault(row.case, []).append(float(_spelled(row, begins_with)))
-    items = [Item(case, min(values)) for case, values in recalled.items()]
+    items = [AnswerValue(case, min(values)) for case, values in recalled.items()]
     name = metric_name("instance_wise", Protocol.GREEDY)
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap, answers=len(found))
 
@@ -156,7 +157,7 @@ def multi_hop(
         text = required_answer(row)
         right = any(equals(text, one) for one in row.rivals) if stale else _spelled(row, equals)
         answered.setdefault(row.case, []).append(float(right))
-    items = [Item(case, _POOLINGS[pooling](values)) for case, values in answered.items()]
+    items = [AnswerValue(case, _POOLINGS[pooling](values)) for case, values in answered.items()]
     name = metric_name("multi_hop_stale" if stale else "multi_hop", Protocol.GREEDY, pooling)
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap, answers=len(found))
 
@@ -171,7 +172,7 @@ def multi_hop_given_instance(
     name = metric_name("multi_hop_given_instance", Protocol.GREEDY, pooling)
     return over_cases(
         name,
-        [Item(case, value) for case, value in found.by_case.items()],
+        [AnswerValue(case, value) for case, value in found.by_case.items()],
         skipped={**found.skipped, "a fact of the chain is not recalled": len(chain) - found.n},
         bootstrap=bootstrap,
     )
@@ -216,3 +217,55 @@ def _legacy_match(row: Row) -> bool:
     return bool(row.expected) and all(
         any(one in text for one in group if len(one) > 1 or one.isdigit()) for group in row.expected
     )
+
+
+METRICS: tuple[Metric, ...] = (
+    *(
+        define(
+            f"{criterion}{suffix}@greedy:contains",
+            "tests of consequences that pass",
+            ripple_accuracy,
+            criterion,
+            reads=role,
+            legacy="legacy" in options,
+            options=options,
+        )
+        for criterion, role in CRITERIA.items()
+        for suffix, options in (
+            ("", {}),
+            ("_unconditional", {"only_successful": False}),
+            ("_legacy", {"legacy": True}),
+        )
+    ),
+    define("edit_wise@greedy", "edited facts recalled", edit_wise, reads="reliability"),
+    define(
+        "instance_wise@greedy",
+        "cases with every fact of the chain recalled",
+        instance_wise,
+        reads=CHAIN,
+    ),
+    *(
+        define(
+            f"multi_hop@greedy:{pooling}",
+            "questions over several hops",
+            multi_hop,
+            reads=QUESTIONS,
+            options={"pooling": pooling},
+        )
+        for pooling in ("any", "all", "mean")
+    ),
+    define(
+        "multi_hop_stale@greedy:any",
+        "questions over several hops with the old answer",
+        multi_hop,
+        reads=QUESTIONS,
+        better=LOWER,
+        options={"stale": True},
+    ),
+    define(
+        "multi_hop_given_instance@greedy:any",
+        "the same, where every fact of the chain is recalled",
+        multi_hop_given_instance,
+        reads=QUESTIONS,
+    ),
+)

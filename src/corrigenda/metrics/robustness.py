@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
-from corrigenda.cases import Protocol
-from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Item, over_cases
+from corrigenda.cases import SURROUNDINGS, Protocol
+from corrigenda.metrics.estimate import BOOTSTRAP, AnswerValue, Bootstrap, Estimate, over_cases
+from corrigenda.metrics.metric import HIGHER, LOWER, Metric, define
 from corrigenda.metrics.selection import required_answer, select
 from corrigenda.metrics.strings import contains, normalise
 from corrigenda.metrics.success import metric_name
@@ -23,7 +24,7 @@ _DENIALS = {"not", "never", "no", "cannot", "isnt", "wasnt", "arent", "didnt", "
 _REACH = 3
 
 
-class State(StrEnum):
+class OutputState(StrEnum):
     """What an output says; every output is in exactly one state."""
 
     KEPT = "kept"
@@ -52,7 +53,7 @@ def says_old(row: Row) -> bool:
     return any(contains(required_answer(row), one) for one in row.rivals)
 
 
-def state(row: Row) -> State:
+def state(row: Row) -> OutputState:
     """What an output says of the new and the old answer.
 
     A new answer is denied where a negation stands up to three words before it.
@@ -60,16 +61,16 @@ def state(row: Row) -> State:
     Example:
         >>> state(Row(case="1", role="robustness", protocol=Protocol.GREEDY, expected=[["Rome"]],
         ...           rivals=["Paris"], answer="It is not Rome."))
-        <State.CONFUSED: 'confused'>
+        <OutputState.CONFUSED: 'confused'>
     """
     new, old = says_new(row), says_old(row)
     if new and old:
-        return State.MIXED
+        return OutputState.MIXED
     if old:
-        return State.REVERTED
+        return OutputState.REVERTED
     if not new or _denied(row):
-        return State.CONFUSED
-    return State.KEPT
+        return OutputState.CONFUSED
+    return OutputState.KEPT
 
 
 def attack_accuracy(
@@ -88,7 +89,7 @@ def reversion(
 
 def share_in_state(
     rows: Sequence[Row],
-    which: State,
+    which: OutputState,
     role: str = "robustness",
     *,
     bootstrap: Bootstrap = BOOTSTRAP,
@@ -99,7 +100,7 @@ def share_in_state(
 
 def dialogue_state(
     rows: Sequence[Row],
-    which: State,
+    which: OutputState,
     role: str = "robustness/dialogue",
     *,
     bootstrap: Bootstrap = BOOTSTRAP,
@@ -112,28 +113,28 @@ def dialogue_state(
     dialogues: dict[tuple[str, str, str], list[Row]] = {}
     for row in found:
         dialogues.setdefault((row.case, row.role, row.test), []).append(row)
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for (case, kind, _), own in dialogues.items():
         ordered = sorted(own, key=lambda row: row.probe)
         if not says_new(ordered[0]):
             skipped[FIRST_ANSWER_OLD] += 1
             continue
-        items.append(Item(case, float(state(ordered[-1]) == which), kind))
+        items.append(AnswerValue(case, float(state(ordered[-1]) == which), kind))
     name = metric_name(f"dialogue_{which}", Protocol.GREEDY)
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
 
 
 def _rate(
-    rows: Sequence[Row], role: str, name: str, states: Sequence[State], bootstrap: Bootstrap
+    rows: Sequence[Row], role: str, name: str, states: Sequence[OutputState], bootstrap: Bootstrap
 ) -> Estimate:
     found, skipped = select(rows, role, protocol=Protocol.GREEDY)
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for row in found:
         if states:
             value = state(row) in states
         else:
             value = says_new(row) if name == "accuracy" else says_old(row)
-        items.append(Item(row.case, float(value), row.kind))
+        items.append(AnswerValue(row.case, float(value), row.kind))
     label = metric_name(f"{role}_{name}", Protocol.GREEDY)
     return over_cases(label, items, skipped=skipped, bootstrap=bootstrap)
 
@@ -149,3 +150,52 @@ def _denied(row: Row) -> bool:
                     if any(word in _DENIALS for word in near):
                         return True
     return False
+
+
+def _define_rates(role: str, where: str) -> tuple[Metric, Metric]:
+    return (
+        define(
+            f"{role}_accuracy@greedy",
+            f"the new answer in {where} surroundings",
+            attack_accuracy,
+            role,
+            reads=role,
+        ),
+        define(
+            f"{role}_reversion@greedy",
+            f"the old answer in {where} surroundings",
+            reversion,
+            role,
+            reads=role,
+            better=LOWER,
+        ),
+    )
+
+
+def _define_states(which: OutputState) -> tuple[Metric, Metric]:
+    better = HIGHER if which == OutputState.KEPT else LOWER
+    return (
+        define(
+            f"robustness_{which}@greedy",
+            "outputs in this state",
+            share_in_state,
+            which,
+            reads="robustness",
+            better=better,
+        ),
+        define(
+            f"dialogue_{which}@greedy",
+            "dialogues that end in this state",
+            dialogue_state,
+            which,
+            reads="robustness/dialogue",
+            better=better,
+        ),
+    )
+
+
+METRICS: tuple[Metric, ...] = (
+    *_define_rates("robustness", "other"),
+    *(one for kind in SURROUNDINGS for one in _define_rates(f"robustness/{kind}", "these")),
+    *(one for which in OutputState for one in _define_states(which)),
+)

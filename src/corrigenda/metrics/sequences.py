@@ -19,12 +19,13 @@ from corrigenda.cases import Protocol
 from corrigenda.errors import MalformedRows
 from corrigenda.metrics.estimate import (
     BOOTSTRAP,
+    AnswerValue,
     Bootstrap,
     Estimate,
-    Item,
     Numbers,
     over_cases,
 )
+from corrigenda.metrics.metric import HIGHER, LOWER, Metric, define
 from corrigenda.metrics.selection import at, measurements
 from corrigenda.metrics.success import metric_name, success
 from corrigenda.rows import Measurement, Row, Stage
@@ -124,18 +125,18 @@ def success_matrix(
 
 def immediate(matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
     """Mean of A[i][i]: success of each edit right after it, before the next."""
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for column, position in enumerate(matrix.positions):
         if position in matrix.moments:
             value = float(matrix.values[matrix.moments.index(position), column])
-            items.append(Item(matrix.cases[column], value))
+            items.append(AnswerValue(matrix.cases[column], value))
     return _known("immediate_success", matrix, items, bootstrap)
 
 
 def retention(matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
     """Mean of A[N][i]: success of each edit after the last."""
     items = [
-        Item(case, float(value))
+        AnswerValue(case, float(value))
         for case, value in zip(matrix.cases, matrix.values[-1:].ravel(), strict=False)
     ]
     return _known("retention", matrix, items, bootstrap)
@@ -143,11 +144,11 @@ def retention(matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP) -> Est
 
 def forgetting(matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
     """Mean over i < N of max over t of A[t][i] minus A[N][i]; lower is better."""
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for column, position in enumerate(matrix.positions if matrix.moments else ()):
         known = matrix.values[:, column]
         if position < matrix.moments[-1] and not np.isnan(known[-1]):
-            items.append(Item(matrix.cases[column], float(np.nanmax(known) - known[-1])))
+            items.append(AnswerValue(matrix.cases[column], float(np.nanmax(known) - known[-1])))
     return _known("forgetting", matrix, items, bootstrap)
 
 
@@ -156,7 +157,7 @@ def curve(matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP) -> dict[in
     found: dict[int, Estimate] = {}
     for line, moment in enumerate(matrix.moments):
         items = [
-            Item(case, float(value))
+            AnswerValue(case, float(value))
             for case, value in zip(matrix.cases, matrix.values[line], strict=True)
         ]
         found[moment] = _known(f"success_after_{moment}", matrix, items, bootstrap)
@@ -252,7 +253,7 @@ def mean_drift(
     Their `values` are ||W_t - W_0||_F, ||W_0||_F and the number of parameters.
     """
     found, skipped = measurements(records, f"drift/{layer}")
-    items = [Item(one.case, one.values[0] / one.values[1]) for one in found]
+    items = [AnswerValue(one.case, one.values[0] / one.values[1]) for one in found]
     return over_cases(f"drift/{layer}", items, skipped=skipped, bootstrap=bootstrap)
 
 
@@ -264,7 +265,7 @@ def _steps(series: Mapping[int, float], breaks: Callable[[float, float], bool]) 
 
 
 def _known(
-    name: str, matrix: SuccessMatrix, items: Sequence[Item], bootstrap: Bootstrap
+    name: str, matrix: SuccessMatrix, items: Sequence[AnswerValue], bootstrap: Bootstrap
 ) -> Estimate:
     known = [one for one in items if not math.isnan(one.value)]
     missing = len(items) - len(known)
@@ -276,3 +277,25 @@ def _known(
         bootstrap=bootstrap,
         answers=len(known) * matrix.answers,
     )
+
+
+_TITLES = {
+    "immediate_success": "success of each edit right after it",
+    "retention": "success of each edit after the last",
+    "forgetting": "success lost since its best",
+}
+
+METRICS: tuple[Metric, ...] = tuple(
+    define(
+        metric_name(name, protocol),
+        title,
+        summary,
+        name,
+        reads="reliability",
+        better=LOWER if name == "forgetting" else HIGHER,
+        sequence=True,
+        options={"protocol": protocol},
+    )
+    for name, title in _TITLES.items()
+    for protocol in Protocol
+)

@@ -23,7 +23,15 @@ from collections.abc import Callable, Iterable, Sequence
 
 from corrigenda.cases import Protocol
 from corrigenda.errors import MalformedRows, UnknownMetric, did_you_mean
-from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Item, mean, over_cases
+from corrigenda.metrics.estimate import (
+    BOOTSTRAP,
+    AnswerValue,
+    Bootstrap,
+    Estimate,
+    mean,
+    over_cases,
+)
+from corrigenda.metrics.metric import Metric, define, list_measures
 from corrigenda.metrics.selection import (
     as_before,
     probability,
@@ -174,6 +182,12 @@ def success(
         MixedRows (CG506): rows of several runs, or two answers to one probe.
         MalformedRows (CG507): an answer without what the measure reads, or no expected answer.
         UnknownMetric (CG505): the protocol has no measure by that name.
+
+    Example:
+        >>> row = Row(case="1", role="reliability", protocol=Protocol.TEACHER_FORCED,
+        ...           token_ids=[11, 12, 13], predicted=[11, 12, 99])
+        >>> round(success([row], "reliability", protocol=Protocol.TEACHER_FORCED).value, 4)
+        0.6667
     """
     found, skipped = select(rows, role, protocol=protocol, stage=stage, rounds=rounds)
     decide = measure_named(protocol, measure)
@@ -192,7 +206,7 @@ def success(
     return over_cases(name, as_tests(valued, role), skipped=skipped, bootstrap=bootstrap)
 
 
-def as_tests(valued: Iterable[tuple[Row, float]], role: str) -> list[Item]:
+def as_tests(valued: Iterable[tuple[Row, float]], role: str) -> list[AnswerValue]:
     """Values of answers as values of tests: the least where all must pass, else the best.
 
     Args:
@@ -204,7 +218,7 @@ def as_tests(valued: Iterable[tuple[Row, float]], role: str) -> list[Item]:
         part = row.test or f"\0{row.probe}\0{row.rounds}"
         grouped.setdefault((row.case, row.role, part), []).append((row, value))
     return [
-        Item(
+        AnswerValue(
             case,
             (min if own[0][0].every else max)(value for _, value in own),
             kind.removeprefix(role),
@@ -232,65 +246,6 @@ def failing_conditions(rows: Iterable[Row]) -> set[tuple[str, str]]:
     return failing
 
 
-def reliability(
-    rows: Sequence[Row],
-    *,
-    protocol: Protocol,
-    measure: str | None = None,
-    stage: Stage = Stage.AFTER,
-    bootstrap: Bootstrap = BOOTSTRAP,
-) -> Estimate:
-    """Is the new answer given to the very prompt that was edited?
-
-    Args and errors are those of `success`. Show `stage=BEFORE` beside it: long answers are partly
-    known before.
-
-    Example:
-        >>> row = Row(case="1", role="reliability", protocol=Protocol.TEACHER_FORCED,
-        ...           token_ids=[11, 12, 13], predicted=[11, 12, 99])
-        >>> round(reliability([row], protocol=Protocol.TEACHER_FORCED).value, 4)
-        0.6667
-    """
-    return success(
-        rows, "reliability", protocol=protocol, measure=measure, stage=stage, bootstrap=bootstrap
-    )
-
-
-def generalization(
-    rows: Sequence[Row],
-    *,
-    protocol: Protocol,
-    measure: str | None = None,
-    stage: Stage = Stage.AFTER,
-    bootstrap: Bootstrap = BOOTSTRAP,
-) -> Estimate:
-    """Is the new answer given to paraphrases? Never merged with reliability.
-
-    Args and errors are those of `success`.
-    """
-    return success(
-        rows, "generalization", protocol=protocol, measure=measure, stage=stage, bootstrap=bootstrap
-    )
-
-
-def portability(
-    rows: Sequence[Row],
-    *,
-    protocol: Protocol,
-    measure: str | None = None,
-    stage: Stage = Stage.AFTER,
-    bootstrap: Bootstrap = BOOTSTRAP,
-) -> Estimate:
-    """Are the consequences of the edit drawn? Mean over the kinds that a case has.
-
-    Args and errors are those of `success`; `success(rows, "portability/reasoning", ...)` gives one
-    kind alone.
-    """
-    return success(
-        rows, "portability", protocol=protocol, measure=measure, stage=stage, bootstrap=bootstrap
-    )
-
-
 def effective(
     rows: Sequence[Row], *, protocol: Protocol, measure: str | None = None
 ) -> tuple[list[Row], int]:
@@ -300,7 +255,9 @@ def effective(
         Those rows, and the number of cases left out.
     """
     own = [row for row in rows if row.role == "reliability" and row.stage == Stage.AFTER]
-    before = reliability(as_before(own), protocol=protocol, measure=measure, stage=Stage.BEFORE)
+    before = success(
+        as_before(own), "reliability", protocol=protocol, measure=measure, stage=Stage.BEFORE
+    )
     known = {case for case, value in before.by_case.items() if value == 1}
     return [row for row in rows if row.case not in known], len(known)
 
@@ -322,3 +279,23 @@ def _require_target(row: Row, wanted: Sequence[object]) -> None:
             where=row.label,
             hint="Leave such items out of the benchmark, or say in `skipped` why it has none.",
         )
+
+
+_TITLES = {
+    "reliability": "the new answer, where it was edited",
+    "generalization": "the new answer, asked in other words",
+    "portability": "consequences of the edit",
+}
+
+METRICS: tuple[Metric, ...] = tuple(
+    define(
+        metric_name(role, protocol, measure),
+        title,
+        success,
+        role,
+        reads=role,
+        options={"protocol": protocol, "measure": measure},
+    )
+    for role, title in _TITLES.items()
+    for protocol, measure in list_measures(MEASURES)
+)

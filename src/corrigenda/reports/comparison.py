@@ -10,7 +10,7 @@ import numpy as np
 
 from corrigenda.errors import MissingData
 from corrigenda.metrics.estimate import Estimate, difference
-from corrigenda.metrics.registry import Metric
+from corrigenda.metrics.metric import Metric
 from corrigenda.run import summary
 from corrigenda.run.store import Recorded
 
