@@ -94,7 +94,7 @@ def test_a_tie_is_wrong_and_length_counts_as_asked() -> None:
 
 def test_the_right_place_must_be_known() -> None:
     row = Row(**{**vars(item(0, 0, 0)), "tags": []})
-    with pytest.raises(MalformedRows, match="place the right choice"):
+    with pytest.raises(MalformedRows, match="place of the right choice"):
         choice_score([row])
 
 

@@ -18,7 +18,7 @@ from corrigenda.metrics.fluency import (
     fluency_change,
     n_gram_entropy,
     reference_text,
-    words,
+    split_words,
 )
 from corrigenda.metrics.registry import metric
 from corrigenda.rows import Row
@@ -53,7 +53,7 @@ def test_a_published_fluency_exceeds_the_ceiling_of_its_length() -> None:
 
 
 def test_words_are_those_of_the_treebank() -> None:
-    assert words("It isn't here (yet). Go!") == [
+    assert split_words("It isn't here (yet). Go!") == [
         *("It", "is", "n't", "here", "(", "yet", ")", ".", "Go", "!")
     ]
 
@@ -123,7 +123,7 @@ def test_essence(legacy: bool, value: float) -> None:
 
 def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    fluency_module._tokenizer.cache_clear()
+    fluency_module._load_tokenizer.cache_clear()
     with pytest.raises(MissingExtra, match=r"CG504.*nltk[\s\S]*corrigenda\[metrics\]"):
         fluency([said("1", "a b", **TEXT)])
     with pytest.raises(MissingExtra, match=r"CG504.*scikit-learn"):

@@ -143,7 +143,7 @@ def _evaluate(
         try:
             loaded = manager.load([task.name])
             for one in loaded["tasks"].values():
-                # Where a task file says how many examples are shown, 0 is final.
+                # A task file that shows 0 examples is obeyed.
                 usual = one.get_config("num_fewshot")
                 if usual is None or (usual and task.shots):
                     one.set_config(key="num_fewshot", value=task.shots)
@@ -215,7 +215,7 @@ def model_for(lm: LanguageModel, batch_tokens: int | None) -> Any:  # noqa: ANN4
 def _rate(
     lm: LanguageModel, rows: Sequence[Fed], batch_tokens: int | None
 ) -> list[tuple[float, bool]]:
-    """Log-probability of each continuation, and whether it is the most likely throughout."""
+    """Return log-probabilities of continuations, and whether each is the likeliest throughout."""
     rated = rate(lm, rows, batch_tokens=batch_tokens) if rows else []
     return [
         (math.fsum(one.log_probs), tuple(one.argmax_ids) == row.labels)

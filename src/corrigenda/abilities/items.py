@@ -146,7 +146,7 @@ def read_items(
     Args:
         path: The file.
         kind: Which records it holds.
-        form: How they are asked; None as `form_of` says.
+        form: How they are asked; None as in `form_of`.
         legacy: Whether in a published wording.
         shots: Records from the beginning that are not asked but shown as worked examples.
         limit: Most records to ask.

@@ -1,8 +1,7 @@
-"""Has the model broken? Perplexity of plain text, and scores on other tasks.
+"""Collapse of the model: perplexity of plain text, and edits that were rolled back.
 
 Texts are rows of role `perplexity`, teacher forced; the first token is scored only if a BOS token
-came before it, the same before and after. Task scores are measurements named `task/<task>`, one for
-each item, taken before (`edits=0`, stage BEFORE) and after some number of edits.
+came before it, the same before and after.
 """
 
 from __future__ import annotations
@@ -70,9 +69,9 @@ def perplexity(
         bootstrap: How to find the interval.
     """
     found, skipped = select(rows, "perplexity", protocol=Protocol.TEACHER_FORCED, stage=stage)
-    losses = _losses(found, skipped)
-    by_text = {case: _exp(mean(values)) for case, values in losses.items()}
-    of = {"mean": _mean_of_first, "median": _median_of_first, "corpus": _exp_of_ratio}[pooling]
+    losses = _losses_by_text(found, skipped)
+    by_text = {case: _exp_or_infinity(mean(values)) for case, values in losses.items()}
+    of = {"mean": _mean_first, "median": _median_first, "corpus": _exp_of_ratio}[pooling]
     cases = (
         {case: (math.fsum(values), float(len(values))) for case, values in losses.items()}
         if pooling == "corpus"
@@ -91,9 +90,12 @@ def perplexity_ratio(rows: Sequence[Row], *, bootstrap: Bootstrap = BOOTSTRAP) -
     found, skipped = select(rows, "perplexity", protocol=Protocol.TEACHER_FORCED)
     compared = [row for row in found if row.log_probs_before]
     skipped[NOT_COMPARED] += len(found) - len(compared)
-    after = _losses(compared, skipped)
+    after = _losses_by_text(compared, skipped)
     before = {row.case: [-value for value in row.log_probs_before or []] for row in compared}
-    cases = {case: (_exp(mean(after[case])), _exp(mean(before[case]))) for case in after}
+    cases = {
+        case: (_exp_or_infinity(mean(after[case])), _exp_or_infinity(mean(before[case])))
+        for case in after
+    }
     return statistic(
         metric_name("perplexity_ratio", Protocol.TEACHER_FORCED),
         cases,
@@ -106,7 +108,7 @@ def perplexity_ratio(rows: Sequence[Row], *, bootstrap: Bootstrap = BOOTSTRAP) -
 
 
 def rolled_back(records: Sequence[Measurement], *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
-    """Share of edits that were taken back because perplexity rose too far; lower is better."""
+    """Share of edits that were rolled back because perplexity rose too far; lower is better."""
     found, skipped = measurements(records, ROLLBACK)
     items = [AnswerValue(one.case, one.values[1]) for one in found]
     return over_cases("rolled_back", items, skipped=skipped, bootstrap=bootstrap)
@@ -120,7 +122,7 @@ def collapsed(rows: Sequence[Row], limits: Collapse = LIMITS) -> bool:
     return perplexity_ratio(rows).value > limits.ratio and after > limits.absolute
 
 
-def _losses(found: Sequence[Row], skipped: Counter[str]) -> dict[str, list[float]]:
+def _losses_by_text(found: Sequence[Row], skipped: Counter[str]) -> dict[str, list[float]]:
     """Negative log-likelihoods of each text."""
     losses: dict[str, list[float]] = {}
     for row in found:
@@ -131,18 +133,18 @@ def _losses(found: Sequence[Row], skipped: Counter[str]) -> dict[str, list[float
     return losses
 
 
-def _exp(value: float) -> float:
+def _exp_or_infinity(value: float) -> float:
     try:
         return math.exp(value)
     except OverflowError:
         return math.inf
 
 
-def _mean_of_first(values: Numbers) -> Numbers:
+def _mean_first(values: Numbers) -> Numbers:
     return values[..., 0].mean(axis=1)
 
 
-def _median_of_first(values: Numbers) -> Numbers:
+def _median_first(values: Numbers) -> Numbers:
     return np.median(values[..., 0], axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Edits that bear on each other: ConflictEdit, and RoundEdit's way there and back.
+"""Edits that affect each other: ConflictEdit's pairs and RoundEdit's round trips.
 
 The facts of a case are edited in rounds, one on top of the other; rows say after how many rounds
 they were asked. P~ of a fact is averaged over its prompts (the rewrite prompt and templates).
@@ -49,7 +49,7 @@ _NAMES = {"divergence": "distortion", "ignored": "ignore_rate", "failed": "failu
 
 
 class Distortion(NamedTuple):
-    """What a round trip did to the true objects of one case.
+    """Distortion of the true objects of one case by a round trip.
 
     Attributes:
         divergence: D, Jensen-Shannon divergence of P~ over the objects, normalised, in nats.
@@ -65,7 +65,9 @@ class Distortion(NamedTuple):
 def conflict_score(
     rows: Sequence[Row], *, implied: bool = False, bootstrap: Bootstrap = BOOTSTRAP
 ) -> Estimate:
-    """CS: after both edits, is the second fact more probable than the first? Ties fail.
+    """CS: share of cases whose second fact is more probable than the first after both edits.
+
+    Ties fail.
 
     Args:
         rows: Of one run.
@@ -73,8 +75,8 @@ def conflict_score(
             Explicit scores compare probabilities given different prompts.
         bootstrap: How to find the interval.
     """
-    old, skipped = _probabilities(rows, OLD, rounds=2)
-    new, more = _probabilities(rows, IMPLIED if implied else NEW, rounds=2)
+    old, skipped = _probability_by_case(rows, OLD, rounds=2)
+    new, more = _probability_by_case(rows, IMPLIED if implied else NEW, rounds=2)
     skipped += more
     skipped[NO_COUNTERPART] += len(set(old) ^ set(new))
     items = [
@@ -96,8 +98,8 @@ def conflict_magnitude(
         clipped: At -1 in each case, as published.
         bootstrap: How to find the interval.
     """
-    middle, skipped = _probabilities(rows, OLD, rounds=1)
-    final, more = _probabilities(rows, OLD, rounds=2)
+    middle, skipped = _probability_by_case(rows, OLD, rounds=1)
+    final, more = _probability_by_case(rows, OLD, rounds=2)
     skipped += more
     items = _relative_losses(middle, final, skipped)
     if clipped:
@@ -113,25 +115,25 @@ def tied_fact_damage(
 
     Args:
         rows: Of one run.
-        intermediate: Take P after the first edit, as the paper's symbol says, instead of that of
-            the unedited model, as its table does.
+        intermediate: Take P after the first edit, as the paper defines its symbol, instead of that
+            of the unedited model, as its table does.
         bootstrap: How to find the interval.
     """
-    final, skipped = _probabilities(rows, TIED, rounds=2)
+    final, skipped = _probability_by_case(rows, TIED, rounds=2)
     if intermediate:
-        start, more = _probabilities(rows, TIED, rounds=1)
+        start, more = _probability_by_case(rows, TIED, rounds=1)
         skipped += more
     else:
-        start, _ = _probabilities(rows, TIED, rounds=2, before=True)
+        start, _ = _probability_by_case(rows, TIED, rounds=2, before=True)
     name = "tied_fact_damage_intermediate" if intermediate else "tied_fact_damage"
     items = _relative_losses(start, final, skipped)
     return _estimate(name, items, skipped, bootstrap, answers=2 * len(items))
 
 
 def success_alone(rows: Sequence[Row], *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
-    """Success ("Single"): with the second edit alone, does its fact win against the first's?"""
+    """Success ("Single"): share of second facts that win against the first when edited alone."""
     found, skipped = select(rows, ALONE, protocol=Protocol.RANK)
-    items = [AnswerValue(*one) for one in _won(found).items()]
+    items = [AnswerValue(*one) for one in _wins_by_case(found).items()]
     return _estimate("success_alone", items, skipped, bootstrap, answers=len(found))
 
 
@@ -144,7 +146,7 @@ def round_success(rows: Sequence[Row], *, bootstrap: Bootstrap = BOOTSTRAP) -> E
         found, more = select(rows, role, protocol=Protocol.RANK, rounds=rounds)
         skipped += more
         answers += len(found)
-        items += [AnswerValue(case, value, role) for case, value in _won(found).items()]
+        items += [AnswerValue(case, value, role) for case, value in _wins_by_case(found).items()]
     return _estimate("round_success", items, skipped, bootstrap, answers=answers)
 
 
@@ -156,7 +158,7 @@ def round_distortion(
     legacy_mean: bool = False,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
-    """D, IR or FR: what stays behind among the true objects after there and back; lower is better.
+    """D, IR or FR: change of the true objects that a round trip leaves; lower is better.
 
     Args:
         rows: Of one run.
@@ -166,14 +168,14 @@ def round_distortion(
             exceed ln 2 over that number.
         bootstrap: How to find the interval.
     """
-    restored = {row.case: _label(row) for row in rows if row.role == BACK}
+    restored = {row.case: _object_of(row) for row in rows if row.role == BACK}
     found, skipped = select(rows, TRUE_OBJECT, protocol=Protocol.RANK, rounds=2)
     objects: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in found:
         if not row.log_probs_before:
             skipped[NOT_COMPARED] += 1
             continue
-        known = objects.setdefault(row.case, {}).setdefault(_label(row), [])
+        known = objects.setdefault(row.case, {}).setdefault(_object_of(row), [])
         known.append((probability(row.log_probs_before), probability(required_log_probs(row))))
     items: list[AnswerValue] = []
     for case, own in objects.items():
@@ -218,7 +220,7 @@ def jensen_shannon(p: Sequence[float], q: Sequence[float]) -> float:
     return max(0.0, math.fsum(terms))
 
 
-def _probabilities(
+def _probability_by_case(
     rows: Sequence[Row], role: str, *, rounds: int, before: bool = False
 ) -> tuple[dict[str, float], Counter[str]]:
     """P~ of a fact by case, mean over its prompts."""
@@ -231,7 +233,7 @@ def _probabilities(
     return {case: mean(own) for case, own in values.items()}, skipped
 
 
-def _won(found: Sequence[Row]) -> dict[str, float]:
+def _wins_by_case(found: Sequence[Row]) -> dict[str, float]:
     """1 by case where P~ of the expected answer, mean over prompts, is above its rival's."""
     own: dict[str, list[float]] = {}
     rival: dict[str, list[float]] = {}
@@ -254,7 +256,7 @@ def _relative_losses(
     ]
 
 
-def _label(row: Row) -> str:
+def _object_of(row: Row) -> str:
     return row.expected[0][0] if row.expected else str(row.probe)
 
 

@@ -1,4 +1,4 @@
-"""Does generated text fit the new fact? Likeness to texts about things it is true of; essence.
+"""Consistency of generated text with the new fact, and essence of the subject.
 
 Consistency reads rows of role `consistency`: what was generated about the subject, with texts about
 other subjects of which relation and new object are true as the expected spellings. Essence reads

@@ -1,4 +1,4 @@
-"""What an edit costs: time, memory, steps, tokens; measured for each unit of work.
+"""Cost of an edit: time, memory, steps and tokens, measured for each unit of work.
 
 Times are taken with the device idle before and after, without loading the model. One-off statistics
 are measured by themselves (`cost/fit_seconds`).
@@ -104,7 +104,7 @@ def flops(
     backward: bool = True,
     solves: Sequence[int] = (),
 ) -> float:
-    """Estimated floating-point operations of an edit; a rule of this library.
+    """Estimate the floating-point operations of an edit, by a rule of this library.
 
     Forward 2 N, backward 4 N for each token, and d^3 for each closed-form solve of d unknowns.
 

@@ -36,7 +36,7 @@ ROLES: Mapping[str, str] = {
     "neighborhood": "locality/neighborhood",
     "distracted_neighborhood": "locality/distracted_neighborhood",
 }
-"""What the field calls a score, and the role of the rows it reads."""
+"""Name of a score in the field, and the role of the rows it reads."""
 
 
 def score(
@@ -57,7 +57,9 @@ def score(
         stage: AFTER for the edited model, BEFORE for rows of the unedited one.
         bootstrap: How to find the interval.
     """
-    return _paired(rows, what, "score", normalization=normalization, stage=stage, on=bootstrap)
+    return _compare_with_rivals(
+        rows, what, "score", normalization=normalization, stage=stage, on=bootstrap
+    )
 
 
 def magnitude(
@@ -72,7 +74,9 @@ def magnitude(
 
     Args are those of `score`.
     """
-    return _paired(rows, what, "magnitude", normalization=normalization, stage=stage, on=bootstrap)
+    return _compare_with_rivals(
+        rows, what, "magnitude", normalization=normalization, stage=stage, on=bootstrap
+    )
 
 
 def harmonic_score(
@@ -91,7 +95,7 @@ def harmonic_score(
 
     Args:
         rows: Of one run.
-        neighborhood: Which key of `ROLES` stands for neighbours.
+        neighborhood: Which key of `ROLES` holds the neighbours.
         normalization: As in `score`.
         stage: As in `score`.
         bootstrap: How to find the interval.
@@ -99,7 +103,9 @@ def harmonic_score(
     parts: list[list[AnswerValue]] = []
     skipped: Counter[str] = Counter()
     for what in ("efficacy", "paraphrase", neighborhood):
-        items, more = _items(rows, what, "score", normalization=normalization, stage=stage)
+        items, more = _compared_answers(
+            rows, what, "score", normalization=normalization, stage=stage
+        )
         parts.append(items)
         skipped += more
     by_case = [pool(items) for items in parts]
@@ -164,16 +170,16 @@ def neighborhood_divergence(
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
 
 
-def _paired(
+def _compare_with_rivals(
     rows: Sequence[Row], what: str, kind: str, *, normalization: str, stage: Stage, on: Bootstrap
 ) -> Estimate:
-    items, skipped = _items(rows, what, kind, normalization=normalization, stage=stage)
+    items, skipped = _compared_answers(rows, what, kind, normalization=normalization, stage=stage)
     measure = None if normalization == "mean" else normalization
     name = metric_name(f"{what}_{kind}", Protocol.RANK, measure)
     return over_cases(name, items, skipped=skipped, bootstrap=on)
 
 
-def _items(
+def _compared_answers(
     rows: Sequence[Row], what: str, kind: str, *, normalization: str, stage: Stage
 ) -> tuple[list[AnswerValue], Counter[str]]:
     found, skipped = select(rows, ROLES[what], protocol=Protocol.RANK, stage=stage)

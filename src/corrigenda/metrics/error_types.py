@@ -39,7 +39,7 @@ their them then there these they this those through to too under until up very w
 what when where which while who whom why will with would you your
 """
 STOP_WORDS = frozenset(_FUNCTION_WORDS.split())
-"""Words that say nothing of an answer, after `normalise`."""
+"""Function words, after `normalise`."""
 
 _RUN = re.compile(r"(\S)\1{4,}")
 _UNIT = re.compile(r"(.{1,3}?)\1{2,}", re.DOTALL)
@@ -63,11 +63,11 @@ FAILURES = tuple(outcome for outcome in AnswerType if outcome != AnswerType.SUCC
 
 
 class Verdict(NamedTuple):
-    """An outcome, and what else can be seen.
+    """Type of an answer, with two properties of its text.
 
     Attributes:
-        outcome: The first that applies.
-        repeats_after: A success whose rest is for the half repeated pairs of words.
+        outcome: The first type that applies.
+        repeats_after: A success of whose rest at least half are repeated pairs of words.
         original_retained: A partial answer that begins with the original one.
     """
 
@@ -77,7 +77,7 @@ class Verdict(NamedTuple):
 
 
 def classify(text: str, target: str, original: str = "") -> Verdict:
-    """Decide what a greedy continuation is.
+    """Return the type of a greedy continuation.
 
     Args:
         text: The continuation, of the target's length and some eight tokens more.
@@ -91,10 +91,10 @@ def classify(text: str, target: str, original: str = "") -> Verdict:
     text = first_line(text)
     if begins_with(text, target):
         rest = normalise(text)[len(normalise(target)) :].split()
-        return Verdict(AnswerType.SUCCESS, repeats_after=_repeats(rest))
+        return Verdict(AnswerType.SUCCESS, repeats_after=_repeats_pairs(rest))
     if meaningless(text):
         return Verdict(AnswerType.MEANINGLESS)
-    wanted, old = _content(target), _content(original)
+    wanted, old = _content_words(target), _content_words(original)
     length = max(2, len(normalise(target).split()))
     first = {
         word
@@ -104,19 +104,19 @@ def classify(text: str, target: str, original: str = "") -> Verdict:
     if first and first < wanted:
         return Verdict(AnswerType.MISSING)
     if first & (wanted | old):
-        kept = begins_with(text, original)
-        return Verdict(AnswerType.PARTIAL, original_retained=kept)
+        retained = begins_with(text, original)
+        return Verdict(AnswerType.PARTIAL, original_retained=retained)
     return Verdict(AnswerType.IRRELEVANT)
 
 
 def first_line(text: str) -> str:
-    """A text up to the first line break behind something that is no space."""
+    """Return a text up to its first line break that follows a character other than a space."""
     start = len(text) - len(text.lstrip())
     return text[: start + len(text[start:].partition("\n")[0])]
 
 
 def meaningless(text: str) -> bool:
-    """Whether a text says nothing: no letters, or repetition.
+    """Whether a text is without letters, or repetition.
 
     Example:
         >>> meaningless("ererererer"), meaningless("a kind of fish")
@@ -135,7 +135,7 @@ def meaningless(text: str) -> bool:
 def verdicts(
     rows: Sequence[Row], role: str = "reliability"
 ) -> tuple[list[tuple[Row, Verdict]], Counter[str]]:
-    """Every greedy answer with what it is, and what was left out by reason.
+    """Return every greedy answer with its verdict, and the number left out by reason.
 
     The original answer is that of the unedited model, else the first rival.
     """
@@ -169,12 +169,12 @@ def share_of_failures(
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
 
 
-def _content(text: str) -> set[str]:
+def _content_words(text: str) -> set[str]:
     found = set(normalise(text).split())
     return found - STOP_WORDS or found
 
 
-def _repeats(rest: Sequence[str]) -> bool:
+def _repeats_pairs(rest: Sequence[str]) -> bool:
     pairs = Counter(itertools.pairwise(rest))
     return bool(pairs) and 1 - len(pairs) / pairs.total() >= _REPEATED
 

@@ -1,4 +1,4 @@
-"""Does generated text repeat itself? Weighted entropy of its bigrams and trigrams.
+"""Fluency of generated text: weighted entropy of its bigrams and trigrams.
 
 Words are those of NLTK's Treebank-style tokenizer, sentence by sentence. Sentences are found
 without a trained model of abbreviations, so that nothing is downloaded: the full stop of "Mr." is a
@@ -101,7 +101,7 @@ def fluency_change(
 
 
 def n_gram_entropy(text: str) -> float:
-    """(1/3) H_2 + (2/3) H_3 of a text's words, in bits.
+    """Return (1/3) H_2 + (2/3) H_3 of a text's words, in bits.
 
     H_n = -sum f log2 f over the relative frequencies f of n-grams; 0 for texts of fewer words. The
     published weights 2/3 and 4/3 are averaged over the two n.
@@ -113,12 +113,12 @@ def n_gram_entropy(text: str) -> float:
         >>> round(n_gram_entropy("a b a b c"), 6)
         1.556642
     """
-    found = words(text)
+    found = split_words(text)
     return mean(weight * _entropy(found, n) for n, weight in _WEIGHTS.items())
 
 
 def ceiling(num_words: int) -> float:
-    """The most that `n_gram_entropy` can be for a text of so many words, in bits.
+    """Return the maximum of `n_gram_entropy` for a text of so many words, in bits.
 
     Example:
         >>> round(ceiling(100), 3)
@@ -127,22 +127,22 @@ def ceiling(num_words: int) -> float:
     return mean(weight * math.log2(max(1, num_words - n + 1)) for n, weight in _WEIGHTS.items())
 
 
-def words(text: str) -> list[str]:
-    """Words and punctuation marks of a text, as the Penn Treebank splits them.
+def split_words(text: str) -> list[str]:
+    """Split a text into words and punctuation marks as the Penn Treebank does.
 
     Raises:
         MissingExtra (CG504): nltk is not installed.
     """
-    return _tokenizer()(text)
+    return _load_tokenizer()(text)
 
 
 def reference_text(prompt: str, answer: str) -> str:
-    """The text that the reference program scores: prompt included, NFKD, no blank lines."""
+    """Return the text that the reference program scores: with the prompt, NFKD, no blank lines."""
     return _BLANK_LINES.sub("\n", unicodedata.normalize("NFKD", prompt + answer))
 
 
 @cache
-def _tokenizer() -> Callable[[str], list[str]]:
+def _load_tokenizer() -> Callable[[str], list[str]]:
     if importlib.util.find_spec("nltk") is None:
         raise MissingExtra("fluency needs nltk.", hint='pip install "corrigenda[metrics]"')
     from nltk.tokenize.destructive import NLTKWordTokenizer

@@ -1,4 +1,4 @@
-"""Is everything else left alone? Answers unchanged, answers still right, and drawdown.
+"""Locality: answers that are unchanged, answers that are still right, and drawdown.
 
 Unchanged means equal to the answer of the unedited model, which every row carries:
 
@@ -8,7 +8,7 @@ Unchanged means equal to the answer of the unedited model, which every row carri
 | `@teacher_forced:exact` | all of them |
 | `@greedy:exact` | the continuation is the same text |
 | `@greedy:sentence` | it is the same up to the end of its first sentence or line |
-| `@greedy:tokens` | share of the unedited model's tokens that stand at the same place |
+| `@greedy:tokens` | share of the unedited model's tokens that are at the same place |
 
 Under teacher forcing both models read the right answer, so what drifts after its first token is
 hidden. Extended locality (other relations of the subject, neighbours after a distracting sentence)
@@ -64,7 +64,7 @@ def same_argmax(row: Row) -> float | str:
 
 def same_argmax_everywhere(row: Row) -> float | str:
     """1 if every position has the same argmax as before."""
-    return _whole(same_argmax(row))
+    return _require_all(same_argmax(row))
 
 
 def same_text(row: Row) -> float | str:
@@ -77,7 +77,7 @@ def same_text(row: Row) -> float | str:
 def same_sentence(row: Row) -> float | str:
     """1 if the continuation is the same up to the end of its first sentence or line.
 
-    A model that goes on behind its answer says other things there for the slightest change.
+    What a model generates after its answer differs for the slightest change.
     """
     if row.answer_before is None:
         return NOT_COMPARED
@@ -89,7 +89,7 @@ def same_sentence(row: Row) -> float | str:
 
 
 def same_tokens(row: Row) -> float | str:
-    """Share of the tokens generated before that stand at the same place now.
+    """Share of the tokens generated before that are at the same place now.
 
     Of a continuation that was empty before, 1 if it still is.
     """
@@ -116,13 +116,13 @@ def unchanged(
     measure: str | None = None,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
-    """Are the answers those of the unedited model? Mean over kinds in a case, then cases.
+    """Share of answers that are those of the unedited model; kinds in a case weigh the same.
 
     Items without an expected answer, where the protocol needs one, and those the unedited model was
     not asked are left out and counted.
 
     Args:
-        rows: Of one run; those held against TARGET or BEFORE are not read.
+        rows: Of one run; those compared with TARGET or BEFORE are not read.
         role: Role, or family of roles.
         protocol: How the answers were taken.
         measure: Name of a measure in `UNCHANGED`.
@@ -168,7 +168,7 @@ def still_correct(
     only_known: bool = True,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
-    """Are the expected answers still given, where the unedited model gave them?
+    """Share of expected answers that are still given, where the unedited model gave them.
 
     Args:
         rows: Of one run.
@@ -176,8 +176,7 @@ def still_correct(
         protocol: How the answers were taken.
         measure: Name of a measure of the protocol (see `success`).
         only_known: Leave out what the unedited model did not answer rightly. Without that the
-            number says what is known rather than what is kept; zsRE's "specificity" is reported
-            so.
+            number measures knowledge rather than locality; zsRE's "specificity" is reported so.
         bootstrap: How to find the interval.
     """
     found, skipped = select(rows, role, protocol=protocol)
@@ -298,7 +297,7 @@ def divergence(
     return math.fsum(terms)
 
 
-def _whole(value: float | str) -> float | str:
+def _require_all(value: float | str) -> float | str:
     return value if isinstance(value, str) else float(value == 1)
 
 

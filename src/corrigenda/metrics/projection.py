@@ -1,4 +1,4 @@
-"""Is the new answer written where the update is largest? Hit@k of columns read as words.
+"""Hit@k: whether the columns that an edit changed most read as the new answer.
 
 The columns of the down projection that moved most are mapped through the unembedding; a hit is the
 target's first token among the k highest of one of them.

@@ -80,7 +80,7 @@ def ripple_accuracy(
         elif only_successful and edited.get(row.case, 0) != 1:
             skipped[EDIT_FAILS] += 1
         else:
-            right = _legacy_match(row) if legacy else _match(row)
+            right = _matches_as_published(row) if legacy else _matches_all(row)
             valued.append((row, float(right)))
     flags = ("" if only_successful else "_unconditional") + ("_legacy" if legacy else "")
     name = metric_name(f"{criterion}{flags}", Protocol.GREEDY, "contains")
@@ -96,7 +96,7 @@ def edit_wise(
 ) -> Estimate:
     """Share of edited facts that are recalled, over all facts of all cases (MQuAKE).
 
-    The interval resamples cases. Reads `reliability`; show other measures beside the default.
+    The interval resamples cases. Reads `reliability`; show other measures with the default.
     """
     found, skipped = select(rows, "reliability", protocol=protocol)
     decide = measure_named(protocol, measure)
@@ -127,7 +127,7 @@ def instance_wise(
     found, skipped = select(rows, role, protocol=Protocol.GREEDY)
     recalled: dict[str, list[float]] = {}
     for row in found:
-        recalled.setdefault(row.case, []).append(float(_spelled(row, begins_with)))
+        recalled.setdefault(row.case, []).append(float(_matches_any(row, begins_with)))
     items = [AnswerValue(case, min(values)) for case, values in recalled.items()]
     name = metric_name("instance_wise", Protocol.GREEDY)
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap, answers=len(found))
@@ -141,7 +141,7 @@ def multi_hop(
     role: str = QUESTIONS,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
-    """Are questions over several hops answered with the new answer (MQuAKE)?
+    """Share of cases whose questions over several hops get the new answer (MQuAKE).
 
     Args:
         rows: Of one run, greedy.
@@ -155,7 +155,7 @@ def multi_hop(
     answered: dict[str, list[float]] = {}
     for row in found:
         text = required_answer(row)
-        right = any(equals(text, one) for one in row.rivals) if stale else _spelled(row, equals)
+        right = any(equals(text, one) for one in row.rivals) if stale else _matches_any(row, equals)
         answered.setdefault(row.case, []).append(float(right))
     items = [AnswerValue(case, _POOLINGS[pooling](values)) for case, values in answered.items()]
     name = metric_name("multi_hop_stale" if stale else "multi_hop", Protocol.GREEDY, pooling)
@@ -167,8 +167,8 @@ def multi_hop_given_instance(
 ) -> Estimate:
     """`multi_hop` over the cases whose every fact on the chain is recalled."""
     chain = instance_wise(rows, bootstrap=bootstrap).by_case
-    kept = [row for row in rows if chain.get(row.case) == 1]
-    found = multi_hop(kept, pooling=pooling, bootstrap=bootstrap)
+    recalled = [row for row in rows if chain.get(row.case) == 1]
+    found = multi_hop(recalled, pooling=pooling, bootstrap=bootstrap)
     name = metric_name("multi_hop_given_instance", Protocol.GREEDY, pooling)
     return over_cases(
         name,
@@ -179,7 +179,7 @@ def multi_hop_given_instance(
 
 
 def unobservable(rows: Sequence[Row], *, role: str = QUESTIONS) -> set[str]:
-    """Cases whose new answer is one of the old ones: there the edit cannot be seen."""
+    """Return the cases whose new answer is one of the old ones, so that no edit can be seen."""
     found, _ = select(rows, role, protocol=Protocol.GREEDY)
     return {
         row.case
@@ -190,18 +190,18 @@ def unobservable(rows: Sequence[Row], *, role: str = QUESTIONS) -> set[str]:
 
 
 def known_to_the_unedited_model(rows: Sequence[Row], role: str) -> set[str]:
-    """Cases whose every answer of a role the unedited model gave rightly (prefix, greedy)."""
+    """Return cases whose every answer of a role the unedited model gave (prefix, greedy)."""
     found, _ = select(as_before(rows), role, protocol=Protocol.GREEDY, stage=Stage.BEFORE)
-    wrong = {row.case for row in found if not _spelled(row, begins_with)}
+    wrong = {row.case for row in found if not _matches_any(row, begins_with)}
     return {row.case for row in found} - wrong
 
 
-def _spelled(row: Row, decide: Callable[[str, str], bool]) -> bool:
+def _matches_any(row: Row, decide: Callable[[str, str], bool]) -> bool:
     text = required_answer(row)
     return any(decide(text, one) for group in row.expected for one in group)
 
 
-def _match(row: Row) -> bool:
+def _matches_all(row: Row) -> bool:
     text = required_answer(row)
     return bool(row.expected) and all(
         any(
@@ -212,7 +212,7 @@ def _match(row: Row) -> bool:
     )
 
 
-def _legacy_match(row: Row) -> bool:
+def _matches_as_published(row: Row) -> bool:
     text = row.prompt + required_answer(row)
     return bool(row.expected) and all(
         any(one in text for one in group if len(one) > 1 or one.isdigit()) for group in row.expected

@@ -1,7 +1,7 @@
-"""Does the edit hold when it is asked in other surroundings, or contradicted?
+"""Robustness: whether the edit holds in other surroundings, or when it is contradicted.
 
 Rows of family `robustness`, greedy: the new answer is expected, the old one is the rival. The kind
-says what surrounds the question: a cloze, long related context, a dialogue, a doubt, the old answer
+is what surrounds the question: a cloze, long related context, a dialogue, a doubt, the old answer
 asserted. Only the continuation is searched; prompts that assert the old answer hold it themselves,
 so that reversion there is close to agreement with the user: never average the kinds of doubt.
 """
@@ -25,7 +25,7 @@ _REACH = 3
 
 
 class OutputState(StrEnum):
-    """What an output says; every output is in exactly one state."""
+    """State of an output by the answers that appear in it; every output is in exactly one."""
 
     KEPT = "kept"
     """The new answer alone."""
@@ -40,7 +40,7 @@ class OutputState(StrEnum):
     """Neither, or the new answer denied without the old one."""
 
 
-def says_new(row: Row) -> bool:
+def has_new_answer(row: Row) -> bool:
     """Whether a spelling of every expected group appears in the continuation."""
     text = required_answer(row)
     return bool(row.expected) and all(
@@ -48,27 +48,27 @@ def says_new(row: Row) -> bool:
     )
 
 
-def says_old(row: Row) -> bool:
+def has_old_answer(row: Row) -> bool:
     """Whether a rival appears in the continuation."""
     return any(contains(required_answer(row), one) for one in row.rivals)
 
 
 def state(row: Row) -> OutputState:
-    """What an output says of the new and the old answer.
+    """Return the state of an output, by the new and the old answer.
 
-    A new answer is denied where a negation stands up to three words before it.
+    A new answer is denied where a negation is among the three words before it.
 
     Example:
         >>> state(Row(case="1", role="robustness", protocol=Protocol.GREEDY, expected=[["Rome"]],
         ...           rivals=["Paris"], answer="It is not Rome."))
         <OutputState.CONFUSED: 'confused'>
     """
-    new, old = says_new(row), says_old(row)
+    new, old = has_new_answer(row), has_old_answer(row)
     if new and old:
         return OutputState.MIXED
     if old:
         return OutputState.REVERTED
-    if not new or _denied(row):
+    if not new or _is_denied(row):
         return OutputState.CONFUSED
     return OutputState.KEPT
 
@@ -77,14 +77,14 @@ def attack_accuracy(
     rows: Sequence[Row], role: str = "robustness", *, bootstrap: Bootstrap = BOOTSTRAP
 ) -> Estimate:
     """Share of outputs in which the new answer appears."""
-    return _rate(rows, role, "accuracy", [], bootstrap)
+    return _share_of_outputs(rows, role, "accuracy", [], bootstrap)
 
 
 def reversion(
     rows: Sequence[Row], role: str = "robustness", *, bootstrap: Bootstrap = BOOTSTRAP
 ) -> Estimate:
     """Share of outputs in which the old answer appears; not exclusive with accuracy."""
-    return _rate(rows, role, "reversion", [], bootstrap)
+    return _share_of_outputs(rows, role, "reversion", [], bootstrap)
 
 
 def share_in_state(
@@ -95,7 +95,7 @@ def share_in_state(
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
     """Share of outputs in one state; the four shares sum to 1."""
-    return _rate(rows, role, which, [which], bootstrap)
+    return _share_of_outputs(rows, role, which, [which], bootstrap)
 
 
 def dialogue_state(
@@ -116,7 +116,7 @@ def dialogue_state(
     items: list[AnswerValue] = []
     for (case, kind, _), own in dialogues.items():
         ordered = sorted(own, key=lambda row: row.probe)
-        if not says_new(ordered[0]):
+        if not has_new_answer(ordered[0]):
             skipped[FIRST_ANSWER_OLD] += 1
             continue
         items.append(AnswerValue(case, float(state(ordered[-1]) == which), kind))
@@ -124,7 +124,7 @@ def dialogue_state(
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
 
 
-def _rate(
+def _share_of_outputs(
     rows: Sequence[Row], role: str, name: str, states: Sequence[OutputState], bootstrap: Bootstrap
 ) -> Estimate:
     found, skipped = select(rows, role, protocol=Protocol.GREEDY)
@@ -133,13 +133,13 @@ def _rate(
         if states:
             value = state(row) in states
         else:
-            value = says_new(row) if name == "accuracy" else says_old(row)
+            value = has_new_answer(row) if name == "accuracy" else has_old_answer(row)
         items.append(AnswerValue(row.case, float(value), row.kind))
     label = metric_name(f"{role}_{name}", Protocol.GREEDY)
     return over_cases(label, items, skipped=skipped, bootstrap=bootstrap)
 
 
-def _denied(row: Row) -> bool:
+def _is_denied(row: Row) -> bool:
     found = normalise(required_answer(row)).split()
     for group in row.expected:
         for spelling in group:

@@ -1,8 +1,8 @@
-"""Edit, then undo: what is left, beside a knowledge graph where nothing is.
+"""Round trips: what editing back leaves of an edit, in weights, answers and a graph of facts.
 
-Taking a patch off restores every bit, and the tests of this library show it. Editing back, with the
+Reverting a patch restores every bit, and the tests of this library show it. Editing back, with the
 original answer as the target of a second edit, does not: these metrics say by how much. Behaviour
-is that of rows of the restored model, held against the unedited one: `unchanged` and
+is that of rows of the restored model, compared with the unedited one: `unchanged` and
 `mean_divergence` of family `restoration`. A graph of facts, edited and edited back, is the measure
 of both: nothing is left of the edit there.
 """

@@ -49,7 +49,7 @@ class SentimentShift(NamedTuple):
 
 
 def sentiment_shift(wanted: float, opposite: float, wanted_before: float) -> SentimentShift:
-    """From mean log-likelihoods per token, over all tokens of a set of replies.
+    """Return the parts of success from mean log-likelihoods per token of sets of replies.
 
     Args:
         wanted: L+ of the edited model.

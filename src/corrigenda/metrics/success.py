@@ -1,4 +1,4 @@
-"""Is the new answer given? Reliability, generalization, portability.
+"""Success of an edit: reliability, generalization, portability.
 
 The same question has several measures that are no substitutes for each other; each belongs to a
 protocol, and the first of a protocol is the one meant where a name gives none:
@@ -13,8 +13,8 @@ protocol, and the first of a protocol is the one meant where a name gives none:
 | `@greedy:tokens` | share of its first m tokens that are those of the answer of m tokens |
 | `@rank:preferred` | P~ of the expected answer is greater than that of every rival |
 
-All tokens right under teacher forcing means that greedy decoding gives the answer; fewer say
-nothing about how it goes on.
+All tokens right under teacher forcing means that greedy decoding gives the answer; fewer do
+not tell what is generated after them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Measure = Callable[[Row], "float | str"]
 
 NO_WORDS = "no words in the expected answer"
 NO_TOKENS = "the tokens of the text were not recorded"
-NO_RIVAL = "no rival to be held against"
+NO_RIVAL = "no rival to compare with"
 SEVERAL_ANSWERS = "several answers expected: only `contains` can tell"
 CONDITION_FAILS = "a condition does not hold for the unedited model"
 
@@ -76,12 +76,12 @@ def generated_tokens(row: Row) -> float | str:
 
 def generated_exactly(row: Row) -> float | str:
     """1 if the continuation is an expected spelling (`em`)."""
-    return _one_group(row, equals)
+    return _decide_one_group(row, equals)
 
 
 def generated_first(row: Row) -> float | str:
     """1 if the continuation begins with an expected spelling (`prefix`)."""
-    return _one_group(row, begins_with)
+    return _decide_one_group(row, begins_with)
 
 
 def generated_anywhere(row: Row) -> float | str:
@@ -129,7 +129,7 @@ MEASURES: dict[Protocol, dict[str, Measure]] = {
 
 
 def measure_named(protocol: Protocol, name: str | None = None) -> Measure:
-    """A measure by its name, or the default of a protocol.
+    """Return a measure by its name, or the default of a protocol.
 
     Raises:
         UnknownMetric (CG505): the protocol has no measure by that name.
@@ -145,7 +145,7 @@ def measure_named(protocol: Protocol, name: str | None = None) -> Measure:
 
 
 def metric_name(role: str, protocol: Protocol, measure: str | None = None) -> str:
-    """Name of a metric, with its protocol.
+    """Return the name of a metric, with its protocol.
 
     Example:
         >>> metric_name("reliability", Protocol.GREEDY, "contains")
@@ -207,7 +207,7 @@ def success(
 
 
 def as_tests(valued: Iterable[tuple[Row, float]], role: str) -> list[AnswerValue]:
-    """Values of answers as values of tests: the least where all must pass, else the best.
+    """Pool values of answers to tests: the least where all must pass, else the best.
 
     Args:
         valued: Rows with their values.
@@ -228,7 +228,7 @@ def as_tests(valued: Iterable[tuple[Row, float]], role: str) -> list[AnswerValue
 
 
 def failing_conditions(rows: Iterable[Row]) -> set[tuple[str, str]]:
-    """Tests, as (case, test), of which the unedited model fails a condition or was not asked it."""
+    """Return the tests (case, test) whose condition the unedited model fails or was not asked."""
     failing: set[tuple[str, str]] = set()
     for row in rows:
         if row.role == "condition":
@@ -249,7 +249,7 @@ def failing_conditions(rows: Iterable[Row]) -> set[tuple[str, str]]:
 def effective(
     rows: Sequence[Row], *, protocol: Protocol, measure: str | None = None
 ) -> tuple[list[Row], int]:
-    """The rows of cases whose new answer the unedited model did not give already.
+    """Return the rows of cases whose new answer the unedited model did not give already.
 
     Returns:
         Those rows, and the number of cases left out.
@@ -262,7 +262,7 @@ def effective(
     return [row for row in rows if row.case not in known], len(known)
 
 
-def _one_group(row: Row, decide: Callable[[str, str], bool]) -> float | str:
+def _decide_one_group(row: Row, decide: Callable[[str, str], bool]) -> float | str:
     text = required_answer(row)
     _require_target(row, row.expected)
     if not has_words(row.expected):

@@ -15,7 +15,7 @@ from corrigenda.metrics import error_types, sequences
 from corrigenda.metrics.estimate import Bootstrap, Estimate
 from corrigenda.metrics.metric import Metric, RunRecords
 from corrigenda.metrics.registry import evaluate
-from corrigenda.metrics.selection import as_before, at, tagged
+from corrigenda.metrics.selection import as_before, at, with_tag
 from corrigenda.reports import numbers
 from corrigenda.reports.citations import Citation, citations
 from corrigenda.rows import Row, Stage
@@ -312,7 +312,7 @@ def _by_benchmark(runs: Sequence[Recorded], lines: Sequence[TableLine]) -> Itera
         tag for row in runs[0].rows for tag in row.tags if tag.startswith("benchmark=")
     )
     for tag in tags:
-        own = [run._replace(rows=tagged(run.rows, tag), measurements=[]) for run in runs]
+        own = [run._replace(rows=with_tag(run.rows, tag), measurements=[]) for run in runs]
         found = [
             line
             for line in _lines(own, [line.metric.name for line in lines])

@@ -155,7 +155,7 @@ def harness_versions(health: HealthSpec) -> dict[str, str]:
 
 
 def harness_digest(health: HealthSpec) -> str:
-    """Return a hash of all that decides a score besides the model: tasks, their files, version.
+    """Return a hash of what a score depends on other than the model: tasks, files, version.
 
     Raises:
         MissingExtra (CG504): the harness is not installed.

@@ -58,7 +58,7 @@ def answer_score(
     Args:
         rows: Of one run.
         task: Name of the task; without one, the mean over tasks.
-        measure: "score", as `judging` says; of answers with choices also "f1" and
+        measure: "score", as in `judging`; of answers with choices also "f1" and
             "correlation", as `choices.choice_score`, an answer that cannot be read being of a class
             of its own.
         legacy: Judge as the published programs do, to compare with published numbers.

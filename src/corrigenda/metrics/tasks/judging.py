@@ -6,7 +6,7 @@
 | `nq` | the first line is a right answer, word by word | a span of words is one; see below |
 | `rte`, `sst2`, `boolq` | the first word is the right one | answers not read are left out |
 | `mutual` | the first word is the right letter | the letter occurs in any word |
-| `mmlu` | the same | a letter stands before the end of a line |
+| `mmlu` | the same | a letter is the last of a line |
 | `nli`, `cola`, `mrpc` | the first word is the right one | it occurs in any word |
 | `samsum` | mean F1 of ROUGE-1, -2 and -L | the same without the last 13 characters |
 | `conll` | F1 of entities over all texts and types | share of entities found, mean over types |

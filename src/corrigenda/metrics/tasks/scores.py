@@ -57,7 +57,7 @@ def right_place(row: Row) -> int:
     place = tag_of(row, "answer")
     if place is None:
         raise MalformedRows(
-            "a row of a task does not say at which place the right choice stands.",
+            "a row of a task does not give the place of the right choice.",
             where=row.label,
             hint='Give it the tag "answer=<place>".',
         )
