@@ -13,7 +13,7 @@ import numpy as np
 
 from corrigenda.errors import MissingData
 from corrigenda.metrics.estimate import Estimate, difference
-from corrigenda.metrics.registry import Metric
+from corrigenda.metrics.metric import Metric
 from corrigenda.reports import numbers
 from corrigenda.reports.plain import estimate_as_data, run_as_data
 from corrigenda.run import store, summary

@@ -7,7 +7,7 @@
 | `asking` | probes become answers, many at once |
 | `before` | answers of the unedited model, asked once for all methods |
 | `worker` | one unit: edit, apply, ask, take off |
-| `tasks`, `harness` | other tasks along a run: multiple choice, and those of lm-eval |
+| `tasks` | other tasks along a run: multiple choice, generated answers, and those of lm-eval |
 | `restoration` | edits that are taken back by a second edit |
 | `store` | rows on disk, part by part; `store.load` gives them back |
 | `executors` | who works: this process, or Ray |

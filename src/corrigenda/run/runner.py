@@ -19,7 +19,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.header import library_versions
 from corrigenda.progress import Progress
 from corrigenda.run import baseline as kept_before
-from corrigenda.run import harness, plan, store
+from corrigenda.run import plan, store, tasks
 from corrigenda.run.executors import Executor, Job, Local, load_model
 from corrigenda.run.plan import Block, Data, Unit
 from corrigenda.run.prober import Answer, Question
@@ -141,7 +141,7 @@ class _Run:
     ) -> None:
         self._spec, self._model, self._data = spec, model, data
         self._progress, self._batch_tokens = progress, batch_tokens
-        texts = plan.digest_of((plan.health_questions(spec), harness.digest(spec.health)))
+        texts = plan.digest_of((plan.health_questions(spec), tasks.harness_digest(spec.health)))
         self._id = run_id(spec, model, data.digest(), texts)
         self._store = Store(folder / self._id)
 
@@ -209,7 +209,7 @@ class _Run:
                 "units": len(units),
                 "counts": self._data.counts,
                 "files": self._data.files,
-                "versions": library_versions() | harness.versions(self._spec.health),
+                "versions": library_versions() | tasks.harness_versions(self._spec.health),
             }
         )
 

@@ -18,7 +18,7 @@ from corrigenda.patch.protocols import Patch
 from corrigenda.patch.weights import WeightPatch
 from corrigenda.progress import Progress
 from corrigenda.rows import Measurement, Row, Stage
-from corrigenda.run import costs, harness, health, plan, round_trip, tasks
+from corrigenda.run import costs, health, plan, round_trip, tasks
 from corrigenda.run.plan import Block, Step, Unit
 from corrigenda.run.prober import Answer, Answers, ask, coded, question_of
 from corrigenda.run.row_builder import (
@@ -117,7 +117,7 @@ class Worker:
         if not missing:
             return
         if self._abilities is None:
-            self._abilities = harness.unedited(
+            self._abilities = tasks.scores_before(
                 self.lm, self.spec.health, self.base, self.batch_tokens
             )
         abilities = self._abilities
@@ -383,12 +383,12 @@ class _Progress:
             self._worker.fit_seconds = 0.0
         if step.asked_again and self._worker.spec.health.drift:
             found += health.drift(run, label, self._lm, edits)
-        here = harness.Moment(run, self._unit.label, edits)
+        here = tasks.Moment(run, self._unit.label, edits)
         if step.number == 0:
-            found += harness.at(self._begin.abilities, here, Stage.BEFORE)
+            found += tasks.place_scores(self._begin.abilities, here, Stage.BEFORE)
         if step.asked_again:
             spec, batch_tokens = self._worker.spec, self._worker.batch_tokens
-            found += harness.measured(self._lm, spec.health, here, batch_tokens)
+            found += tasks.scores_after(self._lm, spec.health, here, batch_tokens)
         return found
 
     def _texts(self, step: Step) -> list[Row]:
@@ -427,4 +427,4 @@ class _Progress:
             model_before=self._models.before,
         )
         before, batch_tokens = self._begin.before, self._worker.batch_tokens
-        return tasks.rows(self._lm, self._worker.items, like, before, batch_tokens)
+        return tasks.ask_items(self._lm, self._worker.items, like, before, batch_tokens)

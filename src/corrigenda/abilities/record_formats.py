@@ -1,4 +1,4 @@
-"""Records of other tasks as they are published: the schema of each kind, and what a record asks."""
+"""Records of other tasks as they are published: the schema of each kind, and its questions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Text = Annotated[str, Field(min_length=1)]
 
 LETTERS = "ABCDEFGHIJ"
-"""What stands for the choices of an examination."""
+"""Letters of the choices of an examination."""
 
 _TYPES = {"PER": "person", "LOC": "location", "ORG": "organization", "MISC": "miscellaneous"}
 _TAGS = ("O", *(f"{place}-{kind}" for kind in ("PER", "ORG", "LOC", "MISC") for place in "BI"))
@@ -38,12 +38,12 @@ _TAG = re.compile(rf"O|[BI]-(?:{'|'.join(_TYPES)})")
 _SPACE_BEFORE = re.compile(r" (?=[,.](?: |$))")
 
 
-class Part(NamedTuple):
+class TaskQuestion(NamedTuple):
     """One question of a record.
 
     Attributes:
         fields: What a wording may name.
-        choices: What may follow, behind a space; empty where the answer is free.
+        choices: What may follow the prompt and a space; empty where the answer is free.
         answer: Place of the right choice.
         expected: Groups of accepted spellings of a free answer, all of which should be given.
         about: Which of several questions of the record it is.
@@ -56,23 +56,24 @@ class Part(NamedTuple):
     about: str = ""
 
     @property
-    def shown(self) -> str:
+    def worked_answer(self) -> str:
         """The right answer, as a worked example gives it."""
         if self.choices:
             return self.choices[self.answer]
         return ", ".join(group[0] for group in self.expected) or "none"
 
 
-class Records(NamedTuple):
-    """What the records of a kind are.
+class RecordFormat(NamedTuple):
+    """Format of the records of a kind.
 
     Attributes:
-        schema: Their fields, as published; others are not looked at.
-        parts: The questions of one; raises ValueError where fields contradict each other.
+        schema: Their fields, as published; others are ignored.
+        questions: Returns the questions of one record; raises ValueError where fields contradict
+            each other.
     """
 
     schema: TypeAdapter[Any]
-    parts: Callable[[Any], list[Part]]
+    questions: Callable[[Any], list[TaskQuestion]]
 
 
 class _Choices(TypedDict):
@@ -93,12 +94,12 @@ class _Mutual(TypedDict):
     answers: Annotated[str, Field(pattern=f"^[{LETTERS}]$")]
 
 
-class _One(TypedDict):
+class _Sentence(TypedDict):
     sentence: Text
     label: NonNegativeInt
 
 
-class _Two(TypedDict):
+class _SentencePair(TypedDict):
     sentence1: Text
     sentence2: Text
     label: NonNegativeInt
@@ -131,11 +132,11 @@ class _Conll(TypedDict):
     ner_tags: list[int | str]
 
 
-def entities(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str]]:
-    """Types and texts of the entities that tags of the form B-PER, I-PER, O mark, in their order.
+def find_entities(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str]]:
+    """Return types and texts of the entities marked by tags such as B-PER, I-PER and O, in order.
 
     Example:
-        >>> entities(["Ann", "Lee", "saw", "Rome"], ["B-PER", "I-PER", "O", "B-LOC"])
+        >>> find_entities(["Ann", "Lee", "saw", "Rome"], ["B-PER", "I-PER", "O", "B-LOC"])
         [('PER', 'Ann Lee'), ('LOC', 'Rome')]
     """
     found: list[tuple[str, list[str]]] = []
@@ -150,54 +151,54 @@ def entities(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str]
     return [(kind, " ".join(words)) for kind, words in found]
 
 
-def _plain(record: _Choices) -> list[Part]:
-    return [_chosen({"prompt": record["prompt"]}, record["choices"], record["answer"])]
+def _read_choices(record: _Choices) -> list[TaskQuestion]:
+    return [_require_choice({"prompt": record["prompt"]}, record["choices"], record["answer"])]
 
 
-def _labelled(*labels: str) -> Callable[[Mapping[str, Any]], list[Part]]:
-    def parts(record: Mapping[str, Any]) -> list[Part]:
-        return [_chosen(_texts(record), labels, record["label"])]
+def _read_labels(*labels: str) -> Callable[[Mapping[str, Any]], list[TaskQuestion]]:
+    def read(record: Mapping[str, Any]) -> list[TaskQuestion]:
+        return [_require_choice(_strip_texts(record), labels, record["label"])]
 
-    return parts
+    return read
 
 
-def _examined(record: _Mmlu) -> list[Part]:
+def _read_exam(record: _Mmlu) -> list[TaskQuestion]:
     choices = record["choices"]
-    return [_lettered({"question": record["question"]}, choices, record["answer"])]
+    return [_letter_choices({"question": record["question"]}, choices, record["answer"])]
 
 
-def _replied(record: _Mutual) -> list[Part]:
+def _read_dialogue(record: _Mutual) -> list[TaskQuestion]:
     answer = LETTERS.index(record["answers"])
-    return [_lettered({"article": record["article"]}, record["options"], answer)]
+    return [_letter_choices({"article": record["article"]}, record["options"], answer)]
 
 
-def _yes_or_no(record: _BoolQ) -> list[Part]:
-    return [_chosen(_texts(record), ("no", "yes"), int(record["answer"]))]
+def _read_boolq(record: _BoolQ) -> list[TaskQuestion]:
+    return [_require_choice(_strip_texts(record), ("no", "yes"), int(record["answer"]))]
 
 
-def _calculated(record: _Gsm8k) -> list[Part]:
+def _read_gsm8k(record: _Gsm8k) -> list[TaskQuestion]:
     rationale, _, number = record["answer"].rpartition("####")
     fields = {"question": record["question"].strip(), "rationale": rationale.strip()}
-    return [Part(fields, expected=((number.strip(),),))]
+    return [TaskQuestion(fields, expected=((number.strip(),),))]
 
 
-def _read_up(record: _Nq) -> list[Part]:
+def _read_nq(record: _Nq) -> list[TaskQuestion]:
     fields = {"question": record["question"].strip(), "passage": record["output"][0].strip()}
-    return [Part(fields, expected=(tuple(record["answer"]),))]
+    return [TaskQuestion(fields, expected=(tuple(record["answer"]),))]
 
 
-def _summed_up(record: _Samsum) -> list[Part]:
-    return [Part(_texts(record), expected=((record["summary"].strip(),),))]
+def _read_samsum(record: _Samsum) -> list[TaskQuestion]:
+    return [TaskQuestion(_strip_texts(record), expected=((record["summary"].strip(),),))]
 
 
-def _marked(record: _Conll) -> list[Part]:
-    tags = [_tag(one) for one in record["ner_tags"]]
+def _read_conll(record: _Conll) -> list[TaskQuestion]:
+    tags = [_check_tag(one) for one in record["ner_tags"]]
     if len(tags) != len(record["tokens"]):
         raise ValueError(f"{len(tags)} tags for {len(record['tokens'])} tokens")
-    found = entities(record["tokens"], tags)
+    found = find_entities(record["tokens"], tags)
     text = _SPACE_BEFORE.sub("", " ".join(record["tokens"]))
     return [
-        Part(
+        TaskQuestion(
             {"text": text, "type": name},
             expected=tuple((entity,) for kind, entity in found if kind == short),
             about=name,
@@ -206,45 +207,45 @@ def _marked(record: _Conll) -> list[Part]:
     ]
 
 
-def _tag(one: int | str) -> str:
+def _check_tag(one: int | str) -> str:
     tag = _TAGS[one] if isinstance(one, int) and 0 <= one < len(_TAGS) else str(one)
     if not _TAG.fullmatch(tag):
         raise ValueError(f'"{one}" is no tag of CoNLL-2003')
     return tag
 
 
-def _chosen(fields: Mapping[str, str], choices: Sequence[str], answer: int) -> Part:
+def _require_choice(fields: Mapping[str, str], choices: Sequence[str], answer: int) -> TaskQuestion:
     if answer >= len(choices) or len(set(choices)) < len(choices):
         raise ValueError(f"the answer is not one of {len(choices)} different choices")
-    return Part(fields, tuple(choices), answer)
+    return TaskQuestion(fields, tuple(choices), answer)
 
 
-def _lettered(fields: Mapping[str, str], choices: Sequence[str], answer: int) -> Part:
+def _letter_choices(fields: Mapping[str, str], choices: Sequence[str], answer: int) -> TaskQuestion:
     listed = "".join(
         f"\n({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False)
     )
     stripped = {name: value.strip() for name, value in fields.items()}
-    return _chosen({**stripped, "listed": listed}, LETTERS[: len(choices)], answer)
+    return _require_choice({**stripped, "listed": listed}, LETTERS[: len(choices)], answer)
 
 
-def _texts(record: Mapping[str, Any]) -> dict[str, str]:
+def _strip_texts(record: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value).strip() for name, value in record.items()}
 
 
-_PAIR = TypeAdapter(_Two)
-RECORDS: Mapping[Kind, Records] = {
-    "choices": Records(TypeAdapter(_Choices), _plain),
-    "boolq": Records(TypeAdapter(_BoolQ), _yes_or_no),
-    "cola": Records(TypeAdapter(_One), _labelled("No", "Yes")),
-    "conll": Records(TypeAdapter(_Conll), _marked),
-    "gsm8k": Records(TypeAdapter(_Gsm8k), _calculated),
-    "mmlu": Records(TypeAdapter(_Mmlu), _examined),
-    "mrpc": Records(_PAIR, _labelled("No", "Yes")),
-    "mutual": Records(TypeAdapter(_Mutual), _replied),
-    "nli": Records(_PAIR, _labelled("True", "False")),
-    "nq": Records(TypeAdapter(_Nq), _read_up),
-    "rte": Records(_PAIR, _labelled("True", "False")),
-    "samsum": Records(TypeAdapter(_Samsum), _summed_up),
-    "sst2": Records(TypeAdapter(_One), _labelled("negative", "positive")),
+_PAIR = TypeAdapter(_SentencePair)
+FORMATS: Mapping[Kind, RecordFormat] = {
+    "choices": RecordFormat(TypeAdapter(_Choices), _read_choices),
+    "boolq": RecordFormat(TypeAdapter(_BoolQ), _read_boolq),
+    "cola": RecordFormat(TypeAdapter(_Sentence), _read_labels("No", "Yes")),
+    "conll": RecordFormat(TypeAdapter(_Conll), _read_conll),
+    "gsm8k": RecordFormat(TypeAdapter(_Gsm8k), _read_gsm8k),
+    "mmlu": RecordFormat(TypeAdapter(_Mmlu), _read_exam),
+    "mrpc": RecordFormat(_PAIR, _read_labels("No", "Yes")),
+    "mutual": RecordFormat(TypeAdapter(_Mutual), _read_dialogue),
+    "nli": RecordFormat(_PAIR, _read_labels("True", "False")),
+    "nq": RecordFormat(TypeAdapter(_Nq), _read_nq),
+    "rte": RecordFormat(_PAIR, _read_labels("True", "False")),
+    "samsum": RecordFormat(TypeAdapter(_Samsum), _read_samsum),
+    "sst2": RecordFormat(TypeAdapter(_Sentence), _read_labels("negative", "positive")),
 }
-"""The records of each kind."""
+"""The format of each kind."""
