@@ -29,10 +29,10 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
 from corrigenda.patch import WeightPatch, header_for
-from corrigenda.run.prober import Question, ask, question_of
+from corrigenda.run.prober import Query, ask, make_query
 
 GOAL_CPU, GOAL_GPU = 2.5, 20.0
-Predicted = dict[tuple[int, str, Question], tuple[int, ...]]
+Predicted = dict[tuple[int, str, Query], tuple[int, ...]]
 
 
 class Watch:
@@ -66,7 +66,7 @@ class Work:
         self.tokens = self.positions = self.passes = 0
 
     @contextmanager
-    def counted(self) -> Iterator[None]:
+    def count_cost(self) -> Iterator[None]:
         """Count until left."""
 
         def block(
@@ -97,7 +97,7 @@ class Work:
         return self.tokens + self.positions * head / blocks
 
 
-def read_cases(path: str | None, count: int) -> list[list[Question]]:
+def read_cases(path: str | None, count: int) -> list[list[Query]]:
     """The questions of each record, but for the texts."""
     if path is None:
         loaded = benchmarks.load("pocketedit", limit=count)
@@ -105,9 +105,9 @@ def read_cases(path: str | None, count: int) -> list[list[Question]]:
     else:
         cases = list(benchmarks.load("knowedit-zsre", path, limit=count))
 
-    def asked(case: Case) -> list[Question]:
+    def asked(case: Case) -> list[Query]:
         probes = [one for one in case.probes if one.protocol == Protocol.TEACHER_FORCED]
-        return list(dict.fromkeys(question_of(probe, 16) for probe in probes))
+        return list(dict.fromkeys(make_query(probe, 16) for probe in probes))
 
     return [asked(case) for case in cases]
 
@@ -132,7 +132,7 @@ def make_patches(lm: LanguageModel, count: int) -> list[WeightPatch]:
     ]
 
 
-def plainly(lm: LanguageModel, questions: Sequence[Question]) -> Iterator[tuple[int, ...]]:
+def plainly(lm: LanguageModel, questions: Sequence[Query]) -> Iterator[tuple[int, ...]]:
     """One prompt at a time, as public code does."""
     for one in questions:
         row = encode(lm, one.prompt, target=str(one.target), separator=one.separator)
@@ -144,7 +144,7 @@ def plainly(lm: LanguageModel, questions: Sequence[Question]) -> Iterator[tuple[
 
 def evaluate_plainly(
     lm: LanguageModel,
-    cases: list[list[Question]],
+    cases: list[list[Query]],
     patches: list[WeightPatch],
     methods: int,
     watch: Watch,
@@ -164,7 +164,7 @@ def evaluate_plainly(
 
 def evaluate(
     lm: LanguageModel,
-    cases: list[list[Question]],
+    cases: list[list[Query]],
     patches: list[WeightPatch],
     methods: int,
     watch: Watch,
@@ -193,7 +193,7 @@ def measured(
 ) -> tuple[Predicted, float, Work]:
     """Answers, seconds spent asking, and counted work."""
     work, watch = Work(lm), Watch(lm)
-    with work.counted():
+    with work.count_cost():
         found = evaluation(lm, *arguments, watch)
     return found, watch.seconds, work
 

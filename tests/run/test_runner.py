@@ -127,13 +127,13 @@ def test_the_unedited_model_is_asked_once_for_all_methods(
     do: Do, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    before = Worker.before
+    before = Worker.ask_unedited
 
     def counting(self: Worker, block: object) -> object:
         asked.append(1)
         return before(self, block)  # type: ignore[arg-type]  # a block
 
-    monkeypatch.setattr(Worker, "before", counting)
+    monkeypatch.setattr(Worker, "ask_unedited", counting)
     first = do(make())
     second = do(make(editor={"name": "ft-m", "options": {**FT, "epochs": 1}}))
     assert len(asked) == 1
@@ -146,7 +146,7 @@ def test_an_error_becomes_rows_and_the_run_goes_on(
     do: Do, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = lm.digest()
-    edit = Worker.edit
+    edit = Worker.make_patches
 
     def failing(self: Worker, facts: object, state: object, *, one_by_one: bool) -> object:
         if len(calls) == 1:
@@ -156,7 +156,7 @@ def test_an_error_becomes_rows_and_the_run_goes_on(
         return edit(self, facts, state, one_by_one=one_by_one)  # type: ignore[arg-type]  # passed on
 
     calls: list[int] = []
-    monkeypatch.setattr(Worker, "edit", failing)
+    monkeypatch.setattr(Worker, "make_patches", failing)
     recorded = do(make())
     assert lm.digest() == digest
     cases = list(dict.fromkeys(row.case for row in recorded.rows))

@@ -8,7 +8,7 @@ import pytest
 
 from corrigenda.errors import BadConfig, UnknownBenchmark, UnknownMethod, UnknownMetric
 from corrigenda.metrics.estimate import Bootstrap
-from corrigenda.run.spec import Recipe, RunSpec, read_recipe, recipe_names
+from corrigenda.run.spec import Recipe, RunSpec, list_recipes, read_recipe
 
 QUICK = """
 methods = ["rome", {name = "memit", options = {layers = [1]}, label = "one layer"}]
@@ -89,7 +89,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     assert recipe.health.file == str(tmp_path / "texts.txt")
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipes())
 def test_shipped_recipes_are_valid(name: str) -> None:
     recipe = read_recipe(name)
     assert recipe.runs()
@@ -98,7 +98,7 @@ def test_shipped_recipes_are_valid(name: str) -> None:
 
 
 def test_shipped_recipes_are_found_by_name() -> None:
-    assert "pocket-quick" in recipe_names()
+    assert "pocket-quick" in list_recipes()
     with pytest.raises(BadConfig, match='Did you mean "pocket-quick"'):
         read_recipe("pocket-quik")
 

@@ -28,8 +28,8 @@ from corrigenda.lm.scoring import Fed, rate
 from corrigenda.lm.spans import encode
 from corrigenda.metrics.tasks import FAMILY
 from corrigenda.rows import Measurement, Stage
-from corrigenda.run.prober import coded
-from corrigenda.run.spec import HealthSpec, TaskSpec, content_id
+from corrigenda.run.prober import describe_error
+from corrigenda.run.spec import HealthSpec, TaskSpec, hash_json
 from corrigenda.run.store import read_table, write_table
 
 _BATCH = 8
@@ -88,7 +88,7 @@ def digest(health: HealthSpec) -> str:
         if path.is_file()
     }
     plain = [task.model_dump(mode="json") for task in tasks]
-    return content_id([_FORMAT, plain, files, versions(health)])
+    return hash_json([_FORMAT, plain, files, versions(health)])
 
 
 def unedited(
@@ -102,7 +102,7 @@ def unedited(
     """
     if not tasks_of(health):
         return []
-    name = content_id([digest(health), batch_tokens])
+    name = hash_json([digest(health), batch_tokens])
     path = cache_folder() / "harness" / base[:32] / f"{name}.parquet"
     if path.is_file():
         with contextlib.suppress(CorrigendaError):
@@ -122,7 +122,7 @@ def measured(
         found = scores(lm, health, batch_tokens)
     except CorrigendaError as error:
         found = [
-            Measurement(name=f"{FAMILY}/{one.name}", skipped=coded(error))
+            Measurement(name=f"{FAMILY}/{one.name}", skipped=describe_error(error))
             for one in tasks_of(health)
         ]
     return at(found, moment, Stage.AFTER)

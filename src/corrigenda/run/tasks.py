@@ -12,7 +12,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.metrics.generated import PUBLISHED
 from corrigenda.metrics.tasks import FAMILY
 from corrigenda.rows import Row, tags
-from corrigenda.run.prober import Answer, Question, ask, shown
+from corrigenda.run.prober import Answer, Query, add_examples, ask
 from corrigenda.run.spec import HealthSpec, TaskSpec
 
 
@@ -36,7 +36,7 @@ class TaskItem(NamedTuple):
         return self.item.choices[:answer] + self.item.choices[answer + 1 :]
 
     @property
-    def question(self) -> Question:
+    def question(self) -> Query:
         """Every choice, scored behind the prompt; or the prompt, to be continued.
 
         In a published wording an answer goes on beyond its first line.
@@ -44,8 +44,8 @@ class TaskItem(NamedTuple):
         item = self.item
         if not item.max_new_tokens:
             right = item.choices[item.answer]
-            return Question(item.prompt, Protocol.RANK, right, self.rivals, examples=item.examples)
-        return Question(
+            return Query(item.prompt, Protocol.RANK, right, self.rivals, examples=item.examples)
+        return Query(
             item.prompt,
             Protocol.GREEDY,
             max_new_tokens=item.max_new_tokens,
@@ -94,7 +94,7 @@ def rows(
     lm: LanguageModel,
     items: tuple[TaskItem, ...],
     like: Row,
-    before: Mapping[Question, Answer],
+    before: Mapping[Query, Answer],
     batch_tokens: int | None = None,
 ) -> list[Row]:
     """Ask all items of a model as it is now.
@@ -110,7 +110,7 @@ def rows(
     questions = [one.question for one in items]
     given = ask(lm, questions, batch_tokens=batch_tokens).given
     return [
-        _row(one, like, shown(lm, question).prompt, given[question], before[question])
+        _row(one, like, add_examples(lm, question).prompt, given[question], before[question])
         for one, question in zip(items, questions, strict=True)
     ]
 
