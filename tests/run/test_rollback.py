@@ -20,7 +20,7 @@ from corrigenda.rows import Measurement, Row, Stage
 from corrigenda.run import health, plan, store, summary
 from corrigenda.run.prober import Answer
 from corrigenda.run.spec import RunSpec
-from corrigenda.run.worker import Worker, build_run_editor
+from corrigenda.run.worker import Worker
 from corrigenda.state import State
 from tests.run.conftest import FT, Do, make
 from tests.run.test_runner import Interrupted, interrupt_after
@@ -79,7 +79,7 @@ def by_hand(lm: LanguageModel, spec: RunSpec) -> tuple[list[float], list[bool], 
     """
     limit = spec.health.rollback_above
     assert limit is not None
-    editor = build_run_editor(spec)
+    editor = spec.build_editor()
     state = editor.fit(lm)
     texts = list(spec.health.texts)
     before = mean_perplexity(lm, texts)
@@ -311,7 +311,7 @@ def test_runs_without_a_limit_keep_their_names() -> None:
 def test_one_patch_can_be_judged(lm: LanguageModel, texts: list[str]) -> None:
     spec = sequence(texts, 2.0)
     facts = plan.load_data(spec).cases[0].facts
-    editor = build_run_editor(spec)
+    editor = spec.build_editor()
     patch = editor.edit(lm, facts, editor.fit(lm)).patch
     digest, before = lm.digest(), mean_perplexity(lm, texts)
     found = cg.perplexity_ratio(lm, patch, texts)

@@ -11,6 +11,7 @@ from corrigenda.cases import Protocol
 from corrigenda.errors import WrongBase
 from corrigenda.lm.decoding import greedy
 from corrigenda.lm.model import LanguageModel
+from corrigenda.methods.registry import METHODS
 from corrigenda.metrics.registry import Records, evaluate
 from corrigenda.metrics.sequences import immediate, retention, success_matrix
 from corrigenda.rows import Stage
@@ -54,6 +55,13 @@ def test_rows_carry_both_answers_and_who_gave_them(do: Do, lm: LanguageModel) ->
     assert [row.answer_before for row in own[:5]] == plain
     # Of two cases no answers come from one edited model.
     assert len({row.model for row in after}) == len({row.case for row in after})
+
+
+def test_an_editor_object_gives_the_run_of_its_table(do: Do) -> None:
+    by_name = do(make())
+    recorded = do(make(editor=METHODS.get("ft-m")(**FT)))
+    assert recorded.manifest == by_name.manifest
+    assert recorded.rows == by_name.rows
 
 
 def hops() -> RunSpec:

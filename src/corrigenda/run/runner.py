@@ -30,7 +30,6 @@ from corrigenda.run.plan import QueryBlock, RunData, Unit
 from corrigenda.run.prober import Answer, Query
 from corrigenda.run.spec import RunSpec, hash_json
 from corrigenda.run.store import Manifest, Recorded, Store
-from corrigenda.run.worker import build_run_editor
 
 _LARGE_FILE = 1 << 26
 # Grows when the same specification leads to another dtype or digest.
@@ -106,9 +105,16 @@ def run_id(spec: RunSpec, model: str, cases: str, texts: str = "") -> str:
         cases: Digest of the cases.
         texts: Digest of the texts and tasks that show the health of the model.
     """
-    config = build_run_editor(spec).model_dump(mode="json")
-    version = corrigenda.__version__
-    return hash_json([spec.digest(), config, model, cases, texts, version])
+    editor = spec.build_editor()
+    # Whether an option comes from a preset, a table or an object makes no difference.
+    method = [
+        editor.name,
+        spec.editor.plug_in,
+        spec.editor.transforms,
+        editor.model_dump(mode="json"),
+    ]
+    settings, version = spec.digest(editor=False), corrigenda.__version__
+    return hash_json([settings, method, model, cases, texts, version])
 
 
 def model_digest(spec: RunSpec, lm: LanguageModel | None = None) -> str:
@@ -210,7 +216,7 @@ class _PlannedRun:
                 "spec": self._spec.model_dump(mode="json"),
                 "model": self._spec.model,
                 "model_digest": self._model,
-                "config": build_run_editor(self._spec).model_dump(mode="json"),
+                "config": self._spec.build_editor().model_dump(mode="json"),
                 "cases": len(self._data.cases),
                 "units": len(units),
                 "counts": self._data.counts,

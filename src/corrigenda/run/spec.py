@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    JsonValue,
     ValidationError,
     model_validator,
 )
@@ -27,42 +25,14 @@ from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.cases import Protocol, Surroundings
 from corrigenda.errors import BadConfig, did_you_mean
 from corrigenda.methods.registry import METHODS
+from corrigenda.run.editor_spec import EditorSpec, Options, Table, is_editor
 
 if TYPE_CHECKING:
+    from corrigenda.editor import Editor
     from corrigenda.metrics.estimate import Bootstrap
-
-Options = dict[str, JsonValue]
-"""Options of a method or a benchmark, as TOML gives them."""
 
 FOLDER = "recipes"
 """Folder of recipes that are found by name: here, in a source tree, and in the package."""
-
-
-class Table(BaseModel):
-    """A frozen table of a recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class EditorSpec(Table):
-    """A method with its options.
-
-    Attributes:
-        name: Name of the method.
-        options: Options on top of the preset for the model.
-        transforms: What is done to its patches, as `--transform` takes them.
-        label: Its name in tables; made of name and transforms where empty.
-    """
-
-    name: str
-    options: Options = Field(default_factory=dict)
-    transforms: tuple[str, ...] = ()
-    label: str = ""
-
-    @property
-    def title(self) -> str:
-        """Its name in tables."""
-        return self.label or "+".join([self.name, *self.transforms])
 
 
 class DataSpec(Table):
@@ -274,10 +244,27 @@ class SharedSpec(Table):
                 metric(name)
 
 
-class RunSpec(SharedSpec):
-    """One run: a model, a method, cases, and how they are edited and asked."""
+def _as_table(value: object) -> object:
+    return EditorSpec.from_editor(value) if is_editor(value) else value
 
-    editor: EditorSpec
+
+class RunSpec(SharedSpec):
+    """One run: a model, a method, cases, and how they are edited and asked.
+
+    Attributes:
+        editor: The method: an editor object such as `cg.Rome(layer=5)`, or a name with options. An
+            object is taken as it is; a name is short for the method with the preset for the model.
+    """
+
+    editor: Annotated[EditorSpec, BeforeValidator(_as_table)]
+
+    @model_validator(mode="after")
+    def _resolve_editor(self) -> RunSpec:
+        resolved = self.editor.resolve(self.model)
+        if resolved is not self.editor:
+            # Pydantic's way to set a field of a frozen model while it is validated.
+            object.__setattr__(self, "editor", resolved)
+        return self
 
     def check(self) -> None:
         """Refuse unknown names.
@@ -287,11 +274,25 @@ class RunSpec(SharedSpec):
             UnknownBenchmark (CG508), UnknownMetric (CG505), BadConfig (CG502): as for `SharedSpec`.
         """
         super().check()
-        METHODS.resolve(self.editor.name)
+        if not self.editor.plug_in:
+            METHODS.resolve(self.editor.name)
 
-    def digest(self) -> str:
-        """Return a hash of all that can change a row: not metrics, intervals and the label."""
-        without = {"metrics": True, "intervals": True, "editor": {"label"}}
+    def build_editor(self) -> Editor:
+        """Return the editor of the run; its `seed` is the run's where it sets no other.
+
+        Raises:
+            UnknownMethod (CG501): no such method.
+            BadConfig (CG502): an option it does not have, or a value it cannot take.
+        """
+        return self.editor.build(self.model, self.seed)
+
+    def digest(self, *, editor: bool = True) -> str:
+        """Return a hash of all that can change a row: not metrics, intervals and the label.
+
+        Args:
+            editor: Whether the method is part of it, as the specification has it.
+        """
+        without = {"metrics": True, "intervals": True, "editor": {"label"} if editor else True}
         plain = self.model_dump(mode="json", exclude=without)
         if self.health.rollback_above is None:
             del plain["health"]["rollback_above"]
@@ -304,7 +305,7 @@ class Recipe(SharedSpec):
     Attributes:
         title: Title of its table.
         about: The question that it answers.
-        methods: The methods, by name or as tables.
+        methods: The methods: names, tables or editor objects.
     """
 
     title: str = ""
@@ -370,7 +371,7 @@ def _expand_methods(value: object) -> Iterator[object]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError("expected a list of methods")
     for one in value:
-        yield {"name": one} if isinstance(one, str) else one
+        yield {"name": one} if isinstance(one, str) else _as_table(one)
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:

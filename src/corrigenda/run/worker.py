@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
 
-from corrigenda.editor import Editor
 from corrigenda.errors import NotExportable, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
-from corrigenda.methods import presets
-from corrigenda.methods.presets import build_editor
-from corrigenda.methods.registry import METHODS
 from corrigenda.patch.protocols import Patch
 from corrigenda.patch.weights import WeightPatch
 from corrigenda.progress import Progress
@@ -26,22 +22,6 @@ from corrigenda.run.unit_edits import UnitEdits
 from corrigenda.run.unit_run import UnitRun
 from corrigenda.state import State
 from corrigenda.transforms.registry import parse_all
-
-
-def build_run_editor(spec: RunSpec) -> Editor:
-    """Return the editor of a run: the preset for its model, with its options on top.
-
-    Raises:
-        UnknownMethod (CG501): no such method.
-        BadConfig (CG502): an option it does not have, or a value it cannot take.
-    """
-    options = dict(spec.editor.options)
-    kind = METHODS.get(spec.editor.name)
-    preset = presets.preset(spec.editor.name, spec.model)
-    chosen = {**(preset.options if preset else {}), **options}
-    if "seed" in kind.model_fields and "seed" not in chosen:
-        options["seed"] = spec.seed
-    return build_editor(spec.editor.name, spec.model, **options)
 
 
 class Worker:
@@ -72,7 +52,7 @@ class Worker:
 
         Raises:
             WrongBase (CG401): the model has another digest.
-            UnknownMethod (CG501), BadConfig (CG502): as `build_run_editor`.
+            UnknownMethod (CG501), BadConfig (CG502): as `RunSpec.build_editor`.
         """
         self.spec, self.lm, self.run_id = spec, lm, run
         self.base = lm.digest()
@@ -81,7 +61,7 @@ class Worker:
                 f"{lm.name} has other weights here than where the run was planned.",
                 hint="Give every worker the same files.",
             )
-        self.editor = build_run_editor(spec)
+        self.editor = spec.build_editor()
         self.batch_tokens = batch_tokens
         self._texts = health.read_texts(spec.health)
         self._items = tasks.items_of(spec.health)
