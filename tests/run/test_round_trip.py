@@ -26,9 +26,9 @@ def case(*facts: Fact) -> Case:
 
 
 def test_only_what_is_restored_goes_back() -> None:
-    assert round_trip.goes_back(case(THERE, BACK))
-    assert not round_trip.goes_back(case(THERE, ELSEWHERE))
-    assert not round_trip.goes_back(case(THERE))
+    assert round_trip.is_round_trip(case(THERE, BACK))
+    assert not round_trip.is_round_trip(case(THERE, ELSEWHERE))
+    assert not round_trip.is_round_trip(case(THERE))
 
 
 def rounds(**changes: object) -> RunSpec:
@@ -62,7 +62,7 @@ def test_what_is_left_is_recorded(do: Do, lm: LanguageModel) -> None:
     assert found["restoration_divergence@greedy"].value > 0
     assert found["restoration@greedy"].n == 2
     # Taking the patches off leaves nothing.
-    assert round_trip.distance(lm) == 0
+    assert round_trip.measure_distance(lm) == 0
 
 
 @pytest.mark.parametrize(

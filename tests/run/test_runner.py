@@ -11,6 +11,7 @@ from corrigenda.cases import Protocol
 from corrigenda.errors import WrongBase
 from corrigenda.lm.decoding import greedy
 from corrigenda.lm.model import LanguageModel
+from corrigenda.methods.registry import METHODS
 from corrigenda.metrics.metric import RunRecords
 from corrigenda.metrics.registry import evaluate
 from corrigenda.metrics.sequences import immediate, retention, success_matrix
@@ -55,6 +56,13 @@ def test_rows_carry_both_answers_and_who_gave_them(do: Do, lm: LanguageModel) ->
     assert [row.answer_before for row in own[:5]] == plain
     # Of two cases no answers come from one edited model.
     assert len({row.model for row in after}) == len({row.case for row in after})
+
+
+def test_an_editor_object_gives_the_run_of_its_table(do: Do) -> None:
+    by_name = do(make())
+    recorded = do(make(editor=METHODS.get("ft-m")(**FT)))
+    assert recorded.manifest == by_name.manifest
+    assert recorded.rows == by_name.rows
 
 
 def hops() -> RunSpec:
@@ -128,13 +136,13 @@ def test_the_unedited_model_is_asked_once_for_all_methods(
     do: Do, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    before = Worker.before
+    before = Worker.ask_unedited
 
     def counting(self: Worker, block: object) -> object:
         asked.append(1)
         return before(self, block)  # type: ignore[arg-type]  # a block
 
-    monkeypatch.setattr(Worker, "before", counting)
+    monkeypatch.setattr(Worker, "ask_unedited", counting)
     first = do(make())
     second = do(make(editor={"name": "ft-m", "options": {**FT, "epochs": 1}}))
     assert len(asked) == 1
@@ -147,7 +155,7 @@ def test_an_error_becomes_rows_and_the_run_goes_on(
     do: Do, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = lm.digest()
-    edit = Worker.edit
+    edit = Worker.make_patches
 
     def failing(self: Worker, facts: object, state: object, *, one_by_one: bool) -> object:
         if len(calls) == 1:
@@ -157,7 +165,7 @@ def test_an_error_becomes_rows_and_the_run_goes_on(
         return edit(self, facts, state, one_by_one=one_by_one)  # type: ignore[arg-type]  # passed on
 
     calls: list[int] = []
-    monkeypatch.setattr(Worker, "edit", failing)
+    monkeypatch.setattr(Worker, "make_patches", failing)
     recorded = do(make())
     assert lm.digest() == digest
     cases = list(dict.fromkeys(row.case for row in recorded.rows))

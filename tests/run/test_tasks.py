@@ -17,7 +17,7 @@ from corrigenda.lm.spans import encode
 from corrigenda.metrics.metric import RunRecords
 from corrigenda.metrics.registry import evaluate, metric
 from corrigenda.metrics.tasks.choices import chosen_place
-from corrigenda.run.prober import Question, shown
+from corrigenda.run.prober import Query, add_examples
 from corrigenda.run.spec import HealthSpec
 from tests.run.conftest import Do, make
 
@@ -84,17 +84,17 @@ def test_a_run_is_another_where_the_items_are(do: Do, items: Path) -> None:
 def test_as_many_examples_are_shown_as_there_is_room(protocol: Protocol, lm: LanguageModel) -> None:
     examples = tuple(f"{word} cat is an animal\n\n" for word in ("One", "Two", "Six", "Ten"))
     longest = 9
-    question = Question("A cat is an", protocol, "animal", ("engine",), examples=examples)
+    question = Query("A cat is an", protocol, "animal", ("engine",), examples=examples)
     if protocol == Protocol.GREEDY:
         question = question._replace(target=None, rivals=(), max_new_tokens=longest)
     found: list[int] = []
     for words in range(40):
         asked = question._replace(prompt="green " * words + question.prompt)
-        prompt = shown(lm, asked).prompt
+        prompt = add_examples(lm, asked).prompt
         found.append(prompt.count("cat is an animal"))
         assert prompt == "".join(examples[: found[-1]]) + asked.prompt
 
-        def length(count: int, asked: Question = asked) -> int:
+        def length(count: int, asked: Query = asked) -> int:
             text = "".join(examples[:count]) + asked.prompt
             if protocol == Protocol.GREEDY:
                 return len(encode(lm, text, max_length=999).ids) + longest

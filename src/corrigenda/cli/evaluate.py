@@ -61,11 +61,11 @@ def evaluate(
     from corrigenda.reports import plain
     from corrigenda.run import executors, runner, summary
 
-    chosen = executors.executor(executor, workers=workers)
+    chosen = executors.make_executor(executor, workers=workers)
     with bar() as progress:
         runs = runner.run_all(specs, folder=out, executor=chosen, progress=progress)
-    lines = summary.lines(runs, wanted.metrics, wanted.intervals.bootstrap())
-    failed = {run.manifest.run: dict(summary.problems(run)) for run in runs}
+    lines = summary.make_lines(runs, wanted.metrics, wanted.intervals.bootstrap())
+    failed = {run.manifest.run: dict(summary.count_problems(run)) for run in runs}
     output.show(
         {
             "recipe": recipe,

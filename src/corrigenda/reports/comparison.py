@@ -152,7 +152,7 @@ def compare(
         )
     found: list[Compared] = []
     bootstrap = first.spec.intervals.bootstrap()._replace(hierarchical=False)
-    for line in summary.lines([first, second], metrics, bootstrap):
+    for line in summary.make_lines([first, second], metrics, bootstrap):
         one, other = line.estimates
         paired = p_value = None
         if one is not None and other is not None and set(one.by_case) & set(other.by_case):

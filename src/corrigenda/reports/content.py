@@ -263,7 +263,7 @@ def _group(
     problems = tuple(
         (label, reason, count)
         for label, run in zip(labels, runs, strict=True)
-        for reason, count in sorted(summary.problems(run).items())
+        for reason, count in sorted(summary.count_problems(run).items())
     )
     return Group(
         title=", ".join(setting[:3]),
@@ -290,7 +290,7 @@ def _labels(runs: Sequence[Recorded]) -> tuple[str, ...]:
 
 
 def _lines(runs: Sequence[Recorded], metrics: Sequence[str]) -> Iterable[TableLine]:
-    found = summary.lines(runs, metrics)
+    found = summary.make_lines(runs, metrics)
     plain = [one.metric.name for one in found if not _compares(one.metric)]
     last = runs[0].rows
     last = at(last, max((row.edits for row in last), default=0))

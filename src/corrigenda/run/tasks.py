@@ -17,8 +17,8 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.metrics.tasks.answers import PUBLISHED
 from corrigenda.metrics.tasks.scores import FAMILY
 from corrigenda.rows import Measurement, Row, Stage, tags
-from corrigenda.run.prober import Answer, Question, ask, coded, shown
-from corrigenda.run.spec import HealthSpec, TaskSpec, content_id
+from corrigenda.run.prober import Answer, Query, add_examples, ask, describe_error
+from corrigenda.run.spec import HealthSpec, TaskSpec, hash_json
 from corrigenda.run.store import read_table, write_table
 
 _FORMAT = 1
@@ -44,7 +44,7 @@ class RunItem(NamedTuple):
         return self.item.choices[:answer] + self.item.choices[answer + 1 :]
 
     @property
-    def question(self) -> Question:
+    def question(self) -> Query:
         """Every choice, scored after the prompt; or the prompt, to be continued.
 
         In a published wording an answer may have more than one line.
@@ -52,8 +52,8 @@ class RunItem(NamedTuple):
         item = self.item
         if not item.max_new_tokens:
             right = item.choices[item.answer]
-            return Question(item.prompt, Protocol.RANK, right, self.rivals, examples=item.examples)
-        return Question(
+            return Query(item.prompt, Protocol.RANK, right, self.rivals, examples=item.examples)
+        return Query(
             item.prompt,
             Protocol.GREEDY,
             max_new_tokens=item.max_new_tokens,
@@ -116,7 +116,7 @@ def ask_items(
     lm: LanguageModel,
     items: tuple[RunItem, ...],
     like: Row,
-    before: Mapping[Question, Answer],
+    before: Mapping[Query, Answer],
     batch_tokens: int | None = None,
 ) -> list[Row]:
     """Ask all items of a model as it is now.
@@ -131,7 +131,7 @@ def ask_items(
     questions = [one.question for one in items]
     given = ask(lm, questions, batch_tokens=batch_tokens).given
     return [
-        _row(one, like, shown(lm, question).prompt, given[question], before[question])
+        _row(one, like, add_examples(lm, question).prompt, given[question], before[question])
         for one, question in zip(items, questions, strict=True)
     ]
 
@@ -162,7 +162,7 @@ def harness_digest(health: HealthSpec) -> str:
     """
     tasks = harness_tasks(health)
     plain = [task.model_dump(mode="json") for task in health.tasks if task.kind == "harness"]
-    return content_id([_FORMAT, plain, harness.file_digests(tasks), harness.versions(tasks)])
+    return hash_json([_FORMAT, plain, harness.file_digests(tasks), harness.versions(tasks)])
 
 
 def scores_before(
@@ -177,7 +177,7 @@ def scores_before(
     tasks = harness_tasks(health)
     if not tasks:
         return []
-    name = content_id([harness_digest(health), batch_tokens])
+    name = hash_json([harness_digest(health), batch_tokens])
     path = cache_folder() / "harness" / base[:32] / f"{name}.parquet"
     if path.is_file():
         with contextlib.suppress(CorrigendaError):
@@ -197,7 +197,7 @@ def scores_after(
     try:
         found = harness.scores(lm, tasks, batch_tokens)
     except CorrigendaError as error:
-        reason = coded(error)
+        reason = describe_error(error)
         found = [Measurement(name=f"{FAMILY}/{one.name}", skipped=reason) for one in tasks]
     return place_scores(found, moment, Stage.AFTER)
 

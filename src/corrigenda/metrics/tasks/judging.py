@@ -22,6 +22,9 @@ word of entities that end a sentence, and count a text without miscellaneous ent
 
 from __future__ import annotations
 
+# rouge-score has no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
 import importlib.util
 import re
 from collections import Counter
