@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
-from corrigenda.benchmarks.benchmark import BENCHMARKS, Loaded
-from corrigenda.benchmarks.robustness_contexts import surrounded
+from corrigenda.benchmarks.benchmark import BENCHMARKS, LoadedBenchmark
+from corrigenda.benchmarks.robustness_contexts import add_surroundings
 from corrigenda.cases import Case, Probe
 from corrigenda.facts import Fact
 from corrigenda.run.health import make_text_query, read_texts
@@ -145,7 +145,7 @@ def load_data(spec: RunSpec) -> RunData:
         title = f"{one.name} ({one.options['part']})" if "part" in one.options else one.name
         skipped = Counter(loaded.skipped)
         for case in loaded:
-            prepared = _select_probes(surrounded(case, spec.ask.surroundings, skipped), spec)
+            prepared = _select_probes(add_surroundings(case, spec.ask.surroundings, skipped), spec)
             cases.append(_add_benchmark_name(prepared, title) if several else prepared)
         counts[title] = {
             "counts": dict(loaded.counts),
@@ -235,7 +235,7 @@ def hash_content(content: object) -> str:
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
-def _load_benchmark(data: DataSpec) -> Loaded:
+def _load_benchmark(data: DataSpec) -> LoadedBenchmark:
     return BENCHMARKS.get(data.name)(**data.options).load(data.path, limit=data.limit)
 
 
