@@ -39,31 +39,31 @@ def test_probes_are_due_after_their_rounds() -> None:
             probe("reliability"),
         ),
     )
-    due = {number: [index for index, _ in plan.due(case, number)] for number in range(3)}
+    due = {number: [index for index, _ in plan.list_due(case, number)] for number in range(3)}
     assert due == {0: [0, 1], 1: [2], 2: [2, 3, 4]}
 
 
 def test_single_edits_and_batches() -> None:
-    units = plan.units(regime(kind="single"), cases(3))
+    units = plan.plan_units(regime(kind="single"), cases(3))
     assert [len(unit.cases) for unit in units] == [1, 1, 1]
     assert [unit.label for unit in units] == ["0", "1", "2"]
-    units = plan.units(regime(kind="batch", size=2), cases(3))
+    units = plan.plan_units(regime(kind="batch", size=2), cases(3))
     assert [len(unit.cases) for unit in units] == [2, 1]
     assert all(len(unit.parts) == 1 for unit in units)
 
 
 def test_a_sequence_is_asked_in_full_at_checkpoints_and_at_its_end() -> None:
-    (unit,) = plan.units(regime(kind="sequential", size=2, checkpoints=[4]), cases(7))
+    (unit,) = plan.plan_units(regime(kind="sequential", size=2, checkpoints=[4]), cases(7))
     steps = list(unit.steps)
     assert [step.end for step in steps] == [2, 4, 6, 7]
     assert [step.asked_again for step in steps] == [False, True, False, True]
-    first, second = plan.units(regime(kind="sequential", length=4), cases(7))
+    first, second = plan.plan_units(regime(kind="sequential", length=4), cases(7))
     assert (len(first.cases), len(second.cases)) == (4, 3)
 
 
 def test_names_follow_content_and_order() -> None:
-    units = plan.units(regime(kind="single"), cases(3))
-    again = plan.units(regime(kind="single"), cases(3))
+    units = plan.plan_units(regime(kind="single"), cases(3))
+    again = plan.plan_units(regime(kind="single"), cases(3))
     assert [unit.id for unit in units] == [unit.id for unit in again]
     assert len({unit.id for unit in units}) == 3
     parts = [part for unit in units for part in unit.parts]
@@ -71,9 +71,9 @@ def test_names_follow_content_and_order() -> None:
 
 
 def test_questions_of_all_cases_are_asked_in_portions_once_each() -> None:
-    blocks = plan.blocks(regime(kind="single"), cases(100))
+    blocks = plan.plan_queries(regime(kind="single"), cases(100))
     assert [len(block) for block in blocks] == [1, 1]
-    assert blocks[0] == plan.blocks(regime(kind="batch", size=7), cases(100))[0]
+    assert blocks[0] == plan.plan_queries(regime(kind="batch", size=7), cases(100))[0]
 
 
 def test_roles_can_be_chosen_and_conditions_stay() -> None:
@@ -95,6 +95,6 @@ def test_protocols_are_set_for_all() -> None:
 
 
 def test_training_facts_have_paraphrases_and_neighbours() -> None:
-    facts = plan.training_facts(make().benchmark[0])
+    facts = plan.load_training_facts(make().benchmark[0])
     assert len(facts) == 3
     assert all(fact.paraphrases and fact.neighbours for fact in facts)

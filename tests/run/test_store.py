@@ -10,13 +10,15 @@ from corrigenda.cases import Protocol
 from corrigenda.errors import CorruptFile, MissingData
 from corrigenda.rows import Measurement, Row
 from corrigenda.run import store
-from corrigenda.run.store import Manifest, Part, Store
+from corrigenda.run.store import Manifest, RunPart, Store
 from tests.run.conftest import make
 
 
-def part(number: int) -> Part:
+def part(number: int) -> RunPart:
     row = Row(case=str(number), role="reliability", protocol=Protocol.GREEDY, answer=" Paris")
-    return Part(f"{number:03d}", [row], [Measurement(case=str(number), name="cost/edit_seconds")])
+    return RunPart(
+        f"{number:03d}", [row], [Measurement(case=str(number), name="cost/edit_seconds")]
+    )
 
 
 def begun(folder: Path, name: str = "abc") -> Store:
@@ -46,7 +48,7 @@ def test_a_part_without_rows_does_not_count(tmp_path: Path) -> None:
     run.add(part(0))
     run.add(part(1))
     (tmp_path / "abc" / "parts" / "001.rows.parquet").unlink()
-    assert run.done() == {"000"}
+    assert run.list_parts() == {"000"}
     assert len(store.load("abc", tmp_path).measurements) == 1
     run.add(part(1))
     assert [row.case for row in store.load("abc", tmp_path).rows] == ["0", "1"]
@@ -62,13 +64,13 @@ def test_a_run_that_goes_on_keeps_its_manifest(tmp_path: Path) -> None:
 def test_runs_are_found_by_the_beginning_of_their_ids(tmp_path: Path) -> None:
     for name in ("abc", "abx", "x"):
         begun(tmp_path, name)
-    assert store.find("x", tmp_path) == tmp_path / "x"
-    assert sorted(store.ids(tmp_path)) == ["abc", "abx", "x"]
+    assert store.find_run("x", tmp_path) == tmp_path / "x"
+    assert sorted(store.list_ids(tmp_path)) == ["abc", "abx", "x"]
     with pytest.raises(MissingData, match='several runs begin with "ab": abc, abx'):
         store.load("ab", tmp_path)
     with pytest.raises(MissingData, match='no run "q"'):
         store.load("q", tmp_path)
-    with pytest.raises(MissingData, match="corrigenda bench"):
+    with pytest.raises(MissingData, match="corrigenda evaluate"):
         store.load("q", tmp_path / "nowhere")
 
 

@@ -150,7 +150,7 @@ def _explain_undo(model: str, fact: Fact, saved: Path | None, *, ships: bool) ->
     ship = shlex.join(["corrigenda", "export", str(saved), model])
     return (
         f"{text}\n"
-        f"  to ship: {ship} --to merged -o FOLDER (taken back by `corrigenda revert FOLDER`)"
+        f"  to ship: {ship} --to merged -o FOLDER (taken back by `corrigenda restore FOLDER`)"
     )
 
 

@@ -59,7 +59,8 @@ def collect_citations(runs: Sequence[Recorded]) -> tuple[Citation, ...]:
     found: dict[str, Citation] = {}
     for run in runs:
         name = run.spec.editor.name
-        _add(found, f"method {name}", name, METHODS.card(name))
+        if name in METHODS.names():
+            _add(found, f"method {name}", name, METHODS.card(name))
         data = [*run.spec.benchmark, *([run.spec.train] if run.spec.train else ())]
         for one in data:
             _add(found, f"benchmark {one.name}", one.name, BENCHMARKS.card(one.name))

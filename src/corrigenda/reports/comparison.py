@@ -13,7 +13,7 @@ import numpy as np
 
 from corrigenda.errors import MissingData
 from corrigenda.metrics.estimate import Estimate, difference
-from corrigenda.metrics.registry import Metric
+from corrigenda.metrics.metric import Metric
 from corrigenda.reports import numbers
 from corrigenda.reports.plain import convert_estimate, convert_run
 from corrigenda.run import store, summary
@@ -152,7 +152,7 @@ def compare(
         )
     found: list[MetricComparison] = []
     bootstrap = first.spec.intervals.bootstrap()._replace(hierarchical=False)
-    for line in summary.lines([first, second], metrics, bootstrap):
+    for line in summary.make_lines([first, second], metrics, bootstrap):
         one, other = line.estimates
         paired = p_value = None
         if one is not None and other is not None and set(one.by_case) & set(other.by_case):

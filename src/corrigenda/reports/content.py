@@ -11,8 +11,9 @@ from corrigenda.cases import Protocol
 from corrigenda.errors import MissingData
 from corrigenda.metrics import error_types, sequences
 from corrigenda.metrics.estimate import Estimate
-from corrigenda.metrics.registry import Metric, Records, evaluate
-from corrigenda.metrics.selection import as_before, at, tagged
+from corrigenda.metrics.metric import Metric, RunRecords
+from corrigenda.metrics.registry import evaluate
+from corrigenda.metrics.selection import as_before, at, with_tag
 from corrigenda.reports import numbers
 from corrigenda.reports.citations import collect_citations
 from corrigenda.reports.sections import (
@@ -109,7 +110,7 @@ def _build_group(
     problems = tuple(
         (label, reason, count)
         for label, run in zip(labels, runs, strict=True)
-        for reason, count in sorted(summary.problems(run).items())
+        for reason, count in sorted(summary.count_problems(run).items())
     )
     return Group(
         title=", ".join(setting[:3]),
@@ -136,14 +137,14 @@ def _label_runs(runs: Sequence[Recorded]) -> tuple[str, ...]:
 
 
 def _build_lines(runs: Sequence[Recorded], metrics: Sequence[str]) -> Iterable[TableLine]:
-    found = summary.lines(runs, metrics)
+    found = summary.make_lines(runs, metrics)
     plain = [one.metric.name for one in found if not _is_comparison(one.metric)]
     last = runs[0].rows
     last = at(last, max((row.edits for row in last), default=0))
     # Judged as answers of an edit that changed nothing.
     unedited = [dataclasses.replace(row, stage=Stage.AFTER) for row in as_before(last)]
     bootstrap = runs[0].spec.intervals.bootstrap()
-    known = evaluate(Records(unedited), plain, bootstrap=bootstrap)
+    known = evaluate(RunRecords(unedited), plain, bootstrap=bootstrap)
     before = {one.metric: one for one in known if one.n}
     for one in found:
         own = before.get(one.metric.name)
@@ -160,7 +161,7 @@ def _split_by_benchmark(
         tag for row in runs[0].rows for tag in row.tags if tag.startswith("benchmark=")
     )
     for tag in tags:
-        own = [run._replace(rows=tagged(run.rows, tag), measurements=[]) for run in runs]
+        own = [run._replace(rows=with_tag(run.rows, tag), measurements=[]) for run in runs]
         found = [
             line
             for line in _build_lines(own, [line.metric.name for line in lines])
@@ -224,7 +225,7 @@ def _build_curve(label: str, run: Recorded, wanted: Metric) -> Curve:
     moments = sorted({row.edits for row in rows if row.stage is Stage.AFTER})
     found: dict[int, Estimate] = {}
     for moment in moments:
-        (estimate,) = evaluate(Records(at(rows, moment)), [wanted.name], bootstrap=bootstrap)
+        (estimate,) = evaluate(RunRecords(at(rows, moment)), [wanted.name], bootstrap=bootstrap)
         if estimate.n and not math.isnan(estimate.value):
             found[moment] = estimate
     return Curve(label, (*found,), (*found.values(),))
@@ -254,7 +255,7 @@ def _count_errors(runs: Sequence[Recorded], labels: Sequence[str]) -> Iterable[E
         decided, _ = error_types.verdicts(last)
         counts = Counter(verdict.outcome for _, verdict in decided)
         if decided:
-            shares = {str(one): counts[one] / len(decided) for one in error_types.Outcome}
+            shares = {str(one): counts[one] / len(decided) for one in error_types.AnswerType}
             yield ErrorShares(label, shares, len(decided))
 
 
