@@ -98,6 +98,8 @@ class Benchmark(Settings, ABC):
     name: ClassVar[str]
     expects: ClassVar[tuple[str, ...]] = ()
     """Families of roles that some case of every file has; without them it has another schema."""
+    headline: ClassVar[tuple[str, ...]] = ()
+    """Metrics that the benchmark's paper reports, in its order; tables show them first."""
 
     @abstractmethod
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:

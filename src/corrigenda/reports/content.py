@@ -11,7 +11,7 @@ from corrigenda.cases import Protocol
 from corrigenda.errors import MissingData
 from corrigenda.metrics import error_types, sequences
 from corrigenda.metrics.estimate import Estimate
-from corrigenda.metrics.metric import Metric, RunRecords
+from corrigenda.metrics.metric import Better, Metric, RunRecords
 from corrigenda.metrics.registry import evaluate
 from corrigenda.metrics.selection import as_before, at, with_tag
 from corrigenda.reports import numbers
@@ -232,11 +232,11 @@ def _build_curve(label: str, run: Recorded, wanted: Metric) -> Curve:
 
 
 def _build_trade_off(labels: Sequence[str], lines: Sequence[TableLine]) -> TradeOff | None:
-    kept = next((line for line in lines if line.metric.name.startswith(f"{_KEPT}@")), None)
+    kept = _find_share(lines, _KEPT)
     if kept is None:
         return None
     for what in _GAINED:
-        gained = next((line for line in lines if line.metric.name.startswith(f"{what}@")), None)
+        gained = _find_share(lines, what)
         if gained is None:
             continue
         points = tuple(
@@ -247,6 +247,20 @@ def _build_trade_off(labels: Sequence[str], lines: Sequence[TableLine]) -> Trade
         if points:
             return TradeOff(gained.metric, kept.metric, points)
     return None
+
+
+def _find_share(lines: Sequence[TableLine], family: str) -> TableLine | None:
+    """Return the metric of a family of roles; another share of its answers if it is not there."""
+    named = [line for line in lines if line.metric.name.startswith(f"{family}@")]
+    others = [
+        line
+        for line in lines
+        if line.metric.reads.partition("/")[0] == family
+        and (line.metric.low, line.metric.high) == (0.0, 1.0)
+        and line.metric.better is Better.HIGHER
+        and not line.metric.sequence
+    ]
+    return next(iter((*named, *others)), None)
 
 
 def _count_errors(runs: Sequence[Recorded], labels: Sequence[str]) -> Iterable[ErrorShares]:

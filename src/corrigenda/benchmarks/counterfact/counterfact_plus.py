@@ -22,6 +22,15 @@ class CounterFactPlus(Benchmark):
 
     name: ClassVar[str] = "counterfact-plus"
     expects: ClassVar[tuple[str, ...]] = ("locality", "divergence")
+    headline: ClassVar[tuple[str, ...]] = (
+        "efficacy_score@rank",
+        "neighborhood_score@rank",
+        "distracted_neighborhood_score@rank",
+        "neighborhood_magnitude@rank",
+        "distracted_neighborhood_magnitude@rank",
+        "neighborhood_divergence@greedy",
+        "distracted_neighborhood_divergence@greedy",
+    )
 
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:
         """Yield one case a record."""

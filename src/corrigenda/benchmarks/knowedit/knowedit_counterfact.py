@@ -12,5 +12,11 @@ class KnowEditCounterFact(KnowEditFacts):
 
     name: ClassVar[str] = "knowedit-counterfact"
     expects: ClassVar[tuple[str, ...]] = ("portability", "locality")
+    headline: ClassVar[tuple[str, ...]] = (
+        "reliability@teacher_forced",
+        "portability@teacher_forced",
+        "locality@teacher_forced",
+        "fluency@greedy",
+    )
     edit: ClassVar[str] = "modification"
     part: Literal["test", "train"] = "test"

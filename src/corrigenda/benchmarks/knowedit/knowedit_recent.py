@@ -12,5 +12,11 @@ class KnowEditRecent(KnowEditFacts):
 
     name: ClassVar[str] = "knowedit-recent"
     expects: ClassVar[tuple[str, ...]] = ("portability", "locality")
+    headline: ClassVar[tuple[str, ...]] = (
+        "reliability@teacher_forced",
+        "portability@teacher_forced",
+        "locality@teacher_forced",
+        "fluency@greedy",
+    )
     edit: ClassVar[str] = "insertion"
     part: Literal["test", "train"] = "test"

@@ -26,6 +26,11 @@ class KnowEditWikiBio(KnowEditFacts):
 
     name: ClassVar[str] = "knowedit-wikibio"
     expects: ClassVar[tuple[str, ...]] = ("locality",)
+    headline: ClassVar[tuple[str, ...]] = (
+        "reliability@teacher_forced",
+        "locality@teacher_forced",
+        "fluency@greedy",
+    )
     edit: ClassVar[str] = "modification"
     part: Literal["test", "train"] = "test"
 
