@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.cases import Protocol
 from corrigenda.errors import MissingData
+from corrigenda.methods.registry import METHODS
 from corrigenda.metrics.estimate import Estimate
 from corrigenda.metrics.registry import metric
 from corrigenda.reports import numbers, plain
+from corrigenda.reports.citations import read_citations
 from corrigenda.reports.comparison import compare, randomisation_test
 from corrigenda.reports.content import build_report
 from corrigenda.reports.page import render_page
@@ -225,3 +228,31 @@ def test_kinds_and_benchmarks_have_tables_of_their_own(two):
     made = build_report([split(run) for run in two])
     assert "### first" in plain.render_markdown(made)
     assert plain.render_latex(made).count(r"\begin{tabular}") == 4
+
+
+def test_each_work_of_a_card_is_an_entry_of_its_own(recorded):
+    always = lambda *_: True  # noqa: E731
+    report = build_report([recorded("rome", always, always), recorded("ft", always, always)])
+    entries = {one.key: one for one in report.citations}
+    assert {"rome2022", "rome2024", "ft2020", "ft2023"} <= set(entries)
+    # The baseline's card names a work of the other card again: one entry, for both.
+    assert entries["rome2022"].about == "method rome, method ft"
+    assert "ft2022" not in entries
+    assert "author = {Gupta and Baskaran and Anumanchipalli}" in entries["rome2024"].bibtex
+    assert "Gupta" not in entries["rome2022"].bibtex
+    assert "note = {FT-W}" in entries["ft2023"].bibtex
+    assert entries["rome2022"].url
+    assert not entries["rome2024"].url
+
+
+@pytest.mark.parametrize(
+    ("registry", "name"),
+    [(METHODS, name) for name in METHODS.names()]
+    + [(BENCHMARKS, name) for name in BENCHMARKS.names()],
+)
+def test_every_work_of_every_card_has_authors_a_title_and_a_year(registry, name):
+    for one in read_citations(name, name, registry.card(name)):
+        fields = dict(re.findall(r"^  (\w+) = \{(.*)\},$", one.bibtex, re.MULTILINE))
+        assert {"author", "title", "year"} <= set(fields), one
+        assert ";" not in one.bibtex
+        assert not fields["title"].endswith(")")
