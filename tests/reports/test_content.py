@@ -18,6 +18,8 @@ from corrigenda.reports.comparison import compare, randomisation_test
 from corrigenda.reports.content import build_report
 from corrigenda.reports.page import render_page
 from corrigenda.run.spec import Intervals
+from tests.support.recorded import record_run
+from tests.support.records import COUNTERFACT, RECENT, write
 
 RELIABILITY, LOCALITY = "reliability@greedy", "locality@greedy"
 
@@ -67,8 +69,12 @@ def test_generations_stand_side_by_side(two):
     shown = build_report(two, case="c3").groups[0].side_by_side
     assert shown.case == "c3"
     first = shown.probes[0]
-    assert first.before == " Paris"
-    assert first.answers == (" Rome.", " Los York & sons | x_y")
+    assert first.before == (" Paris", False)
+    assert first.answers == ((" Rome.", True), (" Los York & sons | x_y", False))
+    assert [one.mark for one in first.answers] == ["+", "-"]
+    neighbour = shown.probes[1]
+    assert neighbour.before == (" Berlin", None)
+    assert [one.right for one in neighbour.answers] == [True, True]
     with pytest.raises(MissingData, match="c99"):
         build_report(two, case="c99")
 
@@ -256,3 +262,34 @@ def test_every_work_of_every_card_has_authors_a_title_and_a_year(registry, name)
         assert {"author", "title", "year"} <= set(fields), one
         assert ";" not in one.bibtex
         assert not fields["title"].endswith(")")
+
+
+def test_answers_of_every_protocol_are_marked(tmp_path):
+    first = record_run("counterfact", write(tmp_path / "c.json", [COUNTERFACT]))
+    failing = [
+        replace(row, log_probs=[-3.0, -3.0]) if row.role == "generalization" else row
+        for row in first.rows
+    ]
+    shown = build_report([first, first._replace(rows=failing)]).groups[0].side_by_side
+    roles = {one.role: one for one in shown.probes}
+    assert set(roles) == {"reliability", "generalization", "locality/neighborhood", "fluency"}
+    assert roles["reliability"].answers == (("Asia (p 0.905)", True),) * 2
+    assert roles["generalization"].answers == (
+        ("Asia (p 0.905)", True),
+        ("Africa (p 0.368)", False),
+    )
+    assert roles["locality/neighborhood"].expected == "Africa"
+    assert {one.right for one in roles["fluency"].answers} == {None}
+    assert [one.protocol for one in shown.probes][:2] == ["rank", "rank"]
+    fed = record_run("knowedit-recent", write(tmp_path / "r.json", [RECENT]))
+    shown = build_report([fed]).groups[0].side_by_side
+    assert shown.probes[0].answers == (("2 of 2 tokens", True),)
+    data = plain.convert_report(build_report([fed]))
+    assert data["groups"][0]["side_by_side"]["probes"][0]["answers"]
+
+
+def test_the_page_marks_what_is_right_and_wrong(two):
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    text = render_page(build_report(two, case="c3"))
+    assert '<td class="text right"><span class="mark">\u2713</span>  Rome.</td>' in text
+    assert '<td class="text wrong"><span class="mark">\u2717</span>' in text

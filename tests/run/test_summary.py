@@ -6,14 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from corrigenda import benchmarks
 from corrigenda.benchmarks.benchmark import BENCHMARKS
-from corrigenda.cases import Probe, Protocol
 from corrigenda.metrics.registry import metric
-from corrigenda.rows import Row, Stage
 from corrigenda.run import summary
 from corrigenda.run.spec import RunSpec
-from corrigenda.run.store import Manifest, Recorded
+from tests.support.recorded import record_run
 from tests.support.records import (
     COUNTERFACT,
     MQUAKE,
@@ -25,50 +22,8 @@ from tests.support.records import (
 )
 
 
-def answer(case: str, number: int, probe: Probe) -> Row:
-    """Return the row of an answer as expected; without an expectation, of some text."""
-    text = " and ".join(group[0] for group in probe.expected) or "Rain fell on the old town."
-    before = bool(probe.after) and 0 in probe.after
-    values: dict[str, object] = {
-        "case": case,
-        "probe": number,
-        "role": probe.role,
-        "protocol": probe.protocol,
-        "against": probe.against,
-        "prompt": probe.prompt,
-        "expected": [list(group) for group in probe.expected],
-        "rivals": list(probe.rivals),
-        "test": probe.test,
-        "every": probe.every,
-        "stage": Stage.BEFORE if before else Stage.AFTER,
-        "rounds": 0 if before else 1,
-    }
-    if probe.protocol is Protocol.GREEDY:
-        values |= {"answer": f" {text}.", "predicted": [1, 2]}
-        if not before:
-            values |= {"answer_before": f" {text}.", "predicted_before": [1, 2]}
-    else:
-        values |= {"token_ids": [1, 2], "log_probs": [-0.1, -0.1]}
-        values |= {"rival_log_probs": [[-1.0]] * len(probe.rivals)}
-        if probe.protocol is Protocol.TEACHER_FORCED:
-            values |= {"predicted": [1, 2], "predicted_before": [1, 2]}
-    return Row(**values)  # type: ignore[arg-type]  # names of fields
-
-
-def record(name: str, source: Path) -> Recorded:
-    """Return the run of a model that answers every probe of a benchmark as expected."""
-    spec = RunSpec(editor={"name": "rome"}, benchmark={"name": name})  # type: ignore[arg-type]
-    rows = [
-        answer(case.id, number, probe)
-        for case in benchmarks.load(name, source)
-        for number, probe in enumerate(case.probes)
-    ]
-    manifest = Manifest(run="1", spec=spec.model_dump(mode="json"))
-    return Recorded(rows, [], spec, manifest, Path())
-
-
 def list_metrics(name: str, source: Path, *, runs: int = 1) -> list[str]:
-    lines = summary.make_lines([record(name, source)] * runs)
+    lines = summary.make_lines([record_run(name, source)] * runs)
     return [line.metric.name for line in lines if any(line.estimates)]
 
 
@@ -118,8 +73,8 @@ def test_efficacy_is_listed_once(tmp_path: Path) -> None:
 
 
 def test_several_benchmarks_give_their_headlines_one_after_the_other(tmp_path: Path) -> None:
-    first = record("counterfact", write(tmp_path / "c.json", [COUNTERFACT]))
-    second = record("knowedit-recent", write(tmp_path / "r.json", [RECENT]))
+    first = record_run("counterfact", write(tmp_path / "c.json", [COUNTERFACT]))
+    second = record_run("knowedit-recent", write(tmp_path / "r.json", [RECENT]))
     both = RunSpec(
         editor={"name": "rome"},  # type: ignore[arg-type]
         benchmark=[{"name": "counterfact"}, {"name": "knowedit-recent"}],  # type: ignore[arg-type]
@@ -132,6 +87,6 @@ def test_several_benchmarks_give_their_headlines_one_after_the_other(tmp_path: P
 
 
 def test_metrics_asked_for_are_listed_as_asked(tmp_path: Path) -> None:
-    run = record("counterfact", write(tmp_path / "c.json", [COUNTERFACT]))
+    run = record_run("counterfact", write(tmp_path / "c.json", [COUNTERFACT]))
     found = summary.make_lines([run], ["reliability@rank", "efficacy_score@rank"])
     assert [line.metric.name for line in found] == ["reliability@rank", "efficacy_score@rank"]

@@ -22,15 +22,14 @@ from corrigenda.reports.sections import (
     ErrorShares,
     Group,
     Matrix,
-    ProbeAnswers,
     Report,
-    SideBySide,
     TableLine,
     TableSection,
     TradeOff,
     TradeOffPoint,
 )
-from corrigenda.rows import Row, Stage
+from corrigenda.reports.side_by_side import compare_answers
+from corrigenda.rows import Stage
 from corrigenda.run import summary
 from corrigenda.run.spec import DataSpec, Intervals
 from corrigenda.run.store import Recorded
@@ -122,7 +121,7 @@ def _build_group(
         trade_off=_build_trade_off(labels, lines),
         errors=tuple(_count_errors(runs, labels)),
         matrices=tuple(_build_matrices(runs, labels)) if in_sequence else (),
-        side_by_side=_build_side_by_side(runs, case),
+        side_by_side=compare_answers(runs, case),
         problems=problems,
     )
 
@@ -282,35 +281,3 @@ def _build_matrices(runs: Sequence[Recorded], labels: Sequence[str]) -> Iterable
                 if len(found.moments) > 1:
                     yield Matrix(label, found)
                 break
-
-
-def _build_side_by_side(runs: Sequence[Recorded], case: str | None) -> SideBySide | None:
-    tables = [_collect_generations(run) for run in runs]
-    for wanted in [case] if case is not None else tables[0]:
-        keys = list(tables[0].get(wanted, {}))
-        if not keys:
-            continue
-        asked: list[ProbeAnswers] = []
-        for key in keys:
-            row = tables[0][wanted][key]
-            answers = tuple(
-                "" if (own := table.get(wanted, {}).get(key)) is None else own.answer or ""
-                for table in tables
-            )
-            expected = " and ".join("/".join(group) for group in row.expected)
-            asked.append(
-                ProbeAnswers(row.role, row.prompt, expected, row.answer_before or "", answers)
-            )
-        return SideBySide(wanted, tuple(asked))
-    return None
-
-
-def _collect_generations(run: Recorded) -> dict[str, dict[int, Row]]:
-    """Collect the last greedy answer to every probe, by case and probe."""
-    found: dict[str, dict[int, Row]] = defaultdict(dict)
-    for row in run.rows:
-        if row.protocol is Protocol.GREEDY and row.stage is Stage.AFTER and row.answer is not None:
-            held = found[row.case].get(row.probe)
-            if held is None or row.edits >= held.edits:
-                found[row.case][row.probe] = row
-    return found
