@@ -12,11 +12,12 @@ from corrigenda.errors import MissingData
 from corrigenda.methods.registry import METHODS
 from corrigenda.metrics.estimate import Estimate
 from corrigenda.metrics.registry import metric
-from corrigenda.reports import numbers, plain
+from corrigenda.reports import figures, numbers, plain
 from corrigenda.reports.citations import read_citations
 from corrigenda.reports.comparison import compare, randomisation_test
 from corrigenda.reports.content import build_report
 from corrigenda.reports.page import render_page
+from corrigenda.reports.sections import Chart, Curve
 from corrigenda.run.spec import Intervals
 from tests.support.recorded import record_run
 from tests.support.records import COUNTERFACT, RECENT, write
@@ -293,3 +294,15 @@ def test_the_page_marks_what_is_right_and_wrong(two):
     text = render_page(build_report(two, case="c3"))
     assert '<td class="text right"><span class="mark">\u2713</span>  Rome.</td>' in text
     assert '<td class="text wrong"><span class="mark">\u2717</span>' in text
+
+
+def test_a_long_title_of_a_figure_is_broken_over_lines_and_a_dollar_sign_is_one():
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    share = Estimate(metric=RELIABILITY, value=0.5, low=0.4, high=0.6, n=3, items=3)
+    title = "KL divergence of the next token from the unedited model (divergence/next@greedy:exact)"
+    svg = figures.draw_curves(Chart(title, 100.0, (Curve("a $x_{ b", (1, 2), (share, share)),)))
+    shown = [one.strip() for one in re.findall(r">([^<>]+)</t(?:ext|span)>", svg)]
+    lines = [one for one in shown if one and one in title and len(one) > 5]
+    assert " ".join(lines) == title
+    assert all(len(one) <= 60 for one in lines)
+    assert "a $x_{ b" in shown
