@@ -28,7 +28,7 @@ _HIDDEN = "hidden_states"
 
 
 class _Stopped(Exception):
-    """The rest of the pass is not needed."""
+    """Raised where the rest of a pass is not needed."""
 
 
 class PassStop:

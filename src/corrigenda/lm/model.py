@@ -6,14 +6,14 @@ import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from corrigenda.errors import QuantisedWeights
+from corrigenda.errors import EmptyTarget, QuantisedWeights
 from corrigenda.lm.digest import digest
 from corrigenda.lm.families import Family
 from corrigenda.lm.head import logits_of
@@ -23,7 +23,8 @@ from corrigenda.lm.loading import load_pair, require_fast
 from corrigenda.lm.probing import resolve
 from corrigenda.lm.prompt_ends import PromptEnds
 from corrigenda.lm.session import ActivePatches, session_of
-from corrigenda.lm.sites import Point, Site, Tokens
+from corrigenda.lm.sites import Point, PointRole, Site, Tokens, name_points
+from corrigenda.lm.spans import encode
 from corrigenda.lm.storage import OutputRows, Storage
 
 
@@ -66,7 +67,7 @@ class LanguageModel:
             family: Its architecture, where it is not in the table.
 
         Raises:
-            UnknownFamily (CG302): the architecture is not understood; the message says what to
+            UnknownFamily (CG302): the architecture is not understood; the message lists what to
                 declare.
             SlowTokenizer (CG305): the tokenizer gives no character offsets.
         """
@@ -229,33 +230,97 @@ class LanguageModel:
         """Return which outputs of `module(site)` are this site's: all, unless it is fused."""
         return self._storage.find(site).rows
 
-    @torch.no_grad()
+    @overload
     def tap(
         self,
         tokens: Tokens,
         points: Sequence[Point],
         *,
         positions: Int[Tensor, " batch"] | Int[Tensor, "batch k"] | None = None,
-    ) -> dict[Point, Tensor]:
+    ) -> dict[Point, Tensor]: ...
+    @overload
+    def tap(
+        self,
+        tokens: str,
+        *,
+        prompt: str | Sequence[str],
+        layer: int | Sequence[int] | None = None,
+        role: PointRole = "value",
+    ) -> Tensor: ...
+    @torch.no_grad()
+    def tap(
+        self,
+        tokens: Tokens | str,
+        points: Sequence[Point] = (),
+        *,
+        positions: Int[Tensor, " batch"] | Int[Tensor, "batch k"] | None = None,
+        prompt: str | Sequence[str] = (),
+        layer: int | Sequence[int] | None = None,
+        role: PointRole = "value",
+    ) -> dict[Point, Tensor] | Tensor:
         """Capture tensors in one pass that stops after the last of them; no gradients.
+
+        Either at points of a batch of tokens, or by names: `lm.tap("mlp.down", layer=5,
+        prompt="The capital of France is")` returns (pos, d). With several prompts the shape is
+        (batch, pos, d), with several layers there is a leading axis for them. Shorter prompts are
+        padded on the left, so `[..., -1, :]` is the last token of each; padding is NaN.
 
         Inputs and outputs of an expert's weight exist only for the tokens routed to it: rows of
         other tokens are NaN.
 
         Args:
-            tokens: The batch.
+            tokens: The batch; or a part of a block ("mlp.down", "attn.q", ...), a site
+                ("5.mlp.down"), or "state" for the residual stream after a block.
             points: What to capture.
             positions: Which positions of each row; by default all.
+            prompt: With a name: the text, or several.
+            layer: With a name: the block, or several; -1 with "state" is what enters block 0.
+            role: With a part: "value" is the output of its weight, "key" the input, "write" what
+                the sub-block adds to the residual stream.
 
         Returns:
-            By point, (batch, pos, d); with `positions` (batch, d) or (batch, k, d).
+            By point, (batch, pos, d); with `positions` (batch, d) or (batch, k, d). With a name,
+            one tensor, see above.
 
         Raises:
             UnknownSite (CG303): the model has no such point.
+            PromptTooLong (CG105): a prompt exceeds the context.
+
+        Example:
+            >>> from corrigenda.testing.tiny import tiny_model
+            >>> lm = tiny_model("gpt2")
+            >>> lm.tap("mlp.down", layer=1, prompt="Rome is").shape
+            torch.Size([2, 32])
+            >>> lm.tap("state", layer=range(4), prompt=["Rome", "Rome is"])[:, :, -1].shape
+            torch.Size([4, 2, 32])
         """
+        if isinstance(tokens, str):
+            return self._tap_named(name_points(tokens, layer, role), layer, prompt)
         if positions is None:
             return self.run_until(tokens, points)
         return self.run_until(tokens, points, keep=lambda tensor: gather(tensor, positions))
+
+    def _tap_named(
+        self,
+        points: Sequence[Point],
+        layer: int | Sequence[int] | None,
+        prompt: str | Sequence[str],
+    ) -> Tensor:
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        rows = [encode(self, text).ids for text in texts]
+        if not rows:
+            raise EmptyTarget(
+                "no prompt was given to read.",
+                hint='Write `lm.tap("mlp.down", layer=5, prompt=...)`.',
+            )
+        tokens = Tokens.pad(rows, 0, side="left").to(self.device)
+        found = self.run_until(tokens, points)
+        padding = ~tokens.mask.bool()[..., None]
+        stacked = torch.stack(
+            [tensor.masked_fill(padding.to(tensor.device), torch.nan) for tensor in found.values()]
+        )
+        one_text = stacked[:, 0] if isinstance(prompt, str) else stacked
+        return one_text if isinstance(layer, Sequence) else one_text[0]
 
     def run_until(
         self, tokens: Tokens, points: Sequence[Point], *, keep: TensorMap | None = None

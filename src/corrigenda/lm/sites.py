@@ -24,7 +24,7 @@ _SITE = re.compile(r"(\d+)\.([a-z]+\.[a-z]+)(?:#(\d+))?")
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """A weight of a model: block, part, and the expert where the block has several.
+    """Weight of a model: block, part, and the expert where the block has several.
 
     Attributes:
         layer: Index of the block, from 0.
@@ -63,7 +63,7 @@ class Site:
 
 
 class Point(NamedTuple):
-    """A tensor in the forward pass, found at a site.
+    """Tensor in the forward pass at a site.
 
     Attributes:
         site: The site; for states only its layer counts.
@@ -94,6 +94,32 @@ def write(site: Site) -> Point:
 def state(layer: int) -> Point:
     """Return the residual stream after a block; `state(-1)` enters block 0."""
     return Point(Site(layer), "state")
+
+
+def name_points(
+    name: str, layer: int | Sequence[int] | None, role: PointRole = "value"
+) -> tuple[Point, ...]:
+    """Return the points that a name and layers mean.
+
+    Args:
+        name: A part, "state", or a whole site such as "5.mlp.down".
+        layer: Where the name holds no layer: the block, or several.
+        role: Which tensor at a part.
+
+    Raises:
+        UnknownSite (CG303): no such name or role, or the layer is missing.
+    """
+    if layer is None:
+        return (Point(Site.parse(name), role),)
+    layers = [layer] if isinstance(layer, int) else list(layer)
+    if name == "state":
+        return tuple(state(one) for one in layers)
+    if name not in PARTS or role not in ("key", "value", "write"):
+        raise UnknownSite(
+            f'"{name}" with the role "{role}" is no point of a block.',
+            hint=f'Names are "state" and {", ".join(PARTS)}; roles are key, value and write.',
+        )
+    return tuple(Point(Site(one, name), role) for one in layers)
 
 
 class Layered(Protocol):
@@ -147,7 +173,7 @@ def resolve_sites(
 
 
 class Tokens(NamedTuple):
-    """A batch of token rows.
+    """Batch of token rows with its mask.
 
     Attributes:
         ids: Token ids; any id where the mask is 0.
