@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
-from corrigenda.errors import UnknownSite
+from corrigenda.errors import CompiledModel, UnknownSite
+from corrigenda.lm.compiled import require_eager
+from corrigenda.lm.interrupts import defer_interrupts
+from corrigenda.lm.model_hooks import ModelHook
 from corrigenda.lm.sites import Point, Site
 from corrigenda.lm.storage import Place, Storage
 
@@ -65,6 +68,7 @@ class Hooks:
         self._experts: dict[int, list[tuple[Site, str, TensorMap]]] = {}
         self._expert_handles: dict[int, RemovableHandle] = {}
         self._shapes: dict[int, torch.Size] = {}
+        self._watched: list[_Watched] = []
 
     def check(self, point: Point) -> None:
         """Refuse points that the model does not have.
@@ -92,16 +96,40 @@ class Hooks:
 
         Raises:
             UnknownSite (CG303): see `check`; nothing is attached then.
+            CompiledModel (CG308): the model, or a block at a point, runs as compiled code.
         """
         for point in transforms:
             self.check(point)
-        with ExitStack() as stack:
-            if self._family.flat_mlp or self._family.experts:
-                for layer in {point.site.layer for point in transforms if point.role != "state"}:
-                    self._remember_shape(stack, layer)
-            for point, transform in transforms.items():
-                self._attach(stack, point, transform)
+        layers = [point.site.layer for point in transforms]
+        require_eager(self._storage.model, self._family.blocks, layers)
+        watched = [_Watched(point, transform) for point, transform in transforms.items()]
+        stack = ExitStack()
+        try:
+            with defer_interrupts():
+                if self._family.flat_mlp or self._family.experts:
+                    inside = [point for point in transforms if point.role != "state"]
+                    for layer in {point.site.layer for point in inside}:
+                        self._remember_shape(stack, layer)
+                for one in watched:
+                    self._attach(stack, one.point, one)
+                self._watched += watched
             yield
+        finally:
+            with defer_interrupts():
+                self._watched = [one for one in self._watched if one not in watched]
+                stack.close()
+
+    @contextmanager
+    def require_fired(self) -> Generator[None]:
+        """Refuse a pass in which a hook did not fire that was there before it began.
+
+        Raises:
+            CompiledModel (CG308): a hook was passed by.
+        """
+        silent = [one for one in self._watched if not one.fired and one.point.site.expert is None]
+        yield
+        if missed := [one.point for one in silent if not one.fired]:
+            raise _passed_by(missed)
 
     def run_until(
         self,
@@ -137,6 +165,8 @@ class Hooks:
 
         with self.attached({point: recorder(point) for point in wanted}), stop:
             run()
+        if missed := [point for point in wanted if point not in found]:
+            raise _passed_by(missed)
         return {point: found[point] for point in wanted}
 
     def _attach(self, stack: ExitStack, point: Point, transform: TensorMap) -> None:
@@ -178,7 +208,7 @@ class Hooks:
             self._shapes[layer] = (args[0] if args else kwargs[_HIDDEN]).shape[:2]
 
         block = self._storage.blocks[layer]
-        handle = block.register_forward_pre_hook(remember, with_kwargs=True)
+        handle = block.register_forward_pre_hook(ModelHook(remember), with_kwargs=True)
         stack.callback(handle.remove)
 
     def _unflatten(self, layer: int, transform: TensorMap) -> TensorMap:
@@ -208,7 +238,7 @@ class Hooks:
             )
             return output
 
-        stack.callback(place.module.register_forward_hook(hook).remove)
+        stack.callback(place.module.register_forward_hook(ModelHook(hook)).remove)
 
     def _hook_expert(self, stack: ExitStack, site: Site, role: str, transform: TensorMap) -> None:
         experts = self._storage.experts(site.layer)
@@ -217,7 +247,7 @@ class Hooks:
         entry = (site, role, transform)
         if not entries:
             hook = _ExpertHook(self._storage, entries, self._shapes, site.layer)
-            self._expert_handles[site.layer] = experts.register_forward_hook(hook)
+            self._expert_handles[site.layer] = experts.register_forward_hook(ModelHook(hook))
         entries.append(entry)
         stack.callback(self._release_expert, site.layer, entry)
 
@@ -228,6 +258,18 @@ class Hooks:
         if not entries:
             self._expert_handles.pop(layer).remove()
             del self._experts[layer]
+
+
+class _Watched:
+    """A transform, and whether it was called."""
+
+    def __init__(self, point: Point, transform: TensorMap) -> None:
+        self.point, self._transform = point, transform
+        self.fired = False
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        self.fired = True
+        return self._transform(tensor)
 
 
 class _ExpertHook:
@@ -285,6 +327,15 @@ class _ExpertHook:
         return out if changed else None
 
 
+def _passed_by(points: Sequence[Point]) -> CompiledModel:
+    names = ", ".join(f"{point.site} {point.role}" for point in points[:3])
+    return CompiledModel(
+        "the model ran without calling the hooks placed in it.",
+        where=names,
+        hint="Its code is compiled or replaced (fused kernels): load the model without that.",
+    )
+
+
 def _map_rows(transform: TensorMap, place: Place) -> TensorMap:
     def apply(output: Tensor) -> Tensor:
         part = output[..., place.rows]
@@ -310,7 +361,7 @@ def _hook_input(stack: ExitStack, module: nn.Module, transform: TensorMap) -> No
             return (new, *args[1:]), kwargs
         return args, {**kwargs, _HIDDEN: new}
 
-    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+    stack.callback(module.register_forward_pre_hook(ModelHook(hook), with_kwargs=True).remove)
 
 
 def _hook_output(stack: ExitStack, module: nn.Module, transform: TensorMap) -> None:
@@ -321,4 +372,4 @@ def _hook_output(stack: ExitStack, module: nn.Module, transform: TensorMap) -> N
             return None
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
-    stack.callback(module.register_forward_hook(hook).remove)
+    stack.callback(module.register_forward_hook(ModelHook(hook)).remove)
