@@ -34,7 +34,7 @@ from corrigenda.patch.changes import digest_of
 from corrigenda.patch.module import ModulePatch
 from corrigenda.retrieval import embedder
 from corrigenda.state import State
-from corrigenda.training import QUIET, Job, Schedule, Turn, split, train
+from corrigenda.training import QUIET, Schedule, TrainingJob, Turn, split, train
 
 _HEAD, _CODES = "serac/head/", "codes"
 _PATCH_HEAD = "head/"
@@ -157,7 +157,7 @@ class SERAC(Editor):
         self,
         lm: LanguageModel,
         facts: tuple[Fact, ...],
-        job: Job = QUIET,
+        job: TrainingJob = QUIET,
     ) -> State:
         """Train the scope classifier's head on prompts in and out of the scope of facts.
 

@@ -33,7 +33,16 @@ from corrigenda.patch import ModulePatch
 from corrigenda.patch import notes as edit_notes
 from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.training import QUIET, Job, Schedule, TrainingSet, Turn, fit_trained, split, train
+from corrigenda.training import (
+    QUIET,
+    Schedule,
+    TrainingJob,
+    TrainingSet,
+    Turn,
+    fit_trained,
+    split,
+    train,
+)
 
 Scoring = Literal["generation", "choice"]
 
@@ -148,7 +157,7 @@ class TruthX(Editor):
         self,
         lm: LanguageModel,
         facts: tuple[Fact, ...],
-        job: Job = QUIET,
+        job: TrainingJob = QUIET,
     ) -> State:
         """Train the auto-encoders, and measure centres and probing accuracy of each module."""
         require_pairs(facts)
