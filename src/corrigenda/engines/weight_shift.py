@@ -119,7 +119,7 @@ def divergences(
     return kl_div(now, before.to(now), reduction="none", log_target=True).sum(1)
 
 
-def paraphrase_of(fact: Fact, chance: random.Random) -> Fact:
+def draw_paraphrase(fact: Fact, chance: random.Random) -> Fact:
     """Return the fact with one of its paraphrases as prompt, or itself where it has none."""
     prompt = chance.choice(fact.paraphrases) if fact.paraphrases else fact.prompt
     return replace(fact, prompt=prompt, subject=None, subject_start=None)

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines import edit_notes
 from corrigenda.engines.gradients import LabelledRow, predict
 from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.errors import UnknownSite
@@ -33,6 +32,7 @@ from corrigenda.methods.calinet.slots import (
     train,
 )
 from corrigenda.patch import ModulePatch
+from corrigenda.patch import notes as edit_notes
 from corrigenda.settings import select
 from corrigenda.state import State
 

@@ -6,7 +6,6 @@ import itertools
 import random
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -18,9 +17,9 @@ from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import answer
 from corrigenda.lm.model import LanguageModel
-from corrigenda.progress import Progress
 from corrigenda.retrieval import Index, embedder
 from corrigenda.state import State
+from corrigenda.training import QUIET, TrainingJob
 
 DemonstrationType = Literal["copy", "update", "retain"]
 
@@ -77,9 +76,7 @@ class IKE(InContextEditor):
         self,
         lm: LanguageModel,
         facts: tuple[Fact, ...],
-        *,
-        checkpoint: Path | None = None,
-        progress: Progress | None = None,
+        job: TrainingJob = QUIET,
     ) -> State:
         """Build the pool of demonstrations: facts disjoint from those to be edited.
 
@@ -101,8 +98,8 @@ class IKE(InContextEditor):
         for start in range(0, len(asked), _ASKED_AT_ONCE):
             part = asked[start : start + _ASKED_AT_ONCE]
             kept |= dict(zip(part, map(_strip_stop, answer(lm, part)), strict=True))
-            if progress is not None:
-                progress("asking what is kept", start + len(part), len(asked))
+            if job.progress is not None:
+                job.progress("asking what is kept", start + len(part), len(asked))
         rows = [
             [paraphrase, neighbour if kept[neighbour] else "", kept[neighbour]]
             for paraphrase, neighbour in zip(paraphrases, neighbours, strict=True)

@@ -14,7 +14,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines.edit_notes import EVEN_ODDS, round_series, round_values, summarise
 from corrigenda.engines.gradients import labelled_rows
 from corrigenda.errors import BadConfig, MissingState
 from corrigenda.facts import Fact
@@ -32,6 +31,7 @@ from corrigenda.methods.lora.adapters import (
     train,
 )
 from corrigenda.patch import WeightPatch, header_for
+from corrigenda.patch.notes import EVEN_ODDS, round_series, round_values, summarise
 from corrigenda.patch.runtime import added_at_run_time
 from corrigenda.state import State
 

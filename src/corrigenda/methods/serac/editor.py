@@ -6,7 +6,6 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -33,10 +32,9 @@ from corrigenda.methods.serac.scope import (
 )
 from corrigenda.patch.changes import digest_of
 from corrigenda.patch.module import ModulePatch
-from corrigenda.progress import Progress
 from corrigenda.retrieval import embedder
 from corrigenda.state import State
-from corrigenda.training import Schedule, Turn, split, train
+from corrigenda.training import QUIET, Schedule, TrainingJob, Turn, split, train
 
 _HEAD, _CODES = "serac/head/", "codes"
 _PATCH_HEAD = "head/"
@@ -159,9 +157,7 @@ class SERAC(Editor):
         self,
         lm: LanguageModel,
         facts: tuple[Fact, ...],
-        *,
-        checkpoint: Path | None = None,
-        progress: Progress | None = None,
+        job: TrainingJob = QUIET,
     ) -> State:
         """Train the scope classifier's head on prompts in and out of the scope of facts.
 
@@ -173,8 +169,8 @@ class SERAC(Editor):
             chosen = sorted(chance.sample(range(len(facts)), self.max_facts))
             facts = tuple(facts[place] for place in chosen)
         parts = split(facts, validation=max(1, int(_VALIDATION * len(facts))), seed=self.seed)
-        if progress is not None:
-            progress("embedding", 0, 1)
+        if job.progress is not None:
+            job.progress("embedding", 0, 1)
         examples = [_ScopeExamples.of(self, lm, part, facts, chance) for part in parts]
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
@@ -202,9 +198,8 @@ class SERAC(Editor):
                 clip=_CLIP,
                 seed=self.seed,
             ),
-            checkpoint=checkpoint,
+            job=job,
             key=self.model_dump_json(),
-            progress=progress,
         )
         tensors = {_HEAD + name: one.detach().clone() for name, one in head.state_dict().items()}
         notes: dict[str, JsonValue] = {

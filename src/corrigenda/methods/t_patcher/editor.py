@@ -13,7 +13,6 @@ from pydantic import Field
 from torch import Tensor
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines import edit_notes
 from corrigenda.engines.ordinary_text import draw_rows, tap_tokens
 from corrigenda.facts import Fact
 from corrigenda.lm.activation import activation_of
@@ -34,6 +33,7 @@ from corrigenda.methods.t_patcher.neurons import (
     wrong_tokens,
 )
 from corrigenda.patch import header_for
+from corrigenda.patch import notes as edit_notes
 from corrigenda.patch.module import ModulePatch
 from corrigenda.progress import Progress
 from corrigenda.settings import select

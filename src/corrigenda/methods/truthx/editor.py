@@ -6,7 +6,6 @@ import importlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -15,7 +14,6 @@ from pydantic import Field, JsonValue
 from torch import Tensor, nn
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines import edit_notes
 from corrigenda.engines.gradients import labelled_rows, predict
 from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
@@ -32,9 +30,19 @@ from corrigenda.methods.truthx.states import (
     require_pairs,
 )
 from corrigenda.patch import ModulePatch
+from corrigenda.patch import notes as edit_notes
 from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.training import Schedule, TrainingSet, Turn, fit_trained, split, train
+from corrigenda.training import (
+    QUIET,
+    Schedule,
+    TrainingJob,
+    TrainingSet,
+    Turn,
+    fit_trained,
+    split,
+    train,
+)
 
 Scoring = Literal["generation", "choice"]
 
@@ -149,15 +157,13 @@ class TruthX(Editor):
         self,
         lm: LanguageModel,
         facts: tuple[Fact, ...],
-        *,
-        checkpoint: Path | None = None,
-        progress: Progress | None = None,
+        job: TrainingJob = QUIET,
     ) -> State:
         """Train the auto-encoders, and measure centres and probing accuracy of each module."""
         require_pairs(facts)
         parts = split(facts, validation=max(1, int(_VALIDATION * len(facts))), seed=self.seed)
         learnt, judged = (
-            read_pairs(lm, part, max_pairs=size, seed=self.seed, progress=progress)
+            read_pairs(lm, part, max_pairs=size, seed=self.seed, progress=job.progress)
             for part, size in zip(
                 parts, (self.max_pairs, max(2, int(_VALIDATION * self.max_pairs))), strict=True
             )
@@ -189,9 +195,8 @@ class TruthX(Editor):
                 patience=self.patience,
                 seed=self.seed,
             ),
-            checkpoint=checkpoint,
+            job=job,
             key=f"{self.model_dump_json(exclude=_EDITING)}/{lm.digest()}",
-            progress=progress,
         )
         centres = torch.stack([_measure_centres(spaces, states) for states in learnt.states])
         accuracy = torch.tensor(

@@ -14,7 +14,6 @@ import torch
 from pydantic import Field, JsonValue
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines import edit_notes
 from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.engines.ordinary_text import draw_rows
 from corrigenda.facts import Fact
@@ -44,6 +43,7 @@ from corrigenda.methods.wise.training import (
     train,
 )
 from corrigenda.patch import header_for
+from corrigenda.patch import notes as edit_notes
 from corrigenda.progress import Progress
 from corrigenda.settings import select
 from corrigenda.state import State
