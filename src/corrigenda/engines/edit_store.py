@@ -51,7 +51,7 @@ class AskedQuestion(NamedTuple):
         r"""Find the question in a prompt: what follows the last mark of a question, if any.
 
         Example:
-            >>> Question.read("Q: Who? A: Ann\nQ: Where does Ann live? A:").text
+            >>> AskedQuestion.read("Q: Who? A: Ann\nQ: Where does Ann live? A:").text
             'Where does Ann live?'
         """
         marks = list(_ASKED.finditer(prompt))
