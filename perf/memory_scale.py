@@ -184,7 +184,7 @@ def grace(
         facts=torch.arange(count),
     )._asdict()
     config = {**editor.model_dump(mode="json"), "layer": site.layer}
-    return GracePatch.made(lm, stored, method="grace", config=config, facts=[*own, *fillers])
+    return GracePatch.make(lm, stored, method="grace", config=config, facts=[*own, *fillers])
 
 
 def melo(
@@ -217,7 +217,7 @@ def melo(
         "index": str(index),
         "targets": [str(site) for site in targets],
     }
-    return MeloPatch.made(lm, stored, method="melo", config=config, facts=[*own, *fillers])
+    return MeloPatch.make(lm, stored, method="melo", config=config, facts=[*own, *fillers])
 
 
 def serac(
@@ -229,7 +229,7 @@ def serac(
     head = ScopeHead(codes.shape[1], int(config["hidden"]))
     stored = {f"head/{name}": one.detach() for name, one in head.state_dict().items()}
     config = {**config, "classifier": "untrained"}
-    return SeracPatch.made(
+    return SeracPatch.make(
         lm, {"codes": codes, **stored}, method="serac", config=config, facts=[*own, *fillers]
     )
 
@@ -246,7 +246,7 @@ def ike(
         "demonstrations": text_tensors.encode_value([[shown] * DEMONSTRATIONS for _ in facts]),
     }
     config = editor.model_dump(mode="json")
-    return IkePatch.made(lm, stored, method="ike", config=config, facts=facts)
+    return IkePatch.make(lm, stored, method="ike", config=config, facts=facts)
 
 
 MAKE: dict[str, Make] = {"grace": grace, "melo": melo, "serac": serac, "ike": ike}

@@ -161,6 +161,12 @@ class NotApplied(CorrigendaError):
     code = "CG406"
 
 
+class WeightsChanged(CorrigendaError):
+    """Something other than patches has written into a patched weight; reverting would lose it."""
+
+    code = "CG407"
+
+
 class UnknownMethod(CorrigendaError):
     """No method by that name."""
 

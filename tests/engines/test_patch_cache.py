@@ -16,7 +16,7 @@ from corrigenda.testing.tiny import tiny_model
 
 def patch(prompt: str) -> ModulePatch:
     fact = Fact(prompt=prompt, target="x")
-    return IcePatch.made(tiny_model("gpt2"), {"v": torch.zeros(1)}, method="ice", facts=[fact])
+    return IcePatch.make(tiny_model("gpt2"), {"v": torch.zeros(1)}, method="ice", facts=[fact])
 
 
 def test_it_is_built_again_only_for_other_patches() -> None:

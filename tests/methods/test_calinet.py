@@ -1,4 +1,4 @@
-"""CaliNET: slots that start as nothing, widened the block, add up, and come off."""
+"""CaliNET: slots that start as nothing, widen the block, add up, and come off."""
 
 from __future__ import annotations
 

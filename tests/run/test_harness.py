@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from corrigenda.errors import BadConfig
-from corrigenda.lm.interception import Asked
+from corrigenda.lm.interception import RewrittenPrompt
 from corrigenda.lm.model import LanguageModel
 from corrigenda.metrics.registry import Records, evaluate
 from corrigenda.rows import Measurement, Stage
@@ -80,7 +80,7 @@ def by_name(found: list[Measurement], name: str) -> dict[str, float]:
 
 
 def test_scores_are_those_of_the_harness(folder: Path, lm: LanguageModel) -> None:
-    """Asked through its own model of the same Hugging Face model."""
+    """RewrittenPrompt through its own model of the same Hugging Face model."""
     from lm_eval.evaluator import evaluate as evaluated
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -128,8 +128,8 @@ def test_prompts_that_are_rewritten_are_asked_so(folder: Path, lm: LanguageModel
     from lm_eval.api.instance import Instance
 
     class Prefixed:
-        def rewrite(self, lm: LanguageModel, prompts: list[str]) -> list[Asked]:
-            return [Asked(f"In truth, {prompt}") for prompt in prompts]
+        def rewrite(self, lm: LanguageModel, prompts: list[str]) -> list[RewrittenPrompt]:
+            return [RewrittenPrompt(f"In truth, {prompt}") for prompt in prompts]
 
     model = harness.model_for(lm, None)
 
@@ -138,7 +138,7 @@ def test_prompts_that_are_rewritten_are_asked_so(folder: Path, lm: LanguageModel
         return model.loglikelihood([asked])[0][0]
 
     plain = likelihood("Snow is")
-    with lm.asking.joined(Prefixed()):
+    with lm.interceptors.activate(Prefixed()):
         rewritten = likelihood("Snow is")
     assert rewritten != pytest.approx(plain, abs=1e-4)
     assert rewritten == pytest.approx(likelihood("In truth, Snow is"), abs=1e-4)

@@ -28,7 +28,7 @@ from corrigenda.engines.attribution import (
 from corrigenda.engines.locate.contexts import generate_contexts
 from corrigenda.errors import BadConfig
 from corrigenda.facts import find_subject
-from corrigenda.lm.kv_cache import pad_id, widened
+from corrigenda.lm.kv_cache import pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, key, state
 
@@ -244,7 +244,7 @@ def scaled_probability(
     with lm.swap(dict(map(scaling, units))):
         hidden = lm.tap(tokens, [top], positions=tokens.lengths - 1)[top]
     with torch.inference_mode():
-        shares = widened(lm.head(hidden)).softmax(dim=-1)
+        shares = widen(lm.head(hidden)).softmax(dim=-1)
         labels = torch.tensor([one.label for one in asked], device=shares.device)
         return float(shares.gather(-1, labels[:, None]).mean())
 

@@ -18,15 +18,11 @@ from torch.nn.functional import cross_entropy
 
 from corrigenda.engines.gradients import LabelledRow, predict
 from corrigenda.errors import NonFinite
-from corrigenda.lm.kv_cache import batches, pad_id, widened
+from corrigenda.lm.kv_cache import batches, pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.tail import Tail
 from corrigenda.patch import HookPatch, ledger_of
-
-LOSS_SCALE = {torch.float16: 1024.0}
-"""By dtype of the model: gradients inside it may fall below its smallest number."""
-
 
 # Tokens run together with gradients.
 _STEP_TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -115,7 +111,7 @@ class AnswerPasses:
         picked = None if everything else torch.tensor(indices, device=counts.device)
         nothing = torch.zeros(len(indices), self._lm.d_model, device=counts.device)
         hidden = self._tail.run(nothing, at, rows=picked)
-        logits = widened(self._lm.head(hidden[real.to(hidden.device)]))
+        logits = widen(self._lm.head(hidden[real.to(hidden.device)]))
         labels = torch.tensor([label for row in rows for label in row.labels])
         return _compare(logits, labels.to(logits.device), rows)
 
@@ -154,7 +150,7 @@ def score_answers(lm: LanguageModel, rows: Sequence[LabelledRow]) -> tuple[list[
 
 def _score_whole(lm: LanguageModel, rows: Sequence[LabelledRow]) -> AnswerLosses:
     ends = torch.tensor([row.reads[0] for row in rows], device=lm.device)
-    with lm.prompts.told(ends):
+    with lm.prompt_ends.mark(ends):
         logits, labels = predict(lm, rows)
     return _compare(logits, labels, rows)
 

@@ -146,7 +146,7 @@ class EditStoreEditor(Editor):
         state = state or State()
         config = self.model_dump(mode="json")
         if not facts:
-            return Edit(self.patch_class.made(lm, {}, method=self.name, config=config), state)
+            return Edit(self.patch_class.make(lm, {}, method=self.name, config=config), state)
         for fact in facts:
             encode(lm, fact.prompt, target=fact.target, where=fact.label)
         # The search uses vectors as a file holds them, so a loaded patch finds the same edits.
@@ -156,7 +156,7 @@ class EditStoreEditor(Editor):
             "stored" if later[fact.prompt.strip()] == place else "replaced by a later fact"
             for place, fact in enumerate(facts)
         ]
-        patch = self.patch_class.made(
+        patch = self.patch_class.make(
             lm,
             {_EMBEDDINGS: vectors.half()},
             method=self.name,

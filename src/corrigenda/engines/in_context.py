@@ -14,7 +14,7 @@ from corrigenda.editor import Edit, Editor, Supports
 from corrigenda.engines import text_tensors
 from corrigenda.engines.patch_cache import PatchCache, active_group
 from corrigenda.facts import Fact
-from corrigenda.lm.interception import Asked
+from corrigenda.lm.interception import RewrittenPrompt
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
@@ -79,7 +79,7 @@ class InContextEditor(Editor):
         state = state or State()
         config = self.model_dump(mode="json")
         if not facts:
-            return Edit(self.patch_class.made(lm, {}, method=self.name, config=config), state)
+            return Edit(self.patch_class.make(lm, {}, method=self.name, config=config), state)
         state.require_base(lm)
         layout = Layout.of(config)
         for fact in facts:
@@ -104,7 +104,7 @@ class InContextEditor(Editor):
             ),
             _VECTORS: embedder(self.embedder).embed(lm, [fact.prompt for fact in facts]),
         }
-        patch = self.patch_class.made(
+        patch = self.patch_class.make(
             lm,
             stored,
             method=self.name,
@@ -190,26 +190,26 @@ class InContextPatch(ModulePatch):
     the first of them rewrites for all. Of facts with the same prompt the last one counts.
     """
 
-    def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[Asked]:
+    def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[RewrittenPrompt]:
         """Write demonstrations and the nearest new facts before each prompt.
 
         With the scope "retrieve", a prompt to which no new fact is near enough stays as it is.
         """
         together = active_group(self, lm)
         if together[0] is not self:
-            return [Asked(prompt) for prompt in prompts]
+            return [RewrittenPrompt(prompt) for prompt in prompts]
         store = _STORES.get(together)
         layout = Layout.of(self.header.config)
         asked = []
         for prompt, places in zip(prompts, self._nearest(lm, store, prompts), strict=True):
             if not places:
-                asked.append(Asked(prompt))
+                asked.append(RewrittenPrompt(prompt))
                 continue
             closing = layout.closing(
                 [store.entries[place].fact for place in reversed(places)], prompt
             )
             demonstrations = layout.cut(lm, store.entries[places[0]].demonstrations, closing)
-            asked.append(Asked("".join(demonstrations) + closing))
+            asked.append(RewrittenPrompt("".join(demonstrations) + closing))
         return asked
 
     def _nearest(

@@ -12,16 +12,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from corrigenda.facts import Fact
 from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.kv_cache import batches, pad_id
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.session import session_of
 from corrigenda.lm.sites import Point, Tokens
 from corrigenda.lm.spans import encode, encode_fact
 
@@ -58,12 +58,9 @@ class SharedMemory(ABC, Generic[PatchKind]):
         """Drop everything built from the patches, because the list of patches has changed."""
 
 
-_ACTIVE: WeakKeyDictionary[nn.Module, dict[Hashable, SharedMemory[Any]]] = WeakKeyDictionary()
-
-
 def memory_of(lm: LanguageModel, kind: type[MemoryKind], group: Hashable) -> MemoryKind | None:
     """Return the memory of a group of patches on a model; None while none of them is active."""
-    found = _ACTIVE.get(lm.model, {}).get(group)
+    found = session_of(lm.model).memories.get(group)
     assert found is None or isinstance(found, kind), "a group has one kind of memory"
     return found
 
@@ -83,12 +80,12 @@ def join(
         group: What patches that share a memory have in common.
         make: Makes the memory where the group has none yet.
     """
-    groups = _ACTIVE.setdefault(lm.model, {})
+    groups = session_of(lm.model).memories
     memory = groups.get(group)
     if memory is None:
         memory = make()
         with ExitStack() as stack:
-            stack.enter_context(lm.prompts.watched())
+            stack.enter_context(lm.prompt_ends.follow())
             stack.enter_context(lm.swap(memory.transforms()))
             memory.hooks = stack.pop_all()
         groups[group] = memory
@@ -132,7 +129,7 @@ def keys_at(
     found: dict[int, Tensor] = {}
     for batch in batches(lm, [len(ids) for ids in prompts], None):
         tokens = Tokens.pad([prompts[index] for index in batch], pad_id(lm)).to(lm.device)
-        with lm.prompts.told(tokens.lengths - 1):
+        with lm.prompt_ends.mark(tokens.lengths - 1):
             taken = lm.tap(tokens, [point], positions=tokens.lengths - 1)[point]
         found |= dict(zip(batch, taken.float().cpu(), strict=True))
     return torch.stack([found[index] for index in range(len(prompts))])

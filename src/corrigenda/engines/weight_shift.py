@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from corrigenda.engines.gradients import LabelledRow, predict
+from corrigenda.engines.gradients import LabelledRow, predict, scaled_gradients
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.decoding import answer
@@ -28,9 +28,6 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
 from corrigenda.patch import Dense
-
-# Gradients of a float16 model may fall below its smallest number.
-_LOSS_SCALE = {torch.float16: 1024.0}
 
 Name = TypeVar("Name")
 
@@ -69,11 +66,8 @@ def gradients(
     lm: LanguageModel, loss: Float[Tensor, ""], leaves: Mapping[Name, Tensor]
 ) -> dict[Name, Tensor]:
     """Return the gradient of a loss by leaf; zero where the loss does not depend on a leaf."""
-    scale = _LOSS_SCALE.get(lm.dtype, 1.0)
-    found = torch.autograd.grad(
-        loss * scale, list(leaves.values()), allow_unused=True, materialize_grads=True
-    )
-    return {name: one / scale for name, one in zip(leaves, found, strict=True)}
+    found = scaled_gradients(lm, loss, list(leaves.values()), unused=True)
+    return dict(zip(leaves, found, strict=True))
 
 
 def label_losses(

@@ -1,10 +1,12 @@
-"""Hooks that read or replace tensors at points of the forward pass, and are gone when left."""
+"""Hooks that read or replace tensors at points of the forward pass, removed when left."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from threading import get_ident
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +33,35 @@ Term = Callable[
 _HIDDEN = "hidden_states"
 
 
+class _Stopped(Exception):
+    """Raised where the rest of a pass is not needed."""
+
+
+class PassStop:
+    """Ends a forward pass early: `with stop:` is left where `stop()` is called inside.
+
+    Example:
+        >>> with PassStop() as stop:
+        ...     stop()
+        ...     raise AssertionError("never reached")
+    """
+
+    def __call__(self) -> NoReturn:
+        """End the pass."""
+        raise _Stopped(self)
+
+    def __enter__(self) -> PassStop:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        return isinstance(error, _Stopped) and error.args[0] is self
+
+
 class Hooks:
     """Places hooks in one model."""
 
@@ -42,7 +73,7 @@ class Hooks:
         self._shapes: dict[int, torch.Size] = {}
 
     def check(self, point: Point) -> None:
-        """Refuse points the model does not have.
+        """Refuse points that the model does not have.
 
         Raises:
             UnknownSite (CG303): no such layer, part or expert, or a role the part does not have.
@@ -78,30 +109,66 @@ class Hooks:
                 self._attach(stack, point, transform)
             yield
 
+    def run_until(
+        self,
+        points: Sequence[Point],
+        run: Callable[[], object],
+        keep: TensorMap | None = None,
+    ) -> dict[Point, Tensor]:
+        """Run a pass until all points are reached, and return their tensors.
+
+        Passes that other threads run meanwhile are left alone.
+
+        Args:
+            points: At least one.
+            run: Runs the pass.
+            keep: What to keep of each tensor; by default all of it.
+
+        Raises:
+            UnknownSite (CG303): see `check`.
+        """
+        found: dict[Point, Tensor] = {}
+        wanted = dict.fromkeys(points)
+        stop, thread = PassStop(), get_ident()
+
+        def recorder(point: Point) -> TensorMap:
+            def record(tensor: Tensor) -> Tensor:
+                if get_ident() == thread:
+                    found[point] = tensor if keep is None else keep(tensor)
+                    if len(found) == len(wanted):
+                        stop()
+                return tensor
+
+            return record
+
+        with self.attached({point: recorder(point) for point in wanted}), stop:
+            run()
+        return {point: found[point] for point in wanted}
+
     def _attach(self, stack: ExitStack, point: Point, transform: TensorMap) -> None:
         site, role = point
         if role == "state":
             if site.layer < 0:
-                _on_input(stack, self._storage.blocks[0], transform)
+                _hook_input(stack, self._storage.blocks[0], transform)
             else:
-                _on_output(stack, self._storage.blocks[site.layer], transform)
+                _hook_output(stack, self._storage.blocks[site.layer], transform)
         elif role == "write":
-            unflat = self._unflattened(site.layer, transform)
-            _on_output(stack, self._writer(site), unflat)
+            unflat = self._unflatten(site.layer, transform)
+            _hook_output(stack, self._writer(site), unflat)
         elif site.expert is not None:
-            self._on_expert(stack, site, role, transform)
+            self._hook_expert(stack, site, role, transform)
         else:
             place = self._storage.find(site)
-            unflat = self._unflattened(site.layer, transform)
+            unflat = self._unflatten(site.layer, transform)
             if place.whole:
-                (_on_input if role == "key" else _on_output)(stack, place.module, unflat)
+                (_hook_input if role == "key" else _hook_output)(stack, place.module, unflat)
             elif role == "key":
-                self._on_fused_input(stack, site, place, unflat)
+                self._hook_fused_input(stack, site, place, unflat)
             else:
-                _on_output(stack, place.module, _on_rows(unflat, place))
+                _hook_output(stack, place.module, _map_rows(unflat, place))
 
     def _writer(self, site: Site) -> nn.Module:
-        """The last module of a sub-block in front of the residual stream."""
+        """Return the last module of a sub-block before the residual stream."""
         block = self._storage.blocks[site.layer]
         is_mlp = site.part == "mlp.down"
         norm = self._family.mlp_norm if is_mlp else self._family.attn_norm
@@ -120,7 +187,7 @@ class Hooks:
         handle = block.register_forward_pre_hook(remember, with_kwargs=True)
         stack.callback(handle.remove)
 
-    def _unflattened(self, layer: int, transform: TensorMap) -> TensorMap:
+    def _unflatten(self, layer: int, transform: TensorMap) -> TensorMap:
         """Give (batch pos d) to a transform where the block works on (batch*pos d)."""
 
         def apply(tensor: Tensor) -> Tensor:
@@ -132,10 +199,10 @@ class Hooks:
 
         return apply
 
-    def _on_fused_input(
+    def _hook_fused_input(
         self, stack: ExitStack, site: Site, place: Place, transform: TensorMap
     ) -> None:
-        """The input is shared by several parts, so only this part's outputs are computed anew."""
+        """Change the input of one of several parts that share it: its outputs are computed anew."""
 
         def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             new = transform(args[0])
@@ -149,7 +216,7 @@ class Hooks:
 
         stack.callback(place.module.register_forward_hook(hook).remove)
 
-    def _on_expert(self, stack: ExitStack, site: Site, role: str, transform: TensorMap) -> None:
+    def _hook_expert(self, stack: ExitStack, site: Site, role: str, transform: TensorMap) -> None:
         experts = self._storage.experts(site.layer)
         assert experts is not None
         entries = self._experts.setdefault(site.layer, [])
@@ -161,7 +228,7 @@ class Hooks:
         stack.callback(self._release_expert, site.layer, entry)
 
     def _release_expert(self, layer: int, entry: tuple[Site, str, TensorMap]) -> None:
-        """Contexts may be left in any order, so the last one out takes the hook away."""
+        """Remove a transform, and with the last one the hook: contexts are left in any order."""
         entries = self._experts[layer]
         entries.remove(entry)
         if not entries:
@@ -198,7 +265,7 @@ class _ExpertHook:
     def _run(
         self, module: nn.Module, expert: int | None, x: Tensor, rows: Tensor | None, total: int = 0
     ) -> Tensor | None:
-        """Output of one expert; with transforms (`rows` given), None if they changed nothing."""
+        """Run one expert; with transforms (`rows` given), return None if they changed nothing."""
         changed = rows is None
 
         def through(part: str, role: str, tensor: Tensor) -> Tensor:
@@ -224,7 +291,7 @@ class _ExpertHook:
         return out if changed else None
 
 
-def _on_rows(transform: TensorMap, place: Place) -> TensorMap:
+def _map_rows(transform: TensorMap, place: Place) -> TensorMap:
     def apply(output: Tensor) -> Tensor:
         part = output[..., place.rows]
         new = transform(part)
@@ -237,7 +304,7 @@ def _on_rows(transform: TensorMap, place: Place) -> TensorMap:
     return apply
 
 
-def _on_input(stack: ExitStack, module: nn.Module, transform: TensorMap) -> None:
+def _hook_input(stack: ExitStack, module: nn.Module, transform: TensorMap) -> None:
     def hook(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -252,7 +319,7 @@ def _on_input(stack: ExitStack, module: nn.Module, transform: TensorMap) -> None
     stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
 
-def _on_output(stack: ExitStack, module: nn.Module, transform: TensorMap) -> None:
+def _hook_output(stack: ExitStack, module: nn.Module, transform: TensorMap) -> None:
     def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> object:
         old = output[0] if isinstance(output, tuple) else output
         new = transform(old)

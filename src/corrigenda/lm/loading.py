@@ -32,7 +32,7 @@ _WELL_KNOWN = (
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
-def _own_dtype(name: str) -> str:
+def _default_dtype(name: str) -> str:
     return "float32" if name in SHIPPED else "auto"
 
 
@@ -64,7 +64,7 @@ def load_pair(
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=dtype or _own_dtype(name),
+            dtype=dtype or _default_dtype(name),
             use_safetensors=True,
             output_loading_info=True,
             **settings,
@@ -82,7 +82,7 @@ def load_pair(
             f"{len(missing)} weights are not in the files, among them {missing[0]}.",
             where=name,
             hint="Without them the model would be random there: the files are incomplete, or of "
-            "another architecture than config.json says.",
+            "another architecture than config.json states.",
         )
     require_fast(tokenizer, name)
     return model.to(device), tokenizer

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from corrigenda.errors import QuantisedWeights
+from corrigenda.errors import EmptyTarget, QuantisedWeights
 from corrigenda.lm.digest import digest
 from corrigenda.lm.families import Family
 from corrigenda.lm.head import logits_of
 from corrigenda.lm.hooks import Hooks, TensorMap, Term, additions
-from corrigenda.lm.interception import Asking
+from corrigenda.lm.interceptors import Interceptors
 from corrigenda.lm.loading import load_pair, require_fast
 from corrigenda.lm.probing import resolve
-from corrigenda.lm.prompt_ends import Prompts
-from corrigenda.lm.sites import Point, Site, Tokens
-from corrigenda.lm.storage import Rows, Storage
-
-
-class _Reached(Exception):
-    """Everything asked for has been captured; the rest of the pass is not needed."""
+from corrigenda.lm.prompt_ends import PromptEnds
+from corrigenda.lm.session import ActivePatches, session_of
+from corrigenda.lm.sites import Point, PointRole, Site, Tokens, name_points
+from corrigenda.lm.spans import encode
+from corrigenda.lm.storage import OutputRows, Storage
 
 
 class LanguageModel:
-    """A causal language model with a fast tokenizer.
+    """Causal language model with its fast tokenizer, addressed by layer and part.
 
     The model computes what it computed before. It is set to evaluation mode, and its parameters are
     frozen (`requires_grad` False) at construction; neither is undone later.
@@ -40,10 +39,9 @@ class LanguageModel:
         tokenizer: Its fast tokenizer.
         family: What is known about its architecture.
         name: How messages and files refer to it.
-        patches: The patches active on it; kept by `corrigenda.patch`.
-        prompts: Where the prompts of the running pass end. Shared, as the patches are, by all that
-            wrap the same model.
-        asking: Who rewrites prompts or answers in its place.
+
+    All that wrap the same model share its active patches and the rest of its session
+    (`corrigenda.lm.session`).
 
     Example:
         >>> from corrigenda.testing.tiny import tiny_model
@@ -69,7 +67,7 @@ class LanguageModel:
             family: Its architecture, where it is not in the table.
 
         Raises:
-            UnknownFamily (CG302): the architecture is not understood; the message says what to
+            UnknownFamily (CG302): the architecture is not understood; the message lists what to
                 declare.
             SlowTokenizer (CG305): the tokenizer gives no character offsets.
         """
@@ -78,12 +76,8 @@ class LanguageModel:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.family = family or resolve(model)
-        self.patches: Sequence[object] = ()
         self._storage = Storage(model, self.family)
         self._hooks = Hooks(self._storage, self.family)
-        shared = model.__dict__
-        self.prompts: Prompts = shared.setdefault("_corrigenda_prompts", Prompts(model))
-        self.asking: Asking = shared.setdefault("_corrigenda_asking", Asking())
         # Models with ALiBi take none: they count from the mask.
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
@@ -119,6 +113,21 @@ class LanguageModel:
     def __repr__(self) -> str:
         shape = f"{self.num_layers} layers x {self.d_model}"
         return f"<{self.name}: {self.family.name}, {shape}, {self.dtype}>"
+
+    @property
+    def patches(self) -> ActivePatches[Any]:
+        """The patches active on the model, in order of application."""
+        return ActivePatches(session_of(self.model))
+
+    @property
+    def interceptors(self) -> Interceptors:
+        """Active edits that rewrite the model's prompts, or answer in its place."""
+        return session_of(self.model).interceptors
+
+    @property
+    def prompt_ends(self) -> PromptEnds:
+        """Where the prompts of the running pass end."""
+        return session_of(self.model).prompt_ends
 
     @property
     def num_layers(self) -> int:
@@ -217,52 +226,118 @@ class LanguageModel:
         """Return the module that holds a weight; fused parts share one."""
         return self._storage.find(site).module
 
-    def rows(self, site: Site) -> Rows:
+    def rows(self, site: Site) -> OutputRows:
         """Return which outputs of `module(site)` are this site's: all, unless it is fused."""
         return self._storage.find(site).rows
 
-    @torch.no_grad()
+    @overload
     def tap(
         self,
         tokens: Tokens,
         points: Sequence[Point],
         *,
         positions: Int[Tensor, " batch"] | Int[Tensor, "batch k"] | None = None,
-    ) -> dict[Point, Tensor]:
-        """Capture tensors in one pass that stops behind the last of them; no gradients.
+    ) -> dict[Point, Tensor]: ...
+    @overload
+    def tap(
+        self,
+        tokens: str,
+        *,
+        prompt: str | Sequence[str],
+        layer: int | Sequence[int] | None = None,
+        role: PointRole = "value",
+    ) -> Tensor: ...
+    @torch.no_grad()
+    def tap(
+        self,
+        tokens: Tokens | str,
+        points: Sequence[Point] = (),
+        *,
+        positions: Int[Tensor, " batch"] | Int[Tensor, "batch k"] | None = None,
+        prompt: str | Sequence[str] = (),
+        layer: int | Sequence[int] | None = None,
+        role: PointRole = "value",
+    ) -> dict[Point, Tensor] | Tensor:
+        """Capture tensors in one pass that stops after the last of them; no gradients.
+
+        Either at points of a batch of tokens, or by names: `lm.tap("mlp.down", layer=5,
+        prompt="The capital of France is")` returns (pos, d). With several prompts the shape is
+        (batch, pos, d), with several layers there is a leading axis for them. Shorter prompts are
+        padded on the left, so `[..., -1, :]` is the last token of each; padding is NaN.
 
         Inputs and outputs of an expert's weight exist only for the tokens routed to it: rows of
         other tokens are NaN.
 
         Args:
-            tokens: The batch.
+            tokens: The batch; or a part of a block ("mlp.down", "attn.q", ...), a site
+                ("5.mlp.down"), or "state" for the residual stream after a block.
             points: What to capture.
             positions: Which positions of each row; by default all.
+            prompt: With a name: the text, or several.
+            layer: With a name: the block, or several; -1 with "state" is what enters block 0.
+            role: With a part: "value" is the output of its weight, "key" the input, "write" what
+                the sub-block adds to the residual stream.
 
         Returns:
-            By point, (batch, pos, d); with `positions` (batch, d) or (batch, k, d).
+            By point, (batch, pos, d); with `positions` (batch, d) or (batch, k, d). With a name,
+            one tensor, see above.
+
+        Raises:
+            UnknownSite (CG303): the model has no such point.
+            PromptTooLong (CG105): a prompt exceeds the context.
+
+        Example:
+            >>> from corrigenda.testing.tiny import tiny_model
+            >>> lm = tiny_model("gpt2")
+            >>> lm.tap("mlp.down", layer=1, prompt="Rome is").shape
+            torch.Size([2, 32])
+            >>> lm.tap("state", layer=range(4), prompt=["Rome", "Rome is"])[:, :, -1].shape
+            torch.Size([4, 2, 32])
+        """
+        if isinstance(tokens, str):
+            return self._tap_named(name_points(tokens, layer, role), layer, prompt)
+        if positions is None:
+            return self.run_until(tokens, points)
+        return self.run_until(tokens, points, keep=lambda tensor: gather(tensor, positions))
+
+    def _tap_named(
+        self,
+        points: Sequence[Point],
+        layer: int | Sequence[int] | None,
+        prompt: str | Sequence[str],
+    ) -> Tensor:
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        rows = [encode(self, text).ids for text in texts]
+        if not rows:
+            raise EmptyTarget(
+                "no prompt was given to read.",
+                hint='Write `lm.tap("mlp.down", layer=5, prompt=...)`.',
+            )
+        tokens = Tokens.pad(rows, 0, side="left").to(self.device)
+        found = self.run_until(tokens, points)
+        padding = ~tokens.mask.bool()[..., None]
+        stacked = torch.stack(
+            [tensor.masked_fill(padding.to(tensor.device), torch.nan) for tensor in found.values()]
+        )
+        one_text = stacked[:, 0] if isinstance(prompt, str) else stacked
+        return one_text if isinstance(layer, Sequence) else one_text[0]
+
+    def run_until(
+        self, tokens: Tokens, points: Sequence[Point], *, keep: TensorMap | None = None
+    ) -> dict[Point, Tensor]:
+        """Run the model until all points are reached, and return their tensors; gradients flow.
+
+        Args:
+            tokens: The batch.
+            points: Where to read.
+            keep: What to keep of each tensor; by default all of it.
 
         Raises:
             UnknownSite (CG303): the model has no such point.
         """
-        captured: dict[Point, Tensor] = {}
-        wanted = dict.fromkeys(points)
-
-        def recorder(point: Point) -> TensorMap:
-            def record(tensor: Tensor) -> Tensor:
-                captured[point] = tensor if positions is None else gather(tensor, positions)
-                if len(captured) == len(wanted):
-                    raise _Reached
-                return tensor
-
-            return record
-
-        if not wanted:
+        if not points:
             return {}
-        recorders = {point: recorder(point) for point in wanted}
-        with self._hooks.attached(recorders), suppress(_Reached):
-            self._forward(tokens)
-        return {point: captured[point] for point in wanted}
+        return self._hooks.run_until(points, lambda: self._forward(tokens), keep)
 
     def swap(self, transforms: Mapping[Point, TensorMap]) -> AbstractContextManager[None]:
         """Replace tensors of the forward pass, until left.
@@ -298,7 +373,7 @@ class LanguageModel:
         return self._forward(tokens)
 
     def head(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
-        """Turn states behind the last block into logits: final norm, head, soft-capping."""
+        """Turn states after the last block into logits: final norm, head, soft-capping."""
         return logits_of(self.model, self.family, hidden)
 
     def digest(self) -> str:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from corrigenda.errors import BadConfig, CorrigendaError, MissingExtra, WriteFailed
 from corrigenda.files import cache_folder
-from corrigenda.lm.interception import through
+from corrigenda.lm.interception import ask_rewritten
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.scoring import Fed, rate
 from corrigenda.lm.spans import encode
@@ -263,7 +263,7 @@ def model_for(lm: LanguageModel, batch_tokens: int | None) -> Any:  # noqa: ANN4
                 return _rated(model, rows, batch_tokens)
 
             prompts = [texts[0] for place in asked if (texts := requests[place][0])]
-            results = dict(zip(asked, through(lm, prompts, plainly), strict=True))
+            results = dict(zip(asked, ask_rewritten(lm, prompts, plainly), strict=True))
             others = [place for place in range(len(requests)) if place not in results]
             windows = [row(requests[place], self.max_length) for place in others]
             results |= dict(zip(others, _rated(lm, windows, batch_tokens), strict=True))

@@ -16,7 +16,7 @@ from torch import Tensor
 from corrigenda.cases import Probe, Protocol
 from corrigenda.errors import CorrigendaError, EmptyTarget
 from corrigenda.lm.decoding import continuations
-from corrigenda.lm.interception import through
+from corrigenda.lm.interception import ask_rewritten
 from corrigenda.lm.kv_cache import Continuation
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.scoring import Fed, Rating, rate
@@ -275,7 +275,7 @@ def _through(
         return plainly(lm, [others[place] for place in places], prompts)
 
     prompts = [questions[wanted[i].question].prompt for i in others]
-    results = dict(zip(others, through(lm, prompts, of_others), strict=True))
+    results = dict(zip(others, ask_rewritten(lm, prompts, of_others), strict=True))
     results |= dict(zip(texts, plainly(lm, texts, [""] * len(texts)), strict=True))
     return [results[i] for i in range(len(wanted))]
 

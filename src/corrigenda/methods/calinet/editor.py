@@ -15,12 +15,11 @@ from torch.nn.functional import cross_entropy
 from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines.gradients import LabelledRow, predict
 from corrigenda.engines.locate.contexts import Contexts
-from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.lm.activation import activation_of
 from corrigenda.lm.kv_cache import batches
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site
+from corrigenda.lm.sites import Site, require_layers
 from corrigenda.lm.spans import encode
 from corrigenda.methods.calinet.slots import (
     Slots,
@@ -122,13 +121,8 @@ class Calinet(Editor):
         """
         last = lm.num_layers - 1
         layers = (max(last - 1, 0), last) if self.layers is None else self.layers
+        require_layers(lm, layers, where=f"method {self.name}")
         for layer in layers:
-            if not 0 <= layer <= last:
-                raise UnknownSite(
-                    f"there is no block {layer} in {lm.name}: it has {last + 1}, from 0.",
-                    where=f"method {self.name}",
-                    hint=f"Choose from 0 to {last}.",
-                )
             lm.module_path(Site(layer, "mlp.up"))
         return tuple(sorted(set(layers)))
 
@@ -146,7 +140,7 @@ class Calinet(Editor):
         state = state or State()
         config = self.model_dump(mode="json")
         if not facts:
-            return Edit(CalinetPatch.made(lm, {}, method=self.name, config=config), state)
+            return Edit(CalinetPatch.make(lm, {}, method=self.name, config=config), state)
         rows = self._rows(lm, facts)
         trained = train(
             lm,
@@ -160,7 +154,7 @@ class Calinet(Editor):
             for name, tensor in own.tensors().items()
         }
         notes = self._notes(lm, facts, rows, trained, add_slots(lm, trained.slots))
-        patch = CalinetPatch.made(
+        patch = CalinetPatch.make(
             lm, tensors, method=self.name, config=config, facts=facts, notes=notes
         )
         return Edit(patch, state)

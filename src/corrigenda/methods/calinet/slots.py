@@ -18,19 +18,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers.optimization import Adafactor
 
-from corrigenda.engines.gradients import LabelledRow, by_length
+from corrigenda.engines.gradients import LabelledRow, by_length, loss_scale
 from corrigenda.errors import NonFinite
 from corrigenda.lm.activation import activation_of
 from corrigenda.lm.hooks import Copies, Term
-from corrigenda.lm.kv_cache import batches, pad_id, widened
+from corrigenda.lm.kv_cache import batches, pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, key
 from corrigenda.lm.tail import Tail
 
 Activation = Callable[[Tensor], Tensor]
-
-# Gradients inside a float16 model may fall below its smallest number.
-_LOSS_SCALE = {torch.float16: 1024.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,10 +261,10 @@ def _make_steps(
 def _accumulate(lm: LanguageModel, step: Sequence[_SlotGroup]) -> tuple[float, bool]:
     """Accumulate gradients; return the mean loss, and whether all labels are first choices."""
     total, right, count = 0.0, True, sum(len(group.labels) for group in step)
-    scale = _LOSS_SCALE.get(lm.dtype, 1.0)
+    scale = loss_scale(lm)
     for group in step:
         hidden = group.tail.run(group.zero, group.at)[group.real]
-        logits = widened(lm.head(hidden))
+        logits = widen(lm.head(hidden))
         loss = cross_entropy(logits, group.labels, reduction="sum") / count
         if not math.isfinite(float(loss.detach())):
             raise NonFinite(

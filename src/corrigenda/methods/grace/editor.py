@@ -111,15 +111,15 @@ class _ActiveCodebook(SharedMemory[GracePatch]):
         return {key(self.site): self._read, value(self.site): self._write}
 
     def _read(self, inputs: Float[Tensor, "batch pos d_in"]) -> Tensor:
-        prompts, book = self.lm.prompts, self.book
+        ends, book = self.lm.prompt_ends, self.book
         self._route = None
-        if not (self.suspended or book is None or (prompts.continued and self.replace != "all")):
+        if not (self.suspended or book is None or (ends.continued and self.replace != "all")):
 
             def decide(ends: Int[Tensor, " batch"]) -> Tensor:
                 found = self._nearest.search(gather(inputs, ends))
                 return book.hits(found).to(inputs.device)
 
-            self._route = prompts.once(self, decide)
+            self._route = ends.decide_once(self, decide)
         return inputs
 
     def _write(self, output: Float[Tensor, "batch pos d_out"]) -> Tensor:
@@ -131,7 +131,7 @@ class _ActiveCodebook(SharedMemory[GracePatch]):
             return output
         values = book.values(route[rows].cpu()).to(output)
         columns = torch.arange(output.shape[1], device=output.device).expand(len(rows), -1)
-        ends = columns[:, :1] if self.replace == "all" else self.lm.prompts.ends[rows, None]
+        ends = columns[:, :1] if self.replace == "all" else self.lm.prompt_ends.ends[rows, None]
         where = replaced_at(columns, ends.to(columns.device), self.replace)
         output = output.clone()
         output[rows] = torch.where(where[..., None], values[:, None], output[rows])
@@ -212,7 +212,7 @@ class Grace(Editor):
         site = self.site(lm)
         config = {**self.model_dump(mode="json"), "layer": site.layer}
         if not facts:
-            return Edit(GracePatch.made(lm, {}, method=self.name, config=config), state)
+            return Edit(GracePatch.make(lm, {}, method=self.name, config=config), state)
         rows = labelled_rows(lm, facts)
         active = memory_of(lm, _ActiveCodebook, _group(site, self.replace))
         book = None if active is None else active.book
@@ -228,7 +228,7 @@ class Grace(Editor):
         done = [index for index, one in enumerate(plan) if one.act is not None]
         stored = _to_records(done, plan, keys, values, targets) if done else {}
         notes = _notes(facts, plan, before, traces, noise, lost=_find_lost(active, stored, facts))
-        patch = GracePatch.made(
+        patch = GracePatch.make(
             lm, stored, method=self.name, config=config, facts=facts, notes=notes
         )
         return Edit(patch, state)

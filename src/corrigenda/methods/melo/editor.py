@@ -163,7 +163,7 @@ class Melo(Editor):
             "targets": [str(site) for site in targets],
         }
         if not facts:
-            return Edit(MeloPatch.made(lm, {}, method=self.name, config=config), state)
+            return Edit(MeloPatch.make(lm, {}, method=self.name, config=config), state)
         rows = labelled_rows(lm, facts)
         router = memory_of(lm, BlockRouter, BlockLayers(index, targets, self.gain))
         keys = keys_at(lm, [row.ids[: row.reads[0] + 1] for row in rows], value(index))
@@ -189,7 +189,7 @@ class Melo(Editor):
         notes = _notes(
             facts, plan, trained, _find_forgotten(router, database, facts), len(database)
         )
-        patch = MeloPatch.made(
+        patch = MeloPatch.make(
             lm, stored, method=self.name, config=config, facts=facts, notes=notes
         )
         return Edit(patch, state)

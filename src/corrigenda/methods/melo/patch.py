@@ -139,7 +139,7 @@ class BlockRouter(SharedMemory[MeloPatch]):
         if self.suspended or self.records is None:
             self._route = None
             return output
-        route = self.lm.prompts.once(
+        route = self.lm.prompt_ends.decide_once(
             self, lambda ends: self._index.find_blocks(gather(output, ends)).to(output.device)
         )
         if route is not self._route:

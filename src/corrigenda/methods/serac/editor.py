@@ -17,7 +17,7 @@ from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines.patch_cache import PatchCache, active_group
 from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
-from corrigenda.lm.interception import Asked
+from corrigenda.lm.interception import RewrittenPrompt
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
@@ -61,14 +61,14 @@ class SeracPatch(ModulePatch):
         cached = self.stored[_CODES].double()
         return torch.exp(-(codes[:, None] - cached[None]).square().sum(-1))
 
-    def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[Asked]:
+    def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[RewrittenPrompt]:
         """Send prompts in scope of an edit to the counterfactual model, after that edit.
 
         Any other prompt goes to the model unchanged.
         """
         together = active_group(self, lm)
         if together[0] is not self:
-            return [Asked(prompt) for prompt in prompts]
+            return [RewrittenPrompt(prompt) for prompt in prompts]
         facts, codes = _CACHES.get(together)
         config = self.header.config
         head = ScopeHead.of(_select_prefix(self.stored, _PATCH_HEAD))
@@ -77,9 +77,9 @@ class SeracPatch(ModulePatch):
         name = config["counterfactual"]
         answering = None if name is None else load_counterfactual(str(name), lm.dtype, lm.device)
         return [
-            Asked(compose_prompt(config, facts[place], prompt), answering)
+            RewrittenPrompt(compose_prompt(config, facts[place], prompt), answering)
             if similarity >= least
-            else Asked(prompt)
+            else RewrittenPrompt(prompt)
             for prompt, similarity, place in zip(
                 prompts, found.similarities.tolist(), found.places.tolist(), strict=True
             )
@@ -232,7 +232,7 @@ class SERAC(Editor):
         """
         config = self.model_dump(mode="json")
         if not facts:
-            patch = SeracPatch.made(lm, {}, method=self.name, config=config)
+            patch = SeracPatch.make(lm, {}, method=self.name, config=config)
             return Edit(patch, state or State())
         parameters = {} if state is None else _select_prefix(state.tensors, _HEAD)
         if state is None or not parameters:
@@ -255,7 +255,7 @@ class SERAC(Editor):
         similar = torch.exp(-squared_distances(own.double(), codes.double())).tolist()
         statuses = ["cached" if s >= self.threshold else "out of its own scope" for s in similar]
         stored = {_PATCH_HEAD + name: tensor for name, tensor in parameters.items()}
-        patch = SeracPatch.made(
+        patch = SeracPatch.make(
             lm,
             {_CODES: codes, **stored},
             method=self.name,

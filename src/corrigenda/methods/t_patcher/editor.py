@@ -219,7 +219,7 @@ class TPatcher(Editor):
         """
         config = self.model_dump(mode="json")
         if not facts:
-            patch = NeuronPatch.made(lm, self._stored(lm, [], []), method=self.name, config=config)
+            patch = NeuronPatch.make(lm, self._stored(lm, [], []), method=self.name, config=config)
             return Edit(patch, state or State())
         if state is None or _MEMORY not in state.tensors:
             state = self.fit(lm)
@@ -243,7 +243,7 @@ class TPatcher(Editor):
             grown = torch.cat([grown, queries.to(grown)])
         stored = self._stored(lm, bank, runs)
         notes = self._notes(lm, facts, runs, bank, state.tensors[_VALIDATION], act)
-        patch = NeuronPatch.made(
+        patch = NeuronPatch.make(
             lm, stored, method=self.name, config=config, facts=facts, notes=notes
         )
         return Edit(patch, state.updated({_EDITS: grown}))

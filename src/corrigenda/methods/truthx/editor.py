@@ -77,7 +77,7 @@ class TruthxPatch(ModulePatch):
                 point = points[int(name.removeprefix("centres/"))]
                 transforms[point] = _steer_module(lm, spaces, centres, strength, scoring)
         with ExitStack() as stack:
-            stack.enter_context(lm.prompts.watched())
+            stack.enter_context(lm.prompt_ends.follow())
             stack.enter_context(lm.swap(transforms))
             yield
 
@@ -228,7 +228,7 @@ class TruthX(Editor):
         """
         config = self.model_dump(mode="json")
         if not facts:
-            return Edit(TruthxPatch.made(lm, {}, method=self.name, config=config), state)
+            return Edit(TruthxPatch.make(lm, {}, method=self.name, config=config), state)
         accuracy = _require_tensor(state, f"{self.name}/accuracy").tolist()
         assert state is not None
         state.require_base(lm)
@@ -247,7 +247,7 @@ class TruthX(Editor):
                 tensors[kept] = tensor
 
         def made(notes: Mapping[str, object]) -> TruthxPatch:
-            return TruthxPatch.made(
+            return TruthxPatch.make(
                 lm, tensors, method=self.name, config=config, facts=facts, notes=notes
             )
 
@@ -333,12 +333,12 @@ def _steer_module(
 
 def _find_moved(lm: LanguageModel, states: Tensor, scoring: Scoring) -> Bool[Tensor, "batch pos"]:
     """Return which positions of the running pass belong to the answer."""
-    prompts = lm.prompts
-    at = prompts.mask.to(states.device)
-    if prompts.continued:
+    prompt_ends = lm.prompt_ends
+    at = prompt_ends.mask.to(states.device)
+    if prompt_ends.continued:
         return at
     columns = torch.arange(states.shape[1], device=states.device)
-    ends = prompts.ends.to(states.device)[:, None]
+    ends = prompt_ends.ends.to(states.device)[:, None]
     return at & (columns >= ends if scoring == "generation" else columns > ends)
 
 
@@ -410,7 +410,7 @@ def _measure_log_probs(lm: LanguageModel, facts: Sequence[Fact]) -> list[float]:
     found: dict[int, float] = {}
     for group in batches(lm, [len(row.ids) for row in rows], None):
         part = [rows[index] for index in group]
-        with lm.prompts.told(torch.tensor([row.reads[0] for row in part], device=lm.device)):
+        with lm.prompt_ends.mark(torch.tensor([row.reads[0] for row in part], device=lm.device)):
             logits, labels = predict(lm, part)
         chosen = logits.log_softmax(-1).gather(1, labels[:, None]).squeeze(1)
         sums = [float(one.sum()) for one in chosen.split([len(row.labels) for row in part])]

@@ -21,13 +21,12 @@ from corrigenda.engines.gradients import (
     labelled_rows,
     mean_losses,
 )
-from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.running import RunningStatistics
 from corrigenda.linalg.solve import ridge
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site
+from corrigenda.lm.sites import Site, resolve_sites
 from corrigenda.patch import Header, WeightPatch, header_for
 from corrigenda.patch.notes import EVEN_ODDS, round_series, round_values
 from corrigenda.progress import Progress
@@ -100,17 +99,7 @@ class UltraEdit(Editor):
         if layers is None:
             last = lm.num_layers - 1
             layers = tuple(range(2 * lm.num_layers // 3, last)) or (last,)
-        if not isinstance(layers, dict):
-            layers = {"mlp.down": layers}
-        sites = [Site.parse(f"{layer}.{part}") for part, own in layers.items() for layer in own]
-        for site in sites:
-            if site.layer >= lm.num_layers:
-                raise UnknownSite(
-                    f"there is no block {site.layer} in {lm.name}: it has {lm.num_layers}, from 0.",
-                    where=f"method {self.name}",
-                    hint=f"Choose from 0 to {lm.num_layers - 1}.",
-                )
-        return tuple(sorted(set(sites)))
+        return resolve_sites(lm, layers, where=f"method {self.name}")
 
     def fit(
         self,

@@ -195,7 +195,7 @@ class Wise(Editor):
         """
         config = self.model_dump(mode="json")
         if not facts:
-            return Edit(SidePatch.made(lm, {}, method=self.name, config=config), state or State())
+            return Edit(SidePatch.make(lm, {}, method=self.name, config=config), state or State())
         if state is None or f"{_PREFIX}irrelevant" not in state.meta:
             state = self.fit(lm)
         state.require_base(lm)
@@ -219,7 +219,7 @@ class Wise(Editor):
                 "threshold": torch.tensor(self.act_ratio * one.score, dtype=torch.float64),
             }.items()
         }
-        patch = SidePatch.made(
+        patch = SidePatch.make(
             lm, stored, method=self.name, config=config, facts=facts, notes=notes
         )
         return Edit(patch, write_sequence(state, sequence))

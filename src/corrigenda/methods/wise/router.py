@@ -68,7 +68,7 @@ class SidePatch(ModulePatch):
             return
         site = Site(int(str(self.header.notes["layer"])))
         router = _ResponseRouter(self, lm, memories)
-        with lm.prompts.watched(), lm.add({site: router.respond}):
+        with lm.prompt_ends.follow(), lm.add({site: router.respond}):
             yield
 
     def is_silent(self, lm: LanguageModel) -> bool:
@@ -105,7 +105,7 @@ class _ResponseRouter:
             return None
         deltas = self._deltas.like(x)
         if self._routing == "prompt":
-            chosen = self._lm.prompts.once(
+            chosen = self._lm.prompt_ends.decide_once(
                 self, lambda ends: self._choose(x, output, deltas, ends.to(x.device))
             )
         else:
@@ -126,7 +126,7 @@ class _ResponseRouter:
         deltas: Sequence[Tensor],
         ends: Int[Tensor, " batch"] | None,
     ) -> Int[Tensor, " batch"]:
-        inside = self._lm.prompts.mask.to(x.device)
+        inside = self._lm.prompt_ends.mask.to(x.device)
         if ends is not None:
             inside = inside & (torch.arange(x.shape[1], device=x.device) <= ends[:, None])
         scores = [
