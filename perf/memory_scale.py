@@ -171,7 +171,7 @@ def grace(
     site = editor.site(lm)
     keys = scattered(prompt_keys(lm, own, key(site)), len(fillers), generator)
     count = len(keys)
-    stored = codebook.Records(
+    stored = codebook.CodebookRecords(
         keys=keys,
         values=torch.randn(count, lm.weight(site).shape[0], generator=generator),
         radii=torch.full((count,), editor.radius, dtype=torch.float64),
@@ -197,7 +197,7 @@ def melo(
     keys = scattered(prompt_keys(lm, own, value(index)), len(fillers), generator)
     count = len(keys)
     blocks = -(-count // EDITS_A_BLOCK)
-    stored = clusters.Records(
+    stored = clusters.ClusterRecords(
         keys=keys,
         radii=torch.full((count,), editor.radius, dtype=torch.float64),
         noise=torch.zeros(count, dtype=torch.float64),
@@ -243,7 +243,7 @@ def ike(
     shown = f"New Fact: {own[0].prompt} {own[0].target}\nPrompt: {own[0].prompt} x\n\n"
     stored = {
         "vectors": vectors(lm, own, len(fillers), generator),
-        "demonstrations": text_tensors.as_tensor([[shown] * DEMONSTRATIONS for _ in facts]),
+        "demonstrations": text_tensors.encode_value([[shown] * DEMONSTRATIONS for _ in facts]),
     }
     config = editor.model_dump(mode="json")
     return IkePatch.make(lm, stored, method="ike", config=config, facts=facts)

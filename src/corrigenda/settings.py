@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from corrigenda.errors import BadConfig, did_you_mean
+
+Group = TypeVar("Group", bound=NamedTuple)
 
 
 class Settings(BaseModel):
@@ -31,6 +33,16 @@ class Settings(BaseModel):
             super().__init__(**options)
         except ValidationError as error:
             raise bad_config(type(self), error, where=f"{self.kind} {self.name}") from error
+
+
+def select(group: type[Group], options: object) -> Group:
+    """Collect a group of options: each field of a named tuple that an object has, else its default.
+
+    A field may be an option, or a class attribute or property where a class fixes it.
+    """
+    return group(
+        **{name: getattr(options, name) for name in group._fields if hasattr(options, name)}
+    )
 
 
 def bad_config(kind: type[BaseModel], error: ValidationError, *, where: str) -> BadConfig:

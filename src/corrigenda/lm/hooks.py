@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import get_ident
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
-from corrigenda.errors import CompiledModel, UnknownSite
+from corrigenda.errors import UnknownSite
 from corrigenda.lm.compiled import require_eager
 from corrigenda.lm.interrupts import defer_interrupts
 from corrigenda.lm.model_hooks import ModelHook
-from corrigenda.lm.sites import Point, Site
+from corrigenda.lm.passes import PassStop, WatchedMap, require_fired
+from corrigenda.lm.sites import Point, Site, key, value
 from corrigenda.lm.storage import Place, Storage
 
 if TYPE_CHECKING:
@@ -27,36 +27,13 @@ if TYPE_CHECKING:
 TensorMap = Callable[[Float[Tensor, "batch pos d"]], Float[Tensor, "batch pos d"]]
 """Gets a tensor of the pass; what it returns takes its place (the same object: nothing changes)."""
 
+Term = Callable[
+    [Float[Tensor, "batch pos d_in"], Float[Tensor, "batch pos d_out"]],
+    Float[Tensor, "batch pos d_out"] | None,
+]
+"""From the input and the output of a weight, what is added to the output; None adds nothing."""
+
 _HIDDEN = "hidden_states"
-
-
-class _Stopped(Exception):
-    """Raised where the rest of a pass is not needed."""
-
-
-class PassStop:
-    """Ends a forward pass early: `with stop:` is left where `stop()` is called inside.
-
-    Example:
-        >>> with PassStop() as stop:
-        ...     stop()
-        ...     raise AssertionError("never reached")
-    """
-
-    def __call__(self) -> NoReturn:
-        """End the pass."""
-        raise _Stopped(self)
-
-    def __enter__(self) -> PassStop:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        return isinstance(error, _Stopped) and error.args[0] is self
 
 
 class Hooks:
@@ -68,7 +45,7 @@ class Hooks:
         self._experts: dict[int, list[tuple[Site, str, TensorMap]]] = {}
         self._expert_handles: dict[int, RemovableHandle] = {}
         self._shapes: dict[int, torch.Size] = {}
-        self._watched: list[_Watched] = []
+        self._watched: list[WatchedMap] = []
 
     def check(self, point: Point) -> None:
         """Refuse points that the model does not have.
@@ -102,7 +79,7 @@ class Hooks:
             self.check(point)
         layers = [point.site.layer for point in transforms]
         require_eager(self._storage.model, self._family.blocks, layers)
-        watched = [_Watched(point, transform) for point, transform in transforms.items()]
+        watched = [WatchedMap(point, transform) for point, transform in transforms.items()]
         stack = ExitStack()
         try:
             with defer_interrupts():
@@ -128,8 +105,7 @@ class Hooks:
         """
         silent = [one for one in self._watched if not one.fired and one.point.site.expert is None]
         yield
-        if missed := [one.point for one in silent if not one.fired]:
-            raise _passed_by(missed)
+        require_fired([one.point for one in silent if not one.fired])
 
     def run_until(
         self,
@@ -165,8 +141,7 @@ class Hooks:
 
         with self.attached({point: recorder(point) for point in wanted}), stop:
             run()
-        if missed := [point for point in wanted if point not in found]:
-            raise _passed_by(missed)
+        require_fired([point for point in wanted if point not in found])
         return {point: found[point] for point in wanted}
 
     def _attach(self, stack: ExitStack, point: Point, transform: TensorMap) -> None:
@@ -260,18 +235,6 @@ class Hooks:
             del self._experts[layer]
 
 
-class _Watched:
-    """A transform, and whether it was called."""
-
-    def __init__(self, point: Point, transform: TensorMap) -> None:
-        self.point, self._transform = point, transform
-        self.fired = False
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        self.fired = True
-        return self._transform(tensor)
-
-
 class _ExpertHook:
     """Recomputes single experts of a fused block for the tokens routed to them."""
 
@@ -327,15 +290,6 @@ class _ExpertHook:
         return out if changed else None
 
 
-def _passed_by(points: Sequence[Point]) -> CompiledModel:
-    names = ", ".join(f"{point.site} {point.role}" for point in points[:3])
-    return CompiledModel(
-        "the model ran without calling the hooks placed in it.",
-        where=names,
-        hint="Its code is compiled or replaced (fused kernels): load the model without that.",
-    )
-
-
 def _map_rows(transform: TensorMap, place: Place) -> TensorMap:
     def apply(output: Tensor) -> Tensor:
         part = output[..., place.rows]
@@ -373,3 +327,92 @@ def _hook_output(stack: ExitStack, module: nn.Module, transform: TensorMap) -> N
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     stack.callback(module.register_forward_hook(ModelHook(hook)).remove)
+
+
+def additions(
+    terms: Mapping[Site, Term], inputs: Mapping[Site, Point] | None = None
+) -> dict[Point, TensorMap]:
+    """Return transforms that remember a weight's input and add a term to its output.
+
+    A term gets the input on the device of the output and at least in float32. The sum is taken in
+    the wider dtype of output and term, and rounded to that of the output.
+
+    Args:
+        terms: By site.
+        inputs: Points that terms read in place of the input of their own weight.
+    """
+    transforms: dict[Point, TensorMap] = {}
+    for site, term in terms.items():
+        remembered: dict[int, Tensor] = {}  # by thread: several may run the model
+        read = (inputs or {}).get(site, key(site))
+        assert read not in transforms, "each term reads a point of its own"
+        transforms |= {read: _remember(remembered), value(site): _add(remembered, term)}
+    return transforms
+
+
+def _remember(remembered: dict[int, Tensor]) -> TensorMap:
+    def remember(tensor: Tensor) -> Tensor:
+        remembered[get_ident()] = tensor
+        return tensor
+
+    return remember
+
+
+def _add(remembered: dict[int, Tensor], term: Term) -> TensorMap:
+    def add(output: Tensor) -> Tensor:
+        x = remembered.pop(get_ident())
+        wide = torch.promote_types(output.dtype, torch.float32)
+        added = term(x.to(output.device, wide), output)
+        return output if added is None else (output + added).to(output.dtype)
+
+    return add
+
+
+class Copies:
+    """Tensors of a term, copied once to each device and dtype at which they are needed.
+
+    Tensors that are being trained are moved anew each time, so that gradients reach them.
+
+    Example:
+        >>> (half,) = Copies([torch.ones(2)]).like(torch.zeros(1, dtype=torch.bfloat16))
+        >>> half.dtype
+        torch.bfloat16
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        """Args: tensors: Those that are copied; integers keep their dtype."""
+        self._tensors = tuple(tensors)
+        self._trained = any(one.requires_grad for one in tensors)
+        self._copies: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
+
+    def like(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors on the device and in the dtype of `x`."""
+        place = x.device, x.dtype
+        if self._trained:
+            return self._move(*place)
+        if place not in self._copies:
+            # A copy outlives the pass that needs it first.
+            with torch.inference_mode(False):
+                self._copies[place] = self._move(*place)
+        return self._copies[place]
+
+    def _move(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return tuple(
+            one.to(device, dtype if one.is_floating_point() else one.dtype) for one in self._tensors
+        )
+
+
+def scatter_rows(
+    term: Float[Tensor, " *some"], rows: Int[Tensor, " rows"], size: int, dim: int = 0
+) -> Float[Tensor, " *all"]:
+    """Return a term that is added at some rows only; to the others it adds -0.0, which is exact.
+
+    Unlike 0.0, -0.0 leaves every number as it is, to the sign of zero.
+
+    Example:
+        >>> scatter_rows(torch.ones(1, 2), torch.tensor([1]), 2).tolist()
+        [[-0.0, -0.0], [1.0, 1.0]]
+    """
+    shape = list(term.shape)
+    shape[dim] = size
+    return term.new_full(shape, -0.0).index_copy(dim, rows.to(term.device), term)

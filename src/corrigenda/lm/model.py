@@ -20,7 +20,7 @@ from corrigenda.lm.digest import digest
 from corrigenda.lm.families import Family
 from corrigenda.lm.grad_mode import leave_inference_mode
 from corrigenda.lm.head import logits_of
-from corrigenda.lm.hooks import Hooks, TensorMap
+from corrigenda.lm.hooks import Hooks, TensorMap, Term, additions
 from corrigenda.lm.interceptors import Interceptors
 from corrigenda.lm.loading import load_pair, require_fast, require_trainable
 from corrigenda.lm.naming import encode_prompts, name_points, stack_named
@@ -369,6 +369,22 @@ class LanguageModel:
             UnknownSite (CG303): the model has no such point.
         """
         return self._hooks.attached(transforms)
+
+    def add(
+        self, terms: Mapping[Site, Term], *, inputs: Mapping[Site, Point] | None = None
+    ) -> AbstractContextManager[None]:
+        """Add a term, made from a weight's input, to the weight's output, until left.
+
+        Gradients flow to what a term is made of; see `corrigenda.lm.hooks.additions` for dtypes.
+
+        Args:
+            terms: By site, a function from input and output of the weight to what is added.
+            inputs: Points that terms read in place of the input of their own weight.
+
+        Raises:
+            UnknownSite (CG303): the model has no such point.
+        """
+        return self._hooks.attached(additions(terms, inputs))
 
     def logits(self, tokens: Tokens) -> Float[Tensor, "batch pos vocab"]:
         """Run the model; gradients flow to what `swap` puts in."""

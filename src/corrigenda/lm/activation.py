@@ -1,4 +1,4 @@
-"""The non-linearity of a model's feed-forward blocks."""
+"""Activation function of a model's feed-forward blocks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from corrigenda.lm.model import LanguageModel
 _NAMES = ("hidden_activation", "activation_function", "hidden_act")
 
 
-def host_activation(lm: LanguageModel) -> Callable[[Tensor], Tensor]:
-    """The activation function that the model's own inner units have.
+def activation_of(lm: LanguageModel) -> Callable[[Tensor], Tensor]:
+    """Return the activation function of the inner units of the model's feed-forward blocks.
 
     Raises:
         BadConfig (CG502): the model's configuration names none.
