@@ -131,6 +131,12 @@ class NotAModel(CorrigendaError):
     code = "CG307"
 
 
+class CompiledModel(CorrigendaError):
+    """A model, or a block of it, runs as compiled code, in which hooks do nothing."""
+
+    code = "CG308"
+
+
 class WrongBase(CorrigendaError):
     """The patch was made on another model."""
 

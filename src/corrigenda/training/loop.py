@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from corrigenda.errors import BadConfig, CorruptFile, NewerFormat, NonFinite, WriteFailed
 from corrigenda.state import State
-from corrigenda.training.job import QUIET, Job
+from corrigenda.training.job import QUIET, TrainingJob
 
 Stopped = Literal["steps", "patience"]
 
@@ -109,7 +109,7 @@ def train(
     step: Callable[[Turn], float],
     validate: Callable[[], Mapping[str, float]],
     schedule: Schedule,
-    job: Job = QUIET,
+    job: TrainingJob = QUIET,
     key: str = "",
 ) -> TrainingReport:
     """Train a module; when it returns, the module holds what validated best.

@@ -57,7 +57,7 @@ class KnowledgeEditor(HypernetworkEditor):
     rounds: int = Field(
         default=1,
         ge=1,
-        description="Changes added up at most, each from a new gradient.",
+        description="Changes added up at most, each from a new gradient, until the answer comes.",
     )
     learning_rate: float = Field(default=3e-4, gt=0, description="Of the network.")
     multiplier_rate: float = Field(default=0.1, gt=0, description="Of the multiplier, alpha.")

@@ -43,7 +43,7 @@ from corrigenda.engines.weight_shift import (
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods.malmen.least_squares import Merge, TokenSum
+from corrigenda.methods.malmen.least_squares import MergedTokens, TokenSum
 from corrigenda.methods.malmen.network import Proposers
 from corrigenda.progress import Progress
 from corrigenda.state import State
@@ -175,7 +175,7 @@ class MergedEdit(NamedTuple):
     """Edit of one set of facts: samples and their merge, by site."""
 
     samples: dict[Site, Samples]
-    merges: dict[Site, Merge]
+    merges: dict[Site, MergedTokens]
 
 
 class MalmenTrainer:
@@ -221,7 +221,7 @@ class MalmenTrainer:
                 parts = _split(samples, self.editor.chunk)
                 values = torch.cat([network.values(part, member) for part in parts])
             damping = self.network.damping(site)
-            merges[site] = Merge.of(samples.keys, values, damping, where=str(site))
+            merges[site] = MergedTokens.of(samples.keys, values, damping, where=str(site))
         return MergedEdit(together, merges)
 
     def objective(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from corrigenda.engines.gradients import LabelledRow, by_length, labelled_rows, predict
-from corrigenda.engines.hypernetwork import Changes, HypernetworkEditor, Layers, TrainingPlan
+from corrigenda.engines.hypernetwork import Changes, HypernetworkEditor, LayersByPart, TrainingPlan
 from corrigenda.engines.weight_shift import (
     OwnAnswers,
     draw_paraphrase,
@@ -52,7 +52,7 @@ class Mend(HypernetworkEditor):
     last_blocks: ClassVar[int] = 3
     default_parts: ClassVar[tuple[str, ...]] = ("mlp.gate", "mlp.up", "mlp.down")
 
-    layers: Layers | None = Field(
+    layers: LayersByPart | None = Field(
         default=None,
         description="Blocks whose feed-forward weights change, or blocks by part; the last three.",
     )
