@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corrigenda.facts import Fact
+from corrigenda.lm.grad_mode import leave_inference_mode
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.progress import Progress
@@ -113,10 +114,18 @@ class Editor(Settings, ABC):
     requires: ClassVar[Requires] = Requires()
     supports: ClassVar[Supports] = Supports()
 
+    def __init_subclass__(cls, **options: object) -> None:
+        """Let what learns do so also where the caller is in `torch.inference_mode`."""
+        super().__init_subclass__(**options)
+        for name in ("fit", "train", "edit", "constraints"):
+            if name in vars(cls):
+                setattr(cls, name, leave_inference_mode(vars(cls)[name]))
+
     @abstractmethod
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
         """Return the weights that an edit of this model changes, lowest layer first."""
 
+    @leave_inference_mode
     def fit(
         self,
         lm: LanguageModel,

@@ -125,6 +125,12 @@ class LostPrompts(CorrigendaError):
     code = "CG306"
 
 
+class CompiledModel(CorrigendaError):
+    """A model, or a block of it, runs as compiled code, in which hooks do nothing."""
+
+    code = "CG308"
+
+
 class WrongBase(CorrigendaError):
     """The patch was made on another model."""
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from corrigenda.errors import EmptyTarget, NotApplied, UnknownSite
-from corrigenda.lm.hooks import PassStop
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.passes import PassStop
 from corrigenda.lm.session import session_of
 from corrigenda.lm.sites import Site, Tokens, resolve_sites, state, value
 from corrigenda.patch import ledger_of

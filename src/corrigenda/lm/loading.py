@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.utils import logging as transformers_logging
 
-from corrigenda.errors import PickleRefused, SlowTokenizer, UnknownModel, did_you_mean
+from corrigenda.errors import BadConfig, PickleRefused, SlowTokenizer, UnknownModel, did_you_mean
 
 SHIPPED = ("pocket", "pocket-gpt2")
 """Models inside the package."""
@@ -116,6 +116,20 @@ def require_fast(tokenizer: object, name: str) -> None:
             where=name,
             hint="Convert it to a tokenizer.json, for example with AutoTokenizer and "
             "save_pretrained, and load that.",
+        )
+
+
+def require_trainable(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model through which no gradient can flow.
+
+    Raises:
+        BadConfig (CG502): its parameters were made in `torch.inference_mode`.
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise BadConfig(
+            "the model was made in torch.inference_mode; no gradient can ever flow through it.",
+            where=name,
+            hint="Load it outside of `with torch.inference_mode()`; it may be asked inside.",
         )
 
 

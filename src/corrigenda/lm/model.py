@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from corrigenda.errors import EmptyTarget, QuantisedWeights
+from corrigenda.errors import QuantisedWeights
+from corrigenda.lm.compiled import unwrap
 from corrigenda.lm.digest import digest
 from corrigenda.lm.families import Family
+from corrigenda.lm.grad_mode import leave_inference_mode
 from corrigenda.lm.head import logits_of
 from corrigenda.lm.hooks import Hooks, TensorMap, Term, additions
 from corrigenda.lm.interceptors import Interceptors
-from corrigenda.lm.loading import load_pair, require_fast
+from corrigenda.lm.loading import load_pair, require_fast, require_trainable
+from corrigenda.lm.naming import encode_prompts, name_points, stack_named
 from corrigenda.lm.probing import resolve
 from corrigenda.lm.prompt_ends import PromptEnds
 from corrigenda.lm.session import ActivePatches, session_of
-from corrigenda.lm.sites import Point, PointRole, Site, Tokens, name_points
-from corrigenda.lm.spans import encode
+from corrigenda.lm.sites import Point, PointRole, Site, Tokens
 from corrigenda.lm.storage import OutputRows, Storage
 
 
@@ -70,9 +73,12 @@ class LanguageModel:
             UnknownFamily (CG302): the architecture is not understood; the message lists what to
                 declare.
             SlowTokenizer (CG305): the tokenizer gives no character offsets.
+            BadConfig (CG502): the model was made in `torch.inference_mode`.
         """
+        model = cast("PreTrainedModel", unwrap(model))
         self.name = name or getattr(model.config, "name_or_path", "") or type(model).__name__
         require_fast(tokenizer, self.name)
+        require_trainable(model, self.name)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.family = family or resolve(model)
@@ -82,6 +88,7 @@ class LanguageModel:
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     @classmethod
+    @leave_inference_mode
     def load(
         cls,
         name_or_path: str | Path,
@@ -109,6 +116,14 @@ class LanguageModel:
             name_or_path, dtype=dtype, device=device, trust_remote_code=trust_remote_code
         )
         return cls(model, tokenizer, name=str(name_or_path))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
+        """Copy the model; what is active on this one is not active on the copy."""
+        model = copy.deepcopy(self.model, memo)
+        return LanguageModel(model, self.tokenizer, name=self.name, family=self.family)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (self.model, self.tokenizer, self.name, self.family)
 
     def __repr__(self) -> str:
         shape = f"{self.num_layers} layers x {self.d_model}"
@@ -295,32 +310,35 @@ class LanguageModel:
             torch.Size([4, 2, 32])
         """
         if isinstance(tokens, str):
-            return self._tap_named(name_points(tokens, layer, role), layer, prompt)
+            batch = encode_prompts(self, prompt).to(self.device)
+            found = self.run_until(batch, name_points(tokens, layer, role))
+            read = stack_named(found, batch, several_layers=not isinstance(layer, int | None))
+            return read.squeeze(-3) if isinstance(prompt, str) else read
         if positions is None:
             return self.run_until(tokens, points)
         return self.run_until(tokens, points, keep=lambda tensor: gather(tensor, positions))
 
-    def _tap_named(
-        self,
-        points: Sequence[Point],
-        layer: int | Sequence[int] | None,
-        prompt: str | Sequence[str],
-    ) -> Tensor:
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        rows = [encode(self, text).ids for text in texts]
-        if not rows:
-            raise EmptyTarget(
-                "no prompt was given to read.",
-                hint='Write `lm.tap("mlp.down", layer=5, prompt=...)`.',
-            )
-        tokens = Tokens.pad(rows, 0, side="left").to(self.device)
-        found = self.run_until(tokens, points)
-        padding = ~tokens.mask.bool()[..., None]
-        stacked = torch.stack(
-            [tensor.masked_fill(padding.to(tensor.device), torch.nan) for tensor in found.values()]
-        )
-        one_text = stacked[:, 0] if isinstance(prompt, str) else stacked
-        return one_text if isinstance(layer, Sequence) else one_text[0]
+    def mark_prompt_ends(
+        self, ends: Sequence[int] | Int[Tensor, " batch"]
+    ) -> AbstractContextManager[None]:
+        """Set where the prompts of the next passes end, for programs that feed answers with them.
+
+        Edits that are routed on the prompt (GRACE, MELO, SERAC's kind) decide at its last token. In
+        a pass over prompt and answer together that place cannot be told from the tokens, so without
+        this the whole row is taken as the prompt, and the edit is missed.
+
+        Args:
+            ends: For each row of the batch, the column of the prompt's last token, padding counted.
+
+        Example:
+            >>> from corrigenda.testing.tiny import tiny_model
+            >>> lm = tiny_model("gpt2")
+            >>> ids = torch.tensor([[5, 6, 7, 8]])  # a prompt of three tokens, an answer of one
+            >>> with lm.mark_prompt_ends([2]):
+            ...     lm.model(ids).logits.shape
+            torch.Size([1, 4, 512])
+        """
+        return self.prompt_ends.mark(torch.as_tensor(ends, dtype=torch.long, device=self.device))
 
     def run_until(
         self, tokens: Tokens, points: Sequence[Point], *, keep: TensorMap | None = None
@@ -387,9 +405,16 @@ class LanguageModel:
         tokens = tokens.to(self.device)
         positions = {"position_ids": tokens.position_ids} if self._takes_positions else {}
         mask = tokens.mask.long()
-        return self.model(
-            input_ids=tokens.ids, attention_mask=mask, use_cache=False, **positions
-        ).logits
+        with self._hooks.require_fired():
+            return self.model(
+                input_ids=tokens.ids, attention_mask=mask, use_cache=False, **positions
+            ).logits
+
+
+def _rebuild(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, family: Family
+) -> LanguageModel:
+    return LanguageModel(model, tokenizer, name=name, family=family)
 
 
 def gather(

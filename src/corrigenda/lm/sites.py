@@ -96,32 +96,6 @@ def state(layer: int) -> Point:
     return Point(Site(layer), "state")
 
 
-def name_points(
-    name: str, layer: int | Sequence[int] | None, role: PointRole = "value"
-) -> tuple[Point, ...]:
-    """Return the points that a name and layers mean.
-
-    Args:
-        name: A part, "state", or a whole site such as "5.mlp.down".
-        layer: Where the name holds no layer: the block, or several.
-        role: Which tensor at a part.
-
-    Raises:
-        UnknownSite (CG303): no such name or role, or the layer is missing.
-    """
-    if layer is None:
-        return (Point(Site.parse(name), role),)
-    layers = [layer] if isinstance(layer, int) else list(layer)
-    if name == "state":
-        return tuple(state(one) for one in layers)
-    if name not in PARTS or role not in ("key", "value", "write"):
-        raise UnknownSite(
-            f'"{name}" with the role "{role}" is no point of a block.',
-            hint=f'Names are "state" and {", ".join(PARTS)}; roles are key, value and write.',
-        )
-    return tuple(Point(Site(one, name), role) for one in layers)
-
-
 class Layered(Protocol):
     """A model with a name and a number of blocks."""
 

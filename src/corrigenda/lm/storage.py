@@ -46,7 +46,7 @@ class Storage:
 
     def __init__(self, model: PreTrainedModel, family: Family) -> None:
         """Read weights of a model as its family stores them."""
-        self._model, self._family = model, family
+        self.model, self._family = model, family
         blocks = model.get_submodule(family.blocks)
         assert isinstance(blocks, nn.ModuleList), "the path of a family leads to its blocks"
         self.blocks = blocks

@@ -23,8 +23,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from corrigenda.lm.hooks import PassStop, TensorMap
+from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.model import LanguageModel, gather
+from corrigenda.lm.passes import PassStop
 from corrigenda.lm.sites import Point, Site, Tokens, state, value, write
 
 _CACHE_NAMES = ("past_key_values", "layer_past")

@@ -47,7 +47,7 @@ class WeightPatch(PatchValue):
     header: Header
 
     def __post_init__(self) -> None:
-        kept = {}
+        kept: dict[Site, Change] = {}
         for site in sorted(self.changes, key=_order):
             change = change_algebra.copy_to_cpu(self.changes[site])
             tensors = change_algebra.tensors_of(change).values()
@@ -59,6 +59,9 @@ class WeightPatch(PatchValue):
             if change_algebra.num_parameters(change):
                 kept[site] = change
         object.__setattr__(self, "changes", MappingProxyType(kept))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (dict(self.changes), self.header)
 
     @property
     def is_empty(self) -> bool:

@@ -13,6 +13,8 @@ Each law raises an `AssertionError` whose message names it.
 
 from __future__ import annotations
 
+import copy
+import pickle
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -162,6 +164,9 @@ def deterministic(case: _Case) -> None:
     one = case.edit()
     torch.manual_seed(2)
     assert one == case.edit(), "deterministic: the same edit gives another patch"
+    with torch.inference_mode():
+        asked_inside = case.edit()
+    assert one == asked_inside, "deterministic: in torch.inference_mode an edit gives another patch"
 
 
 def neutral(case: _Case) -> None:
@@ -178,6 +183,8 @@ def portable(case: _Case) -> None:
     with tempfile.TemporaryDirectory() as folder:
         loaded = load_patch(patch.save(Path(folder) / "patch.safetensors"))
     assert loaded == patch, "portable: the loaded patch differs from the saved one"
+    for copied in (copy.deepcopy(patch), pickle.loads(pickle.dumps(patch))):  # our own bytes
+        assert copied == patch, "portable: a copy of the patch differs from it"
     with patch.apply(case.lm):
         merged = case.answers().double()
     with loaded.apply(case.lm, mode="runtime"):
