@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple, TypeVar
+import inspect
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from corrigenda.errors import BadConfig, did_you_mean
 
-Group = TypeVar("Group", bound=NamedTuple)
+Group = TypeVar("Group")
 
 
 class Settings(BaseModel):
@@ -35,14 +37,18 @@ class Settings(BaseModel):
             raise bad_config(type(self), error, where=f"{self.kind} {self.name}") from error
 
 
-def select(group: type[Group], options: object) -> Group:
-    """Collect a group of options: each field of a named tuple that an object has, else its default.
+def select(group: Callable[..., Group], options: object) -> Group:
+    """Collect a group of options: the values of those of its fields that an object has.
 
-    A field may be an option, or a class attribute or property where a class fixes it.
+    A value may be an option, or a class attribute or property where a class fixes it. Fields that
+    the object does not have take their defaults.
+
+    Args:
+        group: A named tuple or dataclass.
+        options: The object, such as an editor.
     """
-    return group(
-        **{name: getattr(options, name) for name in group._fields if hasattr(options, name)}
-    )
+    names = inspect.signature(group).parameters
+    return group(**{name: getattr(options, name) for name in names if hasattr(options, name)})
 
 
 def bad_config(kind: type[BaseModel], error: ValidationError, *, where: str) -> BadConfig:

@@ -30,7 +30,7 @@ _LOSS_SCALE = {torch.float16: 1024.0}
 
 
 class _Reached(Exception):
-    """The states behind the last block are there; the head runs only where a label is read."""
+    """The states after the last block are reached; the head runs only where labels are read."""
 
 
 class LabelledRow(NamedTuple):
@@ -171,7 +171,7 @@ def _run(
     inputs: dict[Site, Tensor],
     outputs: dict[Site, Tensor],
 ) -> Float[Tensor, "batch pos d_model"]:
-    """States behind the last block; puts the sites' inputs and outputs into the mappings given."""
+    """Return states after the last block; fills the mappings of the sites' inputs and outputs."""
     reached: list[Tensor] = []
 
     def remember(site: Site) -> TensorMap:

@@ -150,8 +150,8 @@ class Malmen(HypernetworkEditor):
         num_trained = cast("int", self.read_record(state, "config")["num_edits"])
         if not differs_in_scale(num_trained, len(facts)):
             return Changes(changes, notes)
-        told = f"trained to edit {num_trained} facts at once, and these are {len(facts)}."
-        return Changes(changes, notes, (f"the network was {told}",))
+        size = f"trained to edit {num_trained} facts at once, and these are {len(facts)}."
+        return Changes(changes, notes, (f"the network was {size}",))
 
     def capture(self, lm: LanguageModel, rows: Sequence[LabelledRow]) -> dict[Site, Samples]:
         """Capture keys and gradients of one batch of rows, on the device of the networks."""
