@@ -59,7 +59,8 @@ def citations(runs: Sequence[Recorded]) -> tuple[Citation, ...]:
     found: dict[str, Citation] = {}
     for run in runs:
         name = run.spec.editor.name
-        _add(found, f"method {name}", name, METHODS.card(name))
+        about = f"method {run.spec.editor.variant}"
+        _add(found, about, name, METHODS.card(name))
         data = [*run.spec.benchmark, *([run.spec.train] if run.spec.train else ())]
         for one in data:
             _add(found, f"benchmark {one.name}", one.name, BENCHMARKS.card(one.name))
@@ -73,7 +74,9 @@ def _add(found: dict[str, Citation], about: str, name: str, matter: Mapping[str,
     if text and matter.get("url"):
         year = _YEAR.search(text)
         key = f"{name.replace('-', '_')}{year.group() if year else ''}"
-        found.setdefault(key, Citation(key, about, text, str(matter.get("url", ""))))
+        known = found.setdefault(key, Citation(key, about, text, str(matter.get("url", ""))))
+        if about not in known.about.split("; "):
+            found[key] = known._replace(about=f"{known.about}; {about}")
 
 
 def _escaped(text: str) -> str:

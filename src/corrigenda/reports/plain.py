@@ -175,7 +175,7 @@ def _metric_table(lines: Sequence[TableLine], names: Sequence[str], labels: Sequ
 
 def _runs(group: Group) -> list[tuple[str, ...]]:
     return [
-        (label, run.spec.editor.name, run.manifest.run, run.manifest.model)
+        (label, run.spec.editor.variant, run.manifest.run, run.manifest.model)
         for label, run in zip(group.labels, group.runs, strict=True)
     ]
 

@@ -12,7 +12,6 @@ from corrigenda.errors import CorrigendaError, NotExportable, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.methods import presets
-from corrigenda.methods.presets import build_editor
 from corrigenda.methods.registry import METHODS
 from corrigenda.patch.protocols import Patch
 from corrigenda.patch.weights import WeightPatch
@@ -42,13 +41,11 @@ def editor_of(spec: RunSpec) -> Editor:
         UnknownMethod (CG501): no such method.
         BadConfig (CG502): an option it does not have, or a value it cannot take.
     """
-    options = dict(spec.editor.options)
     kind = METHODS.get(spec.editor.name)
-    preset = presets.preset(spec.editor.name, spec.model)
-    chosen = {**(preset.options if preset else {}), **options}
-    if "seed" in kind.model_fields and "seed" not in chosen:
+    options = presets.complete_options(spec.editor.name, spec.model, spec.editor.options)
+    if "seed" in kind.model_fields and "seed" not in options:
         options["seed"] = spec.seed
-    return build_editor(spec.editor.name, spec.model, **options)
+    return kind(**options)
 
 
 class Worker:
