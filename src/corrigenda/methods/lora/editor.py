@@ -205,7 +205,7 @@ class Lora(AdapterEditor):
 
     name: ClassVar[str] = "lora"
 
-    rank: int = Field(default=8, ge=1, description="Directions of each adapter, r.")
+    rank: int = Field(default=8, ge=1, le=65536, description="Directions of each adapter, r.")
 
     @property
     def scale(self) -> float:
@@ -256,7 +256,9 @@ class AdaLora(AdapterEditor):
 
     name: ClassVar[str] = "adalora"
 
-    initial_rank: int = Field(default=12, ge=1, description="Directions of each adapter at first.")
+    initial_rank: int = Field(
+        default=12, ge=1, le=65536, description="Directions of an adapter at first."
+    )
     target_rank: int = Field(
         default=8, ge=1, description="Directions of an adapter at the end, on average."
     )
