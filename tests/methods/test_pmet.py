@@ -246,7 +246,7 @@ def test_the_square_root_spreads_the_gap_as_stated() -> None:
     for count, expected in ((6, (0.41, 0.27, 0.16, 0.09, 0.05, 0.02)), (1, (1.0,))):
         gap, closed = torch.ones(1, 1), []
         for done in range(count):
-            part = pmet().share(gap, count - done)
+            part = pmet().layer_share(gap, count - done)
             closed.append(float(part))
             gap = gap - part
         assert closed == pytest.approx(expected, abs=0.006)

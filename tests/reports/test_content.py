@@ -35,7 +35,7 @@ def test_runs_on_the_same_cases_stand_in_one_table(two):
     made = build_report(two)
     assert len(made.groups) == 1
     group = made.groups[0]
-    assert group.labels == ("rome", "ft-m")
+    assert group.labels == ("rome (r-rome)", "ft-m")
     taken, kept = line(group, RELIABILITY), line(group, LOCALITY)
     assert [one.value for one in taken.estimates] == [1.0, pytest.approx(1 / 3)]
     assert [one.value for one in kept.estimates] == [pytest.approx(5 / 6), 1.0]
@@ -54,7 +54,7 @@ def test_runs_on_other_data_form_a_group_of_their_own(two, recorded):
 
 def test_error_types_sum_to_one_and_tell_how(two):
     errors = build_report(two).groups[0].errors
-    assert [one.label for one in errors] == ["rome", "ft-m"]
+    assert [one.label for one in errors] == ["rome (r-rome)", "ft-m"]
     assert errors[0].shares["success"] == 1.0
     assert errors[1].shares["irrelevant"] == pytest.approx(4 / 6)
     assert sum(errors[1].shares.values()) == pytest.approx(1.0)
@@ -79,13 +79,13 @@ def test_a_sequence_has_curves_and_a_matrix(recorded):
     assert [curve.edits for curve in chart.curves] == [moments, moments]
     shown = [round(one.value, 3) for one in chart.curves[1].estimates]
     assert shown == [1.0, 0.667, 0.333]
-    assert [one.label for one in group.matrices] == ["memit", "rome"]
+    assert [one.label for one in group.matrices] == ["memit", "rome (r-rome)"]
     assert group.matrices[1].matrix.values.shape == (3, 6)
 
 
 def test_what_is_missing_is_told(recorded):
     run = recorded("rome", lambda *_: True, lambda *_: True, skipped=2)
-    assert build_report([run]).groups[0].problems == (("rome", "CG105", 2),)
+    assert build_report([run]).groups[0].problems == (("rome (r-rome)", "CG105", 2),)
 
 
 def test_intervals_are_found_as_the_first_run_says_or_as_wanted(recorded):
@@ -138,7 +138,7 @@ def test_json_holds_every_number(two):
     metrics = {one["metric"]: one for one in data["groups"][0]["metrics"]}
     assert metrics[RELIABILITY]["runs"]["ft-m"]["value"] == pytest.approx(1 / 3)
     assert metrics[RELIABILITY]["runs"]["ft-m"]["n"] == 6
-    assert metrics[RELIABILITY]["best"] == ["rome"]
+    assert metrics[RELIABILITY]["best"] == ["rome (r-rome)"]
 
 
 def test_the_page_stands_alone_and_escapes(recorded):

@@ -222,7 +222,7 @@ def knowledge_neurons(
     found = attribute(lm, asked, steps=steps, rule=rule, objective=objective)
     coarse = select_above(found.scores, threshold)
     refined = refine(coarse, share, wanted=wanted if len(prompts) > 1 else None)
-    neurons = list_neurons(refined.kept)
+    neurons = list_neurons(refined.mask)
     labels = [one.label for one in asked[0]]
     return NeuronAttribution(
         prompts=tuple(prompts),

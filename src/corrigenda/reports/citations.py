@@ -60,7 +60,7 @@ def collect_citations(runs: Sequence[Recorded]) -> tuple[Citation, ...]:
     for run in runs:
         name = run.spec.editor.name
         if name in METHODS.names():
-            _add(found, f"method {name}", name, METHODS.card(name))
+            _add(found, f"method {run.spec.editor.variant}", name, METHODS.card(name))
         data = [*run.spec.benchmark, *([run.spec.train] if run.spec.train else ())]
         for one in data:
             _add(found, f"benchmark {one.name}", one.name, BENCHMARKS.card(one.name))
@@ -74,7 +74,9 @@ def _add(found: dict[str, Citation], about: str, name: str, matter: Mapping[str,
     if text and matter.get("url"):
         year = _YEAR.search(text)
         key = f"{name.replace('-', '_')}{year.group() if year else ''}"
-        found.setdefault(key, Citation(key, about, text, str(matter.get("url", ""))))
+        known = found.setdefault(key, Citation(key, about, text, str(matter.get("url", ""))))
+        if about not in known.about.split("; "):
+            found[key] = known._replace(about=f"{known.about}; {about}")
 
 
 def _escape(text: str) -> str:

@@ -184,7 +184,7 @@ def _format_metric_table(
 
 def _list_runs(group: Group) -> list[tuple[str, ...]]:
     return [
-        (label, run.spec.editor.name, run.manifest.run, run.manifest.model)
+        (label, run.spec.editor.variant, run.manifest.run, run.manifest.model)
         for label, run in zip(group.labels, group.runs, strict=True)
     ]
 

@@ -229,9 +229,9 @@ class MultiLayerEditor(SpreadEditor):
         tensors = {}
         for site, new in keys.items():
             columns = self.coordinates(state, site, new)
-            kept = self.protected(state, site)
-            kept = kept or Protected.empty(len(columns), self.weight, columns.device)
-            for name, tensor in kept.with_keys(columns).tensors().items():
+            earlier = self.protected(state, site)
+            earlier = earlier or Protected.empty(len(columns), self.weight, columns.device)
+            for name, tensor in earlier.with_keys(columns).tensors().items():
                 tensors[self._prefix(site) + name] = tensor
         return state.updated(tensors)
 
