@@ -49,7 +49,9 @@ from corrigenda.rows import Row, Stage
 
 NO_GOLD = "no expected answer"
 UNKNOWN_BEFORE = "not known to the unedited model"
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+_SENTENCE_END = re.compile(
+    "[.!?](?=\\s|$)|[\u3002\uff01\uff1f\uff61\u061f\u06d4\u0964\u104b\u1362\u17d4]|\n"
+)
 
 
 def same_argmax(row: Row) -> float | str:
