@@ -76,7 +76,7 @@ def fluency(
         for row in found
     ]
     name = metric_name(role + ("_legacy" if legacy else ""), protocol)
-    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap, share=False)
 
 
 def fluency_change(
@@ -181,5 +181,6 @@ METRICS: tuple[Metric, ...] = (
         reads="fluency",
         better=AS_BEFORE,
         span=(None, None),
+        reference=0.0,
     ),
 )

@@ -117,6 +117,7 @@ def edit_wise(
         skipped=skipped,
         bootstrap=bootstrap,
         by_case={case: total / count for case, (total, count) in totals.items()},
+        share=True,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from corrigenda.metrics.estimate import Bootstrap, Estimate
+from corrigenda.metrics.estimate import Bootstrap, Estimate, count_cases
 from corrigenda.metrics.metric import Better, Metric
 
 NOTHING = "-"
@@ -67,15 +67,14 @@ def cell(estimate: Estimate | None, scale: float) -> str:
 
 
 def num_cases(estimates: Sequence[Estimate | None]) -> str:
-    """Number of cases; the least and the most where they differ."""
-    found = sorted({one.n for one in estimates if one is not None})
-    return "-".join(str(one) for one in dict.fromkeys((found[0], found[-1]))) if found else "0"
+    """Number of cases; the least and the most where they differ, marked where they are few."""
+    return count_cases(estimates)
 
 
 def best(
     metric: Metric, estimates: Sequence[Estimate | None], before: Estimate | None = None
 ) -> frozenset[int]:
-    """Places of the best values: those written like the best one.
+    """Places of the best values: those written like the best one; none where all are 0.
 
     Args:
         metric: Says which way is better.
@@ -87,11 +86,14 @@ def best(
         for place, one in enumerate(estimates)
         if one is not None and not math.isnan(one.value)
     }
-    if len(known) < 2 or (metric.better is Better.AS_BEFORE and before is None):
+    reference = before.value if before is not None else math.nan
+    if metric.reference is not None:
+        reference = metric.reference
+    if len(known) < 2 or not any(known.values()):
         return frozenset()
     if metric.better is Better.AS_BEFORE:
-        assert before is not None
-        reference = before.value
+        if math.isnan(reference):
+            return frozenset()
         top = min(known.values(), key=lambda one: abs(one - reference))
     else:
         top = max(known.values()) if metric.better is Better.HIGHER else min(known.values())

@@ -196,7 +196,7 @@ def _latex_table(
         [
             rf"\texttt{{{_escaped(name)}}}",
             _ARROWS[line.metric.arrow],
-            line.num_cases,
+            line.num_cases.replace("<", "$<$"),
             value(line.before, line.metric.scale),
             *(_latex_cell(one, line, place) for place, one in enumerate(line.estimates)),
         ]
