@@ -106,7 +106,7 @@ def test_intervals_are_found_as_the_first_run_says_or_as_wanted(recorded):
         assert {one.bootstrap for one in shown} == {own.bootstrap()}
         assert chart.curves[0].estimates[-1].low == taken.low
     plain_one = line(build_report([run]).groups[0], RELIABILITY).estimates[0]
-    assert plain_one.low == plain_one.high == 0.5
+    assert taken.low < plain_one.low < 0.5 < plain_one.high < taken.high
     (compared,) = compare(said, said, [RELIABILITY])
     assert compared.difference.bootstrap == own.bootstrap()._replace(hierarchical=False)
 

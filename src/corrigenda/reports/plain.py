@@ -205,7 +205,7 @@ def _format_latex_table(
         [
             rf"\texttt{{{_escape(name)}}}",
             _ARROWS[line.metric.arrow],
-            line.num_cases,
+            line.num_cases.replace("<", "$<$"),
             format_value(line.before, line.metric.scale),
             *(_format_latex_cell(one, line, place) for place, one in enumerate(line.estimates)),
         ]
