@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -162,7 +163,7 @@ def _draw(console: Console, made: Report, out: Path | None) -> None:
 
 
 def _draw_compared(
-    console: Console, found: list[Compared], titles: tuple[str, str], level: float
+    console: Console, found: Iterable[Compared], titles: tuple[str, str], level: float
 ) -> None:
     from corrigenda.reports import numbers
 
