@@ -234,7 +234,7 @@ class NotResampled(CorrigendaError):
 
 
 class WriteFailed(CorrigendaError):
-    """A file could not be written completely; nothing half-written is left."""
+    """A file could not be written completely; the old one, if any, is as it was."""
 
     code = "CG601"
 

@@ -135,7 +135,7 @@ def variant_label(name: str, options: Mapping[str, object]) -> str:
 
 
 def presets(name: str) -> tuple[Preset, ...]:
-    """Return all presets of a method, by model.
+    """Return all presets of a method, sorted by model.
 
     They are the TOML files in `presets/` of the method's folder; in a folder of several methods,
     those in `presets/<method>/`.
@@ -167,12 +167,12 @@ def preset(name: str, model_name: str) -> Preset | None:
         >>> preset("memit", "openai-community/gpt2") is None
         True
     """
-    wanted = _plain(model_name)
-    return next((one for one in presets(name) if _plain(one.model) == wanted), None)
+    wanted = _shorten(model_name)
+    return next((one for one in presets(name) if _shorten(one.model) == wanted), None)
 
 
 def read_preset(file: Traversable) -> Preset:
-    """Read one preset file.
+    """Return the preset in a file.
 
     Raises:
         BadConfig (CG502): it is not `source`, perhaps `notice`, and `[options]`.
@@ -187,7 +187,7 @@ def read_preset(file: Traversable) -> Preset:
     return Preset(name, table["options"], table["source"], notice)
 
 
-def _plain(model_name: str) -> str:
+def _shorten(model_name: str) -> str:
     name = model_name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()
     name = _PREFIX.sub("", name)
     while (shorter := _SUFFIX.sub("", name)) != name:
