@@ -32,7 +32,6 @@ if TYPE_CHECKING:
         export,
         fit,
         load,
-        restore_merged,
         transform,
     )
     from corrigenda.assessment import Assessment, assess
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     from corrigenda.catalogue import build_editor, list_methods, list_models
     from corrigenda.editor import Editor
     from corrigenda.errors import CorrigendaError
+    from corrigenda.exports.restore import restore_merged
     from corrigenda.facts import Fact, Span, read_facts
     from corrigenda.lm.model import LanguageModel
     from corrigenda.lm.sites import Site
@@ -130,7 +130,7 @@ _HOMES = {
     "perplexity_ratio": "corrigenda.run.health",
     "read_facts": "corrigenda.facts",
     "report": "corrigenda.reports.document",
-    "restore_merged": "corrigenda.api",
+    "restore_merged": "corrigenda.exports.restore",
     "trace": "corrigenda.analysis.causal_trace:causal_trace",
     "transform": "corrigenda.api",
     "wrap": "corrigenda.lm.wrapping",

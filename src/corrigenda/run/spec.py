@@ -5,7 +5,6 @@ from __future__ import annotations
 # Validators are given whatever a table or a caller holds.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
-
 import hashlib
 import json
 import tomllib
