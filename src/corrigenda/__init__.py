@@ -35,6 +35,24 @@ if TYPE_CHECKING:
         transform,
     )
     from corrigenda.assessment import Assessment, assess
+    from corrigenda.catalogue import build_editor, list_methods, list_models
+    from corrigenda.editor import Editor
+    from corrigenda.errors import CorrigendaError
+    from corrigenda.exports.restore import restore_merged
+    from corrigenda.facts import Fact, Span, read_facts
+    from corrigenda.lm.model import LanguageModel
+    from corrigenda.lm.sites import Site
+    from corrigenda.lm.wrapping import wrap
+    from corrigenda.patch import Patch, WeightPatch, load_patch
+    from corrigenda.reports.comparison import compare
+    from corrigenda.reports.document import report
+    from corrigenda.reports.evaluation import evaluate
+    from corrigenda.run.health import perplexity_ratio
+    from corrigenda.run.spec import RunSpec
+    from corrigenda.state import State
+
+# generated: classes
+if TYPE_CHECKING:
     from corrigenda.benchmarks.counterfact.counterfact import CounterFact
     from corrigenda.benchmarks.counterfact.counterfact_flat import CounterFactFlat
     from corrigenda.benchmarks.counterfact.counterfact_plus import CounterFactPlus
@@ -52,14 +70,6 @@ if TYPE_CHECKING:
     from corrigenda.benchmarks.rippleedits import RippleEdits
     from corrigenda.benchmarks.sanitation import Sanitation
     from corrigenda.benchmarks.zsre import ZsRE
-    from corrigenda.catalogue import build_editor, list_methods, list_models
-    from corrigenda.editor import Editor
-    from corrigenda.errors import CorrigendaError
-    from corrigenda.exports.restore import restore_merged
-    from corrigenda.facts import Fact, Span, read_facts
-    from corrigenda.lm.model import LanguageModel
-    from corrigenda.lm.sites import Site
-    from corrigenda.lm.wrapping import wrap
     from corrigenda.methods.alphaedit.editor import AlphaEdit
     from corrigenda.methods.calinet.editor import Calinet
     from corrigenda.methods.deepedit.editor import DeepEdit
@@ -87,13 +97,7 @@ if TYPE_CHECKING:
     from corrigenda.methods.truthx.editor import TruthX
     from corrigenda.methods.ultraedit.editor import UltraEdit
     from corrigenda.methods.wise.editor import Wise
-    from corrigenda.patch import Patch, WeightPatch, load_patch
-    from corrigenda.reports.comparison import compare
-    from corrigenda.reports.document import report
-    from corrigenda.reports.evaluation import evaluate
-    from corrigenda.run.health import perplexity_ratio
-    from corrigenda.run.spec import RunSpec
-    from corrigenda.state import State
+# end
 
 __version__ = "0.1.0"
 
