@@ -222,7 +222,7 @@ class NotResampled(CorrigendaError):
 
 
 class WriteFailed(CorrigendaError):
-    """A file could not be written completely; nothing half-written was left behind."""
+    """A file could not be written completely; the old one, if any, is as it was."""
 
     code = "CG601"
 

@@ -1,4 +1,4 @@
-"""Presets: options of a method tuned for one model, found by the model's name without torch."""
+"""Presets: options of a method tuned for one model, found by the model's name."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PREFIX = re.compile(r"^meta[-_]")
 
 
 class Preset(NamedTuple):
-    """Settings tuned for one model.
+    """Options of a method tuned for one model.
 
     Attributes:
-        model: What the preset is called, after its model.
+        model: Name of the preset, after its model.
         options: Options of the method.
         source: Where the values come from.
     """
@@ -33,7 +33,7 @@ class Preset(NamedTuple):
 
 
 def build_editor(name: str, model_name: str | None = None, **options: object) -> Editor:
-    """Make an editor: the preset for `model_name` where there is one, the options given on top.
+    """Return the editor of a method with the preset for a model, and options on top.
 
     Raises:
         UnknownMethod (CG501): no method by that name.
@@ -45,7 +45,7 @@ def build_editor(name: str, model_name: str | None = None, **options: object) ->
 
 
 def presets(name: str) -> tuple[Preset, ...]:
-    """Return all presets of a method, by model.
+    """Return all presets of a method, sorted by model.
 
     They are the TOML files in `presets/` of the method's folder; in a folder of several methods,
     those in `presets/<method>/`.
@@ -77,12 +77,12 @@ def preset(name: str, model_name: str) -> Preset | None:
         >>> preset("memit", "openai-community/gpt2") is None
         True
     """
-    wanted = _plain(model_name)
-    return next((one for one in presets(name) if _plain(one.model) == wanted), None)
+    wanted = _shorten(model_name)
+    return next((one for one in presets(name) if _shorten(one.model) == wanted), None)
 
 
 def read_preset(file: Traversable) -> Preset:
-    """Read one preset file.
+    """Return the preset in a file.
 
     Raises:
         BadConfig (CG502): it is not `source` and `[options]`.
@@ -96,7 +96,7 @@ def read_preset(file: Traversable) -> Preset:
     return Preset(file.name.removesuffix(".toml"), table["options"], table["source"])
 
 
-def _plain(model_name: str) -> str:
+def _shorten(model_name: str) -> str:
     name = model_name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()
     name = _PREFIX.sub("", name)
     while (shorter := _SUFFIX.sub("", name)) != name:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -30,7 +30,7 @@ from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.cases import Protocol, Surroundings
 from corrigenda.errors import BadConfig, did_you_mean
 from corrigenda.methods.registry import METHODS
-from corrigenda.settings import Settings
+from corrigenda.run.objects import as_editor, as_tables
 
 if TYPE_CHECKING:
     from corrigenda.metrics.estimate import Bootstrap
@@ -215,33 +215,7 @@ class Intervals(Table):
         return Bootstrap(**self.model_dump())
 
 
-def _as_table(value: object) -> object:
-    """Return the table of a name, or of an editor or benchmark object; else the value itself.
-
-    An object sets every option, so that no preset changes it.
-    """
-    if isinstance(value, str):
-        return {"name": value}
-    if isinstance(value, Settings):
-        return {"name": value.name, "options": value.model_dump(mode="json")}
-    return value
-
-
-def _as_editor(value: object) -> object:
-    """Return the table of an editor; an object is labelled with the options it was given."""
-    table = _as_table(value)
-    if isinstance(value, Settings) and isinstance(table, dict):
-        given = [f"{name}={getattr(value, name)}" for name in sorted(value.model_fields_set)]
-        table["label"] = f"{value.name}({', '.join(given)})" if given else value.name
-    return table
-
-
-def _as_tables(value: object) -> object:
-    several = [value] if isinstance(value, str | Mapping | DataSpec | Settings) else value
-    return [*map(_as_table, several)] if isinstance(several, Iterable) else value
-
-
-Benchmarks = Annotated[tuple[DataSpec, ...], BeforeValidator(_as_tables), Field(min_length=1)]
+Benchmarks = Annotated[tuple[DataSpec, ...], BeforeValidator(as_tables), Field(min_length=1)]
 
 
 class Shared(Table):
@@ -307,7 +281,7 @@ class RunSpec(Shared):
     `RunSpec(editor=cg.Rome(layer=5), benchmark="pocketedit")`.
     """
 
-    editor: Annotated[EditorSpec, BeforeValidator(_as_editor)]
+    editor: Annotated[EditorSpec, BeforeValidator(as_editor)]
 
     def check(self) -> None:
         """Refuse unknown names.
@@ -401,7 +375,7 @@ def _editors(value: object) -> Iterator[object]:
         value = METHODS.names()
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError('expected a list of methods, or "all"')
-    yield from map(_as_editor, cast("Sequence[object]", value))
+    yield from map(as_editor, value)
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:

@@ -1,0 +1,40 @@
+"""Editors and benchmarks given as objects or names, turned into the tables of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+from pydantic import BaseModel
+
+from corrigenda.settings import Settings
+
+
+def as_table(value: object) -> object:
+    """Return the table of a name, or of an editor or benchmark object; else the value itself.
+
+    An object sets every option, so that no preset changes it.
+    """
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Settings):
+        return {"name": value.name, "options": value.model_dump(mode="json")}
+    return value
+
+
+def as_editor(value: object) -> object:
+    """Return the table of an editor; an object is labelled with the options it was given."""
+    if not isinstance(value, Settings):
+        return as_table(value)
+    given = [f"{name}={getattr(value, name)}" for name in sorted(value.model_fields_set)]
+    label = f"{value.name}({', '.join(given)})" if given else value.name
+    return {"name": value.name, "options": value.model_dump(mode="json"), "label": label}
+
+
+def as_tables(value: object) -> object:
+    """Return the tables of one benchmark or several; what cannot be iterated over as it is."""
+    if isinstance(value, str | Mapping | BaseModel):
+        return [as_table(cast("object", value))]
+    if not isinstance(value, Iterable):
+        return value
+    return [as_table(one) for one in cast("Iterable[object]", value)]
