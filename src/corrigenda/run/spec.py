@@ -1,17 +1,13 @@
 """What one run is, validated; and recipes, which share settings among several runs. No torch."""
 
 from __future__ import annotations
-
-# Validators are given whatever a table or a caller holds.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
 import hashlib
 import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -375,7 +371,7 @@ def _editors(value: object) -> Iterator[object]:
         value = METHODS.names()
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError('expected a list of methods, or "all"')
-    yield from map(as_editor, value)
+    yield from map(as_editor, cast("Sequence[object]", value))
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:
