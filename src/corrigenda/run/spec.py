@@ -1,6 +1,7 @@
 """What one run is, validated; and recipes, which share settings among several runs. No torch."""
 
 from __future__ import annotations
+
 import hashlib
 import json
 import tomllib
