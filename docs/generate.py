@@ -80,6 +80,7 @@ def fill(page: Path, text: str) -> str:
         "choices": choice_rows,
         "pages": page_lists,
         "classes": class_imports,
+        "names": class_names,
     }
 
     def replace(match: re.Match[str]) -> str:
@@ -139,13 +140,24 @@ def page_lists(page: Path) -> Iterable[str]:
 
 def class_imports(_: Path) -> Iterable[str]:
     """Return the imports of editors and benchmarks, for type checkers and completion alone."""
-    imports = {
-        f"    from {registry.entry(name).module} import {class_name}"
+    imports = (f"    from {module} import {name}" for name, module in own_classes().items())
+    return ("if TYPE_CHECKING:", *sorted(imports))
+
+
+def class_names(_: Path) -> Iterable[str]:
+    """Return the names of editors and benchmarks, in the order in which ruff sorts them."""
+    names = sorted(own_classes(), key=lambda name: (not name.isupper(), name))
+    return ("__all__ += [", *(f'    "{name}",' for name in names), "]")
+
+
+def own_classes() -> dict[str, str]:
+    """Return the module of each editor and benchmark of the package by the name of its class."""
+    return {
+        class_name: registry.entry(name).module
         for registry in (METHODS, BENCHMARKS)
         for class_name, name in registry.class_names().items()
         if registry.entry(name).module.startswith(f"{registry.package}.")
     }
-    return ("if TYPE_CHECKING:", *sorted(imports))
 
 
 def sorted_methods() -> list[str]:
