@@ -18,7 +18,7 @@ from corrigenda.editor import Editor, State
 from corrigenda.engines.pocket_world import add_related_prompts, subject_of
 from corrigenda.errors import AlreadyTrue, BadConfig, NotAModel, NotExportable, did_you_mean
 from corrigenda.exports import export_merged, export_peft
-from corrigenda.exports.restore import Restored, remember, restore
+from corrigenda.exports.restore import save_originals
 from corrigenda.facts import Fact, FactLike, as_facts
 from corrigenda.lm.decoding import answer as short_answers
 from corrigenda.lm.decoding import greedy, next_token_top
@@ -349,17 +349,12 @@ def export(
     # Another model is refused before anything is written.
     patch.apply(lm, force=force).revert()
     if to == "merged":
-        remember(Path(folder), patch, lm)
+        save_originals(Path(folder), patch, lm)
     with patch.apply(lm, force=force):
         if to == "merged":
             export_merged(patch, lm, folder)
         else:
             export_peft(patch, lm, folder)
-
-
-def restore_merged(folder: str | Path, out: str | Path) -> Restored:
-    """Write the original of a model exported as `merged`; see `corrigenda.exports.restore`."""
-    return restore(folder, out)
 
 
 class _Made(NamedTuple):
