@@ -252,7 +252,7 @@ class RunInUse(CorrigendaError):
 
 
 class NoCases(CorrigendaError):
-    """No record of a benchmark can be used in a run."""
+    """A run has no case that can be used, or no probe to ask."""
 
     code = "CG607"
 
