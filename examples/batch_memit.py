@@ -16,7 +16,7 @@ CAPITALS = {
 }
 
 
-def main() -> cg.Correction:
+def main() -> cg.Assessment:
     """Move eight capitals in one patch."""
     lm = cg.load("pocket")
     facts = [

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import corrigenda as cg
-from corrigenda.correction import Role
+from corrigenda.assessment import Role
 
 
-def main() -> cg.Correction:
+def main() -> cg.Assessment:
     """Correct where France is governed from, and show every answer before and after."""
     lm = cg.load("pocket")
     fact = cg.Fact(

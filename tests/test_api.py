@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import corrigenda as cg
-from corrigenda.correction import Outcome, Role, already_true, begins_with_target
+from corrigenda.assessment import Outcome, Role, begins_with_target, check_targets
 from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.errors import AmbiguousSubject, BadConfig, UnknownMethod
 from corrigenda.testing.tiny import tiny_model
@@ -46,7 +46,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="module")
-def correction(lm: cg.LanguageModel, fact: cg.Fact, cache: None) -> cg.Correction:
+def correction(lm: cg.LanguageModel, fact: cg.Fact, cache: None) -> cg.Assessment:
     return cg.correct(lm, fact, **SETTINGS)
 
 
@@ -75,9 +75,9 @@ def test_edit_is_a_value(lm: cg.LanguageModel, fact: cg.Fact) -> None:
     assert cg.answer(lm, [fact.prompt]) == [before]
 
 
-def test_correction_says_what_the_edit_did(correction: cg.Correction, fact: cg.Fact) -> None:
-    assert correction.outcomes == (Outcome.TOOK,)
-    assert correction.took
+def test_correction_says_what_the_edit_did(correction: cg.Assessment, fact: cg.Fact) -> None:
+    assert correction.outcomes == (Outcome.SUCCEEDED,)
+    assert correction.succeeded
     assert not correction.is_no_op
     assert [item.role for item in correction.answers] == [Role.PROMPT, Role.NEIGHBOUR]
     assert correction.share(Role.PROMPT) in (0.0, 1.0)
@@ -90,7 +90,7 @@ def test_correction_says_what_the_edit_did(correction: cg.Correction, fact: cg.F
     assert correction.config["layer"] == 2
 
 
-def test_size_of_the_change(lm: cg.LanguageModel, correction: cg.Correction) -> None:
+def test_size_of_the_change(lm: cg.LanguageModel, correction: cg.Assessment) -> None:
     before = lm.weight(cg.Site(2)).double().clone()
     with correction.patch.apply(lm):
         after = lm.weight(cg.Site(2)).double().clone()
@@ -101,10 +101,10 @@ def test_size_of_the_change(lm: cg.LanguageModel, correction: cg.Correction) -> 
 
 
 def test_facts_that_hold_are_left_out(
-    lm: cg.LanguageModel, correction: cg.Correction, fact: cg.Fact
+    lm: cg.LanguageModel, correction: cg.Assessment, fact: cg.Fact
 ) -> None:
     with correction.patch.apply(lm):
-        assert already_true(lm, [fact, replace(fact, target="nothing of the kind")]) == [
+        assert check_targets(lm, [fact, replace(fact, target="nothing of the kind")]) == [
             True,
             False,
         ]
@@ -120,16 +120,18 @@ def test_facts_that_hold_are_left_out(
 
 
 def test_an_alias_counts_as_the_target(
-    lm: cg.LanguageModel, correction: cg.Correction, fact: cg.Fact
+    lm: cg.LanguageModel, correction: cg.Assessment, fact: cg.Fact
 ) -> None:
     with correction.patch.apply(lm):
-        assert already_true(lm, [replace(fact, target="Nowhere", aliases=(fact.target,))]) == [True]
+        assert check_targets(lm, [replace(fact, target="Nowhere", aliases=(fact.target,))]) == [
+            True
+        ]
 
 
 def test_no_separator_is_read_off_the_continuation(lm: cg.LanguageModel) -> None:
     (reply,) = cg.ask(lm, ["The river is"])
     said = cg.Fact(prompt="The river is", target=reply.continuation[:8], separator="")
-    assert already_true(lm, [said, replace(said, target="nothing")]) == [True, False]
+    assert check_targets(lm, [said, replace(said, target="nothing")]) == [True, False]
 
 
 def test_ask(lm: cg.LanguageModel) -> None:

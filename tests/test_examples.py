@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from corrigenda.correction import Role
+from corrigenda.assessment import Role
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -42,7 +42,7 @@ def test_each_example_is_short_and_has_a_test() -> None:
 @pocket
 def test_correct_a_fact() -> None:
     correction = script("correct_a_fact").main()
-    assert correction.took
+    assert correction.succeeded
     assert correction.share(Role.NEIGHBOUR) >= 0.5
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from jaxtyping import Float
@@ -19,6 +18,7 @@ from corrigenda.state import State
 from corrigenda.statistics import fit_moments
 from corrigenda.training.cache import fit_trained
 from corrigenda.training.dataset import TrainingSet, text_only
+from corrigenda.training.job import QUIET, Job
 
 if TYPE_CHECKING:
     from corrigenda.patch import Patch
@@ -154,17 +154,14 @@ class Editor(Settings, ABC):
         self,
         lm: LanguageModel,
         facts: tuple[Fact, ...],
-        *,
-        checkpoint: Path | None = None,
-        progress: Progress | None = None,
+        job: Job = QUIET,
     ) -> State:
         """Learn from facts, where `requires.training_set`; `fit` calls this and keeps the result.
 
         Args:
             lm: The model; frozen, and left as it is.
             facts: At least two; some may lack paraphrases or neighbours.
-            checkpoint: Where `corrigenda.training.train` keeps its checkpoints; none if None.
-            progress: Called with (stage, done, total).
+            job: Where checkpoints are written, and how progress is reported.
 
         Returns:
             What was learned; `fit` adds the base model to its metadata.

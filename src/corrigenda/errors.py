@@ -125,6 +125,12 @@ class LostPrompts(CorrigendaError):
     code = "CG306"
 
 
+class NotAModel(CorrigendaError):
+    """Something else was given where a wrapped model, or a model to wrap, is needed."""
+
+    code = "CG307"
+
+
 class WrongBase(CorrigendaError):
     """The patch was made on another model."""
 
@@ -159,6 +165,12 @@ class NotApplied(CorrigendaError):
     """The patch is not active on this model, or is active already."""
 
     code = "CG406"
+
+
+class WeightsChanged(CorrigendaError):
+    """Something other than patches has written into a patched weight; reverting would lose it."""
+
+    code = "CG407"
 
 
 class UnknownMethod(CorrigendaError):

@@ -1,9 +1,10 @@
-"""What should become true: text only, no tensors, no torch."""
+"""Facts: the corrections to make, as text; imports no torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Required
@@ -19,6 +20,18 @@ from corrigenda.errors import (
     SubjectNotFound,
 )
 
+_WORD = re.compile(r"[^\W_][\w'.\u2019-]*(?<![.'\u2019-])|[^\w\s]+")
+_JOINING = re.compile("of|the|de|la|le|du|des|van|von|der|den|da|di|al|bin|ibn")
+# Words that are capitalised only because a sentence starts with them.
+_OPENING = re.compile(
+    "an?|the|in|on|at|of|for|from|to|by|with|as|wh(at|ich|om?|ose|ere|en|y)|how|is|are|was|were"
+    "|did|does|do|ha[sd]|have|name|tell|question|answer|q|his|her|its|their|th(is|at|ese|ose|ey|ere)"
+    "|it|s?he|and|but|or|if|according"
+)
+
+
+_BLANK = "{}"
+
 
 class Span(NamedTuple):
     """Half-open range of characters `[start, end)` in a string."""
@@ -29,7 +42,10 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """One correction: after `prompt`, the model should say `target`.
+    """One correction: the target that a model should answer after a prompt.
+
+    A prompt that has `{}` in the place of its subject, as ROME's data write it, is filled in where
+    the subject does not occur in it; so are the paraphrases.
 
     Attributes:
         prompt: Text up to the answer, without the answer and without trailing space.
@@ -58,6 +74,7 @@ class Fact:
     name: str = field(default="", repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self._fill_template()
         if not self.prompt.strip():
             raise EmptyTarget(
                 "the prompt is empty.", where=self.name, hint="Give the text up to the answer."
@@ -71,9 +88,20 @@ class Fact:
         if self.subject is not None:
             self.span  # noqa: B018 - raises where the subject is missing or ambiguous
 
+    def _fill_template(self) -> None:
+        """Put the subject in the place of `{}`, in the prompt and the paraphrases."""
+        subject = self.subject
+        if not subject or self.prompt.count(_BLANK) != 1 or subject in self.prompt:
+            return
+        start = self.prompt.index(_BLANK)
+        object.__setattr__(self, "prompt", self.prompt.replace(_BLANK, subject))
+        object.__setattr__(self, "subject_start", start)
+        paraphrases = tuple(text.replace(_BLANK, subject) for text in self.paraphrases)
+        object.__setattr__(self, "paraphrases", paraphrases)
+
     @property
     def span(self) -> Span:
-        """Characters of the subject within `prompt`.
+        """Return the characters of the subject within the prompt.
 
         Raises:
             SubjectNotFound (CG103): the subject is absent, or not at `subject_start`.
@@ -89,12 +117,12 @@ class Fact:
 
     @property
     def label(self) -> str:
-        """How messages refer to this fact."""
+        """Return how messages refer to this fact: its name, else its prompt."""
         return self.name or f'"{self.prompt}"'
 
 
-class _Record(TypedDict, total=False):
-    """The keys a facts file may hold; `prompt` and `target` are required."""
+class FactRecord(TypedDict, total=False):
+    """Mapping with the fields of a fact; `prompt` and `target` are required."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]  # read by pydantic
 
@@ -110,11 +138,14 @@ class _Record(TypedDict, total=False):
     name: str
 
 
-_RECORD = TypeAdapter(_Record)
+_RECORDS = TypeAdapter(FactRecord)
+
+FactLike = Fact | Mapping[str, object]
+"""A fact, or a mapping with its fields."""
 
 
 def find_subject(prompt: str, subject: str, *, start: int | None = None, where: str = "") -> Span:
-    """Locate a subject in a prompt by exact match.
+    """Return where a subject occurs in a prompt, matched exactly.
 
     An occurrence inside a longer word ("Rome" in "Romeo") counts only if there is no free-standing
     one.
@@ -134,12 +165,12 @@ def find_subject(prompt: str, subject: str, *, start: int | None = None, where: 
     if start is not None:
         if prompt[start : start + len(subject)] != subject:
             raise SubjectNotFound(
-                f'"{subject}" does not stand at character {start} of the prompt "{prompt}".',
+                f'"{subject}" is not at character {start} of the prompt "{prompt}".',
                 where=where,
                 hint="`subject_start` counts characters from 0.",
             )
         return Span(start, start + len(subject))
-    found = list(_occurrences(prompt, subject))
+    found = list(_find_all(prompt, subject))
     if not found:
         at = prompt.lower().find(subject.lower())
         close = f' Did you mean "{prompt[at : at + len(subject)]}"?' if at >= 0 else ""
@@ -148,7 +179,7 @@ def find_subject(prompt: str, subject: str, *, start: int | None = None, where: 
             where=where,
             hint=f"Subjects are matched exactly, including case.{close}",
         )
-    free = [span for span in found if _free_standing(prompt, span)] or found
+    free = [span for span in found if _is_whole_word(prompt, span)] or found
     if len(free) > 1:
         starts = ", ".join(str(span.start) for span in free)
         raise AmbiguousSubject(
@@ -159,17 +190,126 @@ def find_subject(prompt: str, subject: str, *, start: int | None = None, where: 
     return free[0]
 
 
-def _occurrences(text: str, part: str) -> Iterator[Span]:
+def _find_all(text: str, part: str) -> Iterator[Span]:
     at = text.find(part)
     while at >= 0:
         yield Span(at, at + len(part))
         at = text.find(part, at + 1)
 
 
-def _free_standing(text: str, span: Span) -> bool:
+def _is_whole_word(text: str, span: Span) -> bool:
     before = text[span.start - 1] if span.start else " "
     after = text[span.end] if span.end < len(text) else " "
     return not (before.isalnum() or after.isalnum())
+
+
+def guess_subject(prompt: str, *, known: Collection[str] = (), where: str = "") -> str:
+    """Return the subject of a prompt where only one is possible.
+
+    Known names decide first: the longest one that occurs; a second one that is no part of it makes
+    the prompt ambiguous. Without them, the only run of capitalised words is the subject.
+
+    Args:
+        prompt: Text up to the answer.
+        known: Names of subjects, where there is a list (the pocket model's world).
+        where: How messages refer to the fact.
+
+    Raises:
+        AmbiguousSubject (CG104): no candidate, or several.
+
+    Example:
+        >>> guess_subject("The mother tongue of Danielle Darrieux is")
+        'Danielle Darrieux'
+    """
+    candidates = _drop_parts(_find_names(prompt, known)) or _find_capitalised(prompt)
+    if len(candidates) != 1:
+        found = ", ".join(f'"{name}"' for name in candidates) or "nothing"
+        raise AmbiguousSubject(
+            f'the subject of "{prompt}" is not certain: found {found}.',
+            where=where,
+            hint="Give it with --subject (`subject` in Python and in facts files).",
+        )
+    find_subject(prompt, candidates[0], where=where)
+    return candidates[0]
+
+
+def _find_names(prompt: str, known: Iterable[str]) -> list[str]:
+    return [
+        name
+        for name in known
+        if name in prompt and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", prompt)
+    ]
+
+
+def _drop_parts(names: list[str]) -> list[str]:
+    return [name for name in names if not any(name != other and name in other for other in names)]
+
+
+def _find_capitalised(prompt: str) -> list[str]:
+    """Return the maximal runs of capitalised words, joining words inside them included."""
+    spans: list[tuple[int, int]] = []
+    start = end = -1
+    for word in _WORD.finditer(prompt):
+        text = word.group()
+        opens = not prompt[: word.start()].strip() or prompt[: word.start()].rstrip()[-1] in ".:?!"
+        if text[0].isupper() and not (opens and _OPENING.fullmatch(text.lower())):
+            start, end = (word.start() if start < 0 else start), word.end()
+        elif start >= 0 and text.isdigit() and word.start() == end + 1:
+            end = word.end()
+        elif start >= 0 and not _JOINING.fullmatch(text):
+            spans.append((start, end))
+            start = -1
+    if start >= 0:
+        spans.append((start, end))
+    return list(dict.fromkeys(prompt[first:last] for first, last in spans))
+
+
+def as_facts(given: FactLike | Sequence[FactLike]) -> list[Fact]:
+    """Return facts from one fact or several, each a `Fact` or a mapping with its fields.
+
+    Raises:
+        MalformedFacts (CG101): something else, or a mapping with other fields.
+
+    Example:
+        >>> as_facts({"prompt": "{} is in", "subject": "Rome", "target": "Italy"})[0].prompt
+        'Rome is in'
+    """
+    several = [given] if isinstance(given, Fact | Mapping) else given
+    if isinstance(several, str | bytes) or not isinstance(several, Iterable):
+        raise MalformedFacts(
+            f"facts were expected, not {_describe(given)}.",
+            hint="Give `Fact(prompt=..., target=...)`, a dictionary, or a list of them; "
+            "`read_facts` reads a file.",
+        )
+    return [
+        fact if isinstance(fact, Fact) else _parse_fact(fact, name=f"fact #{number}")
+        for number, fact in enumerate(several)
+    ]
+
+
+def _parse_fact(record: object, *, name: str) -> Fact:
+    """Return the fact of a mapping; errors of its fields in one message."""
+    try:
+        fields = _RECORDS.validate_python(record)
+    except ValidationError as error:
+        raise MalformedFacts(
+            f"{_list_problems(error)}.",
+            where=name,
+            hint='A fact has "prompt" and "target", and where needed "subject".',
+        ) from error
+    fields.setdefault("name", name)
+    return Fact(**fields)
+
+
+def _list_problems(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'fact'}: {item['msg']}" for item in error.errors()
+    )
+
+
+def _describe(value: object) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
 def read_facts(path: str | Path) -> list[Fact]:
@@ -195,19 +335,13 @@ def facts_from_lines(lines: Iterable[str], *, where: str) -> list[Fact]:
             continue
         name = f"{where}:{number}"
         try:
-            record = _RECORD.validate_python(json.loads(line))
-            record.setdefault("name", name)
-            facts.append(Fact(**record))
+            facts.append(_parse_fact(json.loads(line), name=name))
         except json.JSONDecodeError as error:
             problems.append(f"line {number}: not JSON ({error.msg} at column {error.colno})")
+        except MalformedFacts as error:
+            problems.append(f"line {number}: {error.message.removesuffix('.')}")
         except CorrigendaError as error:
             problems.append(f"line {number}: {error.code} {error.message}")
-        except ValidationError as error:
-            details = "; ".join(
-                f"{'.'.join(map(str, item['loc'])) or 'fact'}: {item['msg']}"
-                for item in error.errors()
-            )
-            problems.append(f"line {number}: {details}")
     if problems:
         raise MalformedFacts(
             f"{len(problems)} bad line(s):\n    " + "\n    ".join(problems),

@@ -1,12 +1,16 @@
-"""Frozen, validated settings: what editors, transforms and benchmarks have in common."""
+"""Frozen, validated settings: the base class of editors, transforms and benchmarks."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from enum import StrEnum
+from typing import ClassVar, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from corrigenda.errors import BadConfig, did_you_mean
+
+Group = TypeVar("Group", bound=NamedTuple)
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class Settings(BaseModel):
@@ -33,8 +37,18 @@ class Settings(BaseModel):
             raise bad_config(type(self), error, where=f"{self.kind} {self.name}") from error
 
 
+def select(group: type[Group], options: object) -> Group:
+    """Collect a group of options: each field of a named tuple that an object has, else its default.
+
+    A field may be an option, or a class attribute or property where a class fixes it.
+    """
+    return group(
+        **{name: getattr(options, name) for name in group._fields if hasattr(options, name)}
+    )
+
+
 def bad_config(kind: type[BaseModel], error: ValidationError, *, where: str) -> BadConfig:
-    """The error for options that do not fit a configuration, all problems in one message."""
+    """Return the error for options that a configuration cannot take, with all problems."""
     problems, hints = [], []
     for item in error.errors():
         option = ".".join(map(str, item["loc"])) or "options"
@@ -42,3 +56,19 @@ def bad_config(kind: type[BaseModel], error: ValidationError, *, where: str) -> 
         if item["type"] == "extra_forbidden":
             hints.append(did_you_mean(option, list(kind.model_fields)))
     return BadConfig("; ".join(problems) + ".", where=where, hint=" ".join(hints))
+
+
+def parse_choice(kind: type[Choice], value: str, *, where: str = "") -> Choice:
+    """Return the member of an enumeration for its text.
+
+    Raises:
+        BadConfig (CG502): no such member.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        raise BadConfig(
+            f'no {kind.__name__.lower()} "{value}".',
+            where=where,
+            hint=did_you_mean(str(value), [str(member) for member in kind]),
+        ) from None

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from corrigenda.analysis.heatmap import Heatmap, check_figure, save_heatmaps
 from corrigenda.errors import BadConfig, MissingExtra, WriteFailed
-from corrigenda.reports.heatmap import Heatmap, check_figure, save_heatmaps
 
 MAP = Heatmap(
     title="state restored",

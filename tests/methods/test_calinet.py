@@ -1,4 +1,4 @@
-"""CaliNET: slots that start as nothing, widen the block, add up, and come off."""
+"""CaliNET: slots that start as nothing, widened the block, add up, and come off."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 import corrigenda as cg
-from corrigenda.engines.activation import host_activation
 from corrigenda.engines.gradients import by_length, labelled_rows
 from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.errors import NonFinite, UnknownSite
 from corrigenda.facts import Fact
+from corrigenda.lm.activation import activation_of
 from corrigenda.lm.decoding import score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, key, value
@@ -67,7 +67,7 @@ def test_slots_are_more_units_of_the_block(family: str) -> None:
     """[Kc; K] and [Vc, V] in one wider block compute the same."""
     lm = model(family, torch.float64)
     slots = random_slots(lm)[1]
-    activation = host_activation(lm)
+    activation = activation_of(lm)
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[Tensor], Tensor]:
@@ -120,9 +120,9 @@ def test_a_slot_that_does_not_fire_adds_exactly_nothing() -> None:
     (slots,) = random_slots(lm, (1,)).values()
     hidden = torch.randn(5, lm.d_model, generator=torch.Generator().manual_seed(3))
     away = -hidden.abs().sum(0, keepdim=True).sign().expand_as(slots.keys) * 0.1
-    silent = slots.branch(hidden.abs(), host_activation(lm))
+    silent = slots.branch(hidden.abs(), activation_of(lm))
     assert silent.any()
-    silent = replace(slots, keys=away).branch(hidden.abs(), host_activation(lm))
+    silent = replace(slots, keys=away).branch(hidden.abs(), activation_of(lm))
     assert not silent.any()
 
 

@@ -12,7 +12,7 @@ from corrigenda.facts import Fact
 from corrigenda.lm.decoding import score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods.finetune.ft_m import FtM
+from corrigenda.methods.finetune.editor import FtM
 from corrigenda.methods.presets import build_editor
 from corrigenda.patch.changes import dense
 from corrigenda.pocket import card

@@ -17,6 +17,7 @@ from corrigenda.almanac.training_facts import training_facts
 from corrigenda.errors import MissingState, PromptTooLong
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import answer, greedy, next_token_top, score
+from corrigenda.lm.interception import rewrite_prompts
 from corrigenda.lm.model import LanguageModel
 from corrigenda.methods.serac.editor import SERAC, SeracPatch
 from corrigenda.methods.serac.scope import Codes, ScopeHead, distances, loss, mined
@@ -178,7 +179,7 @@ def test_in_scope_it_is_the_counterfactual_model_alone(other: str | None, tmp_pa
 
 
 def plain(prompt: str, target: str) -> object:
-    with lm().asking.plainly():
+    with lm().interceptors.suspend():
         return score(lm(), [(prompt, target)])
 
 
@@ -218,7 +219,7 @@ def test_active_patches_are_one_cache_in_which_the_latest_counts() -> None:
     with two.apply(lm()):
         assert score(lm(), PAIRS) == expected
         with renewed.apply(lm()):
-            texts = [item.prompt for item in lm().asking.rewritten(lm(), PROMPTS[:1])]
+            texts = [item.prompt for item in rewrite_prompts(lm(), PROMPTS[:1])]
             assert texts == [f"{PROMPTS[0]} Welsh\n{PROMPTS[0]}"]
         first.revert()
         assert score(lm(), PAIRS)[0] == whole[0]

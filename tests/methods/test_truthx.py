@@ -220,7 +220,7 @@ def test_only_the_answer_moves_and_by_its_own_length(family: str, scoring: str) 
     tokens = prompts_of(lm, [f"{fact.prompt} {fact.before}", f"{fact.prompt} {fact.target} Yes."])
     ends = torch.tensor([len(lm.tokenizer(fact.prompt).input_ids) - 1] * 2)
     points = chosen_points(lm, patch)
-    with lm.prompts.told(ends):
+    with lm.prompt_ends.mark(ends):
         before, after = seen(lm, patch, tokens, list(modules(lm)))
     columns = torch.arange(tokens.ids.shape[1])
     at = tokens.mask.bool()
@@ -289,7 +289,7 @@ def test_written_and_rated_answers_see_the_same_model(family: str) -> None:
             pad_token_id=0,
         )
         fed = Tokens(ids[:, :-1], torch.ones_like(ids[:, :-1]))
-        with lm.prompts.told(torch.tensor([width - 1])):
+        with lm.prompt_ends.mark(torch.tensor([width - 1])):
             rated = lm.logits(fed)
         unmoved = lm.logits(fed)
     assert ids.shape[1] > width

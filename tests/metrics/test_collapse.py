@@ -15,10 +15,6 @@ from corrigenda.metrics.collapse import (
     perplexity,
     perplexity_ratio,
     rolled_back,
-    task_change,
-    task_retention,
-    task_score,
-    tasks,
 )
 from corrigenda.metrics.estimate import Bootstrap
 from corrigenda.metrics.sequences import (
@@ -31,6 +27,12 @@ from corrigenda.metrics.sequences import (
     retention,
     success_matrix,
     weight_drift,
+)
+from corrigenda.metrics.tasks.measured import (
+    names_of_tasks,
+    task_change,
+    task_retention,
+    task_score,
 )
 from corrigenda.rows import Measurement, Row, Stage
 from tests.support.rows import FED, GREEDY, fed, said
@@ -109,7 +111,7 @@ def test_task_before_and_after() -> None:
     assert task_score(records, "a", edits=0).value == 0.75
     assert task_change(records, "a", edits=10).value == pytest.approx(-0.44)
     assert task_retention(records, "a", edits=10).value == pytest.approx(0.4133, abs=5e-5)
-    assert tasks(records) == ["a"]
+    assert names_of_tasks(records) == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -108,9 +108,9 @@ def test_prompts_are_read_whole_while_they_are_watched(lm: LanguageModel) -> Non
         return at
 
     def watch(*_: object) -> None:
-        lm.prompts.once("test", decide)
+        lm.prompt_ends.decide_once("test", decide)
 
-    with lm.prompts.watched():
+    with lm.prompt_ends.follow():
         hook = lm.model.register_forward_pre_hook(watch)
         try:
             rate(lm, rows)
@@ -226,7 +226,7 @@ def test_a_greedy_answer_is_a_line_and_stands_behind_its_marker(
     text: str, marker: str, wanted: str, lm: LanguageModel
 ) -> None:
     question = Query("Where?", GREEDY, "Paris", max_new_tokens=4, marker=marker)
-    with lm.asking.joined(Fixed(text)):
+    with lm.interceptors.activate(Fixed(text)):
         answer = one(lm, question)
     assert answer.answer == wanted
     assert answer.predicted

@@ -15,7 +15,8 @@ from corrigenda.cases import Protocol
 from corrigenda.errors import BadConfig, WrongBase
 from corrigenda.lm.decoding import greedy
 from corrigenda.lm.model import LanguageModel
-from corrigenda.metrics.registry import Records, evaluate
+from corrigenda.metrics.metric import RunRecords
+from corrigenda.metrics.registry import evaluate
 from corrigenda.rows import Measurement, Row, Stage
 from corrigenda.run import health, plan, store, summary
 from corrigenda.run.prober import Answer
@@ -141,7 +142,7 @@ def test_cases_whose_edit_was_taken_back_are_asked_and_say_so(
         assert rows
         assert not any(row.skipped for row in rows)
         assert {"rolled_back=1" in row.tags for row in rows} == {not fine}
-    known = {one.metric: one for one in evaluate(Records(recorded.rows, recorded.measurements))}
+    known = {one.metric: one for one in evaluate(RunRecords(recorded.rows, recorded.measurements))}
     share = known["rolled_back"]
     assert (share.value, share.n) == (pytest.approx(1 - sum(kept) / len(kept)), len(kept))
     assert "retention@greedy" in known
@@ -158,7 +159,7 @@ def test_texts_at_a_checkpoint_are_those_of_the_edits_in_force(
     for moment in (2, 4, 6):
         rows = [row for row in recorded.rows if row.role == "perplexity" and row.edits == moment]
         assert len(rows) == len(texts)
-        (now,) = evaluate(Records(rows), ["perplexity_ratio@teacher_forced"])
+        (now,) = evaluate(RunRecords(rows), ["perplexity_ratio@teacher_forced"])
         # After an edit that was taken back the model is what it was after the last that was kept.
         last = [one for one in passed if one.edits <= moment and not one.values[1]]
         assert now.value == (last[-1].values[0] if last else 1.0)

@@ -7,7 +7,8 @@ import pytest
 from corrigenda.cases import Case
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
-from corrigenda.metrics.registry import Records, evaluate
+from corrigenda.metrics.metric import RunRecords
+from corrigenda.metrics.registry import evaluate
 from corrigenda.rows import Measurement
 from corrigenda.run import round_trip
 from corrigenda.run.spec import RunSpec
@@ -54,7 +55,7 @@ def test_what_is_left_is_recorded(do: Do, lm: LanguageModel) -> None:
     assert {row.rounds for row in rows} == {2}
     assert {row.kind for row in rows} == {"edited", "paraphrase"}
     assert all(row.answer_before is not None and row.divergence for row in rows)
-    found = {one.metric: one for one in evaluate(Records(recorded.rows, recorded.measurements))}
+    found = {one.metric: one for one in evaluate(RunRecords(recorded.rows, recorded.measurements))}
     ratios = [one.values[1] / one.values[0] for one in left]
     assert found["parameter_residual"].value == pytest.approx(sum(ratios) / 2)
     assert found["graph_residual"].value == 0

@@ -12,7 +12,8 @@ from corrigenda.errors import WrongBase
 from corrigenda.lm.decoding import greedy
 from corrigenda.lm.model import LanguageModel
 from corrigenda.methods.registry import METHODS
-from corrigenda.metrics.registry import Records, evaluate
+from corrigenda.metrics.metric import RunRecords
+from corrigenda.metrics.registry import evaluate
 from corrigenda.metrics.sequences import immediate, retention, success_matrix
 from corrigenda.rows import Stage
 from corrigenda.run import runner, store
@@ -80,7 +81,7 @@ def test_conditions_are_asked_of_the_unedited_model_alone(do: Do) -> None:
         (Stage.BEFORE, 0, "")
     }
     assert all(row.answer is not None for row in conditions)
-    evaluate(Records(rows))
+    evaluate(RunRecords(rows))
     # Worked examples are too long for a context of 128 tokens; all else is asked.
     skipped = [row for row in rows if row.skipped]
     assert {row.skipped for row in skipped} == {"CG105 PromptTooLong"}
@@ -188,7 +189,7 @@ def test_rounds_are_edited_on_top_of_each_other(do: Do) -> None:
     old = [row for row in rows if row.role == "conflict/old" and row.case == rows[0].case]
     assert len({row.model for row in old}) == 2
     assert all(row.log_probs and row.log_probs_before for row in rows)
-    assert "conflict_score@rank" in {one.metric for one in evaluate(Records(rows))}
+    assert "conflict_score@rank" in {one.metric for one in evaluate(RunRecords(rows))}
 
 
 def test_a_batch_is_one_edit(do: Do) -> None:
@@ -230,7 +231,7 @@ def test_a_sequence_gives_a_success_matrix(do: Do) -> None:
     assert all(row.log_probs_before for row in texts)
     drift = [one for one in recorded.measurements if one.name == "drift/1"]
     assert [one.edits for one in drift] == [2, 3]
-    found = {one.metric for one in evaluate(Records(rows, recorded.measurements))}
+    found = {one.metric for one in evaluate(RunRecords(rows, recorded.measurements))}
     assert {
         "retention@greedy",
         "immediate_success@greedy",

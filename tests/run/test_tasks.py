@@ -14,8 +14,9 @@ from corrigenda.errors import BadConfig, MalformedRecords, MissingData
 from corrigenda.lm.decoding import score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.spans import encode
-from corrigenda.metrics.registry import Records, evaluate, metric
-from corrigenda.metrics.tasks import chosen
+from corrigenda.metrics.metric import RunRecords
+from corrigenda.metrics.registry import evaluate, metric
+from corrigenda.metrics.tasks.choices import chosen_place
 from corrigenda.run.prober import Query, add_examples
 from corrigenda.run.spec import HealthSpec
 from tests.run.conftest import Do, make
@@ -49,11 +50,11 @@ def test_items_are_scored_before_and_after(do: Do, lm: LanguageModel, items: Pat
     assert row.rival_log_probs_before is not None
     assert row.rival_log_probs_before[0] == pytest.approx(other.log_probs, abs=1e-4)
     assert row.log_probs != row.log_probs_before
-    found = {one.metric: one for one in evaluate(Records(recorded.rows, recorded.measurements))}
+    found = {one.metric: one for one in evaluate(RunRecords(recorded.rows, recorded.measurements))}
     right = [
         row.rival_log_probs is not None
         and row.log_probs is not None
-        and chosen(answer, row.log_probs, row.rival_log_probs, "mean") == answer
+        and chosen_place(answer, row.log_probs, row.rival_log_probs, "mean") == answer
         for row in rows
         for answer in [int(next(tag for tag in row.tags if "answer=" in tag)[-1])]
     ]
@@ -122,7 +123,7 @@ def test_items_too_long_are_skipped_and_counted(do: Do, tmp_path: Path) -> None:
     long = {"prompt": "word " * 200, "choices": ["one", "two"], "answer": 0}
     file = write(tmp_path / "long.jsonl", [long, ITEMS[0]])
     recorded = do(make(health={"tasks": [{"name": "long", "file": str(file)}]}))
-    (found,) = evaluate(Records(recorded.rows), ["task_accuracy/long@rank"])
+    (found,) = evaluate(RunRecords(recorded.rows), ["task_accuracy/long@rank"])
     assert found.n == 3
     assert found.skipped == {"CG105 PromptTooLong": 3}
 

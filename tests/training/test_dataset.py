@@ -20,7 +20,7 @@ from corrigenda.patch import Header, WeightPatch
 from corrigenda.state import State
 from corrigenda.statistics import Corpus
 from corrigenda.testing.tiny import tiny_model
-from corrigenda.training import outsider, split, training_set
+from corrigenda.training import QUIET, draw_unrelated_prompt, load_training_set, split
 from corrigenda.training.dataset import digest
 
 FACTS = tuple(
@@ -46,9 +46,9 @@ class Learned(Editor):
     def sites(self, lm: LanguageModel):
         return ()
 
-    def train(self, lm, facts, *, checkpoint=None, progress=None) -> State:
+    def train(self, lm, facts, job=QUIET) -> State:
         Trainings.count += 1
-        Trainings.checkpoint = checkpoint
+        Trainings.checkpoint = job.checkpoint
         return State(meta={"count": len(facts)})
 
     def edit(self, lm, facts, state=None) -> Edit:
@@ -88,7 +88,7 @@ def test_facts_come_from_a_file_too(tmp_path: Path) -> None:
     file = tmp_path / "facts.jsonl"
     lines = [{"prompt": f.prompt, "target": f.target, "subject": f.subject} for f in FACTS]
     file.write_text("\n".join(map(json.dumps, lines)))
-    found = training_set(tiny_model("gpt2", layers=1), file, where="m")
+    found = load_training_set(tiny_model("gpt2", layers=1), file, where="m")
     assert [fact.target for fact in found] == [fact.target for fact in FACTS]
 
 
@@ -121,8 +121,8 @@ def test_split_keeps_subjects_together() -> None:
 
 def test_outsiders_are_neighbours_or_prompts_about_something_else() -> None:
     chance = random.Random(0)
-    assert outsider(FACTS, 1, chance) == "Faro is in"
-    drawn = {outsider(FACTS, 0, chance) for _ in range(50)}
+    assert draw_unrelated_prompt(FACTS, 1, chance) == "Faro is in"
+    drawn = {draw_unrelated_prompt(FACTS, 0, chance) for _ in range(50)}
     assert drawn == {fact.prompt for fact in FACTS[2:]}
 
 

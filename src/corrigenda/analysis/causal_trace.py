@@ -12,17 +12,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from corrigenda.analysis.heatmap import Heatmap, Plot
 from corrigenda.analysis.state_restoration import (
     Question,
     Restoration,
     answer_probabilities,
     draw_noise,
 )
+from corrigenda.engines.pocket_world import subject_of
 from corrigenda.errors import BadConfig
-from corrigenda.facts import find_subject
+from corrigenda.facts import Fact, find_subject
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, state, write
 from corrigenda.lm.spans import encode
+from corrigenda.lm.wrapping import require_lm
+from corrigenda.settings import parse_choice
 
 CAVEAT = (
     "A trace says where information passes; it does not say where an edit works best "
@@ -84,7 +88,7 @@ class EarlySite(NamedTuple):
         return self.bin is Bin.SUBJECT_LAST
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CausalTrace:
     """Indirect effects of restoring states of one prompt.
 
@@ -162,6 +166,57 @@ class CausalTrace:
         assert best is not None
         return best
 
+    def summary(self) -> str:
+        """Return the probabilities and the early site in a few lines."""
+        site = self.early_site()
+        place = "" if site.at_subject_last else "not "
+        error = float(self.errors[site.kind][site.token, site.layer])
+        spread = "" if math.isnan(error) else f" +- {error:.3f}"
+        return (
+            f'"{self.prompt}" -> "{self.answer}"\n'
+            f"probability {self.clean:.3f}, with the subject noised {self.corrupted:.3f} "
+            f"(total effect {self.total_effect:.3f}, noise {self.noise:.4g}, "
+            f"{self.samples} samples)\n"
+            f"early site: block {site.layer}, {site.kind} at {self.tokens[site.token].strip()!r} "
+            f"({place}the subject's last token), indirect effect {site.effect:.3f}{spread}"
+        )
+
+    def __repr__(self) -> str:
+        """Return the summary."""
+        return self.summary()
+
+    def plot(self) -> Plot:
+        """Return heat maps of the effects: to print, to show in a notebook, or to `save`."""
+        titles = {
+            Kind.STATE: "state after the block restored",
+            Kind.MLP: f"MLP outputs of {self.window} block(s) restored",
+            Kind.ATTENTION: f"attention outputs of {self.window} block(s) restored",
+        }
+        maps = [
+            Heatmap(
+                title=titles[kind],
+                rows=self.tokens,
+                values=tuple(tuple(row) for row in grid.tolist()),
+                marked=frozenset(self.subject_tokens),
+            )
+            for kind, grid in self.effects.items()
+        ]
+        if self.severed:
+            maps.append(self._severed_map())
+        return Plot(tuple(maps), caption=self.summary(), note=CAVEAT)
+
+    def _severed_map(self) -> Heatmap:
+        """Return the effects at the subject's last token: ordinary, then with each path severed."""
+        last = self.subject_tokens[-1]
+        curves = {f"{path} severed": curve for path, curve in self.severed.items()}
+        if Kind.STATE in self.effects:
+            curves = {"nothing severed": self.effects[Kind.STATE][last], **curves}
+        return Heatmap(
+            title="state restored at the subject's last token",
+            rows=tuple(curves),
+            values=tuple(tuple(curve.tolist()) for curve in curves.values()),
+        )
+
     def to_json(self) -> dict[str, object]:
         """Return plain dictionaries and lists, as `corrigenda trace --json` prints them."""
         site = self.early_site()
@@ -208,13 +263,13 @@ def window_around(layer: int, width: int, num_layers: int) -> range:
 
 def causal_trace(
     lm: LanguageModel,
-    prompt: str,
-    subject: str,
+    prompt: str | Fact,
+    subject: str | None = None,
     *,
     subject_start: int | None = None,
     answer: str | None = None,
-    kinds: Sequence[Kind] = (Kind.STATE,),
-    severed: Sequence[Kind] = (),
+    kinds: Kind | str | Sequence[Kind | str] = (Kind.STATE,),
+    severed: Kind | str | Sequence[Kind | str] = (),
     window: int | None = None,
     samples: int = 10,
     noise: float | None = None,
@@ -229,14 +284,15 @@ def causal_trace(
 
     Args:
         lm: The model; left as it was.
-        prompt: Text up to the answer.
-        subject: Text within the prompt.
+        prompt: Text up to the answer; or a fact, for its prompt and subject.
+        subject: Text within the prompt; found where only one is possible, if None.
         subject_start: Character at which the subject starts, where it occurs more than once.
         answer: Text whose probability is read. The model's own next token if None, as in the paper;
             for an answer of several tokens the geometric mean of their probabilities under teacher
             forcing.
-        kinds: What to restore: block outputs singly, MLP and attention outputs in windows.
-        severed: Paths to cut at the subject's last token (`Kind.MLP`, `Kind.ATTENTION`).
+        kinds: What to restore: "state" (block outputs singly), "mlp", "attention" (their outputs in
+            windows of blocks).
+        severed: Paths to cut at the subject's last token: "mlp", "attention".
         window: Blocks restored at once for MLP and attention; `default_window` if None.
         samples: Noise samples. All restorations share them.
         noise: Standard deviation of the noise. If None, 3 times the deviation of this subject's own
@@ -253,6 +309,12 @@ def causal_trace(
     Reference: ROME (Meng et al. 2022), section 2 and appendix B. Unlike the authors' code, the
     subject is found by character offsets, and restorations share passes.
     """
+    lm = require_lm(lm)
+    if isinstance(prompt, Fact):
+        subject, subject_start = subject or prompt.subject, prompt.subject_start
+        prompt = prompt.prompt
+    subject = subject or subject_of(lm, prompt)
+    kinds, severed = _parse_kinds(kinds), _parse_kinds(severed)
     width = default_window(lm.num_layers) if window is None else window
     _check(kinds, severed, width, samples, noise)
     question, text = ask_about(lm, prompt, subject, subject_start=subject_start, answer=answer)
@@ -349,6 +411,11 @@ def _restored(kind: Kind, layer: int, width: int, num_layers: int) -> tuple[Poin
 
 def _with_rows_before(grid: Float[Tensor, "rows layer"], before: int) -> Float[Tensor, "pos layer"]:
     return torch.cat([grid.new_zeros(before, grid.shape[1]), grid])
+
+
+def _parse_kinds(given: Kind | str | Sequence[Kind | str]) -> tuple[Kind, ...]:
+    several = [given] if isinstance(given, str) else given
+    return tuple(dict.fromkeys(parse_choice(Kind, kind) for kind in several))
 
 
 def _check(

@@ -27,10 +27,11 @@ from corrigenda.engines.attribution import (
 )
 from corrigenda.engines.locate.contexts import generate_contexts
 from corrigenda.errors import BadConfig
-from corrigenda.facts import find_subject
-from corrigenda.lm.kv_cache import pad_id, widened
+from corrigenda.facts import Fact, find_subject
+from corrigenda.lm.kv_cache import pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, key, state
+from corrigenda.lm.wrapping import require_lm
 
 SUPPRESS, AMPLIFY = 0.0, 2.0
 """Factors by which the paper scales neurons to see what they do."""
@@ -50,7 +51,7 @@ class Effect(NamedTuple):
     amplified: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class KnowledgeNeurons:
     """Attributions of an answer to the neurons of all blocks, and the neurons that express it.
 
@@ -104,6 +105,24 @@ class KnowledgeNeurons:
         missed = self.scores.sum(dim=-1) - (self.clean[:, None] - self.without)
         return float(missed.abs().max())
 
+    def summary(self) -> str:
+        """Return the answer, the neurons found and their effect in a few lines."""
+        place = "where the answer is read"
+        if self.subject is not None:
+            place = f'at the last token of "{self.subject}"'
+        return (
+            f'"{self.prompts[0]}" -> "{self.answer}", {place}\n'
+            f"{len(self.neurons)} neuron(s) in at least {self.share:.0%} of {len(self.prompts)} "
+            f"phrasing(s); above the threshold in the plain prompt: {self.coarse[0]}\n"
+            f"probability {self.effect.clean:.3f}, with these at 0 {self.effect.suppressed:.3f}, "
+            f"doubled {self.effect.amplified:.3f}\n"
+            f"sums of attributions miss the differences by at most {self.largest_gap:.2g}"
+        )
+
+    def __repr__(self) -> str:
+        """Return the summary."""
+        return self.summary()
+
     def to_json(self) -> dict[str, object]:
         """Return plain dictionaries and lists, as `corrigenda neurons --json` prints them."""
         return {
@@ -127,7 +146,7 @@ class KnowledgeNeurons:
 
 def knowledge_neurons(
     lm: LanguageModel,
-    prompt: str,
+    prompt: str | Fact,
     *,
     answer: str | None = None,
     subject: str | None = None,
@@ -144,7 +163,7 @@ def knowledge_neurons(
 
     Args:
         lm: The model; left as it was.
-        prompt: Text up to the answer.
+        prompt: Text up to the answer; or a fact, for its prompt and its paraphrases, if it has any.
         answer: Text whose probability is attributed; the model's own next token if None. Several
             tokens are read under teacher forcing, each at its own position, and averaged.
         subject: Scale the units at the last token of this text, which every phrasing must hold. If
@@ -168,6 +187,10 @@ def knowledge_neurons(
 
     Reference: Dai et al. 2022, section 3. See `knowledge_neurons.md` of the method.
     """
+    lm = require_lm(lm)
+    if isinstance(prompt, Fact):
+        paraphrases = paraphrases if paraphrases is not None else prompt.paraphrases or None
+        prompt = prompt.prompt
     if not (0 <= threshold <= 1 and 0 < share <= 1 and steps >= 1):
         raise BadConfig(
             f"threshold {threshold}, share {share}, {steps} steps.",
@@ -244,7 +267,7 @@ def scaled_probability(
     with lm.swap(dict(map(scaling, units))):
         hidden = lm.tap(tokens, [top], positions=tokens.lengths - 1)[top]
     with torch.inference_mode():
-        shares = widened(lm.head(hidden)).softmax(dim=-1)
+        shares = widen(lm.head(hidden)).softmax(dim=-1)
         labels = torch.tensor([one.label for one in asked], device=shares.device)
         return float(shares.gather(-1, labels[:, None]).mean())
 

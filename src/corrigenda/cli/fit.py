@@ -1,4 +1,4 @@
-"""`corrigenda fit`: what a method must learn of a model, once, kept in the cache."""
+"""`corrigenda fit`: fit what a method needs to know about a model, once, into the cache."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The command `corrigenda`: its groups, its exit status, and what happens to errors.
+"""The command `corrigenda`: its groups, its exit status, and the report of errors.
 
-Exit status: 0 ok, 1 a finding (an edit that did not take, patches that differ), 2 misuse, 70 a
-defect of ours.
+Exit status: 0 done, 1 a finding (an edit without success, patches that differ), 2 misuse, 70 a
+defect of this library.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typer.core import TyperGroup
 
 from corrigenda.cli import (
     ask,
-    bench,
     benchmarks,
     doctor,
     edit,
+    evaluate,
     fit,
     listing,
     neurons,
@@ -57,7 +57,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="Correct facts in language models: see what changed and what did not, undo it, keep it.",
+    help="Correct facts in language models: see what changed and what did not, undo it, save it.",
     epilog="Start with: corrigenda models; corrigenda methods; corrigenda edit --help",
 )
 for command in (
@@ -67,15 +67,14 @@ for command in (
     listing.methods,
     listing.models,
     benchmarks.benchmarks,
-    benchmarks.benchmark,
-    bench.bench,
+    evaluate.evaluate,
     report.report,
     report.compare,
     patches.diff,
-    patches.merge,
+    patches.compose,
     patches.transform,
     patches.export,
-    patches.revert,
+    patches.restore,
     trace.trace,
     neurons.neurons,
     doctor.doctor,

@@ -1,4 +1,4 @@
-"""`corrigenda neurons`: which inner units express an answer."""
+"""`corrigenda neurons`: find the inner units that express an answer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def neurons(
         list[str] | None,
         typer.Option(
             "--paraphrase",
-            help="Another phrasing; may be repeated. Without any, the prompt behind prefixes that "
+            help="Another phrasing; may be repeated. Without any, the prompt after prefixes that "
             "the model writes.",
             show_default=False,
         ),
@@ -96,17 +96,17 @@ def neurons(
     )
 
     def draw(console: Console) -> None:
-        console.print(Text(_summary(result)))
+        console.print(Text(_summarise(result)))
         console.print()
-        console.print(_by_layer(result))
+        console.print(_draw_layers(result))
         if result.neurons:
             console.print()
-            console.print(_neurons(result, top))
+            console.print(_draw_neurons(result, top))
 
     output.show({"model": lm.name, **result.to_json()}, as_json=as_json, people=draw)
 
 
-def _summary(result: KnowledgeNeurons) -> str:
+def _summarise(result: KnowledgeNeurons) -> str:
     place = "where the answer is read"
     if result.subject is not None:
         place = f'at the last token of "{result.subject}"'
@@ -122,7 +122,7 @@ def _summary(result: KnowledgeNeurons) -> str:
     )
 
 
-def _by_layer(result: KnowledgeNeurons) -> Table:
+def _draw_layers(result: KnowledgeNeurons) -> Table:
     rows = [
         (layer, total, sum(one.layer == layer for one in result.neurons))
         for layer, total in enumerate(result.by_layer())
@@ -130,7 +130,7 @@ def _by_layer(result: KnowledgeNeurons) -> Table:
     return output.table(["block", "attribution of all units", "neurons"], rows)
 
 
-def _neurons(result: KnowledgeNeurons, top: int) -> Table:
+def _draw_neurons(result: KnowledgeNeurons, top: int) -> Table:
     listed = result.strongest(top)
     left = len(result.neurons) - len(listed)
     rows = [(one.layer, one.unit, result.score(one)) for one in listed]

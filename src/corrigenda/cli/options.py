@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options shared by several commands."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from corrigenda.errors import BadConfig, WriteFailed
 if TYPE_CHECKING:
     from corrigenda.lm.model import LanguageModel
 
-# Arguments of `cg.edit` and `cg.fit` that stand beside the options of a method.
+# Arguments of `cg.edit` and `cg.fit`, which no option of a method may be called.
 _ARGUMENTS = frozenset(
-    ["lm", "facts", "method", "state", "corpus", "progress", "layer", "transforms"]
+    ["lm", "facts", "editor", "method", "state", "corpus", "progress", "layer", "transforms"]
 )
 Setting = bool | int | float | str | list[object] | dict[str, object] | None
 
@@ -78,7 +78,7 @@ Text = Annotated[
 
 
 def parse_settings(settings: Sequence[str] | None) -> dict[str, Setting]:
-    """Turn `option=value` texts into options; a value that is not JSON is text.
+    """Return the options in texts `option=value`; a value that is not JSON is text.
 
     Raises:
         BadConfig (CG502): an entry without `=` or without a name, or one that is no option.
@@ -103,7 +103,7 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, Setting]:
 
 
 def open_model(name: str, *, dtype: str | None, device: str) -> LanguageModel:
-    """Load the model a command was given.
+    """Return the model that a command was given, loaded.
 
     Raises:
         BadConfig (CG502): no such dtype or device.

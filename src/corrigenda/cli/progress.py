@@ -1,4 +1,4 @@
-"""One progress bar on stderr for every command that makes people wait."""
+"""Progress bars on stderr for commands that take long."""
 
 from __future__ import annotations
 

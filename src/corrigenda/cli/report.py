@@ -1,4 +1,4 @@
-"""`corrigenda report` and `corrigenda compare`: what runs found, to read and to hand on."""
+"""`corrigenda report` and `corrigenda compare`: results of runs, as tables and pages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from corrigenda.run.spec import Intervals
 
 Runs = Annotated[
-    Path, typer.Option("--runs", metavar="FOLDER", help="Where runs are kept.", show_default=True)
+    Path, typer.Option("--runs", metavar="FOLDER", help="Folder of all runs.", show_default=True)
 ]
 Metrics = Annotated[
     list[str] | None,
@@ -50,7 +50,7 @@ def report(
     folder: Runs = Path("runs"),
     as_json: options.AsJson = False,
 ) -> None:
-    """Show what runs found: tables, curves, error types, generations, and what to cite.
+    """Report the results of runs: tables, curves, error types, generations, and citations.
 
     An HTML file holds everything and needs no network. Without --output the tables are printed.
     """
@@ -67,10 +67,10 @@ def report(
         title=title,
         metrics=metric or (),
         case=case,
-        intervals=_intervals(recorded[0].spec.intervals, level, hierarchical),
+        intervals=_change_intervals(recorded[0].spec.intervals, level, hierarchical),
     )
     if out is not None:
-        write_text(out, _written(made, out))
+        write_text(out, _render(made, out))
     output.show(
         {**plain.as_data(made), "file": str(out) if out else None},
         as_json=as_json,
@@ -108,7 +108,7 @@ def compare(
             ],
         },
         as_json=as_json,
-        people=lambda console: _draw_compared(
+        people=lambda console: _draw_comparison(
             console,
             found,
             (one.spec.editor.title, other.spec.editor.title),
@@ -122,15 +122,16 @@ def _require_form(out: Path) -> None:
         raise BadConfig(f'"{out.name}" names no form of report.', hint=f"Use one of {_KNOWN}.")
 
 
-def _intervals(own: Intervals, level: float | None, hierarchical: bool) -> Intervals:
-    """Those of a run, with what the options change."""
+def _change_intervals(own: Intervals, level: float | None, hierarchical: bool) -> Intervals:
+    """Return the interval settings of a run, changed as the options say."""
     if level is not None and not 0 < level < 1:
         raise BadConfig(f"{level:g} is no level of an interval.", hint="Give 0.95 or 0.99.")
     changes = {"level": level or own.level, "hierarchical": hierarchical or own.hierarchical}
     return own.model_copy(update=changes)
 
 
-def _written(made: Report, out: Path) -> str:
+def _render(made: Report, out: Path) -> str:
+    """Return a report in the form that the suffix of the file names."""
     from corrigenda.reports import plain
     from corrigenda.reports.page import page
 
@@ -161,7 +162,7 @@ def _draw(console: Console, made: Report, out: Path | None) -> None:
     console.print(numbers.legend(made.bootstrap))
 
 
-def _draw_compared(
+def _draw_comparison(
     console: Console, found: list[Compared], titles: tuple[str, str], level: float
 ) -> None:
     from corrigenda.reports import numbers

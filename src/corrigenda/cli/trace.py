@@ -1,4 +1,4 @@
-"""`corrigenda trace`: where a model keeps a fact."""
+"""`corrigenda trace`: find where a model stores a fact, by causal tracing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from corrigenda.errors import BadConfig, did_you_mean
 
 if TYPE_CHECKING:
     from corrigenda.analysis.causal_trace import CausalTrace, Kind
-    from corrigenda.reports.heatmap import Heatmap
+    from corrigenda.analysis.heatmap import Heatmap
 
 
 def trace(
@@ -74,18 +74,18 @@ def trace(
     device: options.Device = "cpu",
     as_json: options.AsJson = False,
 ) -> None:
-    """Draw where restoring a hidden state brings a fact back (causal tracing)."""
+    """Show where restoring a hidden state restores a fact (causal tracing)."""
     if figure is not None:
-        from corrigenda.reports.heatmap import check_figure
+        from corrigenda.analysis.heatmap import check_figure
 
         options.check_folder(figure)
         check_figure(figure)
-    kinds = _kinds(kind)
+    kinds = _parse_kinds(kind)
     lm = options.open_model(model, dtype=dtype, device=device)
     from corrigenda.analysis.causal_trace import CAVEAT, Kind, causal_trace
 
     if subject is None:
-        from corrigenda.api import subject_of
+        from corrigenda.engines.pocket_world import subject_of
 
         subject = subject_of(lm, prompt)
     result = causal_trace(
@@ -100,20 +100,20 @@ def trace(
         noise=noise,
         seed=seed,
     )
-    maps = _maps(result)
+    maps = _draw_maps(result)
     if figure is not None:
-        from corrigenda.reports.heatmap import save_heatmaps
+        from corrigenda.analysis.heatmap import save_heatmaps
 
         save_heatmaps(maps, figure, note=CAVEAT)
 
     def draw(console: Console) -> None:
-        console.print(Text(_summary(result)))
+        console.print(Text(_summarise(result)))
         for each in maps:
             console.print()
             console.print(each)
         if result.severed:
             console.print()
-            console.print(_curves(result))
+            console.print(_draw_curves(result))
         console.print()
         console.print(Text(CAVEAT, style="dim"))
         if figure is not None:
@@ -123,7 +123,7 @@ def trace(
     output.show({"model": lm.name, **result.to_json(), **saved}, as_json=as_json, people=draw)
 
 
-def _kinds(text: str) -> list[Kind]:
+def _parse_kinds(text: str) -> list[Kind]:
     from corrigenda.analysis.causal_trace import Kind
 
     names = [str(kind) for kind in Kind]
@@ -138,9 +138,9 @@ def _kinds(text: str) -> list[Kind]:
     return [Kind(name) for name in asked]
 
 
-def _maps(result: CausalTrace) -> list[Heatmap]:
+def _draw_maps(result: CausalTrace) -> list[Heatmap]:
     from corrigenda.analysis.causal_trace import Kind
-    from corrigenda.reports.heatmap import Heatmap
+    from corrigenda.analysis.heatmap import Heatmap
 
     titles = {
         Kind.STATE: "state after the block restored",
@@ -158,10 +158,10 @@ def _maps(result: CausalTrace) -> list[Heatmap]:
     ]
 
 
-def _curves(result: CausalTrace) -> Heatmap:
-    """Effects at the subject's last token: ordinary, then with each path severed."""
+def _draw_curves(result: CausalTrace) -> Heatmap:
+    """Draw the effects at the subject's last token: with no path severed, then with each."""
     from corrigenda.analysis.causal_trace import Kind
-    from corrigenda.reports.heatmap import Heatmap
+    from corrigenda.analysis.heatmap import Heatmap
 
     last = result.subject_tokens[-1]
     rows, values = [], []
@@ -176,7 +176,7 @@ def _curves(result: CausalTrace) -> Heatmap:
     )
 
 
-def _summary(result: CausalTrace) -> str:
+def _summarise(result: CausalTrace) -> str:
     site = result.early_site()
     place = "the subject's last token" if site.at_subject_last else "not the subject's last token"
     error = float(result.errors[site.kind][site.token, site.layer])

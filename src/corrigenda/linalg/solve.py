@@ -7,6 +7,9 @@ facts. With more facts than coordinates the same updates come from d_in x d_in s
 
 from __future__ import annotations
 
+# Parts of torch have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from typing import NamedTuple
 
 import torch

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corrigenda.errors import BadConfig, EmptyTarget, PromptTooLong
-from corrigenda.lm.interception import through
+from corrigenda.lm.interception import answer_directly, ask_rewritten
 from corrigenda.lm.kv_cache import (
     Continuation,
     Decoder,
@@ -115,7 +115,7 @@ def score(
         targets = [pairs[place][1] for place in places]
         return _score(lm, list(zip(prompts, targets, strict=True)), batch_tokens)
 
-    return through(lm, [prompt for prompt, _ in pairs], plainly)
+    return ask_rewritten(lm, [prompt for prompt, _ in pairs], plainly)
 
 
 def _score(
@@ -143,7 +143,7 @@ def gives(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[bool]:
     Raises:
         PromptTooLong (CG105), EmptyTarget (CG102): as `score`.
     """
-    replies = lm.asking.answered(lm, [prompt for prompt, _ in pairs])
+    replies = answer_directly(lm, [prompt for prompt, _ in pairs])
     left = [pair for pair, reply in zip(pairs, replies, strict=True) if reply is None]
     rated = iter(score(lm, left))
     return [
@@ -169,7 +169,7 @@ def next_token_top(
     def plainly(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[list[Candidate]]:
         return _next_token_top(lm, prompts, k, batch_tokens)
 
-    return through(lm, prompts, plainly)
+    return ask_rewritten(lm, prompts, plainly)
 
 
 def _next_token_top(
@@ -370,13 +370,13 @@ def _answered(
     ask: Callable[[LanguageModel, list[int], list[str]], Sequence[Continuation]],
 ) -> list[Continuation]:
     """What answerers say, as a continuation; of the model what they leave open."""
-    answers = lm.asking.answered(lm, prompts)
+    answers = answer_directly(lm, prompts)
     left = [index for index, text in enumerate(answers) if text is None]
 
     def of_left(lm: LanguageModel, places: list[int], prompts: list[str]) -> Sequence[Continuation]:
         return ask(lm, [left[place] for place in places], prompts)
 
-    said = iter(through(lm, [prompts[index] for index in left], of_left))
+    said = iter(ask_rewritten(lm, [prompts[index] for index in left], of_left))
     return [next(said) if text is None else Continuation(f" {text}\n", None) for text in answers]
 
 

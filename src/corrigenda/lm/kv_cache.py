@@ -70,7 +70,7 @@ def token_budget(lm: LanguageModel, batch_tokens: int | None = None) -> int:
     return batch_tokens or (_CPU_TOKENS if lm.device.type == "cpu" else _GPU_TOKENS)
 
 
-def widened(logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+def widen(logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
     """Return logits as float32, or as they are when they have more digits."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -180,7 +180,7 @@ def _continue(
             logits_to_keep=1,
         )
         cache = output.past_key_values
-        chosen = choose(widened(output.logits[:, -1]), batch)
+        chosen = choose(widen(output.logits[:, -1]), batch)
         running: list[int] = []
         for place, (index, token) in enumerate(zip(batch, chosen, strict=True)):
             if token in ends:
@@ -192,7 +192,7 @@ def _continue(
             keep = torch.tensor(running, dtype=torch.long, device=mask.device)
             if running:
                 cache.batch_select_indices(keep)
-                lm.prompts.keep(keep)
+                lm.prompt_ends.select(keep)
             mask, positions = mask[keep], positions[keep]
             batch = [batch[place] for place in running]
             chosen = [chosen[place] for place in running]

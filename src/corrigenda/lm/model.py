@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -16,21 +17,18 @@ from corrigenda.errors import QuantisedWeights
 from corrigenda.lm.digest import digest
 from corrigenda.lm.families import Family
 from corrigenda.lm.head import logits_of
-from corrigenda.lm.hooks import Hooks, TensorMap
-from corrigenda.lm.interception import Asking
+from corrigenda.lm.hooks import Hooks, TensorMap, Term, additions
+from corrigenda.lm.interceptors import Interceptors
 from corrigenda.lm.loading import load_pair, require_fast
 from corrigenda.lm.probing import resolve
-from corrigenda.lm.prompt_ends import Prompts
+from corrigenda.lm.prompt_ends import PromptEnds
+from corrigenda.lm.session import ActivePatches, session_of
 from corrigenda.lm.sites import Point, Site, Tokens
-from corrigenda.lm.storage import Rows, Storage
-
-
-class _Reached(Exception):
-    """Everything asked for has been captured; the rest of the pass is not needed."""
+from corrigenda.lm.storage import OutputRows, Storage
 
 
 class LanguageModel:
-    """A causal language model with a fast tokenizer.
+    """Causal language model with its fast tokenizer, addressed by layer and part.
 
     The model computes what it computed before. It is set to evaluation mode, and its parameters are
     frozen (`requires_grad` False) at construction; neither is undone later.
@@ -40,10 +38,9 @@ class LanguageModel:
         tokenizer: Its fast tokenizer.
         family: What is known about its architecture.
         name: How messages and files refer to it.
-        patches: The patches active on it; kept by `corrigenda.patch`.
-        prompts: Where the prompts of the running pass end. Shared, as the patches are, by all that
-            wrap the same model.
-        asking: Who rewrites prompts or answers in its place.
+
+    All that wrap the same model share its active patches and the rest of its session
+    (`corrigenda.lm.session`).
 
     Example:
         >>> from corrigenda.testing.tiny import tiny_model
@@ -78,12 +75,8 @@ class LanguageModel:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.family = family or resolve(model)
-        self.patches: Sequence[object] = ()
         self._storage = Storage(model, self.family)
         self._hooks = Hooks(self._storage, self.family)
-        shared = model.__dict__
-        self.prompts: Prompts = shared.setdefault("_corrigenda_prompts", Prompts(model))
-        self.asking: Asking = shared.setdefault("_corrigenda_asking", Asking())
         # Models with ALiBi take none: they count from the mask.
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
@@ -119,6 +112,21 @@ class LanguageModel:
     def __repr__(self) -> str:
         shape = f"{self.num_layers} layers x {self.d_model}"
         return f"<{self.name}: {self.family.name}, {shape}, {self.dtype}>"
+
+    @property
+    def patches(self) -> ActivePatches[Any]:
+        """The patches active on the model, in order of application."""
+        return ActivePatches(session_of(self.model))
+
+    @property
+    def interceptors(self) -> Interceptors:
+        """Active edits that rewrite the model's prompts, or answer in its place."""
+        return session_of(self.model).interceptors
+
+    @property
+    def prompt_ends(self) -> PromptEnds:
+        """Where the prompts of the running pass end."""
+        return session_of(self.model).prompt_ends
 
     @property
     def num_layers(self) -> int:
@@ -217,7 +225,7 @@ class LanguageModel:
         """Return the module that holds a weight; fused parts share one."""
         return self._storage.find(site).module
 
-    def rows(self, site: Site) -> Rows:
+    def rows(self, site: Site) -> OutputRows:
         """Return which outputs of `module(site)` are this site's: all, unless it is fused."""
         return self._storage.find(site).rows
 
@@ -229,7 +237,7 @@ class LanguageModel:
         *,
         positions: Int[Tensor, " batch"] | Int[Tensor, "batch k"] | None = None,
     ) -> dict[Point, Tensor]:
-        """Capture tensors in one pass that stops behind the last of them; no gradients.
+        """Capture tensors in one pass that stops after the last of them; no gradients.
 
         Inputs and outputs of an expert's weight exist only for the tokens routed to it: rows of
         other tokens are NaN.
@@ -245,24 +253,26 @@ class LanguageModel:
         Raises:
             UnknownSite (CG303): the model has no such point.
         """
-        captured: dict[Point, Tensor] = {}
-        wanted = dict.fromkeys(points)
+        if positions is None:
+            return self.run_until(tokens, points)
+        return self.run_until(tokens, points, keep=lambda tensor: gather(tensor, positions))
 
-        def recorder(point: Point) -> TensorMap:
-            def record(tensor: Tensor) -> Tensor:
-                captured[point] = tensor if positions is None else gather(tensor, positions)
-                if len(captured) == len(wanted):
-                    raise _Reached
-                return tensor
+    def run_until(
+        self, tokens: Tokens, points: Sequence[Point], *, keep: TensorMap | None = None
+    ) -> dict[Point, Tensor]:
+        """Run the model until all points are reached, and return their tensors; gradients flow.
 
-            return record
+        Args:
+            tokens: The batch.
+            points: Where to read.
+            keep: What to keep of each tensor; by default all of it.
 
-        if not wanted:
+        Raises:
+            UnknownSite (CG303): the model has no such point.
+        """
+        if not points:
             return {}
-        recorders = {point: recorder(point) for point in wanted}
-        with self._hooks.attached(recorders), suppress(_Reached):
-            self._forward(tokens)
-        return {point: captured[point] for point in wanted}
+        return self._hooks.run_until(points, lambda: self._forward(tokens), keep)
 
     def swap(self, transforms: Mapping[Point, TensorMap]) -> AbstractContextManager[None]:
         """Replace tensors of the forward pass, until left.
@@ -277,12 +287,28 @@ class LanguageModel:
         """
         return self._hooks.attached(transforms)
 
+    def add(
+        self, terms: Mapping[Site, Term], *, inputs: Mapping[Site, Point] | None = None
+    ) -> AbstractContextManager[None]:
+        """Add a term, made from a weight's input, to the weight's output, until left.
+
+        Gradients flow to what a term is made of; see `corrigenda.lm.hooks.additions` for dtypes.
+
+        Args:
+            terms: By site, a function from input and output of the weight to what is added.
+            inputs: Points that terms read in place of the input of their own weight.
+
+        Raises:
+            UnknownSite (CG303): the model has no such point.
+        """
+        return self._hooks.attached(additions(terms, inputs))
+
     def logits(self, tokens: Tokens) -> Float[Tensor, "batch pos vocab"]:
         """Run the model; gradients flow to what `swap` puts in."""
         return self._forward(tokens)
 
     def head(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
-        """Turn states behind the last block into logits: final norm, head, soft-capping."""
+        """Turn states after the last block into logits: final norm, head, soft-capping."""
         return logits_of(self.model, self.family, hidden)
 
     def digest(self) -> str:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.lm.kv_cache import batches, pad_id, token_budget, widened
+from corrigenda.lm.kv_cache import batches, pad_id, token_budget, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens, state
 
@@ -109,7 +109,7 @@ def states_at(
     at = torch.tensor([[*own, *[own[-1]] * (width - len(own))] for own in reads])
     real = torch.tensor([[j < len(own) for j in range(width)] for own in reads])
     last = state(lm.num_layers - 1)
-    with lm.prompts.told(at[:, 0].to(lm.device)):
+    with lm.prompt_ends.mark(at[:, 0].to(lm.device)):
         hidden = lm.tap(tokens, [last], positions=at.to(lm.device))[last]
     return hidden[real.to(hidden.device)]
 
@@ -122,7 +122,7 @@ def logits_in_parts(
     with torch.inference_mode():
         for begin in range(0, len(hidden), size):
             part = slice(begin, begin + size)
-            yield part, widened(lm.head(hidden[part]))
+            yield part, widen(lm.head(hidden[part]))
 
 
 class _Place(NamedTuple):
@@ -232,7 +232,7 @@ def _shared(
     """
     if getattr(lm.model.config.get_text_config(), "sliding_window", None):
         return [], [*hosts]
-    found = [*_alike(rows, hosts, whole_prompts=lm.prompts.are_watched)]
+    found = [*_alike(rows, hosts, whole_prompts=lm.prompt_ends.are_followed)]
     groups = [one for one in found if one.spared >= _SPARED_EACH]
     spared = sum(one.spared for one in groups)
     if spared < max(_SPARED_TOKENS, _SPARED_SHARE * sum(len(rows[host].ids) for host in hosts)):
@@ -314,7 +314,7 @@ def _behind(
         [place for row in one.members for place in hosts[row].get(len(one.prefix) - 1, [])]
         for one in groups
     ]
-    found.take(widened(output.logits[:, -1]), at_end)
+    found.take(widen(output.logits[:, -1]), at_end)
     added = [
         (number, row, rows[row].ids[len(one.prefix) :])
         for number, one in enumerate(groups)
@@ -326,7 +326,7 @@ def _behind(
     chosen = torch.tensor([number for number, _, _ in added], device=lm.device)
     cache = output.past_key_values
     cache.batch_select_indices(chosen)
-    lm.prompts.keep(chosen)
+    lm.prompt_ends.select(chosen)
     rest = Tokens.pad([ids for _, _, ids in added], pad_id(lm), side="left").to(lm.device)
     lengths = mask.sum(1)[chosen]
     read = [
@@ -349,4 +349,4 @@ def _behind(
         for position in own
     ]
     at = torch.tensor([(line, column) for line, column, _ in lines], device=lm.device)
-    found.take(widened(logits[at[:, 0], at[:, 1]]), [places for _, _, places in lines])
+    found.take(widen(logits[at[:, 0], at[:, 1]]), [places for _, _, places in lines])

@@ -14,7 +14,7 @@ from corrigenda.errors import QuantisedWeights, UnknownSite, did_you_mean
 from corrigenda.lm.families import Family, Slot
 from corrigenda.lm.sites import PARTS, Site
 
-Rows = slice | Int[Tensor, " d_out"]
+OutputRows = slice | Int[Tensor, " d_out"]
 """Which outputs of a module belong to a site."""
 
 ALL_ROWS = slice(None)
@@ -33,7 +33,7 @@ class Place(NamedTuple):
     path: str
     module: nn.Module
     parameter: str
-    rows: Rows
+    rows: OutputRows
 
     @property
     def whole(self) -> bool:
@@ -140,7 +140,7 @@ class Storage:
             )
         return parameter.T if isinstance(place.module, Conv1D) else parameter
 
-    def _rows(self, part: str, slot: Slot) -> Rows:
+    def _rows(self, part: str, slot: Slot) -> OutputRows:
         config = self._config
         match slot.fused:
             case "":

@@ -13,8 +13,9 @@ from corrigenda.cases import Protocol
 from corrigenda.errors import MissingData
 from corrigenda.metrics import error_types, sequences
 from corrigenda.metrics.estimate import Bootstrap, Estimate
-from corrigenda.metrics.registry import Metric, Records, evaluate
-from corrigenda.metrics.selection import as_before, at, tagged
+from corrigenda.metrics.metric import Metric, RunRecords
+from corrigenda.metrics.registry import evaluate
+from corrigenda.metrics.selection import as_before, at, with_tag
 from corrigenda.reports import numbers
 from corrigenda.reports.citations import Citation, citations
 from corrigenda.rows import Row, Stage
@@ -296,7 +297,7 @@ def _lines(runs: Sequence[Recorded], metrics: Sequence[str]) -> Iterable[TableLi
     # Judged as answers of an edit that changed nothing.
     unedited = [dataclasses.replace(row, stage=Stage.AFTER) for row in as_before(last)]
     bootstrap = runs[0].spec.intervals.bootstrap()
-    known = evaluate(Records(unedited), plain, bootstrap=bootstrap)
+    known = evaluate(RunRecords(unedited), plain, bootstrap=bootstrap)
     before = {one.metric: one for one in known if one.n}
     for one in found:
         own = before.get(one.metric.name)
@@ -311,7 +312,7 @@ def _by_benchmark(runs: Sequence[Recorded], lines: Sequence[TableLine]) -> Itera
         tag for row in runs[0].rows for tag in row.tags if tag.startswith("benchmark=")
     )
     for tag in tags:
-        own = [run._replace(rows=tagged(run.rows, tag), measurements=[]) for run in runs]
+        own = [run._replace(rows=with_tag(run.rows, tag), measurements=[]) for run in runs]
         found = [
             line
             for line in _lines(own, [line.metric.name for line in lines])
@@ -373,7 +374,7 @@ def _curve(label: str, run: Recorded, wanted: Metric) -> Curve:
     moments = sorted({row.edits for row in rows if row.stage is Stage.AFTER})
     found: dict[int, Estimate] = {}
     for moment in moments:
-        (estimate,) = evaluate(Records(at(rows, moment)), [wanted.name], bootstrap=bootstrap)
+        (estimate,) = evaluate(RunRecords(at(rows, moment)), [wanted.name], bootstrap=bootstrap)
         if estimate.n and not math.isnan(estimate.value):
             found[moment] = estimate
     return Curve(label, (*found,), (*found.values(),))
@@ -403,7 +404,7 @@ def _errors(runs: Sequence[Recorded], labels: Sequence[str]) -> Iterable[ErrorSh
         decided, _ = error_types.verdicts(last)
         counts = Counter(verdict.outcome for _, verdict in decided)
         if decided:
-            shares = {str(one): counts[one] / len(decided) for one in error_types.Outcome}
+            shares = {str(one): counts[one] / len(decided) for one in error_types.AnswerType}
             yield ErrorShares(label, shares, len(decided))
 
 

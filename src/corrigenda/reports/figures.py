@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from corrigenda.errors import MissingExtra
-from corrigenda.metrics.error_types import Outcome
+from corrigenda.metrics.error_types import AnswerType
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _MARKERS = "osD^vPX*"
 _OUTCOME_COLOURS = {
-    Outcome.SUCCESS: "#009E73",
-    Outcome.MEANINGLESS: "#000000",
-    Outcome.MISSING: "#56B4E9",
-    Outcome.PARTIAL: "#E69F00",
-    Outcome.IRRELEVANT: "#D55E00",
+    AnswerType.SUCCESS: "#009E73",
+    AnswerType.MEANINGLESS: "#000000",
+    AnswerType.MISSING: "#56B4E9",
+    AnswerType.PARTIAL: "#E69F00",
+    AnswerType.IRRELEVANT: "#D55E00",
 }
 _SETTINGS = {"svg.hashsalt": "corrigenda", "svg.fonttype": "none", "font.size": 9}
 
@@ -82,7 +82,7 @@ def error_types(found: tuple[ErrorShares, ...]) -> str:
     def draw(axes: Axes) -> None:
         labels = [one.label for one in found]
         left = [0.0] * len(found)
-        for outcome in Outcome:
+        for outcome in AnswerType:
             widths = [100 * one.shares.get(str(outcome), 0.0) for one in found]
             colour = _OUTCOME_COLOURS[outcome]
             axes.barh(labels, widths, left=left, color=colour, label=str(outcome), height=0.7)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from corrigenda.metrics.estimate import Bootstrap, Estimate
-from corrigenda.metrics.registry import Better, Metric
+from corrigenda.metrics.metric import Better, Metric
 
 NOTHING = "-"
 

@@ -16,7 +16,7 @@
 | `baseline` | answers of the unedited model, asked once for all methods |
 | `row_builder` | answers become rows |
 | `costs`, `health`, `round_trip` | what the measures are made of |
-| `tasks`, `harness` | other tasks along a run: multiple choice, and those of lm-eval |
+| `tasks` | other tasks along a run: multiple choice, generated answers, and those of lm-eval |
 | `store` | rows on disk, part by part; `store.load` reads them |
 | `summary` | tables of runs |
 

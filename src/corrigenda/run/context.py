@@ -12,7 +12,7 @@ from corrigenda.run.plan import Unit, UnitStep
 from corrigenda.run.prober import Answer, AnswerTable, Query, ask
 from corrigenda.run.row_builder import BaselineAnswers
 from corrigenda.run.spec import RunSpec
-from corrigenda.run.tasks import TaskItem
+from corrigenda.run.tasks import RunItem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class UnitContext:
     distributions: AnswerTable
     abilities: tuple[Measurement, ...]
     texts: tuple[str, ...]
-    items: tuple[TaskItem, ...]
+    items: tuple[RunItem, ...]
     batch_tokens: int | None
 
     def ask(self, queries: Iterable[Query]) -> AnswerTable:

@@ -6,6 +6,9 @@ however often they are done.
 
 from __future__ import annotations
 
+# Ray has no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 import importlib
 import importlib.util
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence

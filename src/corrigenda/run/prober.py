@@ -6,6 +6,9 @@ Edits that rewrite prompts or answer themselves are obeyed, see `corrigenda.lm.i
 
 from __future__ import annotations
 
+# Parts of torch and transformers have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +19,7 @@ from torch import Tensor
 from corrigenda.cases import Probe, Protocol
 from corrigenda.errors import CorrigendaError, EmptyTarget
 from corrigenda.lm.decoding import continuations
-from corrigenda.lm.interception import through
+from corrigenda.lm.interception import ask_rewritten
 from corrigenda.lm.kv_cache import Continuation
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.scoring import Fed, Rating, rate
@@ -277,7 +280,7 @@ def _score_rewritten(
         return score(lm, [others[place] for place in places], prompts)
 
     prompts = [queries[wanted[i].query].prompt for i in others]
-    results = dict(zip(others, through(lm, prompts, score_others), strict=True))
+    results = dict(zip(others, ask_rewritten(lm, prompts, score_others), strict=True))
     results |= dict(zip(texts, score(lm, texts, [""] * len(texts)), strict=True))
     return [results[i] for i in range(len(wanted))]
 

@@ -23,7 +23,7 @@ from corrigenda.lm.loading import SHIPPED, shipped_folder
 from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.header import library_versions
 from corrigenda.progress import Progress
-from corrigenda.run import harness, plan, store
+from corrigenda.run import plan, store, tasks
 from corrigenda.run.baseline import read_answers, write_answers
 from corrigenda.run.executors import Executor, LocalExecutor, RunJob, load_model
 from corrigenda.run.lock import FolderLock, hold_lock
@@ -154,7 +154,7 @@ class _PlannedRun:
         self._spec, self._model, self._data = spec, model, data
         self._progress, self._batch_tokens = progress, batch_tokens
         health = tuple(map(tuple, plan.list_health_queries(spec)))
-        texts = plan.hash_content((health, harness.digest(spec.health)))
+        texts = plan.hash_content((health, tasks.harness_digest(spec.health)))
         self._id = run_id(spec, model, data.digest(), texts)
         self._store = Store(folder / self._id)
 
@@ -231,7 +231,7 @@ class _PlannedRun:
                 "units": len(units),
                 "counts": self._data.counts,
                 "files": self._data.files,
-                "versions": library_versions() | harness.versions(self._spec.health),
+                "versions": library_versions() | tasks.harness_versions(self._spec.health),
             }
         )
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+# Validators are given whatever a table or a caller holds.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -26,6 +29,7 @@ from corrigenda.cases import Protocol, Surroundings
 from corrigenda.errors import BadConfig, did_you_mean
 from corrigenda.methods.registry import METHODS
 from corrigenda.run.editor_spec import EditorSpec, Options, Table, is_editor
+from corrigenda.settings import Settings
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor
@@ -181,11 +185,40 @@ class Intervals(Table):
         return Bootstrap(**self.model_dump())
 
 
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, Mapping | DataSpec) else value
+def _as_table(value: object) -> object:
+    """Return the table of a name or of a benchmark object; else the value itself.
+
+    An object sets every option.
+    """
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Settings):
+        return {"name": value.name, "options": value.model_dump(mode="json")}
+    return value
 
 
-Benchmarks = Annotated[tuple[DataSpec, ...], BeforeValidator(_as_list), Field(min_length=1)]
+def _as_editor(value: object) -> object:
+    """Return the table of the name of a method or of an editor object; else the value itself."""
+    if isinstance(value, str):
+        return {"name": value}
+    return EditorSpec.from_editor(value) if is_editor(value) else value
+
+
+def _as_labelled_editor(value: object) -> object:
+    """Return the table of an editor; an object is labelled with the options it was given."""
+    if not is_editor(value):
+        return _as_editor(value)
+    given = [f"{name}={getattr(value, name)}" for name in sorted(value.model_fields_set)]
+    label = f"{value.name}({', '.join(given)})" if given else value.name
+    return EditorSpec.from_editor(value, label=label)
+
+
+def _as_tables(value: object) -> object:
+    several = [value] if isinstance(value, str | Mapping | DataSpec | Settings) else value
+    return [*map(_as_table, several)] if isinstance(several, Iterable) else value
+
+
+Benchmarks = Annotated[tuple[DataSpec, ...], BeforeValidator(_as_tables), Field(min_length=1)]
 
 
 class SharedSpec(Table):
@@ -244,19 +277,18 @@ class SharedSpec(Table):
                 metric(name)
 
 
-def _as_table(value: object) -> object:
-    return EditorSpec.from_editor(value) if is_editor(value) else value
-
-
 class RunSpec(SharedSpec):
     """One run: a model, a method, cases, and how they are edited and asked.
+
+    In Python, `editor` and `benchmark` are also objects or names:
+    `RunSpec(editor=cg.Rome(layer=5), benchmark="pocketedit")`.
 
     Attributes:
         editor: The method: an editor object such as `cg.Rome(layer=5)`, or a name with options. An
             object is taken as it is; a name is short for the method with the preset for the model.
     """
 
-    editor: Annotated[EditorSpec, BeforeValidator(_as_table)]
+    editor: Annotated[EditorSpec, BeforeValidator(_as_editor)]
 
     @model_validator(mode="after")
     def _resolve_editor(self) -> RunSpec:
@@ -305,7 +337,7 @@ class Recipe(SharedSpec):
     Attributes:
         title: Title of its table.
         about: The question that it answers.
-        methods: The methods: names, tables or editor objects.
+        methods: The methods: names, tables or editor objects; "all" is every method there is.
     """
 
     title: str = ""
@@ -368,10 +400,11 @@ def _make_error(kind: type[BaseModel], error: ValidationError) -> BadConfig:
 
 
 def _expand_methods(value: object) -> Iterator[object]:
+    if value == "all":
+        value = METHODS.names()
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ValueError("expected a list of methods")
-    for one in value:
-        yield {"name": one} if isinstance(one, str) else _as_table(one)
+        raise ValueError('expected a list of methods, or "all"')
+    yield from map(_as_labelled_editor, cast("Sequence[object]", value))
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:

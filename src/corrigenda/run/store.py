@@ -73,7 +73,7 @@ class Manifest(BaseModel):
     cases: int = 0
     units: int = 0
     counts: dict[str, JsonValue] = Field(default_factory=dict)
-    files: list[dict[str, JsonValue]] = Field(default_factory=list)
+    files: list[dict[str, JsonValue]] = Field(default_factory=list[dict[str, JsonValue]])
     versions: dict[str, str] = Field(default_factory=dict)
     started: str = ""
     finished: str = ""

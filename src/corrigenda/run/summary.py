@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from corrigenda.metrics.collapse import ROLLBACK
 from corrigenda.metrics.estimate import Bootstrap, Estimate
-from corrigenda.metrics.registry import Metric, Records, evaluate, metric
+from corrigenda.metrics.metric import Metric, RunRecords
+from corrigenda.metrics.registry import evaluate, metric
 from corrigenda.run.store import Recorded
 
 # Shown by other lines of the same table, or of interest only on request.
@@ -47,7 +48,7 @@ def make_lines(
     wanted = list(metrics) or list(runs[0].spec.metrics)
     bootstrap = bootstrap or runs[0].spec.intervals.bootstrap()
     found = [
-        evaluate(Records(run.rows, run.measurements), wanted or None, bootstrap=bootstrap)
+        evaluate(RunRecords(run.rows, run.measurements), wanted or None, bootstrap=bootstrap)
         for run in runs
     ]
     tables = [{one.metric: one for one in estimates} for estimates in found]

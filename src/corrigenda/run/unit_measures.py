@@ -9,7 +9,7 @@ from corrigenda.cases import Protocol
 from corrigenda.errors import CorrigendaError
 from corrigenda.patch.protocols import Patch
 from corrigenda.rows import Measurement, Row, Stage
-from corrigenda.run import costs, harness, health, tasks
+from corrigenda.run import costs, health, tasks
 from corrigenda.run.context import UnitContext
 from corrigenda.run.plan import UnitStep
 from corrigenda.run.rollback import Rollback
@@ -55,11 +55,11 @@ class UnitMeasures:
             yield costs.build_cost(run, label, "fit_seconds", work.fit_seconds, facts, edits)
         if step.asked_again and context.spec.health.drift:
             yield from health.measure_drift(run, label, context.lm, edits)
-        moment = harness.Moment(run, context.unit.label, edits)
+        moment = tasks.Moment(run, context.unit.label, edits)
         if step.number == 0:
-            yield from harness.at(context.abilities, moment, Stage.BEFORE)
+            yield from tasks.place_scores(context.abilities, moment, Stage.BEFORE)
         if step.asked_again:
-            yield from harness.measured(
+            yield from tasks.scores_after(
                 context.lm, context.spec.health, moment, context.batch_tokens
             )
 
@@ -77,7 +77,9 @@ class UnitMeasures:
         """Return the rows of the items of other tasks."""
         context = self._context
         like = self._build_row_like(step, tasks.FAMILY)
-        return tasks.rows(context.lm, context.items, like, context.baseline, context.batch_tokens)
+        return tasks.ask_items(
+            context.lm, context.items, like, context.baseline, context.batch_tokens
+        )
 
     def _build_row_like(self, step: UnitStep, role: str) -> Row:
         """Return a row of the whole model: which run, unit and moment."""

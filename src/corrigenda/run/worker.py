@@ -11,7 +11,7 @@ from corrigenda.patch.protocols import Patch
 from corrigenda.patch.weights import WeightPatch
 from corrigenda.progress import Progress
 from corrigenda.rows import Measurement
-from corrigenda.run import costs, harness, health, plan, tasks
+from corrigenda.run import costs, health, plan, tasks
 from corrigenda.run.context import UnitContext
 from corrigenda.run.plan import QueryBlock, Unit
 from corrigenda.run.prober import Answer, AnswerTable, ask
@@ -147,7 +147,7 @@ class Worker:
 
     def _build_context(self, unit: Unit, baseline: BaselineAnswers) -> UnitContext:
         if self._abilities is None:
-            self._abilities = harness.unedited(
+            self._abilities = tasks.scores_before(
                 self.lm, self.spec.health, self.base, self.batch_tokens
             )
         return UnitContext(

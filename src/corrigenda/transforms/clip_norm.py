@@ -12,7 +12,7 @@ from torch import Tensor
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.patch.changes import Change, Dense, Rows, norm, scaled
+from corrigenda.patch.changes import Change, Dense, Rows, norm, scale
 from corrigenda.transforms.spectra import spectral_norm
 from corrigenda.transforms.transform import Transform, Transformed, weight_of
 
@@ -112,7 +112,7 @@ def _spectral(change: Change) -> float:
 def _times(change: Change, factors: Float[Tensor, " k"], of: str) -> Change:
     """The change with its matrix, rows or columns scaled, in the same form."""
     if of == "matrix":
-        return scaled(change, float(factors))
+        return scale(change, float(factors))
     match change, of:
         case LowRank(left=left, right=right), "rows":
             return LowRank(left * factors[:, None].to(left.dtype), right)

@@ -23,6 +23,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, key
 from corrigenda.lm.sites import state as residual_stream
 from corrigenda.patch import Header, WeightPatch
+from corrigenda.patch.notes import round_series, summarise
 from corrigenda.state import State
 
 
@@ -303,13 +304,11 @@ class _Notes:
     def finish(self) -> dict[str, object]:
         """The notes for the header."""
         return {
-            **pipeline.summarise(
-                self.facts, [trace.status for trace in self.traces], self.warnings
-            ),
+            **summarise(self.facts, [trace.status for trace in self.traces], self.warnings),
             "search": [trace.to_dict() for trace in self.traces],
-            "key_agreement": pipeline.rounded(self.agreement),
-            "written_fraction": pipeline.rounded(self.fraction),
-            "missing": pipeline.rounded(self.missing),
+            "key_agreement": round_series(self.agreement),
+            "written_fraction": round_series(self.fraction),
+            "missing": round_series(self.missing),
             "key_condition": {name: f"{value:.3g}" for name, value in self.condition.items()},
             "conflicts": self.conflicts,
             "layers": [site.layer for site in self.plan.sites],

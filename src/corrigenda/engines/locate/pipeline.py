@@ -19,12 +19,11 @@ from corrigenda.editor import Editor
 from corrigenda.engines.locate.contexts import Contexts, Style, generate_contexts
 from corrigenda.engines.locate.layer_probe import probe_layer
 from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, search_memory
-from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact, Span
 from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Site, Tokens, value, write
+from corrigenda.lm.sites import Point, Site, Tokens, require_layers, value, write
 from corrigenda.lm.spans import Encoded, encode, encode_fact
 from corrigenda.patch import Header, header_for
 from corrigenda.progress import Progress
@@ -162,13 +161,7 @@ class LocateThenEdit(Editor):
         if layers is None:
             choice = probe_layer(lm, seed=self.seed)
             layers, notices = self.probed_layers(choice.layer, lm.num_layers), (choice.message,)
-        for layer in layers:
-            if layer >= lm.num_layers:
-                raise UnknownSite(
-                    f"there is no block {layer} in {lm.name}: it has {lm.num_layers}, from 0.",
-                    where=f"method {self.name}",
-                    hint=f"Choose from 0 to {lm.num_layers - 1}.",
-                )
+        require_layers(lm, layers, where=f"method {self.name}")
         return tuple(Site(layer) for layer in layers), notices
 
 
@@ -334,23 +327,6 @@ def norm_gain(
     if torch.equal(before, after):
         return None
     return after / torch.where(before == 0, torch.ones_like(before), before)
-
-
-def summarise(
-    facts: Sequence[Fact], statuses: Sequence[str], warnings: Sequence[str]
-) -> dict[str, object]:
-    """Notes common to all methods: the status of each fact, and notices in words."""
-    failed = [
-        f"{fact.label}: {status}; the target stayed unlikely in the search."
-        for fact, status in zip(facts, statuses, strict=True)
-        if status != "written"
-    ]
-    return {"status": list(statuses), "notices": [*warnings, *failed]}
-
-
-def rounded(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    """Six significant digits, for headers that people read."""
-    return {name: [float(f"{value:.6g}") for value in row] for name, row in values.items()}
 
 
 def _texts(state: State, name: str) -> tuple[str, ...]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
+from corrigenda.patch.notes import EVEN_ODDS, EditStatus
+
 Role = Literal["state", "value", "components"]
 """Where a delta enters: at the output of a block, at that of its down projection, or two deltas at
 the outputs of the last projections of its attention and of its feed-forward block."""
-
-Status = Literal["written", "not converged", "clamped"]
 
 
 class SearchSettings(NamedTuple):
@@ -68,7 +67,7 @@ class SearchRow(NamedTuple):
         return len(self.ids) - self.start
 
 
-class Losses(NamedTuple):
+class SearchLosses(NamedTuple):
     """Losses of one fact in one forward pass: `total = nll + kl + decay`.
 
     Where the target has settled, `nll` counts for less in `total`, see `SearchSettings`.
@@ -94,16 +93,16 @@ class SearchTrace:
             only where `SearchSettings.settled_kl` asks for it.
     """
 
-    losses: list[Losses] = field(default_factory=list)
+    losses: list[SearchLosses] = field(default_factory=list)
     stop: Literal["loss", "settled", "steps"] = "steps"
     clamped_steps: int = 0
     at_clamp: bool = False
     settled: bool = False
 
     @property
-    def status(self) -> Status:
+    def status(self) -> EditStatus:
         """Whether the target settled or got at least even odds (geometric mean), else why not."""
-        if self.stop != "steps" or self.settled or self.losses[-1].nll <= math.log(2.0):
+        if self.stop != "steps" or self.settled or self.losses[-1].nll <= EVEN_ODDS:
             return "written"
         return "clamped" if self.at_clamp else "not converged"
 

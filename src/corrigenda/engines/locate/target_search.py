@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corrigenda.engines.locate.records import (
-    Losses,
     Role,
+    SearchLosses,
     SearchRow,
     SearchSettings,
     SearchTrace,
@@ -34,8 +34,8 @@ from corrigenda.lm.sites import Tokens
 from corrigenda.lm.tail import Tail, memory_budget
 
 __all__ = [
-    "Losses",
     "Role",
+    "SearchLosses",
     "SearchRow",
     "SearchSettings",
     "SearchTrace",
@@ -287,7 +287,7 @@ def _record(
     traces: list[SearchTrace], names: Sequence[str], live: Tensor, losses: Float[Tensor, "n 4"]
 ) -> None:
     for fact in live.nonzero().flatten().tolist():
-        entry = Losses(*losses[fact].tolist())
+        entry = SearchLosses(*losses[fact].tolist())
         if not math.isfinite(entry.total):
             raise NonFinite(
                 f"the loss of the target search is {entry.total} at step "
@@ -357,7 +357,7 @@ def _read_head(
     read: _Read,
     grad: bool,
 ) -> Float[Tensor, "reads d_model"]:
-    """Losses at the head and their gradient with respect to the hidden states.
+    """SearchLosses at the head and their gradient with respect to the hidden states.
 
     The gradient of both losses with respect to the logits is written down directly (softmax minus
     one-hot, and `p * (log p - log p0 - KL)`), a few rows at a time, so the logits of a step are

@@ -13,15 +13,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines.activation import host_activation
 from corrigenda.engines.gradients import LabelledRow, predict
-from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Contexts
-from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
+from corrigenda.lm.activation import activation_of
 from corrigenda.lm.kv_cache import batches
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site
+from corrigenda.lm.sites import Site, require_layers
 from corrigenda.lm.spans import encode
 from corrigenda.methods.calinet.slots import (
     Settings,
@@ -33,6 +31,7 @@ from corrigenda.methods.calinet.slots import (
     train,
 )
 from corrigenda.patch import ModulePatch
+from corrigenda.patch import notes as edit_notes
 from corrigenda.state import State
 
 _EVEN_ODDS = math.log(2.0)
@@ -121,13 +120,8 @@ class Calinet(Editor):
         """
         last = lm.num_layers - 1
         layers = (max(last - 1, 0), last) if self.layers is None else self.layers
+        require_layers(lm, layers, where=f"method {self.name}")
         for layer in layers:
-            if not 0 <= layer <= last:
-                raise UnknownSite(
-                    f"there is no block {layer} in {lm.name}: it has {last + 1}, from 0.",
-                    where=f"method {self.name}",
-                    hint=f"Choose from 0 to {last}.",
-                )
             lm.module_path(Site(layer, "mlp.up"))
         return tuple(sorted(set(layers)))
 
@@ -145,7 +139,7 @@ class Calinet(Editor):
         state = state or State()
         config = self.model_dump(mode="json")
         if not facts:
-            return Edit(CalinetPatch.made(lm, {}, method=self.name, config=config), state)
+            return Edit(CalinetPatch.make(lm, {}, method=self.name, config=config), state)
         rows = self._rows(lm, facts)
         trained = train(lm, fresh(lm, self.blocks(lm), self.slots, self.seed), rows, self._settings)
         tensors = {
@@ -154,7 +148,7 @@ class Calinet(Editor):
             for name, tensor in own.tensors().items()
         }
         notes = self._notes(lm, facts, rows, trained, beside(lm, trained.slots))
-        patch = CalinetPatch.made(
+        patch = CalinetPatch.make(
             lm, tensors, method=self.name, config=config, facts=facts, notes=notes
         )
         return Edit(patch, state)
@@ -209,14 +203,14 @@ class Calinet(Editor):
         statuses = ["written" if loss <= _EVEN_ODDS else "not converged" for loss in after]
         series = {"initial_losses": before, "final_losses": after, "losses": trained.losses}
         return {
-            **pipeline.summarise(facts, statuses, ()),
-            **pipeline.rounded(series),
+            **edit_notes.summarise(facts, statuses, ()),
+            **edit_notes.round_series(series),
             "steps": trained.steps,
             "stop": trained.stop,
             "prompts": len(rows),
             "recall": recall[0],
             "recall_held_out": recall[1],
-            "activation": type(host_activation(lm)).__name__,
+            "activation": type(activation_of(lm)).__name__,
             "layers": list(trained.slots),
         }
 

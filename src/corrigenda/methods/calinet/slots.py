@@ -18,19 +18,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers.optimization import Adafactor
 
-from corrigenda.engines.activation import host_activation
-from corrigenda.engines.gradients import LabelledRow, by_length
+from corrigenda.engines.gradients import LabelledRow, by_length, loss_scale
 from corrigenda.errors import NonFinite
-from corrigenda.lm.hooks import TensorMap
-from corrigenda.lm.kv_cache import batches, pad_id, widened
+from corrigenda.lm.activation import activation_of
+from corrigenda.lm.hooks import Copies, Term
+from corrigenda.lm.kv_cache import batches, pad_id, widen
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Site, Tokens, key, value
+from corrigenda.lm.sites import Site, Tokens, key
 from corrigenda.lm.tail import Tail
 
 Activation = Callable[[Tensor], Tensor]
-
-# Gradients inside a float16 model may fall below its smallest number.
-_LOSS_SCALE = {torch.float16: 1024.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +56,13 @@ class Slots:
         return inner @ self.values.T
 
     def tensors(self) -> dict[str, Tensor]:
-        """The weights by name, without gradients."""
-        named = {"keys": self.keys, "values": self.values, "gates": self.gates}
-        return {name: one.detach() for name, one in named.items() if one is not None}
+        """Return the weights by name, without gradients."""
+        return {name: one.detach() for name, one in self.named().items()}
+
+    def named(self) -> dict[str, Tensor]:
+        """Return the weights by name."""
+        every = {"keys": self.keys, "values": self.values, "gates": self.gates}
+        return {name: one for name, one in every.items() if one is not None}
 
 
 def is_gated(lm: LanguageModel) -> bool:
@@ -100,29 +101,20 @@ def beside(lm: LanguageModel, slots: Mapping[int, Slots]) -> AbstractContextMana
         BadConfig (CG502): the model's configuration names no activation function.
         UnknownSite (CG303): no such block, or one of experts.
     """
-    activation = host_activation(lm)
-    transforms: dict[Point, TensorMap] = {}
-    for layer, own in slots.items():
-        transforms |= _hooks_of(layer, own, activation)
-    return lm.swap(transforms)
+    activation = activation_of(lm)
+    terms = {Site(layer): _term(own, activation) for layer, own in slots.items()}
+    return lm.add(terms, inputs={Site(layer): key(Site(layer, "mlp.up")) for layer in slots})
 
 
-def _hooks_of(layer: int, slots: Slots, activation: Activation) -> dict[Point, TensorMap]:
-    read: list[Tensor] = []
-    moved = slots
+def _term(slots: Slots, activation: Activation) -> Term:
+    names, tensors = zip(*slots.named().items(), strict=True)
+    copies = Copies(tensors)
 
-    def remember(hidden: Tensor) -> Tensor:
-        read[:] = [hidden]
-        return hidden
+    def term(hidden: Tensor, output: Tensor) -> Tensor:
+        placed = Slots(**dict(zip(names, copies.like(hidden), strict=True)))
+        return placed.branch(hidden, activation).to(output.dtype)
 
-    def add(output: Tensor) -> Tensor:
-        nonlocal moved
-        hidden = read.pop()
-        if moved.keys.device != hidden.device:
-            moved = Slots(**{name: one.to(hidden.device) for name, one in moved.tensors().items()})
-        return output + moved.branch(hidden, activation).to(output.dtype)
-
-    return {key(Site(layer, "mlp.up")): remember, value(Site(layer)): add}
+    return term
 
 
 class Settings(NamedTuple):
@@ -267,10 +259,10 @@ def _turns(
 def _backward(lm: LanguageModel, turn: Sequence[_Group]) -> tuple[float, bool]:
     """Add up gradients; the mean loss of the labels, and whether all are first choices."""
     total, right, count = 0.0, True, sum(len(group.labels) for group in turn)
-    scale = _LOSS_SCALE.get(lm.dtype, 1.0)
+    scale = loss_scale(lm)
     for group in turn:
         hidden = group.tail.run(group.zero, group.at)[group.real]
-        logits = widened(lm.head(hidden))
+        logits = widen(lm.head(hidden))
         loss = cross_entropy(logits, group.labels, reduction="sum") / count
         if not math.isfinite(float(loss.detach())):
             raise NonFinite(

@@ -23,6 +23,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, key
 from corrigenda.patch import WeightPatch
 from corrigenda.patch.changes import Change, norm
+from corrigenda.patch.notes import round_series, summarise
 from corrigenda.state import State
 
 Variant = Literal["r-rome", "rome", "p-rome", "denominator"]
@@ -191,9 +192,9 @@ class Rome(LocateThenEdit):
                 f"{because}."
             )
         return {
-            **pipeline.summarise([fact], [written.trace.status], warnings),
+            **summarise([fact], [written.trace.status], warnings),
             "search": [written.trace.to_dict()],
-            "key_agreement": pipeline.rounded({str(plan.sites[0]): [written.agreement]}),
+            "key_agreement": round_series({str(plan.sites[0]): [written.agreement]}),
             "layers": [site.layer for site in plan.sites],
         }
 

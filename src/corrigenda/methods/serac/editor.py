@@ -6,7 +6,6 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -15,10 +14,10 @@ from pydantic import Field, JsonValue
 from torch import Tensor
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines.patch_cache import Kept, partners
+from corrigenda.engines.patch_cache import PatchCache, active_group
 from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
-from corrigenda.lm.interception import Asked
+from corrigenda.lm.interception import RewrittenPrompt
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
@@ -33,10 +32,9 @@ from corrigenda.methods.serac.scope import (
 )
 from corrigenda.patch.changes import digest_of
 from corrigenda.patch.module import ModulePatch
-from corrigenda.progress import Progress
 from corrigenda.retrieval import embedder
 from corrigenda.state import State
-from corrigenda.training import Schedule, Turn, split, train
+from corrigenda.training import QUIET, Job, Schedule, Turn, split, train
 
 _HEAD, _CODES = "serac/head/", "codes"
 _PATCH_HEAD = "head/"
@@ -63,15 +61,15 @@ class SeracPatch(ModulePatch):
         cached = self.stored[_CODES].double()
         return torch.exp(-(codes[:, None] - cached[None]).square().sum(-1))
 
-    def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[Asked]:
+    def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[RewrittenPrompt]:
         """Hand prompts in scope of an edit to the counterfactual model, behind that edit.
 
         Any other prompt is asked of the model as it stands.
         """
-        together = partners(self, lm)
+        together = active_group(self, lm)
         if together[0] is not self:
-            return [Asked(prompt) for prompt in prompts]
-        facts, codes = _CACHES.of(together)
+            return [RewrittenPrompt(prompt) for prompt in prompts]
+        facts, codes = _CACHES.get(together)
         config = self.header.config
         head = ScopeHead.of(_under(self.stored, _PATCH_HEAD))
         found = codes.route(head(self._embed(lm, prompts)))
@@ -79,9 +77,9 @@ class SeracPatch(ModulePatch):
         name = config["counterfactual"]
         answering = None if name is None else counterfactual(str(name), lm.dtype, lm.device)
         return [
-            Asked(composed(config, facts[place], prompt), answering)
+            RewrittenPrompt(composed(config, facts[place], prompt), answering)
             if similarity >= least
-            else Asked(prompt)
+            else RewrittenPrompt(prompt)
             for prompt, similarity, place in zip(
                 prompts, found.similarities.tolist(), found.places.tolist(), strict=True
             )
@@ -102,7 +100,7 @@ def _cache(patches: Sequence[ModulePatch]) -> tuple[list[Fact], Codes]:
     return list(facts), Codes(torch.stack(codes))
 
 
-_CACHES = Kept(_cache)
+_CACHES = PatchCache(_cache)
 
 
 class SERAC(Editor):
@@ -159,9 +157,7 @@ class SERAC(Editor):
         self,
         lm: LanguageModel,
         facts: tuple[Fact, ...],
-        *,
-        checkpoint: Path | None = None,
-        progress: Progress | None = None,
+        job: Job = QUIET,
     ) -> State:
         """Train the scope classifier's head on prompts in and out of the scope of facts.
 
@@ -173,8 +169,8 @@ class SERAC(Editor):
             chosen = sorted(chance.sample(range(len(facts)), self.max_facts))
             facts = tuple(facts[place] for place in chosen)
         parts = split(facts, validation=max(1, int(_VALIDATION * len(facts))), seed=self.seed)
-        if progress is not None:
-            progress("embedding", 0, 1)
+        if job.progress is not None:
+            job.progress("embedding", 0, 1)
         lessons = [_Lessons.of(self, lm, part, facts, chance) for part in parts]
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
@@ -202,9 +198,8 @@ class SERAC(Editor):
                 clip=_CLIP,
                 seed=self.seed,
             ),
-            checkpoint=checkpoint,
+            job=job,
             key=self.model_dump_json(),
-            progress=progress,
         )
         tensors = {_HEAD + name: one.detach().clone() for name, one in head.state_dict().items()}
         told: dict[str, JsonValue] = {
@@ -237,7 +232,7 @@ class SERAC(Editor):
         """
         config = self.model_dump(mode="json")
         if not facts:
-            patch = SeracPatch.made(lm, {}, method=self.name, config=config)
+            patch = SeracPatch.make(lm, {}, method=self.name, config=config)
             return Edit(patch, state or State())
         parameters = {} if state is None else _under(state.tensors, _HEAD)
         if state is None or not parameters:
@@ -260,7 +255,7 @@ class SERAC(Editor):
         similar = torch.exp(-distances(own.double(), codes.double())).tolist()
         statuses = ["cached" if s >= self.threshold else "out of its own scope" for s in similar]
         stored = {_PATCH_HEAD + name: tensor for name, tensor in parameters.items()}
-        patch = SeracPatch.made(
+        patch = SeracPatch.make(
             lm,
             {_CODES: codes, **stored},
             method=self.name,

@@ -13,14 +13,14 @@ from pydantic import Field
 from torch import Tensor
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines.activation import host_activation
-from corrigenda.engines.locate import pipeline
-from corrigenda.engines.ordinary_text import ordinary_rows, tapped
+from corrigenda.engines.ordinary_text import draw_rows, tap_tokens
 from corrigenda.facts import Fact
+from corrigenda.lm.activation import activation_of
 from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, head_bytes
+from corrigenda.lm.hooks import Copies, Term
 from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Site, Tokens, key, value
+from corrigenda.lm.sites import Point, Site, Tokens, key
 from corrigenda.lm.spans import encode_fact
 from corrigenda.lm.tail import Tail
 from corrigenda.methods.t_patcher.neurons import (
@@ -33,6 +33,7 @@ from corrigenda.methods.t_patcher.neurons import (
     wrong_tokens,
 )
 from corrigenda.patch import header_for
+from corrigenda.patch import notes as edit_notes
 from corrigenda.patch.module import ModulePatch
 from corrigenda.progress import Progress
 from corrigenda.state import State
@@ -80,38 +81,27 @@ class NeuronPatch(ModulePatch):
             return
         notes = self.header.notes
         act = _activation(lm, str(notes["activation"]))
-        bank = _Bank(self.neurons, act)
         (site,) = _sites(lm)
-        with lm.swap({_queries(site): bank.remember, value(site): bank.add}):
+        with lm.add({site: _term(self.neurons, act)}, inputs={site: _queries(site)}):
             yield
 
 
-class _Bank:
-    """Carries the block's input to its output, and adds what the neurons say."""
+def _term(neurons: Neurons, act: Callable[[Tensor], Tensor]) -> Term:
+    """Return what neurons add at the tokens where one of them fires."""
+    copies = Copies(neurons)
 
-    def __init__(self, neurons: Neurons, act: Callable[[Tensor], Tensor]) -> None:
-        self._neurons, self._act = neurons, act
-        self._placed: dict[tuple[torch.device, torch.dtype], Neurons] = {}
-        self._query: Tensor | None = None
-
-    def remember(self, query: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
-        self._query = query
-        return query
-
-    def add(self, output: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
-        query, self._query = self._query, None
-        assert query is not None, "the input of the block is seen before its output"
-        dtype = torch.promote_types(output.dtype, torch.float32)
-        place = (output.device, dtype)
-        if place not in self._placed:
-            self._placed[place] = Neurons(*(one.to(*place) for one in self._neurons))
-        neurons = self._placed[place]
-        fired = self._act(neurons.activations(query.to(*place)))
+    def term(
+        queries: Float[Tensor, "batch pos d"], _: Float[Tensor, "batch pos d"]
+    ) -> Float[Tensor, "batch pos d"] | None:
+        placed = Neurons(*copies.like(queries))
+        fired = act(placed.activations(queries))
         active = (fired != 0).any(-1, keepdim=True)
         if not bool(active.any()):
-            return output
-        patched = (output.to(dtype) + fired @ neurons.values).to(output.dtype)
-        return torch.where(active, patched, output)
+            return None
+        # Adding -0.0 leaves every number as it is.
+        return torch.where(active, fired @ placed.values, -0.0)
+
+    return term
 
 
 class TPatcher(Editor):
@@ -195,7 +185,7 @@ class TPatcher(Editor):
         """
         (site,) = self.sites(lm)
         wanted = self.memory_size + self.validation_size
-        rows = ordinary_rows(
+        rows = draw_rows(
             lm,
             text_only(corpus, where=self.name),
             count=-(-wanted // _QUERIES_OF_TEXT),
@@ -203,7 +193,7 @@ class TPatcher(Editor):
             seed=self.seed,
             progress=progress,
         )
-        queries = torch.cat(tapped(lm, rows, _queries(site))).cpu()
+        queries = torch.cat(tap_tokens(lm, rows, _queries(site))).cpu()
         generator = torch.Generator().manual_seed(self.seed)
         queries = queries[torch.randperm(len(queries), generator=generator)[:wanted]]
         split = max(1, len(queries) * self.memory_size // wanted)
@@ -228,7 +218,7 @@ class TPatcher(Editor):
         """
         config = self.model_dump(mode="json")
         if not facts:
-            patch = NeuronPatch.made(lm, self._stored(lm, [], []), method=self.name, config=config)
+            patch = NeuronPatch.make(lm, self._stored(lm, [], []), method=self.name, config=config)
             return Edit(patch, state or State())
         if state is None or _MEMORY not in state.tensors:
             state = self.fit(lm)
@@ -250,7 +240,7 @@ class TPatcher(Editor):
             grown = torch.cat([grown, queries.to(grown)])
         stored = self._stored(lm, bank, examples)
         notes = self._notes(lm, facts, examples, bank, state.tensors[_VALIDATION], act)
-        patch = NeuronPatch.made(
+        patch = NeuronPatch.make(
             lm, stored, method=self.name, config=config, facts=facts, notes=notes
         )
         return Edit(patch, state.updated({_EDITS: grown}))
@@ -263,7 +253,7 @@ class TPatcher(Editor):
         tokens = Tokens.pad([encoded.ids], pad_id(lm)).to(lm.device)
         starts = torch.tensor([encoded.prompt_last])
         tail = Tail.build(lm, tokens, site.layer, starts, role="value")
-        (queries,) = tapped(lm, [encoded.ids], _queries(site))
+        (queries,) = tap_tokens(lm, [encoded.ids], _queries(site))
         reads = torch.tensor(list(encoded.reads), device=lm.device)
         labels = torch.tensor(encoded.target_ids, device=lm.device)
         own = queries[reads]
@@ -361,7 +351,7 @@ def _queries(site: Site) -> Point:
 
 
 def _activation(lm: LanguageModel, name: str) -> Callable[[Tensor], Tensor]:
-    return torch.relu if name == "relu" else host_activation(lm)
+    return torch.relu if name == "relu" else activation_of(lm)
 
 
 def _behind(one: Example, earlier: Sequence[Trained], act: Callable[[Tensor], Tensor]) -> Example:
@@ -374,4 +364,4 @@ def _behind(one: Example, earlier: Sequence[Trained], act: Callable[[Tensor], Te
 
 
 def _traces(rounds: Sequence[Trained], name: str) -> list[float]:
-    return [loss for one in rounds for loss in pipeline.rounded({"": getattr(one, name)})[""]]
+    return [loss for one in rounds for loss in edit_notes.round_values(getattr(one, name))]

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from corrigenda.errors import NonFinite
-from corrigenda.lm.kv_cache import widened
+from corrigenda.lm.kv_cache import widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.tail import Tail
 
@@ -166,7 +166,7 @@ def logits(
     if neurons is not None:
         added = added + act(neurons.activations(one.queries)) @ neurons.values
     hidden = one.tail.run(added[None], one.reads[None])[0]
-    return widened(lm.head(hidden))
+    return widen(lm.head(hidden))
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ import importlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines.gradients import labelled_rows, predict
-from corrigenda.engines.locate import pipeline
 from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
 from corrigenda.lm.hooks import TensorMap
@@ -32,9 +30,10 @@ from corrigenda.methods.truthx.states import (
     require_pairs,
 )
 from corrigenda.patch import ModulePatch
+from corrigenda.patch import notes as edit_notes
 from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.training import Schedule, TrainingSet, Turn, fit_trained, split, train
+from corrigenda.training import QUIET, Job, Schedule, TrainingSet, Turn, fit_trained, split, train
 
 Scoring = Literal["generation", "choice"]
 
@@ -69,7 +68,7 @@ class TruthxPatch(ModulePatch):
                 point = points[int(name.removeprefix("centres/"))]
                 transforms[point] = _steering(lm, spaces, centres, strength, scoring)
         with ExitStack() as stack:
-            stack.enter_context(lm.prompts.watched())
+            stack.enter_context(lm.prompt_ends.follow())
             stack.enter_context(lm.swap(transforms))
             yield
 
@@ -149,15 +148,13 @@ class TruthX(Editor):
         self,
         lm: LanguageModel,
         facts: tuple[Fact, ...],
-        *,
-        checkpoint: Path | None = None,
-        progress: Progress | None = None,
+        job: Job = QUIET,
     ) -> State:
         """Train the auto-encoders, and measure centres and probing accuracy of each module."""
         require_pairs(facts)
         parts = split(facts, validation=max(1, int(_VALIDATION * len(facts))), seed=self.seed)
         learnt, judged = (
-            capture(lm, part, max_pairs=size, seed=self.seed, progress=progress)
+            capture(lm, part, max_pairs=size, seed=self.seed, progress=job.progress)
             for part, size in zip(
                 parts, (self.max_pairs, max(2, int(_VALIDATION * self.max_pairs))), strict=True
             )
@@ -189,9 +186,8 @@ class TruthX(Editor):
                 patience=self.patience,
                 seed=self.seed,
             ),
-            checkpoint=checkpoint,
+            job=job,
             key=f"{self.model_dump_json(exclude=_EDITING)}/{lm.digest()}",
-            progress=progress,
         )
         centres = torch.stack([_centres(spaces, states) for states in learnt.states])
         accuracy = torch.tensor(
@@ -223,7 +219,7 @@ class TruthX(Editor):
         """
         config = self.model_dump(mode="json")
         if not facts:
-            return Edit(TruthxPatch.made(lm, {}, method=self.name, config=config), state)
+            return Edit(TruthxPatch.make(lm, {}, method=self.name, config=config), state)
         accuracy = _of_state(state, f"{self.name}/accuracy").tolist()
         assert state is not None
         state.require_base(lm)
@@ -242,7 +238,7 @@ class TruthX(Editor):
                 tensors[kept] = tensor
 
         def made(notes: Mapping[str, object]) -> TruthxPatch:
-            return TruthxPatch.made(
+            return TruthxPatch.make(
                 lm, tensors, method=self.name, config=config, facts=facts, notes=notes
             )
 
@@ -292,7 +288,7 @@ class TruthX(Editor):
             "notices": [
                 "this method writes no fact: it moves all answers towards what it learned as truth."
             ],
-            **pipeline.rounded({**series, "margin_gains": margins}),
+            **edit_notes.round_series({**series, "margin_gains": margins}),
         }
 
 
@@ -327,12 +323,12 @@ def _steering(
 
 def _moved(lm: LanguageModel, states: Tensor, scoring: Scoring) -> Bool[Tensor, "batch pos"]:
     """Which positions of the running pass belong to the answer."""
-    prompts = lm.prompts
-    at = prompts.mask.to(states.device)
-    if prompts.continued:
+    prompt_ends = lm.prompt_ends
+    at = prompt_ends.mask.to(states.device)
+    if prompt_ends.continued:
         return at
     columns = torch.arange(states.shape[1], device=states.device)
-    ends = prompts.ends.to(states.device)[:, None]
+    ends = prompt_ends.ends.to(states.device)[:, None]
     return at & (columns >= ends if scoring == "generation" else columns > ends)
 
 
@@ -402,7 +398,7 @@ def _log_probs(lm: LanguageModel, facts: Sequence[Fact]) -> list[float]:
     found: dict[int, float] = {}
     for group in batches(lm, [len(row.ids) for row in rows], None):
         part = [rows[index] for index in group]
-        with lm.prompts.told(torch.tensor([row.reads[0] for row in part], device=lm.device)):
+        with lm.prompt_ends.mark(torch.tensor([row.reads[0] for row in part], device=lm.device)):
             logits, labels = predict(lm, part)
         chosen = logits.log_softmax(-1).gather(1, labels[:, None]).squeeze(1)
         sums = [float(one.sum()) for one in chosen.split([len(row.labels) for row in part])]

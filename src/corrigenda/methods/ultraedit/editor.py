@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -22,15 +21,14 @@ from corrigenda.engines.gradients import (
     labelled_rows,
     mean_losses,
 )
-from corrigenda.engines.locate import pipeline
-from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.running import RunningStatistics
 from corrigenda.linalg.solve import ridge
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site
+from corrigenda.lm.sites import Site, resolve_sites
 from corrigenda.patch import Header, WeightPatch, header_for
+from corrigenda.patch.notes import EVEN_ODDS, round_series
 from corrigenda.progress import Progress
 from corrigenda.state import State
 from corrigenda.statistics.corpus import as_corpus, documents, own_text
@@ -39,7 +37,6 @@ from corrigenda.training.dataset import TrainingSet, text_only
 _EPSILON = 1e-7
 _FLOOR = 1e-6
 _ROUNDED_AWAY = 0.5
-_EVEN_ODDS = math.log(2.0)
 _ROW_OF_TEXT = 64
 _ANSWER_OF_TEXT = 4
 _DOCUMENTS_TO_DRAW_FROM = 50
@@ -102,17 +99,7 @@ class UltraEdit(Editor):
         if layers is None:
             last = lm.num_layers - 1
             layers = tuple(range(2 * lm.num_layers // 3, last)) or (last,)
-        if not isinstance(layers, dict):
-            layers = {"mlp.down": layers}
-        sites = [Site.parse(f"{layer}.{part}") for part, own in layers.items() for layer in own]
-        for site in sites:
-            if site.layer >= lm.num_layers:
-                raise UnknownSite(
-                    f"there is no block {site.layer} in {lm.name}: it has {lm.num_layers}, from 0.",
-                    where=f"method {self.name}",
-                    hint=f"Choose from 0 to {lm.num_layers - 1}.",
-                )
-        return tuple(sorted(set(sites)))
+        return resolve_sites(lm, layers, where=f"method {self.name}")
 
     def fit(
         self,
@@ -242,7 +229,7 @@ class UltraEdit(Editor):
                 own = mean_losses(lm, batch)
                 after |= {row.fact: loss for row, loss in zip(batch, own, strict=True)}
         pairs = list(zip(turn.losses, (after[row.fact] for row in turn.rows), strict=True))
-        statuses = ["written" if late <= _EVEN_ODDS else "not converged" for _, late in pairs]
+        statuses = ["written" if late <= EVEN_ODDS else "not converged" for _, late in pairs]
         notices += [
             f"{fact.label}: {status}; the answer's loss went from {early:.2f} to {late:.2f}."
             for fact, status, (early, late) in zip(facts, statuses, pairs, strict=True)
@@ -258,8 +245,8 @@ class UltraEdit(Editor):
             "losses": [[float(f"{loss:.6g}") for loss in pair] for pair in pairs],
             "samples": sum(len(row.labels) for row in turn.rows),
             "statistics": counts,
-            "key_energy": pipeline.rounded(energy),
-            "rounding_loss": pipeline.rounded({str(site): [lost[site]] for site in lost}),
+            "key_energy": round_series(energy),
+            "rounding_loss": round_series({str(site): [lost[site]] for site in lost}),
             "layers": sorted({site.layer for site in changes}),
         }
 

@@ -14,11 +14,10 @@ import torch
 from pydantic import Field, JsonValue
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines.activation import host_activation
-from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Contexts
-from corrigenda.engines.ordinary_text import ordinary_rows
+from corrigenda.engines.ordinary_text import draw_rows
 from corrigenda.facts import Fact
+from corrigenda.lm.activation import activation_of
 from corrigenda.lm.decoding import sample
 from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, graph_bytes, head_bytes
 from corrigenda.lm.model import LanguageModel
@@ -43,6 +42,7 @@ from corrigenda.methods.wise.training import (
     train,
 )
 from corrigenda.patch import header_for
+from corrigenda.patch import notes as edit_notes
 from corrigenda.progress import Progress
 from corrigenda.state import State
 from corrigenda.training.dataset import TrainingSet, text_only
@@ -165,7 +165,7 @@ class Wise(Editor):
         Raises:
             EmptyCorpus (CG602): the text holds no tokens.
         """
-        rows = ordinary_rows(
+        rows = draw_rows(
             lm,
             text_only(corpus, where=self.name),
             count=self.irrelevant_texts,
@@ -200,7 +200,7 @@ class Wise(Editor):
         """
         config = self.model_dump(mode="json")
         if not facts:
-            return Edit(SidePatch.made(lm, {}, method=self.name, config=config), state or State())
+            return Edit(SidePatch.make(lm, {}, method=self.name, config=config), state or State())
         if state is None or f"{_PREFIX}irrelevant" not in state.meta:
             state = self.fit(lm)
         state.require_base(lm)
@@ -224,7 +224,7 @@ class Wise(Editor):
                 "threshold": torch.tensor(self.act_ratio * one.score, dtype=torch.float64),
             }.items()
         }
-        patch = SidePatch.made(
+        patch = SidePatch.make(
             lm, stored, method=self.name, config=config, facts=facts, notes=notes
         )
         return Edit(patch, with_past(state, past))
@@ -235,7 +235,7 @@ class _Work:
 
     def __init__(self, editor: Wise, lm: LanguageModel, site: Site, state: State) -> None:
         self.editor, self.lm, self.site = editor, lm, site
-        self.act = host_activation(lm) if editor.score == "activated" else None
+        self.act = activation_of(lm) if editor.score == "activated" else None
         self.texts: list[list[int]] = json.loads(json.dumps(state.meta[f"{_PREFIX}irrelevant"]))
         written = str(state.meta[f"{_PREFIX}contexts"])
         self.contexts = editor.contexts or Contexts.from_json(written)
@@ -312,7 +312,7 @@ class _Work:
         return {
             "status": statuses,
             "notices": notices,
-            **pipeline.rounded(
+            **edit_notes.round_series(
                 {
                     "scores": scores,
                     "irrelevant_scores": [x for one in self.trainings for x in one.irrelevant],
@@ -320,7 +320,7 @@ class _Work:
                     "thresholds": thresholds,
                 }
             ),
-            "traces": [pipeline.rounded({"": one.totals})[""] for one in self.trainings],
+            "traces": [edit_notes.round_values(one.totals) for one in self.trainings],
             "stop": [one.stop for one in self.trainings],
             "memories": len(memories),
             "edits": self.past.edits,

@@ -13,9 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
-from corrigenda.engines.activation import host_activation
+from corrigenda.lm.activation import activation_of
+from corrigenda.lm.hooks import Copies, scatter_rows
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site, key, value
+from corrigenda.lm.sites import Site
 from corrigenda.methods.wise.side_memory import (
     Memory,
     choose,
@@ -69,8 +70,7 @@ class SidePatch(ModulePatch):
             return
         site = Site(int(str(self.header.notes["layer"])))
         router = _Router(self, lm, memories)
-        points = {key(site): router.remember, value(site): router.route}
-        with lm.prompts.watched(), lm.swap(points):
+        with lm.prompt_ends.follow(), lm.add({site: router.respond}):
             yield
 
     def is_silent(self, lm: LanguageModel) -> bool:
@@ -87,7 +87,7 @@ class SidePatch(ModulePatch):
 
 
 class _Router:
-    """Carries the projection's input to its output, and asks the memory that was chosen."""
+    """Chooses a side memory for each row of a pass, and gives its response."""
 
     def __init__(self, patch: SidePatch, lm: LanguageModel, memories: Sequence[Memory]) -> None:
         self._patch, self._lm = patch, lm
@@ -95,41 +95,31 @@ class _Router:
         self._routing = config["routing"]
         longest = config["longest_mean"]
         self._longest = None if longest is None else int(str(longest))
-        self._act = host_activation(lm) if config["score"] == "activated" else None
+        self._act = activation_of(lm) if config["score"] == "activated" else None
         self._thresholds = torch.tensor([one.score for one in memories], dtype=torch.float64)
-        self._deltas = [one.delta for one in memories]
-        self._placed: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        self._input: Tensor | None = None
+        self._deltas = Copies([one.delta for one in memories])
 
-    def remember(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        self._input = x
-        return x
-
-    def route(self, output: Float[Tensor, "batch pos d_out"]) -> Float[Tensor, "batch pos d_out"]:
-        x, self._input = self._input, None
-        assert x is not None, "the key hook runs before the value hook"
+    def respond(
+        self, x: Float[Tensor, "batch pos d_in"], output: Float[Tensor, "batch pos d_out"]
+    ) -> Float[Tensor, "batch pos d_out"] | None:
+        """Return the response of the chosen memory for each row; None where none was chosen."""
         if self._patch.is_silent(self._lm):
-            return output
-        dtype = torch.promote_types(output.dtype, torch.float32)
-        place = (output.device, dtype)
-        if place not in self._placed:
-            self._placed[place] = [one.to(*place) for one in self._deltas]
-        deltas, x = self._placed[place], x.to(*place)
+            return None
+        deltas = self._deltas.like(x)
         if self._routing == "prompt":
-            chosen = self._lm.prompts.once(
+            chosen = self._lm.prompt_ends.decide_once(
                 self, lambda ends: self._choose(x, output, deltas, ends.to(x.device))
             )
         else:
             chosen = self._choose(x, output, deltas, None)
         routed = (chosen >= 0).nonzero().flatten()
         if not len(routed):
-            return output
-        output = output.clone()
+            return None
+        responses = torch.empty(len(routed), *output.shape[1:], dtype=x.dtype, device=x.device)
         for number in chosen[routed].unique().tolist():
-            rows = (chosen == number).nonzero().flatten()
-            response = linear(x[rows], deltas[number])
-            output[rows] = (output[rows].to(dtype) + response).to(output.dtype)
-        return output
+            own = chosen[routed] == number
+            responses[own] = linear(x[routed[own]], deltas[number])
+        return scatter_rows(responses, routed, len(x))
 
     def _choose(
         self,
@@ -138,7 +128,7 @@ class _Router:
         deltas: Sequence[Tensor],
         ends: Int[Tensor, " batch"] | None,
     ) -> Int[Tensor, " batch"]:
-        inside = self._lm.prompts.mask.to(x.device)
+        inside = self._lm.prompt_ends.mask.to(x.device)
         if ends is not None:
             inside = inside & (torch.arange(x.shape[1], device=x.device) <= ends[:, None])
         scores = [

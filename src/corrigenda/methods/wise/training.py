@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, relu
 
 from corrigenda.errors import NonFinite
-from corrigenda.lm.kv_cache import pad_id, widened
+from corrigenda.lm.kv_cache import pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, key, value
 from corrigenda.lm.spans import Encoded
@@ -268,7 +268,7 @@ def _nll(
     labels: Int[Tensor, " labels"],
     valid: Bool[Tensor, "batch k"],
 ) -> Float[Tensor, " batch"]:
-    nll = cross_entropy(widened(lm.head(hidden[valid])), labels, reduction="none")
+    nll = cross_entropy(widen(lm.head(hidden[valid])), labels, reduction="none")
     counts = valid.sum(1)
     rows = torch.arange(len(counts), device=nll.device).repeat_interleave(counts)
     return nll.new_zeros(len(counts)).index_add(0, rows, nll / counts[rows])
