@@ -1,7 +1,7 @@
 """Every error a user can cause, with a stable code and a page in `docs/errors/`.
 
-One class for each decision a caller can take. The code says which page explains the symptom, the
-cause and the cure.
+One class for each decision a caller can take. The page of the code explains symptom, cause and
+cure.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SubjectNotFound(CorrigendaError):
 
 
 class AmbiguousSubject(CorrigendaError):
-    """The subject occurs more than once, or none was given and it cannot be told for certain."""
+    """The subject occurs more than once, or none was given and it is not certain."""
 
     code = "CG104"
 
@@ -66,7 +66,7 @@ class NotEnoughFacts(CorrigendaError):
 
 
 class AlreadyTrue(CorrigendaError):
-    """The model says the target already; a notice, not raised: nothing is changed for that fact."""
+    """The model answers with the target already; a notice, not raised: nothing is changed."""
 
     code = "CG107"
 
@@ -228,7 +228,7 @@ class NotResampled(CorrigendaError):
 
 
 class WriteFailed(CorrigendaError):
-    """A file could not be written completely; nothing half-written was left behind."""
+    """A file could not be written completely; nothing half-written is left."""
 
     code = "CG601"
 

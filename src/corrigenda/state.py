@@ -225,7 +225,7 @@ class State:
 
 
 def automatic_shrinkage(keys_per_dimension: float) -> float:
-    """How much a second moment is drawn towards a multiple of the identity when nobody says.
+    """Return the default shrinkage of a second moment towards a multiple of the identity.
 
     0 from two keys per dimension on; below that the small eigenvalues are noise or zero, and 0.01
     at the limit grows in proportion as keys get fewer: 0.02 d_in / N, at most 1.

@@ -11,9 +11,9 @@ import pytest
 
 from corrigenda import benchmarks
 from corrigenda.benchmarks import files
-from corrigenda.benchmarks.aliases import objects
+from corrigenda.benchmarks.aliases import group_answers
 from corrigenda.benchmarks.benchmark import BENCHMARKS
-from corrigenda.benchmarks.files import Files
+from corrigenda.benchmarks.files import BenchmarkFiles
 from corrigenda.cases import Against, Case, Probe, Protocol
 from corrigenda.errors import (
     BadConfig,
@@ -89,7 +89,7 @@ def test_loaded_counts_everything(tmp_path: Path) -> None:
     assert loaded.counts["probes"] == sum(len(case.probes) for case in loaded)
     assert loaded.dropped == {
         "the subject is not in the prompt": 1,
-        "the subject stands in the prompt more than once": 1,
+        "the subject occurs in the prompt more than once": 1,
         "the prompt or the target is empty": 1,
     }
     assert loaded.skipped == {"locality/unrelated_question: no answer": 1}
@@ -155,11 +155,11 @@ def test_a_download_is_checked_and_kept(tmp_path: Path, monkeypatch: pytest.Monk
     source = write(tmp_path / "source.json", [1, 2])
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     card = published(source, sha256=digest)
-    kept = Files(card, "", None).main()
+    kept = BenchmarkFiles(card, "", None).find_main()
     assert kept == tmp_path / "cache" / "benchmarks" / "made-up" / "file.json"
     assert kept.read_bytes() == source.read_bytes()
     source.unlink()
-    assert Files(card, "", None).main() == kept
+    assert BenchmarkFiles(card, "", None).find_main() == kept
 
 
 def test_another_file_than_the_published_one_is_refused(
@@ -168,14 +168,14 @@ def test_another_file_than_the_published_one_is_refused(
     monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path / "cache"))
     source = write(tmp_path / "source.json", [1, 2])
     with pytest.raises(WrongChecksum, match=r"CG605(.|\n)*expected 000000000000"):
-        Files(published(source, sha256="0" * 64), "", None).main()
+        BenchmarkFiles(published(source, sha256="0" * 64), "", None).find_main()
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
 def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path / "cache"))
     with pytest.raises(MissingData, match=r"cannot be downloaded(.|\n)*give its path"):
-        Files(published(tmp_path / "gone.json"), "", None).main()
+        BenchmarkFiles(published(tmp_path / "gone.json"), "", None).find_main()
     with pytest.raises(MissingData, match="no public address"):
         benchmarks.load("knowedit-convsent")
 
@@ -187,7 +187,9 @@ def test_addresses_are_relative_to_the_home_of_the_card(tmp_path: Path) -> None:
         "files": [{"name": "a.json", "url": "deep/a.json"}],
     }
     write(tmp_path / "deep" / "a.json", [])
-    assert Files(card, "", None)._public[0]["url"] == (tmp_path / "deep" / "a.json").as_uri()
+    assert (
+        BenchmarkFiles(card, "", None)._public[0]["url"] == (tmp_path / "deep" / "a.json").as_uri()
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_addresses_are_relative_to_the_home_of_the_card(tmp_path: Path) -> None:
     ],
 )
 def test_answers_come_in_three_forms(answers: object, found: object) -> None:
-    assert objects(answers) == found  # type: ignore[arg-type]
+    assert group_answers(answers) == found  # type: ignore[arg-type]
 
 
 def test_a_case_can_be_asked_under_other_protocols() -> None:

@@ -12,8 +12,8 @@ from corrigenda.metrics.estimate import Estimate
 from corrigenda.metrics.registry import metric
 from corrigenda.reports import numbers, plain
 from corrigenda.reports.comparison import compare, randomisation_test
-from corrigenda.reports.content import report
-from corrigenda.reports.page import page
+from corrigenda.reports.content import build_report
+from corrigenda.reports.page import render_page
 from corrigenda.run.spec import Intervals
 
 RELIABILITY, LOCALITY = "reliability@greedy", "locality@greedy"
@@ -32,7 +32,7 @@ def line(group, name):
 
 
 def test_runs_on_the_same_cases_stand_in_one_table(two):
-    made = report(two)
+    made = build_report(two)
     assert len(made.groups) == 1
     group = made.groups[0]
     assert group.labels == ("rome", "ft-m")
@@ -47,13 +47,13 @@ def test_runs_on_the_same_cases_stand_in_one_table(two):
 
 def test_runs_on_other_data_form_a_group_of_their_own(two, recorded):
     other = recorded("rome", lambda *_: True, lambda *_: True, benchmark="zsre")
-    titles = [group.title for group in report([*two, other]).groups]
+    titles = [group.title for group in build_report([*two, other]).groups]
     assert len(titles) == 2
     assert "zsre" in titles[1]
 
 
 def test_error_types_sum_to_one_and_tell_how(two):
-    errors = report(two).groups[0].errors
+    errors = build_report(two).groups[0].errors
     assert [one.label for one in errors] == ["rome", "ft-m"]
     assert errors[0].shares["success"] == 1.0
     assert errors[1].shares["irrelevant"] == pytest.approx(4 / 6)
@@ -61,20 +61,20 @@ def test_error_types_sum_to_one_and_tell_how(two):
 
 
 def test_generations_stand_side_by_side(two):
-    shown = report(two, case="c3").groups[0].side_by_side
+    shown = build_report(two, case="c3").groups[0].side_by_side
     assert shown.case == "c3"
-    first = shown.asked[0]
+    first = shown.probes[0]
     assert first.before == " Paris"
     assert first.answers == (" Rome.", " Los York & sons | x_y")
     with pytest.raises(MissingData, match="c99"):
-        report(two, case="c99")
+        build_report(two, case="c99")
 
 
 def test_a_sequence_has_curves_and_a_matrix(recorded):
     moments = (1, 3, 6)
     lasting = recorded("memit", lambda *_: True, lambda *_: True, moments=moments)
     fading = recorded("rome", lambda case, t: case >= t - 2, lambda *_: True, moments=moments)
-    group = report([lasting, fading]).groups[0]
+    group = build_report([lasting, fading]).groups[0]
     chart = next(one for one in group.charts if RELIABILITY in one.title)
     assert [curve.edits for curve in chart.curves] == [moments, moments]
     shown = [round(one.value, 3) for one in chart.curves[1].estimates]
@@ -85,7 +85,7 @@ def test_a_sequence_has_curves_and_a_matrix(recorded):
 
 def test_what_is_missing_is_told(recorded):
     run = recorded("rome", lambda *_: True, lambda *_: True, skipped=2)
-    assert report([run]).groups[0].problems == (("rome", "CG105", 2),)
+    assert build_report([run]).groups[0].problems == (("rome", "CG105", 2),)
 
 
 def test_intervals_are_found_as_the_first_run_says_or_as_wanted(recorded):
@@ -97,7 +97,7 @@ def test_intervals_are_found_as_the_first_run_says_or_as_wanted(recorded):
     )
     own = Intervals(level=0.99, hierarchical=True)
     said = run._replace(spec=run.spec.model_copy(update={"intervals": own}))
-    for made in (report([run], intervals=own), report([said])):
+    for made in (build_report([run], intervals=own), build_report([said])):
         assert made.bootstrap == own.bootstrap()
         taken = line(made.groups[0], RELIABILITY).estimates[0]
         assert taken.low < 0.5 < taken.high
@@ -105,7 +105,7 @@ def test_intervals_are_found_as_the_first_run_says_or_as_wanted(recorded):
         shown = [taken, *chart.curves[0].estimates, line(made.groups[0], RELIABILITY).before]
         assert {one.bootstrap for one in shown} == {own.bootstrap()}
         assert chart.curves[0].estimates[-1].low == taken.low
-    plain_one = line(report([run]).groups[0], RELIABILITY).estimates[0]
+    plain_one = line(build_report([run]).groups[0], RELIABILITY).estimates[0]
     assert plain_one.low == plain_one.high == 0.5
     (compared,) = compare(said, said, [RELIABILITY])
     assert compared.difference.bootstrap == own.bootstrap()._replace(hierarchical=False)
@@ -118,23 +118,23 @@ def twice(row):
 
 def test_no_run_is_refused():
     with pytest.raises(MissingData):
-        report([])
+        build_report([])
 
 
 def test_markdown_and_latex_escape_and_mark_the_best(two):
-    made = report(two)
-    text = plain.markdown(made)
+    made = build_report(two)
+    text = plain.render_markdown(made)
     row = next(one for one in text.splitlines() if one.startswith(f"| `{RELIABILITY}`"))
     assert "**100**" in row
     assert "@misc{rome2022" in text
-    tex = plain.latex(made)
+    tex = plain.render_latex(made)
     assert r"\textbf{100}" in tex
     assert tex.count(r"\begin{tabular}") == 1
     assert re.search(r"[^\\]_", tex.replace(r"\_", "")) is None
 
 
 def test_json_holds_every_number(two):
-    data = json.loads(plain.as_json(report(two)))
+    data = json.loads(plain.render_json(build_report(two)))
     metrics = {one["metric"]: one for one in data["groups"][0]["metrics"]}
     assert metrics[RELIABILITY]["runs"]["ft-m"]["value"] == pytest.approx(1 / 3)
     assert metrics[RELIABILITY]["runs"]["ft-m"]["n"] == 6
@@ -148,9 +148,9 @@ def test_the_page_stands_alone_and_escapes(recorded):
         recorded("memit", lambda *_: True, lambda *_: True, moments=moments),
         recorded("rome", lambda case, t: case >= t - 2, lambda *_: True, moments=moments),
     ]
-    made = report(runs, title="A <b>bold</b> title")
-    text = page(made)
-    assert text == page(made)
+    made = build_report(runs, title="A <b>bold</b> title")
+    text = render_page(made)
+    assert text == render_page(made)
     assert "A &lt;b&gt;bold&lt;/b&gt; title" in text
     assert "Los York &amp; sons" in text
     assert text.count("<svg") == len(made.groups[0].charts) + 1 + 1 + 2
@@ -190,12 +190,12 @@ def test_equal_values_are_both_best_and_one_alone_is_not():
         return Estimate(metric="x", value=value, low=value, high=value, n=2, items=2)
 
     wanted = metric(RELIABILITY)
-    assert numbers.best(wanted, [estimate(0.5), estimate(0.5), None]) == {0, 1}
-    assert numbers.best(wanted, [estimate(0.5), None]) == frozenset()
+    assert numbers.find_best(wanted, [estimate(0.5), estimate(0.5), None]) == {0, 1}
+    assert numbers.find_best(wanted, [estimate(0.5), None]) == frozenset()
     fluency = metric("fluency@greedy")
     same = [estimate(5.0), estimate(6.2)]
-    assert numbers.best(fluency, same, estimate(6.0)) == {1}
-    assert numbers.best(fluency, same) == frozenset()
+    assert numbers.find_best(fluency, same, estimate(6.0)) == {1}
+    assert numbers.find_best(fluency, same) == frozenset()
     assert fluency.protocol is Protocol.GREEDY
 
 
@@ -213,7 +213,7 @@ def test_kinds_and_benchmarks_have_tables_of_their_own(two):
         ]
         return run._replace(rows=rows)
 
-    group = report([split(run) for run in two]).groups[0]
+    group = build_report([split(run) for run in two]).groups[0]
     parts = {part.title: part for part in group.parts}
     assert set(parts) == {"first", "second", f"{LOCALITY}, kind by kind"}
     first = dict(zip(parts["first"].names, parts["first"].lines, strict=True))
@@ -222,6 +222,6 @@ def test_kinds_and_benchmarks_have_tables_of_their_own(two):
     assert kinds.names == ("locality/neighborhood", "locality/relation_specificity")
     assert [one.value for one in kinds.lines[0].estimates] == [0.5, 1.0]
     assert [one.value for one in kinds.lines[1].estimates] == [1.0, 1.0]
-    made = report([split(run) for run in two])
-    assert "### first" in plain.markdown(made)
-    assert plain.latex(made).count(r"\begin{tabular}") == 4
+    made = build_report([split(run) for run in two])
+    assert "### first" in plain.render_markdown(made)
+    assert plain.render_latex(made).count(r"\begin{tabular}") == 4

@@ -21,7 +21,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, key, value
 from corrigenda.state import State
 from corrigenda.statistics import Corpus, cache, cache_folder, fit_moments, fitting
-from corrigenda.statistics.corpus import own_text
+from corrigenda.statistics.corpus import write_own_text
 from corrigenda.statistics.token_rows import tokenise
 from corrigenda.testing.tiny import tiny_model
 
@@ -188,9 +188,9 @@ def test_without_text_the_model_writes_its_own(
 def test_own_text_is_ten_tokens_a_dimension_and_depends_on_the_seed(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = own_text(lm, 50, seed=0, progress=None, keep=False)
-    assert first == own_text(lm, 50, seed=0, progress=None, keep=False)
-    assert first != own_text(lm, 50, seed=1, progress=None, keep=False)
+    first = write_own_text(lm, 50, seed=0, progress=None, keep=False)
+    assert first == write_own_text(lm, 50, seed=0, progress=None, keep=False)
+    assert first != write_own_text(lm, 50, seed=1, progress=None, keep=False)
     asked = []
 
     def write(lm: LanguageModel, num_tokens: int, **_: object) -> list[str]:
@@ -377,4 +377,8 @@ def test_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert cache_folder() == tmp_path
     monkeypatch.delenv("CORRIGENDA_CACHE")
     assert cache_folder().name == "corrigenda"
-    assert cache.key({"a": 1, "b": 2}) == cache.key({"b": 2, "a": 1}) != cache.key({"a": 1})
+    assert (
+        cache.hash_settings({"a": 1, "b": 2})
+        == cache.hash_settings({"b": 2, "a": 1})
+        != cache.hash_settings({"a": 1})
+    )

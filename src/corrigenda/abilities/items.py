@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from corrigenda.abilities.record_formats import FORMATS, KINDS, Kind, TaskQuestion
-from corrigenda.benchmarks.files import fit
+from corrigenda.benchmarks.files import validate_records
 from corrigenda.errors import MalformedRecords, MissingData
 
 __all__ = ["KINDS", "Form", "Kind", "TaskItem", "form_of", "read_items"]
@@ -185,7 +185,7 @@ def _read_questions(path: Path, kind: Kind) -> list[list[TaskQuestion]]:
     lines, raw = _read_lines(path)
     places = [f"line {line}" for line in lines]
     schema, questions_in = FORMATS[kind]
-    records = fit(raw, schema, where=str(path), places=places, hint=_HINT)
+    records = validate_records(raw, schema, where=str(path), places=places, hint=_HINT)
     found: list[list[TaskQuestion]] = []
     for place, record in zip(places, records, strict=True):
         try:

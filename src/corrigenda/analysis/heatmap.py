@@ -59,17 +59,19 @@ class Heatmap:
     ) -> Iterator[Text | Segment]:
         """Draw the map: cells in hundredths where the console is wide enough, else shades."""
         num_columns = len(self.values[0]) if self.values else 0
-        width = min(_LABEL_WIDTH, max((cell_len(_one_line(row)) for row in self.rows), default=0))
+        width = min(
+            _LABEL_WIDTH, max((cell_len(_format_label(row)) for row in self.rows), default=0)
+        )
         cell = 4 if width + 3 + 4 * num_columns <= options.max_width else 1
         top = max(self.largest, 0.0)
         yield Text(self.title, style="bold")
         for number, (label, row) in enumerate(zip(self.rows, self.values, strict=True)):
             mark = "*" if number in self.marked else " "
             style = Style(bold=number in self.marked)
-            yield Segment(f"{set_cell_size(_one_line(label), width)}{mark} ", style)
+            yield Segment(f"{set_cell_size(_format_label(label), width)}{mark} ", style)
             for value in row:
                 share = 0.0 if math.isnan(value) or top <= 0 else max(0.0, value / top)
-                yield Segment(_write_cell(value, share, cell), _shade(share))
+                yield Segment(_format_cell(value, share, cell), _choose_background(share))
             yield Segment.line()
         numbers = "".join(
             f"{column:>{cell}}"
@@ -184,7 +186,7 @@ def save_heatmaps(maps: Sequence[Heatmap], path: str | Path, *, note: str = "") 
         axis.set_yticks(range(len(each.rows)))
         axis.set_yticklabels(
             [
-                _one_line(row) + ("*" if at in each.marked else "")
+                _format_label(row) + ("*" if at in each.marked else "")
                 for at, row in enumerate(each.rows)
             ],
             parse_math=False,
@@ -204,12 +206,12 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _one_line(label: str) -> str:
-    """A label on one line: blanks at its ends dropped unless there is nothing else."""
+def _format_label(label: str) -> str:
+    """Write a label on one line: blanks at its ends are dropped unless there is nothing else."""
     return " ".join(label.split()) or repr(label)
 
 
-def _write_cell(value: float, share: float, width: int) -> str:
+def _format_cell(value: float, share: float, width: int) -> str:
     if math.isnan(value):
         return " " * width
     if width > 1:
@@ -217,8 +219,8 @@ def _write_cell(value: float, share: float, width: int) -> str:
     return _SHADES[min(len(_SHADES) - 1, int(share * len(_SHADES)))]
 
 
-def _shade(share: float) -> Style:
-    """From white to violet, with readable text on it."""
+def _choose_background(share: float) -> Style:
+    """Return a colour from white to violet, with readable text on it."""
     low, high = (252, 251, 253), (84, 39, 143)
     mixed = [round(a + share * (b - a)) for a, b in zip(low, high, strict=True)]
     return Style(

@@ -1,4 +1,4 @@
-"""What every benchmark is: a frozen configuration that turns a public file into cases."""
+"""The base of benchmarks: a frozen configuration that turns a public file into cases."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from corrigenda.benchmarks.files import Files, SourceFile
+from corrigenda.benchmarks.files import BenchmarkFiles, SourceFile
 from corrigenda.cases import Case
 from corrigenda.errors import AmbiguousSubject, EmptyTarget, SubjectNotFound, UnknownBenchmark
 from corrigenda.registry import Registry
 from corrigenda.settings import Settings
 
-Record = TypeVar("Record")
+RecordT = TypeVar("RecordT")
 
 
-class Unusable(Exception):
-    """A record that can be read but not used; the text is the reason that is counted."""
+class UnusableRecord(Exception):
+    """Raised for a record that can be read but not used; the text is the reason counted."""
 
 
 @dataclass
 class Tally:
-    """What happened to the records of a file.
+    """Counts of the records and probes of a file that were read, left out or flagged.
 
     Attributes:
         records: Records read.
         dropped: Records left out, by reason.
-        skipped: Probes left out of records that were kept, by reason.
-        flagged: Cases kept that need care, by reason; the reasons stand in `meta["flags"]` too.
+        skipped: Probes left out of cases, by reason.
+        flagged: Cases that need care, by reason; the reasons are in `meta["flags"]` too.
     """
 
     records: int = 0
@@ -41,8 +41,8 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A benchmark that was read: its cases, and how many of what.
+class LoadedBenchmark:
+    """Cases of a benchmark, with counts of what was read and left out.
 
     Attributes:
         benchmark: Its name.
@@ -51,7 +51,7 @@ class Loaded:
         counts: `records` read, `cases`, `facts`, `probes`, then probes by role.
         dropped: Records left out, by reason.
         skipped: Probes left out, by reason.
-        flagged: Cases kept that need care, by reason.
+        flagged: Cases that need care, by reason.
         files: The files that were read, with their checksums.
     """
 
@@ -74,11 +74,11 @@ class Loaded:
 
 
 class Benchmark(Settings, ABC):
-    """A benchmark with its options: validated, frozen, equal when the options are equal.
+    """Benchmark with its options: validated, frozen, equal when the options are equal.
 
     A benchmark is a subclass in a module of `corrigenda/benchmarks`, or of a folder of it, with the
-    card of the same name beside it. It sets `name` and implements `read`; where it has several
-    files, its option `part` says which. The card lists the public files under `[[files]]`: `name`,
+    card of the same name in that folder. It sets `name` and implements `read`; where it has several
+    files, its option `part` chooses one. The card lists the public files under `[[files]]`: `name`,
     and where known `part`, `url`, `sha256`, `bytes`.
 
     Raises:
@@ -89,10 +89,12 @@ class Benchmark(Settings, ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def read(self, files: Files, tally: Tally) -> Iterator[Case]:
+    def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:
         """Yield the cases of the files, one after the other, and count what is left out."""
 
-    def load(self, source: str | Path | None = None, *, limit: int | None = None) -> Loaded:
+    def load(
+        self, source: str | Path | None = None, *, limit: int | None = None
+    ) -> LoadedBenchmark:
         """Read a file, a folder that holds it, or the public download.
 
         Args:
@@ -107,7 +109,7 @@ class Benchmark(Settings, ABC):
         """
         options = self.model_dump(mode="json")
         matter = BENCHMARKS.card(self.name)
-        tally, files = Tally(), Files(matter, options.get("part", ""), source)
+        tally, files = Tally(), BenchmarkFiles(matter, options.get("part", ""), source)
         seen: set[str] = set()
         cases: list[Case] = []
         for case in itertools.islice(self.read(files, tally), limit):
@@ -116,7 +118,7 @@ class Benchmark(Settings, ABC):
                 continue
             seen.add(case.id)
             cases.append(case)
-            tally.flagged.update(flags_of(case))
+            tally.flagged.update(read_flags(case))
         roles = Counter(probe.role for case in cases for probe in case.probes)
         counts = {
             "records": tally.records,
@@ -125,7 +127,7 @@ class Benchmark(Settings, ABC):
             "probes": roles.total(),
             **dict(sorted(roles.items())),
         }
-        return Loaded(
+        return LoadedBenchmark(
             benchmark=self.name,
             options=options,
             cases=tuple(cases),
@@ -133,7 +135,7 @@ class Benchmark(Settings, ABC):
             dropped=dict(tally.dropped),
             skipped=dict(tally.skipped),
             flagged=dict(tally.flagged),
-            files=tuple(files.read),
+            files=tuple(files.sources),
         )
 
 
@@ -149,7 +151,7 @@ BENCHMARKS: Registry[Benchmark] = Registry(
 
 def load(
     name: str, source: str | Path | None = None, /, *, limit: int | None = None, **options: object
-) -> Loaded:
+) -> LoadedBenchmark:
     """Read a benchmark by its name, with its options; see `Benchmark.load`.
 
     Raises:
@@ -164,35 +166,35 @@ def load(
     return BENCHMARKS.get(name)(**options).load(source, limit=limit)
 
 
-def each(
-    records: Iterable[Record], make: Callable[[int, Record], Iterable[Case]], tally: Tally
+def make_cases(
+    records: Iterable[RecordT], make: Callable[[int, RecordT], Iterable[Case]], tally: Tally
 ) -> Iterator[Case]:
-    """Make cases of records, in order; those that cannot be used are dropped and counted.
+    """Make the cases of records, in order; records that cannot be used are dropped and counted.
 
     Args:
         records: The records of a file.
-        make: Makes the cases of one record, given its place in the file. Raises `Unusable`, or the
-            errors of `Fact`, where it cannot.
+        make: Makes the cases of one record, given its place in the file. Raises
+            `UnusableRecord`, or the errors of `Fact`, where it cannot.
         tally: Where records and reasons are counted.
     """
     for index, record in enumerate(records):
         tally.records += 1
         try:
             cases = tuple(make(index, record))
-        except Unusable as error:
+        except UnusableRecord as error:
             tally.dropped[str(error)] += 1
         except SubjectNotFound:
             tally.dropped["the subject is not in the prompt"] += 1
         except AmbiguousSubject:
-            tally.dropped["the subject stands in the prompt more than once"] += 1
+            tally.dropped["the subject occurs in the prompt more than once"] += 1
         except EmptyTarget:
             tally.dropped["the prompt or the target is empty"] += 1
         else:
             yield from cases
 
 
-def flags_of(case: Case) -> tuple[str, ...]:
-    """Why a case needs care: `meta["flags"]`."""
+def read_flags(case: Case) -> tuple[str, ...]:
+    """Return the reasons why a case needs care, from `meta["flags"]`."""
     flags = case.meta.get("flags", ())
     assert isinstance(flags, tuple)
     return flags

@@ -72,9 +72,9 @@ def evaluate(
             "title": wanted.title,
             "runs": [
                 {
-                    **plain.run_as_data(run),
+                    **plain.convert_run(run),
                     "metrics": {
-                        one.metric.name: plain.estimate_as_data(estimate)
+                        one.metric.name: plain.convert_estimate(estimate)
                         for one in lines
                         if (estimate := one.estimates[index]) is not None
                     },
@@ -97,7 +97,10 @@ def _draw(
 ) -> None:
     from corrigenda.reports import numbers
 
-    names = [(one.metric.name, one.metric.arrow, numbers.num_cases(one.estimates)) for one in lines]
+    names = [
+        (one.metric.name, one.metric.arrow, numbers.format_num_cases(one.estimates))
+        for one in lines
+    ]
     columns = [
         [
             run.spec.editor.title,
@@ -119,7 +122,7 @@ def _draw(
         for row, name in enumerate(names):
             table.add_row(*name, *(Text(columns[place][row + 1]) for place in places))
         console.print(table)
-    console.print(f"\n{numbers.legend(recipe.intervals.bootstrap())}")
+    console.print(f"\n{numbers.describe_signs(recipe.intervals.bootstrap())}")
     for run in runs:
         console.print(f"{run.spec.editor.title}: {run.folder}", soft_wrap=True)
 
@@ -128,7 +131,11 @@ def _format_cell(estimate: Estimate | None, scale: float) -> str:
     """Return the text of a value, with its interval on the next line."""
     from corrigenda.reports import numbers
 
-    return f"{numbers.value(estimate, scale)}\n{numbers.interval(estimate, scale)}".rstrip()
+    value, interval = (
+        numbers.format_value(estimate, scale),
+        numbers.format_interval(estimate, scale),
+    )
+    return f"{value}\n{interval}".rstrip()
 
 
 def _split_columns(widths: Sequence[int], room: int) -> list[list[int]]:

@@ -12,8 +12,10 @@ from corrigenda.cli import options, output
 from corrigenda.errors import BadConfig
 
 if TYPE_CHECKING:
-    from corrigenda.reports.comparison import Compared
-    from corrigenda.reports.content import Report
+    from collections.abc import Sequence
+
+    from corrigenda.reports.comparison import MetricComparison
+    from corrigenda.reports.sections import Report
     from corrigenda.run.spec import Intervals
 
 Runs = Annotated[
@@ -62,7 +64,7 @@ def report(
     from corrigenda.run import store
 
     recorded = [store.load(run, folder) for run in runs]
-    made = content.report(
+    made = content.build_report(
         recorded,
         title=title,
         metrics=metric or (),
@@ -72,7 +74,7 @@ def report(
     if out is not None:
         write_text(out, _render(made, out))
     output.show(
-        {**plain.as_data(made), "file": str(out) if out else None},
+        {**plain.convert_report(made), "file": str(out) if out else None},
         as_json=as_json,
         people=lambda console: _draw(console, made, out),
     )
@@ -87,21 +89,21 @@ def compare(
 ) -> None:
     """Compare two runs case by case: the difference of every metric, and whether it is chance."""
     from corrigenda.reports import comparison
-    from corrigenda.reports.plain import estimate_as_data, run_as_data
+    from corrigenda.reports.plain import convert_estimate, convert_run
     from corrigenda.run import store
 
     one, other = store.load(first, folder), store.load(second, folder)
     found = comparison.compare(one, other, metric or ())
     output.show(
         {
-            "first": run_as_data(one),
-            "second": run_as_data(other),
+            "first": convert_run(one),
+            "second": convert_run(other),
             "metrics": [
                 {
                     "metric": line.metric.name,
-                    "first": estimate_as_data(line.first),
-                    "second": estimate_as_data(line.second),
-                    "difference": estimate_as_data(line.difference),
+                    "first": convert_estimate(line.first),
+                    "second": convert_estimate(line.second),
+                    "difference": convert_estimate(line.difference),
                     "p_value": line.p_value,
                 }
                 for line in found
@@ -133,9 +135,14 @@ def _change_intervals(own: Intervals, level: float | None, hierarchical: bool) -
 def _render(made: Report, out: Path) -> str:
     """Return a report in the form that the suffix of the file names."""
     from corrigenda.reports import plain
-    from corrigenda.reports.page import page
+    from corrigenda.reports.page import render_page
 
-    forms = {".html": page, ".md": plain.markdown, ".tex": plain.latex, ".json": plain.as_json}
+    forms = {
+        ".html": render_page,
+        ".md": plain.render_markdown,
+        ".tex": plain.render_latex,
+        ".json": plain.render_json,
+    }
     return forms[out.suffix.lower()](made)
 
 
@@ -152,18 +159,18 @@ def _draw(console: Console, made: Report, out: Path | None) -> None:
                 line.metric.name,
                 line.metric.arrow,
                 line.num_cases,
-                numbers.value(line.before, line.metric.scale),
-                *(numbers.cell(one, line.metric.scale) for one in line.estimates),
+                numbers.format_value(line.before, line.metric.scale),
+                *(numbers.format_cell(one, line.metric.scale) for one in line.estimates),
             ]
             for line in group.lines
         ]
         console.print(output.table(columns, rows, title=group.title))
         console.print()
-    console.print(numbers.legend(made.bootstrap))
+    console.print(numbers.describe_signs(made.bootstrap))
 
 
 def _draw_comparison(
-    console: Console, found: list[Compared], titles: tuple[str, str], level: float
+    console: Console, found: Sequence[MetricComparison], titles: tuple[str, str], level: float
 ) -> None:
     from corrigenda.reports import numbers
 
@@ -171,11 +178,11 @@ def _draw_comparison(
         [
             line.metric.name,
             line.metric.arrow,
-            numbers.value(line.first, line.metric.scale),
-            numbers.value(line.second, line.metric.scale),
-            numbers.cell(line.difference, line.metric.scale),
+            numbers.format_value(line.first, line.metric.scale),
+            numbers.format_value(line.second, line.metric.scale),
+            numbers.format_cell(line.difference, line.metric.scale),
             "-" if line.p_value is None else f"{line.p_value:.3g}",
-            numbers.num_cases([line.difference]),
+            numbers.format_num_cases([line.difference]),
         ]
         for line in found
     ]

@@ -135,7 +135,7 @@ def scale(change: Change, factor: float) -> Change:
     """Return the change times a number."""
     match change:
         case LowRank():
-            return change.scaled(factor)
+            return change.times(factor)
         case Dense(delta=delta):
             return Dense(delta * factor)
         case Rows(index=index, values=values, d_out=d_out):

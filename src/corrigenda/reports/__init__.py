@@ -1,4 +1,4 @@
-"""Reports: what runs recorded, as tables, figures and pages. No model is asked here.
+"""Reports: what runs recorded, as tables, figures and pages. No model is run here.
 
 | module | does |
 |---|---|

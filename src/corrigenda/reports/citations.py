@@ -1,4 +1,4 @@
-"""BibTeX of what runs used: methods and benchmarks, from their cards."""
+"""BibTeX entries of the methods and benchmarks that runs used, from their cards."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SPECIAL = re.compile(r"([&%$#_{}])")
 
 
 class Citation(NamedTuple):
-    """One work to cite.
+    """Work to cite.
 
     Attributes:
         key: BibTeX key.
-        about: What of the report it stands behind.
+        about: The method or benchmark it describes.
         text: Authors, title, venue and year, as the card has them.
         url: Its address; empty where the card has none.
     """
@@ -32,7 +32,7 @@ class Citation(NamedTuple):
 
     @property
     def bibtex(self) -> str:
-        """The entry."""
+        """BibTeX entry of the work."""
         authors, _, rest = self.text.partition(": ")
         title, _, venue = rest.rpartition(", ")
         year = _YEAR.search(venue)
@@ -47,15 +47,15 @@ class Citation(NamedTuple):
             "url": self.url,
         }
         lines = [
-            f"  {name} = {{{value if name == 'url' else _escaped(value)}}},"
+            f"  {name} = {{{value if name == 'url' else _escape(value)}}},"
             for name, value in fields.items()
             if value
         ]
         return "\n".join([f"@misc{{{self.key},", *lines, "}"])
 
 
-def citations(runs: Sequence[Recorded]) -> tuple[Citation, ...]:
-    """The works behind the methods and benchmarks of some runs, each once, and this library."""
+def collect_citations(runs: Sequence[Recorded]) -> tuple[Citation, ...]:
+    """Collect the works on the runs' methods and benchmarks, each once, and this library."""
     found: dict[str, Citation] = {}
     for run in runs:
         name = run.spec.editor.name
@@ -77,5 +77,5 @@ def _add(found: dict[str, Citation], about: str, name: str, matter: Mapping[str,
         found.setdefault(key, Citation(key, about, text, str(matter.get("url", ""))))
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", text)

@@ -13,7 +13,7 @@ from corrigenda.metrics.error_types import AnswerType
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from corrigenda.reports.content import Chart, ErrorShares, Matrix, TradeOff
+    from corrigenda.reports.sections import Chart, ErrorShares, Matrix, TradeOff
 
 # Okabe and Ito's colours, which people with colour blindness tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -28,12 +28,12 @@ _OUTCOME_COLOURS = {
 _SETTINGS = {"svg.hashsalt": "corrigenda", "svg.fonttype": "none", "font.size": 9}
 
 
-def curves(chart: Chart) -> str:
-    """A metric over the edits of a sequence, with bands of its interval."""
+def draw_curves(chart: Chart) -> str:
+    """Draw a metric over the edits of a sequence, with bands of its interval."""
 
     def draw(axes: Axes) -> None:
         for place, curve in enumerate(chart.curves):
-            colour, marker = _style(place)
+            colour, marker = _choose_style(place)
             edits = list(curve.edits)
             shown = [one.value * chart.scale for one in curve.estimates]
             low = [one.low * chart.scale for one in curve.estimates]
@@ -47,21 +47,21 @@ def curves(chart: Chart) -> str:
         axes.set_title(chart.title)
         axes.legend(frameon=False)
 
-    return _svg(draw, width=6.0, height=3.2)
+    return _draw_svg(draw, width=6.0, height=3.2)
 
 
-def trade_off(found: TradeOff) -> str:
-    """Each run a point: how well edits take, against what they leave alone."""
+def draw_trade_off(found: TradeOff) -> str:
+    """Draw each run as a point: success of its edits against locality."""
 
     def draw(axes: Axes) -> None:
         for place, point in enumerate(found.points):
-            colour, marker = _style(place)
+            colour, marker = _choose_style(place)
             x, y = point.kept, point.gained
             axes.errorbar(
                 x.value * found.kept.scale,
                 y.value * found.gained.scale,
-                xerr=_reach(x.value, x.low, x.high, found.kept.scale),
-                yerr=_reach(y.value, y.low, y.high, found.gained.scale),
+                xerr=_measure_error_bar(x.value, x.low, x.high, found.kept.scale),
+                yerr=_measure_error_bar(y.value, y.low, y.high, found.gained.scale),
                 color=colour,
                 marker=marker,
                 linestyle="none",
@@ -73,11 +73,11 @@ def trade_off(found: TradeOff) -> str:
         axes.set_title("what is gained, and what is kept")
         axes.legend(frameon=False, loc="best")
 
-    return _svg(draw, width=5.0, height=3.6)
+    return _draw_svg(draw, width=5.0, height=3.6)
 
 
-def error_types(found: tuple[ErrorShares, ...]) -> str:
-    """Bars of the types into which answers to edited prompts fall."""
+def draw_error_types(found: tuple[ErrorShares, ...]) -> str:
+    """Draw bars of the types into which answers to edited prompts fall."""
 
     def draw(axes: Axes) -> None:
         labels = [one.label for one in found]
@@ -92,11 +92,11 @@ def error_types(found: tuple[ErrorShares, ...]) -> str:
         axes.set_xlabel("% of answers")
         axes.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
-    return _svg(draw, width=7.0, height=0.9 + 0.32 * len(found))
+    return _draw_svg(draw, width=7.0, height=0.9 + 0.32 * len(found))
 
 
-def success_matrix(found: Matrix) -> str:
-    """Success of every edit (across) after so many edits (down); white was not asked."""
+def draw_success_matrix(found: Matrix) -> str:
+    """Draw the success of every edit (across) after so many edits (down); white was not asked."""
 
     def draw(axes: Axes) -> None:
         values = found.matrix.values
@@ -112,21 +112,23 @@ def success_matrix(found: Matrix) -> str:
         axes.set_title(f"{found.label} ({found.matrix.protocol})")
         axes.figure.colorbar(image, ax=axes, label="success")
 
-    return _svg(draw, width=6.0, height=3.2)
+    return _draw_svg(draw, width=6.0, height=3.2)
 
 
-def _style(place: int) -> tuple[str, str]:
+def _choose_style(place: int) -> tuple[str, str]:
     return _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
 
 
-def _reach(value: float, low: float, high: float, scale: float) -> list[list[float]] | None:
-    """Lengths of an error bar below and above; None without an interval."""
+def _measure_error_bar(
+    value: float, low: float, high: float, scale: float
+) -> list[list[float]] | None:
+    """Return the lengths of an error bar below and above; None without an interval."""
     if math.isnan(low):
         return None
     return [[max(0.0, value - low) * scale], [max(0.0, high - value) * scale]]
 
 
-def _svg(draw: Callable[[Axes], None], *, width: float, height: float) -> str:
+def _draw_svg(draw: Callable[[Axes], None], *, width: float, height: float) -> str:
     """Draw on one pair of axes; equal content gives equal text."""
     try:
         import matplotlib as mpl

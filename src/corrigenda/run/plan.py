@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
-from corrigenda.benchmarks.benchmark import BENCHMARKS, Loaded
-from corrigenda.benchmarks.robustness_contexts import surrounded
+from corrigenda.benchmarks.benchmark import BENCHMARKS, LoadedBenchmark
+from corrigenda.benchmarks.robustness_contexts import add_surroundings
 from corrigenda.cases import Case, Probe
 from corrigenda.errors import NoCases
 from corrigenda.facts import Fact
@@ -148,7 +148,7 @@ def load_data(spec: RunSpec) -> RunData:
         title = f"{one.name} ({one.options['part']})" if "part" in one.options else one.name
         skipped = Counter(loaded.skipped)
         for case in loaded:
-            prepared = _select_probes(surrounded(case, spec.ask.surroundings, skipped), spec)
+            prepared = _select_probes(add_surroundings(case, spec.ask.surroundings, skipped), spec)
             cases.append(_add_benchmark_name(prepared, title) if several else prepared)
         counts[title] = {
             "counts": dict(loaded.counts),
@@ -272,7 +272,7 @@ def _describe_losses(title: str, counts: Mapping[str, Mapping[str, int]]) -> str
     return f"{title} has no case that can be used: {read}" + (f", {reasons}" if reasons else "")
 
 
-def _load_benchmark(data: DataSpec) -> Loaded:
+def _load_benchmark(data: DataSpec) -> LoadedBenchmark:
     return BENCHMARKS.get(data.name)(**data.options).load(data.path, limit=data.limit)
 
 

@@ -17,7 +17,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import corrigenda
 from corrigenda.files import cache_folder, make_folder, write_text
 from corrigenda.lm.loading import SHIPPED, shipped_folder
 from corrigenda.lm.model import LanguageModel
@@ -31,6 +30,7 @@ from corrigenda.run.plan import QueryBlock, RunData, Unit
 from corrigenda.run.prober import Answer, Query
 from corrigenda.run.spec import RunSpec, hash_json
 from corrigenda.run.store import Manifest, Recorded, Store
+from corrigenda.version import VERSION
 
 _LARGE_FILE = 1 << 26
 # Grows when the same specification leads to another dtype or digest.
@@ -114,7 +114,7 @@ def run_id(spec: RunSpec, model: str, cases: str, texts: str = "") -> str:
         spec.editor.transforms,
         editor.model_dump(mode="json"),
     ]
-    settings, version = spec.digest(editor=False), corrigenda.__version__
+    settings, version = spec.digest(editor=False), VERSION
     return hash_json([settings, method, model, cases, texts, version])
 
 

@@ -21,7 +21,7 @@ from corrigenda.run.store import RunPart
 from corrigenda.run.unit_edits import UnitEdits
 from corrigenda.run.unit_run import UnitRun
 from corrigenda.state import State
-from corrigenda.transforms.registry import parse_all
+from corrigenda.transforms.registry import parse_transforms
 
 
 class Worker:
@@ -65,7 +65,7 @@ class Worker:
         self.batch_tokens = batch_tokens
         self._texts = health.read_texts(spec.health)
         self._items = tasks.items_of(spec.health)
-        self._transforms = parse_all(spec.editor.transforms)
+        self._transforms = parse_transforms(spec.editor.transforms)
         self._progress = progress
         self._state: State | None = None
         self._fit_seconds = 0.0

@@ -1,4 +1,4 @@
-"""KnowEdit WikiData_recent: facts that came true after July 2022."""
+"""KnowEdit WikiData_recent: facts that became true after July 2022."""
 
 from __future__ import annotations
 

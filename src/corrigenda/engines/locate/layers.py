@@ -218,7 +218,7 @@ class MultiLayerEditor(SpreadEditor):
         }
         if not self.protects or not tensors:
             return None
-        return Protected.from_tensors(tensors).reweighted(self.weight)
+        return Protected.from_tensors(tensors).with_weight(self.weight)
 
     def protect(self, state: State, keys: Mapping[Site, Float[Tensor, "d_in n"]]) -> State:
         """A state in which these keys are protected, besides those that are."""
@@ -227,7 +227,7 @@ class MultiLayerEditor(SpreadEditor):
             columns = self.coordinates(state, site, new)
             kept = self.protected(state, site)
             kept = kept or Protected.empty(len(columns), self.weight, columns.device)
-            for name, tensor in kept.extended(columns).tensors().items():
+            for name, tensor in kept.with_keys(columns).tensors().items():
                 tensors[self._prefix(site) + name] = tensor
         return state.updated(tensors)
 
