@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from corrigenda.files import cache_folder, make_folder, write_text
+from corrigenda.files import cache_folder, is_cached, make_folder, write_cached, write_text
 from corrigenda.lm.loading import SHIPPED, shipped_folder
 from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.header import library_versions
@@ -34,7 +35,7 @@ from corrigenda.version import VERSION
 
 _LARGE_FILE = 1 << 26
 # Grows when the same specification leads to another dtype or digest.
-_DIGEST_FORMAT = 2
+_DIGEST_FORMAT = 3
 
 
 def run(
@@ -129,13 +130,26 @@ def model_digest(spec: RunSpec, lm: LanguageModel | None = None) -> str:
     files = _fingerprint_files(spec.model)
     known = hash_json([_DIGEST_FORMAT, spec.dtype, spec.model, files])
     path = cache_folder() / "digests" / f"{known}.txt"
-    if files and path.is_file():
-        return path.read_text(encoding="utf-8")
+    if files and (digest := _read_digest(path, known)):
+        return digest
     digest = load_model(spec).digest()
     if files:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, digest)
+        content = f"{digest} {hash_json([known, digest])}"
+        write_cached(path, lambda file: write_text(file, content))
+    return digest
+
+
+def _read_digest(path: Path, known: str) -> str:
+    """Return a cached digest; empty where there is none or, with a warning, a damaged one."""
+    if not is_cached(path):
+        return ""
+    try:
+        digest, _, seal = path.read_text(encoding="utf-8").partition(" ")
+        if seal != hash_json([known, digest]):
+            raise ValueError("its checksum is another")
+    except (OSError, ValueError) as error:
+        warnings.warn(f"{path} is damaged: {error}. It is written again.", stacklevel=2)
+        return ""
     return digest
 
 
