@@ -263,6 +263,18 @@ class WrongChecksum(CorrigendaError):
     code = "CG605"
 
 
+class RunInUse(CorrigendaError):
+    """Another process works in the folder of a run."""
+
+    code = "CG606"
+
+
+class NoCases(CorrigendaError):
+    """A run has no case that can be used, or no probe to ask."""
+
+    code = "CG607"
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """Return a hint that names the closest of the known names, else lists them all.
 

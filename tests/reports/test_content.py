@@ -83,6 +83,28 @@ def test_a_sequence_has_curves_and_a_matrix(recorded):
     assert group.matrices[1].matrix.values.shape == (3, 6)
 
 
+def test_edits_asked_right_after_are_a_curve_of_their_own(recorded):
+    """Each edit holds until the next one, and all are asked at 3 and 6 alone."""
+    run = recorded("rome", lambda case, t: case == t - 1, lambda *_: True, moments=range(1, 7))
+    newest = [
+        row
+        for row in run.rows
+        if row.edits in (3, 6) or (row.position == row.edits and row.family == "reliability")
+    ]
+    (group,) = build_report([run._replace(rows=newest)]).groups
+    chart = next(one for one in group.charts if RELIABILITY in one.title)
+    (curve,), (at_once,) = chart.curves, chart.immediate
+    assert curve.edits == at_once.edits == (1, 3, 6)
+    assert [one.value for one in curve.estimates] == pytest.approx([1, 1 / 3, 1 / 6])
+    assert [(one.value, one.n) for one in at_once.estimates] == [(1, 1), (1, 3), (1, 6)]
+    kept = next(one for one in group.charts if LOCALITY in one.title)
+    assert kept.curves[0].edits == (3, 6)
+    assert not kept.immediate
+    data = plain.convert_report(build_report([run._replace(rows=newest)]))
+    shown = next(one for one in data["groups"][0]["curves"] if RELIABILITY in one["title"])
+    assert [point["edits"] for point in shown["immediate"]["rome"]] == [1, 3, 6]
+
+
 def test_what_is_missing_is_told(recorded):
     run = recorded("rome", lambda *_: True, lambda *_: True, skipped=2)
     assert build_report([run]).groups[0].problems == (("rome (r-rome)", "CG105", 2),)

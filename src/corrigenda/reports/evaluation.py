@@ -40,7 +40,7 @@ class Evaluation:
     @property
     def problems(self) -> dict[str, dict[str, int]]:
         """Return the reasons for missing answers with their number, by run id."""
-        return {run.manifest.run: dict(summary.problems(run)) for run in self.runs}
+        return {run.manifest.run: dict(summary.count_problems(run)) for run in self.runs}
 
     @property
     def has_errors(self) -> bool:
@@ -144,11 +144,11 @@ def evaluate(
             for run in _as_single(one).runs(model=model, limit=limit, data=data)
         )
         title, metrics, intervals = "", specs[0].metrics, specs[0].intervals
-    chosen = executors.executor(executor, workers=workers) if lm is None else None
+    chosen = executors.make_executor(executor, workers=workers) if lm is None else None
     with show_progress(progress) as report:
         runs = runner.run_all(specs, lm=lm, folder=folder, executor=chosen, progress=report)
     bootstrap = intervals.bootstrap()
-    lines = summary.lines(runs, metrics, bootstrap)
+    lines = summary.make_lines(runs, metrics, bootstrap)
     return Evaluation(title, tuple(runs), tuple(lines), bootstrap)
 
 
