@@ -12,7 +12,13 @@ from typing import ClassVar, TypeVar
 
 from corrigenda.benchmarks.files import BenchmarkFiles, SourceFile
 from corrigenda.cases import Case
-from corrigenda.errors import AmbiguousSubject, EmptyTarget, SubjectNotFound, UnknownBenchmark
+from corrigenda.errors import (
+    AmbiguousSubject,
+    EmptyTarget,
+    MalformedRecords,
+    SubjectNotFound,
+    UnknownBenchmark,
+)
 from corrigenda.registry import Registry
 from corrigenda.settings import Settings
 
@@ -52,6 +58,8 @@ class LoadedBenchmark:
         dropped: Records left out, by reason.
         skipped: Probes left out, by reason.
         flagged: Cases that need care, by reason.
+        unknown_fields: Fields of records that the schema does not have, with the number of records;
+            they are not read.
         files: The files that were read, with their checksums.
     """
 
@@ -62,6 +70,7 @@ class LoadedBenchmark:
     dropped: Mapping[str, int]
     skipped: Mapping[str, int]
     flagged: Mapping[str, int]
+    unknown_fields: Mapping[str, int]
     files: tuple[SourceFile, ...]
 
     def __iter__(self) -> Iterator[Case]:
@@ -87,6 +96,10 @@ class Benchmark(Settings, ABC):
 
     kind: ClassVar[str] = "benchmark"
     name: ClassVar[str]
+    expects: ClassVar[tuple[str, ...]] = ()
+    """Families of roles that some case of every file has; without them it has another schema."""
+    headline: ClassVar[tuple[str, ...]] = ()
+    """Metrics that the benchmark's paper reports, in its order; tables show them first."""
 
     @abstractmethod
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:
@@ -105,14 +118,16 @@ class Benchmark(Settings, ABC):
         Raises:
             MissingData (CG604): no such file, and no download.
             WrongChecksum (CG605): the download is not the published file.
-            MalformedRecords (CG603): the file cannot be read, or has another schema.
+            MalformedRecords (CG603): the file cannot be read, or has another schema: a record does
+                not fit, or a family of `expects` is in no case.
         """
         options = self.model_dump(mode="json")
         matter = BENCHMARKS.card(self.name)
         tally, files = Tally(), BenchmarkFiles(matter, options.get("part", ""), source)
         seen: set[str] = set()
         cases: list[Case] = []
-        for case in itertools.islice(self.read(files, tally), limit):
+        stream = self.read(files, tally)
+        for case in itertools.islice(stream, limit):
             if case.id in seen:
                 tally.dropped["another record has the same id"] += 1
                 continue
@@ -127,7 +142,7 @@ class Benchmark(Settings, ABC):
             "probes": roles.total(),
             **dict(sorted(roles.items())),
         }
-        return LoadedBenchmark(
+        found = LoadedBenchmark(
             benchmark=self.name,
             options=options,
             cases=tuple(cases),
@@ -135,8 +150,33 @@ class Benchmark(Settings, ABC):
             dropped=dict(tally.dropped),
             skipped=dict(tally.skipped),
             flagged=dict(tally.flagged),
+            unknown_fields=dict(files.unknown_fields),
             files=tuple(files.sources),
         )
+        self._require_expected(itertools.chain(cases, stream), found)
+        return found
+
+    def _require_expected(self, cases: Iterable[Case], found: LoadedBenchmark) -> None:
+        """Refuse a file in which a family of probes that the schema promises is in no case.
+
+        With a limit, further cases are read only until every family was seen.
+        """
+        missing = dict.fromkeys(self.expects)
+        asked = 0
+        for case in cases:
+            asked += 1
+            for probe in case.probes:
+                missing.pop(probe.family, None)
+            if not missing:
+                return
+        if asked and missing:
+            unknown = ", ".join(f"{name} ({count})" for name, count in found.unknown_fields.items())
+            raise MalformedRecords(
+                f"no record gives a probe of {' or '.join(missing)}.",
+                where=", ".join(one.name for one in found.files),
+                hint=f"The file seems to have the schema of another benchmark than {self.name}"
+                + (f"; fields that are not read: {unknown}." if unknown else "."),
+            )
 
 
 BENCHMARKS: Registry[Benchmark] = Registry(
