@@ -81,7 +81,7 @@ def recorded(tmp_path):
             )
         )
         store.add(RunPart("000", rows, cost))
-        store.finish()
+        store.finish(["000"])
         return load(run, tmp_path / "runs")
 
     return make

@@ -41,7 +41,7 @@ def test_runs_on_the_same_cases_stand_in_one_table(two):
     made = build_report(two)
     assert len(made.groups) == 1
     group = made.groups[0]
-    assert group.labels == ("rome", "ft-m")
+    assert group.labels == ("rome (r-rome)", "ft-m")
     taken, kept = line(group, RELIABILITY), line(group, LOCALITY)
     assert [one.value for one in taken.estimates] == [1.0, pytest.approx(1 / 3)]
     assert [one.value for one in kept.estimates] == [pytest.approx(5 / 6), 1.0]
@@ -60,7 +60,7 @@ def test_runs_on_other_data_form_a_group_of_their_own(two, recorded):
 
 def test_error_types_sum_to_one_and_tell_how(two):
     errors = build_report(two).groups[0].errors
-    assert [one.label for one in errors] == ["rome", "ft-m"]
+    assert [one.label for one in errors] == ["rome (r-rome)", "ft-m"]
     assert errors[0].shares["success"] == 1.0
     assert errors[1].shares["irrelevant"] == pytest.approx(4 / 6)
     assert sum(errors[1].shares.values()) == pytest.approx(1.0)
@@ -89,13 +89,35 @@ def test_a_sequence_has_curves_and_a_matrix(recorded):
     assert [curve.edits for curve in chart.curves] == [moments, moments]
     shown = [round(one.value, 3) for one in chart.curves[1].estimates]
     assert shown == [1.0, 0.667, 0.333]
-    assert [one.label for one in group.matrices] == ["memit", "rome"]
+    assert [one.label for one in group.matrices] == ["memit", "rome (r-rome)"]
     assert group.matrices[1].matrix.values.shape == (3, 6)
+
+
+def test_edits_asked_right_after_are_a_curve_of_their_own(recorded):
+    """Each edit holds until the next one, and all are asked at 3 and 6 alone."""
+    run = recorded("rome", lambda case, t: case == t - 1, lambda *_: True, moments=range(1, 7))
+    newest = [
+        row
+        for row in run.rows
+        if row.edits in (3, 6) or (row.position == row.edits and row.family == "reliability")
+    ]
+    (group,) = build_report([run._replace(rows=newest)]).groups
+    chart = next(one for one in group.charts if RELIABILITY in one.title)
+    (curve,), (at_once,) = chart.curves, chart.immediate
+    assert curve.edits == at_once.edits == (1, 3, 6)
+    assert [one.value for one in curve.estimates] == pytest.approx([1, 1 / 3, 1 / 6])
+    assert [(one.value, one.n) for one in at_once.estimates] == [(1, 1), (1, 3), (1, 6)]
+    kept = next(one for one in group.charts if LOCALITY in one.title)
+    assert kept.curves[0].edits == (3, 6)
+    assert not kept.immediate
+    data = plain.convert_report(build_report([run._replace(rows=newest)]))
+    shown = next(one for one in data["groups"][0]["curves"] if RELIABILITY in one["title"])
+    assert [point["edits"] for point in shown["immediate"]["rome"]] == [1, 3, 6]
 
 
 def test_what_is_missing_is_told(recorded):
     run = recorded("rome", lambda *_: True, lambda *_: True, skipped=2)
-    assert build_report([run]).groups[0].problems == (("rome", "CG105", 2),)
+    assert build_report([run]).groups[0].problems == (("rome (r-rome)", "CG105", 2),)
 
 
 def test_intervals_are_found_as_the_first_run_says_or_as_wanted(recorded):
@@ -116,7 +138,7 @@ def test_intervals_are_found_as_the_first_run_says_or_as_wanted(recorded):
         assert {one.bootstrap for one in shown} == {own.bootstrap()}
         assert chart.curves[0].estimates[-1].low == taken.low
     plain_one = line(build_report([run]).groups[0], RELIABILITY).estimates[0]
-    assert plain_one.low == plain_one.high == 0.5
+    assert taken.low < plain_one.low < 0.5 < plain_one.high < taken.high
     (compared,) = compare(said, said, [RELIABILITY])
     assert compared.difference.bootstrap == own.bootstrap()._replace(hierarchical=False)
 
@@ -148,7 +170,7 @@ def test_json_holds_every_number(two):
     metrics = {one["metric"]: one for one in data["groups"][0]["metrics"]}
     assert metrics[RELIABILITY]["runs"]["ft-m"]["value"] == pytest.approx(1 / 3)
     assert metrics[RELIABILITY]["runs"]["ft-m"]["n"] == 6
-    assert metrics[RELIABILITY]["best"] == ["rome"]
+    assert metrics[RELIABILITY]["best"] == ["rome (r-rome)"]
 
 
 def test_the_page_stands_alone_and_escapes(recorded):

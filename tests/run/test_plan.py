@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
+
 from corrigenda.cases import Case, Probe, Protocol
+from corrigenda.errors import NoCases
 from corrigenda.facts import Fact
 from corrigenda.run import plan
 from corrigenda.run.spec import RunSpec
@@ -98,3 +104,38 @@ def test_training_facts_have_paraphrases_and_neighbours() -> None:
     facts = plan.load_training_facts(make().benchmark[0])
     assert len(facts) == 3
     assert all(fact.paraphrases and fact.neighbours for fact in facts)
+
+
+def test_a_run_without_a_usable_case_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "zsre.json"
+    path.write_text(json.dumps([record(subject="Rome"), record(subject="Oslo")]))
+    spec = make(data={"name": "zsre", "path": str(path)})
+    with pytest.raises(
+        NoCases, match=r"2 records read, 2 x the subject is not in the prompt"
+    ) as one:
+        plan.load_data(spec)
+    assert str(path) in str(one.value)
+    path.write_text("[]")
+    with pytest.raises(NoCases, match=r"CG607 .* 0 records read"):
+        plan.load_data(spec)
+
+
+def record(subject: str) -> dict[str, str | list[str]]:
+    return {
+        "subject": subject,
+        "src": "What is the capital of France?",
+        "pred": "Paris",
+        "rephrase": "Which city is the capital of France?",
+        "alt": "Rome",
+        "answers": ["Paris"],
+        "loc": "nq question: who wrote it",
+        "loc_ans": "Dante",
+        "cond": "Paris >> Rome || What is the capital of France?",
+    }
+
+
+def test_a_run_that_asks_nothing_says_why() -> None:
+    with pytest.raises(NoCases, match=r"no probe of 3 cases is asked(.|\n)*reliabilty"):
+        plan.load_data(make(ask={"roles": ["reliabilty"]}))
+    texts = make(ask={"roles": ["reliabilty"]}, health={"texts": ["Rome is a city."]})
+    assert len(plan.load_data(texts).cases) == 3

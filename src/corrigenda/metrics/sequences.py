@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +44,7 @@ class SuccessMatrix(NamedTuple):
         values: Success of edit `positions[column]` after `moments[line]` edits; NaN where it was
             not asked.
         protocol: How the answers were taken, and the measure where one was named.
+        checkpoints: Moments at which all edits so far were asked, and not only the newest.
         answers: Most answers that one value comes from.
     """
 
@@ -52,6 +53,7 @@ class SuccessMatrix(NamedTuple):
     cases: tuple[str, ...]
     values: Numbers
     protocol: str
+    checkpoints: tuple[int, ...]
     answers: int = 1
 
 
@@ -119,17 +121,45 @@ def success_matrix(
         tuple(cases),
         values,
         asked_by,
+        find_checkpoints(own),
         max(answers.values(), default=1),
     )
 
 
+def find_checkpoints(rows: Sequence[Row]) -> tuple[int, ...]:
+    """Return the moments at which all edits so far were asked, and not only the newest.
+
+    Between two checkpoints of a sequence only its newest edit is asked; a mean over the answers of
+    such a moment is of another population than one at a checkpoint.
+
+    Args:
+        rows: Answers to probes of one role, of one run; those without a place in a sequence, such
+            as of texts, are asked at checkpoints alone.
+    """
+    places = {row.case: row.position for row in rows if row.position}
+    asked: dict[int, set[str]] = {}
+    found: set[int] = set()
+    for row in rows:
+        if row.position:
+            asked.setdefault(row.edits, set()).add(row.case)
+        elif row.stage == Stage.AFTER:
+            found.add(row.edits)
+    of_all = Counter(places.values())
+    for moment, cases in asked.items():
+        now = Counter(places[case] for case in cases)
+        # Of several sequences only some may be as long as this moment.
+        newest = max(now)
+        whole = all(
+            now[place] >= min(of_all[place], now[newest]) for place in of_all if place < newest
+        )
+        if whole:
+            found.add(moment)
+    return tuple(sorted(found))
+
+
 def immediate(matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
     """Mean of A[i][i]: success of each edit right after it, before the next."""
-    items: list[AnswerValue] = []
-    for column, position in enumerate(matrix.positions):
-        if position in matrix.moments:
-            value = float(matrix.values[matrix.moments.index(position), column])
-            items.append(AnswerValue(matrix.cases[column], value))
+    items = [one for one, _ in _list_immediate(matrix)]
     return _mean_of_known("immediate_success", matrix, items, bootstrap)
 
 
@@ -153,14 +183,34 @@ def forgetting(matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP) -> Es
 
 
 def curve(matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP) -> dict[int, Estimate]:
-    """Return the mean over the edits made so far of A[t][i], at each moment t that was asked."""
+    """Return the mean over the edits made so far of A[t][i], at each checkpoint t.
+
+    At other moments only the newest edit was asked; see `immediate_curve`.
+    """
     found: dict[int, Estimate] = {}
-    for line, moment in enumerate(matrix.moments):
+    for moment in matrix.checkpoints:
+        line = matrix.moments.index(moment)
         items = [
             AnswerValue(case, float(value))
             for case, value in zip(matrix.cases, matrix.values[line], strict=True)
         ]
         found[moment] = _mean_of_known(f"success_after_{moment}", matrix, items, bootstrap)
+    return found
+
+
+def immediate_curve(
+    matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP
+) -> dict[int, Estimate]:
+    """Return the mean over the edits made so far of A[i][i], at each checkpoint t.
+
+    The distance to `curve` is what later edits took away.
+    """
+    found: dict[int, Estimate] = {}
+    for moment in matrix.checkpoints:
+        items = [one for one, position in _list_immediate(matrix) if position <= moment]
+        if items:
+            name = f"immediate_success_until_{moment}"
+            found[moment] = _mean_of_known(name, matrix, items, bootstrap)
     return found
 
 
@@ -254,7 +304,15 @@ def mean_drift(
     """
     found, skipped = measurements(records, f"drift/{layer}")
     items = [AnswerValue(one.case, one.values[0] / one.values[1]) for one in found]
-    return over_cases(f"drift/{layer}", items, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(f"drift/{layer}", items, skipped=skipped, bootstrap=bootstrap, share=False)
+
+
+def _list_immediate(matrix: SuccessMatrix) -> Iterator[tuple[AnswerValue, int]]:
+    """Yield A[i][i] of each edit that was asked right after it, with its place."""
+    for column, position in enumerate(matrix.positions):
+        if position in matrix.moments:
+            value = float(matrix.values[matrix.moments.index(position), column])
+            yield AnswerValue(matrix.cases[column], value), position
 
 
 def _breaking_steps(

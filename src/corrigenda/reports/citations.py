@@ -64,11 +64,13 @@ def collect_citations(runs: Sequence[Recorded]) -> tuple[Citation, ...]:
     found: dict[str, Citation] = {}
     for run in runs:
         name = run.spec.editor.name
-        cards = {("method", name): METHODS.card(name)} if name in METHODS.names() else {}
+        cards: list[tuple[str, str, Mapping[str, object]]] = []
+        if name in METHODS.names():
+            cards.append((f"method {run.spec.editor.variant}", name, METHODS.card(name)))
         for one in (*run.spec.benchmark, *([run.spec.train] if run.spec.train else ())):
-            cards["benchmark", one.name] = BENCHMARKS.card(one.name)
-        for (kind, name), card in cards.items():
-            for citation in read_citations(f"{kind} {name}", name, card):
+            cards.append((f"benchmark {one.name}", one.name, BENCHMARKS.card(one.name)))
+        for about, own_name, card in cards:
+            for citation in read_citations(about, own_name, card):
                 _add(found, citation)
     own = Citation("corrigenda", "this library", "Corrigenda contributors: Corrigenda", "")
     return (*found.values(), own)

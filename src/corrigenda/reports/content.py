@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from corrigenda.cases import Protocol
 from corrigenda.errors import MissingData
@@ -207,24 +207,72 @@ def _is_comparison(one: Metric) -> bool:
 def _build_charts(
     runs: Sequence[Recorded], labels: Sequence[str], lines: Sequence[TableLine]
 ) -> Iterable[Chart]:
-    """Build the curve of every metric of rows over the moments of the sequence that were asked."""
+    """Build the curves of every metric of rows over the checkpoints of a sequence."""
     for line in lines:
         if line.metric.protocol is None or line.metric.sequence:
             continue
-        curves = [
-            _build_curve(label, run, line.metric) for label, run in zip(labels, runs, strict=True)
-        ]
-        curves = [curve for curve in curves if len(curve.edits) > 1]
+        curves: list[Curve] = []
+        immediate: list[Curve] = []
+        for label, run in zip(labels, runs, strict=True):
+            curve = _build_curve(label, run, line.metric)
+            if len(curve.edits) > 1:
+                curves.append(curve)
+                immediate += _build_immediate(label, run, line.metric, curve)
         if curves:
-            yield Chart(f"{line.metric.title} ({line.metric.name})", line.metric.scale, (*curves,))
+            title = f"{line.metric.title} ({line.metric.name})"
+            yield Chart(title, line.metric.scale, (*curves,), (*immediate,))
 
 
 def _build_curve(label: str, run: Recorded, wanted: Metric) -> Curve:
-    rows, bootstrap = run.rows, run.spec.intervals.bootstrap()
-    moments = sorted({row.edits for row in rows if row.stage is Stage.AFTER})
+    """Build the curve of all edits so far, at checkpoints."""
+    moments = sequences.find_checkpoints(_select_rows(run, wanted))
+    return _evaluate_moments(label, run, wanted, {one: at(run.rows, one) for one in moments})
+
+
+def _build_immediate(label: str, run: Recorded, wanted: Metric, curve: Curve) -> Iterable[Curve]:
+    """Build the curve of the same edits, each asked right after its step, where they were."""
+    # A metric of several roles cannot be formed where only some are asked between checkpoints.
+    rows = [row for row in _select_rows(run, wanted) if row.position]
+    if wanted.group != "success" or {row.edits for row in rows} <= {*curve.edits}:
+        return
+    size = run.spec.regime.size
+    first: dict[str, int] = {}
+    for row in rows:
+        first[row.case] = min(row.edits, first.get(row.case, row.edits))
+    conditions = [row for row in run.rows if row.stage is Stage.BEFORE]
+    found: dict[int, list[Row]] = {}
+    for moment in curve.edits:
+        found[moment] = [
+            dataclasses.replace(row, edits=moment)
+            for row in rows
+            if row.position <= moment
+            and row.edits == first[row.case]
+            and row.edits - row.position < size
+        ]
+        found[moment] += conditions
+    made = _evaluate_moments(label, run, wanted, found)
+    if made.edits:
+        yield made
+
+
+def _select_rows(run: Recorded, wanted: Metric) -> list[Row]:
+    """Return the answers of the edited model that a metric reads."""
+    return [
+        row
+        for row in run.rows
+        if row.stage is Stage.AFTER
+        and row.protocol == wanted.protocol
+        and (row.role == wanted.reads or row.role.startswith(f"{wanted.reads}/"))
+    ]
+
+
+def _evaluate_moments(
+    label: str, run: Recorded, wanted: Metric, rows: Mapping[int, Sequence[Row]]
+) -> Curve:
+    bootstrap = run.spec.intervals.bootstrap()
     found: dict[int, Estimate] = {}
-    for moment in moments:
-        (estimate,) = evaluate(RunRecords(at(rows, moment)), [wanted.name], bootstrap=bootstrap)
+    for moment, own in rows.items():
+        (estimate,) = evaluate(RunRecords([*own]), [wanted.name], bootstrap=bootstrap)
         if estimate.n and not math.isnan(estimate.value):
             found[moment] = estimate
     return Curve(label, (*found,), (*found.values(),))

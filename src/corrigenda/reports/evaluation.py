@@ -40,7 +40,7 @@ class Evaluation:
     @property
     def problems(self) -> dict[str, dict[str, int]]:
         """Return the reasons for missing answers with their number, by run id."""
-        return {run.manifest.run: dict(summary.problems(run)) for run in self.runs}
+        return {run.manifest.run: dict(summary.count_problems(run)) for run in self.runs}
 
     @property
     def has_errors(self) -> bool:
@@ -144,31 +144,31 @@ def evaluate(
             for run in _as_single(one).runs(model=model, limit=limit, data=data)
         )
         title, metrics, intervals = "", specs[0].metrics, specs[0].intervals
-    chosen = executors.executor(executor, workers=workers) if lm is None else None
+    chosen = executors.make_executor(executor, workers=workers) if lm is None else None
     with show_progress(progress) as report:
         runs = runner.run_all(specs, lm=lm, folder=folder, executor=chosen, progress=report)
     bootstrap = intervals.bootstrap()
-    lines = summary.lines(runs, metrics, bootstrap)
+    lines = summary.make_lines(runs, metrics, bootstrap)
     return Evaluation(title, tuple(runs), tuple(lines), bootstrap)
 
 
-def _as_recipe(
-    recipe: str | Path | Recipe | RunSpec | Mapping[str, object] | Sequence[RunSpec],
-) -> Recipe | tuple[RunSpec, ...]:
+def _as_recipe(recipe: object) -> Recipe | tuple[RunSpec, ...]:
     match recipe:
         case Recipe():
             return recipe
         case str() | Path():
             return read_recipe(recipe)
         case Mapping():
-            return Recipe(**recipe)
+            return Recipe(**{str(name): value for name, value in recipe.items()})
         case RunSpec():
             return (recipe,)
+        case [RunSpec(), *_] if all(isinstance(one, RunSpec) for one in recipe):
+            return tuple(recipe)
         case _:
-            runs = tuple(recipe)
-    if not runs or not all(isinstance(one, RunSpec) for one in runs):
-        raise BadConfig("a recipe, or runs, were expected.", hint="See `corrigenda.run.spec`.")
-    return runs
+            raise BadConfig(
+                f"a recipe or runs were expected, not an object of type {type(recipe).__name__}.",
+                hint="Give the name of a recipe, or `cg.RunSpec(editor=..., benchmark=...)`.",
+            )
 
 
 def _as_single(spec: RunSpec) -> Recipe:

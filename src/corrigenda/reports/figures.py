@@ -37,7 +37,10 @@ _TITLE_CHARACTERS_PER_INCH = 10
 
 
 def draw_curves(chart: Chart) -> str:
-    """Draw a metric over the edits of a sequence, with bands of its interval."""
+    """Draw a metric over the edits of a sequence, with bands of its interval.
+
+    Solid lines are of all edits so far, dashed ones of the same edits right after each was made.
+    """
 
     def draw(axes: Axes) -> None:
         for place, curve in enumerate(chart.curves):
@@ -48,6 +51,15 @@ def draw_curves(chart: Chart) -> str:
             high = [one.high * chart.scale for one in curve.estimates]
             axes.plot(edits, shown, color=colour, marker=marker, markersize=4, label=curve.label)
             axes.fill_between(edits, low, high, color=colour, alpha=0.15, linewidth=0)
+            for early in (one for one in chart.immediate if one.label == curve.label):
+                axes.plot(
+                    list(early.edits),
+                    [one.value * chart.scale for one in early.estimates],
+                    color=colour,
+                    linestyle="--",
+                    linewidth=1,
+                    label=f"{curve.label}, right after each edit",
+                )
         most = max(edits for curve in chart.curves for edits in curve.edits)
         if most >= 100:
             axes.set_xscale("log")

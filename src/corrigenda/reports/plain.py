@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from corrigenda.metrics.estimate import Estimate
 from corrigenda.reports.numbers import describe_signs, format_cell, format_interval, format_value
-from corrigenda.reports.sections import Group, Report, TableLine
+from corrigenda.reports.sections import Curve, Group, Report, TableLine
 from corrigenda.run.store import Recorded
 
 _LATEX = {
@@ -119,13 +119,8 @@ def _convert_group(group: Group) -> dict[str, object]:
         "curves": [
             {
                 "title": chart.title,
-                "runs": {
-                    curve.label: [
-                        {"edits": edits, **(convert_estimate(one) or {})}
-                        for edits, one in zip(curve.edits, curve.estimates, strict=True)
-                    ]
-                    for curve in chart.curves
-                },
+                "runs": {one.label: _convert_curve(one) for one in chart.curves},
+                "immediate": {one.label: _convert_curve(one) for one in chart.immediate},
             }
             for chart in group.charts
         ],
@@ -143,6 +138,13 @@ def _convert_group(group: Group) -> dict[str, object]:
             for label, reason, count in group.problems
         ],
     }
+
+
+def _convert_curve(curve: Curve) -> list[dict[str, object]]:
+    return [
+        {"edits": edits, **(convert_estimate(one) or {})}
+        for edits, one in zip(curve.edits, curve.estimates, strict=True)
+    ]
 
 
 def _convert_answers(group: Group) -> dict[str, object]:
@@ -204,7 +206,7 @@ def _format_metric_table(
 
 def _list_runs(group: Group) -> list[tuple[str, ...]]:
     return [
-        (label, run.spec.editor.name, run.manifest.run, run.manifest.model)
+        (label, run.spec.editor.variant, run.manifest.run, run.manifest.model)
         for label, run in zip(group.labels, group.runs, strict=True)
     ]
 
@@ -225,7 +227,7 @@ def _format_latex_table(
         [
             rf"\texttt{{{_escape(name)}}}",
             _ARROWS[line.metric.arrow],
-            line.num_cases,
+            line.num_cases.replace("<", "$<$"),
             format_value(line.before, line.metric.scale),
             *(_format_latex_cell(one, line, place) for place, one in enumerate(line.estimates)),
         ]

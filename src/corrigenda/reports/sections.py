@@ -53,7 +53,7 @@ class Curve(NamedTuple):
 
     Attributes:
         label: The run.
-        edits: Edits in force, rising.
+        edits: Edits in force at checkpoints, rising.
         estimates: One for each.
     """
 
@@ -68,12 +68,15 @@ class Chart(NamedTuple):
     Attributes:
         title: What is drawn.
         scale: Factor that numbers are shown with.
-        curves: One for each run.
+        curves: One for each run: all edits so far, asked at a checkpoint.
+        immediate: The same edits, each asked right after it; empty where only checkpoints were
+            asked.
     """
 
     title: str
     scale: float
     curves: tuple[Curve, ...]
+    immediate: tuple[Curve, ...] = ()
 
 
 class TradeOffPoint(NamedTuple):

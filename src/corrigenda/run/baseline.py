@@ -7,12 +7,12 @@ distributions are not cached; they are taken anew at the beginning of a unit tha
 
 from __future__ import annotations
 
-import contextlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from corrigenda.errors import CorrigendaError, WriteFailed
-from corrigenda.files import cache_folder
+from corrigenda.errors import CorrigendaError, CorruptFile
+from corrigenda.files import cache_folder, is_cached, write_cached
 from corrigenda.rows import Row, Stage
 from corrigenda.run.plan import QueryBlock, hash_content
 from corrigenda.run.prober import Answer, Query
@@ -24,7 +24,7 @@ _FORMAT = 1
 def read_answers(
     block: QueryBlock, model_digest: str, batch_tokens: int | None = None
 ) -> list[Answer] | None:
-    """Return the cached answers to a block; None where there are none, or they are damaged.
+    """Return the cached answers to a block; None without any or, with a warning, damaged ones.
 
     Args:
         block: The queries.
@@ -32,13 +32,16 @@ def read_answers(
         batch_tokens: Most tokens in one batch when it was asked.
     """
     path = _path(block, model_digest, batch_tokens)
-    if not path.is_file():
+    if not is_cached(path):
         return None
     try:
         rows = read_table(path, Row)
-    except CorrigendaError:
+        if len(rows) != len(block):
+            raise CorruptFile(f"{path} has {len(rows)} answers for {len(block)} queries.")
+    except CorrigendaError as error:
+        warnings.warn(f"{error.message} It is written again.", stacklevel=2)
         return None
-    return [_make_answer(row) for row in rows] if len(rows) == len(block) else None
+    return [_make_answer(row) for row in rows]
 
 
 def write_answers(
@@ -50,9 +53,7 @@ def write_answers(
     """Cache the answers to a block; where that fails, they are asked again next time."""
     path = _path(block, model_digest, batch_tokens)
     rows = [_make_row(index, *pair) for index, pair in enumerate(zip(block, answers, strict=True))]
-    with contextlib.suppress(OSError, WriteFailed):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(path, rows, Row)
+    write_cached(path, lambda file: write_table(file, rows, Row))
 
 
 def _path(block: QueryBlock, model_digest: str, batch_tokens: int | None) -> Path:

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 from corrigenda.benchmarks.benchmark import BENCHMARKS, LoadedBenchmark
 from corrigenda.benchmarks.robustness_contexts import add_surroundings
 from corrigenda.cases import Case, Probe
+from corrigenda.errors import NoCases
 from corrigenda.facts import Fact
 from corrigenda.run.health import make_text_query, read_texts
 from corrigenda.run.prober import Query, make_query
@@ -37,12 +38,13 @@ class RunData(NamedTuple):
 
     Attributes:
         cases: All cases, their probes as they are asked.
-        counts: Of each benchmark: its counts, and what was left out by reason.
+        counts: Of each benchmark: `counts`; by reason, records `dropped`, probes `skipped`, and
+            cases `flagged`, which are used with care.
         files: Files that were read, with their checksums.
     """
 
     cases: tuple[Case, ...]
-    counts: dict[str, object]
+    counts: dict[str, dict[str, dict[str, int]]]
     files: list[dict[str, object]]
 
     def digest(self) -> str:
@@ -135,9 +137,10 @@ def load_data(spec: RunSpec) -> RunData:
 
     Raises:
         MissingData (CG604), MalformedRecords (CG603), WrongChecksum (CG605): as `Benchmark.load`.
+        NoCases (CG607): no benchmark has a case that can be used, or no case a probe that is asked.
     """
     cases: list[Case] = []
-    counts: dict[str, object] = {}
+    counts: dict[str, dict[str, dict[str, int]]] = {}
     files: list[dict[str, object]] = []
     several = len(spec.benchmark) > 1
     for one in spec.benchmark:
@@ -151,9 +154,12 @@ def load_data(spec: RunSpec) -> RunData:
             "counts": dict(loaded.counts),
             "dropped": dict(loaded.dropped),
             "skipped": dict(skipped),
+            "flagged": dict(loaded.flagged),
         }
         files += [file._asdict() for file in loaded.files]
-    return RunData(tuple(cases), counts, files)
+    found = RunData(tuple(cases), counts, files)
+    _require_probes(found, spec)
+    return found
 
 
 def load_training_facts(data: DataSpec) -> list[Fact]:
@@ -233,6 +239,37 @@ def matches_role(role: str, wanted: Iterable[str]) -> bool:
 def hash_content(content: object) -> str:
     """Return sixteen hexadecimal digits for plain values and records of them."""
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def _require_probes(data: RunData, spec: RunSpec) -> None:
+    """Refuse a run whose table would be empty.
+
+    Raises:
+        NoCases (CG607): it would.
+    """
+    if not data.cases:
+        losses = [_describe_losses(title, counts) for title, counts in data.counts.items()]
+        raise NoCases(
+            f"{'; '.join(losses)}.",
+            where=", ".join(one.path for one in spec.benchmark if one.path),
+            hint="Check that the file is the one of this benchmark; `corrigenda benchmarks` shows "
+            "what it holds.",
+        )
+    health = spec.health.texts or spec.health.file or spec.health.tasks
+    if not health and all(one.role == CONDITION for case in data.cases for one in case.probes):
+        asked = f"ask.roles = {[*spec.ask.roles]}, ask.without = {[*spec.ask.without]}"
+        raise NoCases(
+            f"no probe of {len(data.cases)} cases is asked.",
+            where=asked,
+            hint="Name roles, or families of roles, that the benchmark has.",
+        )
+
+
+def _describe_losses(title: str, counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Return what became of the records of a benchmark without cases."""
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in counts["dropped"].items())
+    read = f"{counts['counts']['records']} records read"
+    return f"{title} has no case that can be used: {read}" + (f", {reasons}" if reasons else "")
 
 
 def _load_benchmark(data: DataSpec) -> LoadedBenchmark:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from corrigenda.files import cache_folder, write_text
+from corrigenda.files import cache_folder, is_cached, make_folder, write_cached, write_text
 from corrigenda.lm.loading import SHIPPED, shipped_folder
 from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.header import library_versions
@@ -25,6 +26,7 @@ from corrigenda.progress import Progress
 from corrigenda.run import plan, store, tasks
 from corrigenda.run.baseline import read_answers, write_answers
 from corrigenda.run.executors import Executor, LocalExecutor, RunJob, load_model
+from corrigenda.run.lock import FolderLock, hold_lock
 from corrigenda.run.plan import QueryBlock, RunData, Unit
 from corrigenda.run.prober import Answer, Query
 from corrigenda.run.spec import RunSpec, hash_json
@@ -33,7 +35,7 @@ from corrigenda.version import VERSION
 
 _LARGE_FILE = 1 << 26
 # Grows when the same specification leads to another dtype or digest.
-_DIGEST_FORMAT = 2
+_DIGEST_FORMAT = 3
 
 
 def run(
@@ -128,13 +130,26 @@ def model_digest(spec: RunSpec, lm: LanguageModel | None = None) -> str:
     files = _fingerprint_files(spec.model)
     known = hash_json([_DIGEST_FORMAT, spec.dtype, spec.model, files])
     path = cache_folder() / "digests" / f"{known}.txt"
-    if files and path.is_file():
-        return path.read_text(encoding="utf-8")
+    if files and (digest := _read_digest(path, known)):
+        return digest
     digest = load_model(spec).digest()
     if files:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, digest)
+        content = f"{digest} {hash_json([known, digest])}"
+        write_cached(path, lambda file: write_text(file, content))
+    return digest
+
+
+def _read_digest(path: Path, known: str) -> str:
+    """Return a cached digest; empty where there is none or, with a warning, a damaged one."""
+    if not is_cached(path):
+        return ""
+    try:
+        digest, _, seal = path.read_text(encoding="utf-8").partition(" ")
+        if seal != hash_json([known, digest]):
+            raise ValueError("its checksum is another")
+    except (OSError, ValueError) as error:
+        warnings.warn(f"{path} is damaged: {error}. It is written again.", stacklevel=2)
+        return ""
     return digest
 
 
@@ -161,36 +176,39 @@ class _PlannedRun:
         """Do what is left, and read the whole."""
         if not self._store.finished:
             units = plan.plan_units(self._spec, self._data.cases)
-            self._store.begin(self._build_manifest(units))
-            self._record_parts(executor, units)
-            self._store.finish()
+            manifest = self._build_manifest(units)
+            make_folder(self._store.folder)
+            with hold_lock(self._store.folder, lambda: self._store.finished) as lock:
+                # There is no lock where another process has finished the run meanwhile.
+                if lock is not None:
+                    self._store.begin(manifest)
+                    self._record_parts(executor, units, lock)
         return store.load(self._store.folder)
 
-    def _record_parts(self, executor: Executor, units: Sequence[Unit]) -> None:
-        """Run the units, as far as their parts are not recorded."""
-        job = RunJob(self._spec, self._id, self._model, self._batch_tokens, self._progress)
-        done = self._store.list_parts()
+    def _record_parts(self, executor: Executor, units: Sequence[Unit], lock: FolderLock) -> None:
+        """Run the units, as far as their parts are not recorded, and finish the run."""
         planned = [part for unit in units for part in unit.parts]
+        self._store.drop_damaged()
+        done = self._store.list_parts()
         number = sum(part in done for part in planned)
-        if number == len(planned):
-            return
-        answers = self._ask_unedited(executor, job)
-        title = self._spec.editor.title
-        self._report(title, number, len(planned))
-        health = plan.list_health_queries(self._spec)
+        if number < len(planned):
+            job = RunJob(self._spec, self._id, self._model, self._batch_tokens, self._progress)
+            baseline = self._ask_unedited(executor, job)
+            title = self._spec.editor.title
+            self._report(title, number, len(planned))
+            with contextlib.closing(executor.run_units(job, units, baseline, done)) as parts:
+                for part in parts:
+                    lock.check()
+                    self._store.add(part)
+                    number += 1
+                    self._report(title, number, len(planned))
+        lock.check()
+        self._store.finish(planned)
 
-        def baseline(unit: Unit) -> dict[Query, Answer]:
-            own = (query for case in unit.cases for query in plan.list_queries(self._spec, case))
-            return {query: answers[query] for query in (*own, *health)}
-
-        with contextlib.closing(executor.run_units(job, units, baseline, done)) as parts:
-            for part in parts:
-                self._store.add(part)
-                number += 1
-                self._report(title, number, len(planned))
-
-    def _ask_unedited(self, executor: Executor, job: RunJob) -> dict[Query, Answer]:
-        """Return all answers of the unedited model: cached ones, and the others asked now."""
+    def _ask_unedited(
+        self, executor: Executor, job: RunJob
+    ) -> Callable[[Unit], dict[Query, Answer]]:
+        """Return the answers of the unedited model to a unit: cached ones, and others asked now."""
         found: dict[Query, Answer] = {}
         missing: list[QueryBlock] = []
         for block in plan.plan_queries(self._spec, self._data.cases):
@@ -203,7 +221,13 @@ class _PlannedRun:
             write_answers(block, answers, self._model, self._batch_tokens)
             found |= zip(block, answers, strict=True)
             self._report("unedited model", number, len(missing))
-        return found
+        health = plan.list_health_queries(self._spec)
+
+        def baseline(unit: Unit) -> dict[Query, Answer]:
+            own = (query for case in unit.cases for query in plan.list_queries(self._spec, case))
+            return {query: found[query] for query in (*own, *health)}
+
+        return baseline
 
     def _report(self, stage: str, done: int, total: int) -> None:
         if self._progress is not None:

@@ -14,7 +14,7 @@ from corrigenda.metrics.registry import evaluate, metric
 from corrigenda.run.store import Recorded
 
 # Shown by other lines of the same table, or of interest only on request.
-_LEFT_OUT = ("cost/", "errors_", "edit_wise", "locality_correct", "instance_wise")
+_LEFT_OUT = ("cost/", "errors_", "edit_wise", "locality_correct", "instance_wise", "graph_residual")
 _SHOWN_ANYWAY = ("cost/edit_seconds",)
 
 

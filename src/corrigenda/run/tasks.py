@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ from corrigenda.abilities import harness
 from corrigenda.abilities.harness import HarnessTask
 from corrigenda.abilities.items import TaskItem, read_items
 from corrigenda.cases import Against, Protocol
-from corrigenda.errors import CorrigendaError, WriteFailed
-from corrigenda.files import cache_folder
+from corrigenda.errors import CorrigendaError
+from corrigenda.files import cache_folder, is_cached, write_cached
 from corrigenda.lm.model import LanguageModel
 from corrigenda.metrics.tasks.answers import PUBLISHED
 from corrigenda.metrics.tasks.scores import FAMILY
@@ -179,13 +179,13 @@ def scores_before(
         return []
     name = hash_json([harness_digest(health), batch_tokens])
     path = cache_folder() / "harness" / base[:32] / f"{name}.parquet"
-    if path.is_file():
-        with contextlib.suppress(CorrigendaError):
+    if is_cached(path):
+        try:
             return read_table(path, Measurement)
+        except CorrigendaError as error:
+            warnings.warn(f"{error.message} It is written again.", stacklevel=2)
     found = harness.scores(lm, tasks, batch_tokens)
-    with contextlib.suppress(OSError, WriteFailed):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(path, found, Measurement)
+    write_cached(path, lambda file: write_table(file, found, Measurement))
     return found
 
 

@@ -6,11 +6,11 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from corrigenda.errors import CorruptFile, NewerFormat, WriteFailed
-from corrigenda.files import cache_folder, write_text
+from corrigenda.errors import CorruptFile, NewerFormat
+from corrigenda.files import cache_folder, is_cached, write_cached, write_text
 from corrigenda.state import State
 
 MOMENTS, TRAINED = "moments", "trained"
@@ -33,7 +33,7 @@ def locate(name: str, folder: str = MOMENTS) -> Path:
 def read_state(name: str, folder: str = MOMENTS) -> State | None:
     """Read a cached state; None if there is none or, with a warning, if it is damaged."""
     file = locate(name, folder)
-    if not file.is_file():
+    if not is_cached(file):
         return None
     try:
         return State.load(file)
@@ -43,8 +43,8 @@ def read_state(name: str, folder: str = MOMENTS) -> State | None:
 
 
 def write_state(name: str, state: State, folder: str = MOMENTS) -> None:
-    """Cache a state; if that fails, warn and continue."""
-    _write(locate(name, folder), state.save)
+    """Cache a state; if that fails, warn once and continue."""
+    write_cached(locate(name, folder), state.save)
 
 
 def remove_state(name: str, folder: str = MOMENTS) -> None:
@@ -70,18 +70,10 @@ def read_texts(name: str) -> list[str] | None:
 
 
 def write_texts(name: str, texts: list[str]) -> None:
-    """Cache texts under a checksum; if that fails, warn and continue."""
+    """Cache texts under a checksum; if that fails, warn once and continue."""
     content = "\n".join([_hash_texts(texts), *map(json.dumps, texts)])
-    _write(locate(name, _TEXTS), lambda file: write_text(file, content))
+    write_cached(locate(name, _TEXTS), lambda file: write_text(file, content))
 
 
 def _hash_texts(texts: list[str]) -> str:
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-
-
-def _write(file: Path, writer: Callable[[Path], object]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        writer(file)
-    except (OSError, WriteFailed) as error:
-        warnings.warn(f"The result is not cached: {error}", stacklevel=3)
