@@ -102,7 +102,7 @@ def _draw(console: Console, found: Evaluation) -> None:
         for row, name in enumerate(names):
             table.add_row(*name, *(Text(columns[place][row + 1]) for place in places))
         console.print(table)
-    console.print(f"\n{numbers.legend(found.bootstrap)}")
+    console.print(f"\n{numbers.describe_signs(found.bootstrap)}")
     for run in found.runs:
         console.print(f"{run.spec.editor.title}: {run.folder}", soft_wrap=True)
 

@@ -116,4 +116,4 @@ def _draw(console: Console, made: Report, out: Path | None) -> None:
         ]
         console.print(output.table(columns, rows, title=group.title))
         console.print()
-    console.print(numbers.legend(made.bootstrap))
+    console.print(numbers.describe_signs(made.bootstrap))

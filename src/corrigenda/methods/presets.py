@@ -42,7 +42,7 @@ class Preset(NamedTuple):
 
 
 def build_editor(
-    name: str, model_name: str | None = None, *, preset: str | None = None, **options: object
+    name: str, model_name: str | None = None, *, preset: object = None, **options: object
 ) -> Editor:
     """Make an editor: the preset for `model_name` where there is one, the options given on top.
 

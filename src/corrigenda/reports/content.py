@@ -29,7 +29,7 @@ from corrigenda.reports.sections import (
     TradeOffPoint,
 )
 from corrigenda.reports.side_by_side import compare_answers
-from corrigenda.rows import Stage
+from corrigenda.rows import Row, Stage
 from corrigenda.run import summary
 from corrigenda.run.spec import DataSpec, Intervals
 from corrigenda.run.store import Recorded
@@ -238,7 +238,7 @@ def _build_immediate(label: str, run: Recorded, wanted: Metric, curve: Curve) ->
     size = run.spec.regime.size
     first: dict[str, int] = {}
     for row in rows:
-        first[row.case] = min(row.edits, first.get(row.case, row.edits))
+        first[row.case] = min(row.edits or 0, first.get(row.case, row.edits or 0))
     conditions = [row for row in run.rows if row.stage is Stage.BEFORE]
     found: dict[int, list[Row]] = {}
     for moment in curve.edits:
