@@ -26,6 +26,7 @@ ROLES = {
     "generalization",
     "portability/chain",
     "portability/multi_hop",
+    "portability/multi_hop_thoughts",
     "portability/logical_generalization",
     "portability/compositionality_1",
     "portability/compositionality_2",
@@ -45,7 +46,9 @@ ROLES = {
     "restoration/edited",
     *(f"robustness/{kind}" for kind in SURROUNDINGS),
 }
+BEFORE = {"before/chain", "before/multi_hop", "before/multi_hop_thoughts"}
 RANKED = {
+    "attribute",
     *("conflict/old", "conflict/new", "conflict/implied", "conflict/tied", "conflict/single"),
     *("round/there", "round/back", "locality/neighborhood", "locality/distracted_neighborhood"),
 }
@@ -54,7 +57,7 @@ RANKED = {
 def row(
     role: str, protocol: Protocol, case: str, *, rounds: int = 2, probe: int = 0, **more
 ) -> Row:
-    local = role.startswith(("locality", "restoration")) and protocol != RANK
+    local = role.startswith(("locality", "restoration")) and role not in RANKED
     more.setdefault("expected", [["Rome"]])
     return Row(
         case=case,
@@ -86,6 +89,7 @@ def recorded() -> RunRecords:
     for case in "123":
         rows += [row(role, protocol, case) for role in ROLES for protocol in (FED, GREEDY, RANK)]
         rows += [row(role, RANK, case) for role in RANKED]
+        rows += [Row(**{**vars(row(role, GREEDY, case)), "stage": Stage.BEFORE}) for role in BEFORE]
         rows += [
             row("reliability", protocol, case, probe=9, position=int(case), edits=edits)
             for protocol in Protocol

@@ -75,7 +75,7 @@ def conflict_case(name: str, one: Conflict, meta: dict[str, object]) -> Case:
     if one.implied is not None:
         probes += scored(one.implied, "conflict/implied", after=(2,))
     if one.tied is not None:
-        probes += scored(one.tied, "conflict/tied", after=(2,))
+        probes += scored(one.tied, "conflict/tied", after=(1, 2))
     return Case(
         id=name,
         facts=(one.first, one.second),

@@ -14,6 +14,7 @@ from corrigenda.benchmarks.counterfact.records import (
     in_conflict,
     meta_of,
 )
+from corrigenda.benchmarks.counterfact.snippets import SNIPPETS, read_snippets, text_probes
 from corrigenda.benchmarks.files import Files
 from corrigenda.benchmarks.probes import contest, fluency
 from corrigenda.cases import Case
@@ -28,10 +29,13 @@ class CounterFact(Benchmark):
     Attributes:
         attributes: Whether the attribute prompts, about subjects that truly have the new object,
             are asked too.
+        texts: Whether generated text is compared with reference texts about the new object, and
+            texts about the subject are scored (`attribute_snippets.json`).
     """
 
     name: ClassVar[str] = "counterfact"
     attributes: bool = False
+    texts: bool = False
 
     def read(self, files: Files, tally: Tally) -> Iterator[Case]:
         """Yield one case a record."""
@@ -40,6 +44,8 @@ class CounterFact(Benchmark):
         conflicts = in_conflict(
             (one["subject"], one["relation_id"], one["target_new"]["str"]) for one in rewrites
         )
+
+        snippets = read_snippets(files.required(SNIPPETS), files) if self.texts else None
 
         def make(_: int, record: Record) -> tuple[Case]:
             rewrite = record["requested_rewrite"]
@@ -53,7 +59,10 @@ class CounterFact(Benchmark):
             ]
             if self.attributes:
                 probes += contest(record["attribute_prompts"], "attribute", new, true)
-            probes += [fluency(prompt) for prompt in distinct(record["generation_prompts"])]
+            prompts = distinct(record["generation_prompts"])
+            probes += [fluency(prompt) for prompt in prompts]
+            if snippets is not None:
+                probes += text_probes(rewrite, prompts, snippets)
             case = Case(
                 id=str(record["case_id"]),
                 facts=(fact,),
