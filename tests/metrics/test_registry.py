@@ -15,6 +15,7 @@ from corrigenda.metrics.cost import COSTS
 from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap
 from corrigenda.metrics.metric import Better, Metric, RunRecords
 from corrigenda.metrics.selection import at
+from corrigenda.metrics.success import MEASURES
 from corrigenda.rows import Measurement, Row, Stage
 from tests.support.rows import FED, GREEDY, RANK
 
@@ -89,10 +90,11 @@ def recorded() -> RunRecords:
     for case in "123":
         rows += [row(role, protocol, case) for role in ROLES for protocol in (FED, GREEDY, RANK)]
         rows += [row(role, RANK, case) for role in RANKED]
+        rows.append(row("fluency", Protocol.SAMPLED, case))
         rows += [Row(**{**vars(row(role, GREEDY, case)), "stage": Stage.BEFORE}) for role in BEFORE]
         rows += [
             row("reliability", protocol, case, probe=9, position=int(case), edits=edits)
-            for protocol in Protocol
+            for protocol in MEASURES
             for edits in range(int(case), 4)
         ]
         rows += [row(role, RANK, case, rounds=1) for role in ("conflict/old", "conflict/tied")]
@@ -183,7 +185,8 @@ def test_names_are_unique_and_end_in_a_protocol() -> None:
 
 
 def test_every_protocol_has_its_reliability() -> None:
-    for protocol in Protocol:
+    assert {*Protocol} - {*MEASURES} == {Protocol.SAMPLED}
+    for protocol in MEASURES:
         assert registry.metric(f"reliability@{protocol}").better == Better.HIGHER
 
 

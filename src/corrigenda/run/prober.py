@@ -19,8 +19,12 @@ from corrigenda.lm.decoding import continuations
 from corrigenda.lm.interception import through
 from corrigenda.lm.kv_cache import Continuation
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sampling import sample_to_length
 from corrigenda.lm.scoring import Fed, Rating, rate
 from corrigenda.lm.spans import encode
+
+SAMPLED = {"length": 100, "top_k": 5, "seed": 0}
+"""How texts are sampled: tokens with the prompt, and among how many each is drawn."""
 
 TEXTS = frozenset({"fluency", "consistency", "essence"})
 """Families whose greedy answers are texts: they do not end with the first line."""
@@ -138,6 +142,7 @@ def ask(
     found = _Answers(asked)
     _score(lm, asked, found, distributions, batch_tokens)
     _generate(lm, asked, found, batch_tokens)
+    _sample(lm, asked, found, batch_tokens)
     return Answers(dict(zip(unique, found.finished(), strict=True)), found.distributions)
 
 
@@ -155,7 +160,7 @@ def shown(lm: LanguageModel, question: Question) -> Question:
 
 
 def _has_room(lm: LanguageModel, one: Question) -> bool:
-    greedy = one.protocol == Protocol.GREEDY
+    greedy = one.protocol in (Protocol.GREEDY, Protocol.SAMPLED)
     answers = ("",) if greedy else (one.target or "", *one.rivals)
     try:
         lengths = [
@@ -228,7 +233,7 @@ def _score(
 ) -> None:
     wanted: list[_Scored] = []
     for index, one in enumerate(questions):
-        if one.protocol == Protocol.GREEDY:
+        if one.protocol in (Protocol.GREEDY, Protocol.SAMPLED):
             _note_target(lm, index, one, found)
             if one.divergence and distributions:
                 wanted.append(_Scored(index, one.target or "", -1))
@@ -342,13 +347,7 @@ def _generate(
     found: _Answers,
     batch_tokens: int | None,
 ) -> None:
-    fitting = [
-        index
-        for index, one in enumerate(questions)
-        if one.protocol == Protocol.GREEDY
-        and not found.fails(index)
-        and _fits(lm, one, index, found)
-    ]
+    fitting = _fitting(lm, questions, found, Protocol.GREEDY)
 
     # What has been said so far, by question: each turn lengthens it.
     said = {index: questions[index].prompt for index in fitting}
@@ -379,6 +378,25 @@ def _generate(
         turn += 1
 
 
+def _sample(
+    lm: LanguageModel, questions: Sequence[Question], found: _Answers, batch_tokens: int | None
+) -> None:
+    """Note sampled texts, as long as those of the published programs."""
+
+    def continue_all(several: list[int]) -> list[Continuation]:
+        return sample_to_length(
+            lm,
+            [questions[index].prompt for index in several],
+            **SAMPLED,
+            batch_tokens=batch_tokens,
+        )
+
+    fitting = _fitting(lm, questions, found, Protocol.SAMPLED)
+    for index, (text, ids) in _each(fitting, continue_all, found) if fitting else ():
+        new = lm.tokenizer(text, add_special_tokens=False).input_ids if ids is None else ids
+        found.note(index, answer=text, predicted=list(new))
+
+
 def _each(
     members: list[int], ask_all: Callable[[list[int]], list[Continuation]], found: _Answers
 ) -> list[tuple[int, Continuation]]:
@@ -390,6 +408,17 @@ def _each(
             found.note(members[0], skipped=coded(error))
             return []
     return [pair for index in members for pair in _each([index], ask_all, found)]
+
+
+def _fitting(
+    lm: LanguageModel, questions: Sequence[Question], found: _Answers, protocol: Protocol
+) -> list[int]:
+    """Places of the questions of a protocol whose prompts can be asked."""
+    return [
+        index
+        for index, one in enumerate(questions)
+        if one.protocol == protocol and not found.fails(index) and _fits(lm, one, index, found)
+    ]
 
 
 def _fits(lm: LanguageModel, one: Question, index: int, found: _Answers) -> bool:
