@@ -9,7 +9,7 @@ that is not padding. A pass that continues a cache belongs to the prompts read b
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from corrigenda.errors import LostPrompts
-from corrigenda.lm.model_hooks import ModelHook
+from corrigenda.lm.model_hooks import ModelHook, place_hooks
 
 Ends = Int[Tensor, " batch"]
 Decide = Callable[[Ends], Tensor]
@@ -78,19 +78,23 @@ class PromptEnds:
     @contextmanager
     def follow(self) -> Generator[None]:
         """Follow every pass of the model until left; may be entered several times."""
+        with place_hooks(self._place):
+            yield
+
+    def _place(self, stack: ExitStack) -> None:
+        stack.callback(self._leave)
         if not self._followers:
             begin = self._model.register_forward_pre_hook(ModelHook(self._begin), with_kwargs=True)
             end = self._model.register_forward_hook(ModelHook(self._end), always_call=True)
             self._handles = (begin, end)
         self._followers += 1
-        try:
-            yield
-        finally:
-            self._followers -= 1
-            if not self._followers:
-                for handle in self._handles:
-                    handle.remove()
-                self._clear()
+
+    def _leave(self) -> None:
+        self._followers -= 1
+        if not self._followers:
+            for handle in self._handles:
+                handle.remove()
+            self._clear()
 
     @contextmanager
     def mark(self, ends: Ends) -> Generator[None]:

@@ -103,10 +103,13 @@ def change_from(tensors: Mapping[str, Tensor]) -> Change:
 
 def copy_to_cpu(change: Change) -> Change:
     """Return a copy on the CPU that shares no memory with the original."""
-    tensors = tensors_of(change)
-    return change_from(
-        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    )
+    return change_from({name: own_copy(tensor) for name, tensor in tensors_of(change).items()})
+
+
+def own_copy(tensor: Tensor) -> Tensor:
+    """Return a copy on the CPU, without gradients, that can take part in gradients later."""
+    with torch.inference_mode(False), torch.no_grad():
+        return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def dense(change: Change, dtype: torch.dtype = torch.float64) -> Float[Tensor, "d_out d_in"]:

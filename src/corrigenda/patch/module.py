@@ -18,7 +18,7 @@ from corrigenda.errors import CorruptFile, NonFinite
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.applied import Applied
-from corrigenda.patch.changes import digest_of
+from corrigenda.patch.changes import digest_of, own_copy
 from corrigenda.patch.generate import intercept
 from corrigenda.patch.header import Header
 from corrigenda.patch.ledger import header_for, ledger_of
@@ -50,10 +50,7 @@ class ModulePatch(PatchValue):
     header: Header
 
     def __post_init__(self) -> None:
-        kept = {
-            name: self.stored[name].detach().to("cpu", copy=True).contiguous()
-            for name in sorted(self.stored)
-        }
+        kept = {name: own_copy(self.stored[name]) for name in sorted(self.stored)}
         for name, tensor in kept.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise NonFinite(
