@@ -158,10 +158,20 @@ class PromptEnds:
         if self.continued:
             return
         if self._marked is not None:
+            self._require_marks(self._marked, width)
             self._ends = self._marked.to(ids.device)
         else:
             columns = torch.arange(width, device=mask.device)
             self._ends = (tokens.long() * columns).amax(1)
+
+    def _require_marks(self, marked: Ends, width: int) -> None:
+        outside = len(marked) and not 0 <= int(marked.min()) <= int(marked.max()) < width
+        if len(marked) != self._batch or outside:
+            raise LostPrompts(
+                f"the ends of {len(marked)} prompts were marked, at columns {marked.tolist()}; the "
+                f"pass has {self._batch} rows of {width} columns.",
+                hint="Mark one column for each row of the batch, padding counted from the left.",
+            )
 
     def _end(self, *_: object) -> None:
         """End a pass, also where it raised; until the next one, parts of the model run alone."""

@@ -74,6 +74,14 @@ Change = LowRank | Dense | Rows
 """How one weight changes; shapes are (d_out, d_in) whatever the model's storage."""
 
 
+CHANGE_FORMS: tuple[dict[str, str], ...] = (
+    {"left": "float d_out rank", "right": "float d_in rank"},
+    {"delta": "float d_out d_in"},
+    {"index": "int rows", "values": "float rows d_in", "d_out": "int"},
+)
+"""Tensors of each form of change; see `corrigenda.patch.forms`."""
+
+
 def tensors_of(change: Change) -> dict[str, Tensor]:
     """Return the tensors that make up a change, by the names used in files."""
     match change:
