@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -51,6 +52,25 @@ class SeracPatch(ModulePatch):
     """
 
     kind: ClassVar[str] = "serac"
+    forms = MappingProxyType(
+        {
+            _CODES: "float facts width",
+            f"{_PATCH_HEAD}linear.weight": "float width width",
+            f"{_PATCH_HEAD}inner.weight": "float hidden width",
+            f"{_PATCH_HEAD}inner.bias": "float hidden",
+            f"{_PATCH_HEAD}outer.weight": "float width hidden",
+        }
+    )
+    options = MappingProxyType(
+        {
+            "threshold": float,
+            "counterfactual": (str, type(None)),
+            "embedder": str,
+            "opening": str,
+            "between": str,
+            "classifier": str,
+        }
+    )
 
     def similarities(
         self, lm: LanguageModel, prompts: Sequence[str]
