@@ -156,11 +156,11 @@ class TPatcher(Editor):
     amplifier: float = Field(default=10.0, gt=0, description="First factor of each value.")
     value_noise: float = Field(default=0.0, ge=0, description="Size of values at the start.")
     gate: float = Field(
-        default=0.5,
+        default=0.0,
         ge=0,
         lt=1,
         description="Share of its own activation value below which a neuron with relu is silent; "
-        "0 as published.",
+        "above 0 the edit is contained.",
     )
     seed: int = Field(default=0, description="Of the text drawn and of values at the start.")
 
