@@ -23,7 +23,7 @@ class Settings(BaseModel):
         BadConfig (CG502): an option it does not have, or a value it cannot take.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
     kind: ClassVar[str]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,12 @@ from typing_extensions import TypedDict
 
 from corrigenda.errors import MalformedRecords, MissingData, WrongChecksum
 from corrigenda.files import cache_folder, write_atomically
+from corrigenda.text_files import UnreadableText, decode, parse_json, read_bytes
 
 Record = TypeVar("Record")
 
 _SHOWN = 10
+_MOST_BYTES = 1 << 32
 _TIMEOUT = 60
 
 
@@ -152,28 +153,32 @@ class Files:
             MalformedRecords (CG603): the file cannot be read.
         """
         try:
-            data = path.read_bytes()
-            text = data.decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            data = read_bytes(path, most=_MOST_BYTES)
+            text = decode(data)
+        except UnreadableText as error:
             raise MalformedRecords(f"the file cannot be read: {error}.", where=str(path)) from error
         self.read.append(SourceFile(path.name, hashlib.sha256(data).hexdigest()))
         try:
             if path.suffix == ".jsonl":
                 # Not splitlines: questions hold line separators of Unicode.
-                return [json.loads(line) for line in text.split("\n") if line.strip()]
-            return json.loads(text)
-        except json.JSONDecodeError as error:
+                return [parse_json(line) for line in text.split("\n") if line.strip()]
+            return parse_json(text)
+        except UnreadableText as error:
             raise MalformedRecords(
-                f"the file is not JSON: {error.msg} at line {error.lineno}.",
+                f"the file cannot be read: {error}.",
                 where=str(path),
                 hint="Was it cut off, or downloaded as a page?",
             ) from error
 
     def text(self, path: Path) -> str:
         """All that a text file holds."""
-        data = path.read_bytes()
+        try:
+            data = read_bytes(path, most=_MOST_BYTES)
+            text = decode(data)
+        except UnreadableText as error:
+            raise MalformedRecords(f"the file cannot be read: {error}.", where=str(path)) from error
         self.read.append(SourceFile(path.name, hashlib.sha256(data).hexdigest()))
-        return data.decode("utf-8")
+        return text
 
     def _find(self, entries: list[PublicFile]) -> Path | None:
         if self._source is None:

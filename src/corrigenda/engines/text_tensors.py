@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from corrigenda.facts import Fact
+from corrigenda.text_files import decode, parse_json
 
 
 def as_tensor(value: JsonValue) -> UInt8[Tensor, " bytes"]:
@@ -26,8 +27,7 @@ def as_tensor(value: JsonValue) -> UInt8[Tensor, " bytes"]:
 
 def as_value(tensor: UInt8[Tensor, " bytes"]) -> JsonValue:
     """What `as_tensor` made a tensor of."""
-    value: JsonValue = json.loads(bytes(tensor.tolist()).decode())
-    return value
+    return parse_json(decode(bytes(tensor.tolist())), strict=False)
 
 
 def facts_as_tensor(facts: tuple[Fact, ...]) -> UInt8[Tensor, " bytes"]:

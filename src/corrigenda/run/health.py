@@ -6,10 +6,9 @@ Perplexity can also decide: an edit with which it rises too far is taken back.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import cast
 
 from corrigenda.cases import Against, Protocol
 from corrigenda.errors import BadConfig
@@ -22,6 +21,7 @@ from corrigenda.patch.weights import WeightPatch
 from corrigenda.rows import Measurement, Row
 from corrigenda.run.prober import Answer, Question, ask
 from corrigenda.run.spec import HealthSpec
+from corrigenda.text_files import parse_json, read_text
 
 PERPLEXITY = "perplexity"
 """Role of the rows of texts."""
@@ -36,7 +36,7 @@ def texts_of(health: HealthSpec) -> tuple[str, ...]:
     texts = list(health.texts)
     if health.file is not None:
         try:
-            lines = Path(health.file).read_text(encoding="utf-8").splitlines()
+            lines = read_text(health.file).splitlines()
             texts += [_text(line) for line in lines if line.strip()]
         except (OSError, ValueError, KeyError) as error:
             raise BadConfig(
@@ -50,7 +50,9 @@ def texts_of(health: HealthSpec) -> tuple[str, ...]:
 
 
 def _text(line: str) -> str:
-    return str(json.loads(line)["text"]) if line.startswith("{") else line.strip()
+    if not line.startswith("{"):
+        return line.strip()
+    return str(cast("dict[str, object]", parse_json(line))["text"])
 
 
 def text_question(text: str) -> Question:

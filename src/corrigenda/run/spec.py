@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -28,6 +27,7 @@ from corrigenda.cases import Protocol, Surroundings
 from corrigenda.errors import BadConfig, did_you_mean
 from corrigenda.methods.registry import METHODS
 from corrigenda.run.objects import as_editor, as_tables
+from corrigenda.text_files import UnreadableText, read_toml
 
 if TYPE_CHECKING:
     from corrigenda.metrics.estimate import Bootstrap
@@ -383,8 +383,8 @@ def read_recipe(name_or_path: str | Path) -> Recipe:
     """
     path = _find(name_or_path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        table = cast("dict[str, Any]", read_toml(path))
+    except UnreadableText as error:
         raise BadConfig(f"the recipe cannot be read: {error}.", where=str(path)) from error
     try:
         recipe = Recipe(**table)

@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from corrigenda.errors import CorruptFile, MissingData, did_you_mean
 from corrigenda.files import write_atomically, write_text
 from corrigenda.rows import Measurement, Record, Row, from_frame, to_frame
 from corrigenda.run.spec import RunSpec
+from corrigenda.text_files import read_text
 
 if TYPE_CHECKING:
     import polars
@@ -215,8 +216,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / _MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
+        return Manifest.model_validate_json(read_text(path))
+    except ValueError as error:
         raise CorruptFile(
             f"{path} is no manifest of a run.",
             where=str(error).splitlines()[0],
