@@ -197,13 +197,14 @@ def test_editors_and_benchmarks_are_listed_without_importing_them() -> None:
     assert set(cg.__all__) == others | set(classes)
     assert set(classes) <= set(dir(cg))
     source = Path(cg.__file__).read_text(encoding="utf-8")
-    (block,) = (
+    blocks = (
         node
         for node in ast.parse(source).body
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     )
     typed = {
         name.asname or name.name: (node.module, name.name)
+        for block in blocks
         for node in block.body
         if isinstance(node, ast.ImportFrom)
         for name in node.names

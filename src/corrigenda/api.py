@@ -18,7 +18,7 @@ from corrigenda.editor import Editor, State
 from corrigenda.engines.pocket_world import add_related_prompts, subject_of
 from corrigenda.errors import AlreadyTrue, BadConfig, NotAModel, NotExportable, did_you_mean
 from corrigenda.exports import export_merged, export_peft
-from corrigenda.exports.restore import Restored, remember, restore
+from corrigenda.exports.restore import save_originals
 from corrigenda.facts import Fact, FactLike, as_facts
 from corrigenda.lm.decoding import answer as short_answers
 from corrigenda.lm.decoding import greedy, next_token_top
@@ -28,7 +28,7 @@ from corrigenda.lm.wrapping import require_lm
 from corrigenda.patch import Patch, WeightPatch
 from corrigenda.progress import Progress, show_progress
 from corrigenda.training.dataset import TrainingSet
-from corrigenda.transforms.registry import parse_all
+from corrigenda.transforms.registry import parse_transforms
 from corrigenda.transforms.transform import Transform
 
 _LOG = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ def edit(
             print(cg.ask(lm, "The capital of France is"))
         ```
     """
-    steps = parse_all(transforms)
+    steps = parse_transforms(transforms)
     lm = require_lm(lm)
     found = resolve_editor(lm, editor, layer=layer, **options)
     with show_progress(progress) as report:
@@ -212,7 +212,7 @@ def correct(
     world first. Arguments and errors are those of `edit`. Decisions taken for the caller are in
     `notices`.
     """
-    steps = parse_all(transforms)
+    steps = parse_transforms(transforms)
     lm = require_lm(lm)
     found = resolve_editor(lm, editor, layer=layer, **options)
     with show_progress(progress) as report:
@@ -253,7 +253,7 @@ def transform(patch: Patch, lm: LanguageModel, *transforms: Transform | str) -> 
         raise NotExportable(
             "only a patch of weights can be transformed.", where=patch.header.method
         )
-    for step in parse_all(transforms):
+    for step in parse_transforms(transforms):
         patch = step(patch, lm)
     return patch
 
@@ -352,17 +352,12 @@ def export(
     # Another model is refused before anything is written.
     patch.apply(lm, force=force).revert()
     if to == "merged":
-        remember(Path(folder), patch, lm)
+        save_originals(Path(folder), patch, lm)
     with patch.apply(lm, force=force):
         if to == "merged":
             export_merged(patch, lm, folder)
         else:
             export_peft(patch, lm, folder)
-
-
-def restore_merged(folder: str | Path, out: str | Path) -> Restored:
-    """Write the original of a model exported as `merged`; see `corrigenda.exports.restore`."""
-    return restore(folder, out)
 
 
 class _Made(NamedTuple):

@@ -30,6 +30,8 @@ class MethodRow(NamedTuple):
         formula: Parameters changed or added, in words of the model's dimensions.
         parameters: Their number in the model given; None without a model, where it depends on the
             facts, and where the method finds no place to edit.
+        group: Family in a word or two.
+        changes: Part of the model that changes, in a few words.
     """
 
     name: str
@@ -40,6 +42,8 @@ class MethodRow(NamedTuple):
     area: str
     formula: str
     parameters: int | None = None
+    group: str = ""
+    changes: str = ""
 
 
 class ShippedModel(NamedTuple):
@@ -165,6 +169,9 @@ def list_methods(lm: LanguageModel | None = None) -> tuple[MethodRow, ...]:
                 area=str(card["area"]),
                 formula=str(card["parameters"]),
                 parameters=parameters,
+                # Cards of plug-ins may lack the short forms.
+                group=str(card.get("group", card["family"])),
+                changes=str(card.get("changes", card["area"])),
             )
         )
     return tuple(rows)

@@ -44,7 +44,20 @@ class UnreadableText(ValueError):
 
 
 class NotJson(UnreadableText):
-    """Text that is no JSON at all."""
+    """Text that is no JSON at all.
+
+    Attributes:
+        reason: What was expected there.
+        line: Line of the text, from 1.
+    """
+
+    def __init__(self, error: json.JSONDecodeError) -> None:
+        """Describe an error of the decoder."""
+        self.reason, self.line = error.msg, error.lineno
+        place = f"column {error.colno}"
+        if error.lineno > 1:
+            place = f"line {error.lineno}, {place}"
+        super().__init__(f"not JSON ({error.msg} at {place})")
 
 
 def read_bytes(path: str | Path, *, most: int = MOST_BYTES) -> bytes:
@@ -155,10 +168,7 @@ def parse_json(text: str, *, strict: bool = True) -> JsonValue:
             ),
         )
     except json.JSONDecodeError as error:
-        place = f"column {error.colno}"
-        if error.lineno > 1:
-            place = f"line {error.lineno}, {place}"
-        raise NotJson(f"not JSON ({error.msg} at {place})") from error
+        raise NotJson(error) from error
     except RecursionError:
         raise UnreadableText(f"it is nested deeper than {MOST_LEVELS} levels") from None
     _check_levels(value)

@@ -42,7 +42,7 @@ def test_what_does_not_fit_is_said_and_small_things_are_not(lm, monkeypatch, cap
     editor = build_editor("memit", layers=[0, 1])
     needed = memory.announce(lm, editor, 10)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(memory, "_free", lambda _: needed - 1)
+    monkeypatch.setattr(memory, "_free_bytes", lambda _: needed - 1)
     assert memory.announce(lm, editor, 10) == needed
     assert "memit needs about" in capsys.readouterr().err
     assert memory.announce(lm, editor, 10, fit_only=True) < needed

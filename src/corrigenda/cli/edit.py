@@ -72,23 +72,14 @@ def edit(
     import corrigenda
     from corrigenda.catalogue import build_editor
     from corrigenda.cli.memory import announce
-    from corrigenda.cli.progress import bar
-    from corrigenda.transforms.registry import parse_all
+    from corrigenda.transforms.registry import parse_transforms
 
-    steps = parse_all(transform or ())
+    steps = parse_transforms(transform or ())
 
     lm = options.open_model(model, dtype=dtype, device=device)
     editor = build_editor(lm, method, layer=layer, **config)
     memory = announce(lm, editor, len(wanted))
-    with bar() as progress:
-        assessment = corrigenda.correct(
-            lm,
-            wanted,
-            editor,
-            corpus=text,
-            progress=progress,
-            transforms=steps,
-        )
+    assessment = corrigenda.correct(lm, wanted, editor, corpus=text, transforms=steps)
     for line in assessment.notices:
         output.notice(line)
     saved = out if out is not None and not assessment.is_no_op else None
@@ -150,7 +141,7 @@ def _explain_undo(model: str, fact: Fact, saved: Path | None, *, ships: bool) ->
     ship = shlex.join(["corrigenda", "export", str(saved), model])
     return (
         f"{text}\n"
-        f"  to ship: {ship} --to merged -o FOLDER (taken back by `corrigenda revert FOLDER`)"
+        f"  to ship: {ship} --to merged -o FOLDER (taken back by `corrigenda restore FOLDER`)"
     )
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.utils import logging as transformers_logging
 
 from corrigenda.errors import (
+    BadConfig,
     MissingExtra,
     NotAModel,
     PickleRefused,
@@ -39,7 +40,7 @@ _WELL_KNOWN = (
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
-def _own_dtype(name: str) -> str:
+def _default_dtype(name: str) -> str:
     return "float32" if name in SHIPPED else "auto"
 
 
@@ -71,7 +72,7 @@ def load_pair(
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=dtype or _own_dtype(name),
+            dtype=dtype or _default_dtype(name),
             use_safetensors=True,
             output_loading_info=True,
             **settings,
@@ -95,7 +96,7 @@ def load_pair(
             f"{len(missing)} weights are not in the files, among them {missing[0]}.",
             where=name,
             hint="Without them the model would be random there: the files are incomplete, or of "
-            "another architecture than config.json says.",
+            "another architecture than config.json states.",
         )
     require_fast(tokenizer, name)
     model = model.to(device)
@@ -131,6 +132,20 @@ def require_fast(tokenizer: object, name: str) -> None:
             where=name,
             hint="Convert it to a tokenizer.json, for example with AutoTokenizer and "
             "save_pretrained, and load that.",
+        )
+
+
+def require_trainable(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model through which no gradient can flow.
+
+    Raises:
+        BadConfig (CG502): its parameters were made in `torch.inference_mode`.
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise BadConfig(
+            "the model was made in torch.inference_mode; no gradient can ever flow through it.",
+            where=name,
+            hint="Load it outside of `with torch.inference_mode()`; it may be asked inside.",
         )
 
 
