@@ -175,7 +175,7 @@ def next_token_top(
 def _next_token_top(
     lm: LanguageModel, prompts: Sequence[str], k: int, batch_tokens: int | None
 ) -> list[list[Candidate]]:
-    rows = _encode_prompts(lm, prompts, chat=False)
+    rows = encode_prompts(lm, prompts, chat=False)
     decode = Decoder(lm)
     found: dict[int, list[Candidate]] = {}
     for batch in batches(lm, [len(row) for row in rows], batch_tokens):
@@ -283,14 +283,14 @@ def continuations(
     def ask(lm: LanguageModel, places: list[int], prompts: list[str]) -> list[Continuation]:
         return continue_rows(
             lm,
-            _encode_prompts(lm, prompts, chat=chat),
+            encode_prompts(lm, prompts, chat=chat),
             max_new_tokens=[longest[place] for place in places],
             choose=_choose_most_likely,
             finished=lambda row, text: finished(places[row], text),
             batch_tokens=batch_tokens,
         )
 
-    return _continue_or_answer(lm, prompts, ask)
+    return continue_or_answer(lm, prompts, ask)
 
 
 def sample(
@@ -326,13 +326,13 @@ def sample(
     """
 
     def ask(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[Continuation]:
-        ids = _encode_prompts(lm, prompts, chat=False)
-        return _sample(lm, prompts, ids, [max_new_tokens] * len(ids), top_k, seed, batch_tokens)
+        ids = encode_prompts(lm, prompts, chat=False)
+        return sample_rows(lm, prompts, ids, [max_new_tokens] * len(ids), top_k, seed, batch_tokens)
 
-    return [one.text for one in _continue_or_answer(lm, prompts, ask)]
+    return [one.text for one in continue_or_answer(lm, prompts, ask)]
 
 
-def _sample(
+def sample_rows(
     lm: LanguageModel,
     prompts: Sequence[str],
     ids: Sequence[list[int]],
@@ -369,7 +369,7 @@ def _sample(
     )
 
 
-def _continue_or_answer(
+def continue_or_answer(
     lm: LanguageModel,
     prompts: Sequence[str],
     ask: Callable[[LanguageModel, list[int], list[str]], Sequence[Continuation]],
@@ -423,7 +423,7 @@ def _first_sentence(text: str) -> str | None:
     return line[: end.start() if end else None].strip()
 
 
-def _encode_prompts(lm: LanguageModel, prompts: Sequence[str], *, chat: bool) -> list[list[int]]:
+def encode_prompts(lm: LanguageModel, prompts: Sequence[str], *, chat: bool) -> list[list[int]]:
     if not chat:
         return [encode(lm, prompt).ids for prompt in prompts]
     if lm.tokenizer.chat_template is None:

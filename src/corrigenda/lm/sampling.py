@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from corrigenda.lm.decoding import _answered, _prompt_ids, _sample
+from corrigenda.lm.decoding import continue_or_answer, encode_prompts, sample_rows
 from corrigenda.lm.kv_cache import Continuation
 from corrigenda.lm.model import LanguageModel
 
@@ -32,9 +32,9 @@ def sample_to_length(
         PromptTooLong (CG105): a prompt exceeds the context.
     """
 
-    def plainly(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[Continuation]:
-        ids = _prompt_ids(lm, prompts, chat=False)
+    def ask(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[Continuation]:
+        ids = encode_prompts(lm, prompts, chat=False)
         room = [max(0, length - len(one)) for one in ids]
-        return _sample(lm, prompts, ids, room, top_k, seed, batch_tokens, stops=False)
+        return sample_rows(lm, prompts, ids, room, top_k, seed, batch_tokens, stops=False)
 
-    return _answered(lm, prompts, plainly)
+    return continue_or_answer(lm, prompts, ask)

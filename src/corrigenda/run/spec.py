@@ -7,11 +7,10 @@ from __future__ import annotations
 # pyright: reportUnknownArgumentType=false
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -30,6 +29,7 @@ from corrigenda.errors import BadConfig, did_you_mean
 from corrigenda.methods.registry import METHODS
 from corrigenda.run.editor_spec import EditorSpec, Options, Table
 from corrigenda.run.objects import as_editor, as_labelled_editor, as_tables
+from corrigenda.text_files import UnreadableText, read_toml
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor
@@ -384,8 +384,8 @@ def read_recipe(name_or_path: str | Path) -> Recipe:
     """
     path = _find_recipe(name_or_path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        table = cast("dict[str, Any]", read_toml(path))
+    except UnreadableText as error:
         raise BadConfig(f"the recipe cannot be read: {error}.", where=str(path)) from error
     try:
         recipe = Recipe(**table)
