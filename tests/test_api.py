@@ -242,6 +242,8 @@ def test_options_next_to_an_object_are_refused(
             function(lm, fact, cg.Rome(), **given)
     with pytest.raises(BadConfig, match="next to an editor object"):
         cg.fit(lm, cg.Rome(), **given)
+    with pytest.raises(BadConfig, match=r"(?s)is called `editor`.*editor='rome'"):
+        cg.edit(lm, fact, method="rome", **given)
 
 
 @pytest.mark.parametrize("editor", [cg.Rome, None, 3, {"name": "rome"}])
@@ -311,6 +313,7 @@ def test_what_is_no_model_is_refused_with_what_to_write(given: object, write: st
         lambda: cg.trace(given, "Rome is in"),
         lambda: cg.neurons(given, "Rome is in"),
         lambda: cg.transform(None, given),
+        lambda: cg.perplexity_ratio(given, None, ["Rome is in Italy"]),
         lambda: cg.export(None, given, "folder"),
         lambda: cg.build_editor(given),
         lambda: cg.evaluate("pocket-quick", lm=given) if given is not None else cg.wrap(given),

@@ -197,7 +197,7 @@ class Assessment:
 
     def _rows(self) -> list[tuple[str, ...]]:
         own = {item.fact: item for item in self.answers if item.role is Role.PROMPT}
-        rows = [("prompt", "target", "outcome", "before", "after")]
+        rows: list[tuple[str, ...]] = [("prompt", "target", "outcome", "before", "after")]
         for index, fact in enumerate(self.facts[:_SHOWN]):
             texts = (fact.prompt, fact.target, str(self.outcomes[index]))
             rows.append(tuple(map(_shorten, (*texts, own[index].before, own[index].after))))
