@@ -20,6 +20,8 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from corrigenda.version import VERSION
+
 if TYPE_CHECKING:
     from corrigenda.analysis.causal_trace import causal_trace as trace
     from corrigenda.analysis.knowledge_neurons import knowledge_neurons as neurons
@@ -99,7 +101,7 @@ if TYPE_CHECKING:
     from corrigenda.methods.wise.editor import Wise
 # end
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 

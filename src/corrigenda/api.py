@@ -27,7 +27,7 @@ from corrigenda.lm.wrapping import require_lm
 from corrigenda.patch import Patch, WeightPatch
 from corrigenda.progress import Progress, show_progress
 from corrigenda.training.dataset import TrainingSet
-from corrigenda.transforms.registry import parse_all
+from corrigenda.transforms.registry import parse_transforms
 from corrigenda.transforms.transform import Transform
 
 _LOG = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ def edit(
             print(cg.ask(lm, "The capital of France is"))
         ```
     """
-    steps = parse_all(transforms)
+    steps = parse_transforms(transforms)
     lm = require_lm(lm)
     found = resolve_editor(lm, editor, layer=layer, **options)
     with show_progress(progress) as report:
@@ -209,7 +209,7 @@ def correct(
     world first. Arguments and errors are those of `edit`. Decisions taken for the caller are in
     `notices`.
     """
-    steps = parse_all(transforms)
+    steps = parse_transforms(transforms)
     lm = require_lm(lm)
     found = resolve_editor(lm, editor, layer=layer, **options)
     with show_progress(progress) as report:
@@ -250,7 +250,7 @@ def transform(patch: Patch, lm: LanguageModel, *transforms: Transform | str) -> 
         raise NotExportable(
             "only a patch of weights can be transformed.", where=patch.header.method
         )
-    for step in parse_all(transforms):
+    for step in parse_transforms(transforms):
         patch = step(patch, lm)
     return patch
 

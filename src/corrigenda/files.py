@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from corrigenda.errors import WriteFailed
 _VARIABLE = "CORRIGENDA_CACHE"
 _counter = itertools.count()
 _open: set[str] = set()
+_unusable: set[str] = set()
 
 
 def cache_folder() -> Path:
@@ -74,6 +76,39 @@ def write_atomically(path: str | Path, writer: Callable[[Path], object]) -> Path
 def write_text(path: str | Path, text: str) -> Path:
     """`write_atomically` for text, in UTF-8 with newlines as given."""
     return write_atomically(path, lambda part: part.write_bytes(text.encode("utf-8")))
+
+
+def write_cached(path: Path, writer: Callable[[Path], object]) -> None:
+    """Write a file of the cache with its folder; where that fails, warn once and continue.
+
+    A cache that is full, read-only or no folder makes work slower, and never wrong: what is not
+    cached is computed again.
+
+    Args:
+        path: The file.
+        writer: Called with the path; writes the file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer(path)
+    except (OSError, WriteFailed) as error:
+        folder = str(cache_folder())
+        if folder not in _unusable:
+            _unusable.add(folder)
+            reason = str(error).splitlines()[0]
+            warnings.warn(
+                f"The cache {folder} cannot be written: {reason} Results are computed again each "
+                "time.",
+                stacklevel=3,
+            )
+
+
+def is_cached(path: Path) -> bool:
+    """Return whether a file of the cache is there and its folder can be read."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def make_folder(folder: str | Path) -> Path:

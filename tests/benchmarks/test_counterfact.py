@@ -102,7 +102,7 @@ def test_flat_form_takes_the_relation_map(tmp_path: Path) -> None:
     twice = changed(FLAT, subject="Vero", prompt="Vero, once Vero, is located in")
     path = write(tmp_path / "data" / "counterfact-edit.json", [twice])
     assert benchmarks.load("counterfact-flat", path).dropped == {
-        "the subject stands in the prompt more than once": 1
+        "the subject occurs in the prompt more than once": 1
     }
     entry = {"relation_id": "P30", "prompt": "Vero, once {}, is located in", "subject": "Vero"}
     write(tmp_path / "relation_map.json", {"7": entry})

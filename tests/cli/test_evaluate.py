@@ -49,7 +49,7 @@ def test_a_recipe_becomes_a_table_and_rows(run: Run, recipe: Path, tmp_path: Pat
     assert first.split()[-1] == "-"
     assert "refused: " in ran.err
     assert "CG303" in ran.err
-    assert len(store.ids(out)) == 2
+    assert len(store.list_ids(out)) == 2
 
     again = run("evaluate", recipe, "--out", out, "--json")
     assert again.code == 1

@@ -13,8 +13,8 @@ from corrigenda.engines.gradients import labelled_rows
 from corrigenda.errors import BadConfig
 from corrigenda.exports import export_peft
 from corrigenda.facts import Fact
-from corrigenda.methods.lora.adalora import AdaLora
 from corrigenda.methods.lora.adapters import train
+from corrigenda.methods.lora.editor import AdaLora
 from corrigenda.patch.changes import dense
 from tests.support.adapting import FACT, Snapshot, adapted, logits_of, model, paths_of
 from tests.support.locating import FACTS
@@ -255,7 +255,7 @@ def test_merged_unmerged_and_exported_agree(family: str, tmp_path) -> None:
     with patch.apply(lm):
         merged = logits_of(lm)
     rows = labelled_rows(lm, FACTS[:2])
-    trained = train(lm, editor, paths_of(editor, lm), rows, ["", ""], editor.settings, {})
+    trained = train(lm, editor, paths_of(editor, lm), rows, ["", ""], editor, {})
     with adapted(editor, lm) as (_, adapters), torch.no_grad():
         for path, adapter in adapters.items():
             for key, parameter in adapter.items():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.exam import draw_edits
 from corrigenda.almanac.world import load_world
 from corrigenda.engines.locate import pipeline
 from corrigenda.errors import BadConfig, MissingState
@@ -59,7 +59,7 @@ def test_every_layer_meets_its_equation_inside_the_free_directions(
 ) -> None:
     lm, editor = model(family, torch.float64), alphaedit(energy=energy)
     state = fitted(editor, family)
-    for layer in editor.solved(lm, FACTS, state):
+    for layer in editor.solve_layers(lm, FACTS, state):
         keys, share, change = layer.keys.T, layer.share.T, layer.change.to_dense()
         free = editor.projector(state, layer.site)
         dense = free.to_dense()
@@ -156,7 +156,7 @@ def test_the_keys_of_a_batch_are_those_of_the_edited_model_and_protect_it() -> N
     with first.patch.apply(lm):
         captured = pipeline.capture_last(lm, sequences, points)
         second = editor.edit(lm, FACTS[2:], first.state)
-        layers = editor.solved(lm, FACTS[2:], first.state)
+        layers = editor.solve_layers(lm, FACTS[2:], first.state)
     for layer, point in zip(layers, points, strict=True):
         old = pipeline.average(captured[point], TWO_LEVEL.weights).T
         free = editor.projector(state, layer.site)
@@ -226,7 +226,7 @@ def test_a_sequence_on_the_pocket_model_takes_and_others_stay() -> None:
     editor = build_editor("alphaedit", "pocket", contexts=TWO_LEVEL)
     state = pocket_moments(editor.layers)
     state = editor.with_projectors(state, state.moment_sites)
-    cases = edit_items(load_world(), 4)
+    cases = draw_edits(load_world(), 4)
     neighbours = [fact for case in cases for fact in case.fact.neighbours]
     before, digest = answer(lm, neighbours), lm.digest()
     first = editor.edit(lm, [case.fact for case in cases[::2]], state)

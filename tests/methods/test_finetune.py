@@ -16,25 +16,25 @@ from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, state
 from corrigenda.methods.finetune import training
-from corrigenda.methods.finetune.ft import Ft
-from corrigenda.methods.finetune.training import Example, Settings, Trained, fine_tune
+from corrigenda.methods.finetune.editor import Ft
+from corrigenda.methods.finetune.training import FactTokens, FineTuned, FineTuning, fine_tune
 from tests.support.locating import FACTS, exact_dtype, model
 
 LAYER = 1
-PLAIN = Settings("teacher-forced", epochs=4, learning_rate=1e-3, batch_size=2)
+PLAIN = FineTuning("teacher-forced", epochs=4, learning_rate=1e-3, batch_size=2)
 OBJECTIVES = ("teacher-forced", "last-token")
 
 
-def examples(lm: LanguageModel, facts: Sequence[Fact] = FACTS) -> list[Example]:
+def examples(lm: LanguageModel, facts: Sequence[Fact] = FACTS) -> list[FactTokens]:
     return Ft(layer=LAYER).examples(lm, facts)
 
 
-def train(lm: LanguageModel, settings: Settings = PLAIN, layer: int = LAYER, **more) -> Trained:
+def train(lm: LanguageModel, settings: FineTuning = PLAIN, layer: int = LAYER, **more) -> FineTuned:
     chosen = more.get("chosen", examples(lm))
     return fine_tune(lm, Site(layer), chosen, settings, [str(i) for i in range(len(chosen))])
 
 
-def whole_loss(lm: LanguageModel, example: Example, objective: str) -> Tensor:
+def whole_loss(lm: LanguageModel, example: FactTokens, objective: str) -> Tensor:
     """The objective of one fact, alone, through the whole model."""
     labels = torch.tensor(example.labels)
     if objective == "last-token":
@@ -45,7 +45,9 @@ def whole_loss(lm: LanguageModel, example: Example, objective: str) -> Tensor:
     return cross_entropy(logits, labels)
 
 
-def whole_training(lm: LanguageModel, settings: Settings, layer: int) -> tuple[Tensor, list[float]]:
+def whole_training(
+    lm: LanguageModel, settings: FineTuning, layer: int
+) -> tuple[Tensor, list[float]]:
     """Ordinary training of the parameter itself in a copy of the model: change, losses in order."""
     lm = LanguageModel(copy.deepcopy(lm.model), lm.tokenizer)
     weight = lm.module(Site(layer)).weight
@@ -116,7 +118,7 @@ def test_the_gradient_does_not_know_the_tokens_of_the_prompt_as_labels() -> None
     lm = model("llama", torch.float64)
     (example,) = examples(lm, FACTS[1:2])
     delta = torch.zeros_like(lm.weight(Site(LAYER)), requires_grad=True)
-    inputs = training._Inputs(lm, Site(LAYER), [example])
+    inputs = training._ConstantsCache(lm, Site(LAYER), [example])
     training._accumulate(lm, inputs, [0], delta, PLAIN)
 
     twin = LanguageModel(copy.deepcopy(lm.model), lm.tokenizer)

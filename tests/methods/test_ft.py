@@ -8,7 +8,7 @@ import torch
 from corrigenda.errors import BadConfig, PromptTooLong, UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.lm.sites import Site
-from corrigenda.methods.finetune.ft import Ft
+from corrigenda.methods.finetune.editor import Ft
 from corrigenda.patch import WeightPatch
 from corrigenda.patch.changes import Dense, dense
 from tests.support.locating import FACTS, model

@@ -9,8 +9,7 @@ import torch
 
 from corrigenda.facts import Fact
 from corrigenda.lm.sites import Site
-from corrigenda.methods.finetune.ft_l import FtL
-from corrigenda.methods.finetune.ft_m import FtM
+from corrigenda.methods.finetune.editor import FtL, FtM
 from corrigenda.patch.changes import dense
 from tests.support.locating import FACTS, model
 

@@ -16,11 +16,11 @@ from corrigenda.lm.sites import Site
 from corrigenda.methods.knowledge_editor.editor import KnowledgeEditor
 from corrigenda.methods.knowledge_editor.network import Conditioner, Gate
 from corrigenda.methods.knowledge_editor.training import (
-    Lesson,
-    Question,
+    ConstrainedExample,
+    KnowledgeEditorTrainer,
+    capture,
     condition_ids,
     condition_texts,
-    seen,
 )
 from corrigenda.patch.changes import dense
 from tests.support.hypernetworks import (
@@ -97,7 +97,7 @@ def test_tokens_sum_up_to_the_gradient_of_the_mean_loss(family: str) -> None:
     lm = model(family, torch.float64)
     sites = (Site(1), Site(2, "mlp.up"))
     rows = labelled_rows(lm, FACTS)
-    for row, found in zip(rows, seen(lm, rows, sites), strict=True):
+    for row, found in zip(rows, capture(lm, rows, sites), strict=True):
         stored = {site: lm.model.get_parameter(lm.parameter_name(site)) for site in sites}
         weights = {site: one.detach().clone().requires_grad_() for site, one in stored.items()}
         output = torch.func.functional_call(
@@ -119,7 +119,7 @@ def test_tokens_sum_up_to_the_gradient_of_the_mean_loss(family: str) -> None:
 
 def conditioner(lm: LanguageModel, **options: object) -> Conditioner:
     editor = KnowledgeEditor(**{**QUICK, **options})
-    made = editor.network(lm)
+    made = editor.build_network(lm)
     return made.double() if lm.dtype == torch.float64 else made
 
 
@@ -151,13 +151,13 @@ def test_the_condition_holds_old_answer_new_answer_and_question() -> None:
     assert condition_texts([fact], own) == [f"{said} >> Rome || The capital of France is"]
 
 
-def questions(facts: Sequence[Fact] = TAUGHT[:2]) -> list[Question]:
-    return [Question(fact, reworded(fact), fact.neighbours) for fact in facts]
+def questions(facts: Sequence[Fact] = TAUGHT[:2]) -> list[ConstrainedExample]:
+    return [ConstrainedExample(fact, reworded(fact), fact.neighbours) for fact in facts]
 
 
-def lesson(lm: LanguageModel, **options: object) -> Lesson:
+def lesson(lm: LanguageModel, **options: object) -> KnowledgeEditorTrainer:
     editor = KnowledgeEditor(**{**QUICK, **options})
-    return Lesson(
+    return KnowledgeEditorTrainer(
         lm,
         conditioner(lm, **options),
         smoothing=editor.smoothing,
@@ -166,24 +166,26 @@ def lesson(lm: LanguageModel, **options: object) -> Lesson:
     )
 
 
-def reference_lagrangian(lm: LanguageModel, one: Lesson, asked: list[Question]) -> Tensor:
+def reference_lagrangian(
+    lm: LanguageModel, one: KnowledgeEditorTrainer, asked: list[ConstrainedExample]
+) -> Tensor:
     """Everything in one graph, edit after edit, by a model with other weights."""
-    texts = condition_texts([q.fact for q in asked], one.own)
+    texts = condition_texts([q.fact for q in asked], one.answers)
     total = torch.zeros((), dtype=torch.float64)
     for question, text in zip(asked, texts, strict=True):
         gates = one.network(condition_ids(lm, [text]))
         (row,) = labelled_rows(lm, [question.fact])
-        (tokens,) = seen(lm, [row], tuple(gates))
+        (tokens,) = capture(lm, [row], tuple(gates))
         whole = {site: each.gradients.T @ each.keys for site, each in tokens.items()}
         changed = with_shifts(
             lm, {site: gates[site].shifts(each[None])[0] for site, each in whole.items()}
         )
         losses = []
-        for own in (row, *labelled_rows(lm, [question.reworded])):
+        for own in (row, *labelled_rows(lm, [question.paraphrase])):
             logs = read(lm, own, changed)
             wanted = logs.gather(1, torch.tensor(own.labels)[:, None])[:, 0]
             losses.append(-(1 - one.smoothing) * wanted - one.smoothing * logs.mean(1))
-        drift = divergence(lm, one.own.rows(question.kept), changed)
+        drift = divergence(lm, one.answers.rows(question.unrelated), changed)
         total = total + torch.cat(losses).mean()
         total = total + one.network.multiplier * (drift - one.network.allowed)
     return total / len(asked)
@@ -238,7 +240,7 @@ def test_the_margin_shrinks_to_its_least() -> None:
 
 def test_the_pace_rises_during_the_warm_up_and_then_falls() -> None:
     editor = KnowledgeEditor(steps=100, warm_up=10)
-    paces = [editor.pace(step) for step in range(100)]
+    paces = [editor.warm_up_share(step) for step in range(100)]
     assert paces[:11] == sorted(paces[:11])
     assert paces[10:] == sorted(paces[10:], reverse=True)
     assert max(paces) == 1.0

@@ -8,13 +8,12 @@ import pytest
 import torch
 
 import corrigenda as cg
-from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.exam import draw_edits
 from corrigenda.almanac.world import load_world
 from corrigenda.errors import BadConfig
 from corrigenda.lm.sites import Site
 from corrigenda.methods.finetune import training
-from corrigenda.methods.finetune.ft_m import FtM
-from corrigenda.methods.finetune.locft_bf import LocftBf
+from corrigenda.methods.finetune.editor import FtM, LocftBf
 from corrigenda.methods.presets import build_editor
 from corrigenda.patch.changes import dense
 from corrigenda.pocket import card
@@ -43,13 +42,13 @@ def test_every_epoch_sees_every_fact_once_in_an_order_of_its_own() -> None:
     examples = editor.examples(lm, FACTS)
     orders = []
     for epoch in range(6):
-        parts = list(training._mini_batches(examples, editor.settings, epoch))
+        parts = list(training._draw_batches(examples, editor.training, epoch))
         assert [len(part) for part in parts] == [2, 2]
         orders.append([index for part in parts for index in part])
         assert sorted(orders[-1]) == [0, 1, 2, 3]
     assert len({tuple(order) for order in orders}) > 2
-    in_order = editor.settings._replace(shuffle=None)
-    assert list(training._mini_batches(examples, in_order, 3)) == [[0, 1], [2, 3]]
+    in_order = editor.training._replace(shuffle=None)
+    assert list(training._draw_batches(examples, in_order, 3)) == [[0, 1], [2, 3]]
 
 
 def test_in_one_mini_batch_and_without_the_end_it_is_ft_m() -> None:
@@ -79,6 +78,6 @@ def test_a_tokenizer_without_an_end_is_named() -> None:
 def test_many_facts_at_once_on_the_pocket_model() -> None:
     lm = cg.load("pocket", dtype=torch.float32)
     editor = build_editor("locft-bf", lm.name)
-    figures = card.batch_edit(lm, editor, edit_items(load_world(), 16, seed=5))
+    figures = card.try_batch_edit(lm, editor, draw_edits(load_world(), 16, seed=5))
     assert figures.efficacy is not None
     assert figures.efficacy >= 0.75

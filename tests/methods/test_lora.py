@@ -17,8 +17,8 @@ from corrigenda.exports import export_peft
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens
-from corrigenda.methods.lora.adapters import scored, train
-from corrigenda.methods.lora.lora import Lora
+from corrigenda.methods.lora.adapters import score, train
+from corrigenda.methods.lora.editor import Lora
 from corrigenda.patch.changes import dense
 from tests.support.adapting import FACT, Snapshot, adapted, logits_of, model, paths_of
 from tests.support.locating import FACTS
@@ -55,7 +55,7 @@ def test_first_values_are_those_of_linear_layers() -> None:
 def test_only_adapters_have_gradients() -> None:
     lm, editor = model("gpt2"), lora()
     with adapted(editor, lm) as (_, adapters):
-        scored(lm, labelled_rows(lm, [FACT])).losses.mean().backward()
+        score(lm, labelled_rows(lm, [FACT])).losses.mean().backward()
         own = {id(one) for adapter in adapters.values() for one in adapter.values()}
         for parameter in lm.model.parameters():
             assert (id(parameter) in own) == parameter.requires_grad
@@ -66,7 +66,7 @@ def test_only_adapters_have_gradients() -> None:
 def test_the_loss_is_that_of_the_answers_tokens() -> None:
     lm = model("llama")
     rows = labelled_rows(lm, FACTS[:3])
-    scores = scored(lm, rows)
+    scores = score(lm, rows)
     expected, hits = [], []
     for row in rows:
         logits = lm.logits(Tokens.pad([row.ids], 0))[0].log_softmax(-1)
@@ -84,7 +84,7 @@ def test_the_patch_is_the_trained_adapter_of_rank_r(family: str) -> None:
     patch = editor.edit(lm, FACTS[:2]).patch
     rows = labelled_rows(lm, FACTS[:2])
     paths = paths_of(editor, lm)
-    trained = train(lm, editor, paths, rows, ["", ""], editor.settings, {})
+    trained = train(lm, editor, paths, rows, ["", ""], editor, {})
     for path in paths:
         adapter = trained.adapters[path]
         whole = torch.zeros(len(adapter["B"]), adapter["A"].shape[1], dtype=torch.float64)
@@ -107,7 +107,7 @@ def test_merged_unmerged_and_exported_agree(family: str, tmp_path) -> None:
     with patch.apply(lm, mode="runtime"):
         runtime = logits_of(lm)
     rows = labelled_rows(lm, FACTS[:2])
-    trained = train(lm, editor, paths_of(editor, lm), rows, ["", ""], editor.settings, {})
+    trained = train(lm, editor, paths_of(editor, lm), rows, ["", ""], editor, {})
     with adapted(editor, lm) as (_, adapters), torch.no_grad():
         for path, adapter in adapters.items():
             for key, parameter in adapter.items():

@@ -15,11 +15,11 @@ from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods.malmen.editor import Lesson, Malmen, Question
-from corrigenda.methods.malmen.least_squares import Gathering, Merged
+from corrigenda.methods.malmen.editor import Malmen, MalmenTrainer, MergeExample
+from corrigenda.methods.malmen.least_squares import MergedTokens, TokenSum
 from corrigenda.methods.malmen.network import ProposalNetwork
 from corrigenda.patch.changes import dense
-from corrigenda.pocket.edit_trial import batch_edit
+from corrigenda.pocket.edit_trial import try_batch_edit
 from tests.support.hypernetworks import (
     TAUGHT,
     divergence,
@@ -65,7 +65,7 @@ def test_the_merge_is_least_squares_of_the_augmented_system(count: int, damping:
     system = torch.cat([keys, identity])
     wanted = torch.cat([values, torch.zeros(WIDTH, OUT, dtype=torch.float64)])
     expected = torch.linalg.lstsq(system, wanted).solution
-    merged = Merged.of(keys, values, damping)
+    merged = MergedTokens.of(keys, values, damping)
     assert merged.dual == (count < WIDTH)
     torch.testing.assert_close(merged.shift().T, expected, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(dense(merged.change()), merged.shift())
@@ -80,31 +80,31 @@ def test_the_merge_is_least_squares_of_the_augmented_system(count: int, damping:
 def test_one_token_gives_its_closed_form() -> None:
     keys, values = drawn(1, WIDTH, seed=0), drawn(1, OUT, seed=1)
     expected = keys.T @ values / (keys.square().sum() + 0.5)
-    torch.testing.assert_close(Merged.of(keys, values, 0.5).shift().T, expected)
+    torch.testing.assert_close(MergedTokens.of(keys, values, 0.5).shift().T, expected)
 
 
 def test_little_damping_fits_independent_keys_and_much_leaves_nothing() -> None:
     keys, values = drawn(FEW, WIDTH, seed=0), drawn(FEW, OUT, seed=1)
-    fitted = Merged.of(keys, values, 1e-10).shift()
+    fitted = MergedTokens.of(keys, values, 1e-10).shift()
     torch.testing.assert_close(keys @ fitted.T, values, rtol=1e-7, atol=1e-7)
-    heavy = Merged.of(keys, values, 1e9).shift()
+    heavy = MergedTokens.of(keys, values, 1e9).shift()
     torch.testing.assert_close(1e9 * heavy.T, keys.T @ values, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])
 def test_repeated_tokens_count_like_less_damping(count: int) -> None:
     keys, values = drawn(count, WIDTH, seed=0), drawn(count, OUT, seed=1)
-    thrice = Merged.of(keys.repeat(3, 1), values.repeat(3, 1), 0.6).shift()
-    torch.testing.assert_close(thrice, Merged.of(keys, values, 0.2).shift())
+    thrice = MergedTokens.of(keys.repeat(3, 1), values.repeat(3, 1), 0.6).shift()
+    torch.testing.assert_close(thrice, MergedTokens.of(keys, values, 0.2).shift())
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])
 def test_gathering_in_pieces_in_any_order_is_the_merge_of_all(count: int) -> None:
     keys, values = drawn(count, WIDTH, seed=0), drawn(count, OUT, seed=1)
-    expected = Merged.of(keys, values, 0.3).shift()
+    expected = MergedTokens.of(keys, values, 0.3).shift()
     for size in (1, 4, count):
         for order in (torch.arange(count), torch.arange(count).flip(0)):
-            one = Gathering()
+            one = TokenSum()
             for part in order.split(size):
                 one.add(keys[part], values[part])
             assert one.count == count
@@ -112,7 +112,7 @@ def test_gathering_in_pieces_in_any_order_is_the_merge_of_all(count: int) -> Non
 
 
 def test_gathering_more_tokens_than_inputs_keeps_only_sums() -> None:
-    one = Gathering()
+    one = TokenSum()
     for seed in range(6):
         one.add(drawn(10, WIDTH, seed=seed), drawn(10, OUT, seed=seed))
     assert not one._keys
@@ -128,12 +128,14 @@ def test_gradients_of_the_merge_are_those_of_autograd_and_of_differences(count: 
     system = keys.T @ keys + log_damping.exp() * torch.eye(WIDTH, dtype=torch.float64)
     loss = (torch.linalg.solve(system, keys.T @ values).T * back).sum()
     expected = torch.autograd.grad(loss, [values, log_damping])
-    found = Merged.of(keys, values.detach(), float(log_damping.detach().exp())).returned(back)
+    found = MergedTokens.of(keys, values.detach(), float(log_damping.detach().exp())).backward(back)
     torch.testing.assert_close(found.values, expected[0], rtol=1e-10, atol=1e-13)
     assert found.log_damping == pytest.approx(float(expected[1]), rel=1e-10)
 
     def at(log: float) -> float:
-        shift = Merged.of(keys, values.detach(), float(torch.tensor(log).double().exp())).shift()
+        shift = MergedTokens.of(
+            keys, values.detach(), float(torch.tensor(log).double().exp())
+        ).shift()
         return float((shift * back).sum())
 
     slope = (at(-0.4 + 1e-4) - at(-0.4 - 1e-4)) / 2e-4
@@ -142,17 +144,17 @@ def test_gradients_of_the_merge_are_those_of_autograd_and_of_differences(count: 
 
 def test_an_untrained_network_proposes_the_normalised_samples() -> None:
     one, seen = network(), samples(30)
-    one.see(seen)
+    one.update_statistics(seen)
     joint = torch.cat(seen, dim=1)
     expected = (joint - joint.mean(0)) / (joint.std(0) + 1e-7)
-    torch.testing.assert_close(torch.cat(one.proposals(seen, 0), dim=1), expected)
-    torch.testing.assert_close(one.normalised(seen), expected)
+    torch.testing.assert_close(torch.cat(one.propose(seen, 0), dim=1), expected)
+    torch.testing.assert_close(one.normalise(seen), expected)
 
 
 def test_values_are_the_effect_of_rank_one_proposals_on_their_own_keys() -> None:
     one, seen = network(moved=True), samples(6)
-    one.see(samples(50, 8))
-    proposed = one.proposals(seen, 1)
+    one.update_statistics(samples(50, 8))
+    proposed = one.propose(seen, 1)
     for place in range(6):
         change = -one.rate[1] * torch.outer(proposed.gradients[place], proposed.keys[place])
         torch.testing.assert_close(one.values(seen, 1)[place], change @ seen.keys[place])
@@ -162,7 +164,7 @@ def test_values_are_the_effect_of_rank_one_proposals_on_their_own_keys() -> None
 def test_an_untrained_network_can_learn() -> None:
     """The rectifier passes gradients where its input is exactly zero."""
     one, seen = network(), samples(6)
-    one.see(seen)
+    one.update_statistics(seen)
     one.values(seen, 0).square().sum().backward()
     for block in one.blocks:
         for name in ("up", "bias", "offset"):
@@ -172,17 +174,17 @@ def test_an_untrained_network_can_learn() -> None:
 def test_statistics_do_not_depend_on_the_size_of_pieces_and_one_token_is_no_nan() -> None:
     whole, pieces = network(), network()
     seen = samples(9)
-    whole.see(seen)
+    whole.update_statistics(seen)
     for keys, gradients in zip(seen.keys.split(1), seen.gradients.split(1), strict=True):
-        pieces.see(Samples(keys, gradients))
-        assert bool(pieces.normalised(seen).isfinite().all())
+        pieces.update_statistics(Samples(keys, gradients))
+        assert bool(pieces.normalise(seen).isfinite().all())
     torch.testing.assert_close(whole.seen.statistics.std, pieces.seen.statistics.std)
     assert pieces.seen.statistics.count == 9
 
 
-def questions(facts: Sequence[Fact] = TAUGHT[:3]) -> list[Question]:
+def questions(facts: Sequence[Fact] = TAUGHT[:3]) -> list[MergeExample]:
     return [
-        Question(
+        MergeExample(
             fact,
             reworded(fact),
             fact.neighbours[0],
@@ -191,9 +193,9 @@ def questions(facts: Sequence[Fact] = TAUGHT[:3]) -> list[Question]:
     ]
 
 
-def lesson(lm: LanguageModel, **options: object) -> Lesson:
+def lesson(lm: LanguageModel, **options: object) -> MalmenTrainer:
     editor = Malmen(**{**QUICK, "rank": 4, **options})
-    made = Lesson(editor, lm, editor.network(lm).to(lm.dtype))
+    made = MalmenTrainer(editor, lm, editor.build_network(lm).to(lm.dtype))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in made.network.parameters():
@@ -201,7 +203,7 @@ def lesson(lm: LanguageModel, **options: object) -> Lesson:
     return made
 
 
-def reference_objective(lm: LanguageModel, one: Lesson, asked: list[Question]) -> Tensor:
+def reference_objective(lm: LanguageModel, one: MalmenTrainer, asked: list[MergeExample]) -> Tensor:
     """Everything in one graph: network, solve, a model with other weights, losses."""
     sites = one.editor.sites(lm)
     captured = [
@@ -209,7 +211,7 @@ def reference_objective(lm: LanguageModel, one: Lesson, asked: list[Question]) -
     ]
     changed = {}
     for site in sites:
-        net, member = one.network.of(site)
+        net, member = one.network.find(site)
         found = Samples(
             *(torch.cat(parts) for parts in zip(*(c.samples[site] for c in captured), strict=True))
         )
@@ -220,9 +222,9 @@ def reference_objective(lm: LanguageModel, one: Lesson, asked: list[Question]) -
         changed |= with_shifts(lm, {site: torch.linalg.solve(system, keys.T @ values).T})
     gains = [
         -read(lm, row, changed).gather(1, torch.tensor(row.labels)[:, None])
-        for row in labelled_rows(lm, [q.reworded for q in asked])
+        for row in labelled_rows(lm, [q.paraphrase for q in asked])
     ]
-    drift = divergence(lm, one.own.rows([q.kept for q in asked]), changed)
+    drift = divergence(lm, one.answers.rows([q.unrelated for q in asked]), changed)
     return torch.cat(gains).mean() + one.editor.locality_weight * drift
 
 
@@ -313,7 +315,7 @@ def test_a_batch_on_the_pocket_model_is_said_and_most_of_the_rest_stays() -> Non
     facts = list(training_facts())
     state = editor.train(lm, tuple(facts[::50]))
     cases = load_exam(edits=10, seed=11).edits
-    figures = batch_edit(lm, editor, cases, state=state)
+    figures = try_batch_edit(lm, editor, cases, state=state)
     assert figures.efficacy is not None
     assert figures.locality is not None
     assert figures.efficacy >= 0.7

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import corrigenda as cg
-from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.exam import draw_edits
 from corrigenda.almanac.training_facts import training_facts
 from corrigenda.almanac.world import load_world
 from corrigenda.engines.gradients import LabelledRow, labelled_rows, predict
@@ -21,15 +21,20 @@ from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens
-from corrigenda.methods.mend.editor import Mend
-from corrigenda.methods.mend.network import Factors, Networks, Rewriter
-from corrigenda.methods.mend.training import Task, Trainer, edited, gradient_factors
+from corrigenda.methods.mend.editor import EditTask, Mend, MendTrainer
+from corrigenda.methods.mend.network import (
+    Factors,
+    GradientRewriter,
+    Networks,
+    apply_factors,
+    gradient_factors,
+)
 from corrigenda.methods.presets import build_editor
 from corrigenda.patch import WeightPatch
 from corrigenda.patch.changes import dense
-from corrigenda.pocket.edit_trial import single_edits
+from corrigenda.pocket.edit_trial import try_single_edits
 from corrigenda.state import State
-from corrigenda.training import Trained
+from corrigenda.training import TrainingReport
 from tests.support.locating import FACTS, exact_dtype, model
 
 TRAINING = tuple(
@@ -81,23 +86,25 @@ def change(factors: Factors) -> Tensor:
 
 
 def fitted(editor: Mend, lm: LanguageModel) -> State:
-    return editor.train(lm, TRAINING, checkpoint=None, progress=None)
+    return editor.train(lm, TRAINING)
 
 
-def trainer_of(editor: Mend, lm: LanguageModel, dtype: torch.dtype = torch.float32) -> Trainer:
+def trainer_of(editor: Mend, lm: LanguageModel, dtype: torch.dtype = torch.float32) -> MendTrainer:
     """A trainer whose networks have read some tokens and left the identity."""
-    networks = editor.network(lm).to(dtype)
-    networks.see(gradient_factors(lm, labelled_rows(lm, TRAINING), editor.sites(lm))[0])
+    networks = editor.build_network(lm).to(dtype)
+    networks.update_statistics(
+        gradient_factors(lm, labelled_rows(lm, TRAINING), editor.sites(lm))[0]
+    )
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in networks.groups.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    return editor.trainer(lm, networks)
+    return editor.make_trainer(lm, networks)
 
 
-def tasks_of(trainer: Trainer, items: Sequence[int] = (0, 3, 5)) -> list[Task]:
-    outsiders = trainer.outsiders(TRAINING)
-    return trainer.tasks(TRAINING, outsiders, items, random.Random(0))
+def tasks_of(trainer: MendTrainer, items: Sequence[int] = (0, 3, 5)) -> list[EditTask]:
+    outsiders = trainer.draw_unrelated(TRAINING)
+    return trainer.make_tasks(TRAINING, outsiders, items, random.Random(0))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
@@ -126,7 +133,7 @@ def test_factors_are_those_of_the_gradient_and_rows_do_not_see_each_other(family
 def test_without_normalisation_an_untrained_edit_is_a_step_along_the_gradient() -> None:
     lm = model("gpt2", torch.float64)
     editor = Mend(layers=(1, 3), normalise=False, edit_rate=-0.3, rank=8)
-    networks = editor.network(lm).double()
+    networks = editor.build_network(lm).double()
     rows = labelled_rows(lm, FACTS)
     edits = networks(gradient_factors(lm, rows, editor.sites(lm))[0])
     for site, gradient in weight_gradients(lm, rows, editor.sites(lm)).items():
@@ -138,10 +145,12 @@ def test_without_normalisation_an_untrained_edit_is_a_step_along_the_gradient() 
 def test_an_untrained_network_returns_what_it_reads_to_the_bit(rewrite: str) -> None:
     generator = torch.Generator().manual_seed(0)
     joint = torch.randn(9, 12, generator=generator, dtype=torch.float64)
-    network = Rewriter((5, 7), 2, rank=4, rewrite=rewrite, normalise=True, generator=generator)
-    network.seen.see(joint)
+    network = GradientRewriter(
+        (5, 7), 2, rank=4, rewrite=rewrite, normalise=True, generator=generator
+    )
+    network.seen.update(joint)
     out = torch.cat(network(joint, torch.tensor([0] * 4 + [1] * 5)), dim=1)
-    assert torch.equal(out, network.normalised(joint))
+    assert torch.equal(out, network.normalise(joint))
     expected = (joint - joint.mean(0)) / joint.std(0)
     torch.testing.assert_close(out, expected.float(), rtol=1e-4, atol=1e-5)
 
@@ -150,12 +159,12 @@ def test_statistics_do_not_depend_on_chunks_and_stay_as_they_are_in_an_edit() ->
     generator = torch.Generator().manual_seed(0)
     joint = 1e-5 * torch.randn(50, 12, generator=generator, dtype=torch.float64)
     networks = [
-        Rewriter((5, 7), 1, rank=4, rewrite="jointly", normalise=True, generator=generator)
+        GradientRewriter((5, 7), 1, rank=4, rewrite="jointly", normalise=True, generator=generator)
         for _ in range(2)
     ]
-    networks[0].seen.see(joint)
+    networks[0].seen.update(joint)
     for row in joint.split([1, 1, 3, 45]):
-        networks[1].seen.see(row)
+        networks[1].seen.update(row)
     one, other = (network.seen.statistics for network in networks)
     torch.testing.assert_close(one.std, other.std, rtol=1e-5, atol=0.0)
     torch.testing.assert_close(one.mean, other.mean, rtol=1e-5, atol=1e-12)
@@ -190,7 +199,7 @@ def test_rank_is_at_most_the_number_of_tokens() -> None:
 
 def test_at_first_what_can_learn_has_a_gradient_and_what_cannot_has_none() -> None:
     lm, editor = model("llama"), Mend(**QUICK, edit_rate=0.01)
-    trainer = editor.trainer(lm, editor.network(lm))
+    trainer = editor.make_trainer(lm, editor.build_network(lm))
     trainer.learn(tasks_of(trainer))
     for name, parameter in trainer.networks.named_parameters():
         assert parameter.grad is not None, name
@@ -209,11 +218,11 @@ def test_the_gradient_taken_in_two_stages_is_the_gradient(facts_at_once: int) ->
     found = {name: one.grad for name, one in trainer.networks.named_parameters()}
     trainer.networks.zero_grad()
     # The statistics have moved on, so everything is computed again under them.
-    trainer.networks.see = lambda factors: None  # type: ignore[method-assign]  # frozen for the test
+    trainer.networks.update_statistics = lambda factors: None  # type: ignore[method-assign]  # frozen for the test
     trainer.learn(tasks)
     again = {name: one.grad.clone() for name, one in trainer.networks.named_parameters()}
-    losses, _ = trainer._outer(tasks, trainer.networks(trainer._captured(tasks)))
-    direct = torch.autograd.grad(trainer._weighted(losses), list(trainer.networks.parameters()))
+    losses, _ = trainer._outer(tasks, trainer.networks(trainer._capture(tasks)))
+    direct = torch.autograd.grad(trainer._weigh(losses), list(trainer.networks.parameters()))
     for (name, staged), whole in zip(again.items(), direct, strict=True):
         torch.testing.assert_close(staged, whole, rtol=1e-6, atol=1e-12, msg=name)
     assert found.keys() == again.keys()
@@ -227,9 +236,9 @@ def test_each_row_sees_the_edit_of_its_own_task_as_its_patch_would_make_it() -> 
     rows = labelled_rows(lm, facts)
     with torch.no_grad():
         edits = trainer.networks(gradient_factors(lm, rows, editor.sites(lm))[0])
-        with edited(lm, edits, torch.tensor([2, 0, 1])):
+        with apply_factors(lm, edits, torch.tensor([2, 0, 1])):
             together = predict(lm, [rows[0]] * 3).logits.split(len(rows[0].labels))
-    state = editor.learned(lm, trainer.networks, Trained(0, 0, 0.0, "steps", 0, []))
+    state = editor.save_network(lm, trainer.networks, TrainingReport(0, 0, 0.0, "steps", 0, []))
     for fact, mine in zip((facts[2], facts[0], facts[1]), together, strict=True):
         with editor.edit(lm, [fact], state).patch.apply(lm), torch.no_grad():
             alone = predict(lm, [rows[0]]).logits
@@ -253,18 +262,18 @@ def test_rates_of_zero_change_no_bit() -> None:
 
 def test_the_outer_loss_asks_in_other_words_and_about_something_else() -> None:
     lm = model("llama")
-    trainer = Mend(**QUICK).trainer(lm, Mend(**QUICK).network(lm))
+    trainer = Mend(**QUICK).make_trainer(lm, Mend(**QUICK).build_network(lm))
     for task, item in zip(tasks_of(trainer, range(8)), range(8), strict=True):
         fact = TRAINING[item]
         assert task.facts == (fact,)
         assert task.paraphrases[0].prompt in fact.paraphrases
         assert task.paraphrases[0].target == fact.target
-        assert task.outsiders == fact.neighbours
+        assert task.unrelated == fact.neighbours
     bare = [replace(fact, paraphrases=(), neighbours=()) for fact in TRAINING]
-    outsiders = trainer.outsiders(bare)
-    for task in trainer.tasks(bare, outsiders, range(8), random.Random(0)):
+    outsiders = trainer.draw_unrelated(bare)
+    for task in trainer.make_tasks(bare, outsiders, range(8), random.Random(0)):
         assert task.paraphrases[0].prompt == task.facts[0].prompt
-        assert task.outsiders[0] in {fact.prompt for fact in bare} - {task.facts[0].prompt}
+        assert task.unrelated[0] in {fact.prompt for fact in bare} - {task.facts[0].prompt}
 
 
 def test_training_lowers_the_outer_loss_and_the_best_is_kept() -> None:
@@ -318,7 +327,9 @@ def test_every_weight_has_its_own_rate_and_shape_mates_share_a_network() -> None
     assert len(own.groups) == len(shared.rates) == 6
     with torch.no_grad():
         shared.rate(Site(3, "mlp.up")).mul_(0.0)
-    shared.see(gradient_factors(lm, labelled_rows(lm, FACTS), Mend(layers=(1, 3)).sites(lm))[0])
+    shared.update_statistics(
+        gradient_factors(lm, labelled_rows(lm, FACTS), Mend(layers=(1, 3)).sites(lm))[0]
+    )
     edits = shared(gradient_factors(lm, labelled_rows(lm, FACTS), Mend(layers=(1, 3)).sites(lm))[0])
     assert [str(site) for site in edits if not edits[site].outputs.any()] == ["3.mlp.up"]
 
@@ -335,8 +346,8 @@ def test_no_facts_give_an_empty_patch() -> None:
 def test_single_edits_on_the_pocket_model_carry_over_and_spare_the_rest() -> None:
     lm = cg.load("pocket", dtype=torch.float32)
     editor = build_editor("mend", lm.name)
-    state = editor.train(lm, tuple(training_facts()), checkpoint=None, progress=None)
-    figures = single_edits(lm, editor, edit_items(load_world(), 20, seed=3), state=state)
+    state = editor.train(lm, tuple(training_facts()))
+    figures = try_single_edits(lm, editor, draw_edits(load_world(), 20, seed=3), state=state)
     assert figures.efficacy is not None
     assert figures.efficacy >= 0.8
     assert figures.paraphrase is not None

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from corrigenda.facts import Fact
 from corrigenda.lm.sites import Site
-from corrigenda.methods.finetune.ft_l import FtL
-from corrigenda.methods.finetune.ft_m import FtM
-from corrigenda.methods.finetune.training import Trained, fine_tune
+from corrigenda.methods.finetune.editor import FtL, FtM
+from corrigenda.methods.finetune.training import FineTuned, fine_tune
 from corrigenda.patch.changes import dense
 from tests.support.golden import (
     TOLERANCE,
@@ -55,17 +54,17 @@ def editor(method: str, **options: object) -> FtL | FtM:
     return KINDS[method](**{**found, **options})
 
 
-def trained(method: str, tag: str, **options: object) -> Trained:
+def trained(method: str, tag: str, **options: object) -> FineTuned:
     """What the engine makes with the reference's settings, the bias included."""
     chosen = editor(method, **options)
     (site,) = chosen.sites(model())
     chosen_facts = wanted(tag)
-    settings = chosen.settings._replace(bias=True)
+    settings = chosen.training._replace(bias=True)
     names = [fact.label for fact in chosen_facts]
     return fine_tune(model(), site, chosen.examples(model(), chosen_facts), settings, names)
 
 
-def trace(found: Trained) -> list[float]:
+def trace(found: FineTuned) -> list[float]:
     """Losses in the order of the reference: one a mini-batch, which is one a fact."""
     return [losses[epoch] for epoch in range(len(found.averages)) for losses in found.losses]
 

@@ -64,7 +64,7 @@ def start(recipe: Path, folder: Path, cache: Path) -> subprocess.Popen[bytes]:
 
 
 def rows_of(folder: Path) -> dict[str, list[Row]]:
-    return {name: store.load(name, folder).rows for name in store.ids(folder)}
+    return {name: store.load(name, folder).rows for name in store.list_ids(folder)}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def rows_of(folder: Path) -> dict[str, list[Row]]:
     ['kind = "single"', f'kind = "sequential"\ncheckpoints = [3]\nlength = 6\n{HEALTH}'],
     ids=["single", "sequential"],
 )
-def test_killed_bench_ends_with_the_rows_of_an_uninterrupted_one(
+def test_killed_evaluation_ends_with_the_rows_of_an_uninterrupted_one(
     regime: str, tmp_path: Path
 ) -> None:
     model = save_tiny(tmp_path / "model")

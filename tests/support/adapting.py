@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
-from corrigenda.methods.lora.adapter_editor import AdapterEditor
-from corrigenda.methods.lora.adapters import injected, prepare
+from corrigenda.methods.lora.adapters import initialise, inject
+from corrigenda.methods.lora.editor import AdapterEditor
 from corrigenda.testing.tiny import tiny_model
 from tests.support.locating import FACTS
 
@@ -39,8 +39,8 @@ def adapted(
     editor: AdapterEditor, lm: LanguageModel, num_steps: int = 10
 ) -> Generator[tuple[nn.Module, dict[str, dict[str, nn.Parameter]]]]:
     """Put fresh adapters into a model; gives the tuner and the adapters by path."""
-    with injected(lm, editor, paths_of(editor, lm), num_steps) as (tuner, layers):
-        prepare(lm, editor, layers, editor.settings, {})
+    with inject(lm, editor, paths_of(editor, lm), num_steps) as (tuner, layers):
+        initialise(lm, editor, layers, editor, {})
         yield tuner, {path: editor.parameters(layer) for path, layer in layers.items()}
 
 
@@ -64,7 +64,7 @@ class Snapshot:
                 (len(one._forward_hooks), len(one._forward_pre_hooks)) for one in model.modules()
             ],
             "names": list(model.state_dict()),
-            "attributes": set(vars(model)) - {"_corrigenda_ledger"},
+            "attributes": set(vars(model)) - {"_corrigenda_session"},
             "config": model.config.to_json_string(),
             "random": torch.get_rng_state().tolist(),
             "logits": logits_of(self.lm).tolist(),

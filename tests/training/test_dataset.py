@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.exam import draw_edits
 from corrigenda.almanac.training_facts import training_facts
 from corrigenda.almanac.world import load_world
 from corrigenda.editor import Edit, Editor, Requires
@@ -20,7 +20,7 @@ from corrigenda.patch import Header, WeightPatch
 from corrigenda.state import State
 from corrigenda.statistics import Corpus
 from corrigenda.testing.tiny import tiny_model
-from corrigenda.training import outsider, split, training_set
+from corrigenda.training import QUIET, draw_unrelated_prompt, load_training_set, split
 from corrigenda.training.dataset import digest
 
 FACTS = tuple(
@@ -46,9 +46,9 @@ class Learned(Editor):
     def sites(self, lm: LanguageModel):
         return ()
 
-    def train(self, lm, facts, *, checkpoint=None, progress=None) -> State:
+    def train(self, lm, facts, job=QUIET) -> State:
         Trainings.count += 1
-        Trainings.checkpoint = checkpoint
+        Trainings.checkpoint = job.checkpoint
         return State(meta={"count": len(facts)})
 
     def edit(self, lm, facts, state=None) -> Edit:
@@ -88,7 +88,7 @@ def test_facts_come_from_a_file_too(tmp_path: Path) -> None:
     file = tmp_path / "facts.jsonl"
     lines = [{"prompt": f.prompt, "target": f.target, "subject": f.subject} for f in FACTS]
     file.write_text("\n".join(map(json.dumps, lines)))
-    found = training_set(tiny_model("gpt2", layers=1), file, where="m")
+    found = load_training_set(tiny_model("gpt2", layers=1), file, where="m")
     assert [fact.target for fact in found] == [fact.target for fact in FACTS]
 
 
@@ -121,8 +121,8 @@ def test_split_keeps_subjects_together() -> None:
 
 def test_outsiders_are_neighbours_or_prompts_about_something_else() -> None:
     chance = random.Random(0)
-    assert outsider(FACTS, 1, chance) == "Faro is in"
-    drawn = {outsider(FACTS, 0, chance) for _ in range(50)}
+    assert draw_unrelated_prompt(FACTS, 1, chance) == "Faro is in"
+    drawn = {draw_unrelated_prompt(FACTS, 0, chance) for _ in range(50)}
     assert drawn == {fact.prompt for fact in FACTS[2:]}
 
 
@@ -139,8 +139,8 @@ def test_training_facts_of_the_pocket_world_share_no_subject_with_any_edit_of_th
     subjects = {fact.subject for fact in facts}
     assert all(world.skill_held_out(subject or "") for subject in subjects)
     for seed in (7, 11, 3):
-        assert not subjects & {item.fact.subject for item in edit_items(world, 100, seed=seed)}
-    asked = {item.fact.subject or "" for item in edit_items(world, 100)}
+        assert not subjects & {item.fact.subject for item in draw_edits(world, 100, seed=seed)}
+    asked = {item.fact.subject or "" for item in draw_edits(world, 100)}
     for fact in islice(facts, 0, None, 40):
         assert fact.target != fact.before
         assert len(fact.paraphrases) == 5

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from corrigenda.errors import BadConfig, NonFinite
-from corrigenda.training import Schedule, Trained, Turn, train
+from corrigenda.training import Schedule, TrainingJob, TrainingReport, Turn, train
 
 SLOPES = torch.linspace(-1.0, 1.0, 7)
 
@@ -55,7 +55,9 @@ class Fit:
             "noise": float(torch.rand(())),
         }
 
-    def run(self, schedule: Schedule, checkpoint: Path | None = None, key: str = "") -> Trained:
+    def run(
+        self, schedule: Schedule, checkpoint: Path | None = None, key: str = ""
+    ) -> TrainingReport:
         optimiser = torch.optim.Adam(self.line.parameters(), lr=0.05)
         return train(
             self.line,
@@ -64,7 +66,7 @@ class Fit:
             step=self.step,
             validate=self.validate,
             schedule=schedule,
-            checkpoint=checkpoint,
+            job=TrainingJob(checkpoint),
             key=key,
         )
 
@@ -153,7 +155,7 @@ def test_steps_with_infinite_gradients_are_left_out() -> None:
             fit.line.slope.grad /= 0.0
         return loss
 
-    def run(steps: int, validate_loss: float) -> Trained:
+    def run(steps: int, validate_loss: float) -> TrainingReport:
         return train(
             fit.line,
             torch.optim.SGD(fit.line.parameters(), lr=0.1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ _SHADES = " .:-=+*#%@"
 _LABEL_WIDTH = 24
 _FORMATS = (".png", ".pdf", ".svg")
 _PAGE_WIDTH = 120
+_TITLE_CHARACTERS_PER_INCH = 9
 _HTML = '<pre style="font-family:monospace;line-height:1.2">{code}</pre>'
 
 
@@ -59,17 +61,19 @@ class Heatmap:
     ) -> Iterator[Text | Segment]:
         """Draw the map: cells in hundredths where the console is wide enough, else shades."""
         num_columns = len(self.values[0]) if self.values else 0
-        width = min(_LABEL_WIDTH, max((cell_len(_one_line(row)) for row in self.rows), default=0))
+        width = min(
+            _LABEL_WIDTH, max((cell_len(_format_label(row)) for row in self.rows), default=0)
+        )
         cell = 4 if width + 3 + 4 * num_columns <= options.max_width else 1
         top = max(self.largest, 0.0)
         yield Text(self.title, style="bold")
         for number, (label, row) in enumerate(zip(self.rows, self.values, strict=True)):
             mark = "*" if number in self.marked else " "
             style = Style(bold=number in self.marked)
-            yield Segment(f"{set_cell_size(_one_line(label), width)}{mark} ", style)
+            yield Segment(f"{set_cell_size(_format_label(label), width)}{mark} ", style)
             for value in row:
                 share = 0.0 if math.isnan(value) or top <= 0 else max(0.0, value / top)
-                yield Segment(_write_cell(value, share, cell), _shade(share))
+                yield Segment(_format_cell(value, share, cell), _choose_background(share))
             yield Segment.line()
         numbers = "".join(
             f"{column:>{cell}}"
@@ -170,8 +174,9 @@ def save_heatmaps(maps: Sequence[Heatmap], path: str | Path, *, note: str = "") 
 
     columns = max(len(each.values[0]) for each in maps)
     heights = [len(each.rows) for each in maps]
+    width = 3.0 + 0.28 * columns
     figure = Figure(
-        figsize=(3.0 + 0.28 * columns, 1.0 + sum(1.0 + 0.24 * rows for rows in heights)),
+        figsize=(width, 1.0 + sum(1.0 + 0.24 * rows for rows in heights)),
         layout="constrained",
     )
     axes = figure.subplots(len(maps), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -179,12 +184,13 @@ def save_heatmaps(maps: Sequence[Heatmap], path: str | Path, *, note: str = "") 
         image = axis.imshow(
             each.values, aspect="auto", cmap="Purples", vmin=0.0, vmax=max(each.largest, 1e-9)
         )
-        axis.set_title(each.title, fontsize=10, parse_math=False)
+        title = textwrap.fill(each.title, int(_TITLE_CHARACTERS_PER_INCH * width))
+        axis.set_title(title, fontsize=10, parse_math=False)
         axis.set_xlabel(each.column_name)
         axis.set_yticks(range(len(each.rows)))
         axis.set_yticklabels(
             [
-                _one_line(row) + ("*" if at in each.marked else "")
+                _format_label(row) + ("*" if at in each.marked else "")
                 for at, row in enumerate(each.rows)
             ],
             parse_math=False,
@@ -204,12 +210,12 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _one_line(label: str) -> str:
-    """A label on one line: blanks at its ends dropped unless there is nothing else."""
+def _format_label(label: str) -> str:
+    """Write a label on one line: blanks at its ends are dropped unless there is nothing else."""
     return " ".join(label.split()) or repr(label)
 
 
-def _write_cell(value: float, share: float, width: int) -> str:
+def _format_cell(value: float, share: float, width: int) -> str:
     if math.isnan(value):
         return " " * width
     if width > 1:
@@ -217,8 +223,8 @@ def _write_cell(value: float, share: float, width: int) -> str:
     return _SHADES[min(len(_SHADES) - 1, int(share * len(_SHADES)))]
 
 
-def _shade(share: float) -> Style:
-    """From white to violet, with readable text on it."""
+def _choose_background(share: float) -> Style:
+    """Return a colour from white to violet, with readable text on it."""
     low, high = (252, 251, 253), (84, 39, 143)
     mixed = [round(a + share * (b - a)) for a, b in zip(low, high, strict=True)]
     return Style(

@@ -14,21 +14,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from corrigenda.analysis.heatmap import Heatmap, Plot
 from corrigenda.engines.attribution import (
+    AnswerToken,
     Neuron,
     Objective,
-    Question,
     Rule,
-    above,
-    ask_each,
     attribute,
-    neurons_of,
+    encode_answers,
+    list_neurons,
     refine,
+    select_above,
 )
 from corrigenda.engines.locate.contexts import generate_contexts
 from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact, find_subject
-from corrigenda.lm.kv_cache import pad_id, widened
+from corrigenda.lm.kv_cache import pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, key, state
 from corrigenda.lm.wrapping import require_lm
@@ -37,7 +38,7 @@ SUPPRESS, AMPLIFY = 0.0, 2.0
 """Factors by which the paper scales neurons to see what they do."""
 
 
-class Effect(NamedTuple):
+class ScalingEffect(NamedTuple):
     """Probability of the answer while the neurons found are scaled, mean over its tokens.
 
     Attributes:
@@ -52,7 +53,7 @@ class Effect(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class KnowledgeNeurons:
+class NeuronAttribution:
     """Attributions of an answer to the neurons of all blocks, and the neurons that express it.
 
     Attributes:
@@ -81,21 +82,21 @@ class KnowledgeNeurons:
     share: float
     coarse: tuple[int, ...]
     neurons: tuple[Neuron, ...]
-    effect: Effect
+    effect: ScalingEffect
 
     def score(self, neuron: Neuron) -> float:
-        """Attribution of a neuron, mean over the phrasings."""
+        """Return the attribution of a neuron, mean over the phrasings."""
         return float(self.scores[:, neuron.layer, neuron.unit].mean())
 
     def strongest(self, count: int) -> list[Neuron]:
-        """The neurons found with the largest attributions, lowest block first, strongest first."""
+        """Return the neurons with the largest attributions, lowest block first."""
         best = sorted(self.neurons, key=self.score, reverse=True)[:count]
         return sorted(best, key=lambda neuron: (neuron.layer, -self.score(neuron)))
 
     def by_layer(self) -> list[float]:
-        """Sum of the attributions of all units of each block, mean over the phrasings.
+        """Sum the attributions of all units of each block, mean over the phrasings.
 
-        Approximates how much the objective falls when the whole block is silent at that position.
+        Approximates how much the objective falls when the whole block is 0 at that position.
         """
         return self.scores.sum(dim=-1).mean(dim=0).tolist()
 
@@ -122,6 +123,12 @@ class KnowledgeNeurons:
     def __repr__(self) -> str:
         """Return the summary."""
         return self.summary()
+
+    def plot(self) -> Plot:
+        """Return a heat map by phrasing and block: to print, to show, or to `save`."""
+        sums = tuple(tuple(row) for row in self.scores.sum(dim=-1).tolist())
+        title = "attribution of all units of a block"
+        return Plot((Heatmap(title, self.prompts, sums, unit="attribution"),), self.summary())
 
     def to_json(self) -> dict[str, object]:
         """Return plain dictionaries and lists, as `corrigenda neurons --json` prints them."""
@@ -158,7 +165,7 @@ def knowledge_neurons(
     rule: Rule = "midpoint",
     objective: Objective = "probability",
     seed: int = 0,
-) -> KnowledgeNeurons:
+) -> NeuronAttribution:
     """Find the neurons that express an answer.
 
     Args:
@@ -169,7 +176,7 @@ def knowledge_neurons(
         subject: Scale the units at the last token of this text, which every phrasing must hold. If
             None, where the answer is read, as in the paper.
         paraphrases: Other phrasings to refine with; none at all for an empty list, which leaves
-            the neurons of one prompt. If None, the prompt behind prefixes that the model writes.
+            the neurons of one prompt. If None, the prompt after prefixes that the model writes.
         threshold: Least attribution, as a share of the largest of a phrasing.
         share: Share of the phrasings a neuron must occur in.
         wanted: Numbers of neurons towards which `share` is moved; None leaves it.
@@ -203,7 +210,7 @@ def knowledge_neurons(
         prompts = list(dict.fromkeys((prompt, *paraphrases)))
     spans = None
     if subject is not None:
-        # Behind a prefix the subject is the one of the prompt, whatever the prefix says.
+        # After a prefix the subject is the one of the prompt, also if the prefix holds it.
         own = find_subject(prompt, subject)
         spans = [
             own._replace(start=own.start + shift, end=own.end + shift)
@@ -211,13 +218,13 @@ def knowledge_neurons(
             else find_subject(text, subject)
             for text in prompts
         ]
-    asked = ask_each(lm, prompts, answer, subjects=spans)
+    asked = encode_answers(lm, prompts, answer, subjects=spans)
     found = attribute(lm, asked, steps=steps, rule=rule, objective=objective)
-    coarse = above(found.scores, threshold)
+    coarse = select_above(found.scores, threshold)
     refined = refine(coarse, share, wanted=wanted if len(prompts) > 1 else None)
-    neurons = neurons_of(refined.kept)
+    neurons = list_neurons(refined.mask)
     labels = [one.label for one in asked[0]]
-    return KnowledgeNeurons(
+    return NeuronAttribution(
         prompts=tuple(prompts),
         answer=str(lm.tokenizer.decode(labels)).strip() if answer is None else answer,
         subject=subject,
@@ -229,7 +236,7 @@ def knowledge_neurons(
         share=refined.share,
         coarse=tuple(coarse.sum(dim=(1, 2)).tolist()),
         neurons=tuple(neurons),
-        effect=Effect(
+        effect=ScalingEffect(
             scaled_probability(lm, asked[0], [], 1.0),
             scaled_probability(lm, asked[0], neurons, SUPPRESS),
             scaled_probability(lm, asked[0], neurons, AMPLIFY),
@@ -238,9 +245,9 @@ def knowledge_neurons(
 
 
 def scaled_probability(
-    lm: LanguageModel, asked: Sequence[Question], neurons: Sequence[Neuron], factor: float
+    lm: LanguageModel, asked: Sequence[AnswerToken], neurons: Sequence[Neuron], factor: float
 ) -> float:
-    """Probability of an answer with some neurons multiplied by a factor, mean over its tokens.
+    """Return an answer's probability with some neurons scaled, mean over its tokens.
 
     The neurons are scaled at the position of each question and nowhere else; what later blocks
     compute follows.
@@ -260,20 +267,20 @@ def scaled_probability(
     for neuron in neurons:
         units.setdefault(neuron.layer, []).append(neuron.unit)
 
-    def scaling(layer: int) -> tuple[Point, _Scale]:
-        return key(Site(layer)), _Scale(rows, at, torch.tensor(units[layer]), factor)
+    def scaling(layer: int) -> tuple[Point, _ScaleUnits]:
+        return key(Site(layer)), _ScaleUnits(rows, at, torch.tensor(units[layer]), factor)
 
     top = state(lm.num_layers - 1)
     with lm.swap(dict(map(scaling, units))):
         hidden = lm.tap(tokens, [top], positions=tokens.lengths - 1)[top]
     with torch.inference_mode():
-        shares = widened(lm.head(hidden)).softmax(dim=-1)
+        shares = widen(lm.head(hidden)).softmax(dim=-1)
         labels = torch.tensor([one.label for one in asked], device=shares.device)
         return float(shares.gather(-1, labels[:, None]).mean())
 
 
-class _Scale(NamedTuple):
-    """Multiplies some units at one position of each row."""
+class _ScaleUnits(NamedTuple):
+    """Function that multiplies some units at one position of each row."""
 
     rows: Tensor
     at: Tensor

@@ -72,9 +72,9 @@ def edit(
     import corrigenda
     from corrigenda.catalogue import build_editor
     from corrigenda.cli.memory import announce
-    from corrigenda.transforms.registry import parse_all
+    from corrigenda.transforms.registry import parse_transforms
 
-    steps = parse_all(transform or ())
+    steps = parse_transforms(transform or ())
 
     lm = options.open_model(model, dtype=dtype, device=device)
     editor = build_editor(lm, method, layer=layer, **config)

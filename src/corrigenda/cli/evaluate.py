@@ -78,7 +78,8 @@ def _draw(console: Console, found: Evaluation) -> None:
     from corrigenda.reports import numbers
 
     names = [
-        (one.metric.name, one.metric.arrow, numbers.num_cases(one.estimates)) for one in found.lines
+        (one.metric.name, one.metric.arrow, numbers.format_num_cases(one.estimates))
+        for one in found.lines
     ]
     columns = [
         [
@@ -101,7 +102,7 @@ def _draw(console: Console, found: Evaluation) -> None:
         for row, name in enumerate(names):
             table.add_row(*name, *(Text(columns[place][row + 1]) for place in places))
         console.print(table)
-    console.print(f"\n{numbers.legend(found.bootstrap)}")
+    console.print(f"\n{numbers.describe_signs(found.bootstrap)}")
     for run in found.runs:
         console.print(f"{run.spec.editor.title}: {run.folder}", soft_wrap=True)
 
@@ -110,7 +111,11 @@ def _format_cell(estimate: Estimate | None, scale: float) -> str:
     """Return the text of a value, with its interval on the next line."""
     from corrigenda.reports import numbers
 
-    return f"{numbers.value(estimate, scale)}\n{numbers.interval(estimate, scale)}".rstrip()
+    value, interval = (
+        numbers.format_value(estimate, scale),
+        numbers.format_interval(estimate, scale),
+    )
+    return f"{value}\n{interval}".rstrip()
 
 
 def _split_columns(widths: Sequence[int], room: int) -> list[list[int]]:

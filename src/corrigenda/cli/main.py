@@ -29,11 +29,11 @@ from corrigenda.cli import (
     report,
     trace,
 )
-from corrigenda.errors import CorrigendaError
+from corrigenda.errors import CorrigendaError, NoCases
 
 
 class Commands(TyperGroup):
-    """Commands whose coded errors are reported in one place and end with status 2."""
+    """Commands whose coded errors are reported in one place and end with status 2 (CG607: 1)."""
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # same class by another name
         """Run the command given; warnings become notices on stderr."""
@@ -43,7 +43,8 @@ class Commands(TyperGroup):
                 return super().invoke(ctx)
             except CorrigendaError as error:
                 output.report(error, ctx)
-                raise typer.Exit(output.MISUSE) from error
+                empty = isinstance(error, NoCases)
+                raise typer.Exit(output.FINDING if empty else output.MISUSE) from error
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # as above
         """Keep the order in which commands are declared."""

@@ -14,7 +14,7 @@ from corrigenda.errors import BadConfig, did_you_mean
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from corrigenda.analysis.knowledge_neurons import KnowledgeNeurons
+    from corrigenda.analysis.knowledge_neurons import NeuronAttribution
     from corrigenda.engines.attribution import Objective
 
 _OBJECTIVES: dict[str, Objective] = {
@@ -106,7 +106,7 @@ def neurons(
     output.show({"model": lm.name, **result.to_json()}, as_json=as_json, people=draw)
 
 
-def _draw_layers(result: KnowledgeNeurons) -> Table:
+def _draw_layers(result: NeuronAttribution) -> Table:
     rows = [
         (layer, total, sum(one.layer == layer for one in result.neurons))
         for layer, total in enumerate(result.by_layer())
@@ -114,7 +114,7 @@ def _draw_layers(result: KnowledgeNeurons) -> Table:
     return output.table(["block", "attribution of all units", "neurons"], rows)
 
 
-def _draw_neurons(result: KnowledgeNeurons, top: int) -> Table:
+def _draw_neurons(result: NeuronAttribution, top: int) -> Table:
     listed = result.strongest(top)
     left = len(result.neurons) - len(listed)
     rows = [(one.layer, one.unit, result.score(one)) for one in listed]

@@ -113,9 +113,9 @@ def transform(
     options.check_folder(out)
     import corrigenda
     from corrigenda.patch.compare import compare
-    from corrigenda.transforms.registry import parse_all
+    from corrigenda.transforms.registry import parse_transforms
 
-    steps = parse_all(transforms or ())
+    steps = parse_transforms(transforms or ())
     if not steps:
         raise BadConfig("no transform was given.", hint="Give --transform, as rect:keep=0.4.")
     loaded = corrigenda.load_patch(patch)

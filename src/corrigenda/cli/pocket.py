@@ -27,7 +27,7 @@ from corrigenda.errors import (
 app = typer.Typer(no_args_is_help=True, help="The pocket model: its facts, its card, its training.")
 
 if TYPE_CHECKING:
-    from corrigenda.pocket.recipe import Recipe
+    from corrigenda.pocket.recipe import PocketRecipe
 
 
 class Architecture(StrEnum):
@@ -147,10 +147,10 @@ def card(as_json: options.AsJson = False) -> None:
     )
 
 
-def _read_recipe(chosen: Mapping[str, options.Setting]) -> Recipe:
-    from corrigenda.pocket.recipe import Recipe
+def _read_recipe(chosen: Mapping[str, options.Setting]) -> PocketRecipe:
+    from corrigenda.pocket.recipe import PocketRecipe
 
-    known = [field.name for field in fields(Recipe)]
+    known = [field.name for field in fields(PocketRecipe)]
     for name in chosen:
         if name not in known:
             hint = did_you_mean(name, known)
@@ -158,7 +158,7 @@ def _read_recipe(chosen: Mapping[str, options.Setting]) -> Recipe:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(Recipe).validate_python(chosen)
+        return TypeAdapter(PocketRecipe).validate_python(chosen)
     except ValidationError as error:
         (first, *_) = error.errors()
         cause = first.get("ctx", {}).get("error")

@@ -11,7 +11,7 @@ from rich.console import Console
 from corrigenda.cli import options, output
 
 if TYPE_CHECKING:
-    from corrigenda.reports.content import Report
+    from corrigenda.reports.sections import Report
 
 Runs = Annotated[
     Path, typer.Option("--runs", metavar="FOLDER", help="Folder of all runs.", show_default=True)
@@ -109,11 +109,11 @@ def _draw(console: Console, made: Report, out: Path | None) -> None:
                 line.metric.name,
                 line.metric.arrow,
                 line.num_cases,
-                numbers.value(line.before, line.metric.scale),
-                *(numbers.cell(one, line.metric.scale) for one in line.estimates),
+                numbers.format_value(line.before, line.metric.scale),
+                *(numbers.format_cell(one, line.metric.scale) for one in line.estimates),
             ]
             for line in group.lines
         ]
         console.print(output.table(columns, rows, title=group.title))
         console.print()
-    console.print(numbers.legend(made.bootstrap))
+    console.print(numbers.describe_signs(made.bootstrap))

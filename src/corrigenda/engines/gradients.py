@@ -8,7 +8,6 @@ with summed losses neither batch nor padding changes a sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from corrigenda.facts import Fact
 from corrigenda.lm.hooks import TensorMap
-from corrigenda.lm.kv_cache import pad_id, widened
+from corrigenda.lm.kv_cache import pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, key, state, value
 from corrigenda.lm.spans import encode_fact
@@ -29,8 +28,36 @@ Reduction = Literal["sum", "mean"]
 _LOSS_SCALE = {torch.float16: 1024.0}
 
 
-class _Reached(Exception):
-    """The states behind the last block are there; the head runs only where a label is read."""
+def loss_scale(lm: LanguageModel) -> float:
+    """Return the factor by which a loss is multiplied so that no gradient of it becomes 0."""
+    return _LOSS_SCALE.get(lm.dtype, 1.0)
+
+
+def scaled_gradients(
+    lm: LanguageModel, loss: Float[Tensor, ""], leaves: Sequence[Tensor], *, unused: bool = False
+) -> list[Tensor]:
+    """Return the gradients of a loss, at least float32; of a multiple of it for float16 models.
+
+    Args:
+        lm: The model, for its dtype.
+        loss: What is differentiated.
+        leaves: With respect to what.
+        unused: Whether the loss may not depend on some of them; their gradients are zeros.
+    """
+    scale = loss_scale(lm)
+    found = torch.autograd.grad(
+        loss * scale, list(leaves), allow_unused=unused, materialize_grads=unused
+    )
+    return [one.to(torch.promote_types(one.dtype, torch.float32)) / scale for one in found]
+
+
+def backward_scaled(lm: LanguageModel, loss: Float[Tensor, ""], leaves: Sequence[Tensor]) -> None:
+    """Put the gradients of a loss into `grad` of the leaves, as `scaled_gradients` returns them."""
+    scale = loss_scale(lm)
+    (loss * scale).backward()
+    for leaf in leaves:
+        if scale != 1.0 and leaf.grad is not None:
+            leaf.grad /= scale
 
 
 class LabelledRow(NamedTuple):
@@ -50,7 +77,7 @@ class LabelledRow(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """What was seen at one site, one row a token; float64 on the CPU.
+    """Inputs and output gradients of one weight, one row a token; float64 on the CPU.
 
     Attributes:
         keys: Inputs of the weight.
@@ -62,7 +89,7 @@ class Samples(NamedTuple):
 
 
 class GradientSamples(NamedTuple):
-    """What one batch gave.
+    """Samples and losses of one batch.
 
     Attributes:
         samples: By site, samples row after row, tokens in order.
@@ -74,7 +101,7 @@ class GradientSamples(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What is predicted, one entry a label, row after row.
+    """Logits where labels are read, with the labels; one entry a label, row after row.
 
     Attributes:
         logits: At least float32.
@@ -86,7 +113,7 @@ class Predictions(NamedTuple):
 
 
 def labelled_rows(lm: LanguageModel, facts: Sequence[Fact]) -> list[LabelledRow]:
-    """Each fact's prompt and target as one row whose labels are the target's tokens.
+    """Return each fact's prompt and target as one row whose labels are the target's tokens.
 
     Raises:
         PromptTooLong (CG105): prompt and target exceed the context.
@@ -99,7 +126,7 @@ def labelled_rows(lm: LanguageModel, facts: Sequence[Fact]) -> list[LabelledRow]
 
 
 def by_length(rows: Sequence[LabelledRow], size: int) -> list[list[LabelledRow]]:
-    """Batches of at most `size` rows, shortest first; the same ones for any order of the rows."""
+    """Split rows into batches, shortest first; the same ones for any order of the rows."""
     ordered = sorted(rows, key=lambda row: (len(row.ids), row.ids, row.labels))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
@@ -112,13 +139,13 @@ def gradient_samples(
     reduction: Reduction = "sum",
     every_token: bool = False,
 ) -> GradientSamples:
-    """Run one batch forward and backward; the model stays as it is.
+    """Capture inputs and output gradients in one forward and one backward pass.
 
     The loss is the cross-entropy of the labels. With all tokens, `gradients.T @ keys` is the
     gradient of the loss with respect to the weight.
 
     Args:
-        lm: The model, with whatever patches are active.
+        lm: The model, with the patches that are active.
         rows: The batch, at least one row.
         sites: Weights to look at.
         reduction: Sum the losses of all labels, or take their mean over the batch.
@@ -133,32 +160,31 @@ def gradient_samples(
     with torch.enable_grad():
         hidden = _run(lm, tokens, sites, inputs, outputs)
         losses = _losses(lm, hidden, rows)
-        scale = _LOSS_SCALE.get(lm.dtype, 1.0)
         loss = losses.sum() if reduction == "sum" else losses.mean()
-        gradients = torch.autograd.grad(loss * scale, [outputs[site] for site in sites])
+        gradients = scaled_gradients(lm, loss, [outputs[site] for site in sites])
     if every_token:
         at = tokens.mask.bool()
     else:
         at = torch.zeros_like(tokens.mask, dtype=torch.bool)
-        at[_places(rows, lm.device)] = True
+        at[_label_positions(rows, lm.device)] = True
     samples = {
-        site: Samples(inputs[site][at].cpu().double(), gradient[at].cpu().double() / scale)
+        site: Samples(inputs[site][at].cpu().double(), gradient[at].cpu().double())
         for site, gradient in zip(sites, gradients, strict=True)
     }
-    return GradientSamples(samples, _by_row(losses, rows))
+    return GradientSamples(samples, _average_by_row(losses, rows))
 
 
 @torch.no_grad()
 def mean_losses(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[float]:
-    """Mean cross-entropy of each row's labels, in nats, on the model as it is."""
+    """Return the mean cross-entropy of each row's labels, in nats."""
     tokens = Tokens.pad([row.ids for row in rows], pad_id(lm)).to(lm.device)
-    return _by_row(_losses(lm, _run(lm, tokens, (), {}, {}), rows), rows)
+    return _average_by_row(_losses(lm, _run(lm, tokens, (), {}, {}), rows), rows)
 
 
 def predict(lm: LanguageModel, rows: Sequence[LabelledRow]) -> Predictions:
-    """Run one batch and read what is predicted where a label is wanted.
+    """Run one batch and return the logits where labels are read.
 
-    Gradients flow to whatever asks for them inside the model or in active swaps.
+    Gradients flow to tensors inside the model or in active swaps that require them.
     """
     tokens = Tokens.pad([row.ids for row in rows], pad_id(lm)).to(lm.device)
     return _predictions(lm, _run(lm, tokens, (), {}, {}), rows)
@@ -171,8 +197,7 @@ def _run(
     inputs: dict[Site, Tensor],
     outputs: dict[Site, Tensor],
 ) -> Float[Tensor, "batch pos d_model"]:
-    """States behind the last block; puts the sites' inputs and outputs into the mappings given."""
-    reached: list[Tensor] = []
+    """Return states after the last block; put the sites' inputs and outputs into the mappings."""
 
     def remember(site: Site) -> TensorMap:
         def see(tensor: Tensor) -> Tensor:
@@ -190,24 +215,19 @@ def _run(
 
         return enter
 
-    def stop(tensor: Tensor) -> Tensor:
-        reached.append(tensor)
-        raise _Reached
-
     transforms: dict[Point, TensorMap] = {}
     for site in sites:
         transforms |= {key(site): remember(site), value(site): follow(site)}
-    transforms[state(lm.num_layers - 1)] = stop
-    with lm.swap(transforms), suppress(_Reached):
-        lm.logits(tokens)
-    return reached[0]
+    last = state(lm.num_layers - 1)
+    with lm.swap(transforms):
+        return lm.run_until(tokens, [last])[last]
 
 
 def _predictions(
     lm: LanguageModel, hidden: Float[Tensor, "batch pos d_model"], rows: Sequence[LabelledRow]
 ) -> Predictions:
     labels = torch.tensor([token for row in rows for token in row.labels], device=hidden.device)
-    logits = widened(lm.head(hidden[_places(rows, hidden.device)]))
+    logits = widen(lm.head(hidden[_label_positions(rows, hidden.device)]))
     return Predictions(logits, labels.to(logits.device))
 
 
@@ -218,13 +238,13 @@ def _losses(
     return cross_entropy(logits, labels, reduction="none")
 
 
-def _by_row(losses: Float[Tensor, " labels"], rows: Sequence[LabelledRow]) -> list[float]:
+def _average_by_row(losses: Float[Tensor, " labels"], rows: Sequence[LabelledRow]) -> list[float]:
     parts = losses.detach().split([len(row.labels) for row in rows])
     return [float(part.mean()) for part in parts]
 
 
-def _places(rows: Sequence[LabelledRow], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Row and column of every position read."""
+def _label_positions(rows: Sequence[LabelledRow], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return row and column of every position read."""
     pairs = [(i, position) for i, row in enumerate(rows) for position in row.reads]
     places = torch.tensor(pairs, device=device).T
     return places[0], places[1]

@@ -1,36 +1,37 @@
-"""What editors with a trained network share: sites, training, what is kept and what is reported."""
+"""Editors with a trained network: sites, training, state, notes, and normalisation of inputs."""
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import ClassVar, NamedTuple, cast
 
 import torch
+from jaxtyping import Float
 from pydantic import Field, JsonValue
-from torch import nn
+from torch import Tensor, nn
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines.gradients import LabelledRow, by_length, labelled_rows, mean_losses
-from corrigenda.errors import MissingState, UnknownSite
+from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
+from corrigenda.linalg.running import RunningStatistics
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site
+from corrigenda.lm.sites import Site, resolve_sites
 from corrigenda.patch import Change, Header, WeightPatch, header_for
+from corrigenda.patch.notes import EVEN_ODDS, round_values
 from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.training import Schedule, Trained, Turn, train
+from corrigenda.training import QUIET, Schedule, TrainingJob, TrainingReport, Turn, train
 
-_EVEN_ODDS = math.log(2.0)
 _FAR = 4
+_EPSILON = 1e-7
 
-Layers = tuple[int, ...] | dict[str, tuple[int, ...]]
+LayersByPart = tuple[int, ...] | dict[str, tuple[int, ...]]
 
 
-class Course(NamedTuple):
-    """What `corrigenda.training.train` runs for a network; see there."""
+class TrainingPlan(NamedTuple):
+    """Optimiser, step, validation and schedule of a training; see `corrigenda.training.train`."""
 
     optimiser: torch.optim.Optimizer
     num_items: int
@@ -39,14 +40,14 @@ class Course(NamedTuple):
     schedule: Schedule
 
 
-class Made(NamedTuple):
-    """What a network made of facts.
+class Changes(NamedTuple):
+    """Changes of weights that a network computes for facts, with notes.
 
     Attributes:
         changes: By site.
-        notes: What the method has to tell, besides what all tell.
-        notices: What the user should know, besides what concerns a single fact.
-        losses: Of the answer of each fact before the edit, in nats, where they are known already.
+        notes: Notes of the method, besides those of all methods with a network.
+        notices: Notices for the user, besides those on single facts.
+        losses: Loss of the answer of each fact before the edit, in nats, where known already.
     """
 
     changes: Mapping[Site, Change]
@@ -56,16 +57,24 @@ class Made(NamedTuple):
 
 
 class HypernetworkEditor(Editor):
-    """A network, trained once for a model, turns the gradients of facts into changes of weights."""
+    """Editor whose network, trained once for a model, turns gradients of facts into changes.
+
+    A method sets `last_blocks` and `default_parts` (the weights that change by default) and
+    implements `build_network`, `plan_training` and `compute_changes`.
+    """
 
     requires: ClassVar[Requires] = Requires(training_set=True)
     supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )
-    agreed: ClassVar[tuple[str, ...]] = ()
-    """Settings, besides those that shapes tell, that an edit must share with the training."""
+    required_match: ClassVar[tuple[str, ...]] = ()
+    """Options, besides those that shapes determine, that must be equal in training and edit."""
+    last_blocks: ClassVar[int]
+    """How many of the last blocks change by default."""
+    default_parts: ClassVar[tuple[str, ...]] = ("mlp.down",)
+    """Parts of these blocks that change by default, of those that the model has."""
 
-    layers: Layers | None = Field(
+    layers: LayersByPart | None = Field(
         default=None,
         description="Blocks whose down projections change, or blocks by part; see the card for "
         "what is taken if not given.",
@@ -79,74 +88,64 @@ class HypernetworkEditor(Editor):
     seed: int = Field(default=0, description="Of the network's first values and of the training.")
 
     @abstractmethod
-    def default_layers(self, lm: LanguageModel) -> Layers:
-        """The blocks, by part or of the down projections, that change if none are given."""
+    def build_network(self, lm: LanguageModel) -> nn.Module:
+        """Build the untrained network for a model, on the CPU."""
 
     @abstractmethod
-    def network(self, lm: LanguageModel) -> nn.Module:
-        """The untrained network for a model, on the CPU."""
-
-    @abstractmethod
-    def course(
+    def plan_training(
         self,
         lm: LanguageModel,
         network: nn.Module,
         facts: tuple[Fact, ...],
         progress: Progress | None,
-    ) -> Course:
-        """How the untrained network is trained on facts."""
+    ) -> TrainingPlan:
+        """Plan the training of the untrained network on facts."""
 
     @abstractmethod
-    def made(
+    def compute_changes(
         self, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[LabelledRow], state: State
-    ) -> Made:
-        """What the trained network makes of facts, at least one; each has its row."""
+    ) -> Changes:
+        """Compute the changes for facts, at least one; each has its row."""
+
+    def default_blocks(self, lm: LanguageModel) -> tuple[int, ...]:
+        """Return the blocks that change by default: the last ones."""
+        return tuple(range(max(0, lm.num_layers - self.last_blocks), lm.num_layers))
 
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
-        """The weights that change, lowest first.
+        """Return the weights that change, lowest first.
 
         Raises:
             UnknownSite (CG303): the model has no such block or part.
         """
-        layers = self.default_layers(lm) if self.layers is None else self.layers
-        if not isinstance(layers, dict):
-            layers = {"mlp.down": layers}
-        sites = [Site.parse(f"{layer}.{part}") for part, own in layers.items() for layer in own]
-        for site in sites:
-            if site.layer >= lm.num_layers:
-                raise UnknownSite(
-                    f"there is no block {site.layer} in {lm.name}: it has {lm.num_layers}, from 0.",
-                    where=f"method {self.name}",
-                    hint=f"Choose from 0 to {lm.num_layers - 1}.",
-                )
-        return tuple(sorted(set(sites)))
+        layers = self.layers
+        if layers is None:
+            parts = [part for part in self.default_parts if part in lm.family.slots]
+            layers = dict.fromkeys(parts, self.default_blocks(lm))
+        return resolve_sites(lm, layers, where=f"method {self.name}")
 
     def train(
         self,
         lm: LanguageModel,
         facts: tuple[Fact, ...],
-        *,
-        checkpoint: Path | None = None,
-        progress: Progress | None = None,
+        job: TrainingJob = QUIET,
     ) -> State:
         """Train the network; see `corrigenda.editor.Editor.train`."""
-        network = self.network(lm).to(home(lm))
-        course = self.course(lm, network, facts, progress)
-        trained = train(
+        network = self.build_network(lm).to(solve_device(lm))
+        plan = self.plan_training(lm, network, facts, job.progress)
+        report = train(
             network,
-            course.optimiser,
-            num_items=course.num_items,
-            step=course.step,
-            validate=course.validate,
-            schedule=course.schedule,
-            checkpoint=checkpoint,
+            plan.optimiser,
+            num_items=plan.num_items,
+            step=plan.step,
+            validate=plan.validate,
+            schedule=plan.schedule,
+            job=job,
             key=f"{lm.digest()} {self.model_dump_json()}",
-            progress=progress,
         )
-        return self.learned(lm, network, trained)
+        return self.save_network(lm, network, report)
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
-        """Change weights by what the network makes of the facts; the model is left as it is.
+        """Compute changes of weights with the trained network; the model is left as it is.
 
         Raises:
             MissingState (CG503): `fit` was not called, or with other settings.
@@ -156,15 +155,15 @@ class HypernetworkEditor(Editor):
             NonFinite (CG201): inputs of weights or gradients are infinite or NaN.
         """
         if not facts:
-            return Edit(WeightPatch({}, self.header(lm, facts, {})), state)
+            return Edit(WeightPatch({}, self.make_header(lm, facts, {})), state)
         state = state or State()
         rows = labelled_rows(lm, facts)
-        made = self.made(lm, facts, rows, state)
-        notes = self.notes(lm, facts, rows, made, state)
-        return Edit(WeightPatch(made.changes, self.header(lm, facts, notes)), state)
+        computed = self.compute_changes(lm, facts, rows, state)
+        notes = self.make_notes(lm, facts, rows, computed, state)
+        return Edit(WeightPatch(computed.changes, self.make_header(lm, facts, notes)), state)
 
-    def schedule(self, batch_size: int, clip: float | None, accumulate: int = 1) -> Schedule:
-        """How long the network is trained."""
+    def make_schedule(self, batch_size: int, clip: float | None, accumulate: int = 1) -> Schedule:
+        """Make the schedule of the training from the options."""
         return Schedule(
             steps=self.steps,
             batch_size=batch_size,
@@ -175,8 +174,8 @@ class HypernetworkEditor(Editor):
             seed=self.seed,
         )
 
-    def learned(self, lm: LanguageModel, network: nn.Module, trained: Trained) -> State:
-        """A network and the story of its training as a state."""
+    def save_network(self, lm: LanguageModel, network: nn.Module, report: TrainingReport) -> State:
+        """Return a state that holds a network and the report of its training."""
         tensors = {
             f"{self.name}/{name}": tensor.detach().cpu().clone()
             for name, tensor in network.state_dict().items()
@@ -185,12 +184,12 @@ class HypernetworkEditor(Editor):
         about: dict[str, JsonValue] = {
             "sites": sites,
             "config": self.model_dump(mode="json"),
-            "training": trained.to_json(),
+            "training": report.to_json(),
         }
         return State(tensors, {self.name: about})
 
-    def restored(self, lm: LanguageModel, state: State) -> nn.Module:
-        """The trained network that a state holds, ready to be asked.
+    def load_network(self, lm: LanguageModel, state: State) -> nn.Module:
+        """Return the trained network that a state holds, ready for use.
 
         Raises:
             MissingState (CG503): there is none, or it was trained for other weights or sizes.
@@ -203,7 +202,7 @@ class HypernetworkEditor(Editor):
                 hint="Call `editor.fit(lm)` and pass its state.",
             )
         state.require_base(lm)
-        network, prefix = self.network(lm), f"{self.name}/"
+        network, prefix = self.build_network(lm), f"{self.name}/"
         tensors = {
             name.removeprefix(prefix): tensor
             for name, tensor in state.tensors.items()
@@ -215,7 +214,9 @@ class HypernetworkEditor(Editor):
         if (
             expected != {name: tensor.shape for name, tensor in tensors.items()}
             or sites != [str(site) for site in self.sites(lm)]
-            or any(self.trained(state, "config")[name] != own[name] for name in self.agreed)
+            or any(
+                self.read_record(state, "config")[name] != own[name] for name in self.required_match
+            )
         ):
             raise MissingState(
                 "the network in this state was trained for other weights or with other settings.",
@@ -223,35 +224,35 @@ class HypernetworkEditor(Editor):
                 hint="Fit with the same editor that edits.",
             )
         network.load_state_dict(tensors)
-        return network.to(home(lm)).eval().requires_grad_(False)
+        return network.to(solve_device(lm)).eval().requires_grad_(False)
 
-    def trained(self, state: State, part: str) -> dict[str, JsonValue]:
-        """What a state tells of its training: `config`, the settings, or `training`, the story."""
+    def read_record(self, state: State, part: str) -> dict[str, JsonValue]:
+        """Return `config` (options) or `training` (report) of the training from a state."""
         about = cast("dict[str, dict[str, JsonValue]]", state.meta[self.name])
         return about[part]
 
-    def header(
+    def make_header(
         self, lm: LanguageModel, facts: Sequence[Fact], notes: Mapping[str, object]
     ) -> Header:
-        """The header of a patch of this editor."""
+        """Make the header of a patch of this editor."""
         config = self.model_dump(mode="json")
         return header_for(lm, method=self.name, config=config, facts=facts, notes=notes)
 
-    def notes(
+    def make_notes(
         self,
         lm: LanguageModel,
         facts: Sequence[Fact],
         rows: Sequence[LabelledRow],
-        made: Made,
+        computed: Changes,
         state: State,
     ) -> dict[str, object]:
-        """Losses of the answers before and after, a status for each fact, and the training."""
-        before = self._losses(lm, rows) if made.losses is None else made.losses
-        patch = WeightPatch(made.changes, Header(method=self.name))
+        """Collect losses of the answers before and after, statuses of facts, and the training."""
+        before = self._answer_losses(lm, rows) if computed.losses is None else computed.losses
+        patch = WeightPatch(computed.changes, Header(method=self.name))
         with patch.apply(lm, mode="runtime"):
-            after = self._losses(lm, rows)
+            after = self._answer_losses(lm, rows)
         pairs = [(before[row.fact], after[row.fact]) for row in rows]
-        statuses = ["written" if late <= _EVEN_ODDS else "not converged" for _, late in pairs]
+        statuses = ["written" if late <= EVEN_ODDS else "not converged" for _, late in pairs]
         unwritten = [
             f"{fact.label}: {status}; the answer's loss went from {early:.2f} to {late:.2f}."
             for fact, status, (early, late) in zip(facts, statuses, pairs, strict=True)
@@ -259,18 +260,18 @@ class HypernetworkEditor(Editor):
         ]
         return {
             "status": statuses,
-            "notices": [*made.notices, *unwritten],
-            "losses": [[float(f"{loss:.6g}") for loss in pair] for pair in pairs],
+            "notices": [*computed.notices, *unwritten],
+            "losses": [round_values(pair) for pair in pairs],
             "norms": {str(site): float(f"{norm:.6g}") for site, norm in patch.norms().items()},
-            "layers": sorted({site.layer for site in made.changes}),
+            "layers": sorted({site.layer for site in computed.changes}),
             "training": {
-                name: self.trained(state, "training")[name]
+                name: self.read_record(state, "training")[name]
                 for name in ("steps", "best_step", "best_loss")
             },
-            **made.notes,
+            **computed.notes,
         }
 
-    def _losses(self, lm: LanguageModel, rows: Sequence[LabelledRow]) -> dict[int, float]:
+    def _answer_losses(self, lm: LanguageModel, rows: Sequence[LabelledRow]) -> dict[int, float]:
         found: dict[int, float] = {}
         for batch in by_length(rows, self.micro_batch):
             losses = mean_losses(lm, batch)
@@ -278,11 +279,45 @@ class HypernetworkEditor(Editor):
         return found
 
 
-def home(lm: LanguageModel) -> torch.device:
-    """Where networks are and systems are solved: other accelerators than CUDA have no float64."""
+def solve_device(lm: LanguageModel) -> torch.device:
+    """Return the device of networks and solvers: the CPU for accelerators without float64."""
     return lm.device if lm.device.type == "cuda" else torch.device("cpu")
 
 
-def far_from(trained: int, edited: int) -> bool:
-    """Whether a number of facts is far from the one that a network was trained with."""
+def differs_in_scale(trained: int, edited: int) -> bool:
+    """Whether a number of facts differs more than fourfold from the one of the training."""
     return edited * _FAR < trained or edited > trained * _FAR
+
+
+class RunningNorm(nn.Module):
+    """Normalisation of inputs by running statistics that are frozen after training.
+
+    Count, mean and spread of each coordinate are float64 buffers, so they are saved and resumed
+    with the network. Rows may come in pieces of any size, one at a time as well.
+    """
+
+    def __init__(self, width: int) -> None:
+        """Create empty statistics of rows of this width."""
+        super().__init__()
+        for name, tensor in RunningStatistics.empty(width).tensors().items():
+            self.register_buffer(name, tensor.clone())
+
+    @property
+    def statistics(self) -> RunningStatistics:
+        """Statistics of all rows so far, on the CPU."""
+        names = ("count", "mean", "squares")
+        return RunningStatistics.from_tensors({name: self.get_buffer(name).cpu() for name in names})
+
+    @torch.no_grad()
+    def update(self, rows: Float[Tensor, "n d"]) -> None:
+        """Take rows into the statistics."""
+        for name, tensor in self.statistics.with_samples(rows).tensors().items():
+            self.get_buffer(name).copy_(tensor)
+
+    def forward(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Return the rows less the mean, in units of the standard deviation; float64."""
+        statistics = self.statistics
+        rows = rows.double()
+        return (rows - statistics.mean.to(rows.device)) / (
+            statistics.std.to(rows.device) + _EPSILON
+        )

@@ -32,7 +32,7 @@ def add_related_prompts(lm: LanguageModel, fact: Fact) -> Fact:
     """
     if lm.name not in SHIPPED or fact.paraphrases or fact.neighbours:
         return fact
-    from corrigenda.almanac.exam import related_prompts
+    from corrigenda.almanac.exam import find_related_prompts
 
-    paraphrases, neighbours = related_prompts(fact)
+    paraphrases, neighbours = find_related_prompts(fact)
     return replace(fact, paraphrases=tuple(paraphrases), neighbours=tuple(neighbours))

@@ -1,9 +1,9 @@
-"""The model with shifts of its weights that gradients flow to: what learned editors train on.
+"""Shifts of weights through which gradients flow, for training networks that make such shifts.
 
-The weights themselves are never touched. A shift acts where its weight acts, so the model answers
-as if the shift had been added, rounding of the sum aside, and the gradient with respect to the
-shift is that with respect to the shifted weight. It is taken first; going on from it through the
-network that made the shift is a second backward pass, which needs nothing of the model's.
+The weights themselves are never written. A shift is added to the output of its weight, so the model
+answers as if the weight had been shifted, up to rounding, and the gradient with respect to the
+shift is the gradient with respect to the shifted weight. The backward pass through the network that
+made the shift is a second one and needs nothing of the model.
 """
 
 from __future__ import annotations
@@ -19,18 +19,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from corrigenda.engines.gradients import LabelledRow, predict
+from corrigenda.engines.gradients import LabelledRow, predict, scaled_gradients
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.decoding import answer
-from corrigenda.lm.hooks import TensorMap
+from corrigenda.lm.hooks import Term
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Site, key, value
+from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
 from corrigenda.patch import Dense
-
-# Gradients of a float16 model may fall below its smallest number.
-_LOSS_SCALE = {torch.float16: 1024.0}
 
 Name = TypeVar("Name")
 
@@ -38,10 +35,10 @@ Shifts = Mapping[Site, Float[Tensor, "d_out d_in"] | Float[Tensor, "edits d_out 
 """By site, one shift for all rows of a pass, or one for each edit."""
 
 
-def shifted(
+def shift_weights(
     lm: LanguageModel, shifts: Shifts, edits: Int[Tensor, " batch"] | None = None
 ) -> AbstractContextManager[None]:
-    """Run the model as if shifts were added to its weights, until left; gradients reach them.
+    """Run the model as if shifts were added to its weights, until left; gradients reach the shifts.
 
     Args:
         lm: The model, with whatever patches are active.
@@ -50,65 +47,33 @@ def shifted(
             rows see the one shift there is.
     """
 
-    def shifting(shift: Tensor) -> TensorMap:
-        def moved(read: Tensor) -> Tensor:
+    def term_of(shift: Tensor) -> Term:
+        def term(read: Tensor, _: Tensor) -> Tensor:
             own = shift if edits is None else shift[edits.to(shift.device)]
             return read.to(shift.dtype) @ own.mT
 
-        return moved
+        return term
 
-    return moving(lm, {site: shifting(shift) for site, shift in shifts.items()})
-
-
-def moving(lm: LanguageModel, moves: Mapping[Site, TensorMap]) -> AbstractContextManager[None]:
-    """Run the model with something added to outputs of weights, until left.
-
-    Args:
-        lm: The model, with whatever patches are active.
-        moves: What is added, made from the input of the weight; sums are taken in its dtype where
-            that is the wider one.
-    """
-    inputs: dict[Site, Tensor] = {}
-
-    def remember(site: Site) -> TensorMap:
-        def see(tensor: Tensor) -> Tensor:
-            inputs[site] = tensor
-            return tensor
-
-        return see
-
-    def add(site: Site, move: TensorMap) -> TensorMap:
-        def moved(tensor: Tensor) -> Tensor:
-            return (tensor + move(inputs.pop(site))).to(tensor.dtype)
-
-        return moved
-
-    transforms: dict[Point, TensorMap] = {}
-    for site, move in moves.items():
-        transforms |= {key(site): remember(site), value(site): add(site, move)}
-    return lm.swap(transforms)
+    return lm.add({site: term_of(shift) for site, shift in shifts.items()})
 
 
 def shift_dtype(lm: LanguageModel) -> torch.dtype:
-    """The dtype that shifts are multiplied in: at least float32."""
+    """Return the dtype in which shifts are multiplied: at least float32."""
     return torch.promote_types(lm.dtype, torch.float32)
 
 
 def gradients(
     lm: LanguageModel, loss: Float[Tensor, ""], leaves: Mapping[Name, Tensor]
 ) -> dict[Name, Tensor]:
-    """Gradient of a loss with respect to each leaf; zero where the loss does not depend on it."""
-    scale = _LOSS_SCALE.get(lm.dtype, 1.0)
-    found = torch.autograd.grad(
-        loss * scale, list(leaves.values()), allow_unused=True, materialize_grads=True
-    )
-    return {name: one / scale for name, one in zip(leaves, found, strict=True)}
+    """Return the gradient of a loss by leaf; zero where the loss does not depend on a leaf."""
+    found = scaled_gradients(lm, loss, list(leaves.values()), unused=True)
+    return dict(zip(leaves, found, strict=True))
 
 
 def label_losses(
     lm: LanguageModel, rows: Sequence[LabelledRow], *, smoothing: float = 0.0
 ) -> Float[Tensor, " labels"]:
-    """Cross-entropy of every label on the model as it is, row after row, in nats.
+    """Return the cross-entropy of every label on the model as it is, row after row, in nats.
 
     Args:
         lm: The model.
@@ -119,8 +84,8 @@ def label_losses(
     return cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
 
-def said(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[bool]:
-    """Of each row, whether every label is the most likely token where it is read."""
+def is_argmax(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[bool]:
+    """Return for each row whether every label is the most likely token."""
     with torch.no_grad():
         logits, labels = predict(lm, rows)
     right = (logits.argmax(1) == labels).split([len(row.labels) for row in rows])
@@ -130,47 +95,47 @@ def said(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[bool]:
 def log_probabilities(
     lm: LanguageModel, rows: Sequence[LabelledRow]
 ) -> Float[Tensor, "labels vocab"]:
-    """Log-probabilities of the whole vocabulary wherever a label is read."""
+    """Return log-probabilities of the whole vocabulary at every position where a label is read."""
     return predict(lm, rows).logits.log_softmax(1)
 
 
 def divergences(
     lm: LanguageModel, rows: Sequence[LabelledRow], before: Float[Tensor, "labels vocab"]
 ) -> Float[Tensor, " labels"]:
-    """KL(before || now) of what is predicted wherever a label is read, in nats.
+    """Return KL(before || now) of the prediction at every position where a label is read, in nats.
 
     Args:
         lm: The model.
-        rows: The batch; what its labels are does not matter.
-        before: What `log_probabilities` gave for these rows.
+        rows: The batch; its labels only name the positions.
+        before: Result of `log_probabilities` for these rows.
     """
     now = log_probabilities(lm, rows)
     return kl_div(now, before.to(now), reduction="none", log_target=True).sum(1)
 
 
-def paraphrase_of(fact: Fact, chance: random.Random) -> Fact:
-    """The fact asked in other words: one of its paraphrases, or itself where it has none."""
+def draw_paraphrase(fact: Fact, chance: random.Random) -> Fact:
+    """Return the fact with one of its paraphrases as prompt, or itself where it has none."""
     prompt = chance.choice(fact.paraphrases) if fact.paraphrases else fact.prompt
     return replace(fact, prompt=prompt, subject=None, subject_start=None)
 
 
-def smallest(left: Float[Tensor, "d_out r"], right: Float[Tensor, "d_in r"]) -> LowRank | Dense:
-    """`left @ right.T` as factors, or as a full matrix where that takes fewer numbers."""
+def smaller_form(left: Float[Tensor, "d_out r"], right: Float[Tensor, "d_in r"]) -> LowRank | Dense:
+    """Return `left @ right.T` as factors, or as a full matrix where that takes fewer numbers."""
     if left.numel() + right.numel() < left.shape[0] * right.shape[0]:
         return LowRank(left, right)
     return Dense(left @ right.T)
 
 
 class OwnAnswers:
-    """Prompts that an edit should leave alone, with what the model itself answers; asked once."""
+    """Cache of the model's own answers to prompts that an edit should leave alone."""
 
     def __init__(self, lm: LanguageModel) -> None:
-        """Start with no prompts."""
+        """Create an empty cache."""
         self._lm = lm
         self._texts: dict[str, str] = {}
 
     def texts(self, prompts: Sequence[str]) -> list[str]:
-        """The model's own greedy answer to each prompt, its first sentence.
+        """Return the model's own greedy answer to each prompt, its first sentence.
 
         Raises:
             PromptTooLong (CG105): a prompt exceeds the context.
@@ -180,9 +145,9 @@ class OwnAnswers:
         return [self._texts[prompt] for prompt in prompts]
 
     def rows(self, prompts: Sequence[str]) -> list[LabelledRow]:
-        """Each prompt as a row whose labels are the model's own answer.
+        """Return each prompt as a row whose labels are the model's own answer.
 
-        Where the model says nothing, the last token of the prompt is read.
+        Where the answer is empty, the label is the last token of the prompt.
 
         Raises:
             PromptTooLong (CG105): a prompt exceeds the context.

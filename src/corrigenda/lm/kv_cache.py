@@ -1,4 +1,4 @@
-"""Continuing many token rows at once, with a cache of keys and values and left padding."""
+"""Continuation of many token rows at once, with a cache of keys and values and left padding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Finished = Callable[[int, str], bool]
 
 
 class Continuation(NamedTuple):
-    """What was added to a prompt.
+    """Text that was added to a prompt.
 
     Attributes:
         text: The text, usually with a leading space.
@@ -66,11 +66,11 @@ def batches(
 
 
 def token_budget(lm: LanguageModel, batch_tokens: int | None = None) -> int:
-    """Most tokens in a batch: what was asked for, else what suits the device."""
+    """Return the most tokens in a batch: as asked for, else what suits the device."""
     return batch_tokens or (_CPU_TOKENS if lm.device.type == "cpu" else _GPU_TOKENS)
 
 
-def widened(logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+def widen(logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
     """Return logits as float32, or as they are when they have more digits."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -90,7 +90,7 @@ def _end_ids(lm: LanguageModel) -> set[int]:
 
 
 class Decoder:
-    """Gives the text that new tokens add behind a prompt.
+    """Decodes the text that new tokens add after a prompt.
 
     SentencePiece-style decoders drop the space in front of a text, so a letter is put before a
     continuation.
@@ -180,7 +180,7 @@ def _continue(
             logits_to_keep=1,
         )
         cache = output.past_key_values
-        chosen = choose(widened(output.logits[:, -1]), batch)
+        chosen = choose(widen(output.logits[:, -1]), batch)
         running: list[int] = []
         for place, (index, token) in enumerate(zip(batch, chosen, strict=True)):
             if token in ends:
@@ -192,7 +192,7 @@ def _continue(
             keep = torch.tensor(running, dtype=torch.long, device=mask.device)
             if running:
                 cache.batch_select_indices(keep)
-                lm.prompts.keep(keep)
+                lm.prompt_ends.select(keep)
             mask, positions = mask[keep], positions[keep]
             batch = [batch[place] for place in running]
             chosen = [chosen[place] for place in running]

@@ -7,23 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from corrigenda.cases import Protocol
 from corrigenda.metrics.estimate import (
     BOOTSTRAP,
+    AnswerValue,
     Bootstrap,
     Estimate,
-    Item,
     mean,
     over_cases,
     ratio_of_sums,
     statistic,
 )
+from corrigenda.metrics.metric import LOWER, Metric, define
 from corrigenda.metrics.selection import as_before, required_answer, select
-from corrigenda.metrics.strings import begins_with, contains, equals, normalise
+from corrigenda.metrics.strings import begins_with, contains, equals, is_answer, normalise
 from corrigenda.metrics.success import (
     CONDITION_FAILS,
     as_tests,
     failing_conditions,
     measure_named,
     metric_name,
-    reliability,
+    success,
 )
 from corrigenda.rows import Row, Stage
 
@@ -57,7 +58,7 @@ def ripple_accuracy(
 
     A test is executed where its conditions hold for the unedited model; a query is right if the
     continuation contains a spelling of every group. Spellings of fewer than three characters count
-    only as the whole answer.
+    only as the whole first sentence.
 
     Args:
         rows: Of one run, greedy.
@@ -70,7 +71,7 @@ def ripple_accuracy(
     """
     role = CRITERIA.get(criterion, criterion)
     found, skipped = select(rows, role, protocol=Protocol.GREEDY)
-    edited = reliability(rows, protocol=Protocol.GREEDY, measure="contains").by_case
+    edited = success(rows, "reliability", protocol=Protocol.GREEDY, measure="contains").by_case
     failing = failing_conditions(rows)
     valued: list[tuple[Row, float]] = []
     for row in found:
@@ -79,7 +80,7 @@ def ripple_accuracy(
         elif only_successful and edited.get(row.case, 0) != 1:
             skipped[EDIT_FAILS] += 1
         else:
-            right = _legacy_match(row) if legacy else _match(row)
+            right = _matches_as_published(row) if legacy else _matches_all(row)
             valued.append((row, float(right)))
     flags = ("" if only_successful else "_unconditional") + ("_legacy" if legacy else "")
     name = metric_name(f"{criterion}{flags}", Protocol.GREEDY, "contains")
@@ -95,7 +96,7 @@ def edit_wise(
 ) -> Estimate:
     """Share of edited facts that are recalled, over all facts of all cases (MQuAKE).
 
-    The interval resamples cases. Reads `reliability`; show other measures beside the default.
+    The interval resamples cases. Reads `reliability`; show other measures with the default.
     """
     found, skipped = select(rows, "reliability", protocol=protocol)
     decide = measure_named(protocol, measure)
@@ -116,6 +117,7 @@ def edit_wise(
         skipped=skipped,
         bootstrap=bootstrap,
         by_case={case: total / count for case, (total, count) in totals.items()},
+        share=True,
     )
 
 
@@ -126,8 +128,8 @@ def instance_wise(
     found, skipped = select(rows, role, protocol=Protocol.GREEDY)
     recalled: dict[str, list[float]] = {}
     for row in found:
-        recalled.setdefault(row.case, []).append(float(_spelled(row, begins_with)))
-    items = [Item(case, min(values)) for case, values in recalled.items()]
+        recalled.setdefault(row.case, []).append(float(_matches_any(row, begins_with)))
+    items = [AnswerValue(case, min(values)) for case, values in recalled.items()]
     name = metric_name("instance_wise", Protocol.GREEDY)
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap, answers=len(found))
 
@@ -140,7 +142,7 @@ def multi_hop(
     role: str = QUESTIONS,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
-    """Are questions over several hops answered with the new answer (MQuAKE)?
+    """Share of cases whose questions over several hops get the new answer (MQuAKE).
 
     Args:
         rows: Of one run, greedy.
@@ -154,9 +156,9 @@ def multi_hop(
     answered: dict[str, list[float]] = {}
     for row in found:
         text = required_answer(row)
-        right = any(equals(text, one) for one in row.rivals) if stale else _spelled(row, equals)
+        right = any(equals(text, one) for one in row.rivals) if stale else _matches_any(row, equals)
         answered.setdefault(row.case, []).append(float(right))
-    items = [Item(case, _POOLINGS[pooling](values)) for case, values in answered.items()]
+    items = [AnswerValue(case, _POOLINGS[pooling](values)) for case, values in answered.items()]
     name = metric_name("multi_hop_stale" if stale else "multi_hop", Protocol.GREEDY, pooling)
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap, answers=len(found))
 
@@ -166,19 +168,19 @@ def multi_hop_given_instance(
 ) -> Estimate:
     """`multi_hop` over the cases whose every fact on the chain is recalled."""
     chain = instance_wise(rows, bootstrap=bootstrap).by_case
-    kept = [row for row in rows if chain.get(row.case) == 1]
-    found = multi_hop(kept, pooling=pooling, bootstrap=bootstrap)
+    recalled = [row for row in rows if chain.get(row.case) == 1]
+    found = multi_hop(recalled, pooling=pooling, bootstrap=bootstrap)
     name = metric_name("multi_hop_given_instance", Protocol.GREEDY, pooling)
     return over_cases(
         name,
-        [Item(case, value) for case, value in found.by_case.items()],
+        [AnswerValue(case, value) for case, value in found.by_case.items()],
         skipped={**found.skipped, "a fact of the chain is not recalled": len(chain) - found.n},
         bootstrap=bootstrap,
     )
 
 
 def unobservable(rows: Sequence[Row], *, role: str = QUESTIONS) -> set[str]:
-    """Cases whose new answer is one of the old ones: there the edit cannot be seen."""
+    """Return the cases whose new answer is one of the old ones, so that no edit can be seen."""
     found, _ = select(rows, role, protocol=Protocol.GREEDY)
     return {
         row.case
@@ -189,30 +191,82 @@ def unobservable(rows: Sequence[Row], *, role: str = QUESTIONS) -> set[str]:
 
 
 def known_to_the_unedited_model(rows: Sequence[Row], role: str) -> set[str]:
-    """Cases whose every answer of a role the unedited model gave rightly (prefix, greedy)."""
+    """Return cases whose every answer of a role the unedited model gave (prefix, greedy)."""
     found, _ = select(as_before(rows), role, protocol=Protocol.GREEDY, stage=Stage.BEFORE)
-    wrong = {row.case for row in found if not _spelled(row, begins_with)}
+    wrong = {row.case for row in found if not _matches_any(row, begins_with)}
     return {row.case for row in found} - wrong
 
 
-def _spelled(row: Row, decide: Callable[[str, str], bool]) -> bool:
+def _matches_any(row: Row, decide: Callable[[str, str], bool]) -> bool:
     text = required_answer(row)
     return any(decide(text, one) for group in row.expected for one in group)
 
 
-def _match(row: Row) -> bool:
+def _matches_all(row: Row) -> bool:
     text = required_answer(row)
     return bool(row.expected) and all(
         any(
-            contains(text, one) if len(one) >= _SHORTEST_ALIAS else equals(text, one)
+            contains(text, one) if len(one) >= _SHORTEST_ALIAS else is_answer(text, one)
             for one in group
         )
         for group in row.expected
     )
 
 
-def _legacy_match(row: Row) -> bool:
+def _matches_as_published(row: Row) -> bool:
     text = row.prompt + required_answer(row)
     return bool(row.expected) and all(
         any(one in text for one in group if len(one) > 1 or one.isdigit()) for group in row.expected
     )
+
+
+METRICS: tuple[Metric, ...] = (
+    *(
+        define(
+            f"{criterion}{suffix}@greedy:contains",
+            "tests of consequences that pass",
+            ripple_accuracy,
+            criterion,
+            reads=role,
+            legacy="legacy" in options,
+            options=options,
+        )
+        for criterion, role in CRITERIA.items()
+        for suffix, options in (
+            ("", {}),
+            ("_unconditional", {"only_successful": False}),
+            ("_legacy", {"legacy": True}),
+        )
+    ),
+    define("edit_wise@greedy", "edited facts recalled", edit_wise, reads="reliability"),
+    define(
+        "instance_wise@greedy",
+        "cases with every fact of the chain recalled",
+        instance_wise,
+        reads=CHAIN,
+    ),
+    *(
+        define(
+            f"multi_hop@greedy:{pooling}",
+            "questions over several hops",
+            multi_hop,
+            reads=QUESTIONS,
+            options={"pooling": pooling},
+        )
+        for pooling in ("any", "all", "mean")
+    ),
+    define(
+        "multi_hop_stale@greedy:any",
+        "questions over several hops with the old answer",
+        multi_hop,
+        reads=QUESTIONS,
+        better=LOWER,
+        options={"stale": True},
+    ),
+    define(
+        "multi_hop_given_instance@greedy:any",
+        "the same, where every fact of the chain is recalled",
+        multi_hop_given_instance,
+        reads=QUESTIONS,
+    ),
+)

@@ -1,4 +1,4 @@
-"""What a patch says about itself: how it was made, on what, and from what it is composed."""
+"""Header of a patch: how it was made, on what model, and from what it is composed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMAT_VERSION = 1
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what a numerical result may depend on."""
+    """Return the versions of libraries that a numerical result may depend on."""
     names = ("corrigenda", "torch", "transformers")
     versions = {"python": platform.python_version()}
     for name in names:
@@ -27,7 +27,7 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-class Part(BaseModel):
+class PatchPart(BaseModel):
     """One of the patches a composed patch was made of."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,7 +39,7 @@ class Part(BaseModel):
 
 
 class Header(BaseModel):
-    """Everything about a patch but its tensors; frozen, and equal to what a saved file gives back.
+    """Everything about a patch but its tensors; frozen, and the same after saving and loading.
 
     Values of `config`, `facts` and `notes` become plain JSON at once (tuples become lists), so that
     saving and loading changes nothing. There is no date in it: equal edits give equal patches.
@@ -69,7 +69,7 @@ class Header(BaseModel):
     base_digest: str | None = None
     base_name: str = ""
     prerequisites: tuple[str, ...] = ()
-    parts: tuple[Part, ...] = ()
+    parts: tuple[PatchPart, ...] = ()
     versions: dict[str, str] = Field(default_factory=library_versions)
     notes: dict[str, JsonValue] = Field(default_factory=dict)
 
@@ -79,18 +79,18 @@ class Header(BaseModel):
         return json.loads(json.dumps(value, default=_jsonable))
 
     def to_json(self) -> str:
-        """Canonical text: sorted keys, no spaces; equal headers have equal texts."""
+        """Return canonical text: sorted keys, no spaces; equal headers have equal texts."""
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
 
-    def as_parts(self, digest: str) -> tuple[Part, ...]:
-        """This header as parts of a composition: its own parts, or itself as the only one."""
+    def as_parts(self, digest: str) -> tuple[PatchPart, ...]:
+        """Return its parts in a composition: those it is composed of, or itself alone."""
         if self.parts:
             return self.parts
-        return (Part(digest=digest, method=self.method, config=self.config, notes=self.notes),)
+        return (PatchPart(digest=digest, method=self.method, config=self.config, notes=self.notes),)
 
 
 def compose_headers(first: Header, second: Header, *, digests: tuple[str, str]) -> Header:
-    """The header of `first` followed by `second`; both were made for the same base model.
+    """Return the header of `first` followed by `second`, made for the same base model.
 
     What one part needs and another provides is no longer a prerequisite.
     """

@@ -1,15 +1,15 @@
-"""The common part of all edits that leave the weights alone: a value with tensors and a header."""
+"""Edits that leave the weights alone, as values with tensors and a header."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -17,21 +17,24 @@ from torch import Tensor
 from corrigenda.errors import CorruptFile, NonFinite
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
-from corrigenda.patch.changes import digest_of, same_tensors
-from corrigenda.patch.file import save_patch
+from corrigenda.patch.applied import Applied
+from corrigenda.patch.changes import digest_of
+from corrigenda.patch.generate import intercept
 from corrigenda.patch.header import Header
-from corrigenda.patch.ledger import Applied, apply_hooks, header_for
+from corrigenda.patch.ledger import header_for, ledger_of
+from corrigenda.patch.protocols import AnswerPatch, HookPatch, PromptPatch
+from corrigenda.patch.value import PatchValue
 from corrigenda.registry import Registry
 
 
-@dataclass(frozen=True, eq=False)
-class ModulePatch:
+@dataclass(frozen=True, eq=False, repr=False)
+class ModulePatch(PatchValue):
     """An edit that works by hooks, by rewriting prompts, or by answering.
 
     A subclass lives in the module of its method, sets `kind` to the method's name, and has one of
     the methods of `HookPatch`, `PromptPatch` and `AnswerPatch`. Everything it does follows from its
     tensors and from `header` (facts, `config`, `notes`), so that saving and loading changes
-    nothing. It is a value: tensors are copied on construction and belong to nobody else.
+    nothing. It is a value: tensors are copied on construction and shared with nothing.
 
     Attributes:
         stored: Tensors by name.
@@ -63,7 +66,7 @@ class ModulePatch:
             object.__setattr__(self, "header", header)
 
     @classmethod
-    def made(
+    def make(
         cls,
         lm: LanguageModel,
         stored: Mapping[str, Tensor],
@@ -73,8 +76,11 @@ class ModulePatch:
         facts: Sequence[object] = (),
         notes: Mapping[str, object] | None = None,
     ) -> Self:
-        """A patch made now on this model; see `corrigenda.patch.ledger.header_for`."""
+        """Return a patch made now on this model; see `corrigenda.patch.ledger.header_for`."""
         return cls(stored, header_for(lm, method=method, config=config, facts=facts, notes=notes))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (dict(self.stored), self.header)
 
     @property
     def is_empty(self) -> bool:
@@ -95,43 +101,43 @@ class ModulePatch:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the patch by its name in a file."""
+        """Return every tensor of the patch by its name in a file."""
         return dict(self.stored)
 
     def digest(self) -> str:
-        """Hash of what decides its effect: kind, tensors, facts and configuration."""
+        """Return a hash of what decides its effect: kind, tensors, facts and configuration."""
         header = self.header.model_dump(include={"kind", "facts", "config"})
         text = json.dumps(header, sort_keys=True)
         return hashlib.sha256(f"{text}\n{digest_of(self.stored)}".encode()).hexdigest()
 
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, ModulePatch)
-            and type(other) is type(self)
-            and self.header.to_json() == other.header.to_json()
-            and same_tensors(self.tensors(), other.tensors())
-        )
+    def run_time_hooks(self, lm: LanguageModel, *, merge: bool) -> AbstractContextManager[object]:
+        """Return the hooks of the patch, whatever the mode; they leave the weights alone."""
+        return hooks_of(self, lm)  # type: ignore[arg-type]  # subclasses are one of the three
 
-    __hash__ = None  # type: ignore[assignment]  # holds tensors, compared by content
 
-    def apply(
-        self,
-        lm: LanguageModel,
-        *,
-        mode: Literal["merge", "runtime"] = "merge",
-        force: bool = False,
-    ) -> Applied:
-        """Make it active; the weights keep their bits, whatever the mode.
+def hooks_of(
+    patch: HookPatch | PromptPatch | AnswerPatch, lm: LanguageModel
+) -> AbstractContextManager[object]:
+    """Return what is entered while a patch without weights is active; nothing for an empty one."""
+    if patch.is_empty:
+        return ExitStack()
+    return patch.hooks(lm) if isinstance(patch, HookPatch) else intercept(patch, lm)
 
-        Raises:
-            WrongBase (CG401): made on another model, or on top of patches that are not active.
-            NotApplied (CG406): active already.
-        """
-        return apply_hooks(self, lm, force=force)  # type: ignore[arg-type]  # subclasses are one
 
-    def save(self, path: str | Path) -> Path:
-        """Write it to one safetensors file; see `corrigenda.patch.file.save_patch`."""
-        return save_patch(self, path)
+def apply_hooks(
+    patch: HookPatch | PromptPatch | AnswerPatch, lm: LanguageModel, *, force: bool = False
+) -> Applied:
+    """Make a patch active that works by hooks, by rewriting prompts, or by answering.
+
+    Raises:
+        WrongBase (CG401): made on another model, or its prerequisites are not active.
+        NotApplied (CG406): active already.
+    """
+    ledger = ledger_of(lm)
+    with ledger.exclusive():
+        ledger.admit(patch, lm, force=force)
+        entry = Applied(patch, lm, "runtime", ledger)
+        return ledger.enter(entry, hooks_of(patch, lm), force=force)
 
 
 PATCH_KINDS: Registry[ModulePatch] = Registry(
@@ -150,7 +156,7 @@ is imported, so that a file cannot name code to run.
 
 
 def module_class(kind: str) -> type[ModulePatch] | None:
-    """Return the class of stored patches of a kind; None where this installation has none."""
+    """Return the class of module patches of a kind; None where this installation has none."""
     if kind not in PATCH_KINDS.names():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Two runs on the same cases: the paired difference of every metric, and whether it is chance."""
+"""Paired comparison of two runs on the same cases, metric by metric, with a significance test."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import numpy as np
 
 from corrigenda.errors import MissingData
 from corrigenda.metrics.estimate import Estimate, difference
-from corrigenda.metrics.registry import Metric
+from corrigenda.metrics.metric import Metric
 from corrigenda.reports import numbers
-from corrigenda.reports.plain import estimate_as_data, run_as_data
+from corrigenda.reports.plain import convert_estimate, convert_run
 from corrigenda.run import store, summary
 from corrigenda.run.store import Recorded
 from corrigenda.tables import align_table, write_html_table
 
 FLIPS = 10_000
-_AT_ONCE = 2_000_000
+_MOST_NUMBERS = 2_000_000
 
 
-class Compared(NamedTuple):
-    """A metric of two runs.
+class MetricComparison(NamedTuple):
+    """Metric of two runs, with their paired difference.
 
     Attributes:
         metric: What is measured.
@@ -55,9 +55,9 @@ class Comparison:
 
     first: Recorded
     second: Recorded
-    lines: tuple[Compared, ...]
+    lines: tuple[MetricComparison, ...]
 
-    def __iter__(self) -> Iterator[Compared]:
+    def __iter__(self) -> Iterator[MetricComparison]:
         """Iterate over the lines."""
         return iter(self.lines)
 
@@ -83,11 +83,11 @@ class Comparison:
                 (
                     line.metric.name,
                     line.metric.arrow,
-                    numbers.value(line.first, line.metric.scale),
-                    numbers.value(line.second, line.metric.scale),
-                    numbers.cell(line.difference, line.metric.scale),
+                    numbers.format_value(line.first, line.metric.scale),
+                    numbers.format_value(line.second, line.metric.scale),
+                    numbers.format_cell(line.difference, line.metric.scale),
                     "-" if line.p_value is None else f"{line.p_value:.3g}",
-                    numbers.num_cases([line.difference]),
+                    numbers.format_num_cases([line.difference]),
                 )
                 for line in self.lines
             ),
@@ -104,14 +104,14 @@ class Comparison:
     def to_json(self) -> dict[str, object]:
         """Return plain dictionaries and lists, as `corrigenda compare --json` prints them."""
         return {
-            "first": run_as_data(self.first),
-            "second": run_as_data(self.second),
+            "first": convert_run(self.first),
+            "second": convert_run(self.second),
             "metrics": [
                 {
                     "metric": line.metric.name,
-                    "first": estimate_as_data(line.first),
-                    "second": estimate_as_data(line.second),
-                    "difference": estimate_as_data(line.difference),
+                    "first": convert_estimate(line.first),
+                    "second": convert_estimate(line.second),
+                    "difference": convert_estimate(line.difference),
                     "p_value": line.p_value,
                 }
                 for line in self.lines
@@ -150,9 +150,9 @@ def compare(
             f"the runs {first.manifest.run} and {second.manifest.run} have no case in common.",
             hint="Compare runs of the same benchmark.",
         )
-    found: list[Compared] = []
+    found: list[MetricComparison] = []
     bootstrap = first.spec.intervals.bootstrap()._replace(hierarchical=False)
-    for line in summary.lines([first, second], metrics, bootstrap):
+    for line in summary.make_lines([first, second], metrics, bootstrap):
         one, other = line.estimates
         paired = p_value = None
         if one is not None and other is not None and set(one.by_case) & set(other.by_case):
@@ -160,12 +160,12 @@ def compare(
             p_value = randomisation_test(
                 [one.by_case[case] - other.by_case[case] for case in paired.by_case]
             )
-        found.append(Compared(line.metric, one, other, paired, p_value))
+        found.append(MetricComparison(line.metric, one, other, paired, p_value))
     return Comparison(first, second, tuple(found))
 
 
 def randomisation_test(differences: Sequence[float], *, flips: int = FLIPS, seed: int = 0) -> float:
-    """Two-sided p of paired differences under random signs.
+    """Return the two-sided p-value of paired differences under random signs.
 
     All sign patterns are tried where there are no more than `flips`, else as many at random, the
     one observed among them.
@@ -186,7 +186,7 @@ def randomisation_test(differences: Sequence[float], *, flips: int = FLIPS, seed
         return float((np.abs(signs @ values) >= observed).mean())
     generator = np.random.default_rng(seed)
     as_large = 1
-    for begin in range(0, flips, size := max(1, _AT_ONCE // len(values))):
+    for begin in range(0, flips, size := max(1, _MOST_NUMBERS // len(values))):
         count = min(size, flips - begin)
         signs = generator.integers(0, 2, (count, len(values)), dtype=np.int8) * 2 - 1
         as_large += int((np.abs(signs @ values) >= observed).sum())

@@ -9,21 +9,21 @@ from pathlib import Path
 
 from corrigenda.errors import BadConfig, MissingData
 from corrigenda.files import write_text
-from corrigenda.reports import content, plain
-from corrigenda.reports.content import Report
+from corrigenda.reports import content, plain, sections
 from corrigenda.reports.evaluation import Evaluation
-from corrigenda.reports.numbers import cell, legend
-from corrigenda.reports.page import page
+from corrigenda.reports.numbers import describe_signs, format_cell
+from corrigenda.reports.page import render_page
+from corrigenda.reports.sections import Report
 from corrigenda.run import store
 from corrigenda.run.spec import Intervals
 from corrigenda.run.store import Recorded
 from corrigenda.tables import align_table, write_html_table
 
 FORMS: dict[str, Callable[[Report], str]] = {
-    ".html": page,
-    ".md": plain.markdown,
-    ".tex": plain.latex,
-    ".json": plain.as_json,
+    ".html": render_page,
+    ".md": plain.render_markdown,
+    ".tex": plain.render_latex,
+    ".json": plain.render_json,
 }
 """Forms in which a report is saved, by the ending of the file."""
 
@@ -51,12 +51,12 @@ class Document:
 
     def to_json(self) -> dict[str, object]:
         """Return plain dictionaries and lists, as `corrigenda report --json` prints them."""
-        return plain.as_data(self.content)
+        return plain.convert_report(self.content)
 
     def __repr__(self) -> str:
         """Return the tables as text."""
         tables = [f"{one.title}\n{align_table(_rows(one))}\n" for one in self.content.groups]
-        return "\n".join([*tables, legend(self.content.bootstrap)])
+        return "\n".join([*tables, describe_signs(self.content.bootstrap)])
 
     def _repr_html_(self) -> str:
         """Return the tables as HTML, for notebooks."""
@@ -105,7 +105,7 @@ def report(
     if not recorded:
         raise MissingData("a report needs at least one run.", hint="Name runs by folder or id.")
     return Document(
-        content.report(
+        content.build_report(
             recorded,
             title=title,
             metrics=(metrics,) if isinstance(metrics, str) else metrics,
@@ -135,7 +135,7 @@ def _intervals(own: Intervals, level: float | None, hierarchical: bool) -> Inter
     return own.model_copy(update=changes)
 
 
-def _rows(group: content.Group) -> list[tuple[str, ...]]:
+def _rows(group: sections.Group) -> list[tuple[str, ...]]:
     return [
         ("metric", "", "n", "unedited", *group.labels),
         *(
@@ -143,8 +143,8 @@ def _rows(group: content.Group) -> list[tuple[str, ...]]:
                 line.metric.name,
                 line.metric.arrow,
                 line.num_cases,
-                cell(line.before, line.metric.scale),
-                *(cell(one, line.metric.scale) for one in line.estimates),
+                format_cell(line.before, line.metric.scale),
+                *(format_cell(one, line.metric.scale) for one in line.estimates),
             )
             for line in group.lines
         ),

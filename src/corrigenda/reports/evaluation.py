@@ -13,7 +13,7 @@ from corrigenda.lm.wrapping import require_lm
 from corrigenda.metrics.estimate import Bootstrap
 from corrigenda.progress import Progress, show_progress
 from corrigenda.reports import numbers
-from corrigenda.reports.plain import estimate_as_data, run_as_data
+from corrigenda.reports.plain import convert_estimate, convert_run
 from corrigenda.run import executors, runner, store, summary
 from corrigenda.run.spec import Recipe, RunSpec, read_recipe
 from corrigenda.run.store import Recorded
@@ -40,7 +40,7 @@ class Evaluation:
     @property
     def problems(self) -> dict[str, dict[str, int]]:
         """Return the reasons for missing answers with their number, by run id."""
-        return {run.manifest.run: dict(summary.problems(run)) for run in self.runs}
+        return {run.manifest.run: dict(summary.count_problems(run)) for run in self.runs}
 
     @property
     def has_errors(self) -> bool:
@@ -56,8 +56,8 @@ class Evaluation:
                 (
                     line.metric.name,
                     line.metric.arrow,
-                    numbers.num_cases(line.estimates),
-                    *(numbers.cell(one, line.metric.scale) for one in line.estimates),
+                    numbers.format_num_cases(line.estimates),
+                    *(numbers.format_cell(one, line.metric.scale) for one in line.estimates),
                 )
                 for line in self.lines
             ),
@@ -65,13 +65,13 @@ class Evaluation:
 
     def __repr__(self) -> str:
         """Return the table with its heading and legend."""
-        parts = (self.title, align_table(self.table()), numbers.legend(self.bootstrap))
+        parts = (self.title, align_table(self.table()), numbers.describe_signs(self.bootstrap))
         return "\n".join(filter(None, parts))
 
     def _repr_html_(self) -> str:
         """Return the table as HTML, for notebooks."""
         table = write_html_table(self.table())
-        legend = html.escape(numbers.legend(self.bootstrap))
+        legend = html.escape(numbers.describe_signs(self.bootstrap))
         return f"<p>{html.escape(self.title)}</p>{table}<p>{legend}</p>"
 
     def to_json(self) -> dict[str, object]:
@@ -80,9 +80,9 @@ class Evaluation:
             "title": self.title,
             "runs": [
                 {
-                    **run_as_data(run),
+                    **convert_run(run),
                     "metrics": {
-                        line.metric.name: estimate_as_data(estimate)
+                        line.metric.name: convert_estimate(estimate)
                         for line in self.lines
                         if (estimate := line.estimates[index]) is not None
                     },
@@ -144,11 +144,11 @@ def evaluate(
             for run in _as_single(one).runs(model=model, limit=limit, data=data)
         )
         title, metrics, intervals = "", specs[0].metrics, specs[0].intervals
-    chosen = executors.executor(executor, workers=workers) if lm is None else None
+    chosen = executors.make_executor(executor, workers=workers) if lm is None else None
     with show_progress(progress) as report:
         runs = runner.run_all(specs, lm=lm, folder=folder, executor=chosen, progress=report)
     bootstrap = intervals.bootstrap()
-    lines = summary.lines(runs, metrics, bootstrap)
+    lines = summary.make_lines(runs, metrics, bootstrap)
     return Evaluation(title, tuple(runs), tuple(lines), bootstrap)
 
 

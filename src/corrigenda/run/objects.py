@@ -7,13 +7,14 @@ from typing import cast
 
 from pydantic import BaseModel
 
+from corrigenda.run.editor_spec import EditorSpec, is_editor
 from corrigenda.settings import Settings
 
 
 def as_table(value: object) -> object:
-    """Return the table of a name, or of an editor or benchmark object; else the value itself.
+    """Return the table of a name, or of a benchmark object; else the value itself.
 
-    An object sets every option, so that no preset changes it.
+    An object sets every option.
     """
     if isinstance(value, str):
         return {"name": value}
@@ -23,12 +24,17 @@ def as_table(value: object) -> object:
 
 
 def as_editor(value: object) -> object:
+    """Return the table of the name of a method or of an editor object; else the value itself."""
+    return EditorSpec.from_editor(value) if is_editor(value) else as_table(value)
+
+
+def as_labelled_editor(value: object) -> object:
     """Return the table of an editor; an object is labelled with the options it was given."""
-    if not isinstance(value, Settings):
+    if not is_editor(value):
         return as_table(value)
     given = [f"{name}={getattr(value, name)}" for name in sorted(value.model_fields_set)]
     label = f"{value.name}({', '.join(given)})" if given else value.name
-    return {"name": value.name, "options": value.model_dump(mode="json"), "label": label}
+    return EditorSpec.from_editor(value, label=label)
 
 
 def as_tables(value: object) -> object:

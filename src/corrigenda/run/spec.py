@@ -1,7 +1,10 @@
-"""What one run is, validated; and recipes, which share settings among several runs. No torch."""
+"""Specification of one run, validated, and recipes of several runs; imports no torch."""
 
 from __future__ import annotations
 
+# Validators are given whatever a table or a caller holds.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 import hashlib
 import json
 import tomllib
@@ -13,9 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    JsonValue,
     ValidationError,
     model_validator,
 )
@@ -27,43 +28,15 @@ from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.cases import Protocol, Surroundings
 from corrigenda.errors import BadConfig, did_you_mean
 from corrigenda.methods.registry import METHODS
-from corrigenda.run.objects import as_editor, as_tables
+from corrigenda.run.editor_spec import EditorSpec, Options, Table
+from corrigenda.run.objects import as_editor, as_labelled_editor, as_tables
 
 if TYPE_CHECKING:
+    from corrigenda.editor import Editor
     from corrigenda.metrics.estimate import Bootstrap
 
-Options = dict[str, JsonValue]
-"""Options of a method or a benchmark, as TOML gives them."""
-
 FOLDER = "recipes"
-"""Where recipes are looked for by name: here, in a source tree, and in the package."""
-
-
-class Table(BaseModel):
-    """A frozen table of a recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class EditorSpec(Table):
-    """A method with its options.
-
-    Attributes:
-        name: Name of the method.
-        options: Options on top of the preset for the model.
-        transforms: What is done to its patches, as `--transform` takes them.
-        label: How tables call it; the name where nothing is given.
-    """
-
-    name: str
-    options: Options = Field(default_factory=dict)
-    transforms: tuple[str, ...] = ()
-    label: str = ""
-
-    @property
-    def title(self) -> str:
-        """How tables call it."""
-        return self.label or "+".join([self.name, *self.transforms])
+"""Folder of recipes that are found by name: here, in a source tree, and in the package."""
 
 
 class DataSpec(Table):
@@ -83,7 +56,7 @@ class DataSpec(Table):
 
 
 class Regime(Table):
-    """In which portions cases are edited, and when they are asked.
+    """How many cases are edited at once and in sequence, and when they are asked.
 
     Attributes:
         kind: "single": every case on the unedited model. "batch": `size` cases in one edit.
@@ -109,14 +82,14 @@ class Regime(Table):
 
 
 class AskSpec(Table):
-    """How probes are asked.
+    """Which probes are asked, and how.
 
     Attributes:
-        protocols: Ask every probe that expects an answer under these; none keeps each probe's own.
-        max_new_tokens: Length of a greedy answer whose probe does not say.
+        protocols: Ask every probe that expects an answer under these; none leaves each probe's own.
+        max_new_tokens: Length of a greedy answer where the probe has none of its own.
         roles: Roles, or families of roles, that are asked; none asks all.
         without: Roles, or families of roles, that are left out.
-        surroundings: Ask for each edit in these surroundings too (see `benchmarks.surroundings`).
+        surroundings: Ask each edit in these surroundings too (see `robustness_contexts`).
     """
 
     protocols: tuple[Protocol, ...] = ()
@@ -127,11 +100,11 @@ class AskSpec(Table):
 
 
 class TaskSpec(Table):
-    """Another task, which shows what the model can still do.
+    """Another task, which measures abilities that no edit concerns.
 
     Attributes:
-        name: How tables call it; of the harness, the name of one of its tasks or groups.
-        kind: What the file holds (see `benchmarks.downstream`); "harness" for a task of lm-eval.
+        name: Its name in tables; of the harness, the name of one of its tasks or groups.
+        kind: Format of the file (see `abilities.items`); "harness" for a task of lm-eval.
         file: The items, as JSON lines; of the harness, a folder of task files (YAML), where the
             task is not one of its own.
         form: "choices" compares them by likelihood, "generated" lets the model answer; None takes
@@ -161,7 +134,7 @@ class TaskSpec(Table):
 
 
 class HealthSpec(Table):
-    """What is measured of the whole model: after each unit, and of a sequence at each checkpoint.
+    """Measures of the whole model, after each unit and at each checkpoint of a sequence.
 
     Attributes:
         texts: Texts whose perplexity is taken.
@@ -170,7 +143,7 @@ class HealthSpec(Table):
         drift: Whether the distance of edited weights from the unedited ones is measured.
         tasks: Other tasks.
         rollback_above: Mean perplexity of the texts, over that of the unedited model, above which
-            an edit is taken back; None keeps all.
+            an edit is rolled back; None never does.
     """
 
     texts: tuple[str, ...] = ()
@@ -191,7 +164,7 @@ class HealthSpec(Table):
 
 
 class Intervals(Table):
-    """How the intervals of tables are found (see `corrigenda.metrics.estimate.Bootstrap`).
+    """Settings of the intervals of tables (see `corrigenda.metrics.estimate.Bootstrap`).
 
     Attributes:
         seed: Of the resampling.
@@ -206,7 +179,7 @@ class Intervals(Table):
     hierarchical: bool = False
 
     def bootstrap(self) -> Bootstrap:
-        """The same for metrics."""
+        """Return the same settings as metrics take them."""
         from corrigenda.metrics.estimate import Bootstrap
 
         return Bootstrap(**self.model_dump())
@@ -215,22 +188,22 @@ class Intervals(Table):
 Benchmarks = Annotated[tuple[DataSpec, ...], BeforeValidator(as_tables), Field(min_length=1)]
 
 
-class Shared(Table):
-    """What the runs of a recipe have in common.
+class SharedSpec(Table):
+    """Settings that the runs of a recipe share.
 
     Attributes:
         model: `pocket`, a folder, or a name on the Hugging Face hub.
         dtype: By default the one it was saved in; float32 for the pocket models.
-        device: Where it goes.
+        device: Device of the model.
         benchmark: One or several; several are edited one after the other, or as a "mix".
         train: Benchmark whose facts the method is fitted on, where it needs a training set. With
             another one than `benchmark` this is the cross-domain regime.
-        regime: Portions and moments.
-        ask: Protocols and lengths.
-        health: Perplexity and drift.
+        regime: How many cases are edited at once and in sequence.
+        ask: Which probes are asked, and how.
+        health: Measures of the whole model.
         seed: Shuffles a mix, and seeds methods that have a `seed` and no other value for it.
-        metrics: What tables show; none lets them choose.
-        intervals: How sure they are.
+        metrics: Metrics of tables; none takes the default ones.
+        intervals: Intervals of tables.
 
     Raises:
         BadConfig (CG502): a key that a table does not have, or a value it cannot take.
@@ -253,7 +226,7 @@ class Shared(Table):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _refusal(type(self), error) from error
+            raise _make_error(type(self), error) from error
 
     def check(self) -> None:
         """Refuse unknown names.
@@ -271,46 +244,72 @@ class Shared(Table):
                 metric(name)
 
 
-class RunSpec(Shared):
+class RunSpec(SharedSpec):
     """One run: a model, a method, cases, and how they are edited and asked.
 
     In Python, `editor` and `benchmark` are also objects or names:
     `RunSpec(editor=cg.Rome(layer=5), benchmark="pocketedit")`.
+
+    Attributes:
+        editor: The method: an editor object such as `cg.Rome(layer=5)`, or a name with options. An
+            object is taken as it is; a name is short for the method with the preset for the model.
     """
 
     editor: Annotated[EditorSpec, BeforeValidator(as_editor)]
+
+    @model_validator(mode="after")
+    def _resolve_editor(self) -> RunSpec:
+        resolved = self.editor.resolve(self.model)
+        if resolved is not self.editor:
+            # Pydantic's way to set a field of a frozen model while it is validated.
+            object.__setattr__(self, "editor", resolved)
+        return self
 
     def check(self) -> None:
         """Refuse unknown names.
 
         Raises:
             UnknownMethod (CG501): the method is not known.
-            UnknownBenchmark (CG508), UnknownMetric (CG505), BadConfig (CG502): as for `Shared`.
+            UnknownBenchmark (CG508), UnknownMetric (CG505), BadConfig (CG502): as for `SharedSpec`.
         """
         super().check()
-        METHODS.resolve(self.editor.name)
+        if not self.editor.plug_in:
+            METHODS.resolve(self.editor.name)
 
-    def digest(self) -> str:
-        """Hash of everything that can change a row: not metrics, intervals and the label."""
-        without = {"metrics": True, "intervals": True, "editor": {"label"}}
+    def build_editor(self) -> Editor:
+        """Return the editor of the run; its `seed` is the run's where it sets no other.
+
+        Raises:
+            UnknownMethod (CG501): no such method.
+            BadConfig (CG502): an option it does not have, or a value it cannot take.
+        """
+        return self.editor.build(self.model, self.seed)
+
+    def digest(self, *, editor: bool = True) -> str:
+        """Return a hash of all that can change a row: not metrics, intervals and the label.
+
+        Args:
+            editor: Whether the method is part of it, as the specification has it.
+        """
+        without = {"metrics": True, "intervals": True, "editor": {"label"} if editor else True}
         plain = self.model_dump(mode="json", exclude=without)
         if self.health.rollback_above is None:
             del plain["health"]["rollback_above"]
-        return content_id(plain)
+        return hash_json(plain)
 
 
-class Recipe(Shared):
+class Recipe(SharedSpec):
     """Settings shared by several methods, each of which makes one run.
 
     Attributes:
-        title: What tables are headed with.
-        about: What it shows.
-        methods: The methods, by name or as tables; "all" is every method there is.
+        title: Title of its table.
+        about: The question that it answers.
+        methods: The methods: names, tables or editor objects; "all" is every method there is.
     """
 
     title: str = ""
     about: str = ""
-    methods: Annotated[tuple[EditorSpec, ...], BeforeValidator(lambda v: [*_editors(v)])]
+    methods: Annotated[tuple[EditorSpec, ...], BeforeValidator(lambda v: [*_expand_methods(v)])]
 
     def runs(
         self,
@@ -319,7 +318,7 @@ class Recipe(Shared):
         limit: int | None = None,
         data: str | None = None,
     ) -> tuple[RunSpec, ...]:
-        """One run for each method.
+        """Return one run for each method.
 
         Args:
             model: Another model than the recipe's.
@@ -328,9 +327,9 @@ class Recipe(Shared):
 
         Raises:
             UnknownMethod (CG501), UnknownBenchmark (CG508), UnknownMetric (CG505), BadConfig
-                (CG502): the recipe asks for what there is not.
+                (CG502): a name in the recipe is not known.
         """
-        shared = {name: getattr(self, name) for name in Shared.model_fields}
+        shared = {name: getattr(self, name) for name in SharedSpec.model_fields}
         shared["model"] = model or self.model
         if limit is not None:
             shared["benchmark"] = tuple(
@@ -339,7 +338,7 @@ class Recipe(Shared):
             )
         if data is not None:
             shared["benchmark"] = tuple(
-                one.model_copy(update={"path": one.path or _folder_for(one, data)})
+                one.model_copy(update={"path": one.path or _choose_folder(one, data)})
                 for one in shared["benchmark"]
             )
         found = tuple(RunSpec(editor=editor, **shared) for editor in self.methods)
@@ -348,13 +347,13 @@ class Recipe(Shared):
         return found
 
 
-def _folder_for(one: DataSpec, folder: str) -> str | None:
-    """The folder, for benchmarks that read files."""
+def _choose_folder(one: DataSpec, folder: str) -> str | None:
+    """Return the folder, for benchmarks that read files."""
     return str(Path(folder).resolve()) if BENCHMARKS.card(one.name).get("files") else None
 
 
-def _refusal(kind: type[BaseModel], error: ValidationError) -> BadConfig:
-    """All problems of a recipe in one message; keys that are unknown are compared with all."""
+def _make_error(kind: type[BaseModel], error: ValidationError) -> BadConfig:
+    """Return one error with all problems of a recipe; unknown keys are compared with all known."""
     tables = (kind, EditorSpec, DataSpec, Regime, AskSpec, HealthSpec, TaskSpec, Intervals)
     known = sorted({name for table in tables for name in table.model_fields})
     problems: list[str] = []
@@ -367,12 +366,12 @@ def _refusal(kind: type[BaseModel], error: ValidationError) -> BadConfig:
     return BadConfig("; ".join(problems) + ".", where=kind.__name__, hint=" ".join(hints))
 
 
-def _editors(value: object) -> Iterator[object]:
+def _expand_methods(value: object) -> Iterator[object]:
     if value == "all":
         value = METHODS.names()
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError('expected a list of methods, or "all"')
-    yield from map(as_editor, cast("Sequence[object]", value))
+    yield from map(as_labelled_editor, cast("Sequence[object]", value))
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:
@@ -383,7 +382,7 @@ def read_recipe(name_or_path: str | Path) -> Recipe:
     Raises:
         BadConfig (CG502): no such recipe, no TOML, an unknown key, or a value that cannot be.
     """
-    path = _find(name_or_path)
+    path = _find_recipe(name_or_path)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -392,40 +391,40 @@ def read_recipe(name_or_path: str | Path) -> Recipe:
         recipe = Recipe(**table)
     except BadConfig as error:
         raise BadConfig(error.message, where=str(path), hint=error.hint) from error
-    return recipe.model_copy(update=_resolved(recipe, path.parent))
+    return recipe.model_copy(update=_resolve_paths(recipe, path.parent))
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that are found without a path."""
-    return sorted({path.stem for folder in _folders() for path in folder.glob("*.toml")})
+def list_recipes() -> list[str]:
+    """Return the names of the recipes that are found without a path."""
+    return sorted({path.stem for folder in _list_folders() for path in folder.glob("*.toml")})
 
 
-def content_id(plain: object) -> str:
-    """Sixteen hexadecimal digits that stand for plain JSON data."""
+def hash_json(plain: object) -> str:
+    """Return sixteen hexadecimal digits for plain JSON data."""
     text = json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _find(name_or_path: str | Path) -> Path:
+def _find_recipe(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    for folder in _folders():
+    for folder in _list_folders():
         if (found := folder / f"{name_or_path}.toml").is_file():
             return found
     raise BadConfig(
-        f'no recipe "{name_or_path}".', hint=did_you_mean(str(name_or_path), recipe_names())
+        f'no recipe "{name_or_path}".', hint=did_you_mean(str(name_or_path), list_recipes())
     )
 
 
-def _folders() -> list[Path]:
+def _list_folders() -> list[Path]:
     package = Path(str(files("corrigenda")))
     places = (Path(FOLDER), package / FOLDER, package.parents[1] / FOLDER)
     return [folder for folder in places if folder.is_dir()]
 
 
-def _resolved(recipe: Recipe, folder: Path) -> dict[str, object]:
-    """Paths of a recipe, made to hold wherever it is run from."""
+def _resolve_paths(recipe: Recipe, folder: Path) -> dict[str, object]:
+    """Return the paths of a recipe as absolute paths."""
 
     def data(one: DataSpec) -> DataSpec:
         if one.path is None:

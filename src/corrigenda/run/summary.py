@@ -1,4 +1,4 @@
-"""What a table of runs shows: estimates by metric and run. No model, nothing is drawn here."""
+"""Tables of runs: estimates by metric and run, as plain values."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.metrics.collapse import ROLLBACK
 from corrigenda.metrics.estimate import Bootstrap, Estimate
-from corrigenda.metrics.registry import Metric, Records, evaluate, metric
+from corrigenda.metrics.metric import Metric, RunRecords
+from corrigenda.metrics.registry import evaluate, metric
 from corrigenda.run.store import Recorded
 
-# Said by others of the same table, or of interest only when they are asked for.
-_LEFT_OUT = ("cost/", "errors_", "edit_wise", "locality_correct", "instance_wise")
-_SHOWN_ALL_THE_SAME = ("cost/edit_seconds",)
+# Shown by other lines of the same table, or of interest only on request.
+_LEFT_OUT = ("cost/", "errors_", "edit_wise", "locality_correct", "instance_wise", "graph_residual")
+_SHOWN_ANYWAY = ("cost/edit_seconds",)
 
 
 class Line(NamedTuple):
-    """A metric of several runs.
+    """One metric of several runs.
 
     Attributes:
         metric: What is measured.
@@ -28,13 +30,13 @@ class Line(NamedTuple):
     estimates: tuple[Estimate | None, ...]
 
 
-def lines(
+def make_lines(
     runs: Sequence[Recorded], metrics: Sequence[str] = (), bootstrap: Bootstrap | None = None
 ) -> list[Line]:
-    """Estimates of several runs, metric by metric.
+    """Return the estimates of several runs, metric by metric.
 
     Args:
-        runs: What was recorded.
+        runs: The runs.
         metrics: Names of metrics; without any, those of the first run's specification, else the
             default measure of all that the rows allow.
         bootstrap: How to find intervals; None as the first run's specification says.
@@ -47,28 +49,30 @@ def lines(
     wanted = list(metrics) or list(runs[0].spec.metrics)
     bootstrap = bootstrap or runs[0].spec.intervals.bootstrap()
     found = [
-        evaluate(Records(run.rows, run.measurements), wanted or None, bootstrap=bootstrap)
+        evaluate(RunRecords(run.rows, run.measurements), wanted or None, bootstrap=bootstrap)
         for run in runs
     ]
     tables = [{one.metric: one for one in estimates} for estimates in found]
-    names = wanted or [name for name in _in_order(tables) if _is_shown(name)]
+    names = wanted or _choose_names(runs, tables)
     return [
-        Line(metric(name), tuple(_known(table.get(name)) for table in tables)) for name in names
+        Line(metric(name), tuple(_drop_empty(table.get(name)) for table in tables))
+        for name in names
     ]
 
 
-def problems(run: Recorded) -> Counter[str]:
-    """Why answers are missing, with their number; edits that failed are told by their cases.
+def count_problems(run: Recorded) -> Counter[str]:
+    """Count answers that are missing, by reason, and edits that failed or were rolled back.
 
-    Edits that were taken back are counted too; their cases are asked all the same.
+    Of an edit that failed the error is a reason of its own; cases whose edit was rolled back are
+    asked all the same.
     """
     found = Counter(row.skipped for row in run.rows if row.skipped)
     found.update(one.skipped.splitlines()[0] for one in run.measurements if one.name == "error")
-    taken_back = sum(one.name == ROLLBACK and one.values[1] == 1 for one in run.measurements)
-    return found + Counter({"edit rolled back, perplexity rose too far": taken_back})
+    rolled_back = sum(one.name == ROLLBACK and one.values[1] == 1 for one in run.measurements)
+    return found + Counter({"edit rolled back, perplexity rose too far": rolled_back})
 
 
-def _in_order(tables: Sequence[dict[str, Estimate]]) -> list[str]:
+def _list_names(tables: Sequence[dict[str, Estimate]]) -> list[str]:
     from corrigenda.metrics.registry import names
 
     found = {name for table in tables for name in table}
@@ -76,11 +80,40 @@ def _in_order(tables: Sequence[dict[str, Estimate]]) -> list[str]:
     return [*known, *sorted(found.difference(known))]
 
 
+def _choose_names(runs: Sequence[Recorded], tables: Sequence[dict[str, Estimate]]) -> list[str]:
+    """Return the metrics that the benchmarks' papers report, then the other default measures.
+
+    Another measure is left out where it repeats a metric of the papers: same answers, same numbers.
+    """
+    known = BENCHMARKS.names()
+    benchmarks = dict.fromkeys(one.name for run in runs for one in run.spec.benchmark)
+    papers = [name for one in benchmarks if one in known for name in BENCHMARKS.get(one).headline]
+    names = _list_names(tables)
+    headline = [name for name in dict.fromkeys(papers) if name in names]
+    reported = {_describe_content(name, tables) for name in headline}
+    others = [
+        name
+        for name in names
+        if _is_shown(name)
+        and name not in headline
+        and _describe_content(name, tables) not in reported
+    ]
+    return headline + others
+
+
+def _describe_content(name: str, tables: Sequence[dict[str, Estimate]]) -> tuple[object, ...]:
+    """Return what makes two lines of a table the same: the answers read, and the numbers."""
+    one, found = metric(name), [table.get(name) for table in tables]
+    # As text, in which "not a number" equals itself.
+    numbers = [each and f"{each.value} {each.low} {each.high} {each.n}" for each in found]
+    return one.reads, one.protocol, one.better, one.sequence, *numbers
+
+
 def _is_shown(name: str) -> bool:
-    if name in _SHOWN_ALL_THE_SAME:
+    if name in _SHOWN_ANYWAY:
         return True
     return ":" not in name and not name.startswith(_LEFT_OUT)
 
 
-def _known(estimate: Estimate | None) -> Estimate | None:
+def _drop_empty(estimate: Estimate | None) -> Estimate | None:
     return estimate if estimate is not None and estimate.n else None

@@ -1,4 +1,4 @@
-"""Statistics published by the authors of ROME and MEMIT."""
+"""Reads the statistics published by the authors of ROME and MEMIT."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def read_npz(files: Mapping[Site, str | Path]) -> State:
         PickleRefused (CG403): its arrays are pickled objects.
     """
     return State.of_moments(
-        {site: _read(Path(path)) for site, path in files.items()},
+        {site: _read_moment(Path(path)) for site, path in files.items()},
         {"source": {str(site): Path(path).name for site, path in files.items()}},
     )
 
 
-def _read(path: Path) -> SecondMoment:
+def _read_moment(path: Path) -> SecondMoment:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             total, count = arrays["mom2.mom2"], int(arrays["mom2.count"])
@@ -45,11 +45,11 @@ def _read(path: Path) -> SecondMoment:
                 f"{path} holds pickled objects, which can run code when opened.",
                 hint="Fit the statistics yourself: `corrigenda fit`.",
             ) from error
-        raise _corrupt(path, str(error)) from error
+        raise _report_corrupt(path, str(error)) from error
     except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise _corrupt(path, str(error)) from error
+        raise _report_corrupt(path, str(error)) from error
     if total.ndim != 2 or total.shape[0] != total.shape[1] or count < 1:
-        raise _corrupt(path, f"mom2.mom2 has shape {total.shape} and mom2.count is {count}")
+        raise _report_corrupt(path, f"mom2.mom2 has shape {total.shape} and mom2.count is {count}")
     unknown = torch.full((len(total),), float("nan"), dtype=torch.float64)
     return SecondMoment.from_tensors(
         {
@@ -61,5 +61,5 @@ def _read(path: Path) -> SecondMoment:
     )
 
 
-def _corrupt(path: Path, reason: str) -> CorruptFile:
+def _report_corrupt(path: Path, reason: str) -> CorruptFile:
     return CorruptFile(f"{path} is no file of second moments: {reason}.", hint="Get it again.")

@@ -1,10 +1,9 @@
-"""Training once for each model, method, configuration and training set."""
+"""Cache of trained states, by model, method, configuration and training set."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
 from pydantic import JsonValue
@@ -15,23 +14,22 @@ from corrigenda.patch.ledger import ledger_of
 from corrigenda.progress import Progress
 from corrigenda.state import State
 from corrigenda.statistics import cache
-from corrigenda.training.dataset import TrainingSet, digest, training_set
+from corrigenda.training.dataset import TrainingSet, digest, load_training_set
+from corrigenda.training.job import TrainingJob
 
 _FORMAT = 2
 
 
 class Training(Protocol):
-    """What a learned method does with its training set: `Editor.train`."""
+    """Function that trains a method on its training set: `Editor.train`."""
 
     def __call__(
         self,
         lm: LanguageModel,
         facts: tuple[Fact, ...],
-        *,
-        checkpoint: Path | None,
-        progress: Progress | None,
+        job: TrainingJob,
     ) -> State:
-        """Train and return what was learned; see `Editor.train`."""
+        """Train and return the result; see `Editor.train`."""
         ...
 
 
@@ -47,13 +45,13 @@ def fit_trained(
 ) -> State:
     """Train, or read from the cache what was trained on the same facts in the same way.
 
-    A run that was killed goes on from its last checkpoint, which lies in the cache until the run
-    has ended.
+    An interrupted run resumes from its last checkpoint, which is in the cache until the run has
+    ended.
 
     Args:
         lm: The model without active patches.
-        material: The training set; see `training_set`.
-        train: Called where nothing is kept.
+        material: The training set; see `load_training_set`.
+        train: Called where the cache holds no result.
         method: Name of the method.
         config: Everything else that the result depends on.
         progress: Handed to `train`.
@@ -65,9 +63,9 @@ def fit_trained(
     Raises:
         MissingState (CG503): no facts were given, and none are shipped for this model.
         BadConfig (CG502): no facts, but text.
-        NonFinite (CG201): the training never got anywhere.
+        NonFinite (CG201): no validation gave a finite loss.
     """
-    facts = training_set(lm, material, where=method)
+    facts = load_training_set(lm, material, where=method)
     if len(ledger_of(lm)):
         warnings.warn(
             "Patches are active: the method is trained on the edited model. Fit before editing and "
@@ -75,17 +73,17 @@ def fit_trained(
             stacklevel=3,
         )
     base, about = lm.digest(), digest(facts)
-    name = cache.key(
+    name = cache.hash_settings(
         {
             "format": _FORMAT, "method": method, "config": dict(config), "model": base,
             "dtype": str(lm.dtype), "facts": about,
         }
     )  # fmt: skip
-    kept = cache.read_state(f"{name}.safetensors", cache.TRAINED) if keep else None
-    if kept is not None:
-        return kept
-    checkpoint = cache.path(f"{name}.part.safetensors", cache.TRAINED) if keep else None
-    state = train(lm, facts, checkpoint=checkpoint, progress=progress)
+    cached = cache.read_state(f"{name}.safetensors", cache.TRAINED) if keep else None
+    if cached is not None:
+        return cached
+    checkpoint = cache.locate(f"{name}.part.safetensors", cache.TRAINED) if keep else None
+    state = train(lm, facts, TrainingJob(checkpoint, progress))
     meta: dict[str, JsonValue] = {
         "base_digest": base,
         "base_name": lm.name,

@@ -1,4 +1,4 @@
-"""What learned methods are trained on: facts with paraphrases and neighbours."""
+"""Training sets of learned methods: facts with paraphrases and neighbours."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.statistics.corpus import Corpus, Source
 
 TrainingSet = Corpus | Source | Sequence[Fact]
-"""What `Editor.fit` learns from: text for statistics, or facts for methods that are trained.
+"""Material that `Editor.fit` learns from: text for statistics, or facts for trained methods.
 
 Facts are given as such, or as the path of a JSONL file that `corrigenda.facts.read_facts` reads.
 """
 
-# By name, since the pocket models stand above this layer.
+# By name, since this layer may not import the pocket models.
 _SHIPPED = {
     "pocket": "corrigenda.almanac.training_facts",
     "pocket-gpt2": "corrigenda.almanac.training_facts",
@@ -31,8 +31,8 @@ _FEWEST = 2
 _MOST_FOR_VALIDATION = 0.2
 
 
-class Split(NamedTuple):
-    """Facts to learn from, and facts of other subjects to judge by.
+class TrainingSplit(NamedTuple):
+    """Facts to learn from, and facts of other subjects to validate on.
 
     Attributes:
         training: At least one.
@@ -43,10 +43,10 @@ class Split(NamedTuple):
     validation: tuple[Fact, ...]
 
 
-def training_set(
+def load_training_set(
     lm: LanguageModel, material: TrainingSet | None, *, where: str
 ) -> tuple[Fact, ...]:
-    """The facts to train on: those given, or of its world for a pocket model.
+    """Return the facts to train on: those given, or those shipped for a pocket model.
 
     Args:
         lm: The model; its name tells whether facts are shipped for it.
@@ -88,12 +88,12 @@ def training_set(
 
 
 def is_facts(material: TrainingSet | None) -> bool:
-    """Whether these are facts and not text; a list of nothing counts as facts."""
+    """Whether these are facts and not text; an empty list counts as facts."""
     return isinstance(material, list | tuple) and all(isinstance(one, Fact) for one in material)
 
 
 def text_only(material: TrainingSet | None, *, where: str) -> Corpus | Source | None:
-    """The text given to a method that learns from text.
+    """Return the text given to a method that learns from text.
 
     Raises:
         BadConfig (CG502): facts were given.
@@ -107,14 +107,14 @@ def text_only(material: TrainingSet | None, *, where: str) -> Corpus | Source | 
     return cast("Corpus | Source | None", material)
 
 
-def split(facts: Sequence[Fact], *, validation: int, seed: int) -> Split:
-    """Part facts by subject, so that no subject is on both sides.
+def split(facts: Sequence[Fact], *, validation: int, seed: int) -> TrainingSplit:
+    """TrainingSplit facts by subject, so that no subject is on both sides.
 
     Args:
         facts: At least one.
-        validation: How many facts to judge by, more or less: subjects stay together, and at most a
-            fifth of the facts are taken.
-        seed: Decides which.
+        validation: Facts to validate on, more or less: subjects stay together, and at most a fifth
+            of the facts are taken.
+        seed: Seed of the choice.
 
     Example:
         >>> facts = [Fact(prompt=f"{i} is", subject=str(i), target="odd") for i in range(10)]
@@ -136,18 +136,18 @@ def split(facts: Sequence[Fact], *, validation: int, seed: int) -> Split:
         taken += len(groups[subject])
     training = tuple(fact for fact in facts if (fact.subject or fact.prompt) not in judged)
     validating = tuple(fact for fact in facts if (fact.subject or fact.prompt) in judged)
-    return Split(training, validating or training)
+    return TrainingSplit(training, validating or training)
 
 
-def outsider(facts: Sequence[Fact], index: int, chance: random.Random) -> str:
-    """A prompt that editing one of the facts should leave alone.
+def draw_unrelated_prompt(facts: Sequence[Fact], index: int, chance: random.Random) -> str:
+    """Draw a prompt whose answer should not change when one of the facts is edited.
 
-    One of its neighbours; where it names none, the prompt of a fact about something else.
+    It is one of its neighbours; where it names none, the prompt of a fact about something else.
 
     Args:
         facts: At least two, where the fact names no neighbours.
         index: Which one is edited.
-        chance: Decides the draw.
+        chance: Generator of the draw.
     """
     own = facts[index]
     if own.neighbours:
@@ -158,6 +158,6 @@ def outsider(facts: Sequence[Fact], index: int, chance: random.Random) -> str:
 
 
 def digest(facts: Sequence[Fact]) -> str:
-    """Hash of everything the facts say, in order; their names are left out."""
-    told = [{key: one for key, one in asdict(fact).items() if key != "name"} for fact in facts]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    """Hash the content of facts, in order; their names are left out."""
+    contents = [{key: one for key, one in asdict(fact).items() if key != "name"} for fact in facts]
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()

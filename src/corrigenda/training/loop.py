@@ -1,4 +1,4 @@
-"""One training loop for every learned method: same seed, same result, also across kills."""
+"""One training loop for every learned method: same seed, same result, also across interruptions."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from corrigenda.errors import BadConfig, CorruptFile, NewerFormat, NonFinite, WriteFailed
-from corrigenda.progress import Progress
 from corrigenda.state import State
+from corrigenda.training.job import QUIET, TrainingJob
 
 Stopped = Literal["steps", "patience"]
 
@@ -28,7 +28,7 @@ _NOW, _BEST, _OPTIMISER = "now/", "best/", "optimiser/"
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how a method is trained.
+    """Length, batch size, validation and seed of a training.
 
     Attributes:
         steps: Optimiser steps, at most.
@@ -38,7 +38,7 @@ class Schedule:
         patience: Stop after so many steps without a better validation; never if None.
         clip: Gradients are scaled down to this norm, all parameters taken together; not if None.
         checkpoint_seconds: Time between checkpoints.
-        seed: Of everything that is drawn.
+        seed: Seed of everything that is drawn.
 
     Raises:
         BadConfig (CG502): a number that is not positive.
@@ -60,13 +60,13 @@ class Schedule:
 
 
 class Turn(NamedTuple):
-    """One call of `step`.
+    """Input of one call of `step`: its number, its items and a generator.
 
     Attributes:
         step: Number of the optimiser step, from 0.
         items: Numbers of the items to learn from. All items come up before one comes again.
-        chance: For whatever else is drawn. It depends on the seed and the number of the call only,
-            and so does the state of torch's generators when `step` begins.
+        chance: Generator for everything else that is drawn. It depends on the seed and the number
+            of the call only, and so does the state of torch's generators when `step` begins.
     """
 
     step: int
@@ -74,12 +74,12 @@ class Turn(NamedTuple):
     chance: random.Random
 
 
-class Trained(NamedTuple):
-    """How a training went; plain values, for notes and metadata.
+class TrainingReport(NamedTuple):
+    """Course of a training in plain values, for notes and metadata.
 
     Attributes:
         steps: Optimiser steps made.
-        best_step: Number of steps after which the validation was best; that is what was kept.
+        best_step: Steps after which the validation was best; the module is restored to it.
         best_loss: Its loss.
         stopped: Why it ended: all "steps" made, or out of "patience".
         skipped: Steps left out since a gradient was infinite or NaN.
@@ -95,7 +95,7 @@ class Trained(NamedTuple):
     trace: list[dict[str, float]]
 
     def to_json(self) -> dict[str, JsonValue]:
-        """Plain dictionaries and lists; numbers rounded to six digits."""
+        """Return plain dictionaries and lists; numbers rounded to six digits."""
         rounded = [{key: float(f"{one:.6g}") for key, one in row.items()} for row in self.trace]
         about = {**self._asdict(), "best_loss": float(f"{self.best_loss:.6g}"), "trace": rounded}
         return cast("dict[str, JsonValue]", about)
@@ -109,10 +109,9 @@ def train(
     step: Callable[[Turn], float],
     validate: Callable[[], Mapping[str, float]],
     schedule: Schedule,
-    checkpoint: Path | None = None,
+    job: TrainingJob = QUIET,
     key: str = "",
-    progress: Progress | None = None,
-) -> Trained:
+) -> TrainingReport:
     """Train a module; when it returns, the module holds what validated best.
 
     Everything that is learned or counted must be a parameter or a buffer of the module (running
@@ -128,33 +127,32 @@ def train(
             loss for the trace.
         validate: Figures of the module as it is. "loss" decides which is best: the lower.
         schedule: How long, how often, which seed.
-        checkpoint: File for checkpoints, read where it is there; no checkpoints if None. The caller
-            removes it.
+        job: File for checkpoints, which the caller removes, and progress, reported as ("training",
+            steps done, steps in all).
         key: What else the result depends on; a checkpoint with another key is ignored.
-        progress: Called with ("training", steps done, steps in all).
 
     Raises:
         NonFinite (CG201): no validation gave a finite loss.
     """
-    run = _Run(module, optimiser, schedule, num_items, key)
-    if checkpoint is not None:
-        run.resume(checkpoint)
+    run = _TrainingRun(module, optimiser, schedule, num_items, key)
+    if job.checkpoint is not None:
+        run.resume(job.checkpoint)
     devices = {one.device for one in module.parameters() if one.device.type == "cuda"}
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(sorted(devices, key=str)))
         saved = time.monotonic()
         while run.stopped is None:
-            if progress is not None:
-                progress("training", run.steps, schedule.steps)
+            if job.progress is not None:
+                job.progress("training", run.steps, schedule.steps)
             run.advance(step)
             if run.steps % schedule.validate_every == 0 or run.steps == schedule.steps:
                 run.judge(validate)
             due = time.monotonic() - saved >= schedule.checkpoint_seconds
-            if checkpoint is not None and run.stopped is None and due:
-                run.save(checkpoint)
+            if job.checkpoint is not None and run.stopped is None and due:
+                run.save(job.checkpoint)
                 saved = time.monotonic()
-    if progress is not None:
-        progress("training", schedule.steps, schedule.steps)
+    if job.progress is not None:
+        job.progress("training", schedule.steps, schedule.steps)
     if not run.best:
         raise NonFinite(
             f"the training of {run.steps} steps never reached a finite loss.",
@@ -164,13 +162,13 @@ def train(
     module.load_state_dict(run.best)
     module.eval()
     assert run.stopped is not None
-    return Trained(
+    return TrainingReport(
         run.steps, run.best_step, run.best_loss, run.stopped, run.skipped, list(run.trace)
     )
 
 
 @dataclass
-class _Run:
+class _TrainingRun:
     """Where a training is; `save` and `resume` carry all of it over."""
 
     module: nn.Module
@@ -204,7 +202,7 @@ class _Run:
         losses = []
         for part in range(schedule.accumulate):
             number = self.steps * schedule.accumulate + part
-            losses.append(float(step(self._turn(number))))
+            losses.append(float(step(self._next_turn(number))))
         parameters = [one for one in self.module.parameters() if one.grad is not None]
         gradients = [one.grad for one in parameters if one.grad is not None]
         for gradient in gradients:
@@ -218,7 +216,7 @@ class _Run:
         self.optimiser.step()
         self.losses.append(sum(losses) / len(losses))
 
-    def _turn(self, number: int) -> Turn:
+    def _next_turn(self, number: int) -> Turn:
         schedule, count = self.schedule, self.num_items
         first = number * schedule.batch_size
         orders: dict[int, list[int]] = {}
@@ -226,16 +224,16 @@ class _Run:
         for place in range(first, first + schedule.batch_size):
             epoch, at = divmod(place, count)
             if epoch not in orders:
-                orders[epoch] = order(schedule.seed, epoch, count)
+                orders[epoch] = shuffle_epoch(schedule.seed, epoch, count)
             items.append(orders[epoch][at])
-        torch.manual_seed(_number(f"step/{schedule.seed}/{number}"))
+        torch.manual_seed(_seed_from(f"step/{schedule.seed}/{number}"))
         chance = random.Random(f"turn/{schedule.seed}/{number}")
         return Turn(number // schedule.accumulate, tuple(items), chance)
 
     def judge(self, validate: Callable[[], Mapping[str, float]]) -> None:
-        """Validate, and keep the module where it is the best so far."""
+        """Validate, and copy the module where it is the best so far."""
         self.module.eval()
-        torch.manual_seed(_number(f"validation/{self.schedule.seed}"))
+        torch.manual_seed(_seed_from(f"validation/{self.schedule.seed}"))
         figures = {name: float(one) for name, one in validate().items()}
         row = {"step": float(self.steps)}
         if self.losses:
@@ -244,10 +242,10 @@ class _Run:
         self.trace.append({**row, **figures})
         if figures["loss"] < self.best_loss:
             self.best_loss, self.best_step = figures["loss"], self.steps
-            self.best = _copied(self.module.state_dict())
+            self.best = _copy_to_cpu(self.module.state_dict())
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint; where that fails, warn and go on without."""
+        """Write a checkpoint; where that fails, warn and continue without."""
         optimiser = self.optimiser.state_dict()
         tensors = {_NOW + name: one for name, one in self.module.state_dict().items()}
         tensors |= {_BEST + name: one for name, one in self.best.items()}
@@ -269,12 +267,12 @@ class _Run:
         }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            State(_copied(tensors), meta).save(path)
+            State(_copy_to_cpu(tensors), meta).save(path)
         except (OSError, WriteFailed) as error:
-            warnings.warn(f"The training has no checkpoint to go on from: {error}", stacklevel=3)
+            warnings.warn(f"The training has no checkpoint to resume from: {error}", stacklevel=3)
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint where one of this very training is there and whole."""
+        """Resume from a checkpoint where there is an undamaged one of this training."""
         if not path.is_file():
             return
         try:
@@ -290,10 +288,11 @@ class _Run:
         self.best_loss = cast("float", meta["best_loss"])
         self.losses = cast("list[float]", meta["losses"])
         self.trace = cast("list[dict[str, float]]", meta["trace"])
-        self.best = _under(state.tensors, _BEST)
-        self.module.load_state_dict(_under(state.tensors, _NOW))
+        self.best = _select_prefix(state.tensors, _BEST)
+        self.module.load_state_dict(_select_prefix(state.tensors, _NOW))
         self._load_optimiser(
-            _under(state.tensors, _OPTIMISER), cast("list[dict[str, float]]", meta["groups"])
+            _select_prefix(state.tensors, _OPTIMISER),
+            cast("list[dict[str, float]]", meta["groups"]),
         )
 
     def _load_optimiser(
@@ -304,33 +303,33 @@ class _Run:
             index, _, kind = name.partition("/")
             state.setdefault(int(index), {})[kind] = tensor
         own = self.optimiser.state_dict()["param_groups"]
-        complete = [{**mine, **kept} for mine, kept in zip(own, groups, strict=True)]
+        complete = [{**mine, **saved} for mine, saved in zip(own, groups, strict=True)]
         self.optimiser.load_state_dict({"state": state, "param_groups": complete})
 
     def _identity(self) -> str:
-        told = asdict(self.schedule)
-        del told["checkpoint_seconds"]
+        settings = asdict(self.schedule)
+        del settings["checkpoint_seconds"]
         shapes = {name: list(one.shape) for name, one in self.module.state_dict().items()}
-        text = f"{self.key}/{sorted(told.items())}/{self.num_items}/{sorted(shapes.items())}"
+        text = f"{self.key}/{sorted(settings.items())}/{self.num_items}/{sorted(shapes.items())}"
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def order(seed: int, epoch: int, count: int) -> list[int]:
-    """In which order the items of an epoch come up."""
+def shuffle_epoch(seed: int, epoch: int, count: int) -> list[int]:
+    """Return the order in which the items of an epoch come up."""
     items = list(range(count))
     random.Random(f"epoch/{seed}/{epoch}").shuffle(items)
     return items
 
 
-def _number(text: str) -> int:
+def _seed_from(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
-def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _copy_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: one.detach().to("cpu", copy=True) for name, one in tensors.items()}
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)
     }

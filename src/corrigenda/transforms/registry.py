@@ -1,4 +1,4 @@
-"""Transforms by name, and the short form of commands and calls: `rect:keep=0.4`."""
+"""Registry of transforms, and the short form of commands and calls: `rect:keep=0.4`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ TRANSFORMS: Registry[Transform] = Registry(
 """Transforms of patches."""
 
 
-def parse(text: str) -> Transform:
+def parse_transform(text: str) -> Transform:
     """Read `name` or `name:option=value,option=value`; a value that is not JSON is text.
 
     Raises:
         BadConfig (CG502): no such transform, no such option, or a value it cannot take.
 
     Example:
-        >>> parse("rect:keep=0.2")
+        >>> parse_transform("rect:keep=0.2")
         KeepLargest(keep=0.2)
     """
     name, _, settings = text.partition(":")
@@ -46,6 +46,6 @@ def parse(text: str) -> Transform:
     return kind(**options)
 
 
-def parse_all(given: Sequence[Transform | str]) -> tuple[Transform, ...]:
-    """Return the transforms as given, those written as text read by `parse`."""
-    return tuple(parse(one) if isinstance(one, str) else one for one in given)
+def parse_transforms(given: Sequence[Transform | str]) -> tuple[Transform, ...]:
+    """Return the transforms as given, those written as text read by `parse_transform`."""
+    return tuple(parse_transform(one) if isinstance(one, str) else one for one in given)

@@ -1,19 +1,18 @@
-"""What goes into a target search and what comes out of it."""
+"""Inputs and results of a target search: settings, rows, losses, traces and targets."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-Role = Literal["state", "value", "components"]
+from corrigenda.patch.notes import EVEN_ODDS, EditStatus
+
+EntryRole = Literal["state", "value", "components"]
 """Where a delta enters: at the output of a block, at that of its down projection, or two deltas at
 the outputs of the last projections of its attention and of its feed-forward block."""
-
-Status = Literal["written", "not converged", "clamped"]
 
 
 class SearchSettings(NamedTuple):
@@ -68,8 +67,8 @@ class SearchRow(NamedTuple):
         return len(self.ids) - self.start
 
 
-class Losses(NamedTuple):
-    """Losses of one fact in one forward pass: `total = nll + kl + decay`.
+class SearchLosses(NamedTuple):
+    """Losses of one fact in one forward pass of the search: `total = nll + kl + decay`.
 
     Where the target has settled, `nll` counts for less in `total`, see `SearchSettings`.
     """
@@ -82,7 +81,7 @@ class Losses(NamedTuple):
 
 @dataclass
 class SearchTrace:
-    """What the search did for one fact.
+    """Course of the search for one fact.
 
     Attributes:
         losses: One entry per forward pass.
@@ -94,16 +93,16 @@ class SearchTrace:
             only where `SearchSettings.settled_kl` asks for it.
     """
 
-    losses: list[Losses] = field(default_factory=list)
+    losses: list[SearchLosses] = field(default_factory=list)
     stop: Literal["loss", "settled", "steps"] = "steps"
     clamped_steps: int = 0
     at_clamp: bool = False
     settled: bool = False
 
     @property
-    def status(self) -> Status:
+    def status(self) -> EditStatus:
         """Whether the target settled or got at least even odds (geometric mean), else why not."""
-        if self.stop != "steps" or self.settled or self.losses[-1].nll <= math.log(2.0):
+        if self.stop != "steps" or self.settled or self.losses[-1].nll <= EVEN_ODDS:
             return "written"
         return "clamped" if self.at_clamp else "not converged"
 
@@ -122,12 +121,12 @@ class Targets(NamedTuple):
     """Result of the search, float32, no gradients.
 
     Attributes:
-        anchors: What stands at the subject's last token of the clean prompt.
-        deltas: What to add to it; `anchors + deltas` is the wanted vector.
-        traces: What happened, per fact.
+        anchors: Vectors at the subject's last token of the clean prompt.
+        deltas: Vectors to add; `anchors + deltas` is the wanted vector.
+        traces: Course of the search, per fact.
 
-    With the role "components" the attention's vector and the feed-forward block's stand side by
-    side, 2 d_model wide.
+    With the role "components" the attention's vector and the feed-forward block's are
+    concatenated, 2 d_model wide.
     """
 
     anchors: Float[Tensor, "n d_entry"]
@@ -136,5 +135,5 @@ class Targets(NamedTuple):
 
     @property
     def wanted(self) -> Float[Tensor, "n d_entry"]:
-        """The vectors the edit should produce."""
+        """The vectors that the edit should produce."""
         return self.anchors + self.deltas

@@ -1,7 +1,7 @@
-"""Fine-tuning of one down projection on facts, as a change beside weights that never move.
+"""Fine-tuning of one down projection on facts, as a change added to weights that stay fixed.
 
 Everything up to the input of the trained projection is the same in every step: it is computed once
-and kept. A step runs only the later blocks (`corrigenda.lm.tail`), the head only where a label is
+and stored. A step runs only the later blocks (`corrigenda.lm.tail`), the head only where a label is
 read, and its gradient is the sum over positions of (gradient of the output) x (input). The change
 and Adam's moments have at least float32, whatever the model has.
 """
@@ -19,29 +19,29 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from corrigenda.engines.locate.records import Status
 from corrigenda.errors import NonFinite
 from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, graph_bytes, head_bytes
-from corrigenda.lm.kv_cache import batches, pad_id, widened
+from corrigenda.lm.kv_cache import batches, pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, key
 from corrigenda.lm.tail import Tail, memory_budget
+from corrigenda.patch.notes import EVEN_ODDS, EditStatus
 
-Objective = Literal["last-token", "teacher-forced"]
+TargetScoring = Literal["last-token", "teacher-forced"]
 
-# Tokens kept together, and tokens run together with gradients.
-_HELD_TOKENS = {"cpu": 4096, "cuda": 65536}
+# Tokens stored together, and tokens run together with gradients.
+_STORED_TOKENS = {"cpu": 4096, "cuda": 65536}
 # The weight, its gradient, Adam's two moments.
 _TRAINED_COPIES = 4
 _STEP_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
-class Settings(NamedTuple):
+class FineTuning(NamedTuple):
     """Settings of the training, in the units of the method cards.
 
     Attributes:
-        objective: "last-token" scores all tokens of the target with the one distribution behind
-            the prompt; "teacher-forced" scores each behind the tokens in front of it.
+        objective: "last-token" scores all tokens of the target with the one distribution after
+            the prompt; "teacher-forced" scores each after the tokens before it.
         epochs: Passes over all facts, at most.
         learning_rate: Of Adam (betas 0.9 and 0.999, eps 1e-8).
         batch_size: Facts in one step.
@@ -54,7 +54,7 @@ class Settings(NamedTuple):
         bias: Whether the bias is trained along; a patch cannot hold it.
     """
 
-    objective: Objective
+    objective: TargetScoring
     epochs: int
     learning_rate: float
     batch_size: int
@@ -65,7 +65,7 @@ class Settings(NamedTuple):
     bias: bool = False
 
 
-class Example(NamedTuple):
+class FactTokens(NamedTuple):
     """One fact in tokens.
 
     Attributes:
@@ -80,8 +80,8 @@ class Example(NamedTuple):
 
 
 @dataclass
-class Trained:
-    """What a training made, no gradients.
+class FineTuned:
+    """Result of fine-tuning one weight on facts; no gradients.
 
     Attributes:
         delta: The change of the weight, float32 or the model's dtype if that has more digits.
@@ -104,19 +104,19 @@ class Trained:
     at_box: float = 0.0
 
     @property
-    def statuses(self) -> list[Status]:
-        """Whether each target got at least even odds (geometric mean over tokens), else why not."""
-        failed: Status = "clamped" if self.at_box else "not converged"
-        return ["written" if loss <= math.log(2.0) else failed for loss in self.final]
+    def statuses(self) -> list[EditStatus]:
+        """Whether each target has at least even odds (geometric mean over tokens), else why not."""
+        failed: EditStatus = "clamped" if self.at_box else "not converged"
+        return ["written" if loss <= EVEN_ODDS else failed for loss in self.final]
 
 
 def fine_tune(
     lm: LanguageModel,
     site: Site,
-    examples: Sequence[Example],
-    settings: Settings,
+    examples: Sequence[FactTokens],
+    training: FineTuning,
     names: Sequence[str],
-) -> Trained:
+) -> FineTuned:
     """Train a change of one weight on facts, with the model as it is now.
 
     Minimises the mean over facts of the mean over target tokens of -log p, mini-batch by
@@ -126,7 +126,7 @@ def fine_tune(
         lm: The model; never changed.
         site: The down projection to train.
         examples: The facts in tokens, at least one.
-        settings: Of the training.
+        training: Settings of the training.
         names: How messages refer to each fact.
 
     Raises:
@@ -138,60 +138,62 @@ def fine_tune(
         themselves and take the difference; here the change is the variable.
     """
     weight = lm.weight(site)
-    shape = (weight.shape[0], weight.shape[1] + settings.bias)
+    shape = (weight.shape[0], weight.shape[1] + training.bias)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     delta = torch.zeros(shape, dtype=dtype, device=weight.device, requires_grad=True)
-    optimiser = torch.optim.Adam([delta], lr=settings.learning_rate)
-    origin = _origin(lm, site, delta) if settings.weight_decay else None
-    inputs = _Inputs(lm, site, examples)
-    trained = Trained(delta, None, [[] for _ in examples])
-    for epoch in range(settings.epochs):
+    optimiser = torch.optim.Adam([delta], lr=training.learning_rate)
+    origin = _initial_parameters(lm, site, delta) if training.weight_decay else None
+    inputs = _ConstantsCache(lm, site, examples)
+    tuned = FineTuned(delta, None, [[] for _ in examples])
+    for epoch in range(training.epochs):
         total = 0.0
-        for chosen in _mini_batches(examples, settings, epoch):
-            losses = _accumulate(lm, inputs, chosen, delta, settings)
-            _record(trained, losses, names)
+        for chosen in _draw_batches(examples, training, epoch):
+            losses = _accumulate(lm, inputs, chosen, delta, training)
+            _record(tuned, losses, names)
             loss = sum(losses.values()) / len(losses)
-            if loss >= settings.stop_loss:
+            if loss >= training.stop_loss:
                 assert delta.grad is not None
                 if origin is not None:
-                    delta.grad.add_(origin + delta.detach(), alpha=settings.weight_decay)
+                    delta.grad.add_(origin + delta.detach(), alpha=training.weight_decay)
                 optimiser.step()
-                trained.steps += 1
+                tuned.steps += 1
             optimiser.zero_grad()
-            if settings.box is not None:
-                delta.data.clamp_(-settings.box, settings.box)
+            if training.box is not None:
+                delta.data.clamp_(-training.box, training.box)
             total += sum(losses.values())
-        trained.averages.append(total / len(examples))
-        if trained.averages[-1] < settings.stop_loss:
-            trained.stop = "loss"
+        tuned.averages.append(total / len(examples))
+        if tuned.averages[-1] < training.stop_loss:
+            tuned.stop = "loss"
             break
-    return _finished(lm, inputs, trained, settings)
+    return _measure_final(lm, inputs, tuned, training)
 
 
-def _finished(lm: LanguageModel, inputs: _Inputs, trained: Trained, settings: Settings) -> Trained:
-    """Ask every fact once more, with the whole change in place."""
-    delta = trained.delta.detach()
+def _measure_final(
+    lm: LanguageModel, inputs: _ConstantsCache, tuned: FineTuned, training: FineTuning
+) -> FineTuned:
+    """Measure the loss of every fact with the whole change in place."""
+    delta = tuned.delta.detach()
     final = _accumulate(
         lm,
         inputs,
-        range(len(trained.losses)),
+        range(len(tuned.losses)),
         delta,
-        settings._replace(objective="teacher-forced"),
+        training._replace(objective="teacher-forced"),
     )
-    trained.final = [final[index] for index in range(len(final))]
-    if settings.bias:
-        trained.bias, delta = delta[:, -1].clone(), delta[:, :-1].clone()
-    trained.delta = delta
-    if settings.box is not None:
-        inside = delta.abs() < torch.tensor(settings.box, dtype=delta.dtype)
-        trained.at_box = 1.0 - float(inside.double().mean()) if trained.steps else 0.0
-    return trained
+    tuned.final = [final[index] for index in range(len(final))]
+    if training.bias:
+        tuned.bias, delta = delta[:, -1].clone(), delta[:, :-1].clone()
+    tuned.delta = delta
+    if training.box is not None:
+        inside = delta.abs() < torch.tensor(training.box, dtype=delta.dtype)
+        tuned.at_box = 1.0 - float(inside.double().mean()) if tuned.steps else 0.0
+    return tuned
 
 
-def _origin(
+def _initial_parameters(
     lm: LanguageModel, site: Site, delta: Float[Tensor, "d_out width"]
 ) -> Float[Tensor, "d_out width"]:
-    """The trained parameters before training, in the layout of the change."""
+    """The tuned parameters before training, in the layout of the change."""
     weight, bias = lm.weight(site).to(delta.dtype), lm.bias(site)
     if delta.shape == weight.shape:
         return weight
@@ -199,37 +201,37 @@ def _origin(
     return torch.cat([weight, bias.to(delta.dtype)[:, None]], dim=1)
 
 
-def _mini_batches(
-    examples: Sequence[Example], settings: Settings, epoch: int
+def _draw_batches(
+    examples: Sequence[FactTokens], training: FineTuning, epoch: int
 ) -> Iterator[list[int]]:
     order = list(range(len(examples)))
-    if settings.shuffle is not None:
+    if training.shuffle is not None:
         order.sort(key=examples.__getitem__)
-        random.Random(f"{settings.shuffle}/{epoch}").shuffle(order)
-    for begin in range(0, len(order), settings.batch_size):
-        yield order[begin : begin + settings.batch_size]
+        random.Random(f"{training.shuffle}/{epoch}").shuffle(order)
+    for begin in range(0, len(order), training.batch_size):
+        yield order[begin : begin + training.batch_size]
 
 
-def _record(trained: Trained, losses: dict[int, float], names: Sequence[str]) -> None:
+def _record(tuned: FineTuned, losses: dict[int, float], names: Sequence[str]) -> None:
     for index, loss in losses.items():
         if not math.isfinite(loss):
             raise NonFinite(
-                f"the loss of fine-tuning is {loss} in epoch {len(trained.losses[index]) + 1}.",
+                f"the loss of fine-tuning is {loss} in epoch {len(tuned.losses[index]) + 1}.",
                 where=names[index],
                 hint="The model gives no finite probabilities here: earlier edits may have broken "
                 "it, the learning rate is too high, or its number format overflows (try float32).",
             )
-        trained.losses[index].append(loss)
+        tuned.losses[index].append(loss)
 
 
 @dataclass(eq=False)
-class _Held:
-    """Facts of nearly equal length, with all that training leaves as it is.
+class _FactConstants:
+    """Facts of nearly equal length, with everything that training leaves fixed.
 
     Attributes:
         rows: Row of each fact, by its index.
         starts: First position that runs: 0, or in the last block the prompt's last token, since
-            behind it no position sees another.
+            after that block no position sees another.
         tail: The later blocks.
         keys: Inputs of the trained projection from the starts on.
     """
@@ -241,48 +243,48 @@ class _Held:
 
 
 def training_memory(lm: LanguageModel, site: Site, num_facts: int) -> int:
-    """Bytes that training one weight takes, for facts of usual length; see `lm.footprint`."""
+    """Estimate the bytes that training one weight takes, for facts of usual length."""
     weight = lm.weight(site)
-    kept = num_facts * USUAL_TOKENS * _held_numbers(lm, site) * lm.dtype.itemsize
+    stored = num_facts * USUAL_TOKENS * _stored_numbers(lm, site) * lm.dtype.itemsize
     tokens = _STEP_TOKENS[lm.device.type]
     graph = graph_bytes(lm, lm.num_layers - site.layer, tokens) + head_bytes(lm, tokens)
-    return _TRAINED_COPIES * FLOAT * weight.numel() + min(kept, memory_budget(lm)) + graph
+    return _TRAINED_COPIES * FLOAT * weight.numel() + min(stored, memory_budget(lm)) + graph
 
 
-def _held_numbers(lm: LanguageModel, site: Site) -> int:
-    """Numbers kept for each token: the weight's input, and what enters the blocks behind it."""
+def _stored_numbers(lm: LanguageModel, site: Site) -> int:
+    """Count the numbers stored for each token: the weight's input, and that of later blocks."""
     return lm.weight(site).shape[1] + 3 * lm.d_model
 
 
-class _Inputs:
-    """Gives the facts of a mini-batch with their constants, kept where memory allows."""
+class _ConstantsCache:
+    """Computes the constants of the facts of a mini-batch; stores them where memory allows."""
 
-    def __init__(self, lm: LanguageModel, site: Site, examples: Sequence[Example]) -> None:
+    def __init__(self, lm: LanguageModel, site: Site, examples: Sequence[FactTokens]) -> None:
         self.examples = examples
         self._lm, self._site = lm, site
         self._lengths = [len(example.ids) for example in examples]
-        needed = sum(self._lengths) * _held_numbers(lm, site) * lm.dtype.itemsize
-        self._kept: list[_Held] | None = None
+        needed = sum(self._lengths) * _stored_numbers(lm, site) * lm.dtype.itemsize
+        self._stored: list[_FactConstants] | None = None
         if needed <= memory_budget(lm):
-            together = batches(lm, self._lengths, _HELD_TOKENS[lm.device.type])
-            self._kept = [self.hold(indices) for indices in together]
+            together = batches(lm, self._lengths, _STORED_TOKENS[lm.device.type])
+            self._stored = [self.compute(indices) for indices in together]
 
-    def pieces(self, chosen: Sequence[int]) -> list[tuple[_Held | None, list[int]]]:
-        """Parts of a mini-batch that run together; those without constants are to be held first."""
-        if self._kept is None:
+    def split(self, chosen: Sequence[int]) -> list[tuple[_FactConstants | None, list[int]]]:
+        """Split a mini-batch into parts that run together; None where constants are not stored."""
+        if self._stored is None:
             lengths = [self._lengths[index] for index in chosen]
             step = _STEP_TOKENS[self._lm.device.type]
             parts = batches(self._lm, lengths, step)
             return [(None, [chosen[i] for i in part]) for part in parts]
-        found: list[tuple[_Held | None, list[int]]] = []
-        for held in self._kept:
+        found: list[tuple[_FactConstants | None, list[int]]] = []
+        for held in self._stored:
             own = sorted((i for i in chosen if i in held.rows), key=held.rows.__getitem__)
             size = max(1, _STEP_TOKENS[self._lm.device.type] // held.tail.width)
             found += [(held, own[begin : begin + size]) for begin in range(0, len(own), size)]
         return found
 
     @torch.no_grad()
-    def hold(self, indices: Sequence[int]) -> _Held:
+    def compute(self, indices: Sequence[int]) -> _FactConstants:
         """Compute the constants of some facts."""
         lm, site = self._lm, self._site
         examples = [self.examples[index] for index in indices]
@@ -294,43 +296,43 @@ class _Inputs:
         window = window.clamp_max(tokens.ids.shape[1] - 1)
         keys = lm.tap(tokens, [key(site)], positions=window)[key(site)]
         rows = {index: row for row, index in enumerate(indices)}
-        return _Held(rows, tail.starts, tail, keys)
+        return _FactConstants(rows, tail.starts, tail, keys)
 
 
 def _accumulate(
     lm: LanguageModel,
-    inputs: _Inputs,
+    inputs: _ConstantsCache,
     chosen: Sequence[int],
     delta: Float[Tensor, "d_out width"],
-    settings: Settings,
+    training: FineTuning,
 ) -> dict[int, float]:
-    """Losses of some facts; adds the gradient of their mean to `delta.grad` if it is wanted."""
+    """Return losses of some facts; add the gradient of their mean to `delta.grad` if wanted."""
     losses: dict[int, float] = {}
-    pieces = inputs.pieces(chosen)
-    for kept, own in pieces:
-        held = kept or inputs.hold(own)
+    pieces = inputs.split(chosen)
+    for stored, own in pieces:
+        held = stored or inputs.compute(own)
         with torch.set_grad_enabled(delta.requires_grad):
-            nll = _nll(lm, held, own, inputs.examples, delta, settings)
+            nll = _nll(lm, held, own, inputs.examples, delta, training)
             loss = nll.sum() / len(chosen)
         losses |= dict(zip(own, nll.tolist(), strict=True))
         # Below the stopping value no step follows; of several pieces only all together tell.
-        if loss.requires_grad and (len(pieces) > 1 or loss.item() >= settings.stop_loss):
+        if loss.requires_grad and (len(pieces) > 1 or loss.item() >= training.stop_loss):
             loss.backward()
     return losses
 
 
 def _nll(
     lm: LanguageModel,
-    held: _Held,
+    held: _FactConstants,
     own: Sequence[int],
-    examples: Sequence[Example],
+    examples: Sequence[FactTokens],
     delta: Float[Tensor, "d_out width"],
-    settings: Settings,
+    training: FineTuning,
 ) -> Float[Tensor, " rows"]:
-    """Mean of -log p over the target tokens of each fact."""
+    """Return the mean of -log p over the target tokens of each fact."""
     device = held.keys.device
     chosen = [examples[index] for index in own]
-    teacher_forced = settings.objective == "teacher-forced"
+    teacher_forced = training.objective == "teacher-forced"
     counts = torch.tensor([len(example.labels) for example in chosen], device=device)
     width = int(counts.max()) if teacher_forced else 1
     first = torch.tensor([example.prompt_last for example in chosen], device=device)
@@ -344,10 +346,10 @@ def _nll(
     length = int((at - held.starts[rows][:, None]).max()) + 1
     keys = held.keys[:, :length] if everything else held.keys[rows, :length]
     keys = keys.to(delta.dtype)
-    if settings.bias:
+    if training.bias:
         keys = pad(keys, (0, 1), value=1.0)
     hidden = held.tail.run(linear(keys, delta), at, rows=picked_rows)[valid]
-    log_p = torch.log_softmax(widened(lm.head(hidden)), dim=-1)
+    log_p = torch.log_softmax(widen(lm.head(hidden)), dim=-1)
 
     owners = torch.arange(len(chosen), device=device).repeat_interleave(counts)
     labels = torch.tensor([label for example in chosen for label in example.labels], device=device)

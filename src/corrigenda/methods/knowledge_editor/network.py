@@ -1,6 +1,6 @@
-"""The network of KnowledgeEditor: it reads what should change and gates the gradients of weights.
+"""Network of KnowledgeEditor: it reads the edit and gates the gradients of weights.
 
-A text says what the model answers, what it should answer, and what is asked. A recurrent network
+A text holds the model's answer, the wanted one, and the question. A recurrent network
 reads it into one vector, and a head for each weight turns that into two matrices of rank one and a
 scale: the first gates the gradient entry by entry, the second is added.
 """
@@ -24,7 +24,7 @@ from corrigenda.lm.sites import Site
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """What the network says about one weight, one entry an edit.
+    """Output of the network for one weight, one entry an edit.
 
     Attributes:
         row_a: Of the gate A = row_a col_a^T; positive, sums to 1.
@@ -41,7 +41,7 @@ class Gate:
     scale: Float[Tensor, " edits"]
 
     def shifts(self, gradients: Float[Tensor, "edits d_out d_in"]) -> Tensor:
-        """Scale (G * A + B), entry by entry, a matrix an edit.
+        """Compute scale (G * A + B), entry by entry, a matrix an edit.
 
         Reference: KnowledgeEditor (De Cao et al. 2021), section 4.1.
         """
@@ -50,7 +50,7 @@ class Gate:
         return self.scale[:, None, None] * (gated + added)
 
     def factors(self, edit: int, samples: Samples) -> LowRank:
-        """The same for one edit as factors, of the tokens whose products sum up to its gradient.
+        """Compute the same for one edit as factors, from the tokens that make up its gradient.
 
         With G = sum_t v_t u_t^T, G * A = sum_t (row_a v_t) (col_a u_t)^T: the rank is at most the
         number of tokens, and one for B.
@@ -62,10 +62,10 @@ class Gate:
 
 
 class Conditioner(nn.Module):
-    """Texts of edits to gates of weights.
+    """Network from texts of edits to gates of weights.
 
     Attributes:
-        multiplier: alpha, the price of a violated constraint; trained upwards, never below 0.
+        multiplier: alpha, the Lagrange multiplier of the constraint; ascends, never below 0.
         margin: m, how much divergence is allowed.
 
     Reference: KnowledgeEditor (De Cao et al. 2021), section 4.1 and appendix A.
@@ -109,7 +109,7 @@ class Conditioner(nn.Module):
         self.register_buffer("margin", torch.tensor(margin, dtype=torch.float64))
 
     def forward(self, texts: Sequence[Sequence[int]]) -> dict[Site, Gate]:
-        """Gates of every weight for token rows, one an edit; each row is read without padding."""
+        """Compute the gates of every weight for token rows, one an edit; no padding is read."""
         device = self.condense.weight.device
         rows = [self.words(torch.tensor(list(text), device=device)) for text in texts]
         _, (last, _) = self.reader(pack_sequence(rows, enforce_sorted=False))
@@ -127,8 +127,8 @@ class Conditioner(nn.Module):
         return gates
 
     @torch.no_grad()
-    def bound(self) -> None:
-        """Keep the multiplier from falling below 0."""
+    def clamp_multiplier(self) -> None:
+        """Clamp the multiplier at 0 from below."""
         self.multiplier.clamp_(min=0)
 
     @torch.no_grad()
@@ -139,5 +139,5 @@ class Conditioner(nn.Module):
 
     @property
     def allowed(self) -> float:
-        """The margin now."""
+        """The current margin."""
         return float(self.get_buffer("margin"))

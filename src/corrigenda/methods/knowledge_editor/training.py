@@ -2,7 +2,7 @@
 
 Every edit of a step is made by itself, and the rows that ask about it see its change alone. The
 network is trained in two backward passes: through the model to the changes, then from the changes
-to the network. The multiplier of the constraint climbs as long as the constraint is violated.
+to the network. The multiplier of the constraint ascends as long as the constraint is violated.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ from corrigenda.engines.weight_shift import (
     OwnAnswers,
     divergences,
     gradients,
+    is_argmax,
     label_losses,
     log_probabilities,
-    said,
     shift_dtype,
-    shifted,
+    shift_weights,
 )
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.methods.knowledge_editor.network import Conditioner
 
-Constraint = Literal["divergence", "norm"]
+Quantity = Literal["divergence", "norm"]
+"""Constrained quantity: divergence at unrelated prompts, or mean norm of the changes."""
 
 
-class Question(NamedTuple):
-    """A fact to edit, the same in other words, and prompts that should stay as they are."""
+class ConstrainedExample(NamedTuple):
+    """A fact to edit, the same in other words, and prompts whose answers should not change."""
 
     fact: Fact
-    reworded: Fact
-    kept: tuple[str, ...]
+    paraphrase: Fact
+    unrelated: tuple[str, ...]
 
 
-class Asked(NamedTuple):
-    """A row, the number of the edit it sees, and the weight of each of its labels in a mean."""
+class WeightedRow(NamedTuple):
+    """A row, the number of the edit applied to it, and the weight of each of its labels."""
 
     row: LabelledRow
     edit: int
@@ -50,26 +51,26 @@ class Asked(NamedTuple):
 
 
 def condition_texts(facts: Sequence[Fact], own: OwnAnswers) -> list[str]:
-    """What the network reads: the model's answer, the wanted one, and the question.
+    """Compose the texts that the network reads: own answer, wanted answer and question.
 
     Reference: KnowledgeEditor (De Cao et al. 2021), section 4.1, in the layout of its code.
     """
-    said_now = own.texts([fact.prompt for fact in facts])
+    answers = own.texts([fact.prompt for fact in facts])
     return [
         f"{before} >> {fact.target} || {fact.prompt}"
-        for before, fact in zip(said_now, facts, strict=True)
+        for before, fact in zip(answers, facts, strict=True)
     ]
 
 
 def condition_ids(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts for the network."""
+    """Encode texts for the network."""
     return [lm.tokenizer(text, verbose=False).input_ids for text in texts]
 
 
-def seen(
+def capture(
     lm: LanguageModel, rows: Sequence[LabelledRow], sites: Sequence[Site]
 ) -> list[dict[Site, Samples]]:
-    """Tokens of each row whose products sum up to the gradient of its mean answer loss.
+    """Capture the tokens of each row whose products sum up to the gradient of its mean loss.
 
     Tokens without gradient are left out.
     """
@@ -87,7 +88,7 @@ def seen(
     return found
 
 
-class Lesson:
+class KnowledgeEditorTrainer:
     """Training of one network on one model.
 
     Reference: KnowledgeEditor (De Cao et al. 2021), section 4.2: Lagrangian relaxation.
@@ -99,39 +100,41 @@ class Lesson:
         network: Conditioner,
         *,
         smoothing: float,
-        constraint: Constraint,
+        constraint: Quantity,
         micro_batch: int,
     ) -> None:
         """Prepare to train this network; see `KnowledgeEditor` for the options."""
-        self.lm, self.network, self.own = lm, network, OwnAnswers(lm)
+        self.lm, self.network, self.answers = lm, network, OwnAnswers(lm)
         self.smoothing, self.constraint, self.micro_batch = smoothing, constraint, micro_batch
 
-    def shifts(self, questions: Sequence[Question]) -> dict[Site, Float[Tensor, "edits out in"]]:
-        """The change of each weight for each edit; gradients flow to the network."""
-        facts = [one.fact for one in questions]
-        gates = self.network(condition_ids(self.lm, condition_texts(facts, self.own)))
-        samples = seen(self.lm, labelled_rows(self.lm, facts), tuple(gates))
+    def shifts(
+        self, examples: Sequence[ConstrainedExample]
+    ) -> dict[Site, Float[Tensor, "edits out in"]]:
+        """Compute the change of each weight for each edit; gradients flow to the network."""
+        facts = [one.fact for one in examples]
+        gates = self.network(condition_ids(self.lm, condition_texts(facts, self.answers)))
+        samples = capture(self.lm, labelled_rows(self.lm, facts), tuple(gates))
         found = {}
         for site, gate in gates.items():
             matrices = [one[site].gradients.T @ one[site].keys for one in samples]
             found[site] = gate.shifts(torch.stack(matrices).to(gate.scale))
         return found
 
-    def learn(self, questions: Sequence[Question]) -> float:
+    def learn(self, examples: Sequence[ConstrainedExample]) -> float:
         """Add to the gradients of network and multiplier; returns the mean loss of the edits."""
         network = self.network
-        made = self.shifts(questions)
+        made = self.shifts(examples)
         leaves = {
             site: one.detach().to(self.lm.device, shift_dtype(self.lm)).requires_grad_()
             for site, one in made.items()
         }
-        edit_loss, total = self._gradients(
-            self.edit_losses(questions, leaves, self.smoothing), leaves
+        edit_loss, total = self._accumulate(
+            self.edit_losses(examples, leaves, self.smoothing), leaves
         )
         price = float(network.multiplier.detach())
         objective = network.multiplier.new_zeros(())
         if self.constraint == "divergence":
-            spread, drift = self._gradients(self.drifts(questions, leaves), leaves)
+            spread, drift = self._accumulate(self.divergences(examples, leaves), leaves)
             total = {site: one + price * drift[site] for site, one in total.items()}
         else:
             norm = torch.stack([one.norm(dim=(1, 2)).mean() for one in made.values()]).mean()
@@ -139,15 +142,15 @@ class Lesson:
         for site, one in made.items():
             objective = objective + (total[site].to(one) * one).sum()
         objective.backward()
-        climb = torch.full_like(network.multiplier, network.allowed - spread)
+        ascent = torch.full_like(network.multiplier, network.allowed - spread)
         before = network.multiplier.grad
-        network.multiplier.grad = climb if before is None else before + climb
+        network.multiplier.grad = ascent if before is None else before + ascent
         return edit_loss
 
-    def _gradients(
+    def _accumulate(
         self, losses: Iterator[Tensor], leaves: Mapping[Site, Tensor]
     ) -> tuple[float, dict[Site, Tensor]]:
-        """Sum of losses, and of their gradients; one graph at a time."""
+        """Sum losses and their gradients; one graph at a time."""
         value = 0.0
         total = {site: torch.zeros_like(one) for site, one in leaves.items()}
         for loss in losses:
@@ -157,56 +160,59 @@ class Lesson:
         return value, total
 
     def edit_losses(
-        self, questions: Sequence[Question], shifts: Mapping[Site, Tensor], smoothing: float
+        self,
+        examples: Sequence[ConstrainedExample],
+        shifts: Mapping[Site, Tensor],
+        smoothing: float,
     ) -> Iterator[Tensor]:
-        """Parts of the mean loss of the edits: of each, over the labels of both its wordings."""
+        """Yield parts of the mean loss of the edits, over the labels of both wordings of each."""
         rows = [
-            labelled_rows(self.lm, [one.fact for one in questions]),
-            labelled_rows(self.lm, [one.reworded for one in questions]),
+            labelled_rows(self.lm, [one.fact for one in examples]),
+            labelled_rows(self.lm, [one.paraphrase for one in examples]),
         ]
-        asked = _weighted([[pair[edit] for pair in rows] for edit in range(len(questions))])
-        for batch in self._batches(asked):
-            rows_now, edits, weights = _columns(batch, self.lm.device)
-            with shifted(self.lm, shifts, edits):
+        weighted = _weight_rows([[pair[edit] for pair in rows] for edit in range(len(examples))])
+        for batch in self._batches(weighted):
+            rows_now, edits, weights = _transpose(batch, self.lm.device)
+            with shift_weights(self.lm, shifts, edits):
                 losses = label_losses(self.lm, rows_now, smoothing=smoothing)
             yield (losses * weights.to(losses)).sum()
 
-    def drifts(
-        self, questions: Sequence[Question], shifts: Mapping[Site, Tensor]
+    def divergences(
+        self, examples: Sequence[ConstrainedExample], shifts: Mapping[Site, Tensor]
     ) -> Iterator[Tensor]:
-        """Parts of the mean divergence of what the model itself would say at kept prompts."""
-        for batch in self._batches(self._kept(questions)):
-            rows, edits, weights = _columns(batch, self.lm.device)
+        """Yield parts of the mean divergence from the model's own answers at unrelated prompts."""
+        for batch in self._batches(self._unrelated_rows(examples)):
+            rows, edits, weights = _transpose(batch, self.lm.device)
             with torch.no_grad():
                 before = log_probabilities(self.lm, rows)
-            with shifted(self.lm, shifts, edits):
+            with shift_weights(self.lm, shifts, edits):
                 found = divergences(self.lm, rows, before)
             yield (found * weights.to(found)).sum()
 
     @torch.no_grad()
-    def judge(self, questions: Sequence[Question], size: int) -> dict[str, float]:
-        """Edit facts one by one and look, `size` at a time.
+    def validate(self, examples: Sequence[ConstrainedExample], size: int) -> dict[str, float]:
+        """Edit facts one by one and measure, `size` at a time.
 
-        The loss is the sum of the shares of facts not said, paraphrases not said, and kept answers
-        lost, since the margin, and so the Lagrangian, changes on the way.
+        The loss is the sum of the shares of facts and paraphrases not answered, and of unrelated
+        answers lost, since the margin, and so the Lagrangian, changes on the way.
         """
-        took: list[bool] = []
+        succeeded: list[bool] = []
         carried: list[bool] = []
-        kept: list[bool] = []
+        retained: list[bool] = []
         drift = edit_loss = 0.0
-        for begin in range(0, len(questions), size):
-            part = questions[begin : begin + size]
+        for begin in range(0, len(examples), size):
+            part = examples[begin : begin + size]
             shifts = {
                 site: one.to(self.lm.device, shift_dtype(self.lm))
                 for site, one in self.shifts(part).items()
             }
-            share = len(part) / len(questions)
+            share = len(part) / len(examples)
             edit_loss += share * sum(float(one) for one in self.edit_losses(part, shifts, 0.0))
-            drift += share * sum(float(one) for one in self.drifts(part, shifts))
-            took += self._said(self._alone([one.fact for one in part]), shifts)
-            carried += self._said(self._alone([one.reworded for one in part]), shifts)
-            kept += self._said(self._kept(part), shifts)
-        shares = [sum(one) / len(one) for one in (took, carried, kept)]
+            drift += share * sum(float(one) for one in self.divergences(part, shifts))
+            succeeded += self._check_argmax(self._fact_rows([one.fact for one in part]), shifts)
+            carried += self._check_argmax(self._fact_rows([one.paraphrase for one in part]), shifts)
+            retained += self._check_argmax(self._unrelated_rows(part), shifts)
+        shares = [sum(one) / len(one) for one in (succeeded, carried, retained)]
         return {
             "loss": 3.0 - sum(shares),
             "edit_loss": edit_loss,
@@ -218,40 +224,42 @@ class Lesson:
             "margin": self.network.allowed,
         }
 
-    def _kept(self, questions: Sequence[Question]) -> list[Asked]:
-        rows = iter(self.own.rows([text for one in questions for text in one.kept]))
-        return _weighted([[next(rows) for _ in one.kept] for one in questions])
+    def _unrelated_rows(self, examples: Sequence[ConstrainedExample]) -> list[WeightedRow]:
+        rows = iter(self.answers.rows([text for one in examples for text in one.unrelated]))
+        return _weight_rows([[next(rows) for _ in one.unrelated] for one in examples])
 
-    def _alone(self, facts: Sequence[Fact]) -> list[Asked]:
-        return [Asked(row, row.fact, 1.0) for row in labelled_rows(self.lm, facts)]
+    def _fact_rows(self, facts: Sequence[Fact]) -> list[WeightedRow]:
+        return [WeightedRow(row, row.fact, 1.0) for row in labelled_rows(self.lm, facts)]
 
-    def _said(self, asked: Sequence[Asked], shifts: Mapping[Site, Tensor]) -> list[bool]:
+    def _check_argmax(
+        self, weighted: Sequence[WeightedRow], shifts: Mapping[Site, Tensor]
+    ) -> list[bool]:
         found: list[bool] = []
-        for batch in self._batches(asked):
-            rows, edits, _ = _columns(batch, self.lm.device)
-            with shifted(self.lm, shifts, edits):
-                found += said(self.lm, rows)
+        for batch in self._batches(weighted):
+            rows, edits, _ = _transpose(batch, self.lm.device)
+            with shift_weights(self.lm, shifts, edits):
+                found += is_argmax(self.lm, rows)
         return found
 
-    def _batches(self, asked: Sequence[Asked]) -> list[list[Asked]]:
-        ordered = sorted(asked, key=lambda one: len(one.row.ids))
+    def _batches(self, weighted: Sequence[WeightedRow]) -> list[list[WeightedRow]]:
+        ordered = sorted(weighted, key=lambda one: len(one.row.ids))
         size = self.micro_batch
         return [ordered[begin : begin + size] for begin in range(0, len(ordered), size)]
 
 
-def _weighted(groups: Sequence[Sequence[LabelledRow]]) -> list[Asked]:
-    """Rows by edit, weighted so that sums are means over the labels of an edit, and over edits."""
-    asked = []
+def _weight_rows(groups: Sequence[Sequence[LabelledRow]]) -> list[WeightedRow]:
+    """Weight rows by edit so that sums are means over the labels of an edit, and over edits."""
+    weighted = []
     for edit, rows in enumerate(groups):
         weight = 1.0 / (len(groups) * sum(len(row.labels) for row in rows))
-        asked += [Asked(row, edit, weight) for row in rows]
-    return asked
+        weighted += [WeightedRow(row, edit, weight) for row in rows]
+    return weighted
 
 
-def _columns(
-    batch: Sequence[Asked], device: torch.device
+def _transpose(
+    batch: Sequence[WeightedRow], device: torch.device
 ) -> tuple[list[LabelledRow], Tensor, Tensor]:
-    """Rows, the edit of each row, and the weight of each label."""
+    """Return the rows, the edit of each row, and the weight of each label."""
     weights = [one.weight for one in batch for _ in one.row.labels]
     edits = torch.tensor([one.edit for one in batch], device=device)
     return [one.row for one in batch], edits, torch.tensor(weights, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Low-rank adapters trained through `peft` and taken out of the model again.
+"""Training of low-rank adapters through `peft`, which leaves the model as it was.
 
 `peft` replaces modules of the model in place. Here that lasts as long as a training: the very
 modules that were there are put back, with every flag, also when something raises.
@@ -13,14 +13,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from corrigenda.engines.gradients import LabelledRow, predict
+from corrigenda.engines.gradients import LabelledRow, backward_scaled, predict
 from corrigenda.errors import MissingExtra, MissingState, NonFinite, UnknownFamily
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.kv_cache import batches
@@ -30,38 +30,53 @@ from corrigenda.lm.storage import is_transposed
 NAME = "edit"
 """What `peft` calls the adapter while it is in the model."""
 
-# Gradients inside a float16 model may fall below its smallest number.
-_LOSS_SCALE = {torch.float16: 1024.0}
 
 Adapter = Mapping[str, Tensor]
 """Tensors of one adapted module: A (r, d_in), B (d_out, r), and what else the method has."""
 
 
-class Settings(NamedTuple):
-    """Settings of the training.
+class AdapterTraining(Protocol):
+    """Settings of the training of adapters; options of `AdapterEditor` have these names."""
 
-    Attributes:
-        steps: Passes over all facts, at most.
-        learning_rate: Of Adam (betas 0.9 and 0.999, eps 1e-8).
-        batch_size: Facts in one step.
-        dropout: Share of an adapter's inputs that is dropped.
-        clip: Longest gradient of a step; None for no bound.
-        stop_loss: Facts below it, whose every token is the model's first choice, take no step.
-        seed: Of the first values and of the dropout.
-    """
+    @property
+    def steps(self) -> int:
+        """Passes over all facts, at most."""
+        ...
 
-    steps: int
-    learning_rate: float
-    batch_size: int
-    dropout: float
-    clip: float | None
-    stop_loss: float
-    seed: int
+    @property
+    def learning_rate(self) -> float:
+        """Step size of Adam (betas 0.9 and 0.999, eps 1e-8)."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Facts in one step."""
+        ...
+
+    @property
+    def dropout(self) -> float:
+        """Share of an adapter's inputs that is dropped."""
+        ...
+
+    @property
+    def clip(self) -> float | None:
+        """Longest gradient of a step; None for no bound."""
+        ...
+
+    @property
+    def stop_loss(self) -> float:
+        """Loss below which facts whose every token is the first choice take no step."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Seed of the first values and of the dropout."""
+        ...
 
 
 @dataclass
-class Trained:
-    """What a training made; no gradients.
+class TrainedAdapters:
+    """Result of training adapters on facts; no gradients.
 
     Attributes:
         initial: Loss of each fact's answer before training, in nats.
@@ -83,31 +98,31 @@ class Trained:
 
 
 class AdapterKind(ABC):
-    """What an adapter is, to the training."""
+    """Form of an adapter: its parameters, first values, change of the weight and penalty."""
 
     @abstractmethod
     def attach(self, model: nn.Module, paths: Sequence[str], num_steps: int) -> nn.Module:
-        """Put adapters called `NAME`, without dropout, into modules; returns the `peft` tuner."""
+        """Insert adapters called `NAME`, without dropout; returns the `peft` tuner."""
 
     @abstractmethod
     def parameters(self, layer: nn.Module) -> dict[str, nn.Parameter]:
-        """The parameters to train of one adapted module."""
+        """Return the parameters to train of one adapted module."""
 
     @abstractmethod
     def first_values(self, parameters: Adapter, generator: torch.Generator) -> dict[str, Tensor]:
-        """What an adapter of these shapes starts from; its product is zero. CPU, float32."""
+        """Draw first values of an adapter, with a product of zero; CPU, float32."""
 
     @abstractmethod
     def factors(self, adapter: Adapter) -> LowRank:
-        """The change of the whole module's weight, scale included, of rank at most r."""
+        """Return the change of the whole module's weight, scale included, of rank at most r."""
 
     def penalty(self, adapters: Sequence[Adapter]) -> Float[Tensor, ""] | None:
-        """What is added to the loss; None for nothing."""
+        """Return what is added to the loss; None for nothing."""
         return None
 
     @abstractmethod
     def after_step(self, tuner: nn.Module, step: int) -> None:
-        """Called behind each step of Adam, gradients in place; steps count from 1."""
+        """Adjust adapters after a step of Adam, gradients in place; steps count from 1."""
 
     def is_settled(self, step: int, num_steps: int) -> bool:
         """Whether step `step` of `num_steps` may be left out if its facts hold."""
@@ -120,21 +135,21 @@ def train(
     paths: Sequence[str],
     rows: Sequence[LabelledRow],
     names: Sequence[str],
-    settings: Settings,
+    training: AdapterTraining,
     previous: Mapping[str, Adapter],
-) -> Trained:
-    """Train adapters on facts, with the model as it is now; afterwards it is as it was.
+) -> TrainedAdapters:
+    """Train adapters on facts and take them out of the model again.
 
     Minimises the mean of -log p over the answers' tokens, plus the penalty, mini-batch by
     mini-batch in the order given, with Adam.
 
     Args:
         lm: The model.
-        kind: What an adapter is.
+        kind: The form of an adapter.
         paths: Modules to adapt.
         rows: The facts in tokens, at least one.
         names: How messages refer to each fact.
-        settings: Of the training.
+        training: Settings of the training.
         previous: Adapters to start from, by path; others start from values drawn with the seed.
 
     Raises:
@@ -144,36 +159,36 @@ def train(
 
     Reference: LoRA (Hu et al. 2022), section 4.1; as an editor in KnowEdit (Zhang et al. 2024).
     """
-    size = settings.batch_size
+    size = training.batch_size
     groups = [range(at, min(at + size, len(rows))) for at in range(0, len(rows), size)]
-    num_steps = settings.steps * len(groups)
-    with injected(lm, kind, paths, num_steps) as (tuner, layers), torch.enable_grad():
-        dropouts = prepare(lm, kind, layers, settings, previous)
+    num_steps = training.steps * len(groups)
+    with inject(lm, kind, paths, num_steps) as (tuner, layers), torch.enable_grad():
+        dropouts = initialise(lm, kind, layers, training, previous)
         adapters = {path: kind.parameters(layer) for path, layer in layers.items()}
         trainable = [one for adapter in adapters.values() for one in adapter.values()]
-        optimiser = torch.optim.Adam(trainable, lr=settings.learning_rate)
+        optimiser = torch.optim.Adam(trainable, lr=training.learning_rate)
         initial, hold = measure(lm, rows, names)
-        trained = Trained(initial, losses=[[] for _ in rows])
-        if hold and max(initial) < settings.stop_loss:
+        trained = TrainedAdapters(initial, losses=[[] for _ in rows])
+        if hold and max(initial) < training.stop_loss:
             trained.stop = "true already"
         dropouts.train()
         step = 0
-        for _ in range(settings.steps if trained.stop == "steps" else 0):
+        for _ in range(training.steps if trained.stop == "steps" else 0):
             before = len(trained.ranks)
             for group in groups:
                 step += 1
-                scores = scored(lm, [rows[index] for index in group])
-                own = by_fact(scores.losses, rows, group, names)
+                scores = score(lm, [rows[index] for index in group])
+                own = average_by_fact(scores.losses, rows, group, names)
                 for index, loss in zip(group, own, strict=True):
                     trained.losses[index].append(loss)
-                held = bool(scores.hits.all()) and max(own) < settings.stop_loss
+                held = bool(scores.hits.all()) and max(own) < training.stop_loss
                 if held and kind.is_settled(step, num_steps):
                     continue
                 loss, penalty = scores.losses.mean(), kind.penalty(list(adapters.values()))
                 if penalty is not None:
                     trained.penalties.append(float(penalty.detach()))
                     loss = loss + penalty
-                _step(lm, optimiser, loss, settings.clip)
+                _step(lm, optimiser, loss, training.clip)
                 kind.after_step(tuner, step)
                 optimiser.zero_grad()
                 trained.ranks.append(sum(kind.factors(one).rank for one in adapters.values()))
@@ -189,15 +204,15 @@ def train(
     return trained
 
 
-def prepare(
+def initialise(
     lm: LanguageModel,
     kind: AdapterKind,
     layers: Mapping[str, nn.Module],
-    settings: Settings,
+    training: AdapterTraining,
     previous: Mapping[str, Adapter],
 ) -> nn.ModuleList:
     """Set first values, in at least float32; returns the dropouts, switched off."""
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(training.seed)
     dtype = torch.promote_types(lm.dtype, torch.float32)
     dropouts = nn.ModuleList()
     for path, layer in layers.items():
@@ -212,8 +227,8 @@ def prepare(
                     hint="Continue with the same rank, or start without a state.",
                 )
             parameter.data = values[key].to(parameter.device, dtype, copy=True)
-        if settings.dropout:
-            one = _Dropout(settings.dropout, generator)
+        if training.dropout:
+            one = _Dropout(training.dropout, generator)
             layer.get_submodule("lora_dropout").add_module(NAME, one)
             dropouts.append(one)
     return dropouts.eval()
@@ -225,22 +240,20 @@ def _step(
     loss: Float[Tensor, ""],
     clip: float | None,
 ) -> None:
-    scale = _LOSS_SCALE.get(lm.dtype, 1.0)
-    (loss * scale).backward()
     parameters: list[nn.Parameter] = optimiser.param_groups[0]["params"]
-    for parameter in parameters:
-        if scale != 1.0 and parameter.grad is not None:
-            parameter.grad /= scale
+    backward_scaled(lm, loss, parameters)
     if clip is not None:
         nn.utils.clip_grad_norm_(parameters, clip)
     optimiser.step()
 
 
 @contextmanager
-def injected(
+def inject(
     lm: LanguageModel, kind: AdapterKind, paths: Sequence[str], num_steps: int
 ) -> Generator[tuple[nn.Module, dict[str, nn.Module]]]:
-    """Adapters in a model until left, with the `peft` tuner and the adapted modules by path.
+    """Insert adapters into a model until the context is left.
+
+    Yields the `peft` tuner and the adapted modules by path.
 
     Whatever happens, the model gets back the modules it had, which parameters want gradients, and
     its attributes. The global random state stays as it is.
@@ -277,12 +290,12 @@ class _Dropout(nn.Module):
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_in"]:
         if not self.training:
             return x
-        kept = torch.rand(x.shape, generator=self.generator) >= self.rate
-        return x * kept.to(x.device) / (1.0 - self.rate)
+        mask = torch.rand(x.shape, generator=self.generator) >= self.rate
+        return x * mask.to(x.device) / (1.0 - self.rate)
 
 
-class Scores(NamedTuple):
-    """How well labels are predicted, one entry a label, row after row.
+class AnswerScores(NamedTuple):
+    """Losses and hits of the labels, one entry a label, row after row.
 
     Attributes:
         losses: -log p of the label, in nats.
@@ -293,33 +306,37 @@ class Scores(NamedTuple):
     hits: Bool[Tensor, " labels"]
 
 
-def scored(lm: LanguageModel, rows: Sequence[LabelledRow]) -> Scores:
+def score(lm: LanguageModel, rows: Sequence[LabelledRow]) -> AnswerScores:
     """Score the answers' tokens of some rows in one pass; gradients flow to what is trained."""
     logits, labels = predict(lm, rows)
-    return Scores(cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels)
+    return AnswerScores(
+        cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels
+    )
 
 
 @torch.no_grad()
 def measure(
     lm: LanguageModel, rows: Sequence[LabelledRow], names: Sequence[str]
 ) -> tuple[list[float], bool]:
-    """Mean loss of each fact's answer, and whether every token is the model's first choice."""
+    """Measure each fact's mean loss, and whether every token is the model's first choice."""
     found, hold = [0.0] * len(rows), True
     for group in batches(lm, [len(row.ids) for row in rows], None):
-        scores = scored(lm, [rows[index] for index in group])
+        scores = score(lm, [rows[index] for index in group])
         hold = hold and bool(scores.hits.all())
-        for index, loss in zip(group, by_fact(scores.losses, rows, group, names), strict=True):
+        for index, loss in zip(
+            group, average_by_fact(scores.losses, rows, group, names), strict=True
+        ):
             found[index] = loss
     return found, hold
 
 
-def by_fact(
+def average_by_fact(
     losses: Float[Tensor, " labels"],
     rows: Sequence[LabelledRow],
     group: Sequence[int],
     names: Sequence[str],
 ) -> list[float]:
-    """Mean loss of each fact of a group.
+    """Average the losses of each fact of a group.
 
     Raises:
         NonFinite (CG201): one is not a number.

@@ -1,4 +1,9 @@
-"""MALMEN: a network proposes a change for every token, least squares merges thousands of them."""
+"""MALMEN: a network proposes a change for every token, least squares merges thousands of them.
+
+The edit is `Malmen.compute_changes`, in the order of the paper: gradients and keys of the answer's
+tokens, proposals of the networks (`network`), their merge (`least_squares`). `MalmenTrainer` is the
+training.
+"""
 
 from __future__ import annotations
 
@@ -18,52 +23,52 @@ from corrigenda.engines.gradients import (
     labelled_rows,
 )
 from corrigenda.engines.hypernetwork import (
-    Course,
+    Changes,
     HypernetworkEditor,
-    Layers,
-    Made,
-    far_from,
-    home,
+    TrainingPlan,
+    differs_in_scale,
+    solve_device,
 )
 from corrigenda.engines.weight_shift import (
     OwnAnswers,
     divergences,
+    draw_paraphrase,
     gradients,
+    is_argmax,
     label_losses,
     log_probabilities,
-    paraphrase_of,
-    said,
     shift_dtype,
-    shifted,
+    shift_weights,
 )
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods.malmen.least_squares import Gathering, Merged
+from corrigenda.methods.malmen.least_squares import MergedTokens, TokenSum
 from corrigenda.methods.malmen.network import Proposers
 from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.training import Turn, outsider, split
-
-_LAST_BLOCKS = 6
+from corrigenda.training import Turn, draw_unrelated_prompt, split
 
 
 class Malmen(HypernetworkEditor):
-    """Merges the proposals of a trained network for very many facts at once.
+    """Massive editing: least squares over the proposals of a trained network for many facts.
 
-    Reference: Tan, Zhang, Fu 2024, section 4. See the card, `malmen.md`.
+    Reference: Tan, Zhang, Fu 2024, section 4. See the card.
     """
 
     name: ClassVar[str] = "malmen"
-    agreed: ClassVar[tuple[str, ...]] = ("tokens",)
+    required_match: ClassVar[tuple[str, ...]] = ("tokens",)
+    last_blocks: ClassVar[int] = 6
 
     steps: int = Field(default=300, ge=1, description="Steps of training, at most.")
     validate_every: int = Field(default=25, ge=1, description="Steps between validations.")
     num_edits: int = Field(
         default=512, ge=1, description="Facts edited at once in training; edit about as many."
     )
-    rank: int = Field(default=1920, ge=1, description="Inner width of a block of the network.")
-    blocks: int = Field(default=2, ge=1, description="Blocks of the network.")
+    rank: int = Field(
+        default=1920, ge=1, le=65536, description="Inner width of a block of the network."
+    )
+    blocks: int = Field(default=2, ge=1, le=64, description="Blocks of the network.")
     edit_rate: float = Field(
         default=1e-6, gt=0, description="Length of a proposal before training; learned by weight."
     )
@@ -83,12 +88,8 @@ class Malmen(HypernetworkEditor):
     )
     chunk: int = Field(default=1024, ge=1, description="Tokens that the network reads at once.")
 
-    def default_layers(self, lm: LanguageModel) -> Layers:
-        """The down projections of the last six blocks."""
-        return tuple(range(max(0, lm.num_layers - _LAST_BLOCKS), lm.num_layers))
-
-    def network(self, lm: LanguageModel) -> Proposers:
-        """The untrained networks, one for each shape of weight."""
+    def build_network(self, lm: LanguageModel) -> Proposers:
+        """Build the untrained networks, one for each shape of weight."""
         return Proposers(
             lm,
             self.sites(lm),
@@ -99,88 +100,87 @@ class Malmen(HypernetworkEditor):
             seed=self.seed,
         )
 
-    def course(
+    def plan_training(
         self,
         lm: LanguageModel,
         network: nn.Module,
         facts: tuple[Fact, ...],
         progress: Progress | None,
-    ) -> Course:
-        """Batches of facts are merged, with Adam."""
+    ) -> TrainingPlan:
+        """Plan to train on merges of batches of facts, with Adam."""
         assert isinstance(network, Proposers)
         # Facts of one subject are held out together, and one of each is edited in a validation:
         # those of a training set may contradict each other.
         subjects = len({fact.subject or fact.prompt for fact in facts})
         wanted = -(-self.num_edits * len(facts) // subjects)
         parts = split(facts, validation=wanted, seed=self.seed)
-        lesson = Lesson(self, lm, network)
+        trainer = MalmenTrainer(self, lm, network)
         size = min(self.num_edits, len(parts.training))
 
         def step(turn: Turn) -> float:
-            return lesson.learn(_questions(parts.training, turn.items, turn.chance))
+            return trainer.learn(_make_examples(parts.training, turn.items, turn.chance))
 
         def validate() -> Mapping[str, float]:
             chance = random.Random(f"validation/{self.seed}")
-            judged = _one_a_subject(parts.validation, chance)[:size]
-            return lesson.judge(_questions(judged, range(len(judged)), chance))
+            drawn = _draw_one_a_subject(parts.validation, chance)[:size]
+            return trainer.validate(_make_examples(drawn, range(len(drawn)), chance))
 
         adam = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
-        schedule = self.schedule(size, self.clip)
-        return Course(adam, len(parts.training), step, validate, schedule)
+        schedule = self.make_schedule(size, self.clip)
+        return TrainingPlan(adam, len(parts.training), step, validate, schedule)
 
-    def made(
+    def compute_changes(
         self, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[LabelledRow], state: State
-    ) -> Made:
-        """The proposals for all facts, merged into one change of each weight."""
-        network = self.restored(lm, state)
+    ) -> Changes:
+        """Compute the proposals for all facts and merge them into one change of each weight."""
+        network = self.load_network(lm, state)
         assert isinstance(network, Proposers)
-        gathered = {site: Gathering() for site in self.sites(lm)}
+        sums = {site: TokenSum() for site in self.sites(lm)}
         for batch in by_length(rows, self.micro_batch):
-            for site, samples in self.seen(lm, batch).items():
-                own, member = network.of(site)
-                for part in _chunks(samples, self.chunk):
-                    gathered[site].add(part.keys, own.values(part, member))
+            for site, samples in self.capture(lm, batch).items():
+                own, member = network.find(site)
+                for part in _split(samples, self.chunk):
+                    sums[site].add(part.keys, own.values(part, member))
         changes = {
-            site: one.change(network.damping(site), where=str(site))
-            for site, one in gathered.items()
+            site: one.change(network.damping(site), where=str(site)) for site, one in sums.items()
         }
         notes = {
-            "samples": {str(site): one.count for site, one in gathered.items()},
-            "damping": {str(site): float(f"{network.damping(site):.6g}") for site in gathered},
-            "edit_rate": {str(site): float(f"{network.rate(site):.6g}") for site in gathered},
+            "samples": {str(site): one.count for site, one in sums.items()},
+            "damping": {str(site): float(f"{network.damping(site):.6g}") for site in sums},
+            "edit_rate": {str(site): float(f"{network.rate(site):.6g}") for site in sums},
         }
-        together = cast("int", self.trained(state, "config")["num_edits"])
-        notice = (
-            f"the network was trained to edit {together} facts at once, and these are {len(facts)}."
-        )
-        return Made(changes, notes, (notice,) if far_from(together, len(facts)) else ())
+        num_trained = cast("int", self.read_record(state, "config")["num_edits"])
+        if not differs_in_scale(num_trained, len(facts)):
+            return Changes(changes, notes)
+        size = f"trained to edit {num_trained} facts at once, and these are {len(facts)}."
+        return Changes(changes, notes, (f"the network was {size}",))
 
-    def seen(self, lm: LanguageModel, rows: Sequence[LabelledRow]) -> dict[Site, Samples]:
-        """Keys and gradients of one batch of rows, where the networks live."""
+    def capture(self, lm: LanguageModel, rows: Sequence[LabelledRow]) -> dict[Site, Samples]:
+        """Capture keys and gradients of one batch of rows, on the device of the networks."""
         found = gradient_samples(lm, rows, self.sites(lm), every_token=self.tokens == "all")
-        device = home(lm)
+        device = solve_device(lm)
         return {
             site: Samples(*(tensor.to(device) for tensor in samples))
             for site, samples in found.samples.items()
         }
 
 
-class Question(NamedTuple):
-    """A fact to edit, the same in other words, and a prompt that should stay as it is."""
+class MergeExample(NamedTuple):
+    """A fact to edit, the same in other words, and a prompt whose answer should not change."""
 
     fact: Fact
-    reworded: Fact
-    kept: str
+    paraphrase: Fact
+    unrelated: str
 
 
-class Learned(NamedTuple):
-    """What one set of facts gave: samples and their merge by site."""
+class MergedEdit(NamedTuple):
+    """Edit of one set of facts: samples and their merge, by site."""
 
     samples: dict[Site, Samples]
-    merged: dict[Site, Merged]
+    merges: dict[Site, MergedTokens]
 
 
-class Lesson:
+class MalmenTrainer:
     """Training of the networks on one model: two backward passes, one after the other.
 
     Reference: MALMEN (Tan et al. 2024), section 4.3 and algorithm 2.
@@ -189,50 +189,50 @@ class Lesson:
     def __init__(self, editor: Malmen, lm: LanguageModel, network: Proposers) -> None:
         """Prepare to train these networks."""
         self.editor, self.lm, self.network = editor, lm, network
-        self.own = OwnAnswers(lm)
+        self.answers = OwnAnswers(lm)
 
-    def learn(self, questions: Sequence[Question]) -> float:
-        """Add to the gradients of the networks; returns the mean loss of the reworded facts."""
-        edited = self.merged(questions, see=True)
+    def learn(self, examples: Sequence[MergeExample]) -> float:
+        """Add to the gradients of the networks; returns the mean loss of the paraphrases."""
+        edited = self.merge(examples, update=True)
         shifts = {
             site: one.shift().to(self.lm.device, shift_dtype(self.lm)).requires_grad_()
-            for site, one in edited.merged.items()
+            for site, one in edited.merges.items()
         }
-        loss, wanted = self.objective(questions, shifts)
+        loss, wanted = self.objective(examples, shifts)
         for site, gradient in wanted.items():
-            self.returned(site, edited, gradient)
+            self.backward(site, edited, gradient)
         return loss
 
-    def merged(self, questions: Sequence[Question], *, see: bool) -> Learned:
-        """Edit the facts; `see` takes their samples into the statistics first."""
+    def merge(self, examples: Sequence[MergeExample], *, update: bool) -> MergedEdit:
+        """Edit the facts; `update` takes their samples into the statistics first."""
         found: dict[Site, list[Samples]] = {site: [] for site in self.editor.sites(self.lm)}
-        rows = labelled_rows(self.lm, [one.fact for one in questions])
+        rows = labelled_rows(self.lm, [one.fact for one in examples])
         for batch in by_length(rows, self.editor.micro_batch):
-            for site, samples in self.editor.seen(self.lm, batch).items():
+            for site, samples in self.editor.capture(self.lm, batch).items():
                 found[site].append(samples)
-                if see:
-                    self.network.of(site)[0].see(samples)
+                if update:
+                    self.network.find(site)[0].update_statistics(samples)
         together = {
             site: Samples(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
             for site, batches in found.items()
         }
-        merged = {}
+        merges = {}
         for site, samples in together.items():
-            network, member = self.network.of(site)
+            network, member = self.network.find(site)
             with torch.no_grad():
-                parts = _chunks(samples, self.editor.chunk)
+                parts = _split(samples, self.editor.chunk)
                 values = torch.cat([network.values(part, member) for part in parts])
             damping = self.network.damping(site)
-            merged[site] = Merged.of(samples.keys, values, damping, where=str(site))
-        return Learned(together, merged)
+            merges[site] = MergedTokens.of(samples.keys, values, damping, where=str(site))
+        return MergedEdit(together, merges)
 
     def objective(
-        self, questions: Sequence[Question], shifts: Mapping[Site, Tensor]
+        self, examples: Sequence[MergeExample], shifts: Mapping[Site, Tensor]
     ) -> tuple[float, dict[Site, Tensor]]:
-        """Mean loss of the reworded facts, and the gradient of the objective at the shifts.
+        """Compute the mean loss of the paraphrases, and the gradient of the objective.
 
-        The objective is the sum, over batches of rows, of the mean loss of the labels of reworded
-        facts and of the weighted mean divergence where prompts should stay.
+        The objective is the sum, over batches of rows, of the mean loss of the labels of
+        paraphrases and of the weighted mean divergence where prompts should stay.
         """
         lm, size = self.lm, self.editor.micro_batch
         total = {site: torch.zeros_like(shift) for site, shift in shifts.items()}
@@ -242,74 +242,78 @@ class Lesson:
                 total[site] += gradient
 
         losses: list[float] = []
-        for batch in by_length(labelled_rows(lm, [one.reworded for one in questions]), size):
-            with shifted(lm, shifts):
+        for batch in by_length(labelled_rows(lm, [one.paraphrase for one in examples]), size):
+            with shift_weights(lm, shifts):
                 found = label_losses(lm, batch)
             add(found.mean())
             losses += found.tolist()
-        for batch in by_length(self.own.rows([one.kept for one in questions]), size):
+        for batch in by_length(self.answers.rows([one.unrelated for one in examples]), size):
             with torch.no_grad():
                 before = log_probabilities(lm, batch)
-            with shifted(lm, shifts):
+            with shift_weights(lm, shifts):
                 found = divergences(lm, batch, before)
             add(self.editor.locality_weight * found.mean())
         return sum(losses) / len(losses), total
 
-    def returned(self, site: Site, edited: Learned, gradient: Tensor) -> None:
+    def backward(self, site: Site, edited: MergedEdit, gradient: Tensor) -> None:
         """Take the gradient at one shift back to the network's parameters, chunk by chunk."""
-        network, member = self.network.of(site)
-        back = edited.merged[site].returned(gradient)
+        network, member = self.network.find(site)
+        back = edited.merges[site].backward(gradient)
         at = 0
-        for part in _chunks(edited.samples[site], self.editor.chunk):
+        for part in _split(edited.samples[site], self.editor.chunk):
             values = network.values(part, member)
             (values * back.values[at : at + len(values)].to(values)).sum().backward()
             at += len(values)
         (network.log_damping[member] * back.log_damping).backward()
 
     @torch.no_grad()
-    def judge(self, questions: Sequence[Question]) -> dict[str, float]:
-        """Edit facts and look: what training lowers, and shares of what is said afterwards."""
+    def validate(self, examples: Sequence[MergeExample]) -> dict[str, float]:
+        """Edit facts and measure losses, and the shares of facts and paraphrases answered."""
         lm, size = self.lm, self.editor.micro_batch
         shifts = {
             site: one.shift().to(lm.device, shift_dtype(lm))
-            for site, one in self.merged(questions, see=False).merged.items()
+            for site, one in self.merge(examples, update=False).merges.items()
         }
-        losses, drift, took, carried = [], [], [], []
-        for batch in by_length(labelled_rows(lm, [one.fact for one in questions]), size):
-            with shifted(lm, shifts):
-                took += said(lm, batch)
-        for batch in by_length(labelled_rows(lm, [one.reworded for one in questions]), size):
-            with shifted(lm, shifts):
+        losses, drift, succeeded, carried = [], [], [], []
+        for batch in by_length(labelled_rows(lm, [one.fact for one in examples]), size):
+            with shift_weights(lm, shifts):
+                succeeded += is_argmax(lm, batch)
+        for batch in by_length(labelled_rows(lm, [one.paraphrase for one in examples]), size):
+            with shift_weights(lm, shifts):
                 losses += label_losses(lm, batch).tolist()
-                carried += said(lm, batch)
-        for batch in by_length(self.own.rows([one.kept for one in questions]), size):
+                carried += is_argmax(lm, batch)
+        for batch in by_length(self.answers.rows([one.unrelated for one in examples]), size):
             before = log_probabilities(lm, batch)
-            with shifted(lm, shifts):
+            with shift_weights(lm, shifts):
                 drift += divergences(lm, batch, before).tolist()
         loss, divergence = sum(losses) / len(losses), sum(drift) / len(drift)
         return {
             "loss": loss + self.editor.locality_weight * divergence,
             "paraphrase_loss": loss,
             "divergence": divergence,
-            "efficacy": sum(took) / len(took),
+            "efficacy": sum(succeeded) / len(succeeded),
             "paraphrase": sum(carried) / len(carried),
         }
 
 
-def _questions(
+def _make_examples(
     facts: Sequence[Fact], items: Sequence[int], chance: random.Random
-) -> list[Question]:
+) -> list[MergeExample]:
     return [
-        Question(facts[item], paraphrase_of(facts[item], chance), outsider(facts, item, chance))
+        MergeExample(
+            facts[item],
+            draw_paraphrase(facts[item], chance),
+            draw_unrelated_prompt(facts, item, chance),
+        )
         for item in items
     ]
 
 
-def _one_a_subject(facts: Sequence[Fact], chance: random.Random) -> list[Fact]:
+def _draw_one_a_subject(facts: Sequence[Fact], chance: random.Random) -> list[Fact]:
     drawn = chance.sample(list(facts), len(facts))
     return list({fact.subject or fact.prompt: fact for fact in drawn}.values())
 
 
-def _chunks(samples: Samples, size: int) -> list[Samples]:
+def _split(samples: Samples, size: int) -> list[Samples]:
     pairs = zip(samples.keys.split(size), samples.gradients.split(size), strict=True)
     return [Samples(keys, gradients) for keys, gradients in pairs]

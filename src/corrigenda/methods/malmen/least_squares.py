@@ -1,8 +1,8 @@
-"""Least squares that merges what thousands of tokens ask of one weight, and the way back.
+"""Least squares that merges the value changes of thousands of tokens, and its gradient.
 
 Of keys U and wanted output changes D, one row a token, the merged change of the weight is S^T with
 S = (U^T U + damping I)^-1 U^T D = U^T (U U^T + damping I)^-1 D. The second form is solved while
-there are fewer tokens than inputs. Beyond that only the sums U^T U and U^T D are kept, so that
+there are fewer tokens than inputs. Beyond that only the sums U^T U and U^T D are stored, so that
 memory does not grow with the number of tokens.
 """
 
@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.engines.weight_shift import smallest
+from corrigenda.engines.weight_shift import smaller_form
 from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.patch import Dense
 
 
-class Returned(NamedTuple):
-    """Gradient of a loss with respect to what was merged.
+class MergeGradients(NamedTuple):
+    """Gradients of a loss at the inputs of a merge.
 
     Attributes:
         values: With respect to D.
@@ -34,8 +34,8 @@ class Returned(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Merged:
-    """Tokens of one weight, merged in one piece; float64.
+class MergedTokens:
+    """Least-squares solution for the tokens of one weight; float64.
 
     Attributes:
         keys: U.
@@ -59,7 +59,7 @@ class Merged:
         damping: float,
         *,
         where: str = "",
-    ) -> Merged:
+    ) -> MergedTokens:
         """Minimise ||U S - D||^2 + damping ||S||^2.
 
         Raises:
@@ -68,19 +68,19 @@ class Merged:
         """
         keys, values = keys.double(), values.double()
         dual = keys.shape[0] < keys.shape[1]
-        factor = _damped(keys @ keys.T if dual else keys.T @ keys, damping, where)
+        factor = _factorise(keys @ keys.T if dual else keys.T @ keys, damping, where)
         return cls(keys, damping, factor, dual, factor.solve(values if dual else keys.T @ values))
 
     def shift(self) -> Float[Tensor, "d_out d_in"]:
-        """S^T, the change of the weight."""
+        """Return S^T, the change of the weight."""
         return self.solution.T @ self.keys if self.dual else self.solution.T
 
     def change(self) -> LowRank | Dense:
-        """S^T in its smallest exact form; its rank is at most the number of tokens."""
-        return smallest(self.solution.T, self.keys.T) if self.dual else Dense(self.solution.T)
+        """Return S^T in its smaller exact form; its rank is at most the number of tokens."""
+        return smaller_form(self.solution.T, self.keys.T) if self.dual else Dense(self.solution.T)
 
-    def returned(self, gradient: Float[Tensor, "d_out d_in"]) -> Returned:
-        """Take the gradient with respect to the change back to values and damping.
+    def backward(self, gradient: Float[Tensor, "d_out d_in"]) -> MergeGradients:
+        """Take the gradient at the change back to values and damping.
 
         With H the gradient with respect to S and Q = (U^T U + damping I)^-1 H, these are U Q and
         -damping <Q, S>. Where `dual`, U Q = (U U^T + damping I)^-1 U H and <Q, S> = <U Q, X>.
@@ -94,14 +94,14 @@ class Merged:
         else:
             inverse = self.factor.solve(back)
             values, inner = self.keys @ inverse, (inverse * self.solution).sum()
-        return Returned(values, -self.damping * float(inner))
+        return MergeGradients(values, -self.damping * float(inner))
 
 
-class Gathering:
-    """Tokens of one weight as they come, until all are there."""
+class TokenSum:
+    """Accumulator of the tokens of one weight; memory is bounded by the size of the weight."""
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Create an empty accumulator."""
         self.count = 0
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
@@ -111,19 +111,19 @@ class Gathering:
     def add(
         self, keys: Float[Tensor, "tokens d_in"], values: Float[Tensor, "tokens d_out"]
     ) -> None:
-        """Add tokens; once there are as many as inputs, only sums are kept."""
+        """Add tokens; once there are as many as inputs, only sums are stored."""
         self._keys.append(keys.double())
         self._values.append(values.double())
         self.count += len(keys)
         if self._moment is not None or self.count >= keys.shape[1]:
-            kept, wanted = torch.cat(self._keys), torch.cat(self._values)
-            moment, product = kept.T @ kept, kept.T @ wanted
+            stacked, wanted = torch.cat(self._keys), torch.cat(self._values)
+            moment, product = stacked.T @ stacked, stacked.T @ wanted
             self._moment = moment if self._moment is None else self._moment + moment
             self._product = product if self._product is None else self._product + product
             self._keys, self._values = [], []
 
     def change(self, damping: float, *, where: str = "") -> LowRank | Dense:
-        """The merged change of the weight.
+        """Return the merged change of the weight.
 
         Raises:
             NonFinite (CG201): keys or values are infinite or NaN.
@@ -131,10 +131,10 @@ class Gathering:
         """
         if self._moment is None or self._product is None:
             keys, values = torch.cat(self._keys), torch.cat(self._values)
-            return Merged.of(keys, values, damping, where=where).change()
-        return Dense(_damped(self._moment, damping, where).solve(self._product).T)
+            return MergedTokens.of(keys, values, damping, where=where).change()
+        return Dense(_factorise(self._moment, damping, where).solve(self._product).T)
 
 
-def _damped(matrix: Float[Tensor, "n n"], damping: float, where: str) -> Cholesky:
+def _factorise(matrix: Float[Tensor, "n n"], damping: float, where: str) -> Cholesky:
     identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     return Cholesky.of(matrix + damping * identity, where=where)

@@ -1,8 +1,8 @@
-"""Networks of MALMEN: what change of a weight's output each token of an answer asks for.
+"""Networks of MALMEN: the change of a weight's output that each token of an answer proposes.
 
-One network serves all weights of a shape. It reads a token's key and gradient, normalised by what
-was seen in training, and proposes a change of rank one, `-rate v~ u~^T`. Of that only the effect
-at the token's own key is kept, a vector of the output; merging those is left to least squares.
+One network serves all weights of a shape. It reads a token's key and gradient, normalised by
+statistics of training, and proposes a change of rank one, `-rate v~ u~^T`. Only its effect
+at the token's own key is used, a vector of the output; least squares merges these vectors.
 """
 
 from __future__ import annotations
@@ -14,16 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from corrigenda.engines.gradients import Samples
-from corrigenda.engines.running_norm import RunningNorm
+from corrigenda.engines.hypernetwork import RunningNorm
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 
-Shape = tuple[int, int]
-"""(d_out, d_in) of a weight."""
 
-
-class _Block(nn.Module):
-    """z + scale * max(0, z A B + b) + offset, with a scale and an offset for each weight."""
+class _ProposalBlock(nn.Module):
+    """Layer z + scale * max(0, z A B + b) + offset; scale and offset belong to a weight."""
 
     def __init__(self, width: int, rank: int, members: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -40,18 +37,18 @@ class _Block(nn.Module):
 
 
 class ProposalNetwork(nn.Module):
-    """Proposals for all weights of one shape; at first the normalised samples themselves.
+    """Network of all weights of one shape; it starts as the identity on normalised samples.
 
     Attributes:
         rate: Float[Tensor, "members"], length of a proposal, one for each weight.
         log_damping: Float[Tensor, "members"], logarithm of the ridge of the merge.
 
-    Reference: MALMEN (Tan et al. 2024), section 4.1 and appendix; FiLM behind the rectifier.
+    Reference: MALMEN (Tan et al. 2024), section 4.1 and appendix; FiLM after the rectifier.
     """
 
     def __init__(
         self,
-        shape: Shape,
+        shape: tuple[int, int],
         members: int,
         *,
         rank: int,
@@ -64,36 +61,39 @@ class ProposalNetwork(nn.Module):
         super().__init__()
         self.d_out, self.d_in = shape
         width = self.d_out + self.d_in
-        self.blocks = nn.ModuleList(_Block(width, rank, members, generator) for _ in range(blocks))
+        self.blocks = nn.ModuleList(
+            _ProposalBlock(width, rank, members, generator) for _ in range(blocks)
+        )
         self.rate = nn.Parameter(torch.full((members,), rate))
         self.log_damping = nn.Parameter(torch.full((members,), damping).log())
+        # The name is part of saved states.
         self.seen = RunningNorm(width)
 
-    def see(self, samples: Samples) -> None:
+    def update_statistics(self, samples: Samples) -> None:
         """Take samples into the statistics, key and gradient joined."""
-        self.seen.see(torch.cat(samples, dim=1))
+        self.seen.update(torch.cat(samples, dim=1))
 
-    def normalised(self, samples: Samples) -> Float[Tensor, "samples d"]:
-        """Key and gradient joined and standardised, in the dtype of the network."""
+    def normalise(self, samples: Samples) -> Float[Tensor, "samples d"]:
+        """Join and standardise key and gradient; the result has the dtype of the network."""
         return self.seen(torch.cat(samples, dim=1)).to(self.rate)
 
-    def proposals(self, samples: Samples, member: int) -> Samples:
-        """u~ and v~ of every sample."""
-        z = self.normalised(samples)
+    def propose(self, samples: Samples, member: int) -> Samples:
+        """Compute u~ and v~ of every sample."""
+        z = self.normalise(samples)
         for block in self.blocks:
             z = block(z, member)
         return Samples(*z.split([self.d_in, self.d_out], dim=1))
 
     def values(self, samples: Samples, member: int) -> Float[Tensor, "samples d_out"]:
-        """What each proposal changes at its own key: -rate (u . u~) v~, a row a sample."""
-        proposed = self.proposals(samples, member)
+        """Compute the output change of each proposal at its own key: -rate (u . u~) v~."""
+        proposed = self.propose(samples, member)
         keys = samples.keys.to(proposed.keys)
         along = (keys * proposed.keys).sum(1, keepdim=True)
         return -self.rate[member] * along * proposed.gradients
 
 
 class Proposers(nn.Module):
-    """The networks of all edited weights, one for each shape."""
+    """Networks of all edited weights, one for each shape."""
 
     def __init__(
         self,
@@ -126,19 +126,19 @@ class Proposers(nn.Module):
             )
             self._members |= {site: (name, place) for place, site in enumerate(members)}
 
-    def of(self, site: Site) -> tuple[ProposalNetwork, int]:
-        """The network of a weight, and the weight's number in it."""
+    def find(self, site: Site) -> tuple[ProposalNetwork, int]:
+        """Return the network of a weight, and the weight's number in it."""
         name, member = self._members[site]
         network = self.groups[name]
         assert isinstance(network, ProposalNetwork)
         return network, member
 
     def damping(self, site: Site) -> float:
-        """The ridge with which proposals at a weight are merged."""
-        network, member = self.of(site)
+        """Return the ridge with which proposals at a weight are merged."""
+        network, member = self.find(site)
         return float(network.log_damping[member].detach().double().exp())
 
     def rate(self, site: Site) -> float:
-        """Length of the proposals at a weight."""
-        network, member = self.of(site)
+        """Return the length of the proposals at a weight."""
+        network, member = self.find(site)
         return float(network.rate[member].detach())

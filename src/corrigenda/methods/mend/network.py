@@ -1,36 +1,44 @@
-"""Networks of MEND: they rewrite the two factors that each token gives to a gradient.
+"""The edit of MEND, in the order of the paper.
 
-One network serves all weights of a shape. It reads a token's input u and output gradient d, each
-coordinate normalised by what was seen in training, and returns others in their place; each weight
-has a scale and a shift of its own behind every rectifier, and a rate of its own for the result.
+1. Gradient: each token t gives the gradient of a weight as a product d_t u_t^T of its input u and
+   the gradient d of the loss at its output (`gradient_factors`; section 3.1).
+2. Normalisation: u and d are standardised by statistics of the training
+   (`GradientRewriter.normalise`).
+3. Rewriting: a network g turns them into u~ and d~. One network serves all weights of a shape; each
+   weight has its own scale and offset after every rectifier (`GradientRewriter`; section 3.2).
+4. Step: the change of the weight is rate * sum_t d~_t u~_t^T, with one learned rate for each weight
+   (`Networks`, `apply_factors`; section 3.3).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from corrigenda.engines.running_norm import RunningNorm
+from corrigenda.engines.gradients import LabelledRow, gradient_samples
+from corrigenda.engines.hypernetwork import RunningNorm
+from corrigenda.lm.hooks import Term
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 
-Rewrite = Literal["jointly", "separately", "inputs", "gradients"]
+RewrittenFactors = Literal["jointly", "separately", "inputs", "gradients"]
 """What is rewritten: both factors by one network, each by its own, or only one of them."""
 
 _LAYERS = 2
 
 
 class Factors(NamedTuple):
-    """The change `outputs.T @ inputs` of one weight, one row a token.
+    """Low-rank change `outputs.T @ inputs` of one weight, one row a token.
 
     Attributes:
-        inputs: What the change reads, u or its rewritten form.
-        outputs: What it writes, d or its rewritten form (times the rate).
-        owners: Which edit each token belongs to.
+        inputs: What the change reads, u or u~.
+        outputs: What it writes, d or d~ (times the rate).
+        owners: Number of the edit that each token belongs to.
     """
 
     inputs: Float[Tensor, "tokens d_in"]
@@ -38,8 +46,44 @@ class Factors(NamedTuple):
     owners: Int[Tensor, " tokens"]
 
 
+def gradient_factors(
+    lm: LanguageModel,
+    rows: Sequence[LabelledRow],
+    sites: Sequence[Site],
+    owners: Sequence[int] | None = None,
+) -> tuple[dict[Site, Factors], list[float]]:
+    """Compute inputs and output gradients at all tokens that the loss of a row depends on.
+
+    The loss of a row is the mean over its labels, and those of several rows are added up.
+    `outputs.T @ inputs` is the gradient of the weight; it is never formed.
+
+    Args:
+        lm: The model, with the patches that are active.
+        rows: One batch.
+        sites: The weights.
+        owners: Number of the edit that each row belongs to; each its own if None.
+
+    Returns:
+        Factors by site, float64 on the CPU, and the loss of each row.
+
+    Reference: MEND (Mitchell et al. 2022), section 3.1.
+    """
+    captured = gradient_samples(lm, rows, sites, reduction="sum", every_token=True)
+    lengths = torch.tensor([len(row.ids) for row in rows])
+    labels = torch.tensor([len(row.labels) for row in rows], dtype=torch.float64)
+    labels_per_token = labels.repeat_interleave(lengths)[:, None]
+    numbers = torch.tensor(range(len(rows)) if owners is None else owners)
+    owner = numbers.repeat_interleave(lengths)
+    factors = {}
+    for site, (inputs, outputs) in captured.samples.items():
+        # Padding is gone already; what feeds no label has no gradient and would be normalised.
+        used = (inputs != 0).any(1) & (outputs != 0).any(1)
+        factors[site] = Factors(inputs[used], (outputs / labels_per_token)[used], owner[used])
+    return factors, captured.losses
+
+
 class ResidualLayer(nn.Module):
-    """z + max(0, scale * (P Q z + b) + shift), the identity at first.
+    """Layer z + max(0, scale * (P Q z + b) + shift), the identity at first.
 
     Reference: MEND (Mitchell et al. 2022), section 3.2, and the authors' code for the place of the
         rectifier. P is zero at first and Q standard normal.
@@ -63,8 +107,8 @@ class ResidualLayer(nn.Module):
         return z + (self.scale[member] * before + self.shift[member]).clamp(min=0)
 
 
-class Rewriter(nn.Module):
-    """The network of all weights of one shape, with the statistics of what it has read."""
+class GradientRewriter(nn.Module):
+    """Network g of all weights of one shape, with the statistics of its inputs."""
 
     def __init__(
         self,
@@ -72,14 +116,14 @@ class Rewriter(nn.Module):
         members: int,
         *,
         rank: int,
-        rewrite: Rewrite,
+        rewrite: RewrittenFactors,
         normalise: bool,
         generator: torch.Generator,
     ) -> None:
         """Draw a network for weights of shape (d_out, d_in)."""
         super().__init__()
         self.d_out, self.d_in = shape
-        self.normalise = normalise
+        self.standardised = normalise
         widths = {
             "jointly": {"joint": self.d_in + self.d_out},
             "separately": {"inputs": self.d_in, "gradients": self.d_out},
@@ -95,12 +139,13 @@ class Rewriter(nn.Module):
                 for name, width in widths.items()
             }
         )
+        # The name is part of saved states.
         self.seen = RunningNorm(self.d_in + self.d_out)
 
-    def normalised(self, joint: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
-        """Standardised in float64, then in the dtype of the network."""
+    def normalise(self, joint: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
+        """Standardise in float64, then convert to the dtype of the network."""
         weight = next(self.parameters())
-        if self.normalise:
+        if self.standardised:
             joint = self.seen(joint)
         return joint.to(weight.device, weight.dtype)
 
@@ -108,18 +153,18 @@ class Rewriter(nn.Module):
         self, joint: Float[Tensor, "tokens d"], member: Int[Tensor, " tokens"]
     ) -> tuple[Float[Tensor, "tokens d_in"], Float[Tensor, "tokens d_out"]]:
         """Rewrite tokens; `joint` holds u and d side by side, as they were captured."""
-        z = self.normalised(joint)
+        z = self.normalise(joint)
         member = member.to(z.device)
         if "joint" in self.parts:
-            inputs, outputs = _through(self.parts["joint"], z, member).split(
+            inputs, outputs = _run_layers(self.parts["joint"], z, member).split(
                 [self.d_in, self.d_out], dim=1
             )
             return inputs, outputs
         inputs, outputs = z.split([self.d_in, self.d_out], dim=1)
         if "inputs" in self.parts:
-            inputs = _through(self.parts["inputs"], inputs, member)
+            inputs = _run_layers(self.parts["inputs"], inputs, member)
         if "gradients" in self.parts:
-            outputs = _through(self.parts["gradients"], outputs, member)
+            outputs = _run_layers(self.parts["gradients"], outputs, member)
         return inputs, outputs
 
 
@@ -128,7 +173,7 @@ class Networks(nn.Module):
 
     Attributes:
         groups: By shape of the weight, (d_out)x(d_in), or by site where nothing is shared.
-        rates: By site; what the rewritten gradient is multiplied with.
+        rates: By site, the factor of the rewritten gradient.
     """
 
     def __init__(
@@ -137,7 +182,7 @@ class Networks(nn.Module):
         sites: Sequence[Site],
         *,
         rank: int,
-        rewrite: Rewrite,
+        rewrite: RewrittenFactors,
         normalise: bool,
         shared: bool,
         rate: float,
@@ -149,11 +194,11 @@ class Networks(nn.Module):
         shapes = {site: (lm.weight(site).shape[0], lm.weight(site).shape[1]) for site in sites}
         self._members: dict[str, list[Site]] = {}
         for site, (d_out, d_in) in shapes.items():
-            name = f"{d_out}x{d_in}" if shared else _named(site)
+            name = f"{d_out}x{d_in}" if shared else _module_name(site)
             self._members.setdefault(name, []).append(site)
         self.groups = nn.ModuleDict(
             {
-                name: Rewriter(
+                name: GradientRewriter(
                     shapes[members[0]],
                     len(members),
                     rank=rank,
@@ -165,26 +210,26 @@ class Networks(nn.Module):
             }
         )
         self.rates = nn.ParameterDict(
-            {_named(site): nn.Parameter(torch.tensor(rate)) for site in sites}
+            {_module_name(site): nn.Parameter(torch.tensor(rate)) for site in sites}
         )
 
     def rate(self, site: Site) -> Float[Tensor, ""]:
-        """The rate of a weight."""
-        return self.rates[_named(site)]
+        """Return the rate of a weight."""
+        return self.rates[_module_name(site)]
 
-    def see(self, factors: Mapping[Site, Factors]) -> None:
-        """Take captured tokens into the statistics."""
+    def update_statistics(self, factors: Mapping[Site, Factors]) -> None:
+        """Take captured tokens into the statistics of the normalisation."""
         for name, members in self._members.items():
-            self._of(name).seen.see(torch.cat([_joint(factors[site]) for site in members]))
+            self._rewriter(name).seen.update(torch.cat([_join(factors[site]) for site in members]))
 
     def forward(self, factors: Mapping[Site, Factors]) -> dict[Site, Factors]:
-        """The factors of the edit for the captured factors of the gradient."""
+        """Turn the factors of the gradient into those of the edit, rates included."""
         rewritten: dict[Site, Factors] = {}
         for name, members in self._members.items():
             sizes = [len(factors[site].owners) for site in members]
             member = torch.repeat_interleave(torch.arange(len(members)), torch.tensor(sizes))
-            joint = torch.cat([_joint(factors[site]) for site in members])
-            inputs, outputs = self._of(name)(joint, member)
+            joint = torch.cat([_join(factors[site]) for site in members])
+            inputs, outputs = self._rewriter(name)(joint, member)
             for site, one, other in zip(
                 members, inputs.split(sizes), outputs.split(sizes), strict=True
             ):
@@ -192,20 +237,43 @@ class Networks(nn.Module):
                 rewritten[site] = Factors(one, self.rate(site) * other, owners)
         return {site: rewritten[site] for site in factors}
 
-    def _of(self, name: str) -> Rewriter:
-        return cast("Rewriter", self.groups[name])
+    def _rewriter(self, name: str) -> GradientRewriter:
+        return cast("GradientRewriter", self.groups[name])
 
 
-def _through(layers: nn.Module, z: Tensor, member: Tensor) -> Tensor:
+def apply_factors(
+    lm: LanguageModel, edits: Mapping[Site, Factors], owners: Int[Tensor, " batch"]
+) -> AbstractContextManager[None]:
+    """Run the model with an edit for each row, until left; gradients reach the factors.
+
+    Args:
+        lm: The model, with the patches that are active.
+        edits: By site, the factors of all edits, in the dtype their products are taken in.
+        owners: Number of the edit that applies to each row of the pass.
+    """
+
+    def make_term(edit: Factors) -> Term:
+        own = (owners[:, None] == edit.owners[None, :])[:, None, :]
+
+        def multiply(read: Tensor, _: Tensor) -> Tensor:
+            along = read.to(edit.inputs.dtype) @ edit.inputs.T
+            return (along * own.to(along)) @ edit.outputs
+
+        return multiply
+
+    return lm.add({site: make_term(edit) for site, edit in edits.items()})
+
+
+def _run_layers(layers: nn.Module, z: Tensor, member: Tensor) -> Tensor:
     for layer in cast("nn.ModuleList", layers):
         z = layer(z, member)
     return z
 
 
-def _joint(factors: Factors) -> Tensor:
+def _join(factors: Factors) -> Tensor:
     return torch.cat([factors.inputs, factors.outputs], dim=1)
 
 
-def _named(site: Site) -> str:
-    """A name that torch takes for a module: without dots."""
+def _module_name(site: Site) -> str:
+    """Return a name that torch takes for a module: without dots."""
     return str(site).replace(".", "-")
