@@ -326,7 +326,8 @@ def sample(
     """
 
     def ask(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[Continuation]:
-        return _sample(lm, prompts, max_new_tokens, top_k, seed, batch_tokens)
+        ids = _encode_prompts(lm, prompts, chat=False)
+        return _sample(lm, prompts, ids, [max_new_tokens] * len(ids), top_k, seed, batch_tokens)
 
     return [one.text for one in _continue_or_answer(lm, prompts, ask)]
 
@@ -334,10 +335,13 @@ def sample(
 def _sample(
     lm: LanguageModel,
     prompts: Sequence[str],
-    max_new_tokens: int,
+    ids: Sequence[list[int]],
+    max_new_tokens: Sequence[int],
     top_k: int,
     seed: int,
     batch_tokens: int | None,
+    *,
+    stops: bool = True,
 ) -> list[Continuation]:
     seen: dict[str, int] = {}
     generators: list[random.Random] = []
@@ -356,11 +360,12 @@ def _sample(
 
     return continue_rows(
         lm,
-        _encode_prompts(lm, prompts, chat=False),
+        ids,
         max_new_tokens=max_new_tokens,
         choose=choose,
         finished=lambda _, __: False,
         batch_tokens=batch_tokens,
+        stops=stops,
     )
 
 

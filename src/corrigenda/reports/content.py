@@ -238,7 +238,7 @@ def _build_immediate(label: str, run: Recorded, wanted: Metric, curve: Curve) ->
     size = run.spec.regime.size
     first: dict[str, int] = {}
     for row in rows:
-        first[row.case] = min(row.edits or 0, first.get(row.case, row.edits or 0))
+        first[row.case] = min(row.edits, first.get(row.case, row.edits))
     conditions = [row for row in run.rows if row.stage is Stage.BEFORE]
     found: dict[int, list[Row]] = {}
     for moment in curve.edits:
