@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from corrigenda.errors import BadConfig, EmptyCorpus, MissingExtra
-from corrigenda.lm.decoding import sample
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sampling import sample
 from corrigenda.progress import Progress
 from corrigenda.statistics import cache
 from corrigenda.text_files import UnreadableText, check_plain_file, parse_json
