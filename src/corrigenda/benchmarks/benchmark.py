@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from corrigenda.benchmarks.draw import draw_cases
 from corrigenda.benchmarks.files import BenchmarkFiles, SourceFile
 from corrigenda.cases import Case
 from corrigenda.errors import AmbiguousSubject, EmptyTarget, SubjectNotFound, UnknownBenchmark
@@ -87,20 +88,26 @@ class Benchmark(Settings, ABC):
 
     kind: ClassVar[str] = "benchmark"
     name: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]] = ("edit", "relation")
+    """Keys of `Case.meta` whose values make the kinds of which a draw has its shares."""
+    is_drawn: ClassVar[bool] = False
+    """Whether its cases come in the order of a draw of its own; then a limit takes the first."""
 
     @abstractmethod
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:
         """Yield the cases of the files, one after the other, and count what is left out."""
 
     def load(
-        self, source: str | Path | None = None, *, limit: int | None = None
+        self, source: str | Path | None = None, *, limit: int | None = None, seed: int = 0
     ) -> LoadedBenchmark:
         """Read a file, a folder that holds it, or the public download.
 
         Args:
             source: The file, under any name; or a folder that holds it under its public name; None
                 takes the copy of an earlier download, else downloads it and checks it.
-            limit: Stop after that many cases; the counts are then of what was read until then.
+            limit: Draw that many of the cases by the seed, each kind by its share; see
+                `corrigenda.benchmarks.draw`. Counts of probes are of those, of records of all.
+            seed: Seed of the draw.
 
         Raises:
             MissingData (CG604): no such file, and no download.
@@ -112,17 +119,23 @@ class Benchmark(Settings, ABC):
         tally, files = Tally(), BenchmarkFiles(matter, options.get("part", ""), source)
         seen: set[str] = set()
         cases: list[Case] = []
-        for case in itertools.islice(self.read(files, tally), limit):
+        for case in itertools.islice(self.read(files, tally), limit if self.is_drawn else None):
             if case.id in seen:
                 tally.dropped["another record has the same id"] += 1
                 continue
             seen.add(case.id)
             cases.append(case)
+        drawn: dict[str, int] = {}
+        if limit is not None and limit < len(cases):
+            drawn = {"drawn from": len(cases)}
+            cases = draw_cases(cases, limit, self.kinds, seed)
+        for case in cases:
             tally.flagged.update(read_flags(case))
         roles = Counter(probe.role for case in cases for probe in case.probes)
         counts = {
             "records": tally.records,
             "cases": len(cases),
+            **drawn,
             "facts": sum(len(case.facts) for case in cases),
             "probes": roles.total(),
             **dict(sorted(roles.items())),

@@ -69,6 +69,7 @@ class MQuAKE(Benchmark):
     """
 
     name: ClassVar[str] = "mquake"
+    kinds: ClassVar[tuple[str, ...]] = ("hops",)
     part: Literal["cf-3k-v2", "cf-3k", "cf", "t", "hard"] = "cf-3k-v2"
 
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:

@@ -104,6 +104,7 @@ class RippleEdits(Benchmark):
     """
 
     name: ClassVar[str] = "rippleedits"
+    kinds: ClassVar[tuple[str, ...]] = ("example_type",)
     part: Literal["popular", "random", "recent"] = "popular"
     multiple: Literal["any", "all"] = "any"
     alias_condition: Literal["original", "released"] = "original"

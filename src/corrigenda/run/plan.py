@@ -273,7 +273,9 @@ def _describe_losses(title: str, counts: Mapping[str, Mapping[str, int]]) -> str
 
 
 def _load_benchmark(data: DataSpec) -> LoadedBenchmark:
-    return BENCHMARKS.get(data.name)(**data.options).load(data.path, limit=data.limit)
+    return BENCHMARKS.get(data.name)(**data.options).load(
+        data.path, limit=data.limit, seed=data.seed
+    )
 
 
 def _select_probes(case: Case, spec: RunSpec) -> Case:

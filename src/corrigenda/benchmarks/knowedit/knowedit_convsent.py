@@ -55,6 +55,7 @@ class KnowEditConvSent(Benchmark):
     """
 
     name: ClassVar[str] = "knowedit-convsent"
+    kinds: ClassVar[tuple[str, ...]] = ("sentiment",)
     part: Literal["test", "train", "val"] = "test"
     seed: int = 0
     answers: Annotated[int, Field(ge=1)] | None = None

@@ -51,6 +51,7 @@ class ConflictEdit(Benchmark):
     """
 
     name: ClassVar[str] = "conflictedit"
+    kinds: ClassVar[tuple[str, ...]] = ("kind", "rule")
     part: Literal[
         "reverse", "composite", "coverage", "gpt-j/reverse", "gpt-j/composite", "gpt-j/coverage"
     ] = "reverse"

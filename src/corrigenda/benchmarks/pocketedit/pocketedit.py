@@ -63,6 +63,7 @@ class PocketEdit(Benchmark):
     """
 
     name: ClassVar[str] = "pocketedit"
+    is_drawn: ClassVar[bool] = True
     part: Kind | Literal["mixed"] = "modification"
     size: Annotated[int, Field(ge=1)] = 50
     seed: int = 7
