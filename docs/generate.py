@@ -1,8 +1,10 @@
-"""Write the lists in README.md, docs/choose.md and docs/index.md from cards and registries.
+"""Write the lists of README, docs and the package from cards and registries.
 
     python docs/generate.py [--check | --reading]
 
-Lists lie between `<!-- generated: NAME -->` and `<!-- end -->`; text outside of them is left alone.
+Lists lie between `<!-- generated: NAME -->` and `<!-- end -->`, in Python between comments that say
+the same; text outside of them is left alone.
+
 With --check nothing is written: the exit status is 1 if a list differs from what would be written,
 or if a method lacks a line of its card, a row in the measured table, or a recipe. With --reading,
 the number of files that hold each method is printed: its own and the engines that it imports.
@@ -30,10 +32,13 @@ from corrigenda.transforms.registry import TRANSFORMS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "corrigenda"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "choose.md", ROOT / "docs" / "index.md")
+PAGES = (
+    *(ROOT / "README.md", ROOT / "docs" / "choose.md", ROOT / "docs" / "index.md"),
+    PACKAGE / "__init__.py",
+)
 MEASURED = ROOT / "perf" / "pocket_table.json"
 RECIPES = ROOT / "recipes"
-SECTION = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SECTION = re.compile(r"((?:<!--|#) generated: ([\w-]+)(?: -->)?\n).*?((?:<!--|#) end\b)", re.DOTALL)
 
 # Families in the order of the lists; any other comes after them.
 GROUPS = (
@@ -74,6 +79,8 @@ def fill(page: Path, text: str) -> str:
         "methods": method_rows,
         "choices": choice_rows,
         "pages": page_lists,
+        "classes": class_imports,
+        "names": class_names,
     }
 
     def replace(match: re.Match[str]) -> str:
@@ -129,6 +136,28 @@ def page_lists(page: Path) -> Iterable[str]:
         heading = re.search(r"^# (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
         assert heading, f"{file} has no heading"
         yield f"- [{heading[1]}]({relative(file, page)})"
+
+
+def class_imports(_: Path) -> Iterable[str]:
+    """Return the imports of editors and benchmarks, for type checkers and completion alone."""
+    imports = (f"    from {module} import {name}" for name, module in own_classes().items())
+    return ("if TYPE_CHECKING:", *sorted(imports))
+
+
+def class_names(_: Path) -> Iterable[str]:
+    """Return the names of editors and benchmarks, in the order in which ruff sorts them."""
+    names = sorted(own_classes(), key=lambda name: (not name.isupper(), name))
+    return ("__all__ += [", *(f'    "{name}",' for name in names), "]")
+
+
+def own_classes() -> dict[str, str]:
+    """Return the module of each editor and benchmark of the package by the name of its class."""
+    return {
+        class_name: registry.entry(name).module
+        for registry in (METHODS, BENCHMARKS)
+        for class_name, name in registry.class_names().items()
+        if registry.entry(name).module.startswith(f"{registry.package}.")
+    }
 
 
 def sorted_methods() -> list[str]:

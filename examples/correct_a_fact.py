@@ -16,7 +16,7 @@ def main() -> cg.Assessment:
         paraphrases=("France is governed from", "The capital city of France is"),
         neighbours=("The capital of Spain is", "The capital of Japan is"),
     )
-    correction = cg.correct(lm, fact, method="rome")
+    correction = cg.correct(lm, fact, "rome")
     for item in correction.answers:
         print(f"{item.role:>10}  {item.prompt}: {item.before} -> {item.after}")
     print(f"neighbours kept: {correction.share(Role.NEIGHBOUR):.0%}")

@@ -63,6 +63,52 @@ def test_batch_memit() -> None:
 
 
 @pocket
+def test_sweep_layers() -> None:
+    found = script("sweep_layers").main(range(2, 4))
+    assert list(found) == [2, 3]
+    assert all(result.succeeded for result in found.values())
+
+
+@pocket
+@pytest.mark.slow
+def test_sweep_of_all_layers() -> None:
+    found = script("sweep_layers").main()
+    assert [result.config["layer"] for result in found.values()] == list(range(8))
+    assert found[3].succeeded
+
+
+@pocket
+def test_wrap_a_model() -> None:
+    seen = script("wrap_a_model").main()
+    assert "Paris" in seen["before"]
+    assert "Rome" in seen["with"]
+    assert seen["after"] == seen["before"]
+
+
+@pocket
+def test_assess_a_patch() -> None:
+    own, other = script("assess_a_patch").main()
+    assert own.succeeded
+    assert own.facts[0].subject == "France"
+    assert len(other.facts) == 1
+    assert other.answers[0].before == "Madrid"
+
+
+@pocket
+def test_trace_a_fact() -> None:
+    drawn = script("trace_a_fact").main()
+    assert "early site: block" in drawn
+    assert "France" in drawn
+
+
+@pocket
+def test_own_editor() -> None:
+    result = script("own_editor").main()
+    assert result.method == "silence"
+    assert result.changes[0].rank == 1
+
+
+@pocket
 def test_export_lora() -> None:
     pytest.importorskip("peft", reason="the adapter is read by peft")
     ours, theirs = script("export_lora").main()

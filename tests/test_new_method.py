@@ -64,6 +64,11 @@ def test_the_command_line_lists_shows_and_runs_it(folder: Path) -> None:
     assert json.loads(ran.stdout)["method"] == "noise"
 
 
+def test_python_finds_it(folder: Path) -> None:
+    program = "import corrigenda as cg; cg.Noise(scale=0.2); assert 'Noise' in dir(cg)"
+    assert run(folder, "-c", program).returncode == 0
+
+
 def test_the_laws_run_for_it(folder: Path) -> None:
     ran = run(
         *(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/laws"),

@@ -34,10 +34,27 @@ if TYPE_CHECKING:
         export,
         fit,
         load,
-        restore_merged,
         transform,
     )
     from corrigenda.assessment import Assessment, assess
+    from corrigenda.catalogue import build_editor, list_methods, list_models
+    from corrigenda.editor import Editor
+    from corrigenda.errors import CorrigendaError
+    from corrigenda.exports.restore import restore_merged
+    from corrigenda.facts import Fact, Span, read_facts
+    from corrigenda.lm.model import LanguageModel
+    from corrigenda.lm.sites import Site
+    from corrigenda.lm.wrapping import wrap
+    from corrigenda.patch import Patch, WeightPatch, load_patch
+    from corrigenda.reports.comparison import compare
+    from corrigenda.reports.document import report
+    from corrigenda.reports.evaluation import evaluate
+    from corrigenda.run.health import perplexity_ratio
+    from corrigenda.run.spec import RunSpec
+    from corrigenda.state import State
+
+# generated: classes
+if TYPE_CHECKING:
     from corrigenda.benchmarks.counterfact.counterfact import CounterFact
     from corrigenda.benchmarks.counterfact.counterfact_flat import CounterFactFlat
     from corrigenda.benchmarks.counterfact.counterfact_plus import CounterFactPlus
@@ -55,13 +72,6 @@ if TYPE_CHECKING:
     from corrigenda.benchmarks.rippleedits import RippleEdits
     from corrigenda.benchmarks.sanitation import Sanitation
     from corrigenda.benchmarks.zsre import ZsRE
-    from corrigenda.catalogue import build_editor, list_methods, list_models
-    from corrigenda.editor import Editor
-    from corrigenda.errors import CorrigendaError
-    from corrigenda.facts import Fact, Span, read_facts
-    from corrigenda.lm.model import LanguageModel
-    from corrigenda.lm.sites import Site
-    from corrigenda.lm.wrapping import wrap
     from corrigenda.methods.alphaedit.editor import AlphaEdit
     from corrigenda.methods.calinet.editor import Calinet
     from corrigenda.methods.deepedit.editor import DeepEdit
@@ -89,13 +99,7 @@ if TYPE_CHECKING:
     from corrigenda.methods.truthx.editor import TruthX
     from corrigenda.methods.ultraedit.editor import UltraEdit
     from corrigenda.methods.wise.editor import Wise
-    from corrigenda.patch import Patch, WeightPatch, load_patch
-    from corrigenda.reports.comparison import compare
-    from corrigenda.reports.document import report
-    from corrigenda.reports.evaluation import evaluate
-    from corrigenda.run.health import perplexity_ratio
-    from corrigenda.run.spec import RunSpec
-    from corrigenda.state import State
+# end
 
 __version__ = VERSION
 
@@ -132,69 +136,25 @@ _HOMES = {
     "perplexity_ratio": "corrigenda.run.health",
     "read_facts": "corrigenda.facts",
     "report": "corrigenda.reports.document",
-    "restore_merged": "corrigenda.api",
+    "restore_merged": "corrigenda.exports.restore",
     "trace": "corrigenda.analysis.causal_trace:causal_trace",
     "transform": "corrigenda.api",
     "wrap": "corrigenda.lm.wrapping",
 }
 
 __all__ = [
-    "ICE",
-    "IKE",
-    "SERAC",
-    "AdaLora",
-    "AlphaEdit",
     "Assessment",
-    "Calinet",
-    "ConflictEdit",
     "CorrigendaError",
-    "CounterFact",
-    "CounterFactFlat",
-    "CounterFactPlus",
-    "DeepEdit",
     "Editor",
-    "Emmet",
     "Fact",
-    "Ft",
-    "FtL",
-    "FtM",
-    "Grace",
-    "KLoB",
-    "KnowEditConvSent",
-    "KnowEditCounterFact",
-    "KnowEditRecent",
-    "KnowEditSanitation",
-    "KnowEditWikiBio",
-    "KnowEditZsRE",
-    "KnowledgeEditor",
-    "KnowledgeNeurons",
     "LanguageModel",
-    "LocftBf",
-    "Lora",
-    "MQuAKE",
-    "Malmen",
-    "MeLLo",
-    "Melo",
-    "Memit",
-    "Mend",
     "Patch",
-    "Pmet",
-    "PocketEdit",
     "Reply",
-    "RippleEdits",
-    "Rome",
-    "RoundEdit",
     "RunSpec",
-    "Sanitation",
     "Site",
     "Span",
     "State",
-    "TPatcher",
-    "TruthX",
-    "UltraEdit",
     "WeightPatch",
-    "Wise",
-    "ZsRE",
     "answer",
     "ask",
     "assess",
@@ -218,6 +178,54 @@ __all__ = [
     "transform",
     "wrap",
 ]
+# generated: names
+__all__ += [
+    "ICE",
+    "IKE",
+    "SERAC",
+    "AdaLora",
+    "AlphaEdit",
+    "Calinet",
+    "ConflictEdit",
+    "CounterFact",
+    "CounterFactFlat",
+    "CounterFactPlus",
+    "DeepEdit",
+    "Emmet",
+    "Ft",
+    "FtL",
+    "FtM",
+    "Grace",
+    "KLoB",
+    "KnowEditConvSent",
+    "KnowEditCounterFact",
+    "KnowEditRecent",
+    "KnowEditSanitation",
+    "KnowEditWikiBio",
+    "KnowEditZsRE",
+    "KnowledgeEditor",
+    "KnowledgeNeurons",
+    "LocftBf",
+    "Lora",
+    "MQuAKE",
+    "Malmen",
+    "MeLLo",
+    "Melo",
+    "Memit",
+    "Mend",
+    "Pmet",
+    "PocketEdit",
+    "RippleEdits",
+    "Rome",
+    "RoundEdit",
+    "Sanitation",
+    "TPatcher",
+    "TruthX",
+    "UltraEdit",
+    "Wise",
+    "ZsRE",
+]
+# end
 
 
 def __getattr__(name: str) -> object:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple, cast, overload
 
 import torch
 
@@ -18,7 +18,7 @@ from corrigenda.editor import Editor, State
 from corrigenda.engines.pocket_world import add_related_prompts, subject_of
 from corrigenda.errors import AlreadyTrue, BadConfig, NotAModel, NotExportable, did_you_mean
 from corrigenda.exports import export_merged, export_peft
-from corrigenda.exports.restore import Restored, remember, restore
+from corrigenda.exports.restore import save_originals
 from corrigenda.facts import Fact, FactLike, as_facts
 from corrigenda.lm.decoding import answer as short_answers
 from corrigenda.lm.decoding import greedy, next_token_top
@@ -91,7 +91,8 @@ def load(
         NotAModel (CG307): a model in memory, or a tokenizer.
         BadConfig (CG502): no such dtype or device.
     """
-    if tokenizer is not None or not isinstance(name_or_path, str | Path):
+    given = cast("object", name_or_path)
+    if tokenizer is not None or not isinstance(given, str | Path):
         raise NotAModel(
             "`load` takes the name or folder of a checkpoint.",
             hint="Write cg.wrap(model, tokenizer) for a model in memory.",
@@ -257,9 +258,11 @@ def transform(patch: Patch, lm: LanguageModel, *transforms: Transform | str) -> 
 @overload
 def answer(lm: LanguageModel, prompts: str, *, max_new_tokens: int = 16) -> str: ...
 @overload
-def answer(lm: LanguageModel, prompts: Sequence[str], *, max_new_tokens: int = 16) -> list[str]: ...
 def answer(
-    lm: LanguageModel, prompts: str | Sequence[str], *, max_new_tokens: int = 16
+    lm: LanguageModel, prompts: list[str] | tuple[str, ...], *, max_new_tokens: int = 16
+) -> list[str]: ...
+def answer(
+    lm: LanguageModel, prompts: str | list[str] | tuple[str, ...], *, max_new_tokens: int = 16
 ) -> str | list[str]:
     """Return the short greedy answer to one prompt, or to each of several.
 
@@ -277,7 +280,7 @@ def ask(
 @overload
 def ask(
     lm: LanguageModel,
-    prompts: Sequence[str],
+    prompts: list[str] | tuple[str, ...],
     *,
     max_new_tokens: int = 16,
     top: int = 5,
@@ -285,7 +288,7 @@ def ask(
 ) -> list[Reply]: ...
 def ask(
     lm: LanguageModel,
-    prompts: str | Sequence[str],
+    prompts: str | list[str] | tuple[str, ...],
     *,
     max_new_tokens: int = 16,
     top: int = 5,
@@ -346,17 +349,12 @@ def export(
     # Another model is refused before anything is written.
     patch.apply(lm, force=force).revert()
     if to == "merged":
-        remember(Path(folder), patch, lm)
+        save_originals(Path(folder), patch, lm)
     with patch.apply(lm, force=force):
         if to == "merged":
             export_merged(patch, lm, folder)
         else:
             export_peft(patch, lm, folder)
-
-
-def restore_merged(folder: str | Path, out: str | Path) -> Restored:
-    """Write the original of a model exported as `merged`; see `corrigenda.exports.restore`."""
-    return restore(folder, out)
 
 
 class _Made(NamedTuple):
@@ -418,12 +416,13 @@ def _edit(
     return _Made(patch, complete, held, made.state, seconds, (*notices, *map(str, own)))
 
 
-def _as_list(prompts: str | Sequence[str]) -> list[str]:
+def _as_list(prompts: str | Iterable[object]) -> list[str]:
     """Return prompts as a list; one text is one prompt."""
-    several = [prompts] if isinstance(prompts, str) else list(prompts)
-    for prompt in several:
+    several: list[str] = []
+    for prompt in [prompts] if isinstance(prompts, str) else prompts:
         if not isinstance(prompt, str):
             raise BadConfig(
                 f"a prompt is text, not {prompt!r}.", hint="Give one text, or a list of texts."
             )
+        several.append(prompt)
     return several

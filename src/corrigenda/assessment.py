@@ -39,7 +39,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
     """The greedy answer of the edited model is another one."""
     ALREADY_TRUE = "already true"
-    """The greedy answer of the unedited model was the target; `edit` leaves it out (CG107)."""
+    """The greedy answer is the target without the patch too; `edit` leaves it out (CG107)."""
 
 
 class Role(StrEnum):
@@ -54,7 +54,6 @@ class Role(StrEnum):
 
 
 _SUMMARY = {
-    Role.PROMPT: "facts true",
     Role.PARAPHRASE: "paraphrases",
     Role.NEIGHBOUR: "neighbours kept",
 }
@@ -198,7 +197,7 @@ class Assessment:
 
     def _rows(self) -> list[tuple[str, ...]]:
         own = {item.fact: item for item in self.answers if item.role is Role.PROMPT}
-        rows = [("prompt", "target", "outcome", "before", "after")]
+        rows: list[tuple[str, ...]] = [("prompt", "target", "outcome", "before", "after")]
         for index, fact in enumerate(self.facts[:_SHOWN]):
             texts = (fact.prompt, fact.target, str(self.outcomes[index]))
             rows.append(tuple(map(_shorten, (*texts, own[index].before, own[index].after))))
@@ -209,12 +208,13 @@ class Assessment:
         return f"... {left} more" if left > 0 else ""
 
     def _summary(self) -> str:
-        parts = []
+        true = sum(outcome is not Outcome.FAILED for outcome in self.outcomes)
+        parts = [f"facts true {true}/{len(self.facts)}"]
         for role, name in _SUMMARY.items():
             asked = [item for item in self.answers if item.role is role]
             if asked:
                 parts.append(f"{name} {sum(map(self._is_wanted, asked))}/{len(asked)}")
-        return f"{self.method}: {', '.join(parts) or 'no facts'}"
+        return f"{self.method}: {', '.join(parts)}"
 
     def to_json(self) -> dict[str, object]:
         """Return plain dictionaries and lists, as `corrigenda edit --json` prints them."""
@@ -334,7 +334,7 @@ def measure(
         patch=patch,
         facts=tuple(facts),
         outcomes=tuple(
-            Outcome.ALREADY_TRUE if old else (Outcome.SUCCEEDED if new else Outcome.FAILED)
+            (Outcome.ALREADY_TRUE if old else Outcome.SUCCEEDED) if new else Outcome.FAILED
             for old, new in zip(held, holds, strict=True)
         ),
         answers=tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -113,24 +114,33 @@ def resolve_editor(
         UnknownMethod (CG501): no such method.
         BadConfig (CG502): options given with an object, or something that is no editor.
     """
-    from corrigenda.editor import Editor
-
+    if "method" in options:
+        raise BadConfig(
+            "the argument for the method is called `editor`.",
+            hint=f"Write editor={options['method']!r}, or give it as third argument.",
+        )
     if isinstance(editor, str):
         return build_editor(lm, editor, layer=layer, **options)
+    return _check_object(editor, options if layer is None else {"layer": layer, **options})
+
+
+def _check_object(editor: object, options: Mapping[str, object]) -> Editor:
+    from corrigenda.editor import Editor
+
     if not isinstance(editor, Editor):
-        is_class = isinstance(editor, type) and issubclass(editor, Editor)
-        example = f"{editor.__name__}()" if is_class else "cg.Rome(layer=5)"
+        example = "cg.Rome(layer=5)"
+        if isinstance(editor, type) and issubclass(editor, Editor):
+            example = f"{editor.__name__}()"
         raise BadConfig(
             f"an editor or the name of a method was expected, not {editor!r}.",
             hint=f'Give an object such as {example}, or a name such as "rome".',
         )
-    given = options if layer is None else {"layer": layer, **options}
-    if given:
+    if options:
         kind = type(editor).__name__
         raise BadConfig(
-            f"{', '.join(given)}: options cannot be given next to an editor object.",
+            f"{', '.join(options)}: options cannot be given next to an editor object.",
             where=f"{kind}(...)",
-            hint=f"Set them on the object, {kind}({next(iter(given))}=...), or give its name.",
+            hint=f"Set them on the object, {kind}({next(iter(options))}=...), or give its name.",
         )
     return editor
 

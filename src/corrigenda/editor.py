@@ -1,15 +1,19 @@
-"""What every editing method is: a frozen configuration that makes patches."""
+"""`Editor`: base class of every editing method, a frozen configuration that makes patches."""
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, ParamSpec, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
+from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
+from corrigenda.lm.grad_mode import leave_inference_mode
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.progress import Progress
@@ -18,7 +22,7 @@ from corrigenda.state import State
 from corrigenda.statistics import fit_moments
 from corrigenda.training.cache import fit_trained
 from corrigenda.training.dataset import TrainingSet, text_only
-from corrigenda.training.job import QUIET, Job
+from corrigenda.training.job import QUIET, TrainingJob
 
 if TYPE_CHECKING:
     from corrigenda.patch import Patch
@@ -26,8 +30,37 @@ if TYPE_CHECKING:
 __all__ = ["Constraint", "Edit", "Editor", "MemoryEstimate", "Requires", "State", "Supports"]
 
 
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+# By name, since this layer may not import the methods.
+_METHODS = "corrigenda.methods.registry"
+
+
+def explain_experts(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Name the methods that edit mixtures of experts where a method finds no dense weight.
+
+    Args:
+        function: Method of an editor.
+    """
+
+    @wraps(function)
+    def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        try:
+            return function(*args, **options)
+        except UnknownSite as error:
+            if "has experts" not in error.message or "edit mixtures of experts" in error.hint:
+                raise
+            known = importlib.import_module(_METHODS).methods_for_experts()
+            where = f"method {getattr(args[0], 'name', '')}, {error.where}"
+            hint = f"These methods edit mixtures of experts: {known}."
+            raise UnknownSite(error.message, where=where, hint=hint) from error
+
+    return call
+
+
 class Requires(NamedTuple):
-    """What a method asks for before it can edit.
+    """Requirements of a method: subject, second moments, training set.
 
     Attributes:
         subject: Every fact must name its subject.
@@ -41,7 +74,7 @@ class Requires(NamedTuple):
 
 
 class Supports(NamedTuple):
-    """What a method claims; `corrigenda.testing.check_editor` holds it to that.
+    """Claims of a method, which `corrigenda.testing.check_editor` tests.
 
     Attributes:
         single: One fact can be edited.
@@ -49,7 +82,7 @@ class Supports(NamedTuple):
         sequential: An edit can follow another while the first is active, given its state.
         exact: After the edit the constraints hold: (W + dW) k = v, see `Editor.constraints`.
         order_free: Permuting the facts of a batch changes nothing beyond rounding.
-        contained: A question out of the edit's scope gives bit for bit what it gave without it.
+        contained: A question out of scope has bit-identical logits with and without it.
     """
 
     single: bool = True
@@ -61,7 +94,7 @@ class Supports(NamedTuple):
 
 
 class Constraint(NamedTuple):
-    """What an exact method promises at one site: (W + dW) keys = values, the bias left out.
+    """Equation that an exact method meets at one site: (W + dW) keys = values, without bias.
 
     Attributes:
         keys: Inputs of the weight, one column a constraint.
@@ -73,7 +106,7 @@ class Constraint(NamedTuple):
 
 
 class MemoryEstimate(NamedTuple):
-    """Bytes needed beside the model itself, estimated from shapes.
+    """Estimate, from shapes, of the bytes needed in addition to the model.
 
     Attributes:
         fit: While the state is fitted.
@@ -85,11 +118,11 @@ class MemoryEstimate(NamedTuple):
 
 
 class Edit(NamedTuple):
-    """The result of an edit.
+    """Result of an edit: a patch and a state.
 
     Attributes:
         patch: The edit as a value; nothing of the model has changed.
-        state: What the next edit of a sequence needs; the state given where nothing was added.
+        state: State for the next edit of a sequence; the one given where nothing was added.
     """
 
     patch: Patch
@@ -97,10 +130,10 @@ class Edit(NamedTuple):
 
 
 class Editor(Settings, ABC):
-    """A method with its settings: validated, frozen, equal when the settings are equal.
+    """Editing method with its options: validated, frozen, equal when the options are equal.
 
-    A method is a subclass in `corrigenda/methods/<name>/editor.py` with its card `card.md` beside
-    it. It sets `name`, `requires` and `supports` and implements `sites` and `edit`. `edit` obeys
+    A method is a subclass in `corrigenda/methods/<name>/editor.py` with its card `card.md`.
+    It sets `name`, `requires` and `supports` and implements `sites` and `edit`. `edit` obeys
     the laws that `corrigenda.testing.check_editor` runs: it leaves the model as it was even when it
     raises, the same arguments give an equal patch, and no facts give an empty one.
 
@@ -113,10 +146,26 @@ class Editor(Settings, ABC):
     requires: ClassVar[Requires] = Requires()
     supports: ClassVar[Supports] = Supports()
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: object) -> None:
+        """Wrap the steps of a method.
+
+        They learn also where the caller is in `torch.inference_mode`, and name the methods that
+        work in a mixture of experts where they find no weight there.
+        """
+        super().__pydantic_init_subclass__(**options)
+        for name in ("fit", "train", "edit", "constraints"):
+            if name in vars(cls):
+                setattr(cls, name, leave_inference_mode(vars(cls)[name]))
+        for name in ("sites", "fit", "train", "edit"):
+            if name in vars(cls):
+                setattr(cls, name, explain_experts(vars(cls)[name]))
+
     @abstractmethod
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
-        """The weights that an edit of this model changes, lowest layer first."""
+        """Return the weights that an edit of this model changes, lowest layer first."""
 
+    @leave_inference_mode
     def fit(
         self,
         lm: LanguageModel,
@@ -124,7 +173,7 @@ class Editor(Settings, ABC):
         *,
         progress: Progress | None = None,
     ) -> State:
-        """Learn what the method needs to know about a model; cached on disk by content.
+        """Fit the statistics or train the network that the method needs; cached by content.
 
         Where the method needs second moments, they are fitted at `sites(lm)`; where it needs a
         training set, `train` is called; otherwise the state is empty. See
@@ -154,9 +203,9 @@ class Editor(Settings, ABC):
         self,
         lm: LanguageModel,
         facts: tuple[Fact, ...],
-        job: Job = QUIET,
+        job: TrainingJob = QUIET,
     ) -> State:
-        """Learn from facts, where `requires.training_set`; `fit` calls this and keeps the result.
+        """Train on facts, where `requires.training_set`; `fit` calls this and caches the result.
 
         Args:
             lm: The model; frozen, and left as it is.
@@ -164,12 +213,12 @@ class Editor(Settings, ABC):
             job: Where checkpoints are written, and how progress is reported.
 
         Returns:
-            What was learned; `fit` adds the base model to its metadata.
+            The trained state; `fit` adds the base model to its metadata.
         """
         raise NotImplementedError(f"{self.name} is not trained")
 
     def memory(self, lm: LanguageModel, num_facts: int) -> MemoryEstimate:
-        """Estimate what a run needs beside the model, before it begins.
+        """Estimate the memory that a run needs in addition to the model.
 
         Second moments and their factors (float64), copies of the weights that a merged patch
         changes, and `working_memory`.
@@ -182,7 +231,7 @@ class Editor(Settings, ABC):
         return MemoryEstimate(fit=moments, edit=2 * moments + copies + max(merging, working))
 
     def num_parameters(self, lm: LanguageModel) -> int | None:
-        """Parameters that an edit of this model changes or adds; None where facts decide it.
+        """Count the parameters that an edit changes or adds; None where it depends on facts.
 
         By default all of the weights at `sites(lm)`; None where there are none.
         """
@@ -190,22 +239,22 @@ class Editor(Settings, ABC):
         return sum(one.numel() for one in weights) if weights else None
 
     def likely_sites(self, lm: LanguageModel) -> tuple[Site, ...]:
-        """`sites(lm)`, or as many of the same shape where finding them means running the model."""
+        """Return `sites(lm)`, or as many of the same shape where finding them needs the model."""
         return self.sites(lm)
 
     def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
-        """Bytes that `edit` works with, beside statistics and copies of weights."""
+        """Estimate the bytes of `edit`, in addition to statistics and copies of weights."""
         del lm, num_facts
         return 0
 
     @abstractmethod
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
-        """Make the patch after which `facts` hold; the model stays as it is.
+        """Make the patch that writes `facts`; the model stays as it is.
 
         Args:
-            lm: The model, with whatever patches are active: the edit is made on top of them.
-            facts: What should become true. None at all gives an empty patch.
-            state: What `fit` or the previous edit of the sequence returned.
+            lm: The model, with the patches that are active: the edit is made on top of them.
+            facts: The facts to write. An empty sequence gives an empty patch.
+            state: Result of `fit`, or state of the previous edit of the sequence.
 
         Raises:
             MissingState (CG503): the method needs a state and none, or another, was given.
@@ -215,5 +264,5 @@ class Editor(Settings, ABC):
     def constraints(
         self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None
     ) -> Mapping[Site, Constraint]:
-        """What holds exactly after `edit` with the same arguments, where `supports.exact`."""
+        """Return the equations that hold after the same `edit`, where `supports.exact`."""
         raise NotImplementedError(f"{self.name} states no constraints")

@@ -131,6 +131,12 @@ class NotAModel(CorrigendaError):
     code = "CG307"
 
 
+class CompiledModel(CorrigendaError):
+    """A model, or a block of it, runs as compiled code, in which hooks do nothing."""
+
+    code = "CG308"
+
+
 class WrongBase(CorrigendaError):
     """The patch was made on another model."""
 
@@ -228,7 +234,7 @@ class NotResampled(CorrigendaError):
 
 
 class WriteFailed(CorrigendaError):
-    """A file could not be written completely; nothing half-written is left."""
+    """A file could not be written completely; the old one, if any, is as it was."""
 
     code = "CG601"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Required
+from typing import NamedTuple, Required, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -264,7 +264,7 @@ def _find_capitalised(prompt: str) -> list[str]:
     return list(dict.fromkeys(prompt[first:last] for first, last in spans))
 
 
-def as_facts(given: FactLike | Sequence[FactLike]) -> list[Fact]:
+def as_facts(given: object) -> list[Fact]:
     """Return facts from one fact or several, each a `Fact` or a mapping with its fields.
 
     Raises:
@@ -274,13 +274,14 @@ def as_facts(given: FactLike | Sequence[FactLike]) -> list[Fact]:
         >>> as_facts({"prompt": "{} is in", "subject": "Rome", "target": "Italy"})[0].prompt
         'Rome is in'
     """
-    several = [given] if isinstance(given, Fact | Mapping) else given
-    if isinstance(several, str | bytes) or not isinstance(several, Iterable):
+    if isinstance(given, str | bytes) or not isinstance(given, Fact | Iterable):
         raise MalformedFacts(
             f"facts were expected, not {_describe(given)}.",
             hint="Give `Fact(prompt=..., target=...)`, a dictionary, or a list of them; "
             "`read_facts` reads a file.",
         )
+    one = isinstance(given, Fact | Mapping)
+    several = [cast("object", given)] if one else cast("Iterable[object]", given)
     return [
         fact if isinstance(fact, Fact) else _parse_fact(fact, name=f"fact #{number}")
         for number, fact in enumerate(several)

@@ -164,6 +164,9 @@ class State:
 
     __hash__ = None  # type: ignore[assignment]  # holds tensors, compared by content
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return State, (dict(self.tensors), dict(self.meta))
+
     def __repr__(self) -> str:
         return f"<state{self._base_text()}: {self._size_text()}>"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from corrigenda.analysis.knowledge_neurons import knowledge_neurons, scaled_probability
-from corrigenda.engines.attribution import Neuron, ask_each, attribute
+from corrigenda.engines.attribution import Neuron, attribute, encode_answers
 from corrigenda.errors import BadConfig, SubjectNotFound
 from corrigenda.facts import Span
 from corrigenda.lm.decoding import score
@@ -25,7 +25,7 @@ def test_silencing_a_block_gives_the_lower_end_of_the_path(
 ) -> None:
     lm = tiny_model(family, dtype=torch.float64)
     spans = None if subject is None else [Span(4, 16)]
-    asked = ask_each(lm, [PROMPT], ANSWER, subjects=spans)
+    asked = encode_answers(lm, [PROMPT], ANSWER, subjects=spans)
     found = attribute(lm, asked, steps=2)
     for layer in range(lm.num_layers):
         every = [Neuron(layer, unit) for unit in range(lm.d_inner)]
@@ -71,7 +71,7 @@ def test_prompts_are_the_prompt_alone_or_behind_prefixes() -> None:
 def test_other_positions_are_left_alone() -> None:
     """Silencing at the last position of the prompt cannot reach tokens before it."""
     lm = tiny_model("gpt2", dtype=torch.float64)
-    asked = ask_each(lm, [PROMPT], ANSWER)
+    asked = encode_answers(lm, [PROMPT], ANSWER)
     late = asked[0][-1]._replace(at=len(asked[0][-1].ids) - 1)
     last = [Neuron(lm.num_layers - 1, unit) for unit in range(lm.d_inner)]
     early = late._replace(at=0)

@@ -20,9 +20,10 @@ from corrigenda.errors import (
     MalformedRecords,
     MissingData,
     UnknownBenchmark,
+    WriteFailed,
     WrongChecksum,
 )
-from tests.support.records import COUNTERFACT, ZSRE, changed, only, write
+from tests.support.records import COUNTERFACT, FLAT, KLOB, MQUAKE, ZSRE, changed, only, write
 
 PUBLISHED = {
     *("knowedit-recent", "knowedit-zsre", "knowedit-wikibio", "knowedit-counterfact"),
@@ -228,3 +229,102 @@ def test_a_case_can_be_asked_under_other_protocols() -> None:
     assert probes[0].answer == "b"
     assert probes[1].answer is None
     assert case.edits == ((),)
+
+
+# Records of two other public sets: an edit with one locality prompt, and the same flattened.
+WISE = {
+    "subject": "Ada Quill",
+    "prompt": "Ada Quill was born in",
+    "target_new": "Oslo",
+    "rephrase_prompt": "The birthplace of Ada Quill is",
+    "locality_prompt": "Cheese is made of",
+    "locality_ground_truth": "milk",
+}
+
+
+@pytest.mark.parametrize("name", ["knowedit-counterfact", "knowedit-recent", "knowedit-zsre"])
+@pytest.mark.parametrize("record", [WISE, FLAT], ids=["wise", "flat"])
+def test_a_file_without_the_probes_of_its_schema_is_refused(
+    tmp_path: Path, name: str, record: dict
+) -> None:
+    path = write(tmp_path / "a.json", [record, record])
+    with pytest.raises(MalformedRecords) as caught:
+        benchmarks.load(name, path)
+    assert "CG603" in str(caught.value)
+    assert "no record gives a probe of portability or locality" in str(caught.value)
+    assert "another benchmark than" in str(caught.value)
+    assert "locality_prompt (2)" in str(caught.value)
+    with pytest.raises(MalformedRecords, match="no record gives a probe"):
+        benchmarks.load(name, path, limit=1)
+
+
+def test_unknown_fields_are_counted(tmp_path: Path) -> None:
+    records = [ZSRE, changed(ZSRE, subject="Vero", note="", src="Vero?"), changed(ZSRE, note=1)]
+    loaded = benchmarks.load("zsre", write(tmp_path / "z.json", records))
+    assert loaded.unknown_fields == {"cond": 3, "note": 2}
+    klob = benchmarks.load("klob", write(tmp_path / "k.json", KLOB["r"]), part="r")
+    assert klob.unknown_fields == {}
+
+
+def test_a_limit_reads_on_until_the_expected_probes_are_seen(tmp_path: Path) -> None:
+    records = [changed(ZSRE, loc=""), changed(ZSRE, src="When was Vero tower made?")]
+    loaded = benchmarks.load("zsre", write(tmp_path / "z.json", records), limit=1)
+    assert only(loaded).id == "0"
+    assert loaded.counts["records"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 3000 + b"]" * 3000, "nested too deeply"),
+        (b"[" + b"9" * 5000 + b"]", "a number cannot be read: Exceeds the limit"),
+        (b'[{"answer": NaN}]', "a number cannot be read: NaN"),
+        (b'[{"answer": -Infinity}]', "a number cannot be read: -Infinity"),
+        (b'[{"src": "\\ud800"}]', "half a character"),
+        (b'[{"src": "\\ud83d\\ude00"}]', "record 0: subject: Field required"),
+        ("[]".encode("utf-16"), "cannot be read"),
+        (b"", "not JSON"),
+    ],
+    ids=["deep", "digits", "nan", "infinity", "surrogate", "pair", "utf-16", "empty"],
+)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_limits_of_json_are_errors_with_a_code(
+    tmp_path: Path, content: bytes, message: str, suffix: str
+) -> None:
+    path = tmp_path / f"zsre{suffix}"
+    if suffix == ".jsonl":
+        if not content:
+            return
+        if content.startswith(b"[{"):
+            content = b"\n" + content[1:-1]
+    path.write_bytes(content)
+    with pytest.raises(MalformedRecords, match=rf"CG603(.|\n)*{message}"):
+        benchmarks.load("zsre", path)
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "zsre.json", [ZSRE])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(benchmarks.load("zsre", path)) == 1
+
+
+def test_a_file_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_MOST_BYTES", 10)
+    with pytest.raises(MalformedRecords, match=r"CG603(.|\n)*larger than"):
+        benchmarks.load("zsre", write(tmp_path / "zsre.json", [ZSRE]))
+
+
+def test_an_accompanying_file_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.json", [MQUAKE])
+    (tmp_path / "multihop-prompts.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(MalformedRecords, match=r"CG603(.|\n)*multihop-prompts.txt"):
+        benchmarks.load("mquake", path)
+
+
+def test_a_cache_that_cannot_be_made_is_an_error_with_a_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path / "file"))
+    with pytest.raises(WriteFailed, match="CG601"):
+        benchmarks.load("counterfact")

@@ -43,11 +43,21 @@ def test_diff_of_two(run: Run, patch_file: Path, tmp_path: Path) -> None:
 
 def test_compose_adds_patches(run: Run, patch_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "sum.safetensors"
-    ran = run("compose", patch_file, patch_file, "-o", out)
+    same = tmp_path / "same.safetensors"
+    corrigenda.load_patch(patch_file).scale(1.0 + 1e-12).save(same)
+    ran = run("compose", patch_file, same, "-o", out)
     assert ran.code == 0
     assert "2 facts" in ran.out
     data = run("diff", patch_file, out, "--json").json
     assert data["sites"][0]["norm_b"] == pytest.approx(2 * data["sites"][0]["norm_a"])
+
+
+def test_merge_refuses_the_same_patch_twice(run: Run, patch_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sum.safetensors"
+    ran = run("compose", patch_file, patch_file, "-o", out)
+    assert ran.code == 2
+    assert "CG406" in ran.err
+    assert not out.exists()
 
 
 def test_export_to_peft(run: Run, patch_file: Path, model: Path, tmp_path: Path) -> None:

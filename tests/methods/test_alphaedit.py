@@ -59,7 +59,7 @@ def test_every_layer_meets_its_equation_inside_the_free_directions(
 ) -> None:
     lm, editor = model(family, torch.float64), alphaedit(energy=energy)
     state = fitted(editor, family)
-    for layer in editor.solved(lm, FACTS, state):
+    for layer in editor.solve_layers(lm, FACTS, state):
         keys, share, change = layer.keys.T, layer.share.T, layer.change.to_dense()
         free = editor.projector(state, layer.site)
         dense = free.to_dense()
@@ -156,7 +156,7 @@ def test_the_keys_of_a_batch_are_those_of_the_edited_model_and_protect_it() -> N
     with first.patch.apply(lm):
         captured = pipeline.capture_last(lm, sequences, points)
         second = editor.edit(lm, FACTS[2:], first.state)
-        layers = editor.solved(lm, FACTS[2:], first.state)
+        layers = editor.solve_layers(lm, FACTS[2:], first.state)
     for layer, point in zip(layers, points, strict=True):
         old = pipeline.average(captured[point], TWO_LEVEL.weights).T
         free = editor.projector(state, layer.site)

@@ -48,7 +48,7 @@ def test_a_ridge_makes_it_memit_with_that_weight() -> None:
 def test_one_fact_is_rome_with_the_averaged_key_in_both_places() -> None:
     lm, editor = model("llama", torch.float64), Emmet(layer=LAYER, **COMMON)
     state = moments(lm, [LAYER])
-    (layer,) = editor.solved(lm, FACTS[:1], state)
+    (layer,) = editor.solve_layers(lm, FACTS[:1], state)
     expected = rank_one(layer.keys[0], layer.share[0], state.factor(Site(LAYER)))
     torch.testing.assert_close(layer.change.to_dense(), expected.to_dense())
 
@@ -83,7 +83,7 @@ def test_more_facts_than_inner_units_need_a_ridge_and_are_refused_at_once_withou
     assert change.rank <= min(lm.weight(Site(LAYER)).shape)
     assert change.norm() > 0
     assert (change.to_dense() - other.to_dense()).norm() <= 1e-10 * change.norm()
-    (layer,) = Emmet(layer=LAYER, gamma=0.3, **options).solved(lm, facts, state)
+    (layer,) = Emmet(layer=LAYER, gamma=0.3, **options).solve_layers(lm, facts, state)
     keys, share, dense = layer.keys.T, layer.share.T, layer.change.to_dense()
     rest = (dense @ keys - share) @ keys.T + 0.3 * dense @ state.moment(Site(LAYER)).covariance()
     assert rest.norm() <= 1e-8 * (share @ keys.T).norm()

@@ -173,7 +173,7 @@ def reference_lagrangian(
     texts = condition_texts([q.fact for q in asked], one.answers)
     total = torch.zeros((), dtype=torch.float64)
     for question, text in zip(asked, texts, strict=True):
-        gates = one.build_network(condition_ids(lm, [text]))
+        gates = one.network(condition_ids(lm, [text]))
         (row,) = labelled_rows(lm, [question.fact])
         (tokens,) = capture(lm, [row], tuple(gates))
         whole = {site: each.gradients.T @ each.keys for site, each in tokens.items()}

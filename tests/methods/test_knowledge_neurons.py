@@ -12,15 +12,15 @@ from corrigenda.almanac.exam import draw_edits
 from corrigenda.almanac.world import load_world
 from corrigenda.engines import attribution
 from corrigenda.engines.attribution import (
+    AnswerToken,
     Neuron,
-    Question,
-    above,
-    ask_each,
     attribute,
-    neurons_of,
+    encode_answers,
+    list_neurons,
     refine,
-    shared_by,
-    specific,
+    select_above,
+    select_shared,
+    select_specific,
 )
 from corrigenda.errors import BadConfig, NotEnoughFacts, PromptTooLong, UnknownSite
 from corrigenda.exports import export_peft
@@ -45,7 +45,7 @@ def editor(**options: object) -> KnowledgeNeurons:
     return KnowledgeNeurons(**{"steps": 6, "contexts": PLAIN, **options})
 
 
-def naive(lm, question: Question, layer: int, steps: int) -> torch.Tensor:
+def naive(lm, question: AnswerToken, layer: int, steps: int) -> torch.Tensor:
     """The definition: a pass through the whole model for each step, gradients at k itself.
 
     A norm behind the projection keeps its scale: what it writes is linear in k.
@@ -73,7 +73,7 @@ def naive(lm, question: Question, layer: int, steps: int) -> torch.Tensor:
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gptj", "opt", "olmo2"])
 def test_attributions_are_those_of_the_definition(family: str) -> None:
     lm = tiny_model(family, dtype=torch.float64)
-    asked = ask_each(lm, PROMPTS[:1], ANSWER)
+    asked = encode_answers(lm, PROMPTS[:1], ANSWER)
     found = attribute(lm, asked, steps=3)
     for layer in range(lm.num_layers):
         expected = torch.stack([naive(lm, one, layer, 3) for one in asked[0]]).mean(dim=0)
@@ -87,7 +87,7 @@ def test_attributions_are_those_of_the_definition(family: str) -> None:
 def test_attributions_are_complete(family: str, objective: str) -> None:
     """Each block's sum is the difference it makes, by a thousandth of the largest difference."""
     lm = model(family, exact_dtype(family))
-    asked = ask_each(lm, PROMPTS, ANSWER)
+    asked = encode_answers(lm, PROMPTS, ANSWER)
     found = attribute(lm, asked, steps=50, objective=objective)
     largest = float((found.clean[:, None] - found.without).abs().max())
     assert largest > 1e-4
@@ -98,7 +98,7 @@ def test_attributions_are_complete(family: str, objective: str) -> None:
 @pytest.mark.parametrize(("rule", "factor"), [("midpoint", 4.0), ("left", 2.0)])
 def test_the_gap_shrinks_at_the_rate_of_the_rule(family: str, rule: str, factor: float) -> None:
     lm = tiny_model(family, dtype=torch.float64)
-    asked = ask_each(lm, PROMPTS[:1], "Seattle")
+    asked = encode_answers(lm, PROMPTS[:1], "Seattle")
     coarse = attribute(lm, asked, steps=20, rule=rule).gaps.abs().max()
     fine = attribute(lm, asked, steps=40, rule=rule).gaps.abs().max()
     assert float(coarse / fine) == pytest.approx(factor, rel=0.1)
@@ -113,12 +113,12 @@ def test_a_linear_readout_is_attributed_exactly(rule: str, steps: int) -> None:
     keys = torch.randn(2, lm.d_inner, generator=generator, dtype=torch.float64)
     weight = lm.weight(Site(1))
 
-    class Linear(attribution._Read):
+    class Linear(attribution._BlockObjective):
         def values(self, delta, rows):
             return (self.written[rows] + delta) @ readout
 
     read = Linear(lm, None, keys @ weight.T, torch.tensor([4, 5]), None, "probability")
-    path = attribution._Path.of(steps, rule, device=lm.device, dtype=torch.float64)
+    path = attribution._IntegrationPath.of(steps, rule, device=lm.device, dtype=torch.float64)
     gradients, values = attribution._integrate(read, path, 12)
     torch.testing.assert_close(keys * (gradients @ weight), keys * (readout @ weight))
     torch.testing.assert_close(values[:, 0], torch.zeros(2, dtype=torch.float64))
@@ -126,7 +126,7 @@ def test_a_linear_readout_is_attributed_exactly(rule: str, steps: int) -> None:
 
 def test_batches_and_chunks_change_nothing() -> None:
     lm = model("gpt2", torch.float64)
-    asked = [*ask_each(lm, PROMPTS, "Paris"), *ask_each(lm, ["Paris is"], None)]
+    asked = [*encode_answers(lm, PROMPTS, "Paris"), *encode_answers(lm, ["Paris is"], None)]
     together = attribute(lm, asked, steps=2)
     small = attribute(lm, asked, steps=2, batch_tokens=1)
     torch.testing.assert_close(together.scores, small.scores)
@@ -136,37 +136,37 @@ def test_batches_and_chunks_change_nothing() -> None:
 
 def test_answers_are_asked_behind_their_own_true_tokens() -> None:
     lm = model("gpt2")
-    (asked,) = ask_each(lm, PROMPTS[:1], ANSWER)
+    (asked,) = encode_answers(lm, PROMPTS[:1], ANSWER)
     assert len(asked) > 1
     for number, one in enumerate(asked):
         assert one.at == len(one.ids) - 1
         assert one.ids == (*asked[0].ids, *(each.label for each in asked[:number]))
-    (moved,) = ask_each(lm, PROMPTS[:1], ANSWER, subjects=[Span(4, 16)])
+    (moved,) = encode_answers(lm, PROMPTS[:1], ANSWER, subjects=[Span(4, 16)])
     assert len({one.at for one in moved}) == 1
     assert moved[0].at < asked[0].at
-    ((own,), (same,)) = ask_each(lm, PROMPTS, None)
+    ((own,), (same,)) = encode_answers(lm, PROMPTS, None)
     assert own.label == same.label
 
 
 def test_thresholds() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(3, 4, 50, generator=generator)
-    assert torch.equal(above(scores, 0.0), scores > 0)
-    most = above(scores, 1.0)
+    assert torch.equal(select_above(scores, 0.0), scores > 0)
+    most = select_above(scores, 1.0)
     assert most.sum(dim=(1, 2)).tolist() == [1, 1, 1]
     assert torch.equal(scores[most], scores.amax(dim=(1, 2)))
-    assert not above(-scores.abs(), 0.0).any()
+    assert not select_above(-scores.abs(), 0.0).any()
 
 
 def test_refinement_counts_phrasings() -> None:
     kept = torch.zeros(10, 1, 6, dtype=torch.bool)
     for unit, count in enumerate((10, 7, 6, 3, 2, 0)):
         kept[:count, 0, unit] = True
-    assert [one.unit for one in neurons_of(shared_by(kept, 0.7))] == [0, 1]
+    assert [one.unit for one in list_neurons(select_shared(kept, 0.7))] == [0, 1]
     # At least three prompts, however small the share, and all of them where there are fewer.
-    assert [one.unit for one in neurons_of(shared_by(kept, 0.1))] == [0, 1, 2, 3]
-    assert [one.unit for one in neurons_of(shared_by(kept[:2], 0.1))] == [0, 1, 2, 3, 4]
-    assert [one.unit for one in neurons_of(shared_by(kept[:1], 0.7))] == [0, 1, 2, 3, 4]
+    assert [one.unit for one in list_neurons(select_shared(kept, 0.1))] == [0, 1, 2, 3]
+    assert [one.unit for one in list_neurons(select_shared(kept[:2], 0.1))] == [0, 1, 2, 3, 4]
+    assert [one.unit for one in list_neurons(select_shared(kept[:1], 0.7))] == [0, 1, 2, 3, 4]
 
 
 def test_the_share_moves_towards_the_wanted_numbers() -> None:
@@ -175,24 +175,24 @@ def test_the_share_moves_towards_the_wanted_numbers() -> None:
         kept[:count, 0, unit] = True
     assert refine(kept, 0.7, wanted=(2, 5)).share == 0.7
     looser = refine(kept, 0.7, wanted=(3, 5))
-    assert (looser.share, int(looser.kept.sum())) == (0.6, 3)
+    assert (looser.share, int(looser.mask.sum())) == (0.6, 3)
     tighter = refine(kept, 0.7, wanted=(0, 1))
-    assert (tighter.share, int(tighter.kept.sum())) == (0.75, 1)
-    assert refine(kept, 0.7, wanted=None).kept.sum() == 2
+    assert (tighter.share, int(tighter.mask.sum())) == (0.75, 1)
+    assert refine(kept, 0.7, wanted=None).mask.sum() == 2
     # Six moves of 0.05 and no more; nothing in reach is nearer.
     assert refine(kept, 0.7, wanted=(6, 6)).share == 0.6
     # None at all is never preferred to some.
     crowd = torch.ones(4, 1, 50, dtype=torch.bool)
     crowd[0] = False
-    assert refine(crowd, 0.7, wanted=(1, 2)).kept.sum() == 50
+    assert refine(crowd, 0.7, wanted=(1, 2)).mask.sum() == 50
 
 
 def test_general_neurons_are_dropped() -> None:
     kept = torch.ones(1, 3, dtype=torch.bool)
     others = torch.zeros(10, 1, 3, dtype=torch.bool)
     others[0, 0, 1] = others[:2, 0, 2] = True
-    assert specific(kept, others, 0.1).tolist() == [[True, True, False]]
-    assert specific(kept, others[:0], 0.1).all()
+    assert select_specific(kept, others, 0.1).tolist() == [[True, True, False]]
+    assert select_specific(kept, others[:0], 0.1).all()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
@@ -201,7 +201,7 @@ def test_an_update_adds_one_direction_to_the_columns_found(family: str) -> None:
     found = method.locate(lm, FACTS[1])
     assert len(found.neurons) > 1
     patch = method.edit(lm, FACTS[1:2]).patch
-    (asked,) = ask_each(lm, [FACTS[1].prompt], FACTS[1].target)
+    (asked,) = encode_answers(lm, [FACTS[1].prompt], FACTS[1].target)
     old, new = (
         token_directions(lm, ids, "unembedding").sum(dim=0)
         for ids in (found.labels, [one.label for one in asked])
@@ -229,7 +229,7 @@ def test_without_scaling_every_column_gets_the_same() -> None:
     method = editor(scaling="none", old_weight=2.0, new_weight=2.0, refine=False)
     fact = replace(FACTS[1], before="German, too")
     found = method.locate(lm, fact)
-    (new,) = ask_each(lm, [fact.prompt], fact.target)
+    (new,) = encode_answers(lm, [fact.prompt], fact.target)
     assert min(len(found.labels), len(new)) > 1
     rows = [
         token_directions(lm, ids, "unembedding").sum(dim=0)

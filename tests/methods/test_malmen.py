@@ -16,7 +16,7 @@ from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.methods.malmen.editor import Malmen, MalmenTrainer, MergeExample
-from corrigenda.methods.malmen.least_squares import Merge, TokenSum
+from corrigenda.methods.malmen.least_squares import MergedTokens, TokenSum
 from corrigenda.methods.malmen.network import ProposalNetwork
 from corrigenda.patch.changes import dense
 from corrigenda.pocket.edit_trial import try_batch_edit
@@ -65,7 +65,7 @@ def test_the_merge_is_least_squares_of_the_augmented_system(count: int, damping:
     system = torch.cat([keys, identity])
     wanted = torch.cat([values, torch.zeros(WIDTH, OUT, dtype=torch.float64)])
     expected = torch.linalg.lstsq(system, wanted).solution
-    merged = Merge.of(keys, values, damping)
+    merged = MergedTokens.of(keys, values, damping)
     assert merged.dual == (count < WIDTH)
     torch.testing.assert_close(merged.shift().T, expected, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(dense(merged.change()), merged.shift())
@@ -80,28 +80,28 @@ def test_the_merge_is_least_squares_of_the_augmented_system(count: int, damping:
 def test_one_token_gives_its_closed_form() -> None:
     keys, values = drawn(1, WIDTH, seed=0), drawn(1, OUT, seed=1)
     expected = keys.T @ values / (keys.square().sum() + 0.5)
-    torch.testing.assert_close(Merge.of(keys, values, 0.5).shift().T, expected)
+    torch.testing.assert_close(MergedTokens.of(keys, values, 0.5).shift().T, expected)
 
 
 def test_little_damping_fits_independent_keys_and_much_leaves_nothing() -> None:
     keys, values = drawn(FEW, WIDTH, seed=0), drawn(FEW, OUT, seed=1)
-    fitted = Merge.of(keys, values, 1e-10).shift()
+    fitted = MergedTokens.of(keys, values, 1e-10).shift()
     torch.testing.assert_close(keys @ fitted.T, values, rtol=1e-7, atol=1e-7)
-    heavy = Merge.of(keys, values, 1e9).shift()
+    heavy = MergedTokens.of(keys, values, 1e9).shift()
     torch.testing.assert_close(1e9 * heavy.T, keys.T @ values, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])
 def test_repeated_tokens_count_like_less_damping(count: int) -> None:
     keys, values = drawn(count, WIDTH, seed=0), drawn(count, OUT, seed=1)
-    thrice = Merge.of(keys.repeat(3, 1), values.repeat(3, 1), 0.6).shift()
-    torch.testing.assert_close(thrice, Merge.of(keys, values, 0.2).shift())
+    thrice = MergedTokens.of(keys.repeat(3, 1), values.repeat(3, 1), 0.6).shift()
+    torch.testing.assert_close(thrice, MergedTokens.of(keys, values, 0.2).shift())
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])
 def test_gathering_in_pieces_in_any_order_is_the_merge_of_all(count: int) -> None:
     keys, values = drawn(count, WIDTH, seed=0), drawn(count, OUT, seed=1)
-    expected = Merge.of(keys, values, 0.3).shift()
+    expected = MergedTokens.of(keys, values, 0.3).shift()
     for size in (1, 4, count):
         for order in (torch.arange(count), torch.arange(count).flip(0)):
             one = TokenSum()
@@ -128,12 +128,14 @@ def test_gradients_of_the_merge_are_those_of_autograd_and_of_differences(count: 
     system = keys.T @ keys + log_damping.exp() * torch.eye(WIDTH, dtype=torch.float64)
     loss = (torch.linalg.solve(system, keys.T @ values).T * back).sum()
     expected = torch.autograd.grad(loss, [values, log_damping])
-    found = Merge.of(keys, values.detach(), float(log_damping.detach().exp())).backward(back)
+    found = MergedTokens.of(keys, values.detach(), float(log_damping.detach().exp())).backward(back)
     torch.testing.assert_close(found.values, expected[0], rtol=1e-10, atol=1e-13)
     assert found.log_damping == pytest.approx(float(expected[1]), rel=1e-10)
 
     def at(log: float) -> float:
-        shift = Merge.of(keys, values.detach(), float(torch.tensor(log).double().exp())).shift()
+        shift = MergedTokens.of(
+            keys, values.detach(), float(torch.tensor(log).double().exp())
+        ).shift()
         return float((shift * back).sum())
 
     slope = (at(-0.4 + 1e-4) - at(-0.4 - 1e-4)) / 2e-4

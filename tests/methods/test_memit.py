@@ -33,7 +33,7 @@ def memit(**options: object) -> Memit:
 def test_every_layer_solves_its_normal_equation(family: str) -> None:
     lm, editor = model(family, torch.float64), memit()
     state = moments(lm, LAYERS)
-    for layer in editor.solved(lm, FACTS, state):
+    for layer in editor.solve_layers(lm, FACTS, state):
         keys, share = layer.keys.T, layer.share.T
         change = layer.change.to_dense()
         metric = state.moment(layer.site).covariance()
@@ -52,7 +52,7 @@ def test_every_layer_solves_its_normal_equation(family: str) -> None:
 def test_layers_that_close_their_shares_close_the_same_part_of_the_gap_each() -> None:
     gap, closed = torch.ones(1, 1), []
     for remaining in (5, 4, 3, 2, 1):
-        part = memit().share(gap, remaining)
+        part = memit().layer_share(gap, remaining)
         closed.append(float(part))
         gap = gap - part
     assert closed == pytest.approx([0.2] * 5)
@@ -61,7 +61,7 @@ def test_layers_that_close_their_shares_close_the_same_part_of_the_gap_each() ->
 def test_keys_are_those_of_the_model_with_the_lower_layers_changed() -> None:
     lm, editor = model("llama", torch.float64), memit()
     state = moments(lm, LAYERS)
-    first, second = editor.solved(lm, FACTS, state)
+    first, second = editor.solve_layers(lm, FACTS, state)
     sequences = pipeline.subject_tokens(lm, FACTS, TWO_LEVEL.prefixes)
     patch = editor.edit(lm, FACTS, state).patch
     lower = WeightPatch({first.site: patch.changes[first.site]}, patch.header)
@@ -76,15 +76,15 @@ def test_keys_are_those_of_the_model_with_the_lower_layers_changed() -> None:
 
 def test_the_first_layer_gets_its_share_and_the_last_all_that_is_missing() -> None:
     lm = model("llama", torch.float64)
-    both = memit().solved(lm, FACTS, moments(lm, LAYERS))
-    last = memit(layers=LAYERS[1:]).solved(lm, FACTS, moments(lm, LAYERS))
+    both = memit().solve_layers(lm, FACTS, moments(lm, LAYERS))
+    last = memit(layers=LAYERS[1:]).solve_layers(lm, FACTS, moments(lm, LAYERS))
     torch.testing.assert_close(both[0].share * 2, last[0].share, rtol=1e-5, atol=1e-6)
 
 
 def test_the_fraction_written_is_that_of_the_formula() -> None:
     lm, editor = model("gpt2", torch.float64), memit(layers=(2,))
     state = moments(lm, [2])
-    (layer,) = editor.solved(lm, FACTS[:1], state)
+    (layer,) = editor.solve_layers(lm, FACTS[:1], state)
     gram = layer.keys[0] @ torch.linalg.solve(state.moment(Site(2)).covariance(), layer.keys[0])
     notes = editor.edit(lm, FACTS[:1], state).patch.header.notes
     assert notes["written_fraction"]["2.mlp.down"][0] == pytest.approx(
@@ -119,7 +119,7 @@ def test_a_sequence_keeps_the_keys_of_earlier_batches_and_protects_them() -> Non
         kept = first.state.tensors["memit/protected/2.mlp.down/columns"]
         torch.testing.assert_close(state.factor(Site(2)).lower @ kept, old)
         second = editor.edit(lm, FACTS[2:], first.state)
-        (layer,) = editor.solved(lm, FACTS[2:], first.state)
+        (layer,) = editor.solve_layers(lm, FACTS[2:], first.state)
     assert second.state.tensors["memit/protected/2.mlp.down/count"] == len(FACTS)
     keys, share = layer.keys.T, layer.share.T
     metric = editor.weight * state.moment(Site(2)).covariance() + keys @ keys.T + old @ old.T

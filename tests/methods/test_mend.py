@@ -24,8 +24,8 @@ from corrigenda.lm.sites import Site, Tokens
 from corrigenda.methods.mend.editor import EditTask, Mend, MendTrainer
 from corrigenda.methods.mend.network import (
     Factors,
+    GradientRewriter,
     Networks,
-    Rewriter,
     apply_factors,
     gradient_factors,
 )
@@ -145,7 +145,9 @@ def test_without_normalisation_an_untrained_edit_is_a_step_along_the_gradient() 
 def test_an_untrained_network_returns_what_it_reads_to_the_bit(rewrite: str) -> None:
     generator = torch.Generator().manual_seed(0)
     joint = torch.randn(9, 12, generator=generator, dtype=torch.float64)
-    network = Rewriter((5, 7), 2, rank=4, rewrite=rewrite, normalise=True, generator=generator)
+    network = GradientRewriter(
+        (5, 7), 2, rank=4, rewrite=rewrite, normalise=True, generator=generator
+    )
     network.seen.update(joint)
     out = torch.cat(network(joint, torch.tensor([0] * 4 + [1] * 5)), dim=1)
     assert torch.equal(out, network.normalise(joint))
@@ -157,7 +159,7 @@ def test_statistics_do_not_depend_on_chunks_and_stay_as_they_are_in_an_edit() ->
     generator = torch.Generator().manual_seed(0)
     joint = 1e-5 * torch.randn(50, 12, generator=generator, dtype=torch.float64)
     networks = [
-        Rewriter((5, 7), 1, rank=4, rewrite="jointly", normalise=True, generator=generator)
+        GradientRewriter((5, 7), 1, rank=4, rewrite="jointly", normalise=True, generator=generator)
         for _ in range(2)
     ]
     networks[0].seen.update(joint)

@@ -188,9 +188,9 @@ def test_each_vector_has_its_own_ball() -> None:
 def test_with_one_vector_in_the_stream_and_an_even_spread_it_is_memit() -> None:
     class Frozen(Pmet):
         role = "state"
-        settings = LocateThenEdit.settings
-        missing = SpreadEditor.missing
-        share = SpreadEditor.share
+        search = LocateThenEdit.search
+        remaining_residuals = SpreadEditor.remaining_residuals
+        layer_share = SpreadEditor.layer_share
 
     lm = model("llama")
     state = moments(lm, LAYERS)
@@ -207,7 +207,7 @@ def test_with_one_vector_in_the_stream_and_an_even_spread_it_is_memit() -> None:
 def test_every_layer_solves_its_least_squares(family: str) -> None:
     lm, editor = model(family, torch.float64), pmet()
     state = moments(lm, LAYERS)
-    for layer in editor.solved(lm, FACTS, state):
+    for layer in editor.solve_layers(lm, FACTS, state):
         keys, share, change = layer.keys.T, layer.share.T, layer.change.to_dense()
         metric = state.moment(layer.site).covariance()
         left = (change @ keys - share) @ keys.T + editor.weight * change @ metric
@@ -224,11 +224,11 @@ def test_every_layer_solves_its_least_squares(family: str) -> None:
 def test_what_is_missing_is_measured_behind_the_last_down_projection(family: str) -> None:
     lm, editor = model(family), pmet()
     state = moments(lm, LAYERS)
-    first, second = editor.solved(lm, FACTS, state)
+    first, second = editor.solve_layers(lm, FACTS, state)
     rows = pipeline.rewrite_rows(lm, FACTS, TWO_LEVEL.prefixes)
     names = [fact.label for fact in FACTS]
     targets = find_targets(
-        lm, rows, layer=2, role="components", settings=editor.settings, names=names
+        lm, rows, layer=2, role="components", settings=editor.search, names=names
     )
     mlp = targets.deltas[:, lm.d_model :].double()
     if lm.family.mlp_norm is None:
@@ -246,7 +246,7 @@ def test_the_square_root_spreads_the_gap_as_stated() -> None:
     for count, expected in ((6, (0.41, 0.27, 0.16, 0.09, 0.05, 0.02)), (1, (1.0,))):
         gap, closed = torch.ones(1, 1), []
         for done in range(count):
-            part = pmet().share(gap, count - done)
+            part = pmet().layer_share(gap, count - done)
             closed.append(float(part))
             gap = gap - part
         assert closed == pytest.approx(expected, abs=0.006)

@@ -134,12 +134,15 @@ def test_answers_within_cases_widen_the_interval() -> None:
     With answers drawn too, the mean of n cases has the variance 1/4 / 2n.
     """
     items = split_cases(200)
-    plain = over_cases("m", items)
+    plain = over_cases("m", items, share=False)
     assert plain.low == plain.high == plain.value == 0.5
-    found = over_cases("m", items, bootstrap=Bootstrap(resamples=4000, hierarchical=True))
-    assert found.value == 0.5
+    own = Bootstrap(resamples=4000, hierarchical=True)
     half = 1.96 * math.sqrt(0.25 / 2 / 200)
-    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.005)
+    for share in (False, True):
+        found = over_cases("m", items, bootstrap=own, share=share)
+        assert found.value == 0.5
+        assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.005)
+        assert width(over_cases("m", items, share=share)) < width(found) / 8
 
 
 def test_variance_within_cases_is_counted_once_more_than_between_them() -> None:
@@ -181,8 +184,10 @@ def test_kinds_are_drawn_from_by_themselves() -> None:
     items = [
         AnswerValue(str(i), float(k), str(k)) for i in range(20) for k in (0, 1) for _ in range(3)
     ]
-    found = over_cases("m", items, bootstrap=HIERARCHICAL)
+    found = over_cases("m", items, bootstrap=HIERARCHICAL, share=False)
     assert found.low == found.high == 0.5
+    share, alone = over_cases("m", items, bootstrap=HIERARCHICAL), over_cases("m", items)
+    assert (share.low, share.high) == (alone.low, alone.high)
 
 
 def test_order_changes_no_bit_of_hierarchical_intervals() -> None:
@@ -224,7 +229,8 @@ def test_what_is_no_mean_of_answers_is_refused() -> None:
     several = [AnswerValue("1", 1.0), AnswerValue("2", 0.0)]
     with pytest.raises(NotResampled, match=r"^CG509 [\s\S]*m@x"):
         over_cases("m@x", several, bootstrap=HIERARCHICAL, answers=3)
-    assert over_cases("m@x", several, bootstrap=HIERARCHICAL, answers=2).low == 0
+    found = over_cases("m@x", several, bootstrap=HIERARCHICAL, answers=2, share=False)
+    assert found.low == 0
     cases = {"a": (1.0, 4.0), "b": (3.0, 4.0)}
     with pytest.raises(NotResampled):
         statistic("m", cases, ratio_of_sums, items=8, bootstrap=HIERARCHICAL)

@@ -218,9 +218,9 @@ def test_plain_transformers_loads_a_folder(
     assert card.loads_without_us(lm, tmp_path, PROMPTS[0])
     sizes = card.measure_size(lm, tmp_path)
     assert sizes["folder_mb"] > sizes["weights_mb"] > 0
-    monkeypatch.setattr(card, "_PLAIN", "print(-1)")
+    monkeypatch.setattr(card, "_LOADING_SCRIPT", "print(-1)")
     assert not card.loads_without_us(lm, tmp_path, PROMPTS[0])
-    monkeypatch.setattr(card, "_PLAIN", "raise SystemExit(1)")
+    monkeypatch.setattr(card, "_LOADING_SCRIPT", "raise SystemExit(1)")
     assert not card.loads_without_us(lm, tmp_path, PROMPTS[0])
 
 

@@ -120,7 +120,7 @@ def check_spread(method: str, tag: str, editor: Memit | Emmet) -> None:
         change = patch.changes[Site(layer)].to_dense()
         assert relative(change, expected_change(method, tag, layer)) <= TOLERANCE
     stored = tensors(method)
-    layers = editor.solved(model(), wanted, state())
+    layers = editor.solve_layers(model(), wanted, state())
     for one in layers:
         name = f"{tag}/ks_layer{one.site.layer}"
         if name in stored:

@@ -68,7 +68,7 @@ def test_targets(tag: str) -> None:
         pipeline.rewrite_rows(model(), wanted, PREFIXES),
         layer=golden(METHOD)["hparams"]["layers"][-1],
         role="state",
-        settings=alphaedit().settings,
+        settings=alphaedit().search,
         names=[fact.label for fact in wanted],
     )
     assert relative(found.wanted, tensors(METHOD)[f"{tag}/z"]) <= TOLERANCE
@@ -90,5 +90,5 @@ def test_alphaedit(tag: str, fitted: State) -> None:
     stored = tensors(METHOD)
     for layer in golden(METHOD)["hparams"]["layers"]:
         check_change(patch.changes[Site(layer)].to_dense(), METHOD, tag, layer)
-    for one in editor.solved(model(), wanted, fitted):
+    for one in editor.solve_layers(model(), wanted, fitted):
         assert relative(one.keys, stored[f"{tag}/ks_layer{one.site.layer}"]) <= TOLERANCE

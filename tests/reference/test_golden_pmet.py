@@ -53,7 +53,7 @@ def test_both_targets(tag: str) -> None:
         pipeline.rewrite_rows(model(), wanted, PREFIXES),
         layer=golden(METHOD)["hparams"]["layers"][-1],
         role="components",
-        settings=pmet().settings,
+        settings=pmet().search,
         names=[fact.label for fact in wanted],
     )
     attention, mlp = found.wanted.chunk(2, dim=1)
@@ -77,5 +77,5 @@ def test_pmet(tag: str) -> None:
     stored = tensors(METHOD)
     for layer in golden(METHOD)["hparams"]["layers"]:
         check_change(patch.changes[Site(layer)].to_dense(), METHOD, tag, layer)
-    for one in editor.solved(model(), wanted, state()):
+    for one in editor.solve_layers(model(), wanted, state()):
         assert relative(one.keys, stored[f"{tag}/ks_layer{one.site.layer}"]) <= TOLERANCE

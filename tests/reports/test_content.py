@@ -6,15 +6,21 @@ from dataclasses import replace
 
 import pytest
 
+from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.cases import Protocol
 from corrigenda.errors import MissingData
+from corrigenda.methods.registry import METHODS
 from corrigenda.metrics.estimate import Estimate
 from corrigenda.metrics.registry import metric
-from corrigenda.reports import numbers, plain
+from corrigenda.reports import figures, numbers, plain
+from corrigenda.reports.citations import read_citations
 from corrigenda.reports.comparison import compare, randomisation_test
 from corrigenda.reports.content import build_report
 from corrigenda.reports.page import render_page
+from corrigenda.reports.sections import Chart, Curve
 from corrigenda.run.spec import Intervals
+from tests.support.recorded import record_run
+from tests.support.records import COUNTERFACT, RECENT, write
 
 RELIABILITY, LOCALITY = "reliability@greedy", "locality@greedy"
 
@@ -35,7 +41,7 @@ def test_runs_on_the_same_cases_stand_in_one_table(two):
     made = build_report(two)
     assert len(made.groups) == 1
     group = made.groups[0]
-    assert group.labels == ("rome", "ft-m")
+    assert group.labels == ("rome (r-rome)", "ft-m")
     taken, kept = line(group, RELIABILITY), line(group, LOCALITY)
     assert [one.value for one in taken.estimates] == [1.0, pytest.approx(1 / 3)]
     assert [one.value for one in kept.estimates] == [pytest.approx(5 / 6), 1.0]
@@ -54,7 +60,7 @@ def test_runs_on_other_data_form_a_group_of_their_own(two, recorded):
 
 def test_error_types_sum_to_one_and_tell_how(two):
     errors = build_report(two).groups[0].errors
-    assert [one.label for one in errors] == ["rome", "ft-m"]
+    assert [one.label for one in errors] == ["rome (r-rome)", "ft-m"]
     assert errors[0].shares["success"] == 1.0
     assert errors[1].shares["irrelevant"] == pytest.approx(4 / 6)
     assert sum(errors[1].shares.values()) == pytest.approx(1.0)
@@ -64,8 +70,12 @@ def test_generations_stand_side_by_side(two):
     shown = build_report(two, case="c3").groups[0].side_by_side
     assert shown.case == "c3"
     first = shown.probes[0]
-    assert first.before == " Paris"
-    assert first.answers == (" Rome.", " Los York & sons | x_y")
+    assert first.before == (" Paris", False)
+    assert first.answers == ((" Rome.", True), (" Los York & sons | x_y", False))
+    assert [one.mark for one in first.answers] == ["+", "-"]
+    neighbour = shown.probes[1]
+    assert neighbour.before == (" Berlin", None)
+    assert [one.right for one in neighbour.answers] == [True, True]
     with pytest.raises(MissingData, match="c99"):
         build_report(two, case="c99")
 
@@ -79,7 +89,7 @@ def test_a_sequence_has_curves_and_a_matrix(recorded):
     assert [curve.edits for curve in chart.curves] == [moments, moments]
     shown = [round(one.value, 3) for one in chart.curves[1].estimates]
     assert shown == [1.0, 0.667, 0.333]
-    assert [one.label for one in group.matrices] == ["memit", "rome"]
+    assert [one.label for one in group.matrices] == ["memit", "rome (r-rome)"]
     assert group.matrices[1].matrix.values.shape == (3, 6)
 
 
@@ -107,7 +117,7 @@ def test_edits_asked_right_after_are_a_curve_of_their_own(recorded):
 
 def test_what_is_missing_is_told(recorded):
     run = recorded("rome", lambda *_: True, lambda *_: True, skipped=2)
-    assert build_report([run]).groups[0].problems == (("rome", "CG105", 2),)
+    assert build_report([run]).groups[0].problems == (("rome (r-rome)", "CG105", 2),)
 
 
 def test_intervals_are_found_as_the_first_run_says_or_as_wanted(recorded):
@@ -128,7 +138,7 @@ def test_intervals_are_found_as_the_first_run_says_or_as_wanted(recorded):
         assert {one.bootstrap for one in shown} == {own.bootstrap()}
         assert chart.curves[0].estimates[-1].low == taken.low
     plain_one = line(build_report([run]).groups[0], RELIABILITY).estimates[0]
-    assert plain_one.low == plain_one.high == 0.5
+    assert taken.low < plain_one.low < 0.5 < plain_one.high < taken.high
     (compared,) = compare(said, said, [RELIABILITY])
     assert compared.difference.bootstrap == own.bootstrap()._replace(hierarchical=False)
 
@@ -160,7 +170,7 @@ def test_json_holds_every_number(two):
     metrics = {one["metric"]: one for one in data["groups"][0]["metrics"]}
     assert metrics[RELIABILITY]["runs"]["ft-m"]["value"] == pytest.approx(1 / 3)
     assert metrics[RELIABILITY]["runs"]["ft-m"]["n"] == 6
-    assert metrics[RELIABILITY]["best"] == ["rome"]
+    assert metrics[RELIABILITY]["best"] == ["rome (r-rome)"]
 
 
 def test_the_page_stands_alone_and_escapes(recorded):
@@ -247,3 +257,74 @@ def test_kinds_and_benchmarks_have_tables_of_their_own(two):
     made = build_report([split(run) for run in two])
     assert "### first" in plain.render_markdown(made)
     assert plain.render_latex(made).count(r"\begin{tabular}") == 4
+
+
+def test_each_work_of_a_card_is_an_entry_of_its_own(recorded):
+    always = lambda *_: True  # noqa: E731
+    report = build_report([recorded("rome", always, always), recorded("ft", always, always)])
+    entries = {one.key: one for one in report.citations}
+    assert {"rome2022", "rome2024", "ft2020", "ft2023"} <= set(entries)
+    # The baseline's card names a work of the other card again: one entry, for both.
+    assert entries["rome2022"].about == "method rome, method ft"
+    assert "ft2022" not in entries
+    assert "author = {Gupta and Baskaran and Anumanchipalli}" in entries["rome2024"].bibtex
+    assert "Gupta" not in entries["rome2022"].bibtex
+    assert "note = {FT-W}" in entries["ft2023"].bibtex
+    assert entries["rome2022"].url
+    assert not entries["rome2024"].url
+
+
+@pytest.mark.parametrize(
+    ("registry", "name"),
+    [(METHODS, name) for name in METHODS.names()]
+    + [(BENCHMARKS, name) for name in BENCHMARKS.names()],
+)
+def test_every_work_of_every_card_has_authors_a_title_and_a_year(registry, name):
+    for one in read_citations(name, name, registry.card(name)):
+        fields = dict(re.findall(r"^  (\w+) = \{(.*)\},$", one.bibtex, re.MULTILINE))
+        assert {"author", "title", "year"} <= set(fields), one
+        assert ";" not in one.bibtex
+        assert not fields["title"].endswith(")")
+
+
+def test_answers_of_every_protocol_are_marked(tmp_path):
+    first = record_run("counterfact", write(tmp_path / "c.json", [COUNTERFACT]))
+    failing = [
+        replace(row, log_probs=[-3.0, -3.0]) if row.role == "generalization" else row
+        for row in first.rows
+    ]
+    shown = build_report([first, first._replace(rows=failing)]).groups[0].side_by_side
+    roles = {one.role: one for one in shown.probes}
+    assert set(roles) == {"reliability", "generalization", "locality/neighborhood", "fluency"}
+    assert roles["reliability"].answers == (("Asia (p 0.905)", True),) * 2
+    assert roles["generalization"].answers == (
+        ("Asia (p 0.905)", True),
+        ("Africa (p 0.368)", False),
+    )
+    assert roles["locality/neighborhood"].expected == "Africa"
+    assert {one.right for one in roles["fluency"].answers} == {None}
+    assert [one.protocol for one in shown.probes][:2] == ["rank", "rank"]
+    fed = record_run("knowedit-recent", write(tmp_path / "r.json", [RECENT]))
+    shown = build_report([fed]).groups[0].side_by_side
+    assert shown.probes[0].answers == (("2 of 2 tokens", True),)
+    data = plain.convert_report(build_report([fed]))
+    assert data["groups"][0]["side_by_side"]["probes"][0]["answers"]
+
+
+def test_the_page_marks_what_is_right_and_wrong(two):
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    text = render_page(build_report(two, case="c3"))
+    assert '<td class="text right"><span class="mark">\u2713</span>  Rome.</td>' in text
+    assert '<td class="text wrong"><span class="mark">\u2717</span>' in text
+
+
+def test_a_long_title_of_a_figure_is_broken_over_lines_and_a_dollar_sign_is_one():
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    share = Estimate(metric=RELIABILITY, value=0.5, low=0.4, high=0.6, n=3, items=3)
+    title = "KL divergence of the next token from the unedited model (divergence/next@greedy:exact)"
+    svg = figures.draw_curves(Chart(title, 100.0, (Curve("a $x_{ b", (1, 2), (share, share)),)))
+    shown = [one.strip() for one in re.findall(r">([^<>]+)</t(?:ext|span)>", svg)]
+    lines = [one for one in shown if one and one in title and len(one) > 5]
+    assert " ".join(lines) == title
+    assert all(len(one) <= 60 for one in lines)
+    assert "a $x_{ b" in shown

@@ -32,7 +32,7 @@ def written(folder: Path, text: str) -> Path:
 
 def test_a_recipe_makes_one_run_for_each_method(tmp_path: Path) -> None:
     runs = read_recipe(written(tmp_path, QUICK)).runs(model="pocket-gpt2", limit=3)
-    assert [one.editor.title for one in runs] == ["rome", "one layer"]
+    assert [one.editor.title for one in runs] == ["rome (r-rome)", "one layer"]
     assert {one.model for one in runs} == {"pocket-gpt2"}
     assert {one.benchmark[0].limit for one in runs} == {3}
     assert runs[1].editor.options == {"layers": [1]}

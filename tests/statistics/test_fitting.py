@@ -197,7 +197,7 @@ def test_own_text_is_ten_tokens_a_dimension_and_depends_on_the_seed(
         asked.append(num_tokens)
         return ["Rome is a city."] * num_tokens
 
-    monkeypatch.setattr(fitting, "own_text", write)
+    monkeypatch.setattr(fitting, "write_own_text", write)
     state = fit_moments(lm, SITES, None, keep=False)
     assert state.moment(SITES[0]).keys_per_dimension == 10
     assert asked == [10 * lm.d_inner]
@@ -245,7 +245,7 @@ def test_a_cache_that_cannot_be_written_costs_only_a_warning(
     state = fit_moments(lm, SITES, TEXTS, keep=False)
     (tmp_path / "file").touch()
     monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="not kept"):
+    with pytest.warns(UserWarning, match="not cached"):
         assert fit_moments(lm, SITES, TEXTS) == state
 
 

@@ -16,7 +16,7 @@ from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.state import State
-from corrigenda.training import Job
+from corrigenda.training import TrainingJob
 from tests.support.locating import FACTS, model
 
 TAUGHT = tuple(
@@ -102,9 +102,9 @@ def require_killed_is_whole(editor: HypernetworkEditor, folder: Path) -> State:
         clock = iter(range(0, 10**6, 100))
         patch.setattr("corrigenda.training.loop.time.monotonic", clock.__next__)
         with pytest.raises(Killed):
-            editor.train(lm, TAUGHT, Job(checkpoint, kill))
+            editor.train(lm, TAUGHT, TrainingJob(checkpoint, kill))
     assert checkpoint.is_file()
-    resumed = editor.train(lm, TAUGHT, Job(checkpoint))
+    resumed = editor.train(lm, TAUGHT, TrainingJob(checkpoint))
     assert dict(resumed.meta) == dict(whole.meta)
     for name, tensor in whole.tensors.items():
         torch.testing.assert_close(resumed.tensors[name], tensor)

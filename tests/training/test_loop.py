@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from corrigenda.errors import BadConfig, NonFinite
-from corrigenda.training import Job, Schedule, TrainingReport, Turn, train
+from corrigenda.training import Schedule, TrainingJob, TrainingReport, Turn, train
 
 SLOPES = torch.linspace(-1.0, 1.0, 7)
 
@@ -66,7 +66,7 @@ class Fit:
             step=self.step,
             validate=self.validate,
             schedule=schedule,
-            job=Job(checkpoint),
+            job=TrainingJob(checkpoint),
             key=key,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ _SHADES = " .:-=+*#%@"
 _LABEL_WIDTH = 24
 _FORMATS = (".png", ".pdf", ".svg")
 _PAGE_WIDTH = 120
+_TITLE_CHARACTERS_PER_INCH = 9
 _HTML = '<pre style="font-family:monospace;line-height:1.2">{code}</pre>'
 
 
@@ -172,8 +174,9 @@ def save_heatmaps(maps: Sequence[Heatmap], path: str | Path, *, note: str = "") 
 
     columns = max(len(each.values[0]) for each in maps)
     heights = [len(each.rows) for each in maps]
+    width = 3.0 + 0.28 * columns
     figure = Figure(
-        figsize=(3.0 + 0.28 * columns, 1.0 + sum(1.0 + 0.24 * rows for rows in heights)),
+        figsize=(width, 1.0 + sum(1.0 + 0.24 * rows for rows in heights)),
         layout="constrained",
     )
     axes = figure.subplots(len(maps), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -181,7 +184,8 @@ def save_heatmaps(maps: Sequence[Heatmap], path: str | Path, *, note: str = "") 
         image = axis.imshow(
             each.values, aspect="auto", cmap="Purples", vmin=0.0, vmax=max(each.largest, 1e-9)
         )
-        axis.set_title(each.title, fontsize=10, parse_math=False)
+        title = textwrap.fill(each.title, int(_TITLE_CHARACTERS_PER_INCH * width))
+        axis.set_title(title, fontsize=10, parse_math=False)
         axis.set_xlabel(each.column_name)
         axis.set_yticks(range(len(each.rows)))
         axis.set_yticklabels(

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from corrigenda.analysis.heatmap import Heatmap, Plot
 from corrigenda.engines.attribution import (
+    AnswerToken,
     Neuron,
     Objective,
-    Question,
     Rule,
-    above,
-    ask_each,
     attribute,
-    neurons_of,
+    encode_answers,
+    list_neurons,
     refine,
+    select_above,
 )
 from corrigenda.engines.locate.contexts import generate_contexts
 from corrigenda.errors import BadConfig
@@ -218,11 +218,11 @@ def knowledge_neurons(
             else find_subject(text, subject)
             for text in prompts
         ]
-    asked = ask_each(lm, prompts, answer, subjects=spans)
+    asked = encode_answers(lm, prompts, answer, subjects=spans)
     found = attribute(lm, asked, steps=steps, rule=rule, objective=objective)
-    coarse = above(found.scores, threshold)
+    coarse = select_above(found.scores, threshold)
     refined = refine(coarse, share, wanted=wanted if len(prompts) > 1 else None)
-    neurons = neurons_of(refined.kept)
+    neurons = list_neurons(refined.mask)
     labels = [one.label for one in asked[0]]
     return NeuronAttribution(
         prompts=tuple(prompts),
@@ -245,7 +245,7 @@ def knowledge_neurons(
 
 
 def scaled_probability(
-    lm: LanguageModel, asked: Sequence[Question], neurons: Sequence[Neuron], factor: float
+    lm: LanguageModel, asked: Sequence[AnswerToken], neurons: Sequence[Neuron], factor: float
 ) -> float:
     """Return an answer's probability with some neurons scaled, mean over its tokens.
 

@@ -13,7 +13,13 @@ from typing import ClassVar, TypeVar
 from corrigenda.benchmarks.draw import draw_cases
 from corrigenda.benchmarks.files import BenchmarkFiles, SourceFile
 from corrigenda.cases import Case
-from corrigenda.errors import AmbiguousSubject, EmptyTarget, SubjectNotFound, UnknownBenchmark
+from corrigenda.errors import (
+    AmbiguousSubject,
+    EmptyTarget,
+    MalformedRecords,
+    SubjectNotFound,
+    UnknownBenchmark,
+)
 from corrigenda.registry import Registry
 from corrigenda.settings import Settings
 
@@ -53,6 +59,8 @@ class LoadedBenchmark:
         dropped: Records left out, by reason.
         skipped: Probes left out, by reason.
         flagged: Cases that need care, by reason.
+        unknown_fields: Fields of records that the schema does not have, with the number of records;
+            they are not read.
         files: The files that were read, with their checksums.
     """
 
@@ -63,6 +71,7 @@ class LoadedBenchmark:
     dropped: Mapping[str, int]
     skipped: Mapping[str, int]
     flagged: Mapping[str, int]
+    unknown_fields: Mapping[str, int]
     files: tuple[SourceFile, ...]
 
     def __iter__(self) -> Iterator[Case]:
@@ -92,6 +101,10 @@ class Benchmark(Settings, ABC):
     """Keys of `Case.meta` whose values make the kinds of which a draw has its shares."""
     is_drawn: ClassVar[bool] = False
     """Whether its cases come in the order of a draw of its own; then a limit takes the first."""
+    expects: ClassVar[tuple[str, ...]] = ()
+    """Families of roles that some case of every file has; without them it has another schema."""
+    headline: ClassVar[tuple[str, ...]] = ()
+    """Metrics that the benchmark's paper reports, in its order; tables show them first."""
 
     @abstractmethod
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:
@@ -112,23 +125,25 @@ class Benchmark(Settings, ABC):
         Raises:
             MissingData (CG604): no such file, and no download.
             WrongChecksum (CG605): the download is not the published file.
-            MalformedRecords (CG603): the file cannot be read, or has another schema.
+            MalformedRecords (CG603): the file cannot be read, or has another schema: a record does
+                not fit, or a family of `expects` is in no case.
         """
         options = self.model_dump(mode="json")
         matter = BENCHMARKS.card(self.name)
         tally, files = Tally(), BenchmarkFiles(matter, options.get("part", ""), source)
         seen: set[str] = set()
         cases: list[Case] = []
-        for case in itertools.islice(self.read(files, tally), limit if self.is_drawn else None):
+        stream = self.read(files, tally)
+        for case in itertools.islice(stream, limit if self.is_drawn else None):
             if case.id in seen:
                 tally.dropped["another record has the same id"] += 1
                 continue
             seen.add(case.id)
             cases.append(case)
-        drawn: dict[str, int] = {}
-        if limit is not None and limit < len(cases):
-            drawn = {"drawn from": len(cases)}
-            cases = draw_cases(cases, limit, self.kinds, seed)
+        whole, drawn = cases, dict[str, int]()
+        if limit is not None and limit < len(whole):
+            drawn = {"drawn from": len(whole)}
+            cases = draw_cases(whole, limit, self.kinds, seed)
         for case in cases:
             tally.flagged.update(read_flags(case))
         roles = Counter(probe.role for case in cases for probe in case.probes)
@@ -140,7 +155,7 @@ class Benchmark(Settings, ABC):
             "probes": roles.total(),
             **dict(sorted(roles.items())),
         }
-        return LoadedBenchmark(
+        found = LoadedBenchmark(
             benchmark=self.name,
             options=options,
             cases=tuple(cases),
@@ -148,8 +163,33 @@ class Benchmark(Settings, ABC):
             dropped=dict(tally.dropped),
             skipped=dict(tally.skipped),
             flagged=dict(tally.flagged),
+            unknown_fields=dict(files.unknown_fields),
             files=tuple(files.sources),
         )
+        self._require_expected(itertools.chain(whole, stream), found)
+        return found
+
+    def _require_expected(self, cases: Iterable[Case], found: LoadedBenchmark) -> None:
+        """Refuse a file in which a family of probes that the schema promises is in no case.
+
+        With a limit, further cases are read only until every family was seen.
+        """
+        missing = dict.fromkeys(self.expects)
+        asked = 0
+        for case in cases:
+            asked += 1
+            for probe in case.probes:
+                missing.pop(probe.family, None)
+            if not missing:
+                return
+        if asked and missing:
+            unknown = ", ".join(f"{name} ({count})" for name, count in found.unknown_fields.items())
+            raise MalformedRecords(
+                f"no record gives a probe of {' or '.join(missing)}.",
+                where=", ".join(one.name for one in found.files),
+                hint=f"The file seems to have the schema of another benchmark than {self.name}"
+                + (f"; fields that are not read: {unknown}." if unknown else "."),
+            )
 
 
 BENCHMARKS: Registry[Benchmark] = Registry(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import urllib.request
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.error import URLError
 from urllib.parse import urljoin
 
@@ -17,11 +19,13 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from corrigenda.errors import MalformedRecords, MissingData, WrongChecksum
-from corrigenda.files import cache_folder, write_atomically
+from corrigenda.files import cache_folder, make_folder, write_atomically
 
 RecordT = TypeVar("RecordT")
 
 _MOST_PROBLEMS = 10
+_MOST_BYTES = 2 << 30
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _TIMEOUT = 60
 
 
@@ -65,7 +69,8 @@ class BenchmarkFiles:
     """Files of one part of a benchmark.
 
     Attributes:
-        read: What was read so far.
+        sources: Files read so far.
+        unknown_fields: Fields of records that their schema does not have, with their number.
     """
 
     def __init__(self, card: Mapping[str, object], part: str, source: str | Path | None) -> None:
@@ -77,6 +82,7 @@ class BenchmarkFiles:
             source: A file, a folder, or None for the download.
         """
         self.sources: list[SourceFile] = []
+        self.unknown_fields = Counter[str]()
         self._name = str(card["name"])
         self._public = _FILES.validate_python(card.get("files", []))
         for entry in self._public:
@@ -145,6 +151,7 @@ class BenchmarkFiles:
         raw = self.read_document(path)
         if not isinstance(raw, list):
             raise MalformedRecords("the file holds no list of records.", where=str(path))
+        self.unknown_fields.update(find_unknown_fields(raw, schema))
         return validate_records(raw, schema, where=str(path))
 
     def read_document(self, path: Path) -> object:
@@ -153,29 +160,33 @@ class BenchmarkFiles:
         Raises:
             MalformedRecords (CG603): the file cannot be read.
         """
-        try:
-            data = path.read_bytes()
-            text = data.decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise MalformedRecords(f"the file cannot be read: {error}.", where=str(path)) from error
-        self.sources.append(SourceFile(path.name, hashlib.sha256(data).hexdigest()))
-        try:
-            if path.suffix == ".jsonl":
-                # Not splitlines: questions hold line separators of Unicode.
-                return [json.loads(line) for line in text.split("\n") if line.strip()]
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise MalformedRecords(
-                f"the file is not JSON: {error.msg} at line {error.lineno}.",
-                where=str(path),
-                hint="Was it cut off, or downloaded as a page?",
-            ) from error
+        text = self.read_text(path)
+        if path.suffix != ".jsonl":
+            return parse_json(text, where=str(path))
+        # Not splitlines: questions hold line separators of Unicode.
+        return [
+            parse_json(line, where=str(path), first_line=number)
+            for number, line in enumerate(text.split("\n"), start=1)
+            if line.strip()
+        ]
 
     def read_text(self, path: Path) -> str:
-        """Read a text file."""
-        data = path.read_bytes()
+        """Read a text file in UTF-8, with or without a byte-order mark.
+
+        Raises:
+            MalformedRecords (CG603): the file cannot be read, is no regular file, or is too large.
+        """
+        try:
+            if not path.is_file():
+                raise OSError("it is no regular file")
+            if path.stat().st_size > _MOST_BYTES:
+                raise OSError(f"it is larger than {_MOST_BYTES >> 30} GiB")
+            data = path.read_bytes()
+            text = data.decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError, MemoryError) as error:
+            raise MalformedRecords(f"the file cannot be read: {error}.", where=str(path)) from error
         self.sources.append(SourceFile(path.name, hashlib.sha256(data).hexdigest()))
-        return data.decode("utf-8")
+        return text
 
     def _find(self, entries: list[PublicFile]) -> Path | None:
         if self._source is None:
@@ -197,7 +208,7 @@ class BenchmarkFiles:
         cached = cache_folder() / "benchmarks" / self._name / name
         if cached.is_file():
             return cached
-        cached.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(cached.parent)
         return write_atomically(cached, lambda part: _download(entry, part))
 
     def _explain_missing(self, entries: list[PublicFile]) -> MissingData:
@@ -218,6 +229,43 @@ class BenchmarkFiles:
         return MissingData(
             f"no file of {self._name}{part} {what} {self._source}.", hint=f"Looked for {names}."
         )
+
+
+def parse_json(text: str, *, where: str, first_line: int = 1) -> object:
+    """Parse JSON, refusing what cannot be read back: NaN, infinities, half characters.
+
+    Args:
+        text: One JSON value.
+        where: The file.
+        first_line: Line of the file at which the text begins.
+
+    Raises:
+        MalformedRecords (CG603): it is not JSON, too deep, or holds such a value.
+    """
+    try:
+        found = json.loads(text, parse_constant=_refuse_constant)
+        if _SURROGATE.search(text):
+            json.dumps(found, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise MalformedRecords(
+            f"the file is not JSON: {error.msg} at line {first_line + error.lineno - 1}.",
+            where=where,
+            hint="Was it cut off, or downloaded as a page?",
+        ) from error
+    except RecursionError as error:
+        raise MalformedRecords("the file is nested too deeply.", where=where) from error
+    except UnicodeEncodeError as error:
+        raise MalformedRecords(
+            "a text holds half a character (a surrogate).", where=where
+        ) from error
+    except ValueError as error:  # a number with too many digits, or no number
+        reason = str(error).partition(";")[0]
+        raise MalformedRecords(f"a number cannot be read: {reason}.", where=where) from error
+    return found
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def validate_records(
@@ -263,6 +311,30 @@ def validate_records(
             hint=hint,
         )
     return records
+
+
+def find_unknown_fields(raw: Sequence[object], schema: TypeAdapter[RecordT]) -> Counter[str]:
+    """Count the top-level fields of records that a schema does not have.
+
+    Example:
+        >>> class Pair(TypedDict):
+        ...     prompt: str
+        >>> find_unknown_fields([{"prompt": "a", "answer": "b"}, {"answer": 1}], TypeAdapter(Pair))
+        Counter({'answer': 2})
+    """
+    core: Any = schema.core_schema
+    while core["type"] != "typed-dict":
+        if "schema" not in core:
+            return Counter()
+        core = core["schema"]
+    known = set(core["fields"])
+    for field in core["fields"].values():
+        alias = field.get("validation_alias")
+        paths = [[alias]] if isinstance(alias, str) else alias or []
+        known.update(path[0] if isinstance(path, list) else path for path in paths)
+    return Counter(
+        name for record in raw if isinstance(record, dict) for name in record if name not in known
+    )
 
 
 def _download(entry: PublicFile, part: Path) -> None:

@@ -47,6 +47,10 @@ class KLoB(Benchmark):
     """
 
     name: ClassVar[str] = "klob"
+    headline: ClassVar[tuple[str, ...]] = (
+        "locating_consistency",
+        "locating_relevance",
+    )
     part: Literal["c", "r", "u"] = "c"
 
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:

@@ -70,6 +70,12 @@ class MQuAKE(Benchmark):
 
     name: ClassVar[str] = "mquake"
     kinds: ClassVar[tuple[str, ...]] = ("hops",)
+    expects: ClassVar[tuple[str, ...]] = ("portability",)
+    headline: ClassVar[tuple[str, ...]] = (
+        "edit_wise@greedy",
+        "instance_wise@greedy",
+        "multi_hop@greedy:any",
+    )
     part: Literal["cf-3k-v2", "cf-3k", "cf", "t", "hard"] = "cf-3k-v2"
 
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:

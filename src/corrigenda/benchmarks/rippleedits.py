@@ -105,6 +105,15 @@ class RippleEdits(Benchmark):
 
     name: ClassVar[str] = "rippleedits"
     kinds: ClassVar[tuple[str, ...]] = ("example_type",)
+    expects: ClassVar[tuple[str, ...]] = ("portability", "locality")
+    headline: ClassVar[tuple[str, ...]] = (
+        "logical_generalization@greedy:contains",
+        "compositionality_1@greedy:contains",
+        "compositionality_2@greedy:contains",
+        "subject_aliasing@greedy:contains",
+        "preservation@greedy:contains",
+        "relation_specificity@greedy:contains",
+    )
     part: Literal["popular", "random", "recent"] = "popular"
     multiple: Literal["any", "all"] = "any"
     alias_condition: Literal["original", "released"] = "original"

@@ -55,6 +55,14 @@ class Sanitation(Benchmark):
     """
 
     name: ClassVar[str] = "sanitation"
+    expects: ClassVar[tuple[str, ...]] = ("locality",)
+    headline: ClassVar[tuple[str, ...]] = (
+        "refusal@greedy",
+        "leak@greedy",
+        "locality@greedy",
+        "locality@greedy:tokens",
+        "over_refusal@greedy",
+    )
     question_is_subject: bool = True
     fluency: bool = False
 

@@ -53,6 +53,13 @@ class ZsRE(Benchmark):
     """
 
     name: ClassVar[str] = "zsre"
+    expects: ClassVar[tuple[str, ...]] = ("generalization", "locality")
+    headline: ClassVar[tuple[str, ...]] = (
+        "reliability@teacher_forced",
+        "generalization@teacher_forced",
+        "locality@teacher_forced",
+        "portability@teacher_forced",
+    )
     part: Literal["eval", "portability", "train", "train-10000"] = "eval"
     direction: Literal["alternative", "truth"] = "alternative"
     legacy: bool = False

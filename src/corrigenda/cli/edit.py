@@ -72,7 +72,6 @@ def edit(
     import corrigenda
     from corrigenda.catalogue import build_editor
     from corrigenda.cli.memory import announce
-    from corrigenda.cli.progress import bar
     from corrigenda.transforms.registry import parse_transforms
 
     steps = parse_transforms(transform or ())
@@ -80,15 +79,7 @@ def edit(
     lm = options.open_model(model, dtype=dtype, device=device)
     editor = build_editor(lm, method, layer=layer, **config)
     memory = announce(lm, editor, len(wanted))
-    with bar() as progress:
-        assessment = corrigenda.correct(
-            lm,
-            wanted,
-            editor,
-            corpus=text,
-            progress=progress,
-            transforms=steps,
-        )
+    assessment = corrigenda.correct(lm, wanted, editor, corpus=text, transforms=steps)
     for line in assessment.notices:
         output.notice(line)
     saved = out if out is not None and not assessment.is_no_op else None

@@ -15,9 +15,7 @@ from corrigenda.cli import options, output
 
 if TYPE_CHECKING:
     from corrigenda.metrics.estimate import Estimate
-    from corrigenda.run.spec import Recipe
-    from corrigenda.run.store import Recorded
-    from corrigenda.run.summary import Line
+    from corrigenda.reports.evaluation import Evaluation
 
 # Between the columns of a table.
 _GAP = 2
@@ -53,66 +51,48 @@ def evaluate(
     A run that was interrupted resumes; one that is finished is only read. Every answer is a row
     in FOLDER/RUN/rows.parquet. Exit status 1 means that some edits failed.
     """
-    from corrigenda.run.spec import read_recipe
+    import corrigenda
 
-    wanted = read_recipe(recipe)
-    specs = wanted.runs(model=model, limit=limit, data=str(data) if data else None)
-    from corrigenda.cli.progress import bar
-    from corrigenda.reports import plain
-    from corrigenda.run import executors, runner, summary
-
-    chosen = executors.make_executor(executor, workers=workers)
-    with bar() as progress:
-        runs = runner.run_all(specs, folder=out, executor=chosen, progress=progress)
-    lines = summary.make_lines(runs, wanted.metrics, wanted.intervals.bootstrap())
-    failed = {run.manifest.run: dict(summary.count_problems(run)) for run in runs}
-    output.show(
-        {
-            "recipe": recipe,
-            "title": wanted.title,
-            "runs": [
-                {
-                    **plain.convert_run(run),
-                    "metrics": {
-                        one.metric.name: plain.convert_estimate(estimate)
-                        for one in lines
-                        if (estimate := one.estimates[index]) is not None
-                    },
-                }
-                for index, run in enumerate(runs)
-            ],
-        },
-        as_json=as_json,
-        people=lambda console: _draw(console, wanted, runs, lines),
+    found = corrigenda.evaluate(
+        recipe,
+        model=model,
+        limit=limit,
+        data=data,
+        folder=out,
+        executor=executor,
+        workers=workers,
     )
-    for run in runs:
-        for reason, number in failed[run.manifest.run].items():
+    output.show(
+        {"recipe": recipe, **found.to_json()},
+        as_json=as_json,
+        people=lambda console: _draw(console, found),
+    )
+    for run in found.runs:
+        for reason, number in found.problems[run.manifest.run].items():
             output.notice(f"{run.spec.editor.title}: {number} x {reason}")
-    if any(one.name == "error" for run in runs for one in run.measurements):
+    if found.has_errors:
         raise typer.Exit(output.FINDING)
 
 
-def _draw(
-    console: Console, recipe: Recipe, runs: Sequence[Recorded], lines: Sequence[Line]
-) -> None:
+def _draw(console: Console, found: Evaluation) -> None:
     from corrigenda.reports import numbers
 
     names = [
         (one.metric.name, one.metric.arrow, numbers.format_num_cases(one.estimates))
-        for one in lines
+        for one in found.lines
     ]
     columns = [
         [
             run.spec.editor.title,
-            *(_format_cell(one.estimates[place], one.metric.scale) for one in lines),
+            *(_format_cell(one.estimates[place], one.metric.scale) for one in found.lines),
         ]
-        for place, run in enumerate(runs)
+        for place, run in enumerate(found.runs)
     ]
     heads = [("metric", "", "n"), *names]
     taken = sum(max(len(head[place]) for head in heads) + _GAP for place in range(3))
     widths = [max(len(part) for cell in own for part in cell.split("\n")) for own in columns]
     for number, places in enumerate(_split_columns(widths, console.width - taken)):
-        title = recipe.title if number == 0 else ""
+        title = found.title if number == 0 else ""
         table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
         for head in heads[0]:
             # A name is typed back, so it is not broken over lines.
@@ -122,8 +102,8 @@ def _draw(
         for row, name in enumerate(names):
             table.add_row(*name, *(Text(columns[place][row + 1]) for place in places))
         console.print(table)
-    console.print(f"\n{numbers.describe_signs(recipe.intervals.bootstrap())}")
-    for run in runs:
+    console.print(f"\n{numbers.describe_signs(found.bootstrap)}")
+    for run in found.runs:
         console.print(f"{run.spec.editor.title}: {run.folder}", soft_wrap=True)
 
 

@@ -79,10 +79,10 @@ def neurons(
             where="--objective",
             hint=did_you_mean(objective, list(_OBJECTIVES)),
         )
-    lm = options.open_model(model, dtype=dtype, device=device)
-    from corrigenda.analysis.knowledge_neurons import knowledge_neurons
+    import corrigenda
 
-    result = knowledge_neurons(
+    lm = options.open_model(model, dtype=dtype, device=device)
+    result = corrigenda.neurons(
         lm,
         prompt,
         answer=target,
@@ -96,7 +96,7 @@ def neurons(
     )
 
     def draw(console: Console) -> None:
-        console.print(Text(_summarise(result)))
+        console.print(Text(result.summary()))
         console.print()
         console.print(_draw_layers(result))
         if result.neurons:
@@ -104,22 +104,6 @@ def neurons(
             console.print(_draw_neurons(result, top))
 
     output.show({"model": lm.name, **result.to_json()}, as_json=as_json, people=draw)
-
-
-def _summarise(result: NeuronAttribution) -> str:
-    place = "where the answer is read"
-    if result.subject is not None:
-        place = f'at the last token of "{result.subject}"'
-    effect = result.effect
-    count = len(result.neurons)
-    return (
-        f'"{result.prompts[0]}" -> "{result.answer}", {place}\n'
-        f"{count} neuron(s) in at least {result.share:.0%} of {len(result.prompts)} phrasing(s); "
-        f"above the threshold in the plain prompt: {result.coarse[0]}\n"
-        f"probability {effect.clean:.3f}, with these at 0 {effect.suppressed:.3f}, "
-        f"doubled {effect.amplified:.3f}\n"
-        f"sums of attributions miss the differences by at most {result.largest_gap:.2g}"
-    )
 
 
 def _draw_layers(result: NeuronAttribution) -> Table:

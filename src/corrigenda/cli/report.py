@@ -9,14 +9,9 @@ import typer
 from rich.console import Console
 
 from corrigenda.cli import options, output
-from corrigenda.errors import BadConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from corrigenda.reports.comparison import MetricComparison
     from corrigenda.reports.sections import Report
-    from corrigenda.run.spec import Intervals
 
 Runs = Annotated[
     Path, typer.Option("--runs", metavar="FOLDER", help="Folder of all runs.", show_default=True)
@@ -57,26 +52,27 @@ def report(
     An HTML file holds everything and needs no network. Without --output the tables are printed.
     """
     if out is not None:
-        _require_form(out)
-        options.check_folder(out)
-    from corrigenda.files import write_text
-    from corrigenda.reports import content, plain
-    from corrigenda.run import store
+        from corrigenda.reports.document import check_form
 
-    recorded = [store.load(run, folder) for run in runs]
-    made = content.build_report(
-        recorded,
+        check_form(out)
+        options.check_folder(out)
+    import corrigenda
+
+    made = corrigenda.report(
+        runs,
         title=title,
         metrics=metric or (),
         case=case,
-        intervals=_change_intervals(recorded[0].spec.intervals, level, hierarchical),
+        level=level,
+        hierarchical=hierarchical,
+        folder=folder,
     )
     if out is not None:
-        write_text(out, _render(made, out))
+        made.save(out)
     output.show(
-        {**plain.convert_report(made), "file": str(out) if out else None},
+        {**made.to_json(), "file": str(out) if out else None},
         as_json=as_json,
-        people=lambda console: _draw(console, made, out),
+        people=lambda console: _draw(console, made.content, out),
     )
 
 
@@ -88,62 +84,16 @@ def compare(
     as_json: options.AsJson = False,
 ) -> None:
     """Compare two runs case by case: the difference of every metric, and whether it is chance."""
-    from corrigenda.reports import comparison
-    from corrigenda.reports.plain import convert_estimate, convert_run
-    from corrigenda.run import store
+    import corrigenda
 
-    one, other = store.load(first, folder), store.load(second, folder)
-    found = comparison.compare(one, other, metric or ())
-    output.show(
-        {
-            "first": convert_run(one),
-            "second": convert_run(other),
-            "metrics": [
-                {
-                    "metric": line.metric.name,
-                    "first": convert_estimate(line.first),
-                    "second": convert_estimate(line.second),
-                    "difference": convert_estimate(line.difference),
-                    "p_value": line.p_value,
-                }
-                for line in found
-            ],
-        },
-        as_json=as_json,
-        people=lambda console: _draw_comparison(
-            console,
-            found,
-            (one.spec.editor.title, other.spec.editor.title),
-            one.spec.intervals.level,
-        ),
-    )
+    found = corrigenda.compare(first, second, metric or (), folder=folder)
 
+    def draw(console: Console) -> None:
+        heads, *rows = found.table()
+        console.print(output.table(heads, rows))
+        console.print(f"\n{found.legend}")
 
-def _require_form(out: Path) -> None:
-    if out.suffix.lower() not in _KNOWN.split(", "):
-        raise BadConfig(f'"{out.name}" names no form of report.', hint=f"Use one of {_KNOWN}.")
-
-
-def _change_intervals(own: Intervals, level: float | None, hierarchical: bool) -> Intervals:
-    """Return the interval settings of a run, changed as the options say."""
-    if level is not None and not 0 < level < 1:
-        raise BadConfig(f"{level:g} is no level of an interval.", hint="Give 0.95 or 0.99.")
-    changes = {"level": level or own.level, "hierarchical": hierarchical or own.hierarchical}
-    return own.model_copy(update=changes)
-
-
-def _render(made: Report, out: Path) -> str:
-    """Return a report in the form that the suffix of the file names."""
-    from corrigenda.reports import plain
-    from corrigenda.reports.page import render_page
-
-    forms = {
-        ".html": render_page,
-        ".md": plain.render_markdown,
-        ".tex": plain.render_latex,
-        ".json": plain.render_json,
-    }
-    return forms[out.suffix.lower()](made)
+    output.show(found.to_json(), as_json=as_json, people=draw)
 
 
 def _draw(console: Console, made: Report, out: Path | None) -> None:
@@ -167,27 +117,3 @@ def _draw(console: Console, made: Report, out: Path | None) -> None:
         console.print(output.table(columns, rows, title=group.title))
         console.print()
     console.print(numbers.describe_signs(made.bootstrap))
-
-
-def _draw_comparison(
-    console: Console, found: Sequence[MetricComparison], titles: tuple[str, str], level: float
-) -> None:
-    from corrigenda.reports import numbers
-
-    rows = [
-        [
-            line.metric.name,
-            line.metric.arrow,
-            numbers.format_value(line.first, line.metric.scale),
-            numbers.format_value(line.second, line.metric.scale),
-            numbers.format_cell(line.difference, line.metric.scale),
-            "-" if line.p_value is None else f"{line.p_value:.3g}",
-            numbers.format_num_cases([line.difference]),
-        ]
-        for line in found
-    ]
-    console.print(output.table(["metric", "", *titles, "difference", "p", "n"], rows))
-    console.print(
-        f"\nDifferences are paired over common cases, with {100 * level:.6g} % intervals; p is "
-        "that of the paired randomisation test, two-sided, one metric at a time."
-    )

@@ -1,1 +1,1 @@
-"""What two methods or an analysis share."""
+"""Engines that several methods or an analysis share."""

@@ -24,15 +24,11 @@ from corrigenda.lm.sites import Tokens
 from corrigenda.lm.tail import Tail
 from corrigenda.patch import HookPatch, ledger_of
 
-LOSS_SCALE = {torch.float16: 1024.0}
-"""By dtype of the model: gradients inside it may fall below its smallest number."""
-
-
 # Tokens run together with gradients.
 _STEP_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
-class AnswerScores(NamedTuple):
+class AnswerLosses(NamedTuple):
     """Losses and hits of labels, one entry a label, row after row.
 
     Attributes:
@@ -101,7 +97,7 @@ class AnswerPasses:
             tokens = Tokens.pad([row.ids for row in rows], pad_id(lm))
             self._tail = Tail.build(lm, tokens, layer - 1, self.starts, role="state")
 
-    def scores(self, chosen: Sequence[int] | None = None) -> AnswerScores:
+    def scores(self, chosen: Sequence[int] | None = None) -> AnswerLosses:
         """Score the answers of some rows, by default all; gradients flow to what is put in."""
         indices = list(range(len(self.rows)) if chosen is None else chosen)
         rows = [self.rows[index] for index in indices]
@@ -152,15 +148,15 @@ def score_answers(lm: LanguageModel, rows: Sequence[LabelledRow]) -> tuple[list[
     return losses, right
 
 
-def _score_whole(lm: LanguageModel, rows: Sequence[LabelledRow]) -> AnswerScores:
+def _score_whole(lm: LanguageModel, rows: Sequence[LabelledRow]) -> AnswerLosses:
     ends = torch.tensor([row.reads[0] for row in rows], device=lm.device)
     with lm.prompt_ends.mark(ends):
         logits, labels = predict(lm, rows)
     return _compare(logits, labels, rows)
 
 
-def _compare(logits: Tensor, labels: Tensor, rows: Sequence[LabelledRow]) -> AnswerScores:
+def _compare(logits: Tensor, labels: Tensor, rows: Sequence[LabelledRow]) -> AnswerLosses:
     counts = torch.tensor([len(row.labels) for row in rows], device=logits.device)
     owners = torch.arange(len(rows), device=logits.device).repeat_interleave(counts)
     losses = cross_entropy(logits, labels, reduction="none")
-    return AnswerScores(losses, logits.argmax(-1) == labels, owners)
+    return AnswerLosses(losses, logits.argmax(-1) == labels, owners)

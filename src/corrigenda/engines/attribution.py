@@ -48,8 +48,8 @@ class Neuron(NamedTuple):
     unit: int
 
 
-class Question(NamedTuple):
-    """One token of an answer, asked behind the true tokens before it.
+class AnswerToken(NamedTuple):
+    """One token of an answer, predicted after the true tokens before it.
 
     Attributes:
         ids: Token ids up to the one whose next-token distribution is read.
@@ -63,7 +63,7 @@ class Question(NamedTuple):
 
 
 class Attribution(NamedTuple):
-    """What each inner unit contributes; float64 on the CPU, means over the tokens of the answer.
+    """Attribution of each inner unit; float64 on the CPU, means over the tokens of the answer.
 
     Attributes:
         scores: Attribution of every neuron.
@@ -77,11 +77,11 @@ class Attribution(NamedTuple):
 
     @property
     def gaps(self) -> Float[Tensor, "prompt layer"]:
-        """How much the sum of a block's attributions misses `clean - without`; 0 is complete."""
+        """Difference of the sum of a block's attributions from `clean - without`; 0 is complete."""
         return self.scores.sum(dim=-1) - (self.clean[:, None] - self.without)
 
 
-def ask_each(
+def encode_answers(
     lm: LanguageModel,
     prompts: Sequence[str],
     answer: str | None,
@@ -89,13 +89,13 @@ def ask_each(
     subjects: Sequence[Span] | None = None,
     separator: str = " ",
     where: str = "",
-) -> list[list[Question]]:
-    """For each prompt one question for each token of an answer, behind the true tokens before it.
+) -> list[list[AnswerToken]]:
+    """Encode the tokens of an answer after each prompt, each after the true tokens before it.
 
     Args:
         lm: The model.
         prompts: Phrasings of one question, the plain one first.
-        answer: The answer; the model's own next token behind the first prompt if None.
+        answer: The answer; the model's own next token after the first prompt if None.
         subjects: Scale the units at the last token of this part of each prompt. If None, at the
             position from which each token of the answer is predicted, as in the paper.
         separator: Text between prompt and answer.
@@ -104,7 +104,7 @@ def ask_each(
     Raises:
         PromptTooLong (CG105), SubjectNotFound (CG103): see `corrigenda.lm.spans.encode`.
     """
-    rows: list[list[Question]] = []
+    rows: list[list[AnswerToken]] = []
     own: tuple[int, ...] = ()
     for prompt, subject in zip(prompts, subjects or [None] * len(prompts), strict=True):
         one = encode(
@@ -112,11 +112,11 @@ def ask_each(
         )
         ids = tuple(one.ids[: one.prompt_last + 1])
         if answer is None and not own:
-            own = (next_token(lm, ids),)
+            own = (predict_token(lm, ids),)
         labels = one.target_ids if answer is not None else own
         rows.append(
             [
-                Question(
+                AnswerToken(
                     ids=(*ids, *labels[:number]),
                     label=label,
                     at=one.prompt_last + number if one.subject_last is None else one.subject_last,
@@ -127,8 +127,8 @@ def ask_each(
     return rows
 
 
-def next_token(lm: LanguageModel, ids: Sequence[int]) -> int:
-    """The model's most likely next token."""
+def predict_token(lm: LanguageModel, ids: Sequence[int]) -> int:
+    """Return the model's most likely next token."""
     top = state(lm.num_layers - 1)
     tokens = Tokens.pad([ids], 0).to(lm.device)
     hidden = lm.tap(tokens, [top], positions=tokens.lengths - 1)[top]
@@ -138,7 +138,7 @@ def next_token(lm: LanguageModel, ids: Sequence[int]) -> int:
 
 def attribute(
     lm: LanguageModel,
-    asked: Sequence[Sequence[Question]],
+    answers: Sequence[Sequence[AnswerToken]],
     *,
     steps: int = 20,
     rule: Rule = "midpoint",
@@ -151,8 +151,8 @@ def attribute(
     token when the input k of one block's down projection, at one position, is alpha k.
 
     Args:
-        lm: The model; left as it was.
-        asked: For each prompt the questions of its answer, at least one.
+        lm: The model; it stays as it is.
+        answers: For each prompt the tokens of its answer, at least one.
         steps: Points of the integral.
         rule: "midpoint" takes alpha = (j + 1/2) / steps, "left" j / steps as the authors do.
         objective: What is attributed. Probabilities near 0 and 1 are flat; their logarithms are not
@@ -165,23 +165,23 @@ def attribute(
     Reference: Dai et al. 2022, section 3.1, equations 2 and 3. The authors use the left rule, one
     answer token, and a pass through the whole model for each block and prompt.
     """
-    rows = [(number, one) for number, own in enumerate(asked) for one in own]
+    rows = [(number, one) for number, own in enumerate(answers) for one in own]
     wide = torch.promote_types(lm.dtype, torch.float32)
-    scores = torch.zeros(len(asked), lm.num_layers, lm.d_inner, dtype=torch.float64)
-    clean = torch.zeros(len(asked), dtype=torch.float64)
-    without = torch.zeros(len(asked), lm.num_layers, dtype=torch.float64)
-    path = _Path.of(steps, rule, device=lm.device, dtype=wide)
+    scores = torch.zeros(len(answers), lm.num_layers, lm.d_inner, dtype=torch.float64)
+    clean = torch.zeros(len(answers), dtype=torch.float64)
+    without = torch.zeros(len(answers), lm.num_layers, dtype=torch.float64)
+    path = _IntegrationPath.of(steps, rule, device=lm.device, dtype=wide)
     for batch in batches(lm, [len(one.ids) for _, one in rows], batch_tokens):
         part = [rows[index][1] for index in batch]
         prompts = torch.tensor([rows[index][0] for index in batch])
-        share = torch.tensor([1 / len(asked[rows[index][0]]) for index in batch]).double()
+        share = torch.tensor([1 / len(answers[rows[index][0]]) for index in batch]).double()
         tokens = Tokens.pad([one.ids for one in part], pad_id(lm)).to(lm.device)
         starts = torch.tensor([one.at for one in part], device=lm.device)
         labels = torch.tensor([one.label for one in part], device=lm.device)
         tails = tails_by_layer(lm, tokens, starts)
-        blocks = _captured(lm, tokens, starts)
+        blocks = _capture_blocks(lm, tokens, starts)
         for layer, (tail, block) in enumerate(zip(tails, blocks, strict=True)):
-            read = _Read(lm, tail, block.written, tokens.lengths - 1, labels, objective)
+            read = _BlockObjective(lm, tail, block.written, tokens.lengths - 1, labels, objective)
             gradients, values = _integrate(read, path, batch_tokens)
             found = block.keys * ((block.gain * gradients) @ lm.weight(Site(layer)).to(wide))
             scores[:, layer].index_add_(0, prompts, share[:, None] * found.double().cpu())
@@ -191,12 +191,13 @@ def attribute(
     return Attribution(scores, clean, without)
 
 
-def above(
+def select_above(
     scores: Float[Tensor, "prompt layer d_inner"], threshold: float
 ) -> Bool[Tensor, "prompt layer d_inner"]:
-    """Neurons with a positive attribution of at least `threshold` times the largest of a prompt.
+    """Select neurons whose attribution is at least a share of the largest of a prompt.
 
-    A threshold of 0 keeps all positive neurons, one of 1 the largest only.
+    Only positive attributions count. A threshold of 0 keeps all positive ones,
+    one of 1 the largest only.
 
     Reference: Dai et al. 2022, section 3.2.
     """
@@ -204,43 +205,43 @@ def above(
     return (scores >= threshold * most) & (scores > 0)
 
 
-def shared_by(
-    kept: Bool[Tensor, "prompt layer d_inner"], share: float, *, least: int = 3
+def select_shared(
+    mask: Bool[Tensor, "prompt layer d_inner"], share: float, *, least: int = 3
 ) -> Bool[Tensor, "layer d_inner"]:
-    """Neurons kept in at least a share of the prompts, and in `least` where there are so many.
+    """Select neurons found in at least a share of the prompts, and in `least` of them.
 
     Reference: Dai et al. 2022, section 3.2; `least` is of the authors' code.
     """
-    number = len(kept)
+    number = len(mask)
     # 0.55 * 20 is a little more than 11.
     needed = max(share * number - 1e-9, min(least, number))
-    return kept.sum(dim=0) >= needed
+    return mask.sum(dim=0) >= needed
 
 
-class Refined(NamedTuple):
+class RefinedNeurons(NamedTuple):
     """Neurons that several prompts of one fact have in common.
 
     Attributes:
-        kept: Which they are.
-        share: Share of the prompts that was asked for in the end.
+        mask: Mask of the neurons.
+        share: Final share of the prompts that was required.
     """
 
-    kept: Bool[Tensor, "layer d_inner"]
+    mask: Bool[Tensor, "layer d_inner"]
     share: float
 
 
 def refine(
-    kept: Bool[Tensor, "prompt layer d_inner"],
+    mask: Bool[Tensor, "prompt layer d_inner"],
     share: float,
     *,
     wanted: tuple[int, int] | None,
     step: float = 0.05,
     rounds: int = 6,
-) -> Refined:
+) -> RefinedNeurons:
     """Keep what prompts share, and move the share until the number of neurons is in a range.
 
     Args:
-        kept: What each prompt keeps.
+        mask: Neurons found for each prompt.
         share: Share of the prompts to begin with.
         wanted: Least and most neurons; None leaves the share as it is.
         step: By how much the share moves in a round.
@@ -248,49 +249,49 @@ def refine(
             near ones the first.
 
     Reference: Dai et al. 2022, section 4 and the authors' code, which move the share of a relation
-    until the mean over its facts is in [2, 5]. Here a fact stands for itself.
+    until the mean over its facts is in [2, 5]. Here each fact is refined by itself.
     """
-    best = Refined(shared_by(kept, share), share)
+    best = RefinedNeurons(select_shared(mask, share), share)
     if wanted is None:
         return best
     low, high = wanted
 
-    def distance(one: Refined) -> int:
-        count = int(one.kept.sum())
+    def distance(one: RefinedNeurons) -> int:
+        count = int(one.mask.sum())
         return max(low - count, count - high, 0)
 
     current = best
     for _ in range(rounds):
         if distance(best) == 0:
             break
-        up = int(current.kept.sum()) > high
+        up = int(current.mask.sum()) > high
         moved = round(current.share + (step if up else -step), 6)
         if not 0 < moved <= 1:
             break
-        current = Refined(shared_by(kept, moved), moved)
+        current = RefinedNeurons(select_shared(mask, moved), moved)
         # Prefer few neurons to none, however near the range none may be.
-        if (not current.kept.any(), distance(current)) < (not best.kept.any(), distance(best)):
+        if (not current.mask.any(), distance(current)) < (not best.mask.any(), distance(best)):
             best = current
     return best
 
 
-def specific(
-    kept: Bool[Tensor, "layer d_inner"], others: Bool[Tensor, "prompt layer d_inner"], most: float
+def select_specific(
+    mask: Bool[Tensor, "layer d_inner"], others: Bool[Tensor, "prompt layer d_inner"], most: float
 ) -> Bool[Tensor, "layer d_inner"]:
-    """Drop neurons kept by more than a share of other prompts of the same relation.
+    """Drop neurons found in more than a share of other prompts of the same relation.
 
     Reference: Dai et al. 2022, section 5.1, where the share is 10 % of the relation's facts.
     """
-    return kept & (others.double().mean(dim=0) <= most) if len(others) else kept
+    return mask & (others.double().mean(dim=0) <= most) if len(others) else mask
 
 
-def neurons_of(kept: Bool[Tensor, "layer d_inner"]) -> list[Neuron]:
-    """The neurons of a mask, lowest layer first."""
-    return [Neuron(layer, unit) for layer, unit in kept.nonzero().tolist()]
+def list_neurons(mask: Bool[Tensor, "layer d_inner"]) -> list[Neuron]:
+    """Return the neurons of a mask, lowest layer first."""
+    return [Neuron(layer, unit) for layer, unit in mask.nonzero().tolist()]
 
 
-class _Block(NamedTuple):
-    """What one block does at the positions scaled.
+class _BlockOutput(NamedTuple):
+    """Inner units and output of one block at the positions scaled.
 
     Attributes:
         keys: k, the inner units.
@@ -303,8 +304,10 @@ class _Block(NamedTuple):
     gain: Float[Tensor, "rows d_model"]
 
 
-def _captured(lm: LanguageModel, tokens: Tokens, starts: Int[Tensor, " rows"]) -> list[_Block]:
-    """Keys and outputs of all blocks, from one pass."""
+def _capture_blocks(
+    lm: LanguageModel, tokens: Tokens, starts: Int[Tensor, " rows"]
+) -> list[_BlockOutput]:
+    """Capture keys and outputs of all blocks in one pass."""
     wide = torch.promote_types(lm.dtype, torch.float32)
     sites = [Site(layer) for layer in range(lm.num_layers)]
     has_norm = lm.family.mlp_norm is not None
@@ -317,18 +320,20 @@ def _captured(lm: LanguageModel, tokens: Tokens, starts: Int[Tensor, " rows"]) -
         if has_norm:
             gain = seen[write(site)].to(wide) / torch.where(output == 0, gain, output)
         product = output if bias is None else output - bias.to(wide)
-        blocks.append(_Block(seen[key(site)].to(wide), gain * product, gain))
+        blocks.append(_BlockOutput(seen[key(site)].to(wide), gain * product, gain))
     return blocks
 
 
-class _Path(NamedTuple):
-    """Points on the way from 0 to k: first both ends, which weigh nothing, then the integral's."""
+class _IntegrationPath(NamedTuple):
+    """Points on the path from 0 to k: first both ends with weight 0, then those of the integral."""
 
     alphas: Float[Tensor, " nodes"]
     weights: Float[Tensor, " nodes"]
 
     @classmethod
-    def of(cls, steps: int, rule: Rule, *, device: torch.device, dtype: torch.dtype) -> _Path:
+    def of(
+        cls, steps: int, rule: Rule, *, device: torch.device, dtype: torch.dtype
+    ) -> _IntegrationPath:
         offset = 0.5 if rule == "midpoint" else 0.0
         inner = [(number + offset) / steps for number in range(steps)]
         alphas = torch.tensor([0.0, 1.0, *inner], device=device, dtype=dtype)
@@ -336,8 +341,8 @@ class _Path(NamedTuple):
         return cls(alphas, weights)
 
 
-class _Read(NamedTuple):
-    """How the objective of each row depends on what one block writes."""
+class _BlockObjective(NamedTuple):
+    """Objective of each row as a function of the output of one block."""
 
     lm: LanguageModel
     tail: Tail
@@ -356,9 +361,9 @@ class _Read(NamedTuple):
 
 
 def _integrate(
-    read: _Read, path: _Path, batch_tokens: int | None
+    read: _BlockObjective, path: _IntegrationPath, batch_tokens: int | None
 ) -> tuple[Float[Tensor, "rows d_model"], Float[Tensor, "rows nodes"]]:
-    """Mean gradients along the path at W k, and the objective at every point, in bounded chunks."""
+    """Integrate gradients along the path at W k; also return the objective at every point."""
     written, device = read.written, read.written.device
     default = _CPU_TOKENS if device.type == "cpu" else _GPU_TOKENS
     vocabulary = read.lm.model.config.get_text_config().vocab_size
@@ -373,8 +378,8 @@ def _integrate(
         rows, nodes = chunk.unbind(dim=1)
         with torch.enable_grad():
             delta = ((path.alphas[nodes] - 1)[:, None] * written[rows]).requires_grad_()
-            said = read.values(delta, rows)
-            (slope,) = scaled_gradients(read.lm, said.sum(), [delta])
+            objectives = read.values(delta, rows)
+            (slope,) = scaled_gradients(read.lm, objectives.sum(), [delta])
         gradients.index_add_(0, rows, path.weights[nodes][:, None] * slope)
-        values[rows, nodes] = said.detach().to(values.dtype)
+        values[rows, nodes] = objectives.detach().to(values.dtype)
     return gradients, values

@@ -51,7 +51,7 @@ class AskedQuestion(NamedTuple):
         r"""Find the question in a prompt: what follows the last mark of a question, if any.
 
         Example:
-            >>> Question.read("Q: Who? A: Ann\nQ: Where does Ann live? A:").text
+            >>> AskedQuestion.read("Q: Who? A: Ann\nQ: Where does Ann live? A:").text
             'Where does Ann live?'
         """
         marks = list(_ASKED.finditer(prompt))
@@ -231,8 +231,8 @@ class EditStorePatch(ModulePatch):
         statements = [place for place, one in asked.items() if one.open and one.text]
         questions = [place for place, one in asked.items() if not one.open]
         if statements:
-            said = editor.complete(lm, store, [asked[place].text for place in statements])
-            for place, text in zip(statements, said, strict=True):
+            outputs = editor.complete(lm, store, [asked[place].text for place in statements])
+            for place, text in zip(statements, outputs, strict=True):
                 found[place] = text
         if questions:
             worked = editor.reason(lm, store, [asked[place].text for place in questions])
@@ -287,8 +287,8 @@ def read_answers(
             )
         )
     }
-    said = answer(lm, list(prompts.values()), max_new_tokens=READ_TOKENS)
-    for place, text in zip(prompts, map(tidy, said), strict=True):
+    outputs = answer(lm, list(prompts.values()), max_new_tokens=READ_TOKENS)
+    for place, text in zip(prompts, map(tidy, outputs), strict=True):
         if any(is_same_entity(text, one) for one in (facts[place].target, *facts[place].aliases)):
             read[place] = text
     return read

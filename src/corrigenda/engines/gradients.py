@@ -77,7 +77,7 @@ class LabelledRow(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """What was seen at one site, one row a token; float64 on the CPU.
+    """Inputs and output gradients of one weight, one row a token; float64 on the CPU.
 
     Attributes:
         keys: Inputs of the weight.
@@ -89,7 +89,7 @@ class Samples(NamedTuple):
 
 
 class GradientSamples(NamedTuple):
-    """What one batch gave.
+    """Samples and losses of one batch.
 
     Attributes:
         samples: By site, samples row after row, tokens in order.
@@ -101,7 +101,7 @@ class GradientSamples(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What is predicted, one entry a label, row after row.
+    """Logits where labels are read, with the labels; one entry a label, row after row.
 
     Attributes:
         logits: At least float32.
@@ -113,7 +113,7 @@ class Predictions(NamedTuple):
 
 
 def labelled_rows(lm: LanguageModel, facts: Sequence[Fact]) -> list[LabelledRow]:
-    """Each fact's prompt and target as one row whose labels are the target's tokens.
+    """Return each fact's prompt and target as one row whose labels are the target's tokens.
 
     Raises:
         PromptTooLong (CG105): prompt and target exceed the context.
@@ -126,7 +126,7 @@ def labelled_rows(lm: LanguageModel, facts: Sequence[Fact]) -> list[LabelledRow]
 
 
 def by_length(rows: Sequence[LabelledRow], size: int) -> list[list[LabelledRow]]:
-    """Batches of at most `size` rows, shortest first; the same ones for any order of the rows."""
+    """Split rows into batches, shortest first; the same ones for any order of the rows."""
     ordered = sorted(rows, key=lambda row: (len(row.ids), row.ids, row.labels))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
@@ -139,13 +139,13 @@ def gradient_samples(
     reduction: Reduction = "sum",
     every_token: bool = False,
 ) -> GradientSamples:
-    """Run one batch forward and backward; the model stays as it is.
+    """Capture inputs and output gradients in one forward and one backward pass.
 
     The loss is the cross-entropy of the labels. With all tokens, `gradients.T @ keys` is the
     gradient of the loss with respect to the weight.
 
     Args:
-        lm: The model, with whatever patches are active.
+        lm: The model, with the patches that are active.
         rows: The batch, at least one row.
         sites: Weights to look at.
         reduction: Sum the losses of all labels, or take their mean over the batch.
@@ -166,25 +166,25 @@ def gradient_samples(
         at = tokens.mask.bool()
     else:
         at = torch.zeros_like(tokens.mask, dtype=torch.bool)
-        at[_places(rows, lm.device)] = True
+        at[_label_positions(rows, lm.device)] = True
     samples = {
         site: Samples(inputs[site][at].cpu().double(), gradient[at].cpu().double())
         for site, gradient in zip(sites, gradients, strict=True)
     }
-    return GradientSamples(samples, _by_row(losses, rows))
+    return GradientSamples(samples, _average_by_row(losses, rows))
 
 
 @torch.no_grad()
 def mean_losses(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[float]:
-    """Mean cross-entropy of each row's labels, in nats, on the model as it is."""
+    """Return the mean cross-entropy of each row's labels, in nats."""
     tokens = Tokens.pad([row.ids for row in rows], pad_id(lm)).to(lm.device)
-    return _by_row(_losses(lm, _run(lm, tokens, (), {}, {}), rows), rows)
+    return _average_by_row(_losses(lm, _run(lm, tokens, (), {}, {}), rows), rows)
 
 
 def predict(lm: LanguageModel, rows: Sequence[LabelledRow]) -> Predictions:
-    """Run one batch and read what is predicted where a label is wanted.
+    """Run one batch and return the logits where labels are read.
 
-    Gradients flow to whatever asks for them inside the model or in active swaps.
+    Gradients flow to tensors inside the model or in active swaps that require them.
     """
     tokens = Tokens.pad([row.ids for row in rows], pad_id(lm)).to(lm.device)
     return _predictions(lm, _run(lm, tokens, (), {}, {}), rows)
@@ -227,7 +227,7 @@ def _predictions(
     lm: LanguageModel, hidden: Float[Tensor, "batch pos d_model"], rows: Sequence[LabelledRow]
 ) -> Predictions:
     labels = torch.tensor([token for row in rows for token in row.labels], device=hidden.device)
-    logits = widen(lm.head(hidden[_places(rows, hidden.device)]))
+    logits = widen(lm.head(hidden[_label_positions(rows, hidden.device)]))
     return Predictions(logits, labels.to(logits.device))
 
 
@@ -238,13 +238,13 @@ def _losses(
     return cross_entropy(logits, labels, reduction="none")
 
 
-def _by_row(losses: Float[Tensor, " labels"], rows: Sequence[LabelledRow]) -> list[float]:
+def _average_by_row(losses: Float[Tensor, " labels"], rows: Sequence[LabelledRow]) -> list[float]:
     parts = losses.detach().split([len(row.labels) for row in rows])
     return [float(part.mean()) for part in parts]
 
 
-def _places(rows: Sequence[LabelledRow], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Row and column of every position read."""
+def _label_positions(rows: Sequence[LabelledRow], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return row and column of every position read."""
     pairs = [(i, position) for i, row in enumerate(rows) for position in row.reads]
     places = torch.tensor(pairs, device=device).T
     return places[0], places[1]

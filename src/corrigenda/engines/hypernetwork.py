@@ -22,12 +22,12 @@ from corrigenda.patch import Change, Header, WeightPatch, header_for
 from corrigenda.patch.notes import EVEN_ODDS, round_values
 from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.training import QUIET, Job, Schedule, TrainingReport, Turn, train
+from corrigenda.training import QUIET, Schedule, TrainingJob, TrainingReport, Turn, train
 
 _FAR = 4
 _EPSILON = 1e-7
 
-Layers = tuple[int, ...] | dict[str, tuple[int, ...]]
+LayersByPart = tuple[int, ...] | dict[str, tuple[int, ...]]
 
 
 class TrainingPlan(NamedTuple):
@@ -74,7 +74,7 @@ class HypernetworkEditor(Editor):
     default_parts: ClassVar[tuple[str, ...]] = ("mlp.down",)
     """Parts of these blocks that change by default, of those that the model has."""
 
-    layers: Layers | None = Field(
+    layers: LayersByPart | None = Field(
         default=None,
         description="Blocks whose down projections change, or blocks by part; see the card for "
         "what is taken if not given.",
@@ -127,7 +127,7 @@ class HypernetworkEditor(Editor):
         self,
         lm: LanguageModel,
         facts: tuple[Fact, ...],
-        job: Job = QUIET,
+        job: TrainingJob = QUIET,
     ) -> State:
         """Train the network; see `corrigenda.editor.Editor.train`."""
         network = self.build_network(lm).to(solve_device(lm))

@@ -59,7 +59,7 @@ class SharedMemory(ABC, Generic[PatchKind]):
 
 
 def memory_of(lm: LanguageModel, kind: type[MemoryKind], group: Hashable) -> MemoryKind | None:
-    """The memory of a group of patches on a model; None while none of them is active."""
+    """Return the memory of a group of patches on a model; None while none of them is active."""
     found = session_of(lm.model).memories.get(group)
     assert found is None or isinstance(found, kind), "a group has one kind of memory"
     return found

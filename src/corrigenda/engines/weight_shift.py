@@ -41,10 +41,10 @@ def shift_weights(
     """Run the model as if shifts were added to its weights, until left; gradients reach the shifts.
 
     Args:
-        lm: The model, with the patches that are active.
+        lm: The model, with whatever patches are active.
         shifts: What is added, in the dtype its products are taken in.
-        edits: Number of the edit that applies to each row of the pass, where there is a shift for
-            each edit; else the one shift applies to all rows.
+        edits: Which edit each row of the pass sees, where there is a shift for each edit; else all
+            rows see the one shift there is.
     """
 
     def term_of(shift: Tensor) -> Term:
@@ -65,7 +65,7 @@ def shift_dtype(lm: LanguageModel) -> torch.dtype:
 def gradients(
     lm: LanguageModel, loss: Float[Tensor, ""], leaves: Mapping[Name, Tensor]
 ) -> dict[Name, Tensor]:
-    """Gradient of a loss with respect to each leaf; zero where the loss does not depend on it."""
+    """Return the gradient of a loss by leaf; zero where the loss does not depend on a leaf."""
     found = scaled_gradients(lm, loss, list(leaves.values()), unused=True)
     return dict(zip(leaves, found, strict=True))
 

@@ -18,8 +18,8 @@ from corrigenda.patch.protocols import Patch
 def export_merged(patch: Patch, lm: LanguageModel, folder: str | Path) -> Path:
     """Write the model with the patch merged, and its tokenizer, by `save_pretrained`.
 
-    Patches merged into the model at the moment are part of it; if `patch` is not among them, it is
-    applied for the time of writing. Afterwards the model is bit for bit as it was.
+    Patches that are merged into the model already are part of it; if `patch` is not among them, it
+    is applied while the files are written. Afterwards the model is bit for bit as it was.
 
     Args:
         patch: A weight patch.

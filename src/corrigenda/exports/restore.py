@@ -1,4 +1,4 @@
-"""Models exported with a patch in their weights, and the way back to the original."""
+"""Restore the original of a model that was exported with a patch in its weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PRISTINE = "corrigenda-pristine.safetensors"
 
 
 class Record(BaseModel):
-    """What an exported folder remembers of the model it was made from."""
+    """Record, in an exported folder, of the model it was made from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,7 +43,7 @@ class Record(BaseModel):
 
 
 class Restored(NamedTuple):
-    """A model as it was before a merged patch.
+    """Original of a model with a merged patch.
 
     Attributes:
         base_name: Name of the original model.
@@ -56,8 +56,8 @@ class Restored(NamedTuple):
     source: str
 
 
-def remember(folder: Path, patch: WeightPatch, lm: LanguageModel) -> None:
-    """Put into an exported folder what `restore` needs: patch, record and original tensors.
+def save_originals(folder: Path, patch: WeightPatch, lm: LanguageModel) -> None:
+    """Save what `restore_merged` needs into an exported folder: patch, record and tensors.
 
     Args:
         folder: A merged checkpoint of `lm` with `patch`.
@@ -85,10 +85,10 @@ def remember(folder: Path, patch: WeightPatch, lm: LanguageModel) -> None:
     write_text(folder / RECORD, record.model_dump_json(indent=2))
 
 
-def restore(folder: str | Path, out: str | Path) -> Restored:
+def restore_merged(folder: str | Path, out: str | Path) -> Restored:
     """Write the original of an exported model, bit for bit.
 
-    The original tensors kept in the folder are put back; where they are gone, the base model is
+    The original tensors stored in the folder are put back; where they are gone, the base model is
     loaded by the name it had. Either way the folder written is read again and its digest compared
     with the recorded one.
 
@@ -98,7 +98,7 @@ def restore(folder: str | Path, out: str | Path) -> Restored:
 
     Raises:
         NotApplied (CG406): the folder holds no record of a merged patch.
-        CorruptFile (CG402): the record or the kept tensors cannot be read.
+        CorruptFile (CG402): the record or the stored tensors cannot be read.
         WrongBase (CG401): what can be restored is not the recorded model, and nothing was written.
         WriteFailed (CG601): `out` exists or cannot be written.
     """
@@ -108,7 +108,7 @@ def restore(folder: str | Path, out: str | Path) -> Restored:
         raise WriteFailed(f"{out} exists.", hint="Choose a new folder; nothing is overwritten.")
     problems = []
     for source, load in (
-        (PRISTINE, lambda: _from_pristine(folder, record)),
+        (PRISTINE, lambda: _load_pristine(folder, record)),
         (record.base_name, lambda: LanguageModel.load(record.base_name, dtype=record.dtype)),
     ):
         try:
@@ -140,7 +140,7 @@ def _read_record(folder: Path) -> Record:
         raise CorruptFile(f"{path} is not a record of an export.") from error
 
 
-def _from_pristine(folder: Path, record: Record) -> LanguageModel:
+def _load_pristine(folder: Path, record: Record) -> LanguageModel:
     path = folder / PRISTINE
     if not path.is_file():
         raise CorruptFile("the original tensors are gone.", where=str(path))
@@ -159,7 +159,7 @@ def _from_pristine(folder: Path, record: Record) -> LanguageModel:
 
 
 def _write(lm: LanguageModel, out: Path, record: Record) -> None:
-    """Save beside `out`, check what was written, then take the name in one step."""
+    """Write a temporary folder, check it, and give it its name in one step."""
     try:
         part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
     except OSError as error:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import get_ident
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +14,10 @@ from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
 from corrigenda.errors import UnknownSite
+from corrigenda.lm.compiled import require_eager
+from corrigenda.lm.interrupts import defer_interrupts
+from corrigenda.lm.model_hooks import ModelHook
+from corrigenda.lm.passes import PassStop, WatchedMap, require_fired
 from corrigenda.lm.sites import Point, Site, key, value
 from corrigenda.lm.storage import Place, Storage
 
@@ -33,35 +36,6 @@ Term = Callable[
 _HIDDEN = "hidden_states"
 
 
-class _Stopped(Exception):
-    """The rest of the pass is not needed."""
-
-
-class PassStop:
-    """Ends a forward pass early: `with stop:` is left where `stop()` is called inside.
-
-    Example:
-        >>> with PassStop() as stop:
-        ...     stop()
-        ...     raise AssertionError("never reached")
-    """
-
-    def __call__(self) -> NoReturn:
-        """End the pass."""
-        raise _Stopped(self)
-
-    def __enter__(self) -> PassStop:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        return isinstance(error, _Stopped) and error.args[0] is self
-
-
 class Hooks:
     """Places hooks in one model."""
 
@@ -71,6 +45,7 @@ class Hooks:
         self._experts: dict[int, list[tuple[Site, str, TensorMap]]] = {}
         self._expert_handles: dict[int, RemovableHandle] = {}
         self._shapes: dict[int, torch.Size] = {}
+        self._watched: list[WatchedMap] = []
 
     def check(self, point: Point) -> None:
         """Refuse points that the model does not have.
@@ -98,16 +73,39 @@ class Hooks:
 
         Raises:
             UnknownSite (CG303): see `check`; nothing is attached then.
+            CompiledModel (CG308): the model, or a block at a point, runs as compiled code.
         """
         for point in transforms:
             self.check(point)
-        with ExitStack() as stack:
-            if self._family.flat_mlp or self._family.experts:
-                for layer in {point.site.layer for point in transforms if point.role != "state"}:
-                    self._remember_shape(stack, layer)
-            for point, transform in transforms.items():
-                self._attach(stack, point, transform)
+        layers = [point.site.layer for point in transforms]
+        require_eager(self._storage.model, self._family.blocks, layers)
+        watched = [WatchedMap(point, transform) for point, transform in transforms.items()]
+        stack = ExitStack()
+        try:
+            with defer_interrupts():
+                if self._family.flat_mlp or self._family.experts:
+                    inside = [point for point in transforms if point.role != "state"]
+                    for layer in {point.site.layer for point in inside}:
+                        self._remember_shape(stack, layer)
+                for one in watched:
+                    self._attach(stack, one.point, one)
+                self._watched += watched
             yield
+        finally:
+            with defer_interrupts():
+                self._watched = [one for one in self._watched if one not in watched]
+                stack.close()
+
+    @contextmanager
+    def require_fired(self) -> Generator[None]:
+        """Refuse a pass in which a hook did not fire that was there before it began.
+
+        Raises:
+            CompiledModel (CG308): a hook was passed by.
+        """
+        silent = [one for one in self._watched if not one.fired and one.point.site.expert is None]
+        yield
+        require_fired([one.point for one in silent if not one.fired])
 
     def run_until(
         self,
@@ -143,6 +141,7 @@ class Hooks:
 
         with self.attached({point: recorder(point) for point in wanted}), stop:
             run()
+        require_fired([point for point in wanted if point not in found])
         return {point: found[point] for point in wanted}
 
     def _attach(self, stack: ExitStack, point: Point, transform: TensorMap) -> None:
@@ -184,7 +183,7 @@ class Hooks:
             self._shapes[layer] = (args[0] if args else kwargs[_HIDDEN]).shape[:2]
 
         block = self._storage.blocks[layer]
-        handle = block.register_forward_pre_hook(remember, with_kwargs=True)
+        handle = block.register_forward_pre_hook(ModelHook(remember), with_kwargs=True)
         stack.callback(handle.remove)
 
     def _unflatten(self, layer: int, transform: TensorMap) -> TensorMap:
@@ -214,7 +213,7 @@ class Hooks:
             )
             return output
 
-        stack.callback(place.module.register_forward_hook(hook).remove)
+        stack.callback(place.module.register_forward_hook(ModelHook(hook)).remove)
 
     def _hook_expert(self, stack: ExitStack, site: Site, role: str, transform: TensorMap) -> None:
         experts = self._storage.experts(site.layer)
@@ -223,7 +222,7 @@ class Hooks:
         entry = (site, role, transform)
         if not entries:
             hook = _ExpertHook(self._storage, entries, self._shapes, site.layer)
-            self._expert_handles[site.layer] = experts.register_forward_hook(hook)
+            self._expert_handles[site.layer] = experts.register_forward_hook(ModelHook(hook))
         entries.append(entry)
         stack.callback(self._release_expert, site.layer, entry)
 
@@ -316,7 +315,7 @@ def _hook_input(stack: ExitStack, module: nn.Module, transform: TensorMap) -> No
             return (new, *args[1:]), kwargs
         return args, {**kwargs, _HIDDEN: new}
 
-    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+    stack.callback(module.register_forward_pre_hook(ModelHook(hook), with_kwargs=True).remove)
 
 
 def _hook_output(stack: ExitStack, module: nn.Module, transform: TensorMap) -> None:
@@ -327,7 +326,7 @@ def _hook_output(stack: ExitStack, module: nn.Module, transform: TensorMap) -> N
             return None
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
-    stack.callback(module.register_forward_hook(hook).remove)
+    stack.callback(module.register_forward_hook(ModelHook(hook)).remove)
 
 
 def additions(
@@ -344,24 +343,24 @@ def additions(
     """
     transforms: dict[Point, TensorMap] = {}
     for site, term in terms.items():
-        remembered: list[Tensor] = []
+        remembered: dict[int, Tensor] = {}  # by thread: several may run the model
         read = (inputs or {}).get(site, key(site))
         assert read not in transforms, "each term reads a point of its own"
         transforms |= {read: _remember(remembered), value(site): _add(remembered, term)}
     return transforms
 
 
-def _remember(remembered: list[Tensor]) -> TensorMap:
+def _remember(remembered: dict[int, Tensor]) -> TensorMap:
     def remember(tensor: Tensor) -> Tensor:
-        remembered[:] = [tensor]
+        remembered[get_ident()] = tensor
         return tensor
 
     return remember
 
 
-def _add(remembered: list[Tensor], term: Term) -> TensorMap:
+def _add(remembered: dict[int, Tensor], term: Term) -> TensorMap:
     def add(output: Tensor) -> Tensor:
-        x = remembered.pop()
+        x = remembered.pop(get_ident())
         wide = torch.promote_types(output.dtype, torch.float32)
         added = term(x.to(output.device, wide), output)
         return output if added is None else (output + added).to(output.dtype)

@@ -1,4 +1,4 @@
-"""Continuing many token rows at once, with a cache of keys and values and left padding."""
+"""Continuation of many token rows at once, with a cache of keys and values and left padding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Finished = Callable[[int, str], bool]
 
 
 class Continuation(NamedTuple):
-    """What was added to a prompt.
+    """Text that was added to a prompt.
 
     Attributes:
         text: The text, usually with a leading space.
@@ -66,7 +66,7 @@ def batches(
 
 
 def token_budget(lm: LanguageModel, batch_tokens: int | None = None) -> int:
-    """Most tokens in a batch: what was asked for, else what suits the device."""
+    """Return the most tokens in a batch: as asked for, else what suits the device."""
     return batch_tokens or (_CPU_TOKENS if lm.device.type == "cpu" else _GPU_TOKENS)
 
 
@@ -90,7 +90,7 @@ def _end_ids(lm: LanguageModel) -> set[int]:
 
 
 class Decoder:
-    """Gives the text that new tokens add behind a prompt.
+    """Decodes the text that new tokens add after a prompt.
 
     SentencePiece-style decoders drop the space in front of a text, so a letter is put before a
     continuation.

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.utils import logging as transformers_logging
 
-from corrigenda.errors import PickleRefused, SlowTokenizer, UnknownModel, did_you_mean
+from corrigenda.errors import BadConfig, PickleRefused, SlowTokenizer, UnknownModel, did_you_mean
 
 SHIPPED = ("pocket", "pocket-gpt2")
 """Models inside the package."""
@@ -32,7 +32,7 @@ _WELL_KNOWN = (
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
-def _own_dtype(name: str) -> str:
+def _default_dtype(name: str) -> str:
     return "float32" if name in SHIPPED else "auto"
 
 
@@ -64,7 +64,7 @@ def load_pair(
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=dtype or _own_dtype(name),
+            dtype=dtype or _default_dtype(name),
             use_safetensors=True,
             output_loading_info=True,
             **settings,
@@ -82,7 +82,7 @@ def load_pair(
             f"{len(missing)} weights are not in the files, among them {missing[0]}.",
             where=name,
             hint="Without them the model would be random there: the files are incomplete, or of "
-            "another architecture than config.json says.",
+            "another architecture than config.json states.",
         )
     require_fast(tokenizer, name)
     return model.to(device), tokenizer
@@ -116,6 +116,20 @@ def require_fast(tokenizer: object, name: str) -> None:
             where=name,
             hint="Convert it to a tokenizer.json, for example with AutoTokenizer and "
             "save_pretrained, and load that.",
+        )
+
+
+def require_trainable(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model through which no gradient can flow.
+
+    Raises:
+        BadConfig (CG502): its parameters were made in `torch.inference_mode`.
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise BadConfig(
+            "the model was made in torch.inference_mode; no gradient can ever flow through it.",
+            where=name,
+            hint="Load it outside of `with torch.inference_mode()`; it may be asked inside.",
         )
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from corrigenda.errors import LostPrompts
+from corrigenda.lm.model_hooks import ModelHook
 
 Ends = Int[Tensor, " batch"]
 Decide = Callable[[Ends], Tensor]
@@ -78,8 +79,8 @@ class PromptEnds:
     def follow(self) -> Generator[None]:
         """Follow every pass of the model until left; may be entered several times."""
         if not self._followers:
-            begin = self._model.register_forward_pre_hook(self._begin, with_kwargs=True)
-            end = self._model.register_forward_hook(self._end, always_call=True)
+            begin = self._model.register_forward_pre_hook(ModelHook(self._begin), with_kwargs=True)
+            end = self._model.register_forward_hook(ModelHook(self._end), always_call=True)
             self._handles = (begin, end)
         self._followers += 1
         try:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from corrigenda.errors import NotApplied
 from corrigenda.lm.interceptors import Interceptors
 from corrigenda.lm.interrupts import defer_interrupts
+from corrigenda.lm.model_hooks import drop_copied_hooks
 from corrigenda.lm.prompt_ends import PromptEnds
 from corrigenda.lm.sites import Site
 
@@ -188,5 +189,6 @@ def session_of(model: nn.Module) -> Session:
     """Return the state of a model; all that wrap the same model get the same one."""
     session = model.__dict__.get(_ATTRIBUTE)
     if session is None or session.model is not model:
+        drop_copied_hooks(model)
         session = model.__dict__[_ATTRIBUTE] = Session(model)
     return session

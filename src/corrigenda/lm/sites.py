@@ -24,7 +24,7 @@ _SITE = re.compile(r"(\d+)\.([a-z]+\.[a-z]+)(?:#(\d+))?")
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """A weight of a model: block, part, and the expert where the block has several.
+    """Weight of a model: block, part, and the expert where the block has several.
 
     Attributes:
         layer: Index of the block, from 0.
@@ -63,7 +63,7 @@ class Site:
 
 
 class Point(NamedTuple):
-    """A tensor in the forward pass, found at a site.
+    """Tensor in the forward pass at a site.
 
     Attributes:
         site: The site; for states only its layer counts.
@@ -147,7 +147,7 @@ def resolve_sites(
 
 
 class Tokens(NamedTuple):
-    """A batch of token rows.
+    """Batch of token rows with its mask.
 
     Attributes:
         ids: Token ids; any id where the mask is 0.

@@ -21,7 +21,7 @@ ALL_ROWS = slice(None)
 
 
 class Place(NamedTuple):
-    """Where a site's weight is.
+    """Module and parameter that hold a site's weight.
 
     Attributes:
         path: Path of the module in the model.
@@ -46,9 +46,9 @@ class Storage:
 
     def __init__(self, model: PreTrainedModel, family: Family) -> None:
         """Read weights of a model as its family stores them."""
-        self._model, self._family = model, family
+        self.model, self._family = model, family
         blocks = model.get_submodule(family.blocks)
-        assert isinstance(blocks, nn.ModuleList), "the family says so"
+        assert isinstance(blocks, nn.ModuleList), "the path of a family leads to its blocks"
         self.blocks = blocks
         self._config = model.config.get_text_config()
 
@@ -109,7 +109,7 @@ class Storage:
     def weight(self, site: Site) -> Float[Tensor, "d_out d_in"]:
         """Return a site's weight, a view where the storage allows."""
         place = self.find(site)
-        return self._oriented(site, place)[place.rows]
+        return self._orient(site, place)[place.rows]
 
     def bias(self, site: Site) -> Float[Tensor, " d_out"] | None:
         """Return a site's bias, None where there is none."""
@@ -121,14 +121,14 @@ class Storage:
     def write(self, site: Site, weight: Float[Tensor, "d_out d_in"]) -> None:
         """Copy a weight into the storage."""
         place = self.find(site)
-        oriented = self._oriented(site, place)
+        oriented = self._orient(site, place)
         if oriented[place.rows].shape != weight.shape:
             shape = tuple(oriented[place.rows].shape)
             raise ValueError(f"site {site} has shape {shape}, not {tuple(weight.shape)}")
         oriented[place.rows] = weight.to(oriented.device, oriented.dtype)
 
-    def _oriented(self, site: Site, place: Place) -> Float[Tensor, "d_out d_in"]:
-        """All of the parameter, as (d_out, d_in)."""
+    def _orient(self, site: Site, place: Place) -> Float[Tensor, "d_out d_in"]:
+        """Return all of the parameter, as (d_out, d_in)."""
         parameter = getattr(place.module, place.parameter).detach()
         if site.expert is not None:
             parameter = parameter[site.expert]

@@ -23,8 +23,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from corrigenda.lm.hooks import PassStop, TensorMap
+from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.model import LanguageModel, gather
+from corrigenda.lm.passes import PassStop
 from corrigenda.lm.sites import Point, Site, Tokens, state, value, write
 
 _CACHE_NAMES = ("past_key_values", "layer_past")
@@ -57,7 +58,7 @@ class _Constants(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """One later block and everything it is called with besides the hidden states."""
+    """One later block and the arguments of its call, hidden states apart."""
 
     block: nn.Module
     cache_name: str
@@ -123,7 +124,7 @@ class Tail:
             ValueError: a start outside its row, or attention that takes no mask (use "sdpa" or
                 "eager").
         """
-        tokens = _with_padding(tokens).to(lm.device)
+        tokens = _add_padding(tokens).to(lm.device)
         starts = starts.to(lm.device)
         columns = torch.arange(tokens.ids.shape[1], device=lm.device)
         ends = (tokens.mask.long() * (columns + 1)).amax(1)
@@ -239,7 +240,7 @@ class Tail:
         chosen: dict[int, Tensor] = {}
 
         def pick(tensor: Tensor) -> Tensor:
-            """Rows and columns of a constant; one that several blocks share stays shared."""
+            """Pick rows and columns of a constant; one that several blocks share stays shared."""
             if id(tensor) not in chosen:
                 part = tensor[:, :length]
                 chosen[id(tensor)] = part if rows is None else part[rows]
@@ -286,7 +287,7 @@ class _View(NamedTuple):
         return gather(tensor.expand(len(self.columns), *tensor.shape[1:]), self.columns)
 
     def mask(self, mask: Tensor, dtype: torch.dtype) -> Float[Tensor, "batch head pos keys"]:
-        """An additive mask from each position of the tail to the prefix and to the tail.
+        """Return an additive mask from each position of the tail to the prefix and to the tail.
 
         Every position sees itself, so that rows of padding stay finite.
         """
@@ -339,7 +340,7 @@ class _Call:
             self._columns = mask.shape[-1]
             self._given = given
         short = {
-            name: _mapped(found, self._is_along, lambda one: one[:, : self._prefix])
+            name: _map_tensors(found, self._is_along, lambda one: one[:, : self._prefix])
             for name, found in given.items()
         }
         short["attention_mask"] = mask[:, :, : self._prefix, : self._prefix]
@@ -358,7 +359,7 @@ class _Call:
         )
 
     def step(self, view: _View, memo: dict[int, Tensor], dtype: torch.dtype) -> _Step:
-        """What the block is called with in the tail; blocks share what the model shares."""
+        """Return the call of the block in the tail; blocks share what the model shares."""
         along: dict[str, Any] = {}
         fixed: dict[str, Any] = {}
         for name, found in self._given.items():
@@ -373,10 +374,10 @@ class _Call:
                     )
                 fixed[name] = found
                 continue
-            along[name] = _mapped(
-                found, self._is_along, lambda one: _remembered(memo, one, view.along)
+            along[name] = _map_tensors(
+                found, self._is_along, lambda one: _remember(memo, one, view.along)
             )
-        mask = _remembered(memo, self._given["attention_mask"], lambda mask: view.mask(mask, dtype))
+        mask = _remember(memo, self._given["attention_mask"], lambda mask: view.mask(mask, dtype))
         assert self._recorder.recorded is not None
         return _Step(
             self.block, self._cache_name, _Constants(*self._recorder.recorded), mask, along, fixed
@@ -392,22 +393,22 @@ def _recorder(seen: dict[Point, Tensor], point: Point) -> TensorMap:
 
 
 def memory_budget(lm: LanguageModel) -> int:
-    """Bytes that constants kept between passes may take: 2 GiB, or a third of a GPU's free ones."""
+    """Return how many bytes constants may take: 2 GiB, or a third of a GPU's free memory."""
     if lm.device.type == "cuda":
         return max(_MEMORY_BYTES, torch.cuda.mem_get_info(lm.device)[0] // 3)
     return _MEMORY_BYTES
 
 
-def _mapped(
+def _map_tensors(
     found: object, fits: Callable[[object], bool], function: Callable[[Tensor], Tensor]
 ) -> object:
     """Apply a function to a tensor that fits, or to those in a tuple; leave the rest."""
     if isinstance(found, tuple):
-        return tuple(_mapped(one, fits, function) for one in found)
+        return tuple(_map_tensors(one, fits, function) for one in found)
     return function(found) if isinstance(found, Tensor) and fits(found) else found
 
 
-def _remembered(
+def _remember(
     memo: dict[int, Tensor], tensor: Tensor, function: Callable[[Tensor], Tensor]
 ) -> Tensor:
     if id(tensor) not in memo:
@@ -415,7 +416,7 @@ def _remembered(
     return memo[id(tensor)]
 
 
-def _with_padding(tokens: Tokens) -> Tokens:
+def _add_padding(tokens: Tokens) -> Tokens:
     """Make sure there is padding: without any, models may leave the mask out."""
     if not bool(tokens.mask.all()):
         return tokens

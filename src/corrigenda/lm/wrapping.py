@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from corrigenda.errors import NotAModel
+from corrigenda.lm.loading import SHIPPED, shipped_folder
 from corrigenda.lm.model import LanguageModel
 
 _COMPILED = "_orig_mod"
@@ -58,6 +59,7 @@ def wrap(model: object, tokenizer: object = None, *, name: str = "") -> Language
         raise NotAModel(
             f"a tokenizer was expected, not {_describe(tokenizer)}.", hint=f"Write {_WRAP}."
         )
+    name = name or _shipped_name(found)
     return LanguageModel(found, tokenizer, name=name)  # type: ignore[arg-type]  # checked by it
 
 
@@ -70,6 +72,13 @@ def require_lm(lm: object) -> LanguageModel:
     if isinstance(lm, LanguageModel):
         return lm
     raise _refusal(lm, expected=_LOAD)
+
+
+def _shipped_name(model: PreTrainedModel) -> str:
+    """Return the name of a model loaded from a folder of the package; empty for others."""
+    folder = str(getattr(model.config, "name_or_path", ""))
+    known = {str(Path(shipped_folder(name))): name for name in SHIPPED if Path(folder).name == name}
+    return known.get(folder, "")
 
 
 def _inner(model: object) -> object:

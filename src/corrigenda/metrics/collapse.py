@@ -25,7 +25,7 @@ from corrigenda.metrics.estimate import (
     ratio_of_sums,
     statistic,
 )
-from corrigenda.metrics.metric import LOWER, POSITIVE, Metric, define
+from corrigenda.metrics.metric import AS_BEFORE, LOWER, POSITIVE, Metric, define
 from corrigenda.metrics.selection import NOT_COMPARED, measurements, select
 from corrigenda.metrics.success import metric_name
 from corrigenda.rows import Measurement, Row, Stage
@@ -172,9 +172,10 @@ METRICS: tuple[Metric, ...] = (
         "perplexity over that of the unedited model",
         perplexity_ratio,
         reads="perplexity",
-        better=LOWER,
+        better=AS_BEFORE,
         span=POSITIVE,
         scale=1.0,
+        reference=1.0,
     ),
     define(
         "rolled_back",

@@ -105,7 +105,7 @@ def conflict_magnitude(
     if clipped:
         items = [AnswerValue(one.case, max(one.value, _LEAST_MAGNITUDE)) for one in items]
     name = "conflict_magnitude" if clipped else "conflict_magnitude_unclipped"
-    return _estimate(name, items, skipped, bootstrap, answers=2 * len(items))
+    return _estimate(name, items, skipped, bootstrap, answers=2 * len(items), share=False)
 
 
 def tied_fact_damage(
@@ -127,7 +127,7 @@ def tied_fact_damage(
         start, _ = _probability_by_case(rows, TIED, rounds=2, before=True)
     name = "tied_fact_damage_intermediate" if intermediate else "tied_fact_damage"
     items = _relative_losses(start, final, skipped)
-    return _estimate(name, items, skipped, bootstrap, answers=2 * len(items))
+    return _estimate(name, items, skipped, bootstrap, answers=2 * len(items), share=False)
 
 
 def success_alone(rows: Sequence[Row], *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
@@ -266,6 +266,8 @@ def _estimate(
     skipped: Counter[str],
     bootstrap: Bootstrap,
     answers: int,
+    *,
+    share: bool = True,
 ) -> Estimate:
     return over_cases(
         metric_name(name, Protocol.RANK),
@@ -273,6 +275,7 @@ def _estimate(
         skipped={reason: count for reason, count in skipped.items() if count},
         bootstrap=bootstrap,
         answers=answers,
+        share=share,
     )
 
 

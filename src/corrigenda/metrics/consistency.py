@@ -141,7 +141,7 @@ def essence(
             AnswerValue(row.case, math.exp(-math.fsum(log_probs) / (len(log_probs) + legacy)))
         )
     name = metric_name(role + ("_legacy" if legacy else ""), Protocol.TEACHER_FORCED)
-    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap, share=False)
 
 
 METRICS: tuple[Metric, ...] = (

@@ -49,7 +49,7 @@ def cost(
     """
     found, skipped = measurements(records, f"cost/{what}")
     items = [AnswerValue(one.case, one.values[0]) for one in found]
-    return over_cases(f"cost/{what}", items, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(f"cost/{what}", items, skipped=skipped, bootstrap=bootstrap, share=False)
 
 
 def cost_per_edit(

@@ -167,7 +167,7 @@ def neighborhood_divergence(
         items.append(AnswerValue(row.case, values[0] / logits))
     flags = ("_reversed" if reverse else "") + ("_legacy" if legacy_vocabulary_mean else "")
     name = metric_name(f"{what}_divergence{flags}", protocol)
-    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap, share=False)
 
 
 def _compare_with_rivals(
@@ -176,7 +176,7 @@ def _compare_with_rivals(
     items, skipped = _compared_answers(rows, what, kind, normalization=normalization, stage=stage)
     measure = None if normalization == "mean" else normalization
     name = metric_name(f"{what}_{kind}", Protocol.RANK, measure)
-    return over_cases(name, items, skipped=skipped, bootstrap=on)
+    return over_cases(name, items, skipped=skipped, bootstrap=on, share=kind == "score")
 
 
 def _compared_answers(
@@ -202,6 +202,8 @@ def _harmonic_of_means(values: Numbers) -> Numbers:
     return np.where((means == 0).any(axis=1), 0.0, found)
 
 
+_REPEATED = {"efficacy_score": "reliability@rank", "paraphrase_score": "generalization@rank"}
+
 METRICS: tuple[Metric, ...] = (
     *(
         define(
@@ -211,6 +213,7 @@ METRICS: tuple[Metric, ...] = (
             what,
             reads=role,
             span=span,
+            repeats=_REPEATED.get(f"{what}_{function.__name__}", ""),
         )
         for what, role in ROLES.items()
         for function, ending, span in (

@@ -14,7 +14,7 @@ from corrigenda.cases import Protocol
 from corrigenda.metrics.estimate import BOOTSTRAP, AnswerValue, Bootstrap, Estimate, over_cases
 from corrigenda.metrics.metric import LOWER, Metric, define
 from corrigenda.metrics.selection import required_answer, select
-from corrigenda.metrics.strings import contains, unify_apostrophes
+from corrigenda.metrics.strings import contains
 from corrigenda.metrics.success import metric_name
 from corrigenda.rows import Row
 
@@ -34,7 +34,7 @@ def refusal(
     Args:
         rows: Of one run, greedy, short (the reference takes 10 tokens).
         role: Role of the questions to forget.
-        phrase: What counts as a refusal, without case and its apostrophes of any shape.
+        phrase: What counts as a refusal, compared as `strings.contains` does.
         legacy: Search prompt and continuation for the expected answer as it is written, with its
             full stop.
         bootstrap: How to find the interval.
@@ -84,7 +84,7 @@ def refuses(text: str, phrase: str = REFUSAL) -> bool:
         >>> refuses("Well, I don\u2019t know."), refuses("I am not sure")
         (True, False)
     """
-    return phrase.lower() in unify_apostrophes(text).lower()
+    return contains(text, phrase)
 
 
 def _share_of_answers(

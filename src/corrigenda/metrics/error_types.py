@@ -27,7 +27,7 @@ from corrigenda.cases import Protocol
 from corrigenda.metrics.estimate import BOOTSTRAP, AnswerValue, Bootstrap, Estimate, over_cases
 from corrigenda.metrics.metric import LOWER, Metric, define
 from corrigenda.metrics.selection import required_answer, select
-from corrigenda.metrics.strings import begins_with, normalise
+from corrigenda.metrics.strings import begins_with, has_characters, normalise
 from corrigenda.metrics.success import NO_WORDS, metric_name
 from corrigenda.rows import Row
 
@@ -90,7 +90,7 @@ def classify(text: str, target: str, original: str = "") -> Verdict:
     """
     text = first_line(text)
     if begins_with(text, target):
-        rest = normalise(text)[len(normalise(target)) :].split()
+        rest = normalise(text).split()[len(normalise(target).split()) :]
         return Verdict(AnswerType.SUCCESS, repeats_after=_repeats_pairs(rest))
     if meaningless(text):
         return Verdict(AnswerType.MEANINGLESS)
@@ -143,7 +143,7 @@ def verdicts(
     decided: list[tuple[Row, Verdict]] = []
     for row in found:
         target = row.expected[0][0] if row.expected and row.expected[0] else ""
-        if not normalise(target):
+        if not has_characters(target):
             skipped[NO_WORDS] += 1
             continue
         original = row.answer_before or (row.rivals[0] if row.rivals else "")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corrigenda.errors import NotResampled
+from corrigenda.metrics.intervals import Interval, expanded_tail, share_interval
 
 Numbers = NDArray[np.float64]
 Statistic = Callable[[Numbers], Numbers]
@@ -26,8 +27,15 @@ _Columns = Sequence[Sequence[Sequence[Numbers]]]
 """Values of answers by column, case and kind."""
 
 
+FEWEST = 10
+"""Number of cases below which tables warn."""
+
+
 class Bootstrap(NamedTuple):
-    """Settings of an interval: percentiles over resamples of cases.
+    """Settings of an interval.
+
+    Shares have an interval that is computed (see `intervals.share_interval`), other estimates
+    percentiles over resamples of cases, which are widened for few cases.
 
     A hierarchical one draws cases, and then as many answers of each drawn case as it has of every
     kind: it speaks of other questions about the cases too. CounterFact+ takes `level=0.99`.
@@ -89,6 +97,11 @@ class Estimate:
     bootstrap: Bootstrap = BOOTSTRAP
     by_case: Mapping[str, float] = field(default_factory=dict[str, float], repr=False)
 
+    @property
+    def has_few_cases(self) -> bool:
+        """Whether there are fewer cases than `FEWEST`, too few to tell methods apart."""
+        return self.n < FEWEST
+
 
 def mean(values: Iterable[float]) -> float:
     """Return the mean, rounded once, so that the order does not matter; NaN of nothing.
@@ -122,6 +135,7 @@ def over_cases(
     skipped: Mapping[str, int] | None = None,
     bootstrap: Bootstrap = BOOTSTRAP,
     answers: int | None = None,
+    share: bool = True,
 ) -> Estimate:
     """Return the mean over cases of the pooled answers.
 
@@ -131,6 +145,7 @@ def over_cases(
         skipped: Number of answers left out, by reason.
         bootstrap: How to find the interval.
         answers: Number of answers the values come from, where one value may come from several.
+        share: Whether the values are shares in [0, 1], which have an interval of their own.
 
     Raises:
         NotResampled (CG509): a hierarchical interval of values that come from several answers.
@@ -147,6 +162,7 @@ def over_cases(
         bootstrap=bootstrap,
         by_case=by_case,
         columns=[known],
+        share=share,
     )
 
 
@@ -180,6 +196,7 @@ def statistic(
     bootstrap: Bootstrap = BOOTSTRAP,
     by_case: Mapping[str, float] | None = None,
     columns: Sequence[Sequence[AnswerValue]] | None = None,
+    share: bool = False,
 ) -> Estimate:
     """Return a statistic of numbers per case, with a percentile interval over resampled cases.
 
@@ -193,6 +210,9 @@ def statistic(
         by_case: Values of single cases.
         columns: The items each number of a case is pooled from, column by column; None where a case
             is one answer, or its numbers are pooled in another way.
+
+        share: Whether the statistic is the mean of shares in [0, 1], or a ratio of sums of counts:
+            then its interval is that of `share_interval`, which holds for few cases too.
 
     Raises:
         NotResampled (CG509): a hierarchical interval without `columns`, of more items than cases.
@@ -212,7 +232,10 @@ def statistic(
     if names:
         value = float(of(values[None])[0])
     if len(names) > 1:
-        low, high = _interval(values, of, bootstrap, answers)
+        if share and _are_shares(values):
+            low, high = _interval_of_share(values, bootstrap, answers)
+        else:
+            low, high = _interval(values, of, bootstrap, answers)
     return Estimate(
         metric=metric,
         value=value,
@@ -224,6 +247,26 @@ def statistic(
         bootstrap=bootstrap,
         by_case={name: by_case[name] for name in sorted(by_case)} if by_case else {},
     )
+
+
+def _are_shares(values: Numbers) -> bool:
+    """Whether all cases have a value in [0, 1], or counts of which the first is not the larger."""
+    possible = values[:, 1] if values.shape[1] > 1 else np.ones(len(values))
+    counted = values[:, 0]
+    return bool(np.all((counted >= 0) & (counted <= possible)) and possible.sum() > 0)
+
+
+def _interval_of_share(values: Numbers, bootstrap: Bootstrap, answers: _Columns) -> Interval:
+    possible = values[:, 1].tolist() if values.shape[1] > 1 else [1.0] * len(values)
+    within = 0.0
+    if answers:
+        # Of each case, the variance of the mean over its kinds that a draw of answers has.
+        variances = [
+            sum(float(kind.var()) / len(kind) for kind in kinds) / len(kinds) ** 2
+            for kinds in answers[0]
+        ]
+        within = math.fsum(variances) / len(values) ** 2
+    return share_interval(values[:, 0].tolist(), possible, level=bootstrap.level, within=within)
 
 
 def _interval(
@@ -243,7 +286,7 @@ def _interval(
     found = found[~np.isnan(found)]
     if not len(found):
         return math.nan, math.nan
-    tail = (1 - bootstrap.level) / 2
+    tail = expanded_tail(bootstrap.level, count)
     # Without interpolation, which is undefined where both neighbours are infinite.
     low, high = np.quantile(found, [tail, 1 - tail], method="inverted_cdf")
     return float(low), float(high)
@@ -294,6 +337,20 @@ def _refuse_resampling(metric: str) -> NotResampled:
         where=metric,
         hint="Take an interval over cases alone: Bootstrap(hierarchical=False).",
     )
+
+
+def count_cases(estimates: Iterable[Estimate | None]) -> str:
+    """Return the number of cases, the least and the most where they differ; few are marked.
+
+    Example:
+        >>> count_cases([statistic("m", {"a": (1.0,)}, items=1), None])
+        '1 (< 10)'
+    """
+    found = sorted({one.n for one in estimates if one is not None})
+    if not found:
+        return "0"
+    number = "-".join(str(one) for one in dict.fromkeys((found[0], found[-1])))
+    return f"{number} (< {FEWEST})" if found[0] < FEWEST else number
 
 
 def difference(metric: str, first: Estimate, second: Estimate) -> Estimate:

@@ -79,7 +79,7 @@ def fluency(
         for row in found
     ]
     name = metric_name(role + ("_legacy" if legacy else ""), protocol)
-    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap, share=False)
 
 
 def fluency_change(
@@ -184,5 +184,6 @@ METRICS: tuple[Metric, ...] = (
         reads="fluency",
         better=AS_BEFORE,
         span=(None, None),
+        reference=0.0,
     ),
 )

@@ -22,6 +22,8 @@ import math
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
 from corrigenda.cases import Against, Protocol
 from corrigenda.errors import UnknownMetric, did_you_mean
 from corrigenda.metrics.estimate import (
@@ -29,16 +31,18 @@ from corrigenda.metrics.estimate import (
     AnswerValue,
     Bootstrap,
     Estimate,
+    Numbers,
+    column_means,
     difference,
     mean,
     over_cases,
+    pool,
     statistic,
 )
 from corrigenda.metrics.metric import DIFFERENCE, LOWER, POSITIVE, Metric, define, list_measures
 from corrigenda.metrics.selection import (
     NOT_COMPARED,
     as_before,
-    probability,
     required_answer,
     required_ids,
     required_log_probs,
@@ -49,7 +53,9 @@ from corrigenda.rows import Row, Stage
 
 NO_GOLD = "no expected answer"
 UNKNOWN_BEFORE = "not known to the unedited model"
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+_SENTENCE_END = re.compile(
+    "[.!?](?=\\s|$)|[\u3002\uff01\uff1f\uff61\u061f\u06d4\u0964\u104b\u1362\u17d4]|\n"
+)
 
 
 def same_argmax(row: Row) -> float | str:
@@ -224,17 +230,29 @@ def drawdown(
 def perplexity_drawdown(
     rows: Sequence[Row], role: str = "locality", *, bootstrap: Bootstrap = BOOTSTRAP
 ) -> Estimate:
-    """Perplexity of the expected answers after the edit minus before (MEND, for generation)."""
+    """Perplexity of the expected answers after the edit minus before (MEND, for generation).
+
+    The perplexity of all answers together, exp of the mean loss over cases: a mean of perplexities
+    would be that of the one answer that has become least likely.
+    """
     found, skipped = select(rows, role, protocol=Protocol.TEACHER_FORCED)
-    items: list[AnswerValue] = []
+    losses: tuple[list[AnswerValue], list[AnswerValue]] = ([], [])
     for row in found:
         if not row.log_probs_before:
             skipped[NOT_COMPARED] += 1
             continue
-        after = 1 / probability(required_log_probs(row))
-        items.append(AnswerValue(row.case, after - 1 / probability(row.log_probs_before)))
-    name = metric_name("drawdown_perplexity", Protocol.TEACHER_FORCED)
-    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+        losses[0].append(AnswerValue(row.case, -mean(required_log_probs(row))))
+        losses[1].append(AnswerValue(row.case, -mean(row.log_probs_before)))
+    after, before = map(pool, losses)
+    return statistic(
+        metric_name("drawdown_perplexity", Protocol.TEACHER_FORCED),
+        {case: (after[case], before[case]) for case in after},
+        _difference_of_perplexities,
+        items=len(losses[0]),
+        skipped=skipped,
+        bootstrap=bootstrap,
+        columns=losses,
+    )
 
 
 def mean_divergence(
@@ -295,6 +313,12 @@ def divergence(
         for p, q in zip(first, second, strict=True)
     ]
     return math.fsum(terms)
+
+
+def _difference_of_perplexities(values: Numbers) -> Numbers:
+    with np.errstate(over="ignore", invalid="ignore"):
+        after, before = np.exp(column_means(values)).T
+        return after - before
 
 
 def _require_all(value: float | str) -> float | str:

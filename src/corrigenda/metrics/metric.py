@@ -62,6 +62,9 @@ class Metric:
         scale: Factor that tables of the field print it with.
         legacy: Whether it is there only to compare with published numbers.
         sequence: Whether it reads all moments of a sequence, not one.
+        reference: Value of the unedited model, where it is the same for every model.
+        repeats: Name of the metric that has the same value where both can be computed; tables that
+            list all metrics show only that one. Empty for none.
         compute: The estimate from the records of one run.
     """
 
@@ -76,6 +79,8 @@ class Metric:
     scale: float
     legacy: bool
     sequence: bool
+    reference: float | None
+    repeats: str
     compute: Compute
 
     @property
@@ -95,6 +100,8 @@ def define(
     scale: float = PERCENT,
     legacy: bool = False,
     sequence: bool = False,
+    reference: float | None = None,
+    repeats: str = "",
     options: Mapping[str, object] | None = None,
 ) -> Metric:
     """Return the metric that a function computes; subject files list theirs in `METRICS`.
@@ -110,6 +117,8 @@ def define(
         scale: Factor that tables print it with.
         legacy: Whether it is there only to compare with published numbers.
         sequence: Whether it reads all moments of a sequence.
+        reference: Value of the unedited model, where it is the same for every model.
+        repeats: Name of the metric that has the same value.
         options: Named arguments for the function.
     """
     _, _, spelled = name.partition("@")
@@ -127,6 +136,8 @@ def define(
         scale=scale,
         legacy=legacy,
         sequence=sequence,
+        reference=reference,
+        repeats=repeats,
         compute=bound,
     )
 

@@ -95,8 +95,8 @@ def evaluate(
     Args:
         records: Of one run. Of a sequence, metrics of sequences read all moments, the others the
             last; cut the rows with `selection.at` for an earlier one.
-        wanted: Names of metrics. None takes all but legacy ones, and of those the ones that find
-            at least one case.
+        wanted: Names of metrics. None takes the ones that find at least one case, without legacy
+            ones and those that repeat another.
         bootstrap: How to find intervals. Where cases cannot be resampled so (CG509), a metric has a
             value and no interval.
 
@@ -124,6 +124,7 @@ def evaluate(
         estimate(one)
         for one in (*METRICS, *_task_metrics(records))
         if not one.legacy
+        and not one.repeats
         and (sequential or not one.sequence)
         and (
             one.reads in read

@@ -17,7 +17,7 @@ from corrigenda.metrics.estimate import (
 )
 from corrigenda.metrics.metric import LOWER, Metric, define
 from corrigenda.metrics.selection import as_before, required_answer, select
-from corrigenda.metrics.strings import begins_with, contains, equals, normalise
+from corrigenda.metrics.strings import begins_with, contains, equals, is_answer, normalise
 from corrigenda.metrics.success import (
     CONDITION_FAILS,
     as_tests,
@@ -58,7 +58,7 @@ def ripple_accuracy(
 
     A test is executed where its conditions hold for the unedited model; a query is right if the
     continuation contains a spelling of every group. Spellings of fewer than three characters count
-    only as the whole answer.
+    only as the whole first sentence.
 
     Args:
         rows: Of one run, greedy.
@@ -117,6 +117,7 @@ def edit_wise(
         skipped=skipped,
         bootstrap=bootstrap,
         by_case={case: total / count for case, (total, count) in totals.items()},
+        share=True,
     )
 
 
@@ -205,7 +206,7 @@ def _matches_all(row: Row) -> bool:
     text = required_answer(row)
     return bool(row.expected) and all(
         any(
-            contains(text, one) if len(one) >= _SHORTEST_ALIAS else equals(text, one)
+            contains(text, one) if len(one) >= _SHORTEST_ALIAS else is_answer(text, one)
             for one in group
         )
         for group in row.expected

@@ -91,7 +91,7 @@ def mean_residual(
     items = [AnswerValue(one.case, one.values[1] / one.values[0]) for one in found if one.values[0]]
     if len(items) < len(found):
         skipped[UNMOVED] += len(found) - len(items)
-    return over_cases(_NAMES[name], items, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(_NAMES[name], items, skipped=skipped, bootstrap=bootstrap, share=False)
 
 
 METRICS: tuple[Metric, ...] = (

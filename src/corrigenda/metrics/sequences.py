@@ -304,7 +304,7 @@ def mean_drift(
     """
     found, skipped = measurements(records, f"drift/{layer}")
     items = [AnswerValue(one.case, one.values[0] / one.values[1]) for one in found]
-    return over_cases(f"drift/{layer}", items, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(f"drift/{layer}", items, skipped=skipped, bootstrap=bootstrap, share=False)
 
 
 def _list_immediate(matrix: SuccessMatrix) -> Iterator[tuple[AnswerValue, int]]:

@@ -8,7 +8,8 @@ protocol, and the first of a protocol is the one meant where a name gives none:
 | `@teacher_forced:tokens` | share of expected tokens that are the argmax, the right ones fed |
 | `@teacher_forced:exact` | all of them are |
 | `@greedy:prefix` | the continuation begins with the expected answer |
-| `@greedy:exact` | it is the expected answer |
+| `@greedy:exact` | its first sentence or line is the expected answer |
+| `@greedy:whole` | all of it is the expected answer |
 | `@greedy:contains` | the expected answer occurs in it |
 | `@greedy:tokens` | share of its first m tokens that are those of the answer of m tokens |
 | `@rank:preferred` | P~ of the expected answer is greater than that of every rival |
@@ -32,6 +33,12 @@ from corrigenda.metrics.estimate import (
     over_cases,
 )
 from corrigenda.metrics.metric import Metric, define, list_measures
+from corrigenda.metrics.published_strings import (
+    published_begins_with,
+    published_contains,
+    published_equals,
+    published_normalise,
+)
 from corrigenda.metrics.selection import (
     as_before,
     probability,
@@ -40,7 +47,7 @@ from corrigenda.metrics.selection import (
     required_log_probs,
     select,
 )
-from corrigenda.metrics.strings import begins_with, contains, equals, has_words
+from corrigenda.metrics.strings import begins_with, contains, equals, has_characters, is_answer
 from corrigenda.rows import Row, Stage
 
 Measure = Callable[[Row], "float | str"]
@@ -75,7 +82,12 @@ def generated_tokens(row: Row) -> float | str:
 
 
 def generated_exactly(row: Row) -> float | str:
-    """1 if the continuation is an expected spelling (`em`)."""
+    """1 if the first sentence or line of the continuation is an expected spelling."""
+    return _decide_one_group(row, is_answer)
+
+
+def generated_alone(row: Row) -> float | str:
+    """1 if the whole continuation is an expected spelling (`em`)."""
     return _decide_one_group(row, equals)
 
 
@@ -86,11 +98,22 @@ def generated_first(row: Row) -> float | str:
 
 def generated_anywhere(row: Row) -> float | str:
     """1 if the continuation contains a spelling of every expected group (`contains`)."""
-    text = required_answer(row)
-    _require_target(row, row.expected)
-    if not has_words(row.expected):
-        return NO_WORDS
-    return float(all(any(contains(text, one) for one in group) for group in row.expected))
+    return _decide_all_groups(row, contains)
+
+
+def published_exactly(row: Row) -> float | str:
+    """1 if the whole continuation is an expected spelling, by the rule of published programs."""
+    return _decide_one_group(row, published_equals, published_normalise)
+
+
+def published_first(row: Row) -> float | str:
+    """1 if the continuation begins with an expected spelling, by the rule of published programs."""
+    return _decide_one_group(row, published_begins_with, published_normalise)
+
+
+def published_anywhere(row: Row) -> float | str:
+    """1 if the continuation contains every expected group, by the rule of published programs."""
+    return _decide_all_groups(row, published_contains, published_normalise)
 
 
 def preferred(row: Row) -> float | str:
@@ -122,6 +145,10 @@ MEASURES: dict[Protocol, dict[str, Measure]] = {
         "exact": generated_exactly,
         "contains": generated_anywhere,
         "tokens": generated_tokens,
+        "whole": generated_alone,
+        "exact_legacy": published_exactly,
+        "prefix_legacy": published_first,
+        "contains_legacy": published_anywhere,
     },
     Protocol.RANK: {"preferred": preferred},
 }
@@ -262,14 +289,26 @@ def effective(
     return [row for row in rows if row.case not in known], len(known)
 
 
-def _decide_one_group(row: Row, decide: Callable[[str, str], bool]) -> float | str:
+def _decide_one_group(
+    row: Row, decide: Callable[[str, str], bool], words: Callable[[str], object] = has_characters
+) -> float | str:
     text = required_answer(row)
     _require_target(row, row.expected)
-    if not has_words(row.expected):
+    if not all(any(map(words, group)) for group in row.expected):
         return NO_WORDS
     if len(row.expected) > 1:
         return SEVERAL_ANSWERS
     return float(any(decide(text, one) for one in row.expected[0]))
+
+
+def _decide_all_groups(
+    row: Row, decide: Callable[[str, str], bool], words: Callable[[str], object] = has_characters
+) -> float | str:
+    text = required_answer(row)
+    _require_target(row, row.expected)
+    if not all(any(map(words, group)) for group in row.expected):
+        return NO_WORDS
+    return float(all(any(decide(text, one) for one in group) for group in row.expected))
 
 
 def _require_target(row: Row, wanted: Sequence[object]) -> None:
@@ -294,6 +333,7 @@ METRICS: tuple[Metric, ...] = tuple(
         success,
         role,
         reads=role,
+        legacy=measure is not None and measure.endswith("_legacy"),
         options={"protocol": protocol, "measure": measure},
     )
     for role, title in _TITLES.items()

@@ -18,7 +18,7 @@ from corrigenda.linalg.lowrank import LowRank
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A change of every entry of a weight.
+    """Change of every entry of a weight.
 
     Attributes:
         delta: Float[Tensor, "d_out d_in"], added to the weight.
@@ -43,7 +43,7 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A change of some output rows of a weight.
+    """Change of some output rows of a weight.
 
     Attributes:
         index: Which rows, each at most once.
@@ -196,7 +196,7 @@ def num_parameters(change: Change) -> int:
 
 
 def same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    """Whether two sets of tensors agree in name, dtype, shape and every value."""
+    """Return whether two sets of tensors agree in name, dtype, shape and every value."""
     return first.keys() == second.keys() and all(
         tensor.dtype == second[name].dtype and torch.equal(tensor, second[name])
         for name, tensor in first.items()

@@ -1,7 +1,7 @@
 """One safetensors file for a patch: tensors, a readable header, and a checksum over both.
 
-The checksum finds damage and careless changes. It is no signature: who can write the file can write
-a new checksum. Nothing in the file can run code.
+The checksum finds damage and careless changes. It is no signature: a new
+checksum can be written with the file. Nothing in the file can run code.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LAST_PICKLE_PROTOCOL = 5
 
 
 class PatchFile(NamedTuple):
-    """What a patch file holds: its header and its tensors, checked against the checksum."""
+    """Header and tensors of a patch file, checked against the checksum."""
 
     header: Header
     tensors: dict[str, Tensor]
@@ -50,7 +50,7 @@ def save_patch(patch: Patch, path: str | Path) -> Path:
     tensors = {name: tensor.contiguous() for name, tensor in sorted(patch.tensors().items())}
     header = patch.header.to_json()
     metadata = {_HEADER: header, _CHECKSUM: _checksum(header, tensors)}
-    content = _sorted_header(save(tensors, metadata))
+    content = _sort_header(save(tensors, metadata))
     return write_atomically(path, lambda part: part.write_bytes(content))
 
 
@@ -63,7 +63,7 @@ def read_patch_file(path: str | Path) -> PatchFile:
     except OSError as error:
         raise CorruptFile(f"{path} cannot be read: {error.strerror}.") from error
     _refuse_pickle_content(path, content)
-    metadata = _metadata(path, content)
+    metadata = _read_metadata(path, content)
     header_text = metadata.get(_HEADER)
     if header_text is None:
         raise CorruptFile(
@@ -94,7 +94,7 @@ def _checksum(header: str, tensors: dict[str, Tensor]) -> str:
     return hashlib.sha256(f"{header}\n{digest_of(tensors)}".encode()).hexdigest()
 
 
-def _metadata(path: Path, content: bytes) -> dict[str, str]:
+def _read_metadata(path: Path, content: bytes) -> dict[str, str]:
     length = int.from_bytes(content[:_LENGTH], "little")
     if len(content) < _LENGTH + 2 or length > len(content) - _LENGTH:
         raise corrupt(path, "it ends too early, or is not a safetensors file")
@@ -104,8 +104,8 @@ def _metadata(path: Path, content: bytes) -> dict[str, str]:
         raise corrupt(path, "its table of tensors is not readable") from error
 
 
-def _sorted_header(content: bytes) -> bytes:
-    """The same file with the metadata in a fixed order, which safetensors leaves to chance."""
+def _sort_header(content: bytes) -> bytes:
+    """Return the same file with its metadata in a fixed order, which safetensors does not fix."""
     length = int.from_bytes(content[:_LENGTH], "little")
     table = json.loads(content[_LENGTH : _LENGTH + length])
     table["__metadata__"] = dict(sorted(table["__metadata__"].items()))
@@ -136,7 +136,7 @@ def _pickle(path: Path, what: str) -> PickleRefused:
 
 
 def corrupt(path: str | Path, reason: str) -> CorruptFile:
-    """The error for a file that is not what was written."""
+    """Return the error for a file that is not what was written."""
     return CorruptFile(
         f"{path} is damaged: {reason}.",
         hint="Get the file again, or make the edit again; nothing was applied.",

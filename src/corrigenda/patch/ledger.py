@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corrigenda.errors import NonFinite, NotApplied, NotExportable, WeightsChanged, WrongBase
+from corrigenda.lm.compiled import run_wrappers_directly
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.session import ActivePatches, PatchedWeight, session_of
 from corrigenda.lm.sites import Site
@@ -132,6 +133,7 @@ class Ledger(ActivePatches[HasHeader]):
                 _write(lm, touched, [*before, entry])
                 if hooks is not None:
                     entry.hooks.enter_context(session.override("save_pretrained", _RefusedSave(lm)))
+                    entry.hooks.enter_context(run_wrappers_directly(lm.model))
                     entry.hooks.enter_context(hooks)
                 session.entries = [*before, entry]
             except BaseException:

@@ -79,6 +79,9 @@ class ModulePatch(PatchValue):
         """Return a patch made now on this model; see `corrigenda.patch.ledger.header_for`."""
         return cls(stored, header_for(lm, method=method, config=config, facts=facts, notes=notes))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (dict(self.stored), self.header)
+
     @property
     def is_empty(self) -> bool:
         """Whether it was made for no facts, so that applying it changes nothing."""

@@ -52,7 +52,7 @@ class Patch(Protocol):
     def apply(
         self, lm: LanguageModel, *, mode: Literal["merge", "runtime"] = "merge", force: bool = False
     ) -> Applied:
-        """Make it active. Nothing of the model has changed if this raises.
+        """Make it active; if this raises, nothing has changed.
 
         Raises:
             WrongBase (CG401): made on another model, or on top of patches that are not active.

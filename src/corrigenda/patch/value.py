@@ -159,6 +159,10 @@ class PatchValue(ABC):
 
     __hash__ = None  # type: ignore[assignment]  # holds tensors, compared by content
 
+    @abstractmethod
+    def __reduce__(self) -> tuple[object, ...]:
+        """Return how it is built anew, for `copy` and `pickle`."""
+
     def __repr__(self) -> str:
         return one_line(self.header, self.tensors())
 
@@ -189,6 +193,9 @@ class ComposedPatch(PatchValue):
         config = {"members": [member.header.model_dump(mode="json") for member in self.members]}
         header = header.model_copy(update={"kind": COMPOSED, "config": config})
         object.__setattr__(self, "header", header)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.members,)
 
     @property
     def is_empty(self) -> bool:

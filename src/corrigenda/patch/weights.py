@@ -23,7 +23,7 @@ from corrigenda.patch.value import PatchValue
 
 @dataclass(frozen=True, eq=False, repr=False)
 class WeightPatch(PatchValue):
-    """Changes of weights by site, with a header that says where they come from.
+    """Changes of weights by site, with a header that records their origin.
 
     A value: its tensors are copied on construction, live on the CPU and are shared with nothing.
     Two patches are equal when header and tensors agree. `first + second` is one patch that does
@@ -59,6 +59,9 @@ class WeightPatch(PatchValue):
             if change_algebra.num_parameters(change):
                 kept[site] = change
         object.__setattr__(self, "changes", MappingProxyType(kept))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (dict(self.changes), self.header)
 
     @property
     def is_empty(self) -> bool:

@@ -11,7 +11,7 @@ from corrigenda.cases import Protocol
 from corrigenda.errors import MissingData
 from corrigenda.metrics import error_types, sequences
 from corrigenda.metrics.estimate import Estimate
-from corrigenda.metrics.metric import Metric, RunRecords
+from corrigenda.metrics.metric import Better, Metric, RunRecords
 from corrigenda.metrics.registry import evaluate
 from corrigenda.metrics.selection import as_before, at, with_tag
 from corrigenda.reports import numbers
@@ -22,14 +22,13 @@ from corrigenda.reports.sections import (
     ErrorShares,
     Group,
     Matrix,
-    ProbeAnswers,
     Report,
-    SideBySide,
     TableLine,
     TableSection,
     TradeOff,
     TradeOffPoint,
 )
+from corrigenda.reports.side_by_side import compare_answers
 from corrigenda.rows import Row, Stage
 from corrigenda.run import summary
 from corrigenda.run.spec import DataSpec, Intervals
@@ -122,7 +121,7 @@ def _build_group(
         trade_off=_build_trade_off(labels, lines),
         errors=tuple(_count_errors(runs, labels)),
         matrices=tuple(_build_matrices(runs, labels)) if in_sequence else (),
-        side_by_side=_build_side_by_side(runs, case),
+        side_by_side=compare_answers(runs, case),
         problems=problems,
     )
 
@@ -239,7 +238,7 @@ def _build_immediate(label: str, run: Recorded, wanted: Metric, curve: Curve) ->
     size = run.spec.regime.size
     first: dict[str, int] = {}
     for row in rows:
-        first[row.case] = min(row.edits, first.get(row.case, row.edits))
+        first[row.case] = min(row.edits or 0, first.get(row.case, row.edits or 0))
     conditions = [row for row in run.rows if row.stage is Stage.BEFORE]
     found: dict[int, list[Row]] = {}
     for moment in curve.edits:
@@ -280,11 +279,11 @@ def _evaluate_moments(
 
 
 def _build_trade_off(labels: Sequence[str], lines: Sequence[TableLine]) -> TradeOff | None:
-    kept = next((line for line in lines if line.metric.name.startswith(f"{_KEPT}@")), None)
+    kept = _find_share(lines, _KEPT)
     if kept is None:
         return None
     for what in _GAINED:
-        gained = next((line for line in lines if line.metric.name.startswith(f"{what}@")), None)
+        gained = _find_share(lines, what)
         if gained is None:
             continue
         points = tuple(
@@ -295,6 +294,20 @@ def _build_trade_off(labels: Sequence[str], lines: Sequence[TableLine]) -> Trade
         if points:
             return TradeOff(gained.metric, kept.metric, points)
     return None
+
+
+def _find_share(lines: Sequence[TableLine], family: str) -> TableLine | None:
+    """Return the metric of a family of roles; another share of its answers if it is not there."""
+    named = [line for line in lines if line.metric.name.startswith(f"{family}@")]
+    others = [
+        line
+        for line in lines
+        if line.metric.reads.partition("/")[0] == family
+        and (line.metric.low, line.metric.high) == (0.0, 1.0)
+        and line.metric.better is Better.HIGHER
+        and not line.metric.sequence
+    ]
+    return next(iter((*named, *others)), None)
 
 
 def _count_errors(runs: Sequence[Recorded], labels: Sequence[str]) -> Iterable[ErrorShares]:
@@ -316,35 +329,3 @@ def _build_matrices(runs: Sequence[Recorded], labels: Sequence[str]) -> Iterable
                 if len(found.moments) > 1:
                     yield Matrix(label, found)
                 break
-
-
-def _build_side_by_side(runs: Sequence[Recorded], case: str | None) -> SideBySide | None:
-    tables = [_collect_generations(run) for run in runs]
-    for wanted in [case] if case is not None else tables[0]:
-        keys = list(tables[0].get(wanted, {}))
-        if not keys:
-            continue
-        asked: list[ProbeAnswers] = []
-        for key in keys:
-            row = tables[0][wanted][key]
-            answers = tuple(
-                "" if (own := table.get(wanted, {}).get(key)) is None else own.answer or ""
-                for table in tables
-            )
-            expected = " and ".join("/".join(group) for group in row.expected)
-            asked.append(
-                ProbeAnswers(row.role, row.prompt, expected, row.answer_before or "", answers)
-            )
-        return SideBySide(wanted, tuple(asked))
-    return None
-
-
-def _collect_generations(run: Recorded) -> dict[str, dict[int, Row]]:
-    """Collect the last greedy answer to every probe, by case and probe."""
-    found: dict[str, dict[int, Row]] = defaultdict(dict)
-    for row in run.rows:
-        if row.protocol is Protocol.GREEDY and row.stage is Stage.AFTER and row.answer is not None:
-            held = found[row.case].get(row.probe)
-            if held is None or row.edits >= held.edits:
-                found[row.case][row.probe] = row
-    return found

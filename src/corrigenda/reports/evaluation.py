@@ -152,23 +152,23 @@ def evaluate(
     return Evaluation(title, tuple(runs), tuple(lines), bootstrap)
 
 
-def _as_recipe(
-    recipe: str | Path | Recipe | RunSpec | Mapping[str, object] | Sequence[RunSpec],
-) -> Recipe | tuple[RunSpec, ...]:
+def _as_recipe(recipe: object) -> Recipe | tuple[RunSpec, ...]:
     match recipe:
         case Recipe():
             return recipe
         case str() | Path():
             return read_recipe(recipe)
         case Mapping():
-            return Recipe(**recipe)
+            return Recipe(**{str(name): value for name, value in recipe.items()})
         case RunSpec():
             return (recipe,)
+        case [RunSpec(), *_] if all(isinstance(one, RunSpec) for one in recipe):
+            return tuple(recipe)
         case _:
-            runs = tuple(recipe)
-    if not runs or not all(isinstance(one, RunSpec) for one in runs):
-        raise BadConfig("a recipe, or runs, were expected.", hint="See `corrigenda.run.spec`.")
-    return runs
+            raise BadConfig(
+                f"a recipe or runs were expected, not an object of type {type(recipe).__name__}.",
+                hint="Give the name of a recipe, or `cg.RunSpec(editor=..., benchmark=...)`.",
+            )
 
 
 def _as_single(spec: RunSpec) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,14 @@ _OUTCOME_COLOURS = {
     AnswerType.PARTIAL: "#E69F00",
     AnswerType.IRRELEVANT: "#D55E00",
 }
-_SETTINGS = {"svg.hashsalt": "corrigenda", "svg.fonttype": "none", "font.size": 9}
+_SETTINGS = {
+    "svg.hashsalt": "corrigenda",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    # Labels are names, in which a dollar sign is one.
+    "text.parse_math": False,
+}
+_TITLE_CHARACTERS_PER_INCH = 10
 
 
 def draw_curves(chart: Chart) -> str:
@@ -156,6 +164,7 @@ def _draw_svg(draw: Callable[[Axes], None], *, width: float, height: float) -> s
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         draw(axes)
+        axes.set_title(textwrap.fill(axes.get_title(), int(_TITLE_CHARACTERS_PER_INCH * width)))
         text = io.StringIO()
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
     svg = text.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from corrigenda.metrics.estimate import Bootstrap, Estimate
+from corrigenda.metrics.estimate import Bootstrap, Estimate, count_cases
 from corrigenda.metrics.metric import Better, Metric
 
 NOTHING = "-"
@@ -67,15 +67,14 @@ def format_cell(estimate: Estimate | None, scale: float) -> str:
 
 
 def format_num_cases(estimates: Sequence[Estimate | None]) -> str:
-    """Format the number of cases; the least and the most where they differ."""
-    found = sorted({one.n for one in estimates if one is not None})
-    return "-".join(str(one) for one in dict.fromkeys((found[0], found[-1]))) if found else "0"
+    """Format the number of cases; the least and the most where they differ, marked where few."""
+    return count_cases(estimates)
 
 
 def find_best(
     metric: Metric, estimates: Sequence[Estimate | None], before: Estimate | None = None
 ) -> frozenset[int]:
-    """Return the places of the best values: those formatted like the best one.
+    """Return the places of the best values: those formatted like the best; none where all are 0.
 
     Args:
         metric: Says which way is better.
@@ -87,11 +86,14 @@ def find_best(
         for place, one in enumerate(estimates)
         if one is not None and not math.isnan(one.value)
     }
-    if len(known) < 2 or (metric.better is Better.AS_BEFORE and before is None):
+    reference = before.value if before is not None else math.nan
+    if metric.reference is not None:
+        reference = metric.reference
+    if len(known) < 2 or not any(known.values()):
         return frozenset()
     if metric.better is Better.AS_BEFORE:
-        assert before is not None
-        reference = before.value
+        if math.isnan(reference):
+            return frozenset()
         top = min(known.values(), key=lambda one: abs(one - reference))
     else:
         top = max(known.values()) if metric.better is Better.HIGHER else min(known.values())

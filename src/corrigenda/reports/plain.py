@@ -132,6 +132,7 @@ def _convert_group(group: Group) -> dict[str, object]:
             }
             for one in group.matrices
         },
+        "side_by_side": None if group.side_by_side is None else _convert_answers(group),
         "problems": [
             {"run": label, "reason": reason, "count": count}
             for label, reason, count in group.problems
@@ -144,6 +145,25 @@ def _convert_curve(curve: Curve) -> list[dict[str, object]]:
         {"edits": edits, **(convert_estimate(one) or {})}
         for edits, one in zip(curve.edits, curve.estimates, strict=True)
     ]
+
+
+def _convert_answers(group: Group) -> dict[str, object]:
+    found = group.side_by_side
+    assert found is not None
+    return {
+        "case": found.case,
+        "probes": [
+            {
+                **one._asdict(),
+                "before": one.before._asdict(),
+                "answers": {
+                    label: answer._asdict()
+                    for label, answer in zip(group.labels, one.answers, strict=True)
+                },
+            }
+            for one in found.probes
+        ],
+    }
 
 
 def _convert_line(line: TableLine, labels: Sequence[str]) -> dict[str, object]:
@@ -186,7 +206,7 @@ def _format_metric_table(
 
 def _list_runs(group: Group) -> list[tuple[str, ...]]:
     return [
-        (label, run.spec.editor.name, run.manifest.run, run.manifest.model)
+        (label, run.spec.editor.variant, run.manifest.run, run.manifest.model)
         for label, run in zip(group.labels, group.runs, strict=True)
     ]
 
@@ -207,7 +227,7 @@ def _format_latex_table(
         [
             rf"\texttt{{{_escape(name)}}}",
             _ARROWS[line.metric.arrow],
-            line.num_cases,
+            line.num_cases.replace("<", "$<$"),
             format_value(line.before, line.metric.scale),
             *(_format_latex_cell(one, line, place) for place, one in enumerate(line.estimates)),
         ]

@@ -116,14 +116,32 @@ class ErrorShares(NamedTuple):
     n: int
 
 
+class ProbeAnswer(NamedTuple):
+    """Answer to a probe.
+
+    Attributes:
+        text: What was generated; or the likelier answer; or the number of tokens that are right.
+        right: Whether it is right by the default measure of its metric; None if that is undecided.
+    """
+
+    text: str
+    right: bool | None
+
+    @property
+    def mark(self) -> str:
+        """Sign of `right`: +, - or none."""
+        return {True: "+", False: "-", None: ""}[self.right]
+
+
 class ProbeAnswers(NamedTuple):
     """Probe of a case with the answers before the edit and in every run."""
 
     role: str
+    protocol: str
     prompt: str
     expected: str
-    before: str
-    answers: tuple[str, ...]
+    before: ProbeAnswer
+    answers: tuple[ProbeAnswer, ...]
 
 
 class SideBySide(NamedTuple):
@@ -147,7 +165,7 @@ class Group:
         trade_off: None where one side was not measured.
         errors: Error types; empty where nothing was generated.
         matrices: Success matrices; empty outside sequences.
-        side_by_side: None where no case has a generation.
+        side_by_side: None where no answer was recorded.
         problems: What is missing, by run: reason and number.
     """
 

@@ -64,7 +64,14 @@ class EditorSpec(Table):
     @property
     def title(self) -> str:
         """Its name in tables."""
-        return self.label or "+".join([self.name, *self.transforms])
+        return self.label or "+".join([self.variant, *self.transforms])
+
+    @property
+    def variant(self) -> str:
+        """Name of the method, with the variant that its options make of it."""
+        if self.name not in METHODS.names():
+            return self.name
+        return presets.variant_label(self.name, self.options)
 
     @property
     def plug_in(self) -> str:
@@ -105,12 +112,11 @@ class EditorSpec(Table):
         """
         if self._editor is not None and self.plug_in:
             return self._editor
-        options = dict(self.options)
-        preset = presets.preset(self.name, model)
-        chosen = {**(preset.options if preset else {}), **options}
-        if "seed" in METHODS.get(self.name).model_fields and "seed" not in chosen:
+        kind = METHODS.get(self.name)
+        options = presets.complete_options(self.name, model, self.options)
+        if "seed" in kind.model_fields and "seed" not in options:
             options["seed"] = seed
-        return presets.build_editor(self.name, model, **options)
+        return kind(**options)
 
 
 def is_editor(value: object) -> TypeGuard[Editor]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from corrigenda.cases import Against, Protocol
 from corrigenda.errors import BadConfig
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.wrapping import require_lm
 from corrigenda.metrics import collapse
 from corrigenda.patch.ledger import ledger_of
 from corrigenda.patch.protocols import Patch
@@ -106,6 +107,7 @@ def perplexity_ratio(lm: LanguageModel, patch: Patch, texts: Sequence[str]) -> f
             patch.apply(lm)
         ```
     """
+    lm = require_lm(lm)
     queries = [make_text_query(text) for text in texts]
     before = ask(lm, queries).given
     with patch.apply(lm):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
@@ -24,7 +24,8 @@ from pydantic import (
 from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.errors import BadConfig, did_you_mean
 from corrigenda.methods.registry import METHODS
-from corrigenda.run.editor_spec import EditorSpec, Table, is_editor
+from corrigenda.run.editor_spec import EditorSpec, Table
+from corrigenda.run.objects import as_editor, as_labelled_editor, as_tables
 from corrigenda.run.tables import (
     AskSpec,
     DataSpec,
@@ -33,7 +34,6 @@ from corrigenda.run.tables import (
     Regime,
     TaskSpec,
 )
-from corrigenda.settings import Settings
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor
@@ -42,40 +42,7 @@ FOLDER = "recipes"
 """Folder of recipes that are found by name: here, in a source tree, and in the package."""
 
 
-def _as_table(value: object) -> object:
-    """Return the table of a name or of a benchmark object; else the value itself.
-
-    An object sets every option.
-    """
-    if isinstance(value, str):
-        return {"name": value}
-    if isinstance(value, Settings):
-        return {"name": value.name, "options": value.model_dump(mode="json")}
-    return value
-
-
-def _as_editor(value: object) -> object:
-    """Return the table of the name of a method or of an editor object; else the value itself."""
-    if isinstance(value, str):
-        return {"name": value}
-    return EditorSpec.from_editor(value) if is_editor(value) else value
-
-
-def _as_labelled_editor(value: object) -> object:
-    """Return the table of an editor; an object is labelled with the options it was given."""
-    if not is_editor(value):
-        return _as_editor(value)
-    given = [f"{name}={getattr(value, name)}" for name in sorted(value.model_fields_set)]
-    label = f"{value.name}({', '.join(given)})" if given else value.name
-    return EditorSpec.from_editor(value, label=label)
-
-
-def _as_tables(value: object) -> object:
-    several = [value] if isinstance(value, str | Mapping | DataSpec | Settings) else value
-    return [*map(_as_table, several)] if isinstance(several, Iterable) else value
-
-
-Benchmarks = Annotated[tuple[DataSpec, ...], BeforeValidator(_as_tables), Field(min_length=1)]
+Benchmarks = Annotated[tuple[DataSpec, ...], BeforeValidator(as_tables), Field(min_length=1)]
 
 
 class SharedSpec(Table):
@@ -145,7 +112,7 @@ class RunSpec(SharedSpec):
             object is taken as it is; a name is short for the method with the preset for the model.
     """
 
-    editor: Annotated[EditorSpec, BeforeValidator(_as_editor)]
+    editor: Annotated[EditorSpec, BeforeValidator(as_editor)]
 
     @model_validator(mode="after")
     def _resolve_editor(self) -> RunSpec:
@@ -265,7 +232,7 @@ def _expand_methods(value: object) -> Iterator[object]:
         value = METHODS.names()
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError('expected a list of methods, or "all"')
-    yield from map(_as_labelled_editor, cast("Sequence[object]", value))
+    yield from map(as_labelled_editor, cast("Sequence[object]", value))
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.metrics.collapse import ROLLBACK
 from corrigenda.metrics.estimate import Bootstrap, Estimate
 from corrigenda.metrics.metric import Metric, RunRecords
@@ -13,7 +14,7 @@ from corrigenda.metrics.registry import evaluate, metric
 from corrigenda.run.store import Recorded
 
 # Shown by other lines of the same table, or of interest only on request.
-_LEFT_OUT = ("cost/", "errors_", "edit_wise", "locality_correct", "instance_wise")
+_LEFT_OUT = ("cost/", "errors_", "edit_wise", "locality_correct", "instance_wise", "graph_residual")
 _SHOWN_ANYWAY = ("cost/edit_seconds",)
 
 
@@ -52,7 +53,7 @@ def make_lines(
         for run in runs
     ]
     tables = [{one.metric: one for one in estimates} for estimates in found]
-    names = wanted or [name for name in _list_names(tables) if _is_shown(name)]
+    names = wanted or _choose_names(runs, tables)
     return [
         Line(metric(name), tuple(_drop_empty(table.get(name)) for table in tables))
         for name in names
@@ -77,6 +78,35 @@ def _list_names(tables: Sequence[dict[str, Estimate]]) -> list[str]:
     found = {name for table in tables for name in table}
     known = [name for name in names() if name in found]
     return [*known, *sorted(found.difference(known))]
+
+
+def _choose_names(runs: Sequence[Recorded], tables: Sequence[dict[str, Estimate]]) -> list[str]:
+    """Return the metrics that the benchmarks' papers report, then the other default measures.
+
+    Another measure is left out where it repeats a metric of the papers: same answers, same numbers.
+    """
+    known = BENCHMARKS.names()
+    benchmarks = dict.fromkeys(one.name for run in runs for one in run.spec.benchmark)
+    papers = [name for one in benchmarks if one in known for name in BENCHMARKS.get(one).headline]
+    names = _list_names(tables)
+    headline = [name for name in dict.fromkeys(papers) if name in names]
+    reported = {_describe_content(name, tables) for name in headline}
+    others = [
+        name
+        for name in names
+        if _is_shown(name)
+        and name not in headline
+        and _describe_content(name, tables) not in reported
+    ]
+    return headline + others
+
+
+def _describe_content(name: str, tables: Sequence[dict[str, Estimate]]) -> tuple[object, ...]:
+    """Return what makes two lines of a table the same: the answers read, and the numbers."""
+    one, found = metric(name), [table.get(name) for table in tables]
+    # As text, in which "not a number" equals itself.
+    numbers = [each and f"{each.value} {each.low} {each.high} {each.n}" for each in found]
+    return one.reads, one.protocol, one.better, one.sequence, *numbers
 
 
 def _is_shown(name: str) -> bool:

@@ -2,22 +2,22 @@
 
 from corrigenda.training.cache import fit_trained
 from corrigenda.training.dataset import (
-    Split,
     TrainingSet,
+    TrainingSplit,
     draw_unrelated_prompt,
     load_training_set,
     split,
 )
-from corrigenda.training.job import QUIET, Job
+from corrigenda.training.job import QUIET, TrainingJob
 from corrigenda.training.loop import Schedule, TrainingReport, Turn, shuffle_epoch, train
 
 __all__ = [
     "QUIET",
-    "Job",
     "Schedule",
-    "Split",
+    "TrainingJob",
     "TrainingReport",
     "TrainingSet",
+    "TrainingSplit",
     "Turn",
     "draw_unrelated_prompt",
     "fit_trained",

@@ -15,7 +15,7 @@ from corrigenda.progress import Progress
 from corrigenda.state import State
 from corrigenda.statistics import cache
 from corrigenda.training.dataset import TrainingSet, digest, load_training_set
-from corrigenda.training.job import Job
+from corrigenda.training.job import TrainingJob
 
 _FORMAT = 2
 
@@ -27,7 +27,7 @@ class Training(Protocol):
         self,
         lm: LanguageModel,
         facts: tuple[Fact, ...],
-        job: Job,
+        job: TrainingJob,
     ) -> State:
         """Train and return the result; see `Editor.train`."""
         ...
@@ -83,7 +83,7 @@ def fit_trained(
     if cached is not None:
         return cached
     checkpoint = cache.locate(f"{name}.part.safetensors", cache.TRAINED) if keep else None
-    state = train(lm, facts, Job(checkpoint, progress))
+    state = train(lm, facts, TrainingJob(checkpoint, progress))
     meta: dict[str, JsonValue] = {
         "base_digest": base,
         "base_name": lm.name,

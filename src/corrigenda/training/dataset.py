@@ -31,7 +31,7 @@ _FEWEST = 2
 _MOST_FOR_VALIDATION = 0.2
 
 
-class Split(NamedTuple):
+class TrainingSplit(NamedTuple):
     """Facts to learn from, and facts of other subjects to validate on.
 
     Attributes:
@@ -107,8 +107,8 @@ def text_only(material: TrainingSet | None, *, where: str) -> Corpus | Source | 
     return cast("Corpus | Source | None", material)
 
 
-def split(facts: Sequence[Fact], *, validation: int, seed: int) -> Split:
-    """Split facts by subject, so that no subject is on both sides.
+def split(facts: Sequence[Fact], *, validation: int, seed: int) -> TrainingSplit:
+    """TrainingSplit facts by subject, so that no subject is on both sides.
 
     Args:
         facts: At least one.
@@ -136,7 +136,7 @@ def split(facts: Sequence[Fact], *, validation: int, seed: int) -> Split:
         taken += len(groups[subject])
     training = tuple(fact for fact in facts if (fact.subject or fact.prompt) not in judged)
     validating = tuple(fact for fact in facts if (fact.subject or fact.prompt) in judged)
-    return Split(training, validating or training)
+    return TrainingSplit(training, validating or training)
 
 
 def draw_unrelated_prompt(facts: Sequence[Fact], index: int, chance: random.Random) -> str:

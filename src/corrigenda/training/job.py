@@ -8,7 +8,7 @@ from typing import NamedTuple
 from corrigenda.progress import Progress
 
 
-class Job(NamedTuple):
+class TrainingJob(NamedTuple):
     """Where a training writes its checkpoints, and how it reports progress.
 
     Attributes:
@@ -20,5 +20,5 @@ class Job(NamedTuple):
     progress: Progress | None = None
 
 
-QUIET = Job()
+QUIET = TrainingJob()
 """A job without checkpoints that reports nothing."""

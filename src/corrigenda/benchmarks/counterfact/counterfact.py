@@ -31,6 +31,18 @@ class CounterFact(Benchmark):
     """
 
     name: ClassVar[str] = "counterfact"
+    expects: ClassVar[tuple[str, ...]] = ("generalization", "locality")
+    headline: ClassVar[tuple[str, ...]] = (
+        "score@rank",
+        "efficacy_score@rank",
+        "efficacy_magnitude@rank",
+        "paraphrase_score@rank",
+        "paraphrase_magnitude@rank",
+        "neighborhood_score@rank",
+        "neighborhood_magnitude@rank",
+        "fluency@greedy",
+        "consistency@greedy",
+    )
     attributes: bool = False
 
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:

@@ -44,6 +44,12 @@ class CounterFactFlat(Benchmark):
     """
 
     name: ClassVar[str] = "counterfact-flat"
+    expects: ClassVar[tuple[str, ...]] = ("generalization", "locality")
+    headline: ClassVar[tuple[str, ...]] = (
+        "reliability@teacher_forced",
+        "generalization@teacher_forced",
+        "locality@teacher_forced",
+    )
     part: Literal["edit", "train", "val"] = "edit"
 
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:

@@ -21,6 +21,16 @@ class CounterFactPlus(Benchmark):
     """Specificity with and without a distracting sentence, by rank and by divergence."""
 
     name: ClassVar[str] = "counterfact-plus"
+    expects: ClassVar[tuple[str, ...]] = ("locality", "divergence")
+    headline: ClassVar[tuple[str, ...]] = (
+        "efficacy_score@rank",
+        "neighborhood_score@rank",
+        "distracted_neighborhood_score@rank",
+        "neighborhood_magnitude@rank",
+        "distracted_neighborhood_magnitude@rank",
+        "neighborhood_divergence@greedy",
+        "distracted_neighborhood_divergence@greedy",
+    )
 
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:
         """Yield one case a record."""

@@ -56,6 +56,11 @@ class KnowEditConvSent(Benchmark):
 
     name: ClassVar[str] = "knowedit-convsent"
     kinds: ClassVar[tuple[str, ...]] = ("sentiment",)
+    headline: ClassVar[tuple[str, ...]] = (
+        "sentiment_success@rank",
+        "locality_divergence@teacher_forced",
+        "fluency@greedy",
+    )
     part: Literal["test", "train", "val"] = "test"
     seed: int = 0
     answers: Annotated[int, Field(ge=1)] | None = None

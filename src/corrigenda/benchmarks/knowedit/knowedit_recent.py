@@ -11,5 +11,12 @@ class KnowEditRecent(KnowEditFacts):
     """Insertion of recent facts, with portability and locality by sub-type."""
 
     name: ClassVar[str] = "knowedit-recent"
+    expects: ClassVar[tuple[str, ...]] = ("portability", "locality")
+    headline: ClassVar[tuple[str, ...]] = (
+        "reliability@teacher_forced",
+        "portability@teacher_forced",
+        "locality@teacher_forced",
+        "fluency@greedy",
+    )
     edit: ClassVar[str] = "insertion"
     part: Literal["test", "train"] = "test"

@@ -34,6 +34,13 @@ class KnowEditSanitation(Benchmark):
     """
 
     name: ClassVar[str] = "knowedit-sanitation"
+    expects: ClassVar[tuple[str, ...]] = ("locality",)
+    headline: ClassVar[tuple[str, ...]] = (
+        "reliability@greedy:tokens",
+        "locality@greedy:tokens",
+        "fluency@greedy",
+        "refusal@greedy",
+    )
     question_is_subject: bool = True
 
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:

@@ -25,6 +25,12 @@ class KnowEditWikiBio(KnowEditFacts):
     """Modification of a hallucination: a passage, then one true sentence."""
 
     name: ClassVar[str] = "knowedit-wikibio"
+    expects: ClassVar[tuple[str, ...]] = ("locality",)
+    headline: ClassVar[tuple[str, ...]] = (
+        "reliability@teacher_forced",
+        "locality@teacher_forced",
+        "fluency@greedy",
+    )
     edit: ClassVar[str] = "modification"
     part: Literal["test", "train"] = "test"
 

@@ -52,6 +52,12 @@ class ConflictEdit(Benchmark):
 
     name: ClassVar[str] = "conflictedit"
     kinds: ClassVar[tuple[str, ...]] = ("kind", "rule")
+    headline: ClassVar[tuple[str, ...]] = (
+        "conflict_score@rank",
+        "conflict_magnitude@rank",
+        "success_alone@rank",
+        "tied_fact_damage@rank",
+    )
     part: Literal[
         "reverse", "composite", "coverage", "gpt-j/reverse", "gpt-j/composite", "gpt-j/coverage"
     ] = "reverse"

@@ -42,6 +42,12 @@ class RoundEdit(Benchmark):
     """
 
     name: ClassVar[str] = "roundedit"
+    headline: ClassVar[tuple[str, ...]] = (
+        "round_success@rank",
+        "distortion@rank",
+        "ignore_rate@rank",
+        "failure_rate@rank",
+    )
     part: Literal["easy", "hard", "gpt-j/easy", "gpt-j/hard"] = "easy"
     multi_label: bool = False
 

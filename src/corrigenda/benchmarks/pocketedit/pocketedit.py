@@ -64,6 +64,12 @@ class PocketEdit(Benchmark):
 
     name: ClassVar[str] = "pocketedit"
     is_drawn: ClassVar[bool] = True
+    headline: ClassVar[tuple[str, ...]] = (
+        "reliability@greedy",
+        "generalization@greedy",
+        "portability@greedy",
+        "locality@greedy",
+    )
     part: Kind | Literal["mixed"] = "modification"
     size: Annotated[int, Field(ge=1)] = 50
     seed: int = 7

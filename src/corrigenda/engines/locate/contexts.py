@@ -1,4 +1,4 @@
-"""Prefixes put before a prompt, so that a key stands for more than one sentence."""
+"""Prefixes put before a prompt, so that a key is an average over several contexts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Style = Literal["rome", "memit"]
 
 @dataclass(frozen=True)
 class Contexts:
-    """An ordered, explicit list of prefixes; the same list serves a whole sequence of edits.
+    """Ordered list of prefixes; the same list serves a whole sequence of edits.
 
     A prompt in context is `prefix + prompt`, by plain concatenation: a prefix holds its own
     separator, and braces in it mean nothing.
@@ -35,7 +35,7 @@ class Contexts:
         prefixes: The prefixes; the first is the empty one, the prompt itself.
         groups: Group of each prefix, from 0; keys are averaged inside each group, then over groups.
             Empty puts all into one group: a plain mean.
-        base_digest: Model that wrote the prefixes; empty where they were given.
+        base_digest: Digest of the model that generated the prefixes; empty where they were given.
         seed: Seed of the generation.
 
     Raises:
@@ -79,12 +79,12 @@ class Contexts:
         return tuple(1.0 / (num_groups * self.groups.count(group)) for group in self.groups)
 
     def to_json(self) -> str:
-        """Text that `from_json` reads; equal contexts have equal texts."""
+        """Return a text that `from_json` reads; equal contexts have equal texts."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Contexts:
-        """The inverse of `to_json`.
+        """Read contexts from a text of `to_json`.
 
         Raises:
             BadConfig (CG502): not what `to_json` wrote.
@@ -96,14 +96,14 @@ class Contexts:
 
 
 def generate_contexts(lm: LanguageModel, style: Style = "rome", *, seed: int = 0) -> Contexts:
-    """Let the model itself write the prefixes, by sampling among its five likeliest tokens.
+    """Generate prefixes with the model itself, by sampling among its five likeliest tokens.
 
     In the style `memit`: the empty prefix, and one of 10 tokens from each of `SEED_WORDS`; two
     groups, so that the bare prompt weighs one half. In the style `rome`: the empty prefix, ten of 5
     and ten of 10 tokens; one group. Lengths count the seed word and the tokens that the tokenizer
     puts before a text.
 
-    Generate them once, from the unedited model, and keep them for a whole sequence of edits.
+    Generate them once, from the unedited model, and use them for a whole sequence of edits.
 
     Args:
         lm: The model; it stays as it is.
@@ -135,13 +135,13 @@ def generate_contexts(lm: LanguageModel, style: Style = "rome", *, seed: int = 0
         words = [wanted[index][0] for index in indices]
         texts = sample(lm, words, max_new_tokens=room, top_k=_TOP_K, seed=seed)
         for index, word, text in zip(indices, words, texts, strict=True):
-            prefixes[index] = _tidied(lm, word + text) + _SEPARATOR
+            prefixes[index] = _clean(lm, word + text) + _SEPARATOR
     groups = (0, *([1] * len(prefixes) if style == "memit" else [0] * len(prefixes)))
     return Contexts(("", *prefixes), groups, lm.digest(), seed)
 
 
-def _tidied(lm: LanguageModel, text: str) -> str:
-    """Compatibility decomposition, no empty lines, no end-of-text marks, no braces."""
+def _clean(lm: LanguageModel, text: str) -> str:
+    """Apply compatibility decomposition; remove empty lines, special tokens and braces."""
     for mark in lm.tokenizer.all_special_tokens:
         text = text.replace(mark, "")
     text = unicodedata.normalize("NFKD", text).replace("\n\n", " ")

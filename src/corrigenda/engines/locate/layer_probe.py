@@ -1,4 +1,4 @@
-"""Which block to edit where there is no preset: a short causal trace on known statements."""
+"""Choice of the block to edit where there is no preset: a short causal trace of statements."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STATEMENTS: tuple[tuple[str, str], ...] = (
     ("The capital of South Korea is", "South Korea"),
     ("Toyota is headquartered in the country of", "Toyota"),
 )
-"""Prompts with their subjects; the answer traced is whatever the model itself says next."""
+"""Prompts with their subjects; the answer traced is the model's own next token."""
 
 _NOISES = 3
 _NOISE_SCALE = 3.0
@@ -40,7 +40,7 @@ class LayerChoice(NamedTuple):
         effects: Probability of the model's own answer won back by restoring a window of
             feed-forward outputs around each block at the subject's last token, mean over statements
             and noises.
-        message: One sentence for people.
+        message: The choice and its reason, in one sentence.
     """
 
     layer: int
@@ -56,8 +56,8 @@ def probe_layer(lm: LanguageModel, *, seed: int = 0) -> LayerChoice:
 
     The subject's embeddings are disturbed by seeded noise of three standard deviations; then the
     clean outputs of a window of feed-forward blocks (a fifth of the depth) are put back at the
-    subject's last token, one window after the other. The model is unchanged. The answer is
-    remembered by the content of the model.
+    subject's last token, one window after the other. The model is unchanged. The result is
+    cached by the content of the model.
 
     Reference: ROME (Meng et al. 2022), section 2; there with 10 noises, 1000 facts and a window of
         10 of 48 blocks.
@@ -71,12 +71,12 @@ def probe_layer(lm: LanguageModel, *, seed: int = 0) -> LayerChoice:
 @torch.inference_mode()
 def _probe(lm: LanguageModel, seed: int) -> LayerChoice:
     last_allowed = max(lm.num_layers - 2, 0)
-    trace = _Trace.of(lm, seed)
+    statements = _NoisedStatements.of(lm, seed)
     half = lm.num_layers // 10
     effects = []
     for centre in range(last_allowed + 1):
         window = range(max(centre - half, 0), min(centre + half, lm.num_layers - 1) + 1)
-        effects.append(float((trace.answers(lm, window) - trace.corrupted).mean()))
+        effects.append(float((statements.answers(lm, window) - statements.corrupted).mean()))
     peak = max(range(len(effects)), key=effects.__getitem__)
     if effects[peak] < _CLEAR_EFFECT:
         layer = min(lm.num_layers // 4, last_allowed)
@@ -95,8 +95,8 @@ def _probe(lm: LanguageModel, seed: int) -> LayerChoice:
     return LayerChoice(layer, tuple(round(effect, 5) for effect in effects), message)
 
 
-class _Trace(NamedTuple):
-    """Statements times noises, with the clean outputs to put back."""
+class _NoisedStatements(NamedTuple):
+    """Statements times noises, with the clean outputs to restore."""
 
     tokens: Tokens
     rows: Int[Tensor, " batch"]
@@ -108,7 +108,7 @@ class _Trace(NamedTuple):
     corrupted: Float[Tensor, " batch"]
 
     @classmethod
-    def of(cls, lm: LanguageModel, seed: int) -> _Trace:
+    def of(cls, lm: LanguageModel, seed: int) -> _NoisedStatements:
         encoded = [
             encode(lm.tokenizer, prompt, subject=Span(*find_subject(prompt, subject)))
             for prompt, subject in STATEMENTS
@@ -136,7 +136,7 @@ class _Trace(NamedTuple):
         noise = torch.randn(embedded.shape, generator=generator).to(lm.device) * scale
         noise = (noise * inside[..., None]).to(embedded.dtype)
         answer = lm.logits(tokens)[rows, prompt_last].argmax(dim=-1)
-        trace = cls(
+        statements = cls(
             tokens,
             rows,
             subject_last,
@@ -146,12 +146,12 @@ class _Trace(NamedTuple):
             clean,
             noise.new_zeros(len(rows)),
         )
-        return trace._replace(corrupted=trace.answers(lm, range(0)))
+        return statements._replace(corrupted=statements.answers(lm, range(0)))
 
     def answers(self, lm: LanguageModel, window: range) -> Float[Tensor, " batch"]:
-        """Probability of each answer, subjects disturbed and outputs of `window` restored."""
+        """Return the probability of each answer with noise and the outputs of `window` restored."""
 
-        def put_back(point: Point) -> Callable[[Tensor], Tensor]:
+        def restore(point: Point) -> Callable[[Tensor], Tensor]:
             def fn(values: Tensor) -> Tensor:
                 values = values.clone()
                 values[self.rows, self.subject_last] = self.clean[point]
@@ -162,7 +162,7 @@ class _Trace(NamedTuple):
         swaps: dict[Point, Callable[[Tensor], Tensor]] = {
             state(-1): lambda values: values + self.noise
         }
-        swaps |= {write(Site(layer)): put_back(write(Site(layer))) for layer in window}
+        swaps |= {write(Site(layer)): restore(write(Site(layer))) for layer in window}
         with lm.swap(swaps):
             logits = lm.logits(self.tokens)[self.rows, self.prompt_last]
         return logits.float().softmax(dim=-1)[self.rows, self.answer]

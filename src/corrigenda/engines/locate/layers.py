@@ -1,4 +1,4 @@
-"""Methods that search targets in the residual stream and close the gap at one or several layers."""
+"""Editors that search targets in the residual stream and change one or several layers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from corrigenda.editor import Edit
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Style
-from corrigenda.engines.locate.pipeline import SMALL_AGREEMENT, LocateThenEdit, Plan
-from corrigenda.engines.locate.target_search import Role, SearchTrace, Targets, find_targets
+from corrigenda.engines.locate.pipeline import SMALL_AGREEMENT, EditPlan, LocateThenEdit
+from corrigenda.engines.locate.target_search import EntryRole, SearchTrace, Targets, find_targets
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.protected import Protected
@@ -27,13 +27,13 @@ from corrigenda.patch.notes import round_series, summarise
 from corrigenda.state import State
 
 
-class Measured(NamedTuple):
+class LayerMeasurement(NamedTuple):
     """Keys and remaining residuals of a batch at one layer, float64, one row per fact.
 
     Attributes:
         keys: Two-level averages over contexts.
         clean: Keys of the bare prompts.
-        residuals: What is still missing, at the output of the down projection.
+        residuals: Remaining residuals, at the output of the down projection.
     """
 
     keys: Float[Tensor, "n d_in"]
@@ -42,10 +42,10 @@ class Measured(NamedTuple):
 
 
 class SpreadEditor(LocateThenEdit):
-    """Targets at the last edited block; one solve per layer, lowest first."""
+    """Editor with targets at the last edited block and one solve per layer, lowest first."""
 
     context_style: ClassVar[Style] = "memit"
-    role: ClassVar[Role] = "state"
+    role: ClassVar[EntryRole] = "state"
 
     def solve(
         self,
@@ -54,33 +54,33 @@ class SpreadEditor(LocateThenEdit):
         state: State,
         site: Site,
     ) -> LowRank:
-        """The change of one layer; the equation of the method."""
+        """Solve for the change of one layer; the equation of the method."""
         raise NotImplementedError
 
     def coordinates(
         self, state: State, site: Site, keys: Float[Tensor, "d_in n"]
     ) -> Float[Tensor, "size n"]:
-        """Keys where disturbing old ones costs the same in every direction: whitened."""
+        """Return whitened keys: disturbing old ones costs the same in every direction."""
         factor = state.factor(site)
         return factor.whiten(keys.to(factor.lower))
 
-    def missing(
+    def remaining_residuals(
         self,
         lm: LanguageModel,
         site: Site,
-        plan: Plan,
+        plan: EditPlan,
         clean: Sequence[tuple[int, ...]],
         targets: Targets,
     ) -> Float[Tensor, "n d_model"]:
-        """What is missing behind the last edited block, at the output of `site`; float64."""
+        """Return what the last edited block still lacks, at the output of `site`; float64."""
         end = residual_stream(plan.sites[-1].layer)
         now = pipeline.capture_last(lm, clean, [end])[end].double()
         return pipeline.residuals_at_output(lm, site, clean, targets.wanted.double() - now)
 
-    def share(
+    def layer_share(
         self, missing: Float[Tensor, "n d_model"], remaining: int
     ) -> Float[Tensor, "n d_model"]:
-        """What one layer is to close of what is missing, with `remaining` layers to go."""
+        """Return the part of the residuals that one layer is to close, with `remaining` to go."""
         return missing / remaining
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
@@ -99,34 +99,34 @@ class SpreadEditor(LocateThenEdit):
         """
         state = state or State()
         if not facts:
-            return Edit(WeightPatch({}, self.header(lm, facts, {})), state)
-        plan = self.plan(lm, state)
+            return Edit(WeightPatch({}, self.make_header(lm, facts, {})), state)
+        plan = self.make_plan(lm, state)
         self.check_facts(lm, facts, plan)
-        notes = _Notes(facts, plan, pipeline.subject_warnings(lm, facts))
+        notes = _LayerNotes(facts, plan, pipeline.subject_warnings(lm, facts))
         with ExitStack() as stack:
             changes = {
                 layer.site: layer.change
-                for layer in self._spread(lm, facts, plan, state, notes, stack)
+                for layer in self._solve_in_order(lm, facts, plan, state, notes, stack)
             }
-            after = self.remember(lm, facts, plan, state)
-        return Edit(WeightPatch(changes, self.header(lm, facts, notes.finish())), after)
+            after = self.extend_state(lm, facts, plan, state)
+        return Edit(WeightPatch(changes, self.make_header(lm, facts, notes.finish())), after)
 
-    def _spread(
+    def _solve_in_order(
         self,
         lm: LanguageModel,
         facts: Sequence[Fact],
-        plan: Plan,
+        plan: EditPlan,
         state: State,
-        notes: _Notes,
+        notes: _LayerNotes,
         stack: ExitStack,
-    ) -> list[Layer]:
-        """Solve layer by layer; `stack` keeps the changes of the lower ones applied."""
+    ) -> list[SolvedLayer]:
+        """Solve layer by layer; on `stack` the changes of the lower ones stay applied."""
         targets = find_targets(
             lm,
             pipeline.rewrite_rows(lm, facts, plan.contexts.prefixes),
             layer=plan.sites[-1].layer,
             role=self.role,
-            settings=self.settings,
+            settings=self.search,
             names=[fact.label for fact in facts],
         )
         notes.traces = targets.traces
@@ -134,10 +134,10 @@ class SpreadEditor(LocateThenEdit):
         layers = []
         for done, site in enumerate(plan.sites):
             measured = self._measure(lm, site, plan, sequences, targets)
-            share = self.share(measured.residuals, len(plan.sites) - done)
+            share = self.layer_share(measured.residuals, len(plan.sites) - done)
             self.check_keys(facts, measured.keys)
             change = self.solve(measured.keys.T, share.T, state, site)
-            layers.append(Layer(site, measured.keys, share, change))
+            layers.append(SolvedLayer(site, measured.keys, share, change))
             keys, clean = (
                 self.coordinates(state, site, part.T) for part in (measured.keys, measured.clean)
             )
@@ -146,45 +146,49 @@ class SpreadEditor(LocateThenEdit):
             stack.enter_context(temporary.apply(lm))
         return layers
 
-    def solved(self, lm: LanguageModel, facts: Sequence[Fact], state: State) -> list[Layer]:
-        """Keys, shares and changes of every layer, as `edit` finds them."""
-        plan = self.plan(lm, state)
+    def solve_layers(
+        self, lm: LanguageModel, facts: Sequence[Fact], state: State
+    ) -> list[SolvedLayer]:
+        """Return keys, shares and changes of every layer, as `edit` finds them."""
+        plan = self.make_plan(lm, state)
         with ExitStack() as stack:
-            return self._spread(lm, facts, plan, state, _Notes(facts, plan, ()), stack)
+            return self._solve_in_order(lm, facts, plan, state, _LayerNotes(facts, plan, ()), stack)
 
-    def check_facts(self, lm: LanguageModel, facts: Sequence[Fact], plan: Plan) -> None:
+    def check_facts(self, lm: LanguageModel, facts: Sequence[Fact], plan: EditPlan) -> None:
         """Refuse, before the search, a batch that no solve could take; least squares takes all."""
 
     def check_keys(self, facts: Sequence[Fact], keys: Float[Tensor, "n d_in"]) -> None:
         """Refuse keys that the solver cannot take; least squares takes all."""
 
-    def remember(self, lm: LanguageModel, facts: Sequence[Fact], plan: Plan, state: State) -> State:
-        """The state after this edit; called with the edit in place."""
+    def extend_state(
+        self, lm: LanguageModel, facts: Sequence[Fact], plan: EditPlan, state: State
+    ) -> State:
+        """Return the state after this edit; called with the edit in place."""
         return state
 
     def _measure(
         self,
         lm: LanguageModel,
         site: Site,
-        plan: Plan,
+        plan: EditPlan,
         sequences: Sequence[tuple[int, ...]],
         targets: Targets,
-    ) -> Measured:
-        """Keys at `site` and what is missing, on the model as it is."""
+    ) -> LayerMeasurement:
+        """Measure keys and residuals at `site`, on the model as it is."""
         keys = pipeline.capture_last(lm, sequences, [key(site)])[key(site)]
         clean = sequences[:: len(plan.contexts)]
-        return Measured(
+        return LayerMeasurement(
             pipeline.average(keys, plan.contexts.weights),
             keys[:: len(plan.contexts)].double(),
-            self.missing(lm, site, plan, clean, targets),
+            self.remaining_residuals(lm, site, plan, clean, targets),
         )
 
 
 class MultiLayerEditor(SpreadEditor):
-    """A range of layers, and a price of old keys that may come to include those of earlier edits.
+    """Editor of a range of layers that can protect the keys of earlier edits.
 
-    Kept keys are in the state as `<method>/protected/<site>/...`, see `Protected`: as many numbers
-    however long the sequence, from a quarter as many keys as the layer has inner units on.
+    Protected keys are in the state as `<method>/protected/<site>/...`, see `Protected`: their size
+    does not grow beyond a quarter as many keys as the layer has inner units.
     """
 
     layers: tuple[int, ...] | None = Field(
@@ -195,45 +199,47 @@ class MultiLayerEditor(SpreadEditor):
     )
 
     @property
-    def protects(self) -> bool:
-        """Whether the keys of each batch are kept, and protected in later ones."""
+    def protects_keys(self) -> bool:
+        """Whether the keys of each batch are protected in later ones."""
         return False
 
-    def chosen_layers(self) -> tuple[int, ...] | None:
-        """The layers given in ascending order, or None to let the probe choose."""
+    def configured_layers(self) -> tuple[int, ...] | None:
+        """Return the layers given in ascending order, or None to let the probe choose."""
         return None if self.layers is None else tuple(sorted(set(self.layers)))
 
     def probed_layers(self, peak: int, num_layers: int) -> tuple[int, ...]:
-        """A sixth of the blocks, at most five, ending at the one the probe found."""
+        """Return a sixth of the blocks, at most five, ending at the one that the probe found."""
         count = max(1, min(5, num_layers // 6))
         return tuple(range(max(0, peak - count + 1), peak + 1))
 
     def protected(self, state: State, site: Site) -> Protected | None:
-        """Keys of earlier edits, at the price of this editor; None where there are none."""
+        """Return the keys of earlier edits at this editor's price; None where there are none."""
         prefix = self._prefix(site)
         tensors = {
             name.removeprefix(prefix): tensor
             for name, tensor in state.tensors.items()
             if name.startswith(prefix)
         }
-        if not self.protects or not tensors:
+        if not self.protects_keys or not tensors:
             return None
         return Protected.from_tensors(tensors).with_weight(self.weight)
 
     def protect(self, state: State, keys: Mapping[Site, Float[Tensor, "d_in n"]]) -> State:
-        """A state in which these keys are protected, besides those that are."""
+        """Return a state in which these keys are protected too."""
         tensors = {}
         for site, new in keys.items():
             columns = self.coordinates(state, site, new)
-            kept = self.protected(state, site)
-            kept = kept or Protected.empty(len(columns), self.weight, columns.device)
-            for name, tensor in kept.with_keys(columns).tensors().items():
+            earlier = self.protected(state, site)
+            earlier = earlier or Protected.empty(len(columns), self.weight, columns.device)
+            for name, tensor in earlier.with_keys(columns).tensors().items():
                 tensors[self._prefix(site) + name] = tensor
         return state.updated(tensors)
 
-    def remember(self, lm: LanguageModel, facts: Sequence[Fact], plan: Plan, state: State) -> State:
+    def extend_state(
+        self, lm: LanguageModel, facts: Sequence[Fact], plan: EditPlan, state: State
+    ) -> State:
         """Protect the keys of this batch as the edited model computes them."""
-        if not self.protects:
+        if not self.protects_keys:
             return state
         sequences = pipeline.subject_tokens(lm, facts, plan.contexts.prefixes)
         captured = pipeline.capture_last(lm, sequences, [key(site) for site in plan.sites])
@@ -249,8 +255,8 @@ class MultiLayerEditor(SpreadEditor):
         return f"{self.name}/protected/{site}/"
 
 
-class Layer(NamedTuple):
-    """One layer as solved: keys and shares one row per fact, float64."""
+class SolvedLayer(NamedTuple):
+    """Solution of one layer: keys and shares one row per fact, float64."""
 
     site: Site
     keys: Float[Tensor, "n d_in"]
@@ -258,10 +264,10 @@ class Layer(NamedTuple):
     change: LowRank
 
 
-class _Notes:
-    """Collects what the header says, layer by layer."""
+class _LayerNotes:
+    """Notes for the header, collected layer by layer."""
 
-    def __init__(self, facts: Sequence[Fact], plan: Plan, warnings: Sequence[str]) -> None:
+    def __init__(self, facts: Sequence[Fact], plan: EditPlan, warnings: Sequence[str]) -> None:
         self.facts, self.plan = facts, plan
         self.traces: list[SearchTrace] = []
         self.warnings = [*plan.notices, *warnings]
@@ -273,7 +279,7 @@ class _Notes:
 
     def add(
         self,
-        layer: Layer,
+        layer: SolvedLayer,
         missing: Float[Tensor, "n d_model"],
         keys: Float[Tensor, "size n"],
         clean: Float[Tensor, "size n"],
@@ -289,7 +295,7 @@ class _Notes:
             if ratio < SMALL_AGREEMENT:
                 self.warnings.append(
                     f"{fact.label}: key agreement {ratio:.3f} at {name} is below "
-                    f"{SMALL_AGREEMENT}; the averaged key does not speak for the bare prompt."
+                    f"{SMALL_AGREEMENT}; the averaged key does not represent the bare prompt."
                 )
         if self.conflicts:
             return
@@ -302,7 +308,7 @@ class _Notes:
                 )
 
     def finish(self) -> dict[str, object]:
-        """The notes for the header."""
+        """Return the notes for the header."""
         return {
             **summarise(self.facts, [trace.status for trace in self.traces], self.warnings),
             "search": [trace.to_dict() for trace in self.traces],

@@ -1,4 +1,4 @@
-"""The locate-then-edit pipeline: encode, capture at the subject's last token, search, take notes.
+"""Locate-then-edit: options, plan, encoding in contexts, and capture at the subject's last token.
 
 Shared by every method that writes into down projections. Contexts are prefixes put before a prompt
 by plain concatenation; the first is always the empty one, the clean prompt.
@@ -27,12 +27,13 @@ from corrigenda.lm.sites import Point, Site, Tokens, require_layers, value, writ
 from corrigenda.lm.spans import Encoded, encode, encode_fact
 from corrigenda.patch import Header, header_for
 from corrigenda.progress import Progress
+from corrigenda.settings import select
 from corrigenda.state import State
 from corrigenda.training.dataset import TrainingSet
 
 SMALL_AGREEMENT = 0.1
-"""Below this ratio of the clean to the averaged key, an edit at the clean prompt is not to be
-trusted."""
+"""Below this ratio of the clean to the averaged key, an edit at the clean prompt is
+unreliable."""
 
 _SAME_KEY = 0.999
 _CAPTURE_TOKENS = 4096
@@ -40,13 +41,13 @@ _PULL_BACK = 1e-3
 _CONTEXTS, _SITES, _NOTICES = "contexts", "locate/sites", "locate/notices"
 
 
-class Plan(NamedTuple):
-    """What an edit works with, decided before it looks at facts.
+class EditPlan(NamedTuple):
+    """Sites and contexts of an edit, decided before it looks at facts.
 
     Attributes:
         sites: Down projections to change, lowest first.
         contexts: Prefixes and their weights.
-        notices: Decisions taken on the caller's behalf, in words.
+        notices: Decisions taken for the caller, in words.
     """
 
     sites: tuple[Site, ...]
@@ -55,7 +56,7 @@ class Plan(NamedTuple):
 
 
 class LocateThenEdit(Editor):
-    """Options and steps that all methods of the family share."""
+    """Editor with the options and steps that all locate-then-edit methods share."""
 
     context_style: ClassVar[Style]
 
@@ -71,27 +72,20 @@ class LocateThenEdit(Editor):
     seed: int = Field(default=0, description="Of generated contexts and of the layer probe.")
 
     @abstractmethod
-    def chosen_layers(self) -> tuple[int, ...] | None:
-        """The layers of the configuration in ascending order; None to let the probe choose."""
+    def configured_layers(self) -> tuple[int, ...] | None:
+        """Return the layers of the options in ascending order; None to let the probe choose."""
 
     def probed_layers(self, peak: int, num_layers: int) -> tuple[int, ...]:
-        """The layers to edit when the probe finds `peak`."""
+        """Return the layers to edit when the probe finds `peak`."""
         return (peak,)
 
     @property
-    def settings(self) -> SearchSettings:
+    def search(self) -> SearchSettings:
         """Settings of the target search."""
-        return SearchSettings(
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            kl_weight=self.kl_weight,
-            weight_decay=self.weight_decay,
-            clamp=self.clamp,
-            stop_loss=self.stop_loss,
-        )
+        return select(SearchSettings, self)
 
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
-        """Down projections of the configured layers, or of those the probe chooses.
+        """Return down projections of the configured layers, or of those the probe chooses.
 
         Raises:
             UnknownSite (CG303): the model has no such block.
@@ -99,12 +93,12 @@ class LocateThenEdit(Editor):
         return self._locate(lm)[0]
 
     def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
-        """Bytes of the target search: constants of the facts that run together, and one graph."""
+        """Estimate the bytes of the target search: constants of the facts and one graph."""
         return search_memory(lm, self.likely_sites(lm)[-1].layer, num_facts)
 
     def likely_sites(self, lm: LanguageModel) -> tuple[Site, ...]:
-        """The configured layers; those around the middle where the probe has yet to choose."""
-        layers = self.chosen_layers() or self.probed_layers(lm.num_layers // 2, lm.num_layers)
+        """Return the configured layers, or middle ones where the probe has yet to choose."""
+        layers = self.configured_layers() or self.probed_layers(lm.num_layers // 2, lm.num_layers)
         return tuple(Site(layer) for layer in layers)
 
     def fit(
@@ -114,7 +108,7 @@ class LocateThenEdit(Editor):
         *,
         progress: Progress | None = None,
     ) -> State:
-        """Fit second moments at `sites(lm)` and write the contexts, on the unedited model."""
+        """Fit second moments at `sites(lm)` and generate the contexts, on the unedited model."""
         sites, notices = self._locate(lm)
         fitted = super().fit(lm, corpus, progress=progress)
         contexts = self.contexts or generate_contexts(lm, self.context_style, seed=self.seed)
@@ -126,8 +120,8 @@ class LocateThenEdit(Editor):
             }
         )
 
-    def plan(self, lm: LanguageModel, state: State | None) -> Plan:
-        """Settle sites and contexts: the configuration's, else the state's, else found now.
+    def make_plan(self, lm: LanguageModel, state: State | None) -> EditPlan:
+        """Decide sites and contexts: from the options, else the state, else found now.
 
         Raises:
             MissingState (CG503): second moments are needed and not there.
@@ -135,9 +129,9 @@ class LocateThenEdit(Editor):
         """
         state = state or State()
         state.require_base(lm)
-        if self.chosen_layers() is None and _SITES in state.meta:
-            sites = tuple(Site.parse(text) for text in _texts(state, _SITES))
-            notices = _texts(state, _NOTICES)
+        if self.configured_layers() is None and _SITES in state.meta:
+            sites = tuple(Site.parse(text) for text in _read_texts(state, _SITES))
+            notices = _read_texts(state, _NOTICES)
         else:
             sites, notices = self._locate(lm)
         if self.requires.moments:
@@ -147,17 +141,17 @@ class LocateThenEdit(Editor):
             contexts = Contexts.from_json(str(state.meta[_CONTEXTS]))
         if contexts is None:
             contexts = generate_contexts(lm, self.context_style, seed=self.seed)
-        return Plan(sites, contexts, notices)
+        return EditPlan(sites, contexts, notices)
 
-    def header(
+    def make_header(
         self, lm: LanguageModel, facts: Sequence[Fact], notes: Mapping[str, object]
     ) -> Header:
-        """The header of a patch made now."""
+        """Make the header of a patch."""
         config = self.model_dump(mode="json")
         return header_for(lm, method=self.name, config=config, facts=facts, notes=notes)
 
     def _locate(self, lm: LanguageModel) -> tuple[tuple[Site, ...], tuple[str, ...]]:
-        layers, notices = self.chosen_layers(), ()
+        layers, notices = self.configured_layers(), ()
         if layers is None:
             choice = probe_layer(lm, seed=self.seed)
             layers, notices = self.probed_layers(choice.layer, lm.num_layers), (choice.message,)
@@ -166,7 +160,7 @@ class LocateThenEdit(Editor):
 
 
 def encode_in_contexts(lm: LanguageModel, fact: Fact, prefixes: Sequence[str]) -> list[Encoded]:
-    """Encode one fact, target included, behind every prefix.
+    """Encode one fact, target included, after every prefix.
 
     Raises:
         AmbiguousSubject (CG104): the fact names no subject.
@@ -179,10 +173,10 @@ def encode_in_contexts(lm: LanguageModel, fact: Fact, prefixes: Sequence[str]) -
 def rewrite_rows(
     lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]
 ) -> list[SearchRow]:
-    """Rows of the target search: each fact behind every prefix, plus its essence prompt.
+    """Make the rows of the target search: each fact after every prefix, and its essence prompt.
 
     The essence prompt is "<subject> is a", cut after the subject: its loss is read at the subject's
-    last token, and a causal model does not see the words behind it.
+    last token, and a causal model does not see the words after it.
 
     Raises:
         AmbiguousSubject, SubjectNotFound, PromptTooLong: see `encode_in_contexts`.
@@ -194,7 +188,7 @@ def rewrite_rows(
                 SearchRow(
                     fact=index,
                     ids=tuple(one.ids[:-1]),
-                    start=_position(one),
+                    start=_subject_end(one),
                     reads=tuple(one.reads),
                     labels=one.target_ids,
                     anchor=context == 0,
@@ -202,7 +196,7 @@ def rewrite_rows(
             )
         subject = fact.subject or ""
         essence = encode(lm, f"{subject} is a", subject=Span(0, len(subject)), where=fact.label)
-        start = _position(essence)
+        start = _subject_end(essence)
         rows.append(SearchRow(index, tuple(essence.ids[: start + 1]), start, (start,), ()))
     return rows
 
@@ -210,23 +204,23 @@ def rewrite_rows(
 def subject_tokens(
     lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]
 ) -> list[tuple[int, ...]]:
-    """Token ids up to the subject's last token, behind each prefix; facts outermost."""
+    """Return token ids up to the subject's last token, after each prefix; facts outermost."""
     return [
-        tuple(one.ids[: _position(one) + 1])
+        tuple(one.ids[: _subject_end(one) + 1])
         for fact in facts
         for one in encode_in_contexts(lm, fact, prefixes)
     ]
 
 
 def subject_warnings(lm: LanguageModel, facts: Sequence[Fact]) -> list[str]:
-    """What makes the subject's last token a doubtful place in the clean prompt, in words."""
+    """Describe what makes the subject's last token a doubtful place in the clean prompt."""
     found = []
     for fact in facts:
         one = encode_fact(lm, fact)
         if one.glued:
             found.append(
-                f"{fact.label}: the last token of the subject also covers text behind it; the edit "
-                "sits on that text too."
+                f"{fact.label}: the last token of the subject also covers text after it; the edit "
+                "depends on that text too."
             )
         if one.subject_at_start:
             found.append(
@@ -239,7 +233,7 @@ def subject_warnings(lm: LanguageModel, facts: Sequence[Fact]) -> list[str]:
 def capture_last(
     lm: LanguageModel, sequences: Sequence[tuple[int, ...]], points: Sequence[Point]
 ) -> dict[Point, Float[Tensor, "batch d"]]:
-    """Values at the last token of each sequence, in the order given; float32, no gradients.
+    """Capture values at the last token of each sequence, in the order given; float32.
 
     Equal sequences run once and batches are sorted by length, so neither repetition nor padding
     costs, and the result does not depend on the order of the sequences.
@@ -263,7 +257,7 @@ def capture_last(
 
 
 def average(values: Float[Tensor, "batch d"], weights: Sequence[float]) -> Float[Tensor, "n d"]:
-    """Averages over contexts of values captured facts outermost; float64."""
+    """Average over contexts values captured facts outermost; float64."""
     grouped = values.double().reshape(-1, len(weights), values.shape[-1])
     return torch.einsum("c,ncd->nd", grouped.new_tensor(list(weights)), grouped)
 
@@ -271,7 +265,7 @@ def average(values: Float[Tensor, "batch d"], weights: Sequence[float]) -> Float
 def key_agreements(
     keys: Float[Tensor, "n d_in"], clean: Float[Tensor, "n d_in"], factor: Cholesky | None
 ) -> list[float]:
-    """Each fact's `(u . k_clean) / (u . k)`, `u = C^-1 k`: 1 where both keys act alike."""
+    """Return each fact's `(u . k_clean) / (u . k)`, `u = C^-1 k`: 1 where both keys agree."""
     if factor is None:
         direction = keys.double()
     else:
@@ -281,7 +275,7 @@ def key_agreements(
 
 
 def same_key_pairs(keys: Float[Tensor, "n d_in"]) -> list[tuple[int, int]]:
-    """Pairs of facts whose keys are parallel for all purposes (cosine above 0.999)."""
+    """Return pairs of facts whose keys are nearly parallel (cosine above 0.999)."""
     unit = torch.nn.functional.normalize(keys.double(), dim=1)
     close = torch.triu(unit @ unit.T > _SAME_KEY, diagonal=1)
     return [(int(i), int(j)) for i, j in close.nonzero().tolist()]
@@ -290,7 +284,7 @@ def same_key_pairs(keys: Float[Tensor, "n d_in"]) -> list[tuple[int, int]]:
 def written_fractions(
     written: Float[Tensor, "d_out n"], wanted: Float[Tensor, "d_out n"]
 ) -> list[float]:
-    """How much of each wanted vector is written, along its own direction; 1 is all of it."""
+    """Return the share of each wanted vector that is written, along its own direction."""
     norms = wanted.square().sum(dim=0)
     share = (written * wanted).sum(dim=0) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
     return torch.where(norms > 0, share, torch.ones_like(share)).tolist()
@@ -302,9 +296,9 @@ def residuals_at_output(
     clean: Sequence[tuple[int, ...]],
     residuals: Float[Tensor, "n d_model"],
 ) -> Float[Tensor, "n d_model"]:
-    """Wanted changes of the residual stream, expressed at the down projection's output; float64.
+    """Express wanted changes of the residual stream at the down projection's output; float64.
 
-    They are the same thing unless a norm stands between the two (Gemma 2 and 3, OLMo 2). There the
+    They are the same unless there is a norm between the two (Gemma 2 and 3, OLMo 2). There the
     norm multiplies each coordinate by `gain / rms`, read off as `write / value` at the same token;
     the wanted change is divided by it, with coordinates damped that the norm hardly lets through.
     """
@@ -318,7 +312,7 @@ def residuals_at_output(
 def norm_gain(
     lm: LanguageModel, site: Site, clean: Sequence[tuple[int, ...]]
 ) -> Float[Tensor, "n d_model"] | None:
-    """`write / value` at the subject's last token, coordinate by coordinate; None without a norm.
+    """Return `write / value` at the subject's last token by coordinate; None without a norm.
 
     The norm is one between the down projection and the residual stream; float64.
     """
@@ -329,11 +323,11 @@ def norm_gain(
     return after / torch.where(before == 0, torch.ones_like(before), before)
 
 
-def _texts(state: State, name: str) -> tuple[str, ...]:
+def _read_texts(state: State, name: str) -> tuple[str, ...]:
     found = state.meta.get(name)
     return tuple(map(str, found)) if isinstance(found, list) else ()
 
 
-def _position(encoded: Encoded) -> int:
+def _subject_end(encoded: Encoded) -> int:
     assert encoded.subject_last is not None, "encoded with a subject"
     return encoded.subject_last

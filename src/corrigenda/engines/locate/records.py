@@ -1,4 +1,4 @@
-"""What goes into a target search and what comes out of it."""
+"""Inputs and results of a target search: settings, rows, losses, traces and targets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from corrigenda.patch.notes import EVEN_ODDS, EditStatus
 
-Role = Literal["state", "value", "components"]
+EntryRole = Literal["state", "value", "components"]
 """Where a delta enters: at the output of a block, at that of its down projection, or two deltas at
 the outputs of the last projections of its attention and of its feed-forward block."""
 
@@ -68,7 +68,7 @@ class SearchRow(NamedTuple):
 
 
 class SearchLosses(NamedTuple):
-    """Losses of one fact in one forward pass: `total = nll + kl + decay`.
+    """Losses of one fact in one forward pass of the search: `total = nll + kl + decay`.
 
     Where the target has settled, `nll` counts for less in `total`, see `SearchSettings`.
     """
@@ -81,7 +81,7 @@ class SearchLosses(NamedTuple):
 
 @dataclass
 class SearchTrace:
-    """What the search did for one fact.
+    """Course of the search for one fact.
 
     Attributes:
         losses: One entry per forward pass.
@@ -121,12 +121,12 @@ class Targets(NamedTuple):
     """Result of the search, float32, no gradients.
 
     Attributes:
-        anchors: What stands at the subject's last token of the clean prompt.
-        deltas: What to add to it; `anchors + deltas` is the wanted vector.
-        traces: What happened, per fact.
+        anchors: Vectors at the subject's last token of the clean prompt.
+        deltas: Vectors to add; `anchors + deltas` is the wanted vector.
+        traces: Course of the search, per fact.
 
-    With the role "components" the attention's vector and the feed-forward block's stand side by
-    side, 2 d_model wide.
+    With the role "components" the attention's vector and the feed-forward block's are
+    concatenated, 2 d_model wide.
     """
 
     anchors: Float[Tensor, "n d_entry"]
@@ -135,5 +135,5 @@ class Targets(NamedTuple):
 
     @property
     def wanted(self) -> Float[Tensor, "n d_entry"]:
-        """The vectors the edit should produce."""
+        """The vectors that the edit should produce."""
         return self.anchors + self.deltas

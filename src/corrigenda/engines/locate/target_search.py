@@ -1,4 +1,4 @@
-"""Target search: one vector per fact that makes the model say the target, for all facts at once.
+"""Target search: one vector per fact that makes the target likely, for all facts at once.
 
 The vector enters at one position (the subject's last token) of one block, so each step runs only
 the later blocks, only from that position on (`corrigenda.lm.tail`), and the vocabulary head only
@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corrigenda.engines.locate.records import (
-    Role,
+    EntryRole,
     SearchLosses,
     SearchRow,
     SearchSettings,
@@ -34,7 +34,7 @@ from corrigenda.lm.sites import Tokens
 from corrigenda.lm.tail import Tail, memory_budget
 
 __all__ = [
-    "Role",
+    "EntryRole",
     "SearchLosses",
     "SearchRow",
     "SearchSettings",
@@ -56,7 +56,7 @@ def find_targets(
     rows: Sequence[SearchRow],
     *,
     layer: int,
-    role: Role,
+    role: EntryRole,
     settings: SearchSettings,
     names: Sequence[str],
 ) -> Targets:
@@ -74,7 +74,7 @@ def find_targets(
         role: "value" adds to the output of the down projection, "state" to the output of the block,
             "components" one delta to the output of the attention, another to that of the down
             projection.
-        settings: Of the search.
+        settings: Settings of the search.
         names: How messages refer to each fact; its length is the number of facts.
 
     Raises:
@@ -94,16 +94,16 @@ def find_targets(
 
 
 def search_memory(lm: LanguageModel, layer: int, num_facts: int) -> int:
-    """Bytes a search at a layer takes, for facts of usual length; see `lm.footprint`."""
+    """Estimate the bytes that a search at a layer takes, for facts of usual length."""
     kind = lm.device.type
-    kept = num_facts * _USUAL_ROWS * USUAL_TOKENS * _token_bytes(lm, layer)
-    kept += num_facts * FLOAT * _vocabulary(lm)
+    stored = num_facts * _USUAL_ROWS * USUAL_TOKENS * _token_bytes(lm, layer)
+    stored += num_facts * FLOAT * _vocabulary(lm)
     graph = graph_bytes(lm, lm.num_layers - layer, _BUCKET_TOKENS[kind])
-    return min(kept, memory_budget(lm)) + graph + head_bytes(lm, _HEAD_ROWS[kind])
+    return min(stored, memory_budget(lm)) + graph + head_bytes(lm, _HEAD_ROWS[kind])
 
 
 def _token_bytes(lm: LanguageModel, layer: int) -> int:
-    """Bytes of keys and values that one earlier position costs behind a layer."""
+    """Count the bytes of keys and values of one earlier position above a layer."""
     return 2 * lm.d_model * (lm.num_layers - layer) * lm.dtype.itemsize
 
 
@@ -172,7 +172,7 @@ def _build(
     lm: LanguageModel,
     rows: list[SearchRow],
     layer: int,
-    role: Role,
+    role: EntryRole,
     contexts: Sequence[int],
 ) -> _Bucket:
     device = lm.device
@@ -197,8 +197,8 @@ def _build(
     )
 
 
-class _Read(NamedTuple):
-    """What one step says: per-fact sums and the gradient with respect to delta.
+class _PassSums(NamedTuple):
+    """Sums of one step for each fact, and the gradient with respect to delta.
 
     `missed` counts reads at which the target is not the most likely token.
     """
@@ -209,7 +209,7 @@ class _Read(NamedTuple):
     grad: Float[Tensor, "n d_entry"]
 
     @classmethod
-    def empty(cls, deltas: Float[Tensor, "n parts d_model"]) -> _Read:
+    def empty(cls, deltas: Float[Tensor, "n parts d_model"]) -> _PassSums:
         nll, kl, missed = deltas.new_zeros(3, len(deltas))
         return cls(nll, kl, missed, torch.zeros_like(deltas).flatten(1))
 
@@ -218,7 +218,7 @@ def _search(
     lm: LanguageModel,
     rows: list[SearchRow],
     layer: int,
-    role: Role,
+    role: EntryRole,
     settings: SearchSettings,
     names: Sequence[str],
     anchors: Float[Tensor, "n parts d_model"],
@@ -244,7 +244,7 @@ def _search(
     weight = deltas.new_ones(len(names))
     for step in range(1, settings.steps + 1):
         last = step == settings.steps
-        read = _Read.empty(deltas)
+        read = _PassSums.empty(deltas)
         for bucket in buckets:
             _run(lm, bucket, live, deltas, before, settings, weight, read, grad=not last)
         norms = deltas.norm(dim=2)
@@ -307,11 +307,11 @@ def _run(
     before: dict[int, Float[Tensor, " vocab"]],
     settings: SearchSettings,
     weight: Float[Tensor, " n"],
-    read: _Read,
+    read: _PassSums,
     *,
     grad: bool,
 ) -> None:
-    """One pass of one bucket; adds to `read`."""
+    """Run one pass of one bucket; adds to `read`."""
     active = live[bucket.facts]
     if not active.any():
         return
@@ -324,16 +324,16 @@ def _run(
         delta = deltas[facts].flatten(1).requires_grad_(grad)
         hidden = bucket.tail.run(delta, at, rows=keep)[valid]
     owners = facts[:, None].expand_as(valid)[valid]
-    asked = _Asked(owners, labels[valid], weights[valid], weight[owners])
-    back = _read_head(lm, hidden.detach(), asked, before, settings, read, grad)
+    reads = _HeadReads(owners, labels[valid], weights[valid], weight[owners])
+    back = _read_head(lm, hidden.detach(), reads, before, settings, read, grad)
     if grad:
         torch.autograd.backward(hidden, back)
         assert delta.grad is not None
         read.grad.index_add_(0, facts, delta.grad)
 
 
-class _Asked(NamedTuple):
-    """What is read at each hidden state.
+class _HeadReads(NamedTuple):
+    """Labels and weights of the hidden states that the head reads.
 
     Attributes:
         owners: Index of the fact.
@@ -351,10 +351,10 @@ class _Asked(NamedTuple):
 def _read_head(
     lm: LanguageModel,
     hidden: Float[Tensor, "reads d_model"],
-    asked: _Asked,
+    reads: _HeadReads,
     before: dict[int, Float[Tensor, " vocab"]],
     settings: SearchSettings,
-    read: _Read,
+    read: _PassSums,
     grad: bool,
 ) -> Float[Tensor, "reads d_model"]:
     """SearchLosses at the head and their gradient with respect to the hidden states.
@@ -373,7 +373,7 @@ def _read_head(
             logits = lm.head(inner)
         with torch.no_grad():
             log_p = torch.log_softmax(logits.detach().float(), dim=-1)
-            own, label, weight, scale = (one[part] for one in asked)
+            own, label, weight, scale = (one[part] for one in reads)
             # Essence rows carry label -1; they are few, so they are treated one by one.
             wanted = label.clamp_min(0)
             picked = log_p.gather(1, wanted[:, None])[:, 0]

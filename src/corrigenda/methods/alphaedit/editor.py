@@ -1,4 +1,4 @@
-"""AlphaEdit: MEMIT confined to the directions that old keys hardly use."""
+"""AlphaEdit: MEMIT within the directions that old keys hardly use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from corrigenda.editor import Requires, Supports
 from corrigenda.engines.locate.layers import MultiLayerEditor
-from corrigenda.engines.locate.pipeline import Plan
+from corrigenda.engines.locate.pipeline import EditPlan
 from corrigenda.errors import MissingState
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.project import NullSpace, null_space
@@ -32,9 +32,9 @@ class AlphaEdit(MultiLayerEditor):
     """Null-space constrained editing, in sequence.
 
     The projectors and the keys of all edits so far are in the state, as `alphaedit/projector/...`
-    and `alphaedit/protected/...`; taking an edit back means going on from the state before it.
+    and `alphaedit/protected/...`; to undo an edit, continue from the state before it.
 
-    Reference: Fang et al. 2025, sections 3.2 and 3.3. See the card, `alphaedit.md`.
+    Reference: Fang et al. 2025, sections 3.2 and 3.3. See the card.
     """
 
     name: ClassVar[str] = "alphaedit"
@@ -54,8 +54,8 @@ class AlphaEdit(MultiLayerEditor):
     )
 
     @property
-    def protects(self) -> bool:
-        """Always."""
+    def protects_keys(self) -> bool:
+        """Whether keys are protected: always."""
         return True
 
     def fit(
@@ -73,12 +73,12 @@ class AlphaEdit(MultiLayerEditor):
     def with_projectors(
         self, state: State, sites: Sequence[Site], *, device: torch.device | str = "cpu"
     ) -> State:
-        """A state with projectors found from the second moments that it holds.
+        """Return a state with projectors computed from its second moments.
 
         Args:
             state: Holds the moments of `sites`.
             sites: Where to find a projector.
-            device: Where the eigenvectors are computed; it must know float64.
+            device: Where the eigenvectors are computed; it must support float64.
 
         Raises:
             MissingState (CG503): a moment was not fitted.
@@ -101,16 +101,16 @@ class AlphaEdit(MultiLayerEditor):
                     "eigenvalues as small as those that decide what is free; fit on more text."
                 )
             for name, tensor in free.tensors().items():
-                tensors[f"{_prefix(site)}{name}"] = tensor
+                tensors[f"{_projector_prefix(site)}{name}"] = tensor
         return state.updated(tensors, {_RULE: self._rule, _NOTICES: notices})
 
     def projector(self, state: State, site: Site) -> NullSpace:
-        """The projector of a layer.
+        """Return the projector of a layer.
 
         Raises:
             MissingState (CG503): it was not found by `fit`, or by another rule than this editor's.
         """
-        prefix = _prefix(site)
+        prefix = _projector_prefix(site)
         tensors = {
             name.removeprefix(prefix): tensor
             for name, tensor in state.tensors.items()
@@ -126,14 +126,14 @@ class AlphaEdit(MultiLayerEditor):
             )
         return NullSpace.from_tensors(tensors)
 
-    def plan(self, lm: LanguageModel, state: State | None) -> Plan:
-        """Settle sites and contexts; every site must have its projector.
+    def make_plan(self, lm: LanguageModel, state: State | None) -> EditPlan:
+        """Decide sites and contexts; every site must have its projector.
 
         Raises:
             MissingState (CG503): second moments or projectors are needed and not there.
             WrongBase (CG401): the state was fitted on another model.
         """
-        plan = super().plan(lm, state)
+        plan = super().make_plan(lm, state)
         assert state is not None, "second moments were required"
         for site in plan.sites:
             self.projector(state, site)
@@ -144,7 +144,7 @@ class AlphaEdit(MultiLayerEditor):
     def coordinates(
         self, state: State, site: Site, keys: Float[Tensor, "d_in n"]
     ) -> Float[Tensor, "size n"]:
-        """Keys as the free directions see them."""
+        """Return the coordinates of keys in the free directions."""
         free = self.projector(state, site)
         return free.coordinates(keys.to(free.basis))
 
@@ -155,7 +155,7 @@ class AlphaEdit(MultiLayerEditor):
         state: State,
         site: Site,
     ) -> LowRank:
-        """R K^T P ((K K^T + K_p K_p^T) P + weight I)^-1."""
+        """Solve R K^T P ((K K^T + K_p K_p^T) P + weight I)^-1."""
         return null_space_ridge(
             keys,
             residuals,
@@ -171,5 +171,5 @@ class AlphaEdit(MultiLayerEditor):
         return {"energy": self.energy}
 
 
-def _prefix(site: Site) -> str:
+def _projector_prefix(site: Site) -> str:
     return f"alphaedit/projector/{site}/"

@@ -109,11 +109,13 @@ class DeepEdit(EditStoreEditor):
 
         A statement is a step whose new entity is open; no edit is coherent with it.
         """
-        said = [tidy(text) for text in answer(lm, statements, max_new_tokens=READ_TOKENS)]
+        outputs = [tidy(text) for text in answer(lm, statements, max_new_tokens=READ_TOKENS)]
         nearest = store.nearest(lm, statements, self.top_k)
         checks = [
-            _EditCheck(place, hit.place, store.facts[hit.place], f"{text} {told}", text, told)
-            for place, (text, told, hits) in enumerate(zip(statements, said, nearest, strict=True))
+            _EditCheck(place, hit.place, store.facts[hit.place], f"{text} {output}", text, output)
+            for place, (text, output, hits) in enumerate(
+                zip(statements, outputs, nearest, strict=True)
+            )
             for hit in hits
         ]
         found: list[str | None] = [None] * len(statements)
@@ -144,14 +146,14 @@ class DeepEdit(EditStoreEditor):
             (one, prompt) for one, prompt in zip(states, prompts, strict=True) if prompt is not None
         ]
         mark = self.separator.strip()
-        said = greedy(
+        outputs = greedy(
             lm,
             [prompt for _, prompt in fitting],
             max_new_tokens=self.new_token_budget(lm),
             stop=(mark, mark[-1:], "\n") if mark else ("\n",),
         )
         steps: list[_ChainStep] = []
-        for ((search, state), _), text in zip(fitting, said, strict=True):
+        for ((search, state), _), text in zip(fitting, outputs, strict=True):
             step = _NEXT_SENTENCE.split(text.strip())[0].removesuffix(".").strip()
             if ends := _ANNOUNCES.match(step):
                 entity = tidy(ends["entity"]) or state.current or ""
@@ -243,8 +245,8 @@ class DeepEdit(EditStoreEditor):
         """Return Strip(a, b): each step without its new entity, which is the query for edits."""
         if self.prompts.strip:
             values = [{"previous": one.state.last, "step": one.text} for one in steps]
-            told = self._ask_line(lm, self.prompts.strip, values)
-            return [text or step.text for text, step in zip(told, steps, strict=True)]
+            output = self._ask_line(lm, self.prompts.strip, values)
+            return [text or step.text for text, step in zip(output, steps, strict=True)]
         return [
             " ".join(one.text.replace(entity, " ").split()) if entity else one.text
             for one, entity in zip(steps, entities, strict=True)
@@ -262,8 +264,8 @@ class DeepEdit(EditStoreEditor):
         if self.prompts.exists and left:
             values = [{"entity": entities[i] or "", "fact": facts[i]} for i in left]
             agreed = self._ask_yes(lm, self.prompts.exists, values)
-            for place, said in zip(left, agreed, strict=True):
-                found[place] = said
+            for place, agrees in zip(left, agreed, strict=True):
+                found[place] = agrees
         return found
 
     def _find_conflicts(self, lm: LanguageModel, checks: Sequence[_EditCheck]) -> list[bool]:
@@ -276,8 +278,8 @@ class DeepEdit(EditStoreEditor):
                 [check.query for check in checks],
             )
             return [
-                bool(said) and not is_same_entity(said, check.entity)
-                for said, check in zip(read, checks, strict=True)
+                bool(reading) and not is_same_entity(reading, check.entity)
+                for reading, check in zip(read, checks, strict=True)
             ]
         values = [
             {"fact": f"{write_sentence(one.fact)}.", "step": f"{one.step}."} for one in checks
@@ -294,8 +296,8 @@ class DeepEdit(EditStoreEditor):
         prompts = [fit_examples(lm, fill_template(template, one), _WORD_TOKENS) for one in values]
         asked = [prompt for prompt in prompts if prompt is not None]
         rated = score(lm, [(text, word) for text in asked for word in (self.yes, self.no)])
-        said = iter(yes.mean > no.mean for yes, no in zip(rated[::2], rated[1::2], strict=True))
-        return [prompt is not None and next(said) for prompt in prompts]
+        outputs = iter(yes.mean > no.mean for yes, no in zip(rated[::2], rated[1::2], strict=True))
+        return [prompt is not None and next(outputs) for prompt in prompts]
 
     def _ask_line(
         self, lm: LanguageModel, template: str, values: Sequence[Mapping[str, str]]
@@ -303,8 +305,8 @@ class DeepEdit(EditStoreEditor):
         """Return the first line the model writes after each filled prompt; "" if none fits."""
         prompts = [fit_examples(lm, fill_template(template, one), 1) for one in values]
         asked = [prompt for prompt in prompts if prompt is not None]
-        said = iter(greedy(lm, asked, max_new_tokens=READ_TOKENS))
-        return ["" if prompt is None else tidy(next(said)) for prompt in prompts]
+        outputs = iter(greedy(lm, asked, max_new_tokens=READ_TOKENS))
+        return ["" if prompt is None else tidy(next(outputs)) for prompt in prompts]
 
     def _write_prompt(self, lm: LanguageModel, question: str, state: _ChainState) -> str | None:
         """Return the chain so far after its examples; None where it does not fit the context."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from corrigenda.editor import Constraint, Requires, Supports
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.layers import SpreadEditor
-from corrigenda.engines.locate.pipeline import Plan
+from corrigenda.engines.locate.pipeline import EditPlan
 from corrigenda.errors import DependentKeys, NotEnoughFacts
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
@@ -23,12 +23,12 @@ from corrigenda.state import State
 
 
 class Emmet(SpreadEditor):
-    """Equality-constrained Mass Model Editing in a Transformer, at one layer.
+    """Equality-constrained Mass Model Editing in a Transformer (EMMET), at one layer.
 
     With `gamma` above 0 the constraint is soft and the result is that of MEMIT at one layer with
     `weight = gamma`.
 
-    Reference: Gupta et al. 2024, section 4. See the card, `emmet.md`.
+    Reference: Gupta et al. 2024, section 4. See the card.
     """
 
     name: ClassVar[str] = "emmet"
@@ -46,11 +46,11 @@ class Emmet(SpreadEditor):
             single=True, batch=True, sequential=True, exact=self.gamma == 0.0, order_free=True
         )
 
-    def chosen_layers(self) -> tuple[int, ...] | None:
-        """The layer given, or None to let the probe choose."""
+    def configured_layers(self) -> tuple[int, ...] | None:
+        """Return the layer given, or None to let the probe choose."""
         return None if self.layer is None else (self.layer,)
 
-    def check_facts(self, lm: LanguageModel, facts: Sequence[Fact], plan: Plan) -> None:
+    def check_facts(self, lm: LanguageModel, facts: Sequence[Fact], plan: EditPlan) -> None:
         """Refuse more constraints than a key has coordinates, unless there is a ridge.
 
         Raises:
@@ -87,7 +87,7 @@ class Emmet(SpreadEditor):
         state: State,
         site: Site,
     ) -> LowRank:
-        """R (K^T C^-1 K + gamma I)^-1 K^T C^-1."""
+        """Solve R (K^T C^-1 K + gamma I)^-1 K^T C^-1."""
         if self.gamma == 0.0:
             return equality(keys, residuals, state.factor(site))
         return ridge(keys, residuals, state.factor(site), weight=self.gamma)
@@ -95,9 +95,9 @@ class Emmet(SpreadEditor):
     def constraints(
         self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None
     ) -> Mapping[Site, Constraint]:
-        """Averaged keys, and their outputs with the residuals added; only without a ridge."""
+        """Return averaged keys and their wanted outputs; only without a ridge."""
         if not facts or self.gamma > 0:
             return {}
-        (layer,) = self.solved(lm, facts, state or State())
+        (layer,) = self.solve_layers(lm, facts, state or State())
         values = lm.weight(layer.site).double() @ layer.keys.T + layer.share.T
         return {layer.site: Constraint(layer.keys.T, values)}

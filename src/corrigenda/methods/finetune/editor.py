@@ -18,7 +18,7 @@ from corrigenda.methods.finetune.training import (
     FactTokens,
     FineTuned,
     FineTuning,
-    Objective,
+    TargetScoring,
     fine_tune,
     training_memory,
 )
@@ -174,7 +174,7 @@ class Ft(FineTuneEditor):
     name: ClassVar[str] = "ft"
 
     batch_size: int = Field(default=128, ge=1, description="Facts in one step.")
-    objective: Objective = Field(
+    objective: TargetScoring = Field(
         default="teacher-forced", description="How the tokens of the target are scored."
     )
     box: float | None = Field(
@@ -192,7 +192,7 @@ class FtL(FineTuneEditor):
     """
 
     name: ClassVar[str] = "ft-l"
-    objective: ClassVar[Objective] = "last-token"
+    objective: ClassVar[TargetScoring] = "last-token"
 
     box: float | None = Field(
         default=None, ge=0, description="Largest change of an entry of the weight; none if null."
@@ -206,7 +206,7 @@ class FtM(FineTuneEditor):
     """
 
     name: ClassVar[str] = "ft-m"
-    objective: ClassVar[Objective] = "teacher-forced"
+    objective: ClassVar[TargetScoring] = "teacher-forced"
 
     box: float | None = Field(
         default=None, ge=0, description="Largest change of an entry of the weight; none if null."
@@ -226,7 +226,7 @@ class LocftBf(FineTuneEditor):
     supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )
-    objective: ClassVar[Objective] = "teacher-forced"
+    objective: ClassVar[TargetScoring] = "teacher-forced"
 
     batch_size: int = Field(default=100, ge=1, description="Facts in one step.")
     end_of_text: bool = Field(

@@ -27,7 +27,7 @@ from corrigenda.lm.sites import Site, Tokens, key
 from corrigenda.lm.tail import Tail, memory_budget
 from corrigenda.patch.notes import EVEN_ODDS, EditStatus
 
-Objective = Literal["last-token", "teacher-forced"]
+TargetScoring = Literal["last-token", "teacher-forced"]
 
 # Tokens stored together, and tokens run together with gradients.
 _STORED_TOKENS = {"cpu": 4096, "cuda": 65536}
@@ -54,7 +54,7 @@ class FineTuning(NamedTuple):
         bias: Whether the bias is trained along; a patch cannot hold it.
     """
 
-    objective: Objective
+    objective: TargetScoring
     epochs: int
     learning_rate: float
     batch_size: int
@@ -225,7 +225,7 @@ def _record(tuned: FineTuned, losses: dict[int, float], names: Sequence[str]) ->
 
 
 @dataclass(eq=False)
-class _Constants:
+class _FactConstants:
     """Facts of nearly equal length, with everything that training leaves fixed.
 
     Attributes:
@@ -245,10 +245,10 @@ class _Constants:
 def training_memory(lm: LanguageModel, site: Site, num_facts: int) -> int:
     """Estimate the bytes that training one weight takes, for facts of usual length."""
     weight = lm.weight(site)
-    kept = num_facts * USUAL_TOKENS * _stored_numbers(lm, site) * lm.dtype.itemsize
+    stored = num_facts * USUAL_TOKENS * _stored_numbers(lm, site) * lm.dtype.itemsize
     tokens = _STEP_TOKENS[lm.device.type]
     graph = graph_bytes(lm, lm.num_layers - site.layer, tokens) + head_bytes(lm, tokens)
-    return _TRAINED_COPIES * FLOAT * weight.numel() + min(kept, memory_budget(lm)) + graph
+    return _TRAINED_COPIES * FLOAT * weight.numel() + min(stored, memory_budget(lm)) + graph
 
 
 def _stored_numbers(lm: LanguageModel, site: Site) -> int:
@@ -264,19 +264,19 @@ class _ConstantsCache:
         self._lm, self._site = lm, site
         self._lengths = [len(example.ids) for example in examples]
         needed = sum(self._lengths) * _stored_numbers(lm, site) * lm.dtype.itemsize
-        self._stored: list[_Constants] | None = None
+        self._stored: list[_FactConstants] | None = None
         if needed <= memory_budget(lm):
             together = batches(lm, self._lengths, _STORED_TOKENS[lm.device.type])
             self._stored = [self.compute(indices) for indices in together]
 
-    def split(self, chosen: Sequence[int]) -> list[tuple[_Constants | None, list[int]]]:
+    def split(self, chosen: Sequence[int]) -> list[tuple[_FactConstants | None, list[int]]]:
         """Split a mini-batch into parts that run together; None where constants are not stored."""
         if self._stored is None:
             lengths = [self._lengths[index] for index in chosen]
             step = _STEP_TOKENS[self._lm.device.type]
             parts = batches(self._lm, lengths, step)
             return [(None, [chosen[i] for i in part]) for part in parts]
-        found: list[tuple[_Constants | None, list[int]]] = []
+        found: list[tuple[_FactConstants | None, list[int]]] = []
         for held in self._stored:
             own = sorted((i for i in chosen if i in held.rows), key=held.rows.__getitem__)
             size = max(1, _STEP_TOKENS[self._lm.device.type] // held.tail.width)
@@ -284,7 +284,7 @@ class _ConstantsCache:
         return found
 
     @torch.no_grad()
-    def compute(self, indices: Sequence[int]) -> _Constants:
+    def compute(self, indices: Sequence[int]) -> _FactConstants:
         """Compute the constants of some facts."""
         lm, site = self._lm, self._site
         examples = [self.examples[index] for index in indices]
@@ -296,7 +296,7 @@ class _ConstantsCache:
         window = window.clamp_max(tokens.ids.shape[1] - 1)
         keys = lm.tap(tokens, [key(site)], positions=window)[key(site)]
         rows = {index: row for row, index in enumerate(indices)}
-        return _Constants(rows, tail.starts, tail, keys)
+        return _FactConstants(rows, tail.starts, tail, keys)
 
 
 def _accumulate(
@@ -309,8 +309,8 @@ def _accumulate(
     """Return losses of some facts; add the gradient of their mean to `delta.grad` if wanted."""
     losses: dict[int, float] = {}
     pieces = inputs.split(chosen)
-    for kept, own in pieces:
-        held = kept or inputs.compute(own)
+    for stored, own in pieces:
+        held = stored or inputs.compute(own)
         with torch.set_grad_enabled(delta.requires_grad):
             nll = _nll(lm, held, own, inputs.examples, delta, training)
             loss = nll.sum() / len(chosen)
@@ -323,7 +323,7 @@ def _accumulate(
 
 def _nll(
     lm: LanguageModel,
-    held: _Constants,
+    held: _FactConstants,
     own: Sequence[int],
     examples: Sequence[FactTokens],
     delta: Float[Tensor, "d_out width"],

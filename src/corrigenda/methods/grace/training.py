@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from corrigenda.engines.answer_loss import LOSS_SCALE, AnswerPasses, group_by_length, require_finite
-from corrigenda.engines.gradients import LabelledRow
+from corrigenda.engines.answer_loss import AnswerPasses, group_by_length, require_finite
+from corrigenda.engines.gradients import LabelledRow, backward_scaled
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, value
 
@@ -148,7 +148,6 @@ class _FactGroup:
         optimiser = torch.optim.Adam([values], lr=training.learning_rate)
         kept = first.clone()
         running = list(range(len(traces)))
-        scale = LOSS_SCALE.get(self.lm.dtype, 1.0)
         for step in range(training.steps + 1):
             means, right = self._run(values, running)
             stays = []
@@ -170,9 +169,7 @@ class _FactGroup:
                 break
             chosen = [running.index(row) for row in stays]
             optimiser.zero_grad()
-            (means[chosen].sum() * scale).backward()
-            assert values.grad is not None, "the vectors are in the graph"
-            values.grad /= scale
+            backward_scaled(self.lm, means[chosen].sum(), [values])
             optimiser.step()
             running = stays
         return kept

@@ -19,7 +19,7 @@ from corrigenda.lm.decoding import answer
 from corrigenda.lm.model import LanguageModel
 from corrigenda.retrieval import Index, embedder
 from corrigenda.state import State
-from corrigenda.training import QUIET, Job
+from corrigenda.training import QUIET, TrainingJob
 
 DemonstrationType = Literal["copy", "update", "retain"]
 
@@ -76,7 +76,7 @@ class IKE(InContextEditor):
         self,
         lm: LanguageModel,
         facts: tuple[Fact, ...],
-        job: Job = QUIET,
+        job: TrainingJob = QUIET,
     ) -> State:
         """Build the pool of demonstrations: facts disjoint from those to be edited.
 

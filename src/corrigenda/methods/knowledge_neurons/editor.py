@@ -1,4 +1,4 @@
-"""Knowledge Neurons: find the few inner units that express a fact, and rewrite what they write."""
+"""Knowledge Neurons: find the few inner units that express a fact, and change their value slots."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines.attribution import (
+    AnswerToken,
     Attribution,
     Neuron,
     Objective,
-    Question,
-    Refined,
+    RefinedNeurons,
     Rule,
-    above,
-    ask_each,
     attribute,
-    neurons_of,
+    encode_answers,
+    list_neurons,
     refine,
-    specific,
+    select_above,
+    select_specific,
 )
 from corrigenda.engines.locate.contexts import Contexts, generate_contexts
 from corrigenda.errors import NotEnoughFacts
@@ -44,11 +44,11 @@ Direction = Literal["unembedding", "unembedding with gain", "embedding"]
 _CONTEXTS = "contexts"
 
 
-class Located(NamedTuple):
-    """The neurons of one fact, and how they were found.
+class LocatedNeurons(NamedTuple):
+    """Neurons of one fact, with the attribution they were found by.
 
     Attributes:
-        neurons: They, lowest layer first; none where nothing survives.
+        neurons: Lowest layer first; empty where none is left.
         labels: Tokens of the old answer.
         prompts: Phrasings attributed, the plain prompt first.
         origin: Where the other phrasings come from: "paraphrases", "contexts" or "none".
@@ -63,7 +63,7 @@ class Located(NamedTuple):
     origin: str
     attribution: Attribution
     coarse: list[int]
-    refined: Refined
+    refined: RefinedNeurons
 
 
 class KnowledgeNeurons(Editor):
@@ -71,7 +71,7 @@ class KnowledgeNeurons(Editor):
 
     One fact at a time; edits may follow each other. No weight is optimised.
 
-    Reference: Dai et al. 2022, sections 3 and 5. See the card, `knowledge_neurons.md`.
+    Reference: Dai et al. 2022, sections 3 and 5. See the card.
     """
 
     name: ClassVar[str] = "knowledge-neurons"
@@ -109,7 +109,7 @@ class KnowledgeNeurons(Editor):
     old_weight: float = Field(default=1.0, ge=0, description="Of the old answer taken away.")
     new_weight: float = Field(default=8.0, ge=0, description="Of the target added.")
     direction: Direction = Field(
-        default="unembedding", description="Which vector stands for a token."
+        default="unembedding", description="Vector that represents a token."
     )
     contexts: Contexts | None = Field(
         default=None, description="Prefixes for a fact without paraphrases; generated if not given."
@@ -117,7 +117,7 @@ class KnowledgeNeurons(Editor):
     seed: int = Field(default=0, description="Of generated contexts.")
 
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
-        """Down projections of all blocks: neurons may be found in any of them."""
+        """Return the down projections of all blocks: neurons may be found in any of them."""
         return tuple(Site(layer) for layer in range(lm.num_layers))
 
     def fit(
@@ -127,7 +127,7 @@ class KnowledgeNeurons(Editor):
         *,
         progress: Progress | None = None,
     ) -> State:
-        """Write the contexts, on the unedited model; nothing else is learned."""
+        """Generate the contexts, on the unedited model; nothing else is learned."""
         fitted = super().fit(lm, corpus, progress=progress)
         if not self.refine:
             return fitted
@@ -162,30 +162,38 @@ class KnowledgeNeurons(Editor):
         header = header_for(lm, method=self.name, config=config, facts=facts, notes=notes)
         return Edit(WeightPatch(changes, header), state)
 
-    def locate(self, lm: LanguageModel, fact: Fact, state: State | None = None) -> Located:
+    def locate(self, lm: LanguageModel, fact: Fact, state: State | None = None) -> LocatedNeurons:
         """Find the neurons that express a fact's old answer.
 
-        Without `before` the old answer is the model's own next token behind the plain prompt. The
-        phrasings are the prompt and its paraphrases; a fact without any gets the prompt behind the
-        contexts. Neighbours stand for other facts of the relation, each with the model's own next
+        Without `before` the old answer is the model's own next token after the plain prompt. The
+        phrasings are the prompt and its paraphrases; for a fact without any, the prompt after the
+        contexts. Neighbours represent other facts of the relation, each with the model's own next
         token as its answer.
         """
         prompts, origin = self._phrasings(lm, fact, state)
-        asked = ask_each(lm, prompts, fact.before, separator=fact.separator, where=fact.label)
-        attribution = self._attribute(lm, asked)
-        coarse = above(attribution.scores, self.threshold)
+        answers = encode_answers(
+            lm, prompts, fact.before, separator=fact.separator, where=fact.label
+        )
+        attribution = self._attribute(lm, answers)
+        coarse = select_above(attribution.scores, self.threshold)
         refined = refine(coarse, self.share, wanted=self.wanted if self.refine else None)
-        kept = refined.kept
-        if self.relation_share < 1 and fact.neighbours and kept.any():
-            others = [ask_each(lm, [text], None, where=fact.label)[0] for text in fact.neighbours]
+        mask = refined.mask
+        if self.relation_share < 1 and fact.neighbours and mask.any():
+            others = [
+                encode_answers(lm, [text], None, where=fact.label)[0] for text in fact.neighbours
+            ]
             scores = self._attribute(lm, others).scores
-            kept = specific(kept, above(scores, self.threshold), self.relation_share)
-        labels = tuple(one.label for one in asked[0])
+            mask = select_specific(mask, select_above(scores, self.threshold), self.relation_share)
+        labels = tuple(one.label for one in answers[0])
         counts = coarse.sum(dim=(1, 2)).tolist()
-        return Located(neurons_of(kept), labels, prompts, origin, attribution, counts, refined)
+        return LocatedNeurons(
+            list_neurons(mask), labels, prompts, origin, attribution, counts, refined
+        )
 
-    def _attribute(self, lm: LanguageModel, asked: Sequence[Sequence[Question]]) -> Attribution:
-        return attribute(lm, asked, steps=self.steps, rule=self.rule, objective=self.objective)
+    def _attribute(
+        self, lm: LanguageModel, answers: Sequence[Sequence[AnswerToken]]
+    ) -> Attribution:
+        return attribute(lm, answers, steps=self.steps, rule=self.rule, objective=self.objective)
 
     def _phrasings(
         self, lm: LanguageModel, fact: Fact, state: State | None
@@ -202,11 +210,11 @@ class KnowledgeNeurons(Editor):
         return tuple(prefix + fact.prompt for prefix in contexts.prefixes), "contexts"
 
     def _changes(
-        self, lm: LanguageModel, found: Located, target: Sequence[int]
+        self, lm: LanguageModel, found: LocatedNeurons, target: Sequence[int]
     ) -> dict[Site, LowRank]:
-        """Per layer: one direction for all columns (update), or the columns taken away (erase)."""
+        """Compute one direction for all columns of a layer (update), or minus them (erase)."""
         changes: dict[Site, LowRank] = {}
-        written = self._written(lm, found.labels, target)
+        written = self._added_direction(lm, found.labels, target)
         for layer in dict.fromkeys(neuron.layer for neuron in found.neurons):
             units = [neuron.unit for neuron in found.neurons if neuron.layer == layer]
             weight = lm.weight(Site(layer))
@@ -221,10 +229,10 @@ class KnowledgeNeurons(Editor):
                 changes[Site(layer)] = LowRank(written.to(weight.device)[:, None], coefficients)
         return changes
 
-    def _written(
+    def _added_direction(
         self, lm: LanguageModel, old: Sequence[int], new: Sequence[int]
     ) -> Float[Tensor, " d_model"]:
-        """What is added to a column of length 1 (or to any column, unscaled)."""
+        """Return what is added to a column of length 1 (or to any column, unscaled)."""
         parts = []
         for ids, weight in ((old, -self.old_weight), (new, self.new_weight)):
             vector = token_directions(lm, ids, self.direction).sum(dim=0)
@@ -235,7 +243,7 @@ class KnowledgeNeurons(Editor):
                 parts.append(weight * vector * (1.0 if len(ids) == 1 else 0.5))
         return parts[0] + parts[1]
 
-    def _notes(self, lm: LanguageModel, fact: Fact, found: Located) -> Mapping[str, object]:
+    def _notes(self, lm: LanguageModel, fact: Fact, found: LocatedNeurons) -> Mapping[str, object]:
         old = fact.before or str(lm.tokenizer.decode(list(found.labels))).strip()
         notices = []
         if fact.before is None:
@@ -245,10 +253,10 @@ class KnowledgeNeurons(Editor):
             )
         if found.origin == "contexts":
             notices.append(
-                f"{fact.label}: no paraphrases; the prompt behind {len(found.prompts) - 1} "
+                f"{fact.label}: no paraphrases; the prompt after {len(found.prompts) - 1} "
                 "generated or given prefixes was used to refine."
             )
-        dropped = int(found.refined.kept.sum()) - len(found.neurons)
+        dropped = int(found.refined.mask.sum()) - len(found.neurons)
         if not found.neurons:
             reason = (
                 "all its neurons are shared with the neighbours; raise `relation_share`"
@@ -274,7 +282,7 @@ class KnowledgeNeurons(Editor):
 def token_directions(
     lm: LanguageModel, ids: Sequence[int], direction: Direction
 ) -> Float[Tensor, "n d_model"]:
-    """The vector of the residual stream that stands for each token; float64.
+    """Return the vector of the residual stream that represents each token; float64.
 
     Args:
         lm: The model.
@@ -295,7 +303,7 @@ def token_directions(
 
 @torch.no_grad()
 def final_gain(lm: LanguageModel) -> Float[Tensor, " d_model"]:
-    """What the final norm multiplies each coordinate by, apart from the scale; float64.
+    """Return the gain of the final norm, coordinate by coordinate; float64.
 
     Read off a vector of mean 0 and length sqrt(d), so that it does not matter which norm it is, how
     it stores its gain, and whether it has a bias.

@@ -34,7 +34,7 @@ class MergeGradients(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Merge:
+class MergedTokens:
     """Least-squares solution for the tokens of one weight; float64.
 
     Attributes:
@@ -59,7 +59,7 @@ class Merge:
         damping: float,
         *,
         where: str = "",
-    ) -> Merge:
+    ) -> MergedTokens:
         """Minimise ||U S - D||^2 + damping ||S||^2.
 
         Raises:
@@ -131,7 +131,7 @@ class TokenSum:
         """
         if self._moment is None or self._product is None:
             keys, values = torch.cat(self._keys), torch.cat(self._values)
-            return Merge.of(keys, values, damping, where=where).change()
+            return MergedTokens.of(keys, values, damping, where=where).change()
         return Dense(_factorise(self._moment, damping, where).solve(self._product).T)
 
 

@@ -114,20 +114,20 @@ class MeLLo(EditStoreEditor):
 
         A statement is its own sub-question, so one round is enough.
         """
-        said = answer(lm, statements, max_new_tokens=READ_TOKENS)
+        outputs = answer(lm, statements, max_new_tokens=READ_TOKENS)
         facts = self._find_facts(lm, store, statements)
         if self.verdict == "reading":
-            settled = self._compare(lm, statements, said, facts)
+            settled = self._compare(lm, statements, outputs, facts)
             return [
                 None if is_same_entity(one, two) else one
-                for one, two in zip(settled, said, strict=True)
+                for one, two in zip(settled, outputs, strict=True)
             ]
         fields, shown = self.fields, self._worked_examples(lm)
         dialogues = [
             f"{fields.question} {text}\n{fields.subquestion} {text}\n"
-            f"{fields.generated} {text} {told}.\n"
-            f"{fields.retrieved} {write_sentence(fact) if fact else f'{text} {told}'}.\n"
-            for text, told, fact in zip(statements, said, facts, strict=True)
+            f"{fields.generated} {text} {output}.\n"
+            f"{fields.retrieved} {write_sentence(fact) if fact else f'{text} {output}'}.\n"
+            for text, output, fact in zip(statements, outputs, facts, strict=True)
         ]
         prompts = [self._write_prompt(lm, shown, text) for text in dialogues]
         places = [place for place, prompt in enumerate(prompts) if prompt is not None]
@@ -150,9 +150,9 @@ class MeLLo(EditStoreEditor):
         """Run one round as published: the model writes up to the place of the retrieved fact."""
         fields = self.fields
         stop = (fields.retrieved, f"\n\n{fields.question}")
-        said = greedy(lm, prompts, max_new_tokens=self.new_token_budget(lm), stop=stop)
+        outputs = greedy(lm, prompts, max_new_tokens=self.new_token_budget(lm), stop=stop)
         waiting: list[tuple[_Dialogue, str]] = []
-        for one, text in zip(running, said, strict=True):
+        for one, text in zip(running, outputs, strict=True):
             one.text += text.rstrip() + "\n"
             asked = _find_lines(text, fields.subquestion)
             if final := _find_lines(text, fields.final):
@@ -165,8 +165,8 @@ class MeLLo(EditStoreEditor):
                 one.tentative = tentative[-1] if tentative else ""
         facts = self._find_facts(lm, store, [query for _, query in waiting])
         for (one, _), fact in zip(waiting, facts, strict=True):
-            stands = write_sentence(fact) if fact else one.tentative.removesuffix(".")
-            one.text += f"{fields.retrieved} {stands}.\n"
+            shown_fact = write_sentence(fact) if fact else one.tentative.removesuffix(".")
+            one.text += f"{fields.retrieved} {shown_fact}.\n"
 
     def _settle(
         self,
@@ -178,9 +178,11 @@ class MeLLo(EditStoreEditor):
         """Run one round whose verdict is a comparison; the answer that holds is written down."""
         fields = self.fields
         stop = tuple(f"\n{mark}" for mark in (fields.subquestion, fields.final, fields.question))
-        said = greedy(lm, prompts, max_new_tokens=self.new_token_budget(lm), stop=(*stop, "\n\n"))
+        outputs = greedy(
+            lm, prompts, max_new_tokens=self.new_token_budget(lm), stop=(*stop, "\n\n")
+        )
         waiting: list[tuple[_Dialogue, str, str]] = []
-        for one, text in zip(running, said, strict=True):
+        for one, text in zip(running, outputs, strict=True):
             asked, tentative = (
                 _find_lines(text, fields.subquestion),
                 _find_lines(text, fields.generated),
@@ -192,7 +194,10 @@ class MeLLo(EditStoreEditor):
                 one.running = False
             else:
                 waiting.append((one, asked[0], tidy(tentative[0])))
-        queries, tentatives = [query for _, query, _ in waiting], [said for *_, said in waiting]
+        queries, tentatives = (
+            [query for _, query, _ in waiting],
+            [outputs for *_, outputs in waiting],
+        )
         facts = self._find_facts(lm, store, queries)
         settled = self._compare(lm, queries, tentatives, facts)
         for (one, query, _), entity in zip(waiting, settled, strict=True):

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.engines.answer_loss import LOSS_SCALE, AnswerPasses, group_by_length, require_finite
-from corrigenda.engines.gradients import LabelledRow
+from corrigenda.engines.answer_loss import AnswerPasses, group_by_length, require_finite
+from corrigenda.engines.gradients import LabelledRow, loss_scale
 from corrigenda.lm.hooks import Term
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
@@ -125,7 +125,7 @@ def train_block(
         for group in together
     ]
     tokens = sum(len(row.labels) for row in rows)
-    scale = LOSS_SCALE.get(lm.dtype, 1.0)
+    scale = loss_scale(lm)
     terms = {site: _term(block, training.gain) for site, block in blocks.items()}
     trained = TrainedBlocks({}, [[] for _ in rows], [False] * len(rows))
     for step in range(training.steps + 1):

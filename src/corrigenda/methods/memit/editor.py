@@ -17,9 +17,9 @@ from corrigenda.state import State
 
 
 class Memit(MultiLayerEditor):
-    """Mass-Editing Memory in a Transformer.
+    """Mass-Editing Memory in a Transformer (MEMIT).
 
-    Reference: Meng et al. 2023, section 4, equations 14 and 20. See the card, `memit.md`.
+    Reference: Meng et al. 2023, section 4, equations 14 and 20. See the card.
     """
 
     name: ClassVar[str] = "memit"
@@ -29,12 +29,12 @@ class Memit(MultiLayerEditor):
     )
 
     sequential: bool = Field(
-        default=False, description="Keep the keys of each batch and protect them in later ones."
+        default=False, description="Protect the keys of each batch in later ones."
     )
 
     @property
-    def protects(self) -> bool:
-        """As `sequential` says."""
+    def protects_keys(self) -> bool:
+        """Whether keys are protected: the option `sequential`."""
         return self.sequential
 
     def solve(
@@ -44,6 +44,6 @@ class Memit(MultiLayerEditor):
         state: State,
         site: Site,
     ) -> LowRank:
-        """R K^T (weight C + K_p K_p^T + K K^T)^-1."""
+        """Solve R K^T (weight C + K_p K_p^T + K K^T)^-1."""
         protected = self.protected(state, site)
         return ridge(keys, residuals, state.factor(site), weight=self.weight, protected=protected)

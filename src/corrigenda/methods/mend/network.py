@@ -2,9 +2,10 @@
 
 1. Gradient: each token t gives the gradient of a weight as a product d_t u_t^T of its input u and
    the gradient d of the loss at its output (`gradient_factors`; section 3.1).
-2. Normalisation: u and d are standardised by the statistics of training (`Rewriter.normalise`).
+2. Normalisation: u and d are standardised by statistics of the training
+   (`GradientRewriter.normalise`).
 3. Rewriting: a network g turns them into u~ and d~. One network serves all weights of a shape; each
-   weight has a scale and an offset of its own after every rectifier (`Rewriter`; section 3.2).
+   weight has its own scale and offset after every rectifier (`GradientRewriter`; section 3.2).
 4. Step: the change of the weight is rate * sum_t d~_t u~_t^T, with one learned rate for each weight
    (`Networks`, `apply_factors`; section 3.3).
 """
@@ -106,7 +107,7 @@ class ResidualLayer(nn.Module):
         return z + (self.scale[member] * before + self.shift[member]).clamp(min=0)
 
 
-class Rewriter(nn.Module):
+class GradientRewriter(nn.Module):
     """Network g of all weights of one shape, with the statistics of its inputs."""
 
     def __init__(
@@ -197,7 +198,7 @@ class Networks(nn.Module):
             self._members.setdefault(name, []).append(site)
         self.groups = nn.ModuleDict(
             {
-                name: Rewriter(
+                name: GradientRewriter(
                     shapes[members[0]],
                     len(members),
                     rank=rank,
@@ -236,8 +237,8 @@ class Networks(nn.Module):
                 rewritten[site] = Factors(one, self.rate(site) * other, owners)
         return {site: rewritten[site] for site in factors}
 
-    def _rewriter(self, name: str) -> Rewriter:
-        return cast("Rewriter", self.groups[name])
+    def _rewriter(self, name: str) -> GradientRewriter:
+        return cast("GradientRewriter", self.groups[name])
 
 
 def apply_factors(

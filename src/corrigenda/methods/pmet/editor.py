@@ -13,8 +13,8 @@ from torch import Tensor
 from corrigenda.editor import Requires, Supports
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.layers import MultiLayerEditor
-from corrigenda.engines.locate.pipeline import Plan
-from corrigenda.engines.locate.records import Role, SearchSettings, Targets
+from corrigenda.engines.locate.pipeline import EditPlan
+from corrigenda.engines.locate.records import EntryRole, SearchSettings, Targets
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.solve import ridge
 from corrigenda.lm.model import LanguageModel
@@ -26,12 +26,12 @@ _SETTLED_KL = 0.01
 
 
 class Pmet(MultiLayerEditor):
-    """Precise Model Editing in a Transformer.
+    """Precise Model Editing in a Transformer (PMET).
 
-    Two vectors are searched at the last edited block, behind its attention and behind its
-    feed-forward block. The first only helps the search; the weights of attention stay.
+    Two vectors are searched at the last edited block, after its attention and after its
+    feed-forward part. The first only helps the search; the weights of attention stay.
 
-    Reference: Li et al. 2024, sections 3.2 and 3.3. See the card, `pmet.md`.
+    Reference: Li et al. 2024, sections 3.2 and 3.3. See the card.
     """
 
     name: ClassVar[str] = "pmet"
@@ -39,7 +39,7 @@ class Pmet(MultiLayerEditor):
     supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )
-    role: ClassVar[Role] = "components"
+    role: ClassVar[EntryRole] = "components"
 
     steps: int = Field(default=30, ge=1, description="Forward passes of the target search.")
     learning_rate: float = Field(default=0.2, gt=0, description="Of Adam in the target search.")
@@ -49,21 +49,21 @@ class Pmet(MultiLayerEditor):
     )
 
     @property
-    def settings(self) -> SearchSettings:
+    def search(self) -> SearchSettings:
         """Settings of the target search; a target that has settled counts for a tenth."""
-        return super().settings._replace(settled_weight=_SETTLED_WEIGHT, settled_kl=_SETTLED_KL)
+        return super().search._replace(settled_weight=_SETTLED_WEIGHT, settled_kl=_SETTLED_KL)
 
-    def missing(
+    def remaining_residuals(
         self,
         lm: LanguageModel,
         site: Site,
-        plan: Plan,
+        plan: EditPlan,
         clean: Sequence[tuple[int, ...]],
         targets: Targets,
     ) -> Float[Tensor, "n d_model"]:
-        """What the last edited feed-forward block still lacks, at the output of `site`; float64.
+        """Return what the last edited feed-forward block lacks, at the output of `site`; float64.
 
-        It is measured at the output of the last edited down projection. A norm behind a down
+        It is measured at the output of the last edited down projection. A norm after a down
         projection (Gemma 2 and 3, OLMo 2) is passed on the way to a lower one.
         """
         last = plan.sites[-1]
@@ -75,10 +75,10 @@ class Pmet(MultiLayerEditor):
         in_stream = wanted - now if gain is None else gain * (wanted - now)
         return pipeline.residuals_at_output(lm, site, clean, in_stream)
 
-    def share(
+    def layer_share(
         self, missing: Float[Tensor, "n d_model"], remaining: int
     ) -> Float[Tensor, "n d_model"]:
-        """The square root spreads less evenly than MEMIT: lower layers get more."""
+        """Divide by the square root of the layers to go: lower layers get more than in MEMIT."""
         return missing / math.sqrt(remaining)
 
     def solve(
@@ -88,5 +88,5 @@ class Pmet(MultiLayerEditor):
         state: State,
         site: Site,
     ) -> LowRank:
-        """R K^T (weight C + K K^T)^-1."""
+        """Solve R K^T (weight C + K K^T)^-1."""
         return ridge(keys, residuals, state.factor(site), weight=self.weight)

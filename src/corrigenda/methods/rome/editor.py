@@ -13,7 +13,7 @@ from torch import Tensor
 from corrigenda.editor import Constraint, Edit, Requires, Supports
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Style
-from corrigenda.engines.locate.pipeline import SMALL_AGREEMENT, LocateThenEdit, Plan
+from corrigenda.engines.locate.pipeline import SMALL_AGREEMENT, EditPlan, LocateThenEdit
 from corrigenda.engines.locate.target_search import SearchTrace, find_targets
 from corrigenda.errors import NotEnoughFacts
 from corrigenda.facts import Fact
@@ -29,16 +29,16 @@ from corrigenda.state import State
 Variant = Literal["r-rome", "rome", "p-rome", "denominator"]
 
 
-class Written(NamedTuple):
-    """One fact's change, with what was measured on the way.
+class RankOneEdit(NamedTuple):
+    """Rank-one change of one fact, with the quantities it was computed from.
 
     Attributes:
         change: The rank-one change of the down projection.
         key_mean: Mean key over all contexts.
         key_clean: Key of the bare prompt.
-        delta: What the search adds to the output.
+        delta: Vector that the search adds to the output.
         wanted: The output the search asks for at the subject's last token.
-        trace: What the target search did.
+        trace: Course of the target search.
         agreement: `(u . k_clean) / (u . k_mean)`.
     """
 
@@ -52,13 +52,13 @@ class Written(NamedTuple):
 
 
 class Rome(LocateThenEdit):
-    """Rank-One Model Editing of one down projection.
+    """Rank-One Model Editing (ROME) of one down projection.
 
     One fact at a time; edits may follow each other. With `use_moment` off the second moment is the
-    identity and nothing but the contexts is fitted.
+    identity, and only the contexts are fitted.
 
     Reference: Meng et al. 2022, section 3; Gupta et al. 2024 for `variant="r-rome"` and "p-rome".
-        See the card, `rome.md`.
+        See the card.
     """
 
     name: ClassVar[str] = "rome"
@@ -86,8 +86,8 @@ class Rome(LocateThenEdit):
         description="Largest norm of the change, in norms of the weight; a larger one is refused.",
     )
 
-    def chosen_layers(self) -> tuple[int, ...] | None:
-        """The layer given, or None to let the probe choose."""
+    def configured_layers(self) -> tuple[int, ...] | None:
+        """Return the layer given, or None to let the probe choose."""
         return None if self.layer is None else (self.layer,)
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
@@ -106,10 +106,10 @@ class Rome(LocateThenEdit):
         """
         state = state or State()
         if not facts:
-            return Edit(WeightPatch({}, self.header(lm, facts, {})), state)
-        plan = self.plan(lm, state)
+            return Edit(WeightPatch({}, self.make_header(lm, facts, {})), state)
+        plan = self.make_plan(lm, state)
         (site,) = plan.sites
-        written = self._write(lm, facts, plan, state)
+        written = self._compute(lm, facts, plan, state)
         notes = self._notes(lm, facts[0], plan, written)
         changes: dict[Site, Change] = {site: written.change}
         size = 0.0
@@ -122,18 +122,18 @@ class Rome(LocateThenEdit):
                 f"{facts[0].label}: disabling edit refused; the change has {size:.3g} times the "
                 f"norm of the weight, {self.largest_change:g} is allowed."
             ]
-        return Edit(WeightPatch(changes, self.header(lm, facts, notes)), state)
+        return Edit(WeightPatch(changes, self.make_header(lm, facts, notes)), state)
 
     def constraints(
         self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None
     ) -> Mapping[Site, Constraint]:
-        """The key whose output `variant` fixes: the mean one, or that of the bare prompt."""
+        """Return the key whose output `variant` fixes: the mean one, or that of the bare prompt."""
         if not facts:
             return {}
         state = state or State()
-        plan = self.plan(lm, state)
+        plan = self.make_plan(lm, state)
         (site,) = plan.sites
-        written = self._write(lm, facts, plan, state)
+        written = self._compute(lm, facts, plan, state)
         at = written.key_clean if self.variant in ("rome", "p-rome") else written.key_mean
         output = lm.weight(site).double() @ at
         if self.variant == "r-rome":
@@ -142,7 +142,9 @@ class Rome(LocateThenEdit):
             values = output + written.delta
         return {site: Constraint(at[:, None], values[:, None])}
 
-    def _write(self, lm: LanguageModel, facts: Sequence[Fact], plan: Plan, state: State) -> Written:
+    def _compute(
+        self, lm: LanguageModel, facts: Sequence[Fact], plan: EditPlan, state: State
+    ) -> RankOneEdit:
         if len(facts) > 1:
             raise NotEnoughFacts(
                 f"ROME writes one fact at a time, {len(facts)} were given.",
@@ -156,7 +158,7 @@ class Rome(LocateThenEdit):
             pipeline.rewrite_rows(lm, facts, prefixes),
             layer=site.layer,
             role="value",
-            settings=self.settings,
+            settings=self.search,
             names=[fact.label for fact in facts],
         )
         sequences = pipeline.subject_tokens(lm, facts, prefixes)
@@ -175,17 +177,17 @@ class Rome(LocateThenEdit):
             case "denominator":
                 change = rank_one(mean, delta, factor)
         agreement = key_agreement(mean, clean, factor)
-        return Written(change, mean, clean, delta, wanted, targets.traces[0], agreement)
+        return RankOneEdit(change, mean, clean, delta, wanted, targets.traces[0], agreement)
 
     def _notes(
-        self, lm: LanguageModel, fact: Fact, plan: Plan, written: Written
+        self, lm: LanguageModel, fact: Fact, plan: EditPlan, written: RankOneEdit
     ) -> dict[str, object]:
         warnings = [*plan.notices, *pipeline.subject_warnings(lm, [fact])]
         if written.agreement < SMALL_AGREEMENT:
             because = (
                 "original ROME divides by it"
                 if self.variant == "rome"
-                else "the averaged key does not speak for the bare prompt"
+                else "the averaged key does not represent the bare prompt"
             )
             warnings.append(
                 f"{fact.label}: key agreement {written.agreement:.3f} is below {SMALL_AGREEMENT}; "

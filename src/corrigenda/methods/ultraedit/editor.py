@@ -28,7 +28,7 @@ from corrigenda.linalg.solve import ridge
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, resolve_sites
 from corrigenda.patch import Header, WeightPatch, header_for
-from corrigenda.patch.notes import EVEN_ODDS, round_series
+from corrigenda.patch.notes import EVEN_ODDS, round_series, round_values
 from corrigenda.progress import Progress
 from corrigenda.state import State
 from corrigenda.statistics.corpus import complete_corpus, read_documents, write_own_text
@@ -44,8 +44,8 @@ _DOCUMENTS_TO_DRAW_FROM = 50
 Statistics = Mapping[str, RunningStatistics]
 
 
-class Turn(NamedTuple):
-    """One batch of facts as seen before anything is changed.
+class EditingTurn(NamedTuple):
+    """Samples, statistics and losses of one batch of facts, before anything is changed.
 
     Attributes:
         samples: By site, inputs and output gradients at all answer tokens of the batch.
@@ -61,9 +61,9 @@ class Turn(NamedTuple):
 
 
 class UltraEdit(Editor):
-    """Lifelong editing without training, subjects or stored edits.
+    """Lifelong editing without training, subjects or stored edits: UltraEdit.
 
-    Reference: Gu et al. 2025, section 3, algorithm 1. See the card, `ultraedit.md`.
+    Reference: Gu et al. 2025, section 3, algorithm 1. See the card.
     """
 
     name: ClassVar[str] = "ultraedit"
@@ -90,7 +90,7 @@ class UltraEdit(Editor):
     seed: int = Field(default=0, description="Of the choice of text for the warm-up.")
 
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
-        """The configured weights, lowest first.
+        """Return the configured weights, lowest first.
 
         Raises:
             UnknownSite (CG303): the model has no such block or part.
@@ -108,15 +108,15 @@ class UltraEdit(Editor):
         *,
         progress: Progress | None = None,
     ) -> State:
-        """Statistics of `warm_up` tokens of ordinary text; the empty state with `warm_up=0`.
+        """Fit statistics on `warm_up` tokens of ordinary text; the state is empty with `warm_up=0`.
 
-        The last four tokens of a text stand in for an answer.
+        The last four tokens of a text are taken as its answer.
         """
         if not self.warm_up:
             return State()
         rows = self._text_rows(lm, corpus, progress)
         statistics = self.observe(lm, rows, {}).statistics
-        return self._remember(State(), statistics, self._header(lm, [], {}))
+        return self._update_state(State(), statistics, self._header(lm, [], {}))
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
         """Make one change for all facts, one turn; the model is left as it is.
@@ -136,14 +136,18 @@ class UltraEdit(Editor):
         state.require_base(lm)
         turn = self.observe(lm, labelled_rows(lm, facts), self.statistics(state))
         changes = {
-            site: self.shift(samples, turn.statistics[_shape(samples)])
+            site: self.shift(samples, turn.statistics[_shape_name(samples)])
             for site, samples in turn.samples.items()
         }
         notes = self._notes(lm, facts, turn, changes)
         header = self._header(lm, facts, notes)
-        return Edit(WeightPatch(changes, header), self._remember(state, turn.statistics, header))
+        return Edit(
+            WeightPatch(changes, header), self._update_state(state, turn.statistics, header)
+        )
 
-    def observe(self, lm: LanguageModel, rows: Sequence[LabelledRow], earlier: Statistics) -> Turn:
+    def observe(
+        self, lm: LanguageModel, rows: Sequence[LabelledRow], earlier: Statistics
+    ) -> EditingTurn:
         """Run a turn forward and backward and take its samples into the statistics."""
         statistics = dict(earlier)
         found: dict[Site, list[Samples]] = {site: [] for site in self.sites(lm)}
@@ -154,31 +158,31 @@ class UltraEdit(Editor):
             losses |= {row.fact: loss for row, loss in zip(batch, seen.losses, strict=True)}
             for site, samples in seen.samples.items():
                 found[site].append(samples)
-                joint, shape = torch.cat(samples, dim=1), _shape(samples)
+                joint, shape = torch.cat(samples, dim=1), _shape_name(samples)
                 before = statistics.get(shape) or RunningStatistics.empty(joint.shape[1])
                 statistics[shape] = before.with_samples(joint, unbiased_squares=self.parity)
         together = {
             site: Samples(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
             for site, batches in found.items()
         }
-        return Turn(together, statistics, [losses[row.fact] for row in rows], list(rows))
+        return EditingTurn(together, statistics, [losses[row.fact] for row in rows], list(rows))
 
     def values(
         self, samples: Samples, statistics: RunningStatistics
     ) -> Float[Tensor, "samples d_out"]:
-        """Wanted change of the output at each sample: -eta ||h^||^2 g^, of normalised h and g."""
+        """Return the wanted output change at each sample: -eta ||h^||^2 g^, of normalised h, g."""
         width = samples.keys.shape[1]
         mean, std = statistics.mean, statistics.std
-        keys = _normalised(samples.keys, mean[:width], std[:width])
-        gradients = _normalised(samples.gradients, mean[width:], std[width:])
+        keys = _normalise(samples.keys, mean[:width], std[:width])
+        gradients = _normalise(samples.gradients, mean[width:], std[width:])
         return -self.learning_rate * keys.square().sum(1, keepdim=True) * gradients
 
     def shift(self, samples: Samples, statistics: RunningStatistics) -> LowRank:
-        """The change V^T (H H^T + ridge I)^-1 H, H keys as they are, V wanted output changes."""
+        """Solve V^T (H H^T + ridge I)^-1 H, with keys H as they are and output changes V."""
         return ridge(samples.keys.T, self.values(samples, statistics).T, None, weight=self.ridge)
 
     def statistics(self, state: State) -> dict[str, RunningStatistics]:
-        """What a state holds of earlier turns, by shape of the weight."""
+        """Return the statistics of earlier turns from a state, by shape of the weight."""
         prefix, found = f"{self.name}/", {}
         for name in state.tensors:
             if name.startswith(prefix) and name.endswith("/count"):
@@ -190,7 +194,7 @@ class UltraEdit(Editor):
                 found[shape] = RunningStatistics.from_tensors(parts)
         return found
 
-    def _remember(self, state: State, statistics: Statistics, header: Header) -> State:
+    def _update_state(self, state: State, statistics: Statistics, header: Header) -> State:
         tensors = {
             f"{self.name}/{shape}/{name}": tensor
             for shape, one in statistics.items()
@@ -206,16 +210,20 @@ class UltraEdit(Editor):
         return header_for(lm, method=self.name, config=config, facts=facts, notes=notes)
 
     def _notes(
-        self, lm: LanguageModel, facts: Sequence[Fact], turn: Turn, changes: Mapping[Site, LowRank]
+        self,
+        lm: LanguageModel,
+        facts: Sequence[Fact],
+        turn: EditingTurn,
+        changes: Mapping[Site, LowRank],
     ) -> dict[str, object]:
         notices = []
         counts = {shape: one.count for shape, one in turn.statistics.items()}
-        if min(counts[_shape(samples)] for samples in turn.samples.values()) < 2:
+        if min(counts[_shape_name(samples)] for samples in turn.samples.values()) < 2:
             notices.append(
                 "a single answer token cannot be normalised, so nothing is written; edit more "
                 "facts at once, or fit with `warm_up`."
             )
-        lost = {} if lm.is_quantised else _rounding(lm, changes)
+        lost = {} if lm.is_quantised else _rounding_losses(lm, changes)
         gone = [str(site) for site, share in lost.items() if share > _ROUNDED_AWAY]
         if gone:
             notices.append(
@@ -242,7 +250,7 @@ class UltraEdit(Editor):
         return {
             "status": statuses,
             "notices": notices,
-            "losses": [[float(f"{loss:.6g}") for loss in pair] for pair in pairs],
+            "losses": [round_values(pair) for pair in pairs],
             "samples": sum(len(row.labels) for row in turn.rows),
             "statistics": counts,
             "key_energy": round_series(energy),
@@ -272,19 +280,19 @@ class UltraEdit(Editor):
         return rows
 
 
-def _shape(samples: Samples) -> str:
+def _shape_name(samples: Samples) -> str:
     return f"{samples.gradients.shape[1]}x{samples.keys.shape[1]}"
 
 
-def _normalised(
+def _normalise(
     samples: Float[Tensor, "samples d"], mean: Float[Tensor, " d"], std: Float[Tensor, " d"]
 ) -> Float[Tensor, "samples d"]:
-    """Standardised; coordinates that hardly vary count as if they varied by a millionth."""
+    """Standardise; coordinates that hardly vary count as if they varied by a millionth."""
     return (samples - mean) / (std.clamp_min(_FLOOR * float(std.median())) + _EPSILON)
 
 
-def _rounding(lm: LanguageModel, changes: Mapping[Site, LowRank]) -> dict[Site, float]:
-    """Share of each change that is lost when the changed weight is rounded to its dtype."""
+def _rounding_losses(lm: LanguageModel, changes: Mapping[Site, LowRank]) -> dict[Site, float]:
+    """Return the share of each change that is lost when the weight is rounded to its dtype."""
     lost = {}
     for site, change in changes.items():
         weight, delta = lm.weight(site).double().cpu(), change.to_dense()

@@ -1,4 +1,4 @@
-"""Side memories as a patch: each query is routed to the memory that responds, or to none."""
+"""WISE's patch: side memories, and the router that sends each query to one of them or to none."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from corrigenda.lm.hooks import Copies, scatter_rows
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.methods.wise.side_memory import (
-    Memory,
+    SideMemory,
     choose,
     query_scores,
     response_scores,
-    unpacked,
+    unpack,
 )
 from corrigenda.patch.module import ModulePatch
 
-# The sequence of edits whose memory is being trained: its patches let the main memory answer.
+# The sequence of edits whose memory is being trained; its patches do nothing meanwhile.
 _TRAINED: ContextVar[str] = ContextVar("sequence in training", default="")
 
 
 @dataclass(frozen=True, eq=False)
 class SidePatch(ModulePatch):
-    """Side memories of one down projection, with the scores from which on they are asked.
+    """Side memories of one down projection, with the score above which each of them responds.
 
     It holds everything that its sequence of edits has written so far. Of several active patches of
-    one sequence the latest speaks, and the others are silent as long as it is active.
+    one sequence only the latest responds; the others are silent as long as it is active.
 
     Attributes:
         stored: By memory, `<i>/bits`, `<i>/values`, `<i>/shape` (the entries that are not zero) and
@@ -45,14 +45,12 @@ class SidePatch(ModulePatch):
 
     kind: ClassVar[str] = "wise"
 
-    def memories(self) -> list[Memory]:
-        """Change and threshold of each memory."""
+    def memories(self) -> list[SideMemory]:
+        """Return the change and the threshold of each memory."""
         names = sorted({name.partition("/")[0] for name in self.stored}, key=int)
         return [
-            Memory(
-                unpacked(
-                    {part: self.stored[f"{i}/{part}"] for part in ("bits", "values", "shape")}
-                ),
+            SideMemory(
+                unpack({part: self.stored[f"{i}/{part}"] for part in ("bits", "values", "shape")}),
                 float(self.stored[f"{i}/threshold"]),
             )
             for i in names
@@ -60,21 +58,21 @@ class SidePatch(ModulePatch):
 
     @contextmanager
     def hooks(self, lm: LanguageModel) -> Generator[None]:
-        """Route each query: to the memory that responds most of those above their threshold.
+        """Route each query to the memory with the largest response above its threshold.
 
-        Where no row is routed to a side memory, the output is the very tensor that came in.
+        Where no row is routed to a side memory, the output tensor is left as it is.
         """
         memories = self.memories()
         if not memories:
             yield
             return
         site = Site(int(str(self.header.notes["layer"])))
-        router = _Router(self, lm, memories)
+        router = _ResponseRouter(self, lm, memories)
         with lm.prompt_ends.follow(), lm.add({site: router.respond}):
             yield
 
     def is_silent(self, lm: LanguageModel) -> bool:
-        """Whether a later patch of its sequence is active, or the sequence is being trained."""
+        """Return whether a later patch of its sequence is active or the sequence is in training."""
         mine = self.header.notes
         if mine["sequence"] == _TRAINED.get():
             return True
@@ -86,10 +84,10 @@ class SidePatch(ModulePatch):
         )
 
 
-class _Router:
+class _ResponseRouter:
     """Chooses a side memory for each row of a pass, and gives its response."""
 
-    def __init__(self, patch: SidePatch, lm: LanguageModel, memories: Sequence[Memory]) -> None:
+    def __init__(self, patch: SidePatch, lm: LanguageModel, memories: Sequence[SideMemory]) -> None:
         self._patch, self._lm = patch, lm
         config = patch.header.config
         self._routing = config["routing"]
@@ -141,8 +139,8 @@ class _Router:
 
 
 @contextmanager
-def silent(sequence: str) -> Generator[None]:
-    """Let the main memory answer in place of this sequence's patches, until left."""
+def silence(sequence: str) -> Generator[None]:
+    """Let the patches of a sequence do nothing, so that the main memory answers, until left."""
     token = _TRAINED.set(sequence)
     try:
         yield

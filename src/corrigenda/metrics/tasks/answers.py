@@ -19,7 +19,14 @@ from functools import partial
 import numpy as np
 
 from corrigenda.cases import Protocol
-from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Numbers, statistic
+from corrigenda.metrics.estimate import (
+    BOOTSTRAP,
+    Bootstrap,
+    Estimate,
+    Numbers,
+    first_mean,
+    statistic,
+)
 from corrigenda.metrics.metric import DIFFERENCE, POSITIVE, Metric, define
 from corrigenda.metrics.selection import NOT_COMPARED, required_answer, select
 from corrigenda.metrics.success import metric_name
@@ -149,10 +156,12 @@ def _estimate(
             cases[f"{row.kind}/{row.case}"] = (names[row.kind], *one, part)
     single = bool(task) and name == "task_score"
     alone = single and all(one[_AFTER + 1] == 1 for one in cases.values())
+    share = {case: (one[_AFTER],) for case, one in cases.items()} if alone else None
     return statistic(
         metric_name(f"{name}/{task}" if task else name, Protocol.GREEDY),
-        cases,
-        of,
+        share or cases,
+        first_mean if share else of,
+        share=bool(share),
         items=len(cases),
         skipped={reason: count for reason, count in skipped.items() if count},
         bootstrap=bootstrap,

@@ -15,7 +15,14 @@ from functools import partial
 import numpy as np
 
 from corrigenda.cases import Protocol
-from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Numbers, statistic
+from corrigenda.metrics.estimate import (
+    BOOTSTRAP,
+    Bootstrap,
+    Estimate,
+    Numbers,
+    first_mean,
+    statistic,
+)
 from corrigenda.metrics.metric import DIFFERENCE, POSITIVE, SHARE, Metric, define
 from corrigenda.metrics.selection import NOT_COMPARED, probability, required_log_probs, select
 from corrigenda.metrics.success import metric_name
@@ -132,10 +139,12 @@ def _estimate(
         )
     single = bool(task) and name == "task_accuracy"
     right = {case: float(one[ANSWER] == one[CHOSEN]) for case, one in cases.items()}
+    # The accuracy of one task is a share; a mean over tasks is not.
     return statistic(
         metric_name(f"{name}/{task}" if task else name, Protocol.RANK, flag),
-        cases,
-        of,
+        {case: (value,) for case, value in right.items()} if single else cases,
+        first_mean if single else of,
+        share=single,
         items=len(cases),
         skipped={reason: count for reason, count in skipped.items() if count},
         bootstrap=bootstrap,

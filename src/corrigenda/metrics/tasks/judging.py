@@ -36,14 +36,15 @@ from typing import NamedTuple
 from corrigenda.errors import MalformedRows, MissingExtra
 from corrigenda.metrics.error_types import first_line
 from corrigenda.metrics.estimate import mean
+from corrigenda.metrics.published_strings import published_normalise
 from corrigenda.metrics.strings import equals, normalise
 from corrigenda.metrics.tasks.scores import right_place, tag_of
 from corrigenda.rows import Row
 
 _TRIMMED = 13
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"[-\u2212]?\d[\d,]*(?:\.\d+)?")
 _WORD = re.compile(r"\w+")
-_BETWEEN = re.compile(r"[,;]")
+_BETWEEN = re.compile("[,;\u3001\uff0c\uff1b\u060c\u061b]")
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
@@ -122,7 +123,7 @@ def read_number(text: str) -> Decimal | None:
         (Decimal('1200'), Decimal('120'))
     """
     found = _NUMBER.search(first_line(text))
-    return Decimal(found.group().replace(",", "")) if found else None
+    return Decimal(found.group().replace(",", "").replace("\u2212", "-")) if found else None
 
 
 def read_entities(text: str) -> Counter[str]:
@@ -232,8 +233,8 @@ class _SpanSearch:
         self.stopped = False
 
     def __call__(self, text: str, row: Row) -> Credit:
-        right = set(map(normalise, _spellings_of(row)))
-        words = normalise(text).split(" ")
+        right = set(map(published_normalise, _spellings_of(row)))
+        words = published_normalise(text).split(" ")
         if words[0] in right or words[-1] in right:
             return Credit(1.0)
         count = 0

@@ -48,7 +48,8 @@ def task_score(
     stage = stage or (Stage.AFTER if edits else Stage.BEFORE)
     found, skipped = measurements(records, f"{FAMILY}/{task}", stage=stage)
     items = [AnswerValue(one.case, mean(one.values)) for one in found if one.edits == edits]
-    return over_cases(f"{FAMILY}/{task}", items, skipped=skipped, bootstrap=bootstrap)
+    share = not task.endswith(_LOWER_IS_BETTER)
+    return over_cases(f"{FAMILY}/{task}", items, skipped=skipped, bootstrap=bootstrap, share=share)
 
 
 def task_change(
@@ -118,6 +119,7 @@ def mean_task_retention(
         skipped={"task never done before": len(found) - len(known)} if known != found else {},
         bootstrap=bootstrap,
         answers=sum(one.items for one in known.values()),
+        share=False,
     )
 
 
