@@ -156,3 +156,12 @@ def test_empty_text_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
     text.write_text("\n \n")
     ran = run("fit", model, "-m", "memit", "--text", text, "--set", "layers=[1]")
     assert (ran.code, ran.err[:5]) == (2, "CG602")
+
+
+def test_a_facts_file_without_facts_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "facts.jsonl"
+    for text in ("", "\n\n"):
+        file.write_text(text)
+        ran = run("edit", model, "--facts", file, "-m", "memit")
+        assert ran.code == 2
+        assert ran.err.startswith("CG101 MalformedFacts: the file holds no facts.")

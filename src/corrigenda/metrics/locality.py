@@ -8,6 +8,7 @@ Unchanged means equal to the answer of the unedited model, which every row carri
 | `@teacher_forced:exact` | all of them |
 | `@greedy:exact` | the continuation is the same text |
 | `@greedy:sentence` | it is the same up to the end of its first sentence or line |
+| `@rank:probability` | share of its probability that the expected answer retains, at most 1 |
 | `@greedy:tokens` | share of the unedited model's tokens that are at the same place |
 
 Under teacher forcing both models read the right answer, so what drifts after its first token is
@@ -43,6 +44,7 @@ from corrigenda.metrics.metric import DIFFERENCE, LOWER, POSITIVE, Metric, defin
 from corrigenda.metrics.selection import (
     NOT_COMPARED,
     as_before,
+    probability,
     required_answer,
     required_ids,
     required_log_probs,
@@ -107,9 +109,18 @@ def same_tokens(row: Row) -> float | str:
     return sum(a == b for a, b in zip(before, after, strict=False)) / len(before)
 
 
+def same_probability(row: Row) -> float | str:
+    """Share of its probability per token that the expected answer retains; at most 1."""
+    if not row.log_probs_before:
+        return NOT_COMPARED
+    before = probability(row.log_probs_before)
+    return min(1.0, probability(required_log_probs(row)) / before) if before else NOT_COMPARED
+
+
 UNCHANGED: dict[Protocol, dict[str, Measure]] = {
     Protocol.TEACHER_FORCED: {"tokens": same_argmax, "exact": same_argmax_everywhere},
     Protocol.GREEDY: {"exact": same_text, "sentence": same_sentence, "tokens": same_tokens},
+    Protocol.RANK: {"probability": same_probability},
 }
 """Measures of what is unchanged, by protocol and name; the first of a protocol is its default."""
 
