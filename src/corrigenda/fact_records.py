@@ -66,7 +66,7 @@ _UNUSED = frozenset(
 )
 
 
-class Row(NamedTuple):
+class FactRow(NamedTuple):
     """One record of a file.
 
     Attributes:
@@ -90,7 +90,7 @@ class Translation(NamedTuple):
     unused: frozenset[str]
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[FactRow]:
     """Yield the records of a file, by its content: CSV by the ending, else JSON.
 
     Raises:
@@ -103,10 +103,10 @@ def read_rows(path: Path) -> Iterator[Row]:
     start = text.lstrip()[:1]
     whole = _parse_whole(text) if start in ("[", "{") else None
     if start == "[" and isinstance(whole, list):
-        return (Row(f"record {number}", value) for number, value in enumerate(whole, start=1))
+        return (FactRow(f"record {number}", value) for number, value in enumerate(whole, start=1))
     if start == "{" and whole is not None and text.strip().count("\n"):
-        return iter([Row("record 1", whole)])
-    return (Row(f"line {number}", value) for number, value in parse_json_lines(text))
+        return iter([FactRow("record 1", whole)])
+    return (FactRow(f"line {number}", value) for number, value in parse_json_lines(text))
 
 
 def translate(record: Mapping[str, object]) -> Translation:
@@ -165,7 +165,7 @@ def _parse_whole(text: str) -> object:
         return None
 
 
-def _read_table(text: str, separator: str) -> Iterator[Row]:
+def _read_table(text: str, separator: str) -> Iterator[FactRow]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         head = [name.strip() for name in next(reader, [])]
@@ -174,12 +174,12 @@ def _read_table(text: str, separator: str) -> Iterator[Row]:
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) != len(head):
-                yield Row(place, UnreadableText(f"{len(row)} cells, but {len(head)} columns"))
+                yield FactRow(place, UnreadableText(f"{len(row)} cells, but {len(head)} columns"))
                 continue
             cells = dict(zip(head, row, strict=True))
-            yield Row(place, {name: _cell(name, cell) for name, cell in cells.items() if cell})
+            yield FactRow(place, {name: _cell(name, cell) for name, cell in cells.items() if cell})
     except csv.Error as error:
-        yield Row(f"line {reader.line_num}", UnreadableText(f"not CSV ({error})"))
+        yield FactRow(f"line {reader.line_num}", UnreadableText(f"not CSV ({error})"))
 
 
 def _cell(name: str, text: str) -> object:

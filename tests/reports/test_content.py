@@ -328,3 +328,17 @@ def test_a_long_title_of_a_figure_is_broken_over_lines_and_a_dollar_sign_is_one(
     assert " ".join(lines) == title
     assert all(len(one) <= 60 for one in lines)
     assert "a $x_{ b" in shown
+
+
+def test_markdown_shows_what_models_and_files_say_as_text(two):
+    made = build_report(two, title="a *b* <script>\n# c")
+    group = replace(
+        made.groups[0],
+        labels=("x|y", "`code`"),
+        problems=(("x|y", "[link](http://a)\n- item", 2),),
+    )
+    text = plain.render_markdown(replace(made, groups=(group,)))
+    assert text.splitlines()[0] == r"# a \*b\* &lt;script&gt; # c"
+    assert r"- x\|y: 2 x \[link\](http://a) - item" in text
+    assert r"| unedited | x\|y | \`code\` |" in text
+    assert "<script>" not in text

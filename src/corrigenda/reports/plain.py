@@ -23,17 +23,23 @@ _ARROWS = {"^": r"$\uparrow$", "v": r"$\downarrow$", "=": r"$=$"}
 
 def render_markdown(report: Report) -> str:
     """Render all groups as Markdown: tables, problems, environment; then what to cite."""
-    parts = [f"# {report.title}", f"{describe_signs(report.bootstrap)} The best of a line is bold."]
+    title = escape_markdown(report.title)
+    parts = [f"# {title}", f"{describe_signs(report.bootstrap)} The best of a line is bold."]
     for group in report.groups:
-        parts.append(f"## {group.title}")
-        parts.append(_format_metric_table(group.lines, _list_names(group), group.labels))
+        labels = [escape_markdown(one) for one in group.labels]
+        parts.append(f"## {escape_markdown(group.title)}")
+        parts.append(_format_metric_table(group.lines, _list_names(group), labels))
         for part in group.parts:
             parts += [
-                f"### {part.title}",
-                _format_metric_table(part.lines, part.names, group.labels),
+                f"### {escape_markdown(part.title)}",
+                _format_metric_table(part.lines, part.names, labels),
             ]
-        parts += [f"- {label}: {count} x {reason}" for label, reason, count in group.problems]
-        parts.append(_format_markdown_table(("run", "method", "id", "model"), _list_runs(group)))
+        parts += [
+            f"- {escape_markdown(label)}: {count} x {escape_markdown(reason)}"
+            for label, reason, count in group.problems
+        ]
+        runs = [[escape_markdown(one) for one in line] for line in _list_runs(group)]
+        parts.append(_format_markdown_table(("run", "method", "id", "model"), runs))
     parts += ["## References", "```bibtex", *(one.bibtex for one in report.citations), "```"]
     return "\n\n".join(parts) + "\n"
 
@@ -211,11 +217,21 @@ def _list_runs(group: Group) -> list[tuple[str, ...]]:
     ]
 
 
+def escape_markdown(text: str) -> str:
+    r"""Return text of models and files as Markdown shows it: on one line, without any markup.
+
+    Example:
+        >>> print(escape_markdown("a_b*<b>\n# c | `d`"))
+        a\_b\*&lt;b&gt; # c \| \`d\`
+    """
+    line = " ".join(text.split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~]|^[#+-](?=\s))", r"\\\1", line)
+
+
 def _format_markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(one.replace("|", "\\|") for one in line) + " |" for line in lines
-    )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _format_latex_table(
