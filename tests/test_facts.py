@@ -198,7 +198,7 @@ def test_facts_are_read_with_line_numbers(tmp_path: Path) -> None:
     path.write_text(
         line(subject="Rome", aliases=["Italia"], neighbours=["Paris is in"])
         + "\n\n"
-        + line(target="\u30ed\u30fc\u30de {} \u2028", separator="", name="mine")
+        + line(target="\u30ed\u30fc {} \u2028\u30de", separator="", name="mine")
         + "\r\n",
         encoding="utf-8",
     )
@@ -210,7 +210,7 @@ def test_facts_are_read_with_line_numbers(tmp_path: Path) -> None:
     )
     assert (second.name, second.target, second.separator) == (
         "mine",
-        "\u30ed\u30fc\u30de {} \u2028",
+        "\u30ed\u30fc {} \u2028\u30de",
         "",
     )
 

@@ -12,17 +12,10 @@ import torch
 
 from corrigenda.errors import BadConfig, EmptyTarget, PromptTooLong
 from corrigenda.lm import decoding, kv_cache
-from corrigenda.lm.decoding import (
-    answer,
-    greedy,
-    next_token_top,
-    sample,
-    says,
-    score,
-)
+from corrigenda.lm.decoding import answer, greedy, next_token_top, says, score
 from corrigenda.lm.kv_cache import Continuation, batches
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sampling import sample_to_length
+from corrigenda.lm.sampling import sample, sample_to_length
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.spans import encode
 from corrigenda.testing.tiny import FAMILIES, tiny_model

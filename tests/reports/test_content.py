@@ -265,7 +265,7 @@ def test_each_work_of_a_card_is_an_entry_of_its_own(recorded):
     entries = {one.key: one for one in report.citations}
     assert {"rome2022", "rome2024", "ft2020", "ft2023"} <= set(entries)
     # The baseline's card names a work of the other card again: one entry, for both.
-    assert entries["rome2022"].about == "method rome, method ft"
+    assert entries["rome2022"].about == "method rome (r-rome), method ft"
     assert "ft2022" not in entries
     assert "author = {Gupta and Baskaran and Anumanchipalli}" in entries["rome2024"].bibtex
     assert "Gupta" not in entries["rome2022"].bibtex

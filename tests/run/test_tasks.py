@@ -203,3 +203,16 @@ def test_settings_that_cannot_be_are_told(tasks: list[dict[str, object]], match:
     with pytest.raises(BadConfig, match=match):
         make(health={"tasks": tasks})
     assert HealthSpec().tasks == ()
+
+
+def test_a_limit_draws_records_by_its_seed(tmp_path: Path) -> None:
+    records = [
+        {"question": f"Which is {n}?", "subject": "x", "choices": ["2", "3"], "answer": n // 10}
+        for n in range(20)
+    ]
+    file = write(tmp_path / "grouped.jsonl", records)
+    drawn = [read_items(file, "mmlu", limit=4, seed=seed) for seed in range(5)]
+    assert len(set(drawn)) > 1
+    for items in drawn:
+        assert tuple(one for one in read_items(file, "mmlu") if one in items) == items
+        assert sum(one.answer for one in items) == 2

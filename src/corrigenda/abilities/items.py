@@ -29,14 +29,15 @@ answer, so it measures no reasoning; ours does not show it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from corrigenda.abilities.record_formats import FORMATS, KINDS, Kind, TaskQuestion
+from corrigenda.benchmarks.draw import draw_places
 from corrigenda.benchmarks.files import validate_records
 from corrigenda.errors import MalformedRecords, MissingData
+from corrigenda.text_files import NotJson, UnreadableText, parse_json, read_text
 
 __all__ = ["KINDS", "Form", "Kind", "TaskItem", "form_of", "read_items"]
 
@@ -140,6 +141,7 @@ def read_items(
     legacy: bool = False,
     shots: int = 0,
     limit: int | None = None,
+    seed: int = 0,
 ) -> tuple[TaskItem, ...]:
     """Return the items of a file, in its order.
 
@@ -149,7 +151,8 @@ def read_items(
         form: How they are asked; None as in `form_of`.
         legacy: Whether in a published wording.
         shots: Records from the beginning that are not asked but shown as worked examples.
-        limit: Most records to ask.
+        limit: Most records to ask; of more, as many are drawn, each label by its share.
+        seed: Seed of that draw.
 
     Raises:
         MissingData (CG604): there is no such file.
@@ -164,7 +167,10 @@ def read_items(
         for question in record:
             example = f"{wording.template.format(**question.fields)} {question.worked_answer}\n\n"
             examples.setdefault(question.about, []).append(example)
-    asked = records[shots:] if limit is None else records[shots : shots + limit]
+    asked = records[shots:]
+    if limit is not None:
+        labels = [str([question.answer for question in record]) for record in asked]
+        asked = [asked[place] for place in draw_places(labels, limit, seed)]
     return tuple(
         TaskItem(
             prompt=wording.template.format(**question.fields),
@@ -195,23 +201,27 @@ def _read_questions(path: Path, kind: Kind) -> list[list[TaskQuestion]]:
     return found
 
 
+def _explain(error: UnreadableText) -> str:
+    return f" is {error}" if isinstance(error, NotJson) else f": {error}"
+
+
 def _read_lines(path: Path) -> tuple[Sequence[int], list[object]]:
     """Return the objects of the lines that are not blank, with their numbers from 1."""
     try:
         # Not splitlines: questions hold line separators of Unicode.
-        text = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise MissingData("there is no file of items.", where=str(path)) from error
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path).split("\n")
+    except UnreadableText as error:
+        if not path.exists():
+            raise MissingData("there is no file of items.", where=str(path)) from error
         raise MalformedRecords(f"the items cannot be read: {error}.", where=str(path)) from error
     lines = [number for number, line in enumerate(text, start=1) if line.strip()]
     raw: list[object] = []
     for number in lines:
         try:
-            raw.append(json.loads(text[number - 1]))
-        except json.JSONDecodeError as error:
+            raw.append(parse_json(text[number - 1]))
+        except UnreadableText as error:
             raise MalformedRecords(
-                f"the items cannot be read: line {number} is not JSON ({error.msg}).",
+                f"the items cannot be read: line {number}{_explain(error)}.",
                 where=str(path),
                 hint="Give one JSON object a line.",
             ) from error

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import JsonValue
 
 from corrigenda.cli.output import wants_json
 from corrigenda.errors import BadConfig
+from corrigenda.text_files import UnreadableText, parse_value
 
 if TYPE_CHECKING:
     from corrigenda.lm.model import LanguageModel
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _ARGUMENTS = frozenset(
     ["lm", "facts", "editor", "method", "state", "corpus", "progress", "layer", "transforms"]
 )
-Setting = bool | int | float | str | list[object] | dict[str, object] | None
+Setting = JsonValue
 
 Model = Annotated[
     str,
@@ -96,9 +97,9 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, Setting]:
         if option in _ARGUMENTS:
             raise BadConfig(f'"{option}" is no option of a method.', where="--set")
         try:
-            options[option] = json.loads(value)
-        except json.JSONDecodeError:
-            options[option] = value
+            options[option] = parse_value(value)
+        except UnreadableText as error:
+            raise BadConfig(f"{option}: {error}.", where="--set") from error
     return options
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +19,7 @@ from corrigenda.errors import (
 )
 from corrigenda.files import make_folder, temporary_folder, write_atomically, write_text
 from corrigenda.lm.model import LanguageModel
+from corrigenda.text_files import read_text
 
 if TYPE_CHECKING:
     from corrigenda.patch.weights import WeightPatch
@@ -130,8 +131,8 @@ def _read_record(folder: Path) -> Record:
             hint="Give a folder written by `corrigenda export --to merged`.",
         )
     try:
-        return Record.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
+        return Record.model_validate_json(read_text(path))
+    except ValueError as error:
         raise CorruptFile(f"{path} is not a record of an export.") from error
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 import warnings
 from collections.abc import Mapping
 from importlib.resources.abc import Traversable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corrigenda.errors import BadConfig, did_you_mean
 from corrigenda.methods.registry import METHODS
+from corrigenda.text_files import decode, parse_toml
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor
@@ -178,7 +178,7 @@ def read_preset(file: Traversable) -> Preset:
         BadConfig (CG502): it is not `source`, perhaps `notice`, and `[options]`.
     """
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        table: dict[str, Any] = parse_toml(decode(file.read_bytes()))
         if set(table) - {"notice"} != {"source", "options"}:
             raise ValueError(f"expected `source` and `[options]`, found {sorted(table)}")
     except ValueError as error:

@@ -107,6 +107,7 @@ def items_of(health: HealthSpec) -> tuple[RunItem, ...]:
             legacy=task.legacy,
             shots=task.shots,
             limit=task.limit,
+            seed=task.seed,
         )
         found += [RunItem(task, number, item) for number, item in enumerate(items)]
     return tuple(found)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from corrigenda.errors import BadConfig, EmptyCorpus, MissingExtra
-from corrigenda.lm.decoding import sample
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sampling import sample
 from corrigenda.progress import Progress
 from corrigenda.statistics import cache
+from corrigenda.text_files import UnreadableText, check_plain_file, parse_json
 
 Source = str | Path | Iterable[str | Path]
 """Text for statistics.
@@ -146,11 +146,12 @@ def _read_file(path: Path) -> Iterator[str]:
         yield from _read_data_set(str(path).removeprefix(_DATASETS))
         return
     try:
-        with path.open(encoding="utf-8") as file:
+        check_plain_file(path)
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 is_json = path.suffix.lower() == ".jsonl" and line.strip()
                 yield _parse_line(line, f"{path}:{number}") if is_json else line.rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, UnreadableText) as error:
         raise BadConfig(
             f"the text {path} cannot be read: {error}.",
             where="corpus",
@@ -160,9 +161,9 @@ def _read_file(path: Path) -> Iterator[str]:
 
 def _parse_line(line: str, where: str) -> str:
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadConfig(f"not JSON: {error.msg} at column {error.colno}.", where=where) from error
+        record = parse_json(line, strict=False)
+    except UnreadableText as error:
+        raise BadConfig(f"{error}.", where=where) from error
     text = record.get("text") if isinstance(record, dict) else record
     if not isinstance(text, str):
         raise BadConfig("a line must be a JSON string, or an object with `text`.", where=where)
