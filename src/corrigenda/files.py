@@ -197,7 +197,7 @@ def write_cached(path: Path, writer: Callable[[Path], object]) -> None:
         writer: Called with the path; writes the file.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         writer(path)
     except (OSError, WriteFailed) as error:
         folder = str(cache_folder())
