@@ -33,6 +33,7 @@ def render_markdown(report: Report) -> str:
                 _format_metric_table(part.lines, part.names, group.labels),
             ]
         parts += [f"- {label}: {count} x {reason}" for label, reason, count in group.problems]
+        parts += [f"- {title}: {count} {reason}" for title, reason, count in group.exclusions]
         parts.append(_format_markdown_table(("run", "method", "id", "model"), _list_runs(group)))
     parts += ["## References", "```bibtex", *(one.bibtex for one in report.citations), "```"]
     return "\n\n".join(parts) + "\n"
@@ -133,6 +134,10 @@ def _convert_group(group: Group) -> dict[str, object]:
             for one in group.matrices
         },
         "side_by_side": None if group.side_by_side is None else _convert_answers(group),
+        "exclusions": [
+            {"benchmark": title, "reason": reason, "count": count}
+            for title, reason, count in group.exclusions
+        ],
         "problems": [
             {"run": label, "reason": reason, "count": count}
             for label, reason, count in group.problems
