@@ -112,12 +112,37 @@ def test_edits_asked_right_after_are_a_curve_of_their_own(recorded):
     assert not kept.immediate
     data = plain.convert_report(build_report([run._replace(rows=newest)]))
     shown = next(one for one in data["groups"][0]["curves"] if RELIABILITY in one["title"])
-    assert [point["edits"] for point in shown["immediate"]["rome"]] == [1, 3, 6]
+    assert [point["edits"] for point in shown["immediate"][curve.label]] == [1, 3, 6]
 
 
 def test_what_is_missing_is_told(recorded):
     run = recorded("rome", lambda *_: True, lambda *_: True, skipped=2)
     assert build_report([run]).groups[0].problems == (("rome (r-rome)", "CG105", 2),)
+
+
+def test_what_benchmarks_left_out_is_told(recorded):
+    run = recorded("rome", lambda *_: True, lambda *_: True)
+    counts = {
+        "zsre": {
+            "counts": {"records": 5},
+            "dropped": {"the subject is not in the prompt": 2},
+            "skipped": {},
+            "flagged": {"no-op": 1},
+            "unknown_fields": {"requested_rewrite": 5},
+        }
+    }
+    told = run._replace(manifest=run.manifest.model_copy(update={"counts": counts}))
+    made = build_report([told])
+    assert made.groups[0].exclusions == (
+        ("zsre", "records dropped: the subject is not in the prompt", 2),
+        ("zsre", "cases flagged: no-op", 1),
+        ("zsre", "records with the unknown field: requested_rewrite", 5),
+    )
+    assert "- zsre: 1 cases flagged: no-op" in plain.render_markdown(made)
+    assert {"benchmark": "zsre", "reason": "cases flagged: no-op", "count": 1} in (
+        plain.convert_report(made)["groups"][0]["exclusions"]
+    )
+    assert build_report([run]).groups[0].exclusions == ()
 
 
 def test_intervals_are_found_as_the_first_run_says_or_as_wanted(recorded):

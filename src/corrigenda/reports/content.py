@@ -123,6 +123,9 @@ def _build_group(
         matrices=tuple(_build_matrices(runs, labels)) if in_sequence else (),
         side_by_side=compare_answers(runs, case),
         problems=problems,
+        exclusions=tuple(
+            dict.fromkeys(one for run in runs for one in summary.list_exclusions(run))
+        ),
     )
 
 

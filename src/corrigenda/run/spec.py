@@ -24,7 +24,7 @@ from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.errors import BadConfig, did_you_mean
 from corrigenda.methods.registry import METHODS
 from corrigenda.run.editor_spec import EditorSpec, Table
-from corrigenda.run.objects import as_editor, as_labelled_editor, as_tables
+from corrigenda.run.objects import as_editor, as_tables
 from corrigenda.run.tables import (
     AskSpec,
     DataSpec,
@@ -232,7 +232,7 @@ def _expand_methods(value: object) -> Iterator[object]:
         value = METHODS.names()
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError('expected a list of methods, or "all"')
-    yield from map(as_labelled_editor, cast("Sequence[object]", value))
+    yield from map(as_editor, cast("Sequence[object]", value))
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:
