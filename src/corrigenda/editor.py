@@ -114,9 +114,10 @@ class Editor(Settings, ABC):
     requires: ClassVar[Requires] = Requires()
     supports: ClassVar[Supports] = Supports()
 
-    def __init_subclass__(cls, **options: object) -> None:
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: object) -> None:
         """Let what learns do so also where the caller is in `torch.inference_mode`."""
-        super().__init_subclass__(**options)
+        super().__pydantic_init_subclass__(**options)
         for name in ("fit", "train", "edit", "constraints"):
             if name in vars(cls):
                 setattr(cls, name, leave_inference_mode(vars(cls)[name]))
