@@ -174,7 +174,7 @@ def apply_hooks(
         NotApplied (CG406): active already.
     """
     ledger = ledger_of(lm)
-    with ledger.exclusive():
+    with ledger.session.lock:
         ledger.admit(patch, lm, force=force)
         entry = Applied(patch, lm, "runtime", ledger)
         return ledger.enter(entry, hooks_of(patch, lm), force=force)
