@@ -118,7 +118,7 @@ class Editor(Settings, ABC):
     def __pydantic_init_subclass__(cls, **options: object) -> None:
         """Let what learns do so also where the caller is in `torch.inference_mode`."""
         super().__pydantic_init_subclass__(**options)
-        for name in ("fit", "train", "edit", "constraints"):
+        for name in ("fit", "train", "edit", "constraints", "locate"):
             if name in vars(cls):
                 setattr(cls, name, leave_inference_mode(vars(cls)[name]))
 

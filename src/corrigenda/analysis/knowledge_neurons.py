@@ -28,6 +28,7 @@ from corrigenda.engines.attribution import (
 from corrigenda.engines.locate.contexts import generate_contexts
 from corrigenda.errors import BadConfig
 from corrigenda.facts import find_subject
+from corrigenda.lm.grad_mode import leave_inference_mode
 from corrigenda.lm.kv_cache import pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, key, state
@@ -125,6 +126,7 @@ class KnowledgeNeurons:
         }
 
 
+@leave_inference_mode
 def knowledge_neurons(
     lm: LanguageModel,
     prompt: str,
