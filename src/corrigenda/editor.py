@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, ParamSpec, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
+from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.lm.grad_mode import leave_inference_mode
 from corrigenda.lm.model import LanguageModel
@@ -25,6 +28,35 @@ if TYPE_CHECKING:
     from corrigenda.patch import Patch
 
 __all__ = ["Constraint", "Edit", "Editor", "MemoryEstimate", "Requires", "State", "Supports"]
+
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+# By name, since this layer may not import the methods.
+_METHODS = "corrigenda.methods.registry"
+
+
+def explain_experts(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Name the methods that edit mixtures of experts where a method finds no dense weight.
+
+    Args:
+        function: Method of an editor.
+    """
+
+    @wraps(function)
+    def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        try:
+            return function(*args, **options)
+        except UnknownSite as error:
+            if "has experts" not in error.message or "edit mixtures of experts" in error.hint:
+                raise
+            known = importlib.import_module(_METHODS).methods_for_experts()
+            where = f"method {getattr(args[0], 'name', '')}, {error.where}"
+            hint = f"These methods edit mixtures of experts: {known}."
+            raise UnknownSite(error.message, where=where, hint=hint) from error
+
+    return call
 
 
 class Requires(NamedTuple):
@@ -116,11 +148,18 @@ class Editor(Settings, ABC):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: object) -> None:
-        """Let what learns do so also where the caller is in `torch.inference_mode`."""
+        """Wrap the steps of a method.
+
+        They learn also where the caller is in `torch.inference_mode`, and name the methods that
+        work in a mixture of experts where they find no weight there.
+        """
         super().__pydantic_init_subclass__(**options)
         for name in ("fit", "train", "edit", "constraints", "locate"):
             if name in vars(cls):
                 setattr(cls, name, leave_inference_mode(vars(cls)[name]))
+        for name in ("sites", "fit", "train", "edit"):
+            if name in vars(cls):
+                setattr(cls, name, explain_experts(vars(cls)[name]))
 
     @abstractmethod
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:

@@ -13,7 +13,7 @@ from corrigenda.engines.answer_loss import AnswerPasses
 from corrigenda.engines.gradients import labelled_rows
 from corrigenda.errors import NonFinite, UnknownSite
 from corrigenda.facts import Fact
-from corrigenda.linalg.nearest import Nearest
+from corrigenda.linalg.nearest import NearestSearch
 from corrigenda.lm.decoding import answer, score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens, value
@@ -91,7 +91,7 @@ def test_another_target_splits_into_balls_that_do_not_touch(distance: float) -> 
     book = codebook_of(own)
     assert len(book) == 2
     assert float(book.radii.sum()) < distance + 1e-9
-    assert book.hits(Nearest(book.keys).search(own.keys)).tolist() == [0, 1]
+    assert book.hits(NearestSearch(book.keys).search(own.keys)).tolist() == [0, 1]
 
 
 def test_targets_are_compared_token_by_token() -> None:
@@ -138,11 +138,11 @@ def test_what_an_edit_did_to_other_balls_goes_with_it() -> None:
 def test_the_order_of_records_decides_ties_only() -> None:
     own, _ = records([[0.0], [4.0], [9.0]], [A, B, A])
     queries = torch.tensor([[0.1], [4.2], [8.5], [6.5], [30.0]])
-    hits = codebook_of(own).hits(Nearest(own.keys).search(queries)).tolist()
-    back = Nearest(own.keys.flip(0))
+    hits = codebook_of(own).hits(NearestSearch(own.keys).search(queries)).tolist()
+    back = NearestSearch(own.keys.flip(0))
     flipped = codebook_of(own._replace(radii=own.radii.flip(0))).hits(back.search(queries)).tolist()
     assert [hit if hit < 0 else 2 - hit for hit in flipped] == hits == [0, 1, 2, -1, -1]
-    twice = Nearest(torch.zeros(2, 1)).search(torch.zeros(1, 1))
+    twice = NearestSearch(torch.zeros(2, 1)).search(torch.zeros(1, 1))
     assert twice.indices.tolist() == [0]
 
 

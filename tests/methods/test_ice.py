@@ -122,7 +122,7 @@ def test_on_the_pocket_model_a_fact_is_told_saved_and_told_again(tmp_path) -> No
     )
     before = corrigenda.answer(lm, fact.prompt)
     correction = corrigenda.correct(lm, fact, "ice", embedder="states")
-    assert correction.took
+    assert correction.succeeded
     assert correction.changes == ()
     assert correction.statuses == ("stored",)
     loaded = load_patch(correction.patch.save(tmp_path / "told.safetensors"))

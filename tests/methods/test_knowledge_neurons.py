@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import corrigenda as cg
-from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.exam import draw_edits
 from corrigenda.almanac.world import load_world
 from corrigenda.engines import attribution
 from corrigenda.engines.attribution import (
@@ -175,16 +175,16 @@ def test_the_share_moves_towards_the_wanted_numbers() -> None:
         kept[:count, 0, unit] = True
     assert refine(kept, 0.7, wanted=(2, 5)).share == 0.7
     looser = refine(kept, 0.7, wanted=(3, 5))
-    assert (looser.share, int(looser.kept.sum())) == (0.6, 3)
+    assert (looser.share, int(looser.mask.sum())) == (0.6, 3)
     tighter = refine(kept, 0.7, wanted=(0, 1))
-    assert (tighter.share, int(tighter.kept.sum())) == (0.75, 1)
-    assert refine(kept, 0.7, wanted=None).kept.sum() == 2
+    assert (tighter.share, int(tighter.mask.sum())) == (0.75, 1)
+    assert refine(kept, 0.7, wanted=None).mask.sum() == 2
     # Six moves of 0.05 and no more; nothing in reach is nearer.
     assert refine(kept, 0.7, wanted=(6, 6)).share == 0.6
     # None at all is never preferred to some.
     crowd = torch.ones(4, 1, 50, dtype=torch.bool)
     crowd[0] = False
-    assert refine(crowd, 0.7, wanted=(1, 2)).kept.sum() == 50
+    assert refine(crowd, 0.7, wanted=(1, 2)).mask.sum() == 50
 
 
 def test_general_neurons_are_dropped() -> None:
@@ -345,7 +345,7 @@ def test_misuse_is_refused_and_the_model_stays_as_it_is() -> None:
 def test_a_known_fact_is_held_by_neurons_that_can_be_rewritten() -> None:
     """On the pocket model: the old answer loses on most facts, and the target gains on some."""
     lm = cg.load("pocket", dtype="float32")
-    facts = [item.told for item in edit_items(load_world(), 10, seed=11)[:6]]
+    facts = [item.training_fact for item in draw_edits(load_world(), 10, seed=11)[:6]]
     editor = build_editor("knowledge-neurons", "pocket")
     gains, losses = [], []
     for fact in facts:

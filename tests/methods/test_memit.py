@@ -52,7 +52,7 @@ def test_every_layer_solves_its_normal_equation(family: str) -> None:
 def test_layers_that_close_their_shares_close_the_same_part_of_the_gap_each() -> None:
     gap, closed = torch.ones(1, 1), []
     for remaining in (5, 4, 3, 2, 1):
-        part = memit().share(gap, remaining)
+        part = memit().layer_share(gap, remaining)
         closed.append(float(part))
         gap = gap - part
     assert closed == pytest.approx([0.2] * 5)

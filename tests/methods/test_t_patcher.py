@@ -18,6 +18,7 @@ from corrigenda.methods.t_patcher.neurons import (
     QueryMemory,
     _first_parameters,
     losses_of_neurons,
+    raise_gate,
     read_logits,
     train,
     wrong_tokens,
@@ -266,5 +267,41 @@ def test_on_the_pocket_model_a_fact_changes_and_neighbours_stay(tmp_path, monkey
 
 
 def test_only_silent_neurons_promise_to_contain_the_edit() -> None:
-    assert TPatcher().supports.contained
-    assert not TPatcher(activation="host").supports.contained
+    assert TPatcher(gate=0.5).supports.contained
+    assert not TPatcher().supports.contained
+    assert not TPatcher(gate=0.5, activation="host").supports.contained
+
+
+def test_a_query_that_hardly_excites_a_neuron_is_silent_by_a_margin() -> None:
+    """Silence must not hang on the rounding of a value near zero, which differs by processor."""
+    lm, state = model("llama"), fitted("llama")
+    quick = {**QUICK, "steps": 60, "first_check": 60, "learning_rate": 0.2}
+    editor = TPatcher(**quick, gate=0.5)
+    (site,) = editor.sites(lm)
+    patch = editor.edit(lm, FACTS[:1], state).patch
+    assert isinstance(patch, NeuronPatch)
+    one, _ = editor._run_fact(lm, FACTS[0], site)
+    own = one.queries[patch.header.notes["tokens"][0]]
+    neurons = patch.neurons
+    z = (own * neurons.keys).sum(1) + neurons.biases
+    assert bool((z > 0).all())
+    # As published, the bias is higher by as much as z, which is half of the value then.
+    published = Neurons(neurons.keys, neurons.biases + z, neurons.values / 2)
+    along = neurons.keys / neurons.keys.square().sum(1, keepdim=True)
+    for share, silent in ((0.45, True), (0.55, False)):
+        queries = own - (1 - share) * 2 * z[:, None] * along
+        heard = published.activations(queries).diagonal()
+        torch.testing.assert_close(heard, share * 2 * z)
+        assert bool((neurons.activations(queries).diagonal() > 0).all()) is not silent
+    terms = [
+        torch.relu(some.activations(own).diagonal())[:, None] * some.values
+        for some in (neurons, published)
+    ]
+    torch.testing.assert_close(*terms)
+
+
+def test_without_a_gate_neurons_are_the_published_ones_and_promise_nothing() -> None:
+    neurons, own = Neurons(torch.ones(2, 3), torch.zeros(2), torch.ones(2, 3)), torch.ones(2, 3)
+    assert all(map(torch.equal, raise_gate(neurons, own, 0.0), neurons))
+    silent = Neurons(torch.ones(2, 3), torch.full((2,), -5.0), torch.ones(2, 3))
+    assert all(map(torch.equal, raise_gate(silent, own, 0.5), silent))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from corrigenda.almanac.truth_pairs import truths
+from corrigenda.almanac.truth_pairs import truth_facts
 from corrigenda.errors import BadConfig, MissingState
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import greedy, score
@@ -373,7 +373,7 @@ def test_missing_things_are_told() -> None:
 
 
 def test_truths_of_the_pocket_world_are_pairs_of_sentences() -> None:
-    learnt, asked = list(truths()), list(truths(held_out=False))
+    learnt, asked = list(truth_facts()), list(truth_facts(held_out=False))
     assert len(learnt) > 1000
     assert not {fact.subject for fact in learnt} & {fact.subject for fact in asked}
     for fact in learnt[:50]:

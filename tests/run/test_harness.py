@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from corrigenda.abilities import harness
 from corrigenda.errors import BadConfig
 from corrigenda.lm.interception import RewrittenPrompt
 from corrigenda.lm.model import LanguageModel
-from corrigenda.metrics.registry import Records, evaluate
+from corrigenda.metrics.metric import RunRecords
+from corrigenda.metrics.registry import evaluate
 from corrigenda.rows import Measurement, Stage
-from corrigenda.run import harness
+from corrigenda.run import tasks
 from corrigenda.run.spec import HealthSpec
 from tests.run.conftest import Do, make
 from tests.run.test_tasks import ITEMS, write
@@ -75,6 +77,10 @@ def health(folder: Path, *names: str) -> HealthSpec:
     return HealthSpec(tasks=tasks)  # type: ignore[arg-type]  # as TOML gives them
 
 
+def harness_tasks(folder: Path, *names: str) -> tuple[harness.HarnessTask, ...]:
+    return tasks.harness_tasks(health(folder, *names))
+
+
 def by_name(found: list[Measurement], name: str) -> dict[str, float]:
     return {one.case: one.values[0] for one in found if one.name == name}
 
@@ -86,7 +92,7 @@ def test_scores_are_those_of_the_harness(folder: Path, lm: LanguageModel) -> Non
     from lm_eval.tasks import TaskManager
 
     digest = lm.digest()
-    found = harness.scores(lm, health(folder, "sense", "prose", "written"))
+    found = harness.scores(lm, harness_tasks(folder, "sense", "prose", "written"))
     assert lm.digest() == digest
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     own = evaluated(
@@ -117,7 +123,7 @@ def test_the_edited_model_is_scored_beside_the_unedited(do: Do, folder: Path) ->
     before = {one.values[0] for one in prose if one.stage == Stage.BEFORE}
     assert len(before) == 1
     assert not before & {one.values[0] for one in prose if one.stage == Stage.AFTER}
-    found = {one.metric: one for one in evaluate(Records(recorded.rows, recorded.measurements))}
+    found = {one.metric: one for one in evaluate(RunRecords(recorded.rows, recorded.measurements))}
     assert found["task/sense.acc"].n == 9
     assert found["task_retention/prose.word_perplexity"].value > 0
 
@@ -146,11 +152,11 @@ def test_prompts_that_are_rewritten_are_asked_so(folder: Path, lm: LanguageModel
 
 def test_a_task_that_is_not_known_is_told(folder: Path, lm: LanguageModel) -> None:
     with pytest.raises(BadConfig, match='no task "absent"'):
-        harness.scores(lm, health(folder, "absent"))
+        harness.scores(lm, harness_tasks(folder, "absent"))
 
 
 def test_a_run_is_another_where_the_tasks_are(folder: Path) -> None:
-    first = harness.digest(health(folder, "sense"))
+    first = tasks.harness_digest(health(folder, "sense"))
     file = folder / "sense.yaml"
     file.write_text(file.read_text(encoding="utf-8") + "\n# other\n", encoding="utf-8")
-    assert harness.digest(health(folder, "sense")) != first
+    assert tasks.harness_digest(health(folder, "sense")) != first

@@ -206,32 +206,32 @@ def select_above(
 
 
 def select_shared(
-    kept: Bool[Tensor, "prompt layer d_inner"], share: float, *, least: int = 3
+    mask: Bool[Tensor, "prompt layer d_inner"], share: float, *, least: int = 3
 ) -> Bool[Tensor, "layer d_inner"]:
     """Select neurons found in at least a share of the prompts, and in `least` of them.
 
     Reference: Dai et al. 2022, section 3.2; `least` is of the authors' code.
     """
-    number = len(kept)
+    number = len(mask)
     # 0.55 * 20 is a little more than 11.
     needed = max(share * number - 1e-9, min(least, number))
-    return kept.sum(dim=0) >= needed
+    return mask.sum(dim=0) >= needed
 
 
 class RefinedNeurons(NamedTuple):
     """Neurons that several prompts of one fact have in common.
 
     Attributes:
-        kept: Mask of the neurons.
+        mask: Mask of the neurons.
         share: Final share of the prompts that was required.
     """
 
-    kept: Bool[Tensor, "layer d_inner"]
+    mask: Bool[Tensor, "layer d_inner"]
     share: float
 
 
 def refine(
-    kept: Bool[Tensor, "prompt layer d_inner"],
+    mask: Bool[Tensor, "prompt layer d_inner"],
     share: float,
     *,
     wanted: tuple[int, int] | None,
@@ -241,7 +241,7 @@ def refine(
     """Keep what prompts share, and move the share until the number of neurons is in a range.
 
     Args:
-        kept: What each prompt keeps.
+        mask: Neurons found for each prompt.
         share: Share of the prompts to begin with.
         wanted: Least and most neurons; None leaves the share as it is.
         step: By how much the share moves in a round.
@@ -251,43 +251,43 @@ def refine(
     Reference: Dai et al. 2022, section 4 and the authors' code, which move the share of a relation
     until the mean over its facts is in [2, 5]. Here each fact is refined by itself.
     """
-    best = RefinedNeurons(select_shared(kept, share), share)
+    best = RefinedNeurons(select_shared(mask, share), share)
     if wanted is None:
         return best
     low, high = wanted
 
     def distance(one: RefinedNeurons) -> int:
-        count = int(one.kept.sum())
+        count = int(one.mask.sum())
         return max(low - count, count - high, 0)
 
     current = best
     for _ in range(rounds):
         if distance(best) == 0:
             break
-        up = int(current.kept.sum()) > high
+        up = int(current.mask.sum()) > high
         moved = round(current.share + (step if up else -step), 6)
         if not 0 < moved <= 1:
             break
-        current = RefinedNeurons(select_shared(kept, moved), moved)
+        current = RefinedNeurons(select_shared(mask, moved), moved)
         # Prefer few neurons to none, however near the range none may be.
-        if (not current.kept.any(), distance(current)) < (not best.kept.any(), distance(best)):
+        if (not current.mask.any(), distance(current)) < (not best.mask.any(), distance(best)):
             best = current
     return best
 
 
 def select_specific(
-    kept: Bool[Tensor, "layer d_inner"], others: Bool[Tensor, "prompt layer d_inner"], most: float
+    mask: Bool[Tensor, "layer d_inner"], others: Bool[Tensor, "prompt layer d_inner"], most: float
 ) -> Bool[Tensor, "layer d_inner"]:
     """Drop neurons found in more than a share of other prompts of the same relation.
 
     Reference: Dai et al. 2022, section 5.1, where the share is 10 % of the relation's facts.
     """
-    return kept & (others.double().mean(dim=0) <= most) if len(others) else kept
+    return mask & (others.double().mean(dim=0) <= most) if len(others) else mask
 
 
-def list_neurons(kept: Bool[Tensor, "layer d_inner"]) -> list[Neuron]:
+def list_neurons(mask: Bool[Tensor, "layer d_inner"]) -> list[Neuron]:
     """Return the neurons of a mask, lowest layer first."""
-    return [Neuron(layer, unit) for layer, unit in kept.nonzero().tolist()]
+    return [Neuron(layer, unit) for layer, unit in mask.nonzero().tolist()]
 
 
 class _BlockOutput(NamedTuple):

@@ -311,7 +311,7 @@ class RunningNorm(nn.Module):
     @torch.no_grad()
     def update(self, rows: Float[Tensor, "n d"]) -> None:
         """Take rows into the statistics."""
-        for name, tensor in self.statistics.updated(rows).tensors().items():
+        for name, tensor in self.statistics.with_samples(rows).tensors().items():
             self.get_buffer(name).copy_(tensor)
 
     def forward(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

@@ -223,7 +223,7 @@ class InContextPatch(ModulePatch):
         With the scope "retrieve", a prompt to which no new fact is near enough stays as it is.
         """
         together = active_group(self, lm)
-        if together[0] is not self:
+        if together[0] is not self or not prompts:
             return [RewrittenPrompt(prompt) for prompt in prompts]
         store = _STORES.get(together)
         layout = Layout.of(self.header.config)

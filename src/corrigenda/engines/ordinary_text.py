@@ -15,7 +15,13 @@ from corrigenda.lm.kv_cache import batches, pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Tokens
 from corrigenda.progress import Progress
-from corrigenda.statistics.corpus import Corpus, Source, as_corpus, documents, own_text
+from corrigenda.statistics.corpus import (
+    Corpus,
+    Source,
+    complete_corpus,
+    read_documents,
+    write_own_text,
+)
 
 _DOCUMENTS_TO_DRAW_FROM = 20
 _SHORTEST = 2
@@ -44,12 +50,12 @@ def draw_rows(
     Raises:
         EmptyCorpus (CG602): no text has two tokens.
     """
-    wanted = as_corpus(lm, corpus)
+    wanted = complete_corpus(lm, corpus)
     source = wanted.source
     if source is None:
         tokens = count * length
-        source = own_text(lm, tokens, seed=wanted.seed, progress=progress, keep=True)
-    texts = list(islice(documents(source), _DOCUMENTS_TO_DRAW_FROM * count))
+        source = write_own_text(lm, tokens, seed=wanted.seed, progress=progress, keep=True)
+    texts = list(islice(read_documents(source), _DOCUMENTS_TO_DRAW_FROM * count))
     random.Random(seed).shuffle(texts)
     rows: list[list[int]] = []
     for text in texts:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Parts of torch have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -143,7 +146,7 @@ def scale(change: Change, factor: float) -> Change:
     """Return the change times a number."""
     match change:
         case LowRank():
-            return change.scaled(factor)
+            return change.times(factor)
         case Dense(delta=delta):
             return Dense(delta * factor)
         case Rows(index=index, values=values, d_out=d_out):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Parts of torch have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from collections.abc import Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, NamedTuple
@@ -81,7 +84,7 @@ def compare(a: Patch, b: Patch) -> tuple[SiteComparison, ...]:
         NotExportable (CG405): one of the patches changes no weights.
     """
     left, right = _require_weights(a).changes, _require_weights(b).changes
-    result = []
+    result: list[SiteComparison] = []
     for site in [*left, *(site for site in right if site not in left)]:
         one, two = left.get(site), right.get(site)
         norm_a = norm(one) if one is not None else 0.0

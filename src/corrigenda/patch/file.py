@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -21,11 +21,13 @@ from corrigenda.files import write_atomically
 from corrigenda.patch.changes import digest_of
 from corrigenda.patch.header import FORMAT_VERSION, Header
 from corrigenda.patch.protocols import Patch
+from corrigenda.text_files import UnreadableText, decode, parse_json, read_bytes
 
 _PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"}
 _HEADER = "corrigenda"
 _CHECKSUM = "checksum"
 _LENGTH = 8
+_MOST_BYTES = 1 << 40
 _LAST_PICKLE_PROTOCOL = 5
 
 
@@ -59,9 +61,9 @@ def read_patch_file(path: str | Path) -> PatchFile:
     path = Path(path)
     _refuse_pickle_name(path)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CorruptFile(f"{path} cannot be read: {error.strerror}.") from error
+        content = read_bytes(path, most=_MOST_BYTES)
+    except UnreadableText as error:
+        raise CorruptFile(f"{path} cannot be read: {error}.") from error
     _refuse_pickle_content(path, content)
     metadata = _read_metadata(path, content)
     header_text = metadata.get(_HEADER)
@@ -71,7 +73,7 @@ def read_patch_file(path: str | Path) -> PatchFile:
             hint="A patch is what `corrigenda edit -o` or `patch.save` writes.",
         )
     try:
-        fields = json.loads(header_text)
+        fields = cast("dict[str, Any]", parse_json(header_text, strict=False))
         version = int(fields["format_version"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise corrupt(path, "its header is not readable") from error
@@ -101,7 +103,8 @@ def _read_metadata(path: Path, content: bytes) -> dict[str, str]:
     if len(content) < _LENGTH + 2 or length > len(content) - _LENGTH:
         raise corrupt(path, "it ends too early, or is not a safetensors file")
     try:
-        found = json.loads(content[_LENGTH : _LENGTH + length]).get("__metadata__", {})
+        found = parse_json(decode(content[_LENGTH : _LENGTH + length]), strict=False)
+        found = cast("dict[str, Any]", found).get("__metadata__", {})
     except (ValueError, AttributeError, RecursionError) as error:
         raise corrupt(path, "its table of tensors is not readable") from error
     if not isinstance(found, dict) or not all(isinstance(one, str) for one in found.values()):

@@ -6,7 +6,8 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from typing import cast
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
@@ -114,8 +115,10 @@ def _jsonable(value: object) -> object:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, Sequence | set | frozenset):
-        return sorted(value) if isinstance(value, set | frozenset) else list(value)
+        return dict(cast("Mapping[object, object]", value))
+    if isinstance(value, set | frozenset):
+        return sorted(cast("Set[str]", value))
+    if isinstance(value, Sequence):
+        return list(cast("Sequence[object]", value))
     tolist = getattr(value, "tolist", None)
     return tolist() if callable(tolist) else str(value)

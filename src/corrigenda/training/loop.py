@@ -303,14 +303,14 @@ class _TrainingRun:
             index, _, kind = name.partition("/")
             state.setdefault(int(index), {})[kind] = tensor
         own = self.optimiser.state_dict()["param_groups"]
-        complete = [{**mine, **kept} for mine, kept in zip(own, groups, strict=True)]
+        complete = [{**mine, **saved} for mine, saved in zip(own, groups, strict=True)]
         self.optimiser.load_state_dict({"state": state, "param_groups": complete})
 
     def _identity(self) -> str:
-        told = asdict(self.schedule)
-        del told["checkpoint_seconds"]
+        settings = asdict(self.schedule)
+        del settings["checkpoint_seconds"]
         shapes = {name: list(one.shape) for name, one in self.module.state_dict().items()}
-        text = f"{self.key}/{sorted(told.items())}/{self.num_items}/{sorted(shapes.items())}"
+        text = f"{self.key}/{sorted(settings.items())}/{self.num_items}/{sorted(shapes.items())}"
         return hashlib.sha256(text.encode()).hexdigest()
 
 

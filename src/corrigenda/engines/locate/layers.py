@@ -222,16 +222,16 @@ class MultiLayerEditor(SpreadEditor):
         }
         if not self.protects_keys or not tensors:
             return None
-        return Protected.from_tensors(tensors).reweighted(self.weight)
+        return Protected.from_tensors(tensors).with_weight(self.weight)
 
     def protect(self, state: State, keys: Mapping[Site, Float[Tensor, "d_in n"]]) -> State:
         """Return a state in which these keys are protected too."""
         tensors = {}
         for site, new in keys.items():
             columns = self.coordinates(state, site, new)
-            kept = self.protected(state, site)
-            kept = kept or Protected.empty(len(columns), self.weight, columns.device)
-            for name, tensor in kept.extended(columns).tensors().items():
+            earlier = self.protected(state, site)
+            earlier = earlier or Protected.empty(len(columns), self.weight, columns.device)
+            for name, tensor in earlier.with_keys(columns).tensors().items():
                 tensors[self._prefix(site) + name] = tensor
         return state.updated(tensors)
 

@@ -96,10 +96,10 @@ def find_targets(
 def search_memory(lm: LanguageModel, layer: int, num_facts: int) -> int:
     """Estimate the bytes that a search at a layer takes, for facts of usual length."""
     kind = lm.device.type
-    kept = num_facts * _USUAL_ROWS * USUAL_TOKENS * _token_bytes(lm, layer)
-    kept += num_facts * FLOAT * _vocabulary(lm)
+    stored = num_facts * _USUAL_ROWS * USUAL_TOKENS * _token_bytes(lm, layer)
+    stored += num_facts * FLOAT * _vocabulary(lm)
     graph = graph_bytes(lm, lm.num_layers - layer, _BUCKET_TOKENS[kind])
-    return min(kept, memory_budget(lm)) + graph + head_bytes(lm, _HEAD_ROWS[kind])
+    return min(stored, memory_budget(lm)) + graph + head_bytes(lm, _HEAD_ROWS[kind])
 
 
 def _token_bytes(lm: LanguageModel, layer: int) -> int:
@@ -324,8 +324,8 @@ def _run(
         delta = deltas[facts].flatten(1).requires_grad_(grad)
         hidden = bucket.tail.run(delta, at, rows=keep)[valid]
     owners = facts[:, None].expand_as(valid)[valid]
-    asked = _HeadReads(owners, labels[valid], weights[valid], weight[owners])
-    back = _read_head(lm, hidden.detach(), asked, before, settings, read, grad)
+    reads = _HeadReads(owners, labels[valid], weights[valid], weight[owners])
+    back = _read_head(lm, hidden.detach(), reads, before, settings, read, grad)
     if grad:
         torch.autograd.backward(hidden, back)
         assert delta.grad is not None
@@ -351,7 +351,7 @@ class _HeadReads(NamedTuple):
 def _read_head(
     lm: LanguageModel,
     hidden: Float[Tensor, "reads d_model"],
-    asked: _HeadReads,
+    reads: _HeadReads,
     before: dict[int, Float[Tensor, " vocab"]],
     settings: SearchSettings,
     read: _PassSums,
@@ -373,7 +373,7 @@ def _read_head(
             logits = lm.head(inner)
         with torch.no_grad():
             log_p = torch.log_softmax(logits.detach().float(), dim=-1)
-            own, label, weight, scale = (one[part] for one in asked)
+            own, label, weight, scale = (one[part] for one in reads)
             # Essence rows carry label -1; they are few, so they are treated one by one.
             wanted = label.clamp_min(0)
             picked = log_p.gather(1, wanted[:, None])[:, 0]

@@ -245,10 +245,10 @@ class _FactConstants:
 def training_memory(lm: LanguageModel, site: Site, num_facts: int) -> int:
     """Estimate the bytes that training one weight takes, for facts of usual length."""
     weight = lm.weight(site)
-    kept = num_facts * USUAL_TOKENS * _stored_numbers(lm, site) * lm.dtype.itemsize
+    stored = num_facts * USUAL_TOKENS * _stored_numbers(lm, site) * lm.dtype.itemsize
     tokens = _STEP_TOKENS[lm.device.type]
     graph = graph_bytes(lm, lm.num_layers - site.layer, tokens) + head_bytes(lm, tokens)
-    return _TRAINED_COPIES * FLOAT * weight.numel() + min(kept, memory_budget(lm)) + graph
+    return _TRAINED_COPIES * FLOAT * weight.numel() + min(stored, memory_budget(lm)) + graph
 
 
 def _stored_numbers(lm: LanguageModel, site: Site) -> int:
@@ -309,8 +309,8 @@ def _accumulate(
     """Return losses of some facts; add the gradient of their mean to `delta.grad` if wanted."""
     losses: dict[int, float] = {}
     pieces = inputs.split(chosen)
-    for kept, own in pieces:
-        held = kept or inputs.compute(own)
+    for stored, own in pieces:
+        held = stored or inputs.compute(own)
         with torch.set_grad_enabled(delta.requires_grad):
             nll = _nll(lm, held, own, inputs.examples, delta, training)
             loss = nll.sum() / len(chosen)

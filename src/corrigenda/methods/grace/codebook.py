@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corrigenda.engines.shared_memory import entry_id
-from corrigenda.linalg.nearest import Found, Nearest
+from corrigenda.linalg.nearest import NearestSearch, NearestVectors
 
 ADDED, SPLIT, TAKEN_OVER = 0, 1, 2
 """Act of a record: it added a ball, added one that halves an earlier ball, or took one over."""
@@ -127,7 +127,7 @@ class Codebook:
         end = int(self._ends[row])
         return tuple(self.records.targets[end - int(self.records.lengths[row]) : end].tolist())
 
-    def hits(self, found: Found) -> Int[Tensor, " queries"]:
+    def hits(self, found: NearestVectors) -> Int[Tensor, " queries"]:
         """Return the entry in whose ball each query lies, -1 for none."""
         inside = found.distances <= self.radii[found.indices]
         return torch.where(inside, found.indices, -1)
@@ -196,7 +196,7 @@ def place_facts(
 
     Reference: Hartvigsen et al. 2023, algorithm 1. A ball that expands gets the noise on top.
     """
-    found = Nearest(keys[:0] if book is None else book.keys).search(keys)
+    found = NearestSearch(keys[:0] if book is None else book.keys).search(keys)
     changed: dict[int, _Ball] = {}
     new: list[_Ball] = []
     new_keys = keys[:0].double()
@@ -254,7 +254,7 @@ def _place_fact(
 def out_of_reach(book: Codebook) -> list[int]:
     """Return the records that took over an entry and no longer lie in a ball with their target."""
     taken = (book.records.acts == TAKEN_OVER).nonzero().squeeze(1)
-    hits = book.hits(Nearest(book.keys).search(book.records.keys[taken]))
+    hits = book.hits(NearestSearch(book.keys).search(book.records.keys[taken]))
     return [
         row
         for row, hit in zip(taken.tolist(), hits.tolist(), strict=True)

@@ -28,7 +28,7 @@ from corrigenda.engines.shared_memory import (
     suspend,
 )
 from corrigenda.facts import Fact
-from corrigenda.linalg.nearest import Nearest
+from corrigenda.linalg.nearest import NearestSearch
 from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.model import LanguageModel, gather
 from corrigenda.lm.sites import Point, Site, key, value
@@ -123,10 +123,10 @@ class _ActiveCodebook(SharedMemory[GracePatch]):
             return Codebook.of(CodebookRecords.concatenate(parts)) if parts else None
 
     @cached_property
-    def _nearest(self) -> Nearest:
+    def _nearest(self) -> NearestSearch:
         assert self.book is not None, "some patch has an entry"
         with torch.inference_mode(False):
-            return Nearest(self.book.keys.to(self.lm.weight(self.site).device))
+            return NearestSearch(self.book.keys.to(self.lm.weight(self.site).device))
 
     def forget(self) -> None:
         for name in ("book", "_nearest"):

@@ -50,9 +50,9 @@ class KnowledgeEditor(HypernetworkEditor):
     last_blocks: ClassVar[int] = 3
     default_parts: ClassVar[tuple[str, ...]] = ("mlp.gate", "mlp.up", "mlp.down")
 
-    hidden: int = Field(default=128, ge=1, description="Width of the reader, each direction.")
-    condition: int = Field(default=1024, ge=1, description="Width of the reader's output.")
-    head: int = Field(default=128, ge=1, description="Inner width of the head of a weight.")
+    hidden: int = Field(default=128, ge=1, le=65536, description="Width of the reader.")
+    condition: int = Field(default=1024, ge=1, le=65536, description="Width of its output.")
+    head: int = Field(default=128, ge=1, le=65536, description="Inner width of a head.")
     max_scale: float = Field(default=1.0, gt=0, description="Bound of the scale of a change.")
     rounds: int = Field(
         default=1,

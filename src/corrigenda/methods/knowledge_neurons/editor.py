@@ -171,25 +171,29 @@ class KnowledgeNeurons(Editor):
         token as its answer.
         """
         prompts, origin = self._phrasings(lm, fact, state)
-        asked = encode_answers(lm, prompts, fact.before, separator=fact.separator, where=fact.label)
-        attribution = self._attribute(lm, asked)
+        answers = encode_answers(
+            lm, prompts, fact.before, separator=fact.separator, where=fact.label
+        )
+        attribution = self._attribute(lm, answers)
         coarse = select_above(attribution.scores, self.threshold)
         refined = refine(coarse, self.share, wanted=self.wanted if self.refine else None)
-        kept = refined.kept
-        if self.relation_share < 1 and fact.neighbours and kept.any():
+        mask = refined.mask
+        if self.relation_share < 1 and fact.neighbours and mask.any():
             others = [
                 encode_answers(lm, [text], None, where=fact.label)[0] for text in fact.neighbours
             ]
             scores = self._attribute(lm, others).scores
-            kept = select_specific(kept, select_above(scores, self.threshold), self.relation_share)
-        labels = tuple(one.label for one in asked[0])
+            mask = select_specific(mask, select_above(scores, self.threshold), self.relation_share)
+        labels = tuple(one.label for one in answers[0])
         counts = coarse.sum(dim=(1, 2)).tolist()
         return LocatedNeurons(
-            list_neurons(kept), labels, prompts, origin, attribution, counts, refined
+            list_neurons(mask), labels, prompts, origin, attribution, counts, refined
         )
 
-    def _attribute(self, lm: LanguageModel, asked: Sequence[Sequence[AnswerToken]]) -> Attribution:
-        return attribute(lm, asked, steps=self.steps, rule=self.rule, objective=self.objective)
+    def _attribute(
+        self, lm: LanguageModel, answers: Sequence[Sequence[AnswerToken]]
+    ) -> Attribution:
+        return attribute(lm, answers, steps=self.steps, rule=self.rule, objective=self.objective)
 
     def _phrasings(
         self, lm: LanguageModel, fact: Fact, state: State | None
@@ -252,7 +256,7 @@ class KnowledgeNeurons(Editor):
                 f"{fact.label}: no paraphrases; the prompt after {len(found.prompts) - 1} "
                 "generated or given prefixes was used to refine."
             )
-        dropped = int(found.refined.kept.sum()) - len(found.neurons)
+        dropped = int(found.refined.mask.sum()) - len(found.neurons)
         if not found.neurons:
             reason = (
                 "all its neurons are shared with the neighbours; raise `relation_share`"

@@ -290,8 +290,8 @@ class _Dropout(nn.Module):
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_in"]:
         if not self.training:
             return x
-        kept = torch.rand(x.shape, generator=self.generator) >= self.rate
-        return x * kept.to(x.device) / (1.0 - self.rate)
+        mask = torch.rand(x.shape, generator=self.generator) >= self.rate
+        return x * mask.to(x.device) / (1.0 - self.rate)
 
 
 class AnswerScores(NamedTuple):

@@ -137,14 +137,14 @@ class AdapterEditor(AdapterKind, Editor):
         with added_at_run_time(removed, lm) if removed else nullcontext():
             trained = train(lm, self, list(by_path), rows, names, self, previous)
         changes: dict[Site, LowRank] = {}
-        kept: dict[str, int] = {}
+        ranks: dict[str, int] = {}
         for path, own in by_path.items():
             new = self.factors(trained.adapters[path])
-            kept |= {str(site): new.rank if trained.ranks else 0 for site in own}
+            ranks |= {str(site): new.rank if trained.ranks else 0 for site in own}
             if trained.ranks:
                 whole = new + old[path] if path in old else new
                 changes |= dict(_split(lm, own, whole))
-        notes = self._notes(lm, facts, trained, kept)
+        notes = self._notes(lm, facts, trained, ranks)
         header = header_for(lm, method=self.name, config=config, facts=facts, notes=notes)
         if self.continued:
             tensors = {
@@ -176,7 +176,7 @@ class AdapterEditor(AdapterKind, Editor):
         lm: LanguageModel,
         facts: Sequence[Fact],
         trained: TrainedAdapters,
-        kept: Mapping[str, int],
+        ranks: Mapping[str, int],
     ) -> dict[str, object]:
         statuses = ["written" if loss <= EVEN_ODDS else "not converged" for loss in trained.final]
         series = {
@@ -190,7 +190,7 @@ class AdapterEditor(AdapterKind, Editor):
             "losses": [round_values(losses) for losses in trained.losses],
             "steps": len(trained.ranks),
             "stop": trained.stop,
-            "rank": dict(kept),
+            "rank": dict(ranks),
             "peft": importlib.metadata.version("peft"),
             **self.notes(lm, trained),
         }
@@ -205,7 +205,7 @@ class Lora(AdapterEditor):
 
     name: ClassVar[str] = "lora"
 
-    rank: int = Field(default=8, ge=1, description="Directions of each adapter, r.")
+    rank: int = Field(default=8, ge=1, le=65536, description="Directions of each adapter, r.")
 
     @property
     def scale(self) -> float:
@@ -256,7 +256,9 @@ class AdaLora(AdapterEditor):
 
     name: ClassVar[str] = "adalora"
 
-    initial_rank: int = Field(default=12, ge=1, description="Directions of each adapter at first.")
+    initial_rank: int = Field(
+        default=12, ge=1, le=65536, description="Directions of an adapter at first."
+    )
     target_rank: int = Field(
         default=8, ge=1, description="Directions of an adapter at the end, on average."
     )
@@ -340,8 +342,8 @@ class AdaLora(AdapterEditor):
     def factors(self, adapter: Adapter) -> LowRank:
         """Return s P diag(L) Q, of the directions whose entry of L is not zero."""
         a, e, b = (adapter[key].detach() for key in "AEB")
-        kept = e[:, 0] != 0
-        return LowRank(b[:, kept] * (self.scale * e[kept, 0]), a[kept].T)
+        used = e[:, 0] != 0
+        return LowRank(b[:, used] * (self.scale * e[used, 0]), a[used].T)
 
     def penalty(self, adapters: Sequence[Adapter]) -> Float[Tensor, ""] | None:
         """Return `orthogonality` times the mean of ||P^T P - I|| and ||Q Q^T - I||."""

@@ -65,8 +65,10 @@ class Malmen(HypernetworkEditor):
     num_edits: int = Field(
         default=512, ge=1, description="Facts edited at once in training; edit about as many."
     )
-    rank: int = Field(default=1920, ge=1, description="Inner width of a block of the network.")
-    blocks: int = Field(default=2, ge=1, description="Blocks of the network.")
+    rank: int = Field(
+        default=1920, ge=1, le=65536, description="Inner width of a block of the network."
+    )
+    blocks: int = Field(default=2, ge=1, le=64, description="Blocks of the network.")
     edit_rate: float = Field(
         default=1e-6, gt=0, description="Length of a proposal before training; learned by weight."
     )
@@ -150,8 +152,8 @@ class Malmen(HypernetworkEditor):
         num_trained = cast("int", self.read_record(state, "config")["num_edits"])
         if not differs_in_scale(num_trained, len(facts)):
             return Changes(changes, notes)
-        told = f"trained to edit {num_trained} facts at once, and these are {len(facts)}."
-        return Changes(changes, notes, (f"the network was {told}",))
+        size = f"trained to edit {num_trained} facts at once, and these are {len(facts)}."
+        return Changes(changes, notes, (f"the network was {size}",))
 
     def capture(self, lm: LanguageModel, rows: Sequence[LabelledRow]) -> dict[Site, Samples]:
         """Capture keys and gradients of one batch of rows, on the device of the networks."""

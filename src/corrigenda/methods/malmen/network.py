@@ -1,8 +1,8 @@
 """Networks of MALMEN: the change of a weight's output that each token of an answer proposes.
 
 One network serves all weights of a shape. It reads a token's key and gradient, normalised by
-statistics of training, and proposes a change of rank one, `-rate v~ u~^T`. Of that only the effect
-at the token's own key is kept, a vector of the output; merging those is left to least squares.
+statistics of training, and proposes a change of rank one, `-rate v~ u~^T`. Only its effect
+at the token's own key is used, a vector of the output; least squares merges these vectors.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corrigenda.linalg.nearest import Nearest
+from corrigenda.linalg.nearest import NearestSearch
 
 OPENED, JOINED, IN_CONFLICT, REPLACED = 0, 1, 2, 3
 """Act of a record: it opened a cluster, joined one, opened one that shrinks another, or opened one
@@ -186,7 +186,7 @@ class ClusterIndex:
         self._clusters = [one for one in database.clusters if one.radius >= 0]
         self._keys, self._blocks = database.keys, blocks
         centres = [one.centre for one in self._clusters]
-        self._nearest = Nearest(torch.stack([one.float() for one in centres]).to(device))
+        self._nearest = NearestSearch(torch.stack([one.float() for one in centres]).to(device))
 
     def find_blocks(self, queries: Float[Tensor, "queries d"]) -> Int[Tensor, " queries"]:
         """Return the block that each query selects, -1 for none; on the CPU."""

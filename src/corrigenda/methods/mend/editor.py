@@ -242,7 +242,7 @@ class MendTrainer:
     def draw_unrelated(self, facts: Sequence[Fact]) -> list[str]:
         """Draw one prompt for each fact that its edit should not change; fixed for a seed.
 
-        So the model has to be asked but once for its own answers, and many at a time.
+        So the model answers each prompt only once, many at a time.
         """
         draw = random.Random(f"outsiders/{self.seed}")
         return [draw_unrelated_prompt(facts, index, draw) for index in range(len(facts))]
@@ -323,22 +323,22 @@ class MendTrainer:
     def _outer(
         self, tasks: Sequence[EditTask], edits: Mapping[Site, Factors]
     ) -> tuple[OuterLosses, list[bool]]:
-        told = labelled_rows(self.lm, [fact for task in tasks for fact in task.paraphrases])
+        paraphrased = labelled_rows(self.lm, [fact for task in tasks for fact in task.paraphrases])
         spared = self.answers.rows([prompt for task in tasks for prompt in task.unrelated])
         with torch.no_grad():
             before = log_probabilities(self.lm, spared)
         owners = torch.tensor(_task_numbers(tasks) * 2)
         with apply_factors(self.lm, edits, owners):
-            logits, labels = predict(self.lm, [*told, *spared])
+            logits, labels = predict(self.lm, [*paraphrased, *spared])
         now = logits.log_softmax(1)
-        sizes = [len(row.labels) for row in (*told, *spared)]
+        sizes = [len(row.labels) for row in (*paraphrased, *spared)]
         wrong = -now.gather(1, labels[:, None])[:, 0]
         drift = kl_div(now[-len(before) :], before, reduction="none", log_target=True).sum(1)
         losses = OuterLosses(
-            torch.stack([one.mean() for one in wrong.split(sizes)[: len(told)]]).mean(),
-            torch.stack([one.mean() for one in drift.split(sizes[len(told) :])]).mean(),
+            torch.stack([one.mean() for one in wrong.split(sizes)[: len(paraphrased)]]).mean(),
+            torch.stack([one.mean() for one in drift.split(sizes[len(paraphrased) :])]).mean(),
         )
-        right = (now.argmax(1) == labels).split(sizes)[: len(told)]
+        right = (now.argmax(1) == labels).split(sizes)[: len(paraphrased)]
         return losses, [bool(one.all()) for one in right]
 
 

@@ -131,8 +131,8 @@ class TPatcher(Editor):
 
     @property
     def supports(self) -> Supports:  # pyright: ignore[reportIncompatibleVariableOverride]  # by option
-        """Return what the method supports; only exactly silent neurons are contained."""
-        silent = self.activation == "relu"
+        """Return what the method supports; it is contained where neurons are silent by a margin."""
+        silent = self.activation == "relu" and self.gate > 0
         return Supports(single=True, batch=True, sequential=True, contained=silent)
 
     memory_size: int = Field(default=4000, ge=1, description="Queries of text to be silent on.")
@@ -155,6 +155,13 @@ class TPatcher(Editor):
     top_memory: int = Field(default=1000, ge=1, description="Terms averaged in a memory loss.")
     amplifier: float = Field(default=10.0, gt=0, description="First factor of each value.")
     value_noise: float = Field(default=0.0, ge=0, description="Size of values at the start.")
+    gate: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of its own activation value below which a neuron with relu is silent; "
+        "above 0 the edit is contained.",
+    )
     seed: int = Field(default=0, description="Of the text drawn and of values at the start.")
 
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:

@@ -51,6 +51,7 @@ class NeuronTraining(NamedTuple):
         top_memory: Terms averaged in each memory loss.
         amplifier: First value of the factor of each coordinate of a value.
         value_noise: Standard deviation of values at the start, before amplification.
+        gate: Share of its own activation value below which a neuron is silent afterwards.
     """
 
     steps: int
@@ -69,6 +70,7 @@ class NeuronTraining(NamedTuple):
     top_memory: int
     amplifier: float
     value_noise: float
+    gate: float
 
 
 class Neurons(NamedTuple):
@@ -252,7 +254,27 @@ def train(
                     trained.stop = "memory"
                     break
     trained.neurons = _detach(parameters)
+    if act is torch.relu:
+        trained.neurons = raise_gate(trained.neurons, queries, training.gate)
     return trained
+
+
+def raise_gate(neurons: Neurons, own: Float[Tensor, "n d_model"], gate: float) -> Neurons:
+    """Make neurons with relu silent below a share of their own activation value z.
+
+    b becomes b - gate z and v becomes v / (1 - gate): the term at the own query stays, a query that
+    excites the neuron by less than gate z adds nothing. Silence on other questions then has a
+    margin of gate z, where a threshold of zero leaves it to the rounding of a processor. A neuron
+    whose own value is not positive stays as it is.
+
+    Args:
+        neurons: The neurons.
+        own: Query of each.
+        gate: From 0 (nothing changes) to below 1.
+    """
+    z = ((own * neurons.keys).sum(1) + neurons.biases).clamp_min(0)
+    scale = torch.where(z > 0, 1 / (1 - gate), 1.0)[:, None]
+    return Neurons(neurons.keys, neurons.biases - gate * z, neurons.values * scale.to(z.dtype))
 
 
 def losses_of_neurons(

@@ -158,7 +158,7 @@ class TruthX(Editor):
             BadConfig (CG502): text, or facts without `before`.
         """
         if corpus is None and (module := _SHIPPED.get(lm.name)) is not None:
-            corpus = tuple(importlib.import_module(module).truths())
+            corpus = tuple(importlib.import_module(module).truth_facts())
         config = self.model_dump(mode="json", exclude=_EDITING)
         return fit_trained(
             lm, corpus, self.train, method=self.name, config=config, progress=progress
