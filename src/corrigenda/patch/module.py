@@ -151,7 +151,7 @@ class ModulePatch(PatchValue):
         return hashlib.sha256(f"{text}\n{digest_of(self.stored)}".encode()).hexdigest()
 
     def run_time_hooks(self, lm: LanguageModel, *, merge: bool) -> AbstractContextManager[object]:
-        """Return the hooks of the patch, whatever the mode; they leave the weights alone."""
+        """Return the hooks of the patch, in both modes; they leave the weights alone."""
         return hooks_of(self, lm)  # type: ignore[arg-type]  # subclasses are one of the three
 
 
