@@ -115,6 +115,7 @@ def recorded() -> RunRecords:
             *("cost/latency", "projection/edited", "projection/original"),
             *("restoration/residual", "restoration/graph"),
             *("locating/relevance_chain", "locating/relevance_single"),
+            *("locating/factual", "locating/unbiasedness"),
         )
     ]
     measured += [
