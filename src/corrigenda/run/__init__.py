@@ -8,6 +8,7 @@
 | `before` | answers of the unedited model, asked once for all methods |
 | `worker` | one unit: edit, apply, ask, take off |
 | `tasks` | other tasks along a run: multiple choice, generated answers, and those of lm-eval |
+| `analyses` | measurements outside of runs: places, projections, latency, added tokens |
 | `restoration` | edits that are taken back by a second edit |
 | `store` | rows on disk, part by part; `store.load` gives them back |
 | `executors` | who works: this process, or Ray |
