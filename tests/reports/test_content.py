@@ -18,6 +18,8 @@ from corrigenda.reports.comparison import compare, randomisation_test
 from corrigenda.reports.content import build_report
 from corrigenda.reports.page import render_page
 from corrigenda.reports.sections import Chart, Curve
+from corrigenda.rows import Measurement
+from corrigenda.run import summary
 from corrigenda.run.spec import Intervals
 from tests.support.recorded import record_run
 from tests.support.records import COUNTERFACT, RECENT, write
@@ -254,6 +256,22 @@ def test_equal_values_are_both_best_and_one_alone_is_not():
     assert numbers.find_best(fluency, same, estimate(6.0)) == {1}
     assert numbers.find_best(fluency, same) == frozenset()
     assert fluency.protocol is Protocol.GREEDY
+    # Nearest to that of the unedited model, which is 1 whatever the model.
+    near = [estimate(0.4), estimate(1.1), estimate(3.0)]
+    assert numbers.best(metric("perplexity_ratio@teacher_forced"), near) == {1}
+    for name in ("leak@greedy", RELIABILITY):
+        assert numbers.best(metric(name), [estimate(0.0), estimate(0.0)]) == frozenset()
+    some = [estimate(0.0), estimate(0.0), estimate(0.5)]
+    assert numbers.best(metric("leak@greedy"), some) == {0, 1}
+
+
+def test_a_residual_that_is_always_0_is_shown_only_if_wanted(recorded):
+    run = recorded("memit", lambda *_: True, lambda *_: True)
+    name = "graph_residual"
+    measured = [Measurement(case=str(i), name="restoration/graph", values=[2, 0]) for i in "12"]
+    run = run._replace(measurements=measured)
+    assert name not in [one.metric.name for one in summary.lines([run])]
+    assert name in [one.metric.name for one in summary.lines([run], [name])]
 
 
 def test_kinds_and_benchmarks_have_tables_of_their_own(two):
