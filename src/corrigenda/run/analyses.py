@@ -14,7 +14,7 @@ from corrigenda.cases import Case, Probe
 from corrigenda.errors import CorrigendaError
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import gives, greedy
-from corrigenda.lm.interception import through
+from corrigenda.lm.interception import ask_rewritten
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.spans import encode
 from corrigenda.metrics.locating import FACTUAL, UNBIASEDNESS
@@ -23,7 +23,7 @@ from corrigenda.patch.protocols import Patch
 from corrigenda.patch.weights import WeightPatch
 from corrigenda.rows import Measurement
 from corrigenda.run import costs
-from corrigenda.run.prober import coded
+from corrigenda.run.prober import describe_error
 
 UNKNOWN = "the model does not give the answer"
 
@@ -57,7 +57,7 @@ def measure_places(
             try:
                 effects = _trace(lm, case, probe, samples)
             except CorrigendaError as error:
-                found.append(Measurement(case=case.id, name=probe.role, skipped=coded(error)))
+                found.append(Measurement(case=case.id, name=probe.role, skipped=describe_error(error)))
                 continue
             if probe.answer is None:
                 found.append(Measurement(case=case.id, name=UNBIASEDNESS, values=effects))
@@ -162,7 +162,7 @@ def measure_prompt_tokens(
 
     without = count(lm, [], list(prompts))
     with patch.apply(lm):
-        patched = through(lm, list(prompts), count)
+        patched = ask_rewritten(lm, list(prompts), count)
     return [
         Measurement(case=prompt, name="cost/prompt_tokens", values=[float(second - first)])
         for prompt, first, second in zip(prompts, without, patched, strict=True)
