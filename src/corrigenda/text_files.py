@@ -72,9 +72,13 @@ def read_bytes(path: str | Path, *, most: int = MOST_BYTES) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UnreadableText(f"{reason}") from error
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(handle)
         _check_kind(status)
+    except UnreadableText:
+        os.close(handle)
+        raise
+    with os.fdopen(handle, "rb") as file:
         content = b""
         try:
             # Files of the system state no size, and a file may grow meanwhile.

@@ -32,10 +32,10 @@ def check_seed(seed: int) -> None:
     """Refuse a seed that a generator of torch cannot take.
 
     Raises:
-        BadConfig (CG502): it is negative, or needs more than 63 bits.
+        BadConfig (CG502): it is below -2^63, or above 2^64 - 1.
     """
-    if not 0 <= seed < 1 << 63:
-        raise BadConfig("the seed is out of range.", hint="Give 0 to 2^63 - 1.")
+    if not -(1 << 63) <= seed < 1 << 64:
+        raise BadConfig("the seed is out of range.", hint="Give a number from -2^63 to 2^64 - 1.")
 
 
 def find_typed_bos(lm: LanguageModel, prompts: Sequence[str]) -> list[str]:
