@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from corrigenda import text_files
+from corrigenda.errors import CorruptFile, WriteFailed
+from corrigenda.files import write_text
+from corrigenda.patch import load_patch
+from corrigenda.state import State
 from corrigenda.text_files import (
     MOST_LEVELS,
     NotJson,
@@ -160,3 +165,27 @@ def test_texts_hold_characters_only() -> None:
         with pytest.raises(UnreadableText, match=why) as info:
             check_text(text)
         str(info.value).encode()
+
+
+def test_devices_are_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    link = tmp_path / "link"
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(WriteFailed, match=r"CG601 .*no plain file and is not replaced"):
+            write_text(path, "x")
+    assert pipe.is_fifo()
+    for path in (tmp_path / "a\0b", Path("/")):
+        with pytest.raises(WriteFailed, match=r"CG601 "):
+            write_text(path, "x")
+
+
+@pytest.mark.parametrize("read", [State.load, load_patch])
+def test_a_pipe_is_refused_and_not_waited_for(
+    tmp_path: Path, read: Callable[[Path], object]
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(CorruptFile, match=r"CG402 .*no plain file"):
+        read(pipe)

@@ -106,6 +106,15 @@ def check_plain_file(path: str | Path) -> None:
         raise UnreadableText(str(error)) from error
 
 
+def is_plain_file(path: str | Path) -> bool:
+    """Return whether there is a regular file; False for names that no file can have."""
+    try:
+        check_plain_file(path)
+    except UnreadableText:
+        return False
+    return True
+
+
 def _check_kind(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         folder = stat.S_ISDIR(status.st_mode)

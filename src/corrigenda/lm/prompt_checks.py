@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 from corrigenda.errors import BadConfig
 from corrigenda.lm.model import LanguageModel
 from corrigenda.text_files import UnreadableText, check_text
 
 
-def check_prompts(prompts: Sequence[object]) -> list[str]:
-    """Return prompts as a list of texts.
+def check_prompts(prompts: object) -> list[str]:
+    """Return prompts as a list of texts; one text is one prompt.
 
     Raises:
         BadConfig (CG502): one is no text, or holds what is no character.
     """
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        prompts = (prompts,)
     texts: list[str] = []
-    for prompt in prompts:
+    for prompt in cast("Iterable[object]", prompts):
         if not isinstance(prompt, str):
             raise BadConfig(
-                f"a prompt is text, not {prompt!r}.", hint="Give one text, or a list of texts."
+                f"a prompt is text, not an object of type {type(prompt).__name__}.",
+                hint="Give one text, or a list of texts.",
             )
         try:
             texts.append(check_text(prompt))
