@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from pydantic import JsonValue
+
 from corrigenda.text_files import (
     NotJson,
     UnreadableText,
@@ -100,12 +102,18 @@ def read_rows(path: Path) -> Iterator[FactRow]:
     separator = _SEPARATORS.get(path.suffix.lower())
     if separator is not None:
         return _read_table(text, separator)
-    start = text.lstrip()[:1]
-    whole = _parse_whole(text) if start in ("[", "{") else None
-    if start == "[" and isinstance(whole, list):
-        return (FactRow(f"record {number}", value) for number, value in enumerate(whole, start=1))
-    if start == "{" and whole is not None and text.strip().count("\n"):
-        return iter([FactRow("record 1", whole)])
+    start = text.lstrip()
+    if start.startswith("["):
+        whole = _parse(text)
+        if isinstance(whole, list):
+            return (
+                FactRow(f"record {number}", value) for number, value in enumerate(whole, start=1)
+            )
+    # One object over several lines.
+    if start.startswith("{") and _parse(start.partition("\n")[0]) is None:
+        whole = _parse(text)
+        if whole is not None:
+            return iter([FactRow("record 1", whole)])
     return (FactRow(f"line {number}", value) for number, value in parse_json_lines(text))
 
 
@@ -158,11 +166,14 @@ def _as_list(value: object) -> list[object]:
     return list(cast("list[object]", value)) if isinstance(value, list | tuple) else [value]
 
 
-def _parse_whole(text: str) -> object:
+def _parse(text: str) -> JsonValue | UnreadableText:
+    """Return what JSON text holds, or why it is beyond the limits; None where it is no JSON."""
     try:
         return parse_json(text)
     except NotJson:
         return None
+    except UnreadableText as error:
+        return error
 
 
 def _read_table(text: str, separator: str) -> Iterator[FactRow]:

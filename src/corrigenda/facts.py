@@ -34,6 +34,7 @@ _OPENING = re.compile(
 
 
 _BLANK = "{}"
+_HINT = 'One JSON object a line: {"prompt": ..., "target": ..., "subject": ...}.'
 _MOST_PROBLEMS = 20
 _MOST_PLACES = 5
 
@@ -395,9 +396,12 @@ def read_facts(path: str | Path) -> list[Fact]:
     """
     path = Path(path)
     try:
-        return _parse_rows(read_rows(path), where=path.name)
+        facts = _parse_rows(read_rows(path), where=path.name)
     except UnreadableText as error:
         raise MalformedFacts(f"{path} cannot be read: {error}.") from error
+    if not facts:
+        raise MalformedFacts(f"{path} holds no facts.", hint=_HINT)
+    return facts
 
 
 def facts_from_lines(lines: Iterable[str], *, where: str) -> list[Fact]:
@@ -428,7 +432,7 @@ def _parse_rows(rows: Iterable[FactRow], *, where: str) -> list[Fact]:
         raise MalformedFacts(
             f"{sum(map(len, problems.values()))} bad line(s):\n    " + "\n    ".join(shown),
             where=where,
-            hint='One JSON object a line: {"prompt": ..., "target": ..., "subject": ...}.',
+            hint=_HINT,
         )
     _warn_unused(unused)
     return facts

@@ -57,7 +57,9 @@ def measure_places(
             try:
                 effects = _trace(lm, case, probe, samples)
             except CorrigendaError as error:
-                found.append(Measurement(case=case.id, name=probe.role, skipped=describe_error(error)))
+                found.append(
+                    Measurement(case=case.id, name=probe.role, skipped=describe_error(error))
+                )
                 continue
             if probe.answer is None:
                 found.append(Measurement(case=case.id, name=UNBIASEDNESS, values=effects))

@@ -33,7 +33,7 @@ from corrigenda.run.tables import (
     Regime,
     TaskSpec,
 )
-from corrigenda.text_files import UnreadableText, read_toml
+from corrigenda.text_files import UnreadableText, is_plain_file, read_toml
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor
@@ -268,10 +268,10 @@ def hash_json(plain: object) -> str:
 
 def _find_recipe(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
-    if path.is_file():
+    if is_plain_file(path):
         return path
     for folder in _list_folders():
-        if (found := folder / f"{name_or_path}.toml").is_file():
+        if is_plain_file(found := folder / f"{name_or_path}.toml"):
             return found
     raise BadConfig(
         f'no recipe "{name_or_path}".', hint=did_you_mean(str(name_or_path), list_recipes())
