@@ -68,6 +68,5 @@ def test_tables_say_which_rome_ran() -> None:
     framework = EditorSpec(name="rome", options={"preset": "llama-2-7b-easyedit"})
     assert framework.title == "rome (r-rome, use_moment=false)"
     assert EditorSpec(name="rome", label="mine").title == "mine"
-    assert EditorSpec(name="rome", label="mine").variant == "rome (r-rome)"
     assert EditorSpec(name="memit").title == "memit"
     assert variant_label("adalora", {"pruning": False}) == "adalora (pruning=false)"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from corrigenda.benchmarks.benchmark import BENCHMARKS
+from corrigenda.methods.presets import variant_label
 from corrigenda.methods.registry import METHODS
 from corrigenda.run.store import Recorded
 
@@ -45,6 +46,8 @@ class Citation(NamedTuple):
             "howpublished": venue,
             "year": year.group() if year else "",
             "url": self.url,
+            # Which variant of a method ran.
+            "note": self.about if "(" in self.about else "",
         }
         lines = [
             f"  {name} = {{{value if name == 'url' else _escaped(value)}}},"
@@ -59,7 +62,7 @@ def citations(runs: Sequence[Recorded]) -> tuple[Citation, ...]:
     found: dict[str, Citation] = {}
     for run in runs:
         name = run.spec.editor.name
-        about = f"method {run.spec.editor.variant}"
+        about = f"method {variant_label(name, run.spec.editor.options)}"
         _add(found, about, name, METHODS.card(name))
         data = [*run.spec.benchmark, *([run.spec.train] if run.spec.train else ())]
         for one in data:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from corrigenda.methods.presets import variant_label
 from corrigenda.metrics.estimate import Estimate
 from corrigenda.reports.content import Group, Report, TableLine
 from corrigenda.reports.numbers import cell, interval, legend, value
@@ -175,9 +176,13 @@ def _metric_table(lines: Sequence[TableLine], names: Sequence[str], labels: Sequ
 
 def _runs(group: Group) -> list[tuple[str, ...]]:
     return [
-        (label, run.spec.editor.variant, run.manifest.run, run.manifest.model)
+        (label, _describe_method(run), run.manifest.run, run.manifest.model)
         for label, run in zip(group.labels, group.runs, strict=True)
     ]
+
+
+def _describe_method(run: Recorded) -> str:
+    return variant_label(run.spec.editor.name, run.spec.editor.options)
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

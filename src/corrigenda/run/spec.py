@@ -52,7 +52,7 @@ class EditorSpec(Table):
         name: Name of the method.
         options: Options on top of the preset for the model.
         transforms: What is done to its patches, as `--transform` takes them.
-        label: How tables call it; the name, with the variant of the method, where nothing is given.
+        label: How tables call it; the name where nothing is given.
     """
 
     name: str
@@ -63,12 +63,8 @@ class EditorSpec(Table):
     @property
     def title(self) -> str:
         """How tables call it."""
-        return self.label or "+".join([self.variant, *self.transforms])
-
-    @property
-    def variant(self) -> str:
-        """Name of the method, with the variant that its options make of it."""
-        return variant_label(self.name, self.options)
+        own = variant_label(self.name, self.options)
+        return self.label or "+".join([own, *self.transforms])
 
 
 class DataSpec(Table):
