@@ -146,17 +146,16 @@ class Editor(Settings, ABC):
     requires: ClassVar[Requires] = Requires()
     supports: ClassVar[Supports] = Supports()
 
-    def __init_subclass__(cls, **options: object) -> None:
-        """Let what learns do so also where the caller is in `torch.inference_mode`."""
-        super().__init_subclass__(**options)
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: object) -> None:
+        """Let what learns do so also where the caller is in `torch.inference_mode`.
+
+        What finds no weight in a mixture of experts names the methods that work there.
+        """
+        super().__pydantic_init_subclass__(**options)
         for name in ("fit", "train", "edit", "constraints"):
             if name in vars(cls):
                 setattr(cls, name, leave_inference_mode(vars(cls)[name]))
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **options: object) -> None:
-        """Let what finds no weight in a mixture of experts name the methods that work there."""
-        super().__pydantic_init_subclass__(**options)
         for name in ("sites", "fit", "train", "edit"):
             if name in vars(cls):
                 setattr(cls, name, explain_experts(vars(cls)[name]))
