@@ -186,6 +186,8 @@ def test_markdown_and_latex_escape_and_mark_the_best(two):
     row = next(one for one in text.splitlines() if one.startswith(f"| `{RELIABILITY}`"))
     assert "**100**" in row
     assert "@misc{rome2022" in text
+    assert "note = {method rome (r-rome)}" in text
+    assert "| rome (r-rome) | rome (r-rome) |" in text
     tex = plain.render_latex(made)
     assert r"\textbf{100}" in tex
     assert tex.count(r"\begin{tabular}") == 1
