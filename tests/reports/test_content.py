@@ -260,11 +260,11 @@ def test_equal_values_are_both_best_and_one_alone_is_not():
     assert fluency.protocol is Protocol.GREEDY
     # Nearest to that of the unedited model, which is 1 whatever the model.
     near = [estimate(0.4), estimate(1.1), estimate(3.0)]
-    assert numbers.best(metric("perplexity_ratio@teacher_forced"), near) == {1}
+    assert numbers.find_best(metric("perplexity_ratio@teacher_forced"), near) == {1}
     for name in ("leak@greedy", RELIABILITY):
-        assert numbers.best(metric(name), [estimate(0.0), estimate(0.0)]) == frozenset()
+        assert numbers.find_best(metric(name), [estimate(0.0), estimate(0.0)]) == frozenset()
     some = [estimate(0.0), estimate(0.0), estimate(0.5)]
-    assert numbers.best(metric("leak@greedy"), some) == {0, 1}
+    assert numbers.find_best(metric("leak@greedy"), some) == {0, 1}
 
 
 def test_a_residual_that_is_always_0_is_shown_only_if_wanted(recorded):
@@ -272,8 +272,8 @@ def test_a_residual_that_is_always_0_is_shown_only_if_wanted(recorded):
     name = "graph_residual"
     measured = [Measurement(case=str(i), name="restoration/graph", values=[2, 0]) for i in "12"]
     run = run._replace(measurements=measured)
-    assert name not in [one.metric.name for one in summary.lines([run])]
-    assert name in [one.metric.name for one in summary.lines([run], [name])]
+    assert name not in [one.metric.name for one in summary.make_lines([run])]
+    assert name in [one.metric.name for one in summary.make_lines([run], [name])]
 
 
 def test_kinds_and_benchmarks_have_tables_of_their_own(two):
@@ -383,7 +383,7 @@ def test_markdown_shows_what_models_and_files_say_as_text(two):
         problems=(("x|y", "[link](http://a)\n- item", 2),),
     )
     text = plain.render_markdown(replace(made, groups=(group,)))
-    assert text.splitlines()[0] == r"# a \*b\* &lt;script&gt; # c"
+    assert text.splitlines()[0] == r"# a \*b\* \<script> # c"
     assert r"- x\|y: 2 x \[link\](http://a) - item" in text
     assert r"| unedited | x\|y | \`code\` |" in text
     assert "<script>" not in text

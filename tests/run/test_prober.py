@@ -14,7 +14,8 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.scoring import Fed, rate
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.spans import encode
-from corrigenda.run.prober import Answer, Query, ask, compute_divergences, make_query
+from corrigenda.run.prober import ask, compute_divergences
+from corrigenda.run.queries import Answer, Query, make_query
 from corrigenda.testing.tiny import tiny_model
 
 PROMPTS = ("The Space Needle is in", "Rome is", "Who wrote the book about the sea? It was")

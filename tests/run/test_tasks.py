@@ -17,7 +17,8 @@ from corrigenda.lm.spans import encode
 from corrigenda.metrics.metric import RunRecords
 from corrigenda.metrics.registry import evaluate, metric
 from corrigenda.metrics.tasks.choices import chosen_place
-from corrigenda.run.prober import Query, add_examples
+from corrigenda.run.prober import add_examples
+from corrigenda.run.queries import Query
 from corrigenda.run.spec import HealthSpec
 from tests.run.conftest import Do, make
 

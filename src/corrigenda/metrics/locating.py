@@ -35,7 +35,7 @@ FACTUAL, UNBIASEDNESS = "locating/factual", "locating/unbiasedness"
 
 
 def overlap(first: Place, second: Place) -> float:
-    """|A and B| / k, for places of equal size k.
+    """Return the overlap, |A and B| / k, of places of equal size k.
 
     Example:
         >>> round(overlap([3, 4, 5], [4, 5, 6]), 4)
@@ -46,7 +46,7 @@ def overlap(first: Place, second: Place) -> float:
 
 
 def jaccard(first: Place, second: Place) -> float:
-    """|A and B| / |A or B|."""
+    """Return the Jaccard index, |A and B| / |A or B|."""
     return len(set(first) & set(second)) / len(set(first) | set(second))
 
 

@@ -48,10 +48,9 @@ class Citation(NamedTuple):
             "title": title or rest,
             "howpublished": "" if year and venue == year.group() else venue,
             "year": year.group() if year else "",
-            "note": self.note,
+            # What of the work is meant, or which variant of a method ran.
+            "note": self.note or (self.about if "(" in self.about else ""),
             "url": self.url,
-            # Which variant of a method ran.
-            "note": self.about if "(" in self.about else "",
         }
         lines = [
             f"  {name} = {{{value if name == 'url' else _escape(value)}}},"

@@ -17,7 +17,7 @@ from corrigenda.cases import Case, Probe
 from corrigenda.errors import NoCases
 from corrigenda.facts import Fact
 from corrigenda.run.health import make_text_query, read_texts
-from corrigenda.run.prober import Query, make_query
+from corrigenda.run.queries import Query, make_query
 from corrigenda.run.spec import DataSpec, Regime, RunSpec
 from corrigenda.run.tasks import items_of
 
