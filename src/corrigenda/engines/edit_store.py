@@ -255,7 +255,7 @@ def write_sentence(fact: Fact) -> str:
 
 
 def mentions(text: str, entity: str) -> bool:
-    """Return whether a text contains an entity as whole words, in any case."""
+    """Return whether a text contains an entity as whole words, in upper or lower case."""
     pattern = rf"(?<!\w){re.escape(entity.strip())}(?!\w)"
     return bool(entity.strip()) and re.search(pattern, text, re.IGNORECASE) is not None
 

@@ -94,7 +94,7 @@ class TruthxPatch(ModulePatch):
 
 
 class TruthX(Editor):
-    """Moves the model's states towards truth at every question; no fact is written.
+    """Moves the model's states towards truth for every question; no fact is written.
 
     Reference: Zhang, Yu, Feng 2024. See the card, `truthx.md`.
     """
