@@ -125,7 +125,7 @@ def ask(
     distributions: bool = True,
     batch_tokens: int | None = None,
 ) -> AnswerTable:
-    """Ask a model, with whatever patches are active, every query once.
+    """Ask a model, with the patches that are active, every query once.
 
     A query that cannot be asked (a prompt beyond the context, an empty target) gets an answer
     that names the reason; it does not change the others.
