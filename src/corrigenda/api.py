@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, cast, overload
@@ -23,6 +23,7 @@ from corrigenda.facts import Fact, FactLike, as_facts
 from corrigenda.lm.decoding import answer as short_answers
 from corrigenda.lm.decoding import greedy, next_token_top
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.prompt_checks import check_prompts, find_typed_bos
 from corrigenda.lm.wrapping import require_lm
 from corrigenda.patch import Patch, WeightPatch
 from corrigenda.progress import Progress, show_progress
@@ -102,9 +103,11 @@ def load(
             raise BadConfig(f'no dtype "{dtype}".', hint=did_you_mean(dtype, list(_DTYPES)))
         dtype = _DTYPES[dtype]
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        place = torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise BadConfig(f'device "{device}" cannot be used here: {error}') from error
+    if place.is_meta:
+        raise BadConfig('the device "meta" holds no weights.', hint="Give cpu, cuda or mps.")
     return LanguageModel.load(
         str(name_or_path), dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
@@ -269,7 +272,7 @@ def answer(
     `ask(lm, prompts)` gives it as `answer`, with more.
     """
     lm = require_lm(lm)
-    answers = short_answers(lm, _as_list(prompts), max_new_tokens=max_new_tokens)
+    answers = short_answers(lm, _check(lm, prompts), max_new_tokens=max_new_tokens)
     return answers[0] if isinstance(prompts, str) else answers
 
 
@@ -308,7 +311,7 @@ def ask(
         BadConfig (CG502): prompts that are no texts, or `chat` without a template.
     """
     lm = require_lm(lm)
-    several = _as_list(prompts)
+    several = _check(lm, prompts)
     continuations = greedy(lm, several, max_new_tokens=max_new_tokens, chat=chat)
     answers = short_answers(lm, several, max_new_tokens=max_new_tokens, chat=chat)
     tops = [[] for _ in several] if chat else next_token_top(lm, several, top)
@@ -386,6 +389,7 @@ def _edit(
             notices.append(f'subject of {fact.label}: "{subject}" (found)')
             fact = replace(fact, subject=subject)
         complete.append(fact)
+    notices += find_typed_bos(lm, [fact.prompt for fact in complete])
     held = check_targets(lm, complete)
     notices += [
         f'{AlreadyTrue.code} {AlreadyTrue.__name__}: the model says "{fact.target}" already after'
@@ -416,13 +420,9 @@ def _edit(
     return _Made(patch, complete, held, made.state, seconds, (*notices, *map(str, own)))
 
 
-def _as_list(prompts: str | Iterable[object]) -> list[str]:
-    """Return prompts as a list; one text is one prompt."""
-    several: list[str] = []
-    for prompt in [prompts] if isinstance(prompts, str) else prompts:
-        if not isinstance(prompt, str):
-            raise BadConfig(
-                f"a prompt is text, not {prompt!r}.", hint="Give one text, or a list of texts."
-            )
-        several.append(prompt)
+def _check(lm: LanguageModel, prompts: str | Sequence[str]) -> list[str]:
+    """Return prompts as a list, one text as one prompt; a BOS typed in them is warned of."""
+    several = check_prompts(prompts)
+    for line in find_typed_bos(lm, several):
+        warnings.warn(line, stacklevel=3)
     return several

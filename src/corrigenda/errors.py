@@ -126,7 +126,7 @@ class LostPrompts(CorrigendaError):
 
 
 class NotAModel(CorrigendaError):
-    """Something else was given where a wrapped model, or a model to wrap, is needed."""
+    """Something else than a wrapped model or its parts, or a model that cannot be used."""
 
     code = "CG307"
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Required, cast
@@ -19,6 +19,9 @@ from corrigenda.errors import (
     MalformedFacts,
     SubjectNotFound,
 )
+from corrigenda.fact_records import LISTS, FactRow, read_rows, translate
+from corrigenda.look_alikes import explain_look_alike
+from corrigenda.text_files import UnreadableText, check_text, parse_json_lines
 
 _WORD = re.compile(r"[^\W_][\w'.\u2019-]*(?<![.'\u2019-])|[^\w\s]+")
 _JOINING = re.compile("of|the|de|la|le|du|des|van|von|der|den|da|di|al|bin|ibn")
@@ -31,6 +34,9 @@ _OPENING = re.compile(
 
 
 _BLANK = "{}"
+_HINT = 'One JSON object a line: {"prompt": ..., "target": ..., "subject": ...}.'
+_MOST_PROBLEMS = 20
+_MOST_PLACES = 5
 
 
 class Span(NamedTuple):
@@ -44,12 +50,13 @@ class Span(NamedTuple):
 class Fact:
     """One correction: the target that a model should answer after a prompt.
 
-    A prompt that has `{}` in the place of its subject, as ROME's data write it, is filled in where
-    the subject does not occur in it; so are the paraphrases.
+    White space around every text is dropped, except in `separator`. One text where several are
+    possible is one item. A prompt that has `{}` in the place of its subject, as ROME's data write
+    it, is filled in where the subject does not occur in it; so are the paraphrases.
 
     Attributes:
-        prompt: Text up to the answer, without the answer and without trailing space.
-        target: The answer that should become true, without leading space.
+        prompt: Text up to the answer, without the answer.
+        target: The answer that should become true.
         subject: The entity the fact is about, exactly as written in `prompt`; None where a method
             needs no subject.
         subject_start: Character at which the subject starts; needed only when it occurs more than
@@ -60,6 +67,11 @@ class Fact:
         neighbours: Prompts whose answers should stay as they are.
         separator: Text between prompt and target; empty for languages written without spaces.
         name: How messages refer to this fact (a record id, a file and line).
+
+    Raises:
+        EmptyTarget (CG102): the prompt or the target is empty.
+        SubjectNotFound (CG103), AmbiguousSubject (CG104): see `span`.
+        MalformedFacts (CG101): a field that is no text, or holds what is no character.
     """
 
     prompt: str
@@ -74,6 +86,7 @@ class Fact:
     name: str = field(default="", repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self._strip()
         self._fill_template()
         if not self.prompt.strip():
             raise EmptyTarget(
@@ -87,6 +100,30 @@ class Fact:
             )
         if self.subject is not None:
             self.span  # noqa: B018 - raises where the subject is missing or ambiguous
+
+    def _strip(self) -> None:
+        """Check every field, and drop the white space around texts."""
+        start = cast("object", self.subject_start)
+        if start is not None and (not isinstance(start, int) or isinstance(start, bool)):
+            raise _no_text("subject_start", start, self.name, expected="a number")
+        if start is not None:
+            start -= len(str(self.prompt)) - len(str(self.prompt).lstrip())
+            start += len(str(self.subject)) - len(str(self.subject).lstrip())
+            object.__setattr__(self, "subject_start", start)
+        object.__setattr__(self, "name", str(self.name))
+        check_field("separator", self.separator, self.name)
+        for field_name in ("prompt", "target", "subject", "before"):
+            given = getattr(self, field_name)
+            if given is not None or field_name in ("prompt", "target"):
+                text = check_field(field_name, given, self.name)
+                object.__setattr__(self, field_name, text.strip())
+        for field_name in LISTS:
+            given = getattr(self, field_name)
+            if not isinstance(given, Sequence) or isinstance(given, bytes):
+                raise _no_text(field_name, given, self.name, expected="texts")
+            several = [given] if isinstance(given, str) else cast("Sequence[object]", given)
+            texts = (check_field(field_name, one, self.name).strip() for one in several)
+            object.__setattr__(self, field_name, tuple(filter(None, texts)))
 
     def _fill_template(self) -> None:
         """Put the subject in the place of `{}`, in the prompt and the paraphrases."""
@@ -131,9 +168,9 @@ class FactRecord(TypedDict, total=False):
     subject: str | None
     subject_start: int | None
     before: str | None
-    aliases: tuple[str, ...]
-    paraphrases: tuple[str, ...]
-    neighbours: tuple[str, ...]
+    aliases: str | tuple[str, ...]
+    paraphrases: str | tuple[str, ...]
+    neighbours: str | tuple[str, ...]
     separator: str
     name: str
 
@@ -142,6 +179,24 @@ _RECORDS = TypeAdapter(FactRecord)
 
 FactLike = Fact | Mapping[str, object]
 """A fact, or a mapping with its fields."""
+
+
+def check_field(name: str, value: object, where: str) -> str:
+    """Return a field of a fact that is text.
+
+    Raises:
+        MalformedFacts (CG101): it is something else, or holds what is no character.
+    """
+    if not isinstance(value, str):
+        raise _no_text(name, value, where)
+    try:
+        return check_text(value)
+    except UnreadableText as error:
+        raise MalformedFacts(f"{name}: {error}.", where=where) from error
+
+
+def _no_text(name: str, value: object, where: str, *, expected: str = "text") -> MalformedFacts:
+    return MalformedFacts(f"{name}: {expected} was expected, not {_describe(value)}.", where=where)
 
 
 def find_subject(prompt: str, subject: str, *, start: int | None = None, where: str = "") -> Span:
@@ -172,12 +227,11 @@ def find_subject(prompt: str, subject: str, *, start: int | None = None, where: 
         return Span(start, start + len(subject))
     found = list(_find_all(prompt, subject))
     if not found:
-        at = prompt.lower().find(subject.lower())
-        close = f' Did you mean "{prompt[at : at + len(subject)]}"?' if at >= 0 else ""
         raise SubjectNotFound(
             f'"{subject}" does not occur in the prompt "{prompt}".',
             where=where,
-            hint=f"Subjects are matched exactly, including case.{close}",
+            hint="Subjects are matched exactly, including case."
+            + explain_look_alike(prompt, subject),
         )
     free = [span for span in found if _is_whole_word(prompt, span)] or found
     if len(free) > 1:
@@ -282,24 +336,41 @@ def as_facts(given: object) -> list[Fact]:
         )
     one = isinstance(given, Fact | Mapping)
     several = [cast("object", given)] if one else cast("Iterable[object]", given)
-    return [
-        fact if isinstance(fact, Fact) else _parse_fact(fact, name=f"fact #{number}")
+    unused: set[str] = set()
+    facts = [
+        fact if isinstance(fact, Fact) else _parse_fact(fact, unused, name=f"fact #{number}")
         for number, fact in enumerate(several)
     ]
+    _warn_unused(unused)
+    return facts
 
 
-def _parse_fact(record: object, *, name: str) -> Fact:
-    """Return the fact of a mapping; errors of its fields in one message."""
+def _parse_fact(record: object, unused: set[str], *, name: str) -> Fact:
+    """Return the fact of a mapping, and add the fields that were left out to `unused`."""
+    if isinstance(record, UnreadableText):
+        raise MalformedFacts(f"{record}.", where=name)
+    if not isinstance(record, Mapping):
+        raise MalformedFacts(
+            f"fact: an object with fields was expected, not {_describe(record)}.", where=name
+        )
+    names = cast("Mapping[object, object]", record)
     try:
-        fields = _RECORDS.validate_python(record)
+        translation = translate({str(key): value for key, value in names.items()})
+        fields = _RECORDS.validate_python(translation.fields)
     except ValidationError as error:
         raise MalformedFacts(
             f"{_list_problems(error)}.",
             where=name,
             hint='A fact has "prompt" and "target", and where needed "subject".',
         ) from error
+    unused |= translation.unused
     fields.setdefault("name", name)
-    return Fact(**fields)
+    return Fact(**fields)  # type: ignore[arg-type]  # one text is one item
+
+
+def _warn_unused(names: set[str]) -> None:
+    if names:
+        warnings.warn(f"fields not used for the edit: {', '.join(sorted(names))}.", stacklevel=3)
 
 
 def _list_problems(error: ValidationError) -> str:
@@ -314,39 +385,64 @@ def _describe(value: object) -> str:
 
 
 def read_facts(path: str | Path) -> list[Fact]:
-    """Read a JSONL file with one fact per line; blank lines are skipped.
+    """Return the facts of a file: JSON lines, a JSON list, or CSV with a line of names.
+
+    Field names of ROME, CounterFact, EasyEdit and MEND's zsRE are understood, see
+    `corrigenda.fact_records`; fields that say nothing about the edit are warned of. In CSV several
+    texts in one cell are separated by `|`. Blank lines are skipped.
 
     Raises:
-        MalformedFacts (CG101): lists every bad line with its number.
+        MalformedFacts (CG101): the file cannot be read, or lists what is wrong, with its places.
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        facts = _parse_rows(read_rows(path), where=path.name)
+    except UnreadableText as error:
         raise MalformedFacts(f"{path} cannot be read: {error}.") from error
-    return facts_from_lines(text.split("\n"), where=path.name)
+    if not facts:
+        raise MalformedFacts(f"{path} holds no facts.", hint=_HINT)
+    return facts
 
 
 def facts_from_lines(lines: Iterable[str], *, where: str) -> list[Fact]:
-    """Parse JSON lines into facts; all problems are collected in one `MalformedFacts` (CG101)."""
+    """Return the facts in lines of JSON; all problems are collected in one error (CG101)."""
+    text = "\n".join(line.replace("\n", " ") for line in lines)
+    rows = (FactRow(f"line {number}", value) for number, value in parse_json_lines(text))
+    return _parse_rows(rows, where=where)
+
+
+def _parse_rows(rows: Iterable[FactRow], *, where: str) -> list[Fact]:
     facts: list[Fact] = []
-    problems: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        name = f"{where}:{number}"
+    problems: dict[str, list[str]] = {}
+    unused: set[str] = set()
+    for place, value in rows:
         try:
-            facts.append(_parse_fact(json.loads(line), name=name))
-        except json.JSONDecodeError as error:
-            problems.append(f"line {number}: not JSON ({error.msg} at column {error.colno})")
+            facts.append(_parse_fact(value, unused, name=f"{where}:{place.split()[-1]}"))
         except MalformedFacts as error:
-            problems.append(f"line {number}: {error.message.removesuffix('.')}")
+            problems.setdefault(error.message.removesuffix("."), []).append(place)
         except CorrigendaError as error:
-            problems.append(f"line {number}: {error.code} {error.message}")
+            problems.setdefault(f"{error.code} {error.message}", []).append(place)
     if problems:
+        shown = [
+            f"{_join_places(places)}: {problem}"
+            for problem, places in [*problems.items()][:_MOST_PROBLEMS]
+        ]
+        if len(problems) > _MOST_PROBLEMS:
+            shown.append(f"and {len(problems) - _MOST_PROBLEMS} other problems")
         raise MalformedFacts(
-            f"{len(problems)} bad line(s):\n    " + "\n    ".join(problems),
+            f"{sum(map(len, problems.values()))} bad line(s):\n    " + "\n    ".join(shown),
             where=where,
-            hint='One JSON object a line: {"prompt": ..., "target": ..., "subject": ...}.',
+            hint=_HINT,
         )
+    _warn_unused(unused)
     return facts
+
+
+def _join_places(places: Sequence[str]) -> str:
+    """Return "line 3", or "lines 3, 4, 5 and 12,000 more"."""
+    if len(places) == 1:
+        return places[0]
+    kind = places[0].split()[0]
+    numbers = ", ".join(place.split()[-1] for place in places[:_MOST_PLACES])
+    left = len(places) - _MOST_PLACES
+    return f"{kind}s {numbers}" + (f" and {left:,} more" if left > 0 else "")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import cast
 
 import torch
 from pydantic import JsonValue
@@ -24,10 +25,12 @@ from corrigenda.lm.sites import Site
 from corrigenda.patch.changes import digest_of
 from corrigenda.patch.display import table_of
 from corrigenda.patch.ledger import ledger_of
+from corrigenda.text_files import UnreadableText, check_plain_file, parse_json
 
 STATE_FORMAT = 1
 """Version of the state file format that this library writes."""
 
+_LONGEST_VERSION = 9
 _MOMENT = "moment/"
 _ENOUGH_KEYS = 2.0
 _SHRINKAGE_AT_LIMIT = 0.01
@@ -209,13 +212,15 @@ class State:
             NewerFormat (CG404): written by a newer version of this library.
         """
         try:
+            # A pipe without a writer would never open.
+            check_plain_file(path)
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, UnreadableText) as error:
             raise _corrupt(path, str(error)) from error
         version = metadata.get("corrigenda_state", "")
-        if not version.isdecimal():
+        if not (version.isdecimal() and len(version) < _LONGEST_VERSION):
             raise _corrupt(path, "it is no state of this library")
         if int(version) > STATE_FORMAT:
             raise NewerFormat(
@@ -224,7 +229,11 @@ class State:
             )
         if metadata.get("checksum") != _checksum(metadata.get("meta", ""), tensors):
             raise _corrupt(path, "the checksum does not match its content")
-        return cls(tensors, json.loads(metadata["meta"]))
+        try:
+            meta = parse_json(metadata.get("meta", ""), strict=False)
+            return cls(tensors, cast("dict[str, JsonValue]", meta))
+        except (TypeError, ValueError) as error:
+            raise _corrupt(path, f"its metadata is not readable ({error})") from error
 
 
 def automatic_shrinkage(keys_per_dimension: float) -> float:

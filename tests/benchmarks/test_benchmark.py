@@ -266,21 +266,23 @@ def test_unknown_fields_are_counted(tmp_path: Path) -> None:
     assert klob.unknown_fields == {}
 
 
-def test_expected_probes_may_be_in_cases_that_a_limit_leaves_out(tmp_path: Path) -> None:
+def test_with_a_limit_the_expected_probes_may_be_in_a_case_that_is_not_drawn(
+    tmp_path: Path,
+) -> None:
     records = [changed(ZSRE, loc=""), changed(ZSRE, src="When was Vero tower made?")]
     path = write(tmp_path / "z.json", records)
-    drawn = {only(BENCHMARKS.get("zsre")().load(path, limit=1, seed=seed)).id for seed in range(9)}
+    drawn = {only(BENCHMARKS.get("zsre")().load(path, limit=1, seed=s)).id for s in range(9)}
     assert drawn == {"0", "1"}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[" * 3000 + b"]" * 3000, "nested too deeply"),
-        (b"[" + b"9" * 5000 + b"]", "a number cannot be read: Exceeds the limit"),
-        (b'[{"answer": NaN}]', "a number cannot be read: NaN"),
-        (b'[{"answer": -Infinity}]', "a number cannot be read: -Infinity"),
-        (b'[{"src": "\\ud800"}]', "half a character"),
+        (b"[" * 3000 + b"]" * 3000, "nested deeper than"),
+        (b"[" + b"9" * 5000 + b"]", "an integer of 5000 digits"),
+        (b'[{"answer": NaN}]', "NaN is no finite number"),
+        (b'[{"answer": -Infinity}]', "-Infinity is no finite number"),
+        (b'[{"src": "\\ud800"}]', "lone surrogate"),
         (b'[{"src": "\\ud83d\\ude00"}]', "record 0: subject: Field required"),
         ("[]".encode("utf-16"), "cannot be read"),
         (b"", "not JSON"),

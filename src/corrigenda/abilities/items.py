@@ -9,7 +9,7 @@ published, one a line. Fields that are not listed are ignored.
 | `choices` | `prompt`, `choices`, `answer`: the place of the right one, from 0 | as given |
 | `cola` | `sentence`, `label`: 1 acceptable | No, Yes |
 | `mrpc` | `sentence1`, `sentence2`, `label`: 1 the same | No, Yes |
-| `rte`, `nli` | `sentence1`, `sentence2`, `label`: 0 entailed | True, False |
+| `rte`, `nli` | `sentence1`, `sentence2`, `label`: 0 or `entailment` | True, False |
 | `sst2` | `sentence`, `label`: 1 positive | negative, positive |
 | `mmlu` | `question`, `choices`, `answer`: the place of the right one | A, B, C, D |
 | `boolq` | `question`, `passage`, `answer`: true or false | no, yes |
@@ -29,7 +29,6 @@ answer, so it measures no reasoning; ours does not show it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -38,6 +37,7 @@ from corrigenda.abilities.record_formats import FORMATS, KINDS, Kind, TaskQuesti
 from corrigenda.benchmarks.draw import draw_places
 from corrigenda.benchmarks.files import validate_records
 from corrigenda.errors import MalformedRecords, MissingData
+from corrigenda.text_files import NotJson, UnreadableText, parse_json, read_text
 
 __all__ = ["KINDS", "Form", "Kind", "TaskItem", "form_of", "read_items"]
 
@@ -201,23 +201,27 @@ def _read_questions(path: Path, kind: Kind) -> list[list[TaskQuestion]]:
     return found
 
 
+def _explain(error: UnreadableText) -> str:
+    return f" is {error}" if isinstance(error, NotJson) else f": {error}"
+
+
 def _read_lines(path: Path) -> tuple[Sequence[int], list[object]]:
     """Return the objects of the lines that are not blank, with their numbers from 1."""
     try:
         # Not splitlines: questions hold line separators of Unicode.
-        text = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise MissingData("there is no file of items.", where=str(path)) from error
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path).split("\n")
+    except UnreadableText as error:
+        if not path.exists():
+            raise MissingData("there is no file of items.", where=str(path)) from error
         raise MalformedRecords(f"the items cannot be read: {error}.", where=str(path)) from error
     lines = [number for number, line in enumerate(text, start=1) if line.strip()]
     raw: list[object] = []
     for number in lines:
         try:
-            raw.append(json.loads(text[number - 1]))
-        except json.JSONDecodeError as error:
+            raw.append(parse_json(text[number - 1]))
+        except UnreadableText as error:
             raise MalformedRecords(
-                f"the items cannot be read: line {number} is not JSON ({error.msg}).",
+                f"the items cannot be read: line {number}{_explain(error)}.",
                 where=str(path),
                 hint="Give one JSON object a line.",
             ) from error

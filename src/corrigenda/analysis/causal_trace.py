@@ -20,9 +20,10 @@ from corrigenda.analysis.state_restoration import (
     draw_noise,
 )
 from corrigenda.engines.pocket_world import subject_of
-from corrigenda.errors import BadConfig
+from corrigenda.errors import BadConfig, EmptyTarget
 from corrigenda.facts import Fact, find_subject
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.prompt_checks import check_prompts, check_seed
 from corrigenda.lm.sites import Point, Site, Tokens, state, write
 from corrigenda.lm.spans import encode
 from corrigenda.lm.wrapping import require_lm
@@ -318,8 +319,9 @@ def causal_trace(
     Raises:
         SubjectNotFound (CG103), AmbiguousSubject (CG104): see `Fact.span`.
         PromptTooLong (CG105): prompt and answer exceed the context.
-        BadConfig (CG502): no kind, a window, sample count or noise out of range, or `severed` names
-            the state.
+        EmptyTarget (CG102): an empty prompt or answer.
+        BadConfig (CG502): no kind; a window, sample count, noise or seed out of range; or `severed`
+            names the state.
 
     Reference: ROME (Meng et al. 2022), section 2 and appendix B. Unlike the authors' code, the
     subject is found by character offsets, and restorations share passes.
@@ -328,10 +330,12 @@ def causal_trace(
     if isinstance(prompt, Fact):
         subject, subject_start = subject or prompt.subject, prompt.subject_start
         prompt = prompt.prompt
+    check_prompts([prompt])
     subject = subject or subject_of(lm, prompt)
     kinds, severed = _parse_kinds(kinds), _parse_kinds(severed)
     width = default_window(lm.num_layers) if window is None else window
     _check(kinds, severed, width, samples, noise)
+    check_seed(seed)
     question, text = tokenise_prompt(
         lm, prompt, subject, subject_start=subject_start, answer=answer
     )
@@ -394,6 +398,10 @@ def tokenise_prompt(
         SubjectNotFound (CG103), AmbiguousSubject (CG104), PromptTooLong (CG105): see
             `causal_trace`.
     """
+    if answer is not None and not answer.strip():
+        raise EmptyTarget(
+            "the answer to follow is empty.", hint="Leave it out for the model's own answer."
+        )
     span = find_subject(prompt, subject, start=subject_start)
     encoded = encode(lm, prompt, target=answer or "", subject=span)
     assert encoded.subject_first is not None

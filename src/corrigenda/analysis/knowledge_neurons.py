@@ -27,10 +27,12 @@ from corrigenda.engines.attribution import (
     select_above,
 )
 from corrigenda.engines.locate.contexts import generate_contexts
-from corrigenda.errors import BadConfig
+from corrigenda.errors import BadConfig, EmptyTarget
 from corrigenda.facts import Fact, find_subject
+from corrigenda.lm.grad_mode import leave_inference_mode
 from corrigenda.lm.kv_cache import pad_id, widen
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.prompt_checks import check_prompts, check_seed
 from corrigenda.lm.sites import Point, Site, Tokens, key, state
 from corrigenda.lm.wrapping import require_lm
 
@@ -151,6 +153,7 @@ class NeuronAttribution:
         }
 
 
+@leave_inference_mode
 def knowledge_neurons(
     lm: LanguageModel,
     prompt: str | Fact,
@@ -189,7 +192,8 @@ def knowledge_neurons(
         SubjectNotFound (CG103), AmbiguousSubject (CG104): a phrasing lacks the subject, or holds it
             twice.
         PromptTooLong (CG105): a phrasing with the answer exceeds the context.
-        BadConfig (CG502): a threshold, share or number of steps out of range.
+        EmptyTarget (CG102): an empty answer.
+        BadConfig (CG502): a threshold, share, number of steps or seed out of range.
         UnknownSite (CG303): the model has mixtures of experts.
 
     Reference: Dai et al. 2022, section 3. See `knowledge_neurons.md` of the method.
@@ -202,6 +206,12 @@ def knowledge_neurons(
         raise BadConfig(
             f"threshold {threshold}, share {share}, {steps} steps.",
             hint="A threshold is in [0, 1], a share in (0, 1], and there is at least one step.",
+        )
+    check_seed(seed)
+    check_prompts([prompt, *(paraphrases or ())])
+    if answer is not None and not answer.strip():
+        raise EmptyTarget(
+            "the answer to attribute is empty.", hint="Leave it out for the model's own answer."
         )
     if paraphrases is None:
         prefixes = generate_contexts(lm, "memit", seed=seed).prefixes

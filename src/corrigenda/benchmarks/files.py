@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import shutil
 import urllib.request
 from collections import Counter
@@ -18,6 +16,7 @@ from urllib.parse import urljoin
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from corrigenda import text_files
 from corrigenda.errors import MalformedRecords, MissingData, WrongChecksum
 from corrigenda.files import cache_folder, make_folder, write_atomically
 
@@ -25,7 +24,6 @@ RecordT = TypeVar("RecordT")
 
 _MOST_PROBLEMS = 10
 _MOST_BYTES = 2 << 30
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _TIMEOUT = 60
 
 
@@ -177,13 +175,9 @@ class BenchmarkFiles:
             MalformedRecords (CG603): the file cannot be read, is no regular file, or is too large.
         """
         try:
-            if not path.is_file():
-                raise OSError("it is no regular file")
-            if path.stat().st_size > _MOST_BYTES:
-                raise OSError(f"it is larger than {_MOST_BYTES >> 30} GiB")
-            data = path.read_bytes()
-            text = data.decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError, MemoryError) as error:
+            data = text_files.read_bytes(path, most=_MOST_BYTES)
+            text = text_files.decode(data)
+        except text_files.UnreadableText as error:
             raise MalformedRecords(f"the file cannot be read: {error}.", where=str(path)) from error
         self.sources.append(SourceFile(path.name, hashlib.sha256(data).hexdigest()))
         return text
@@ -243,29 +237,18 @@ def parse_json(text: str, *, where: str, first_line: int = 1) -> object:
         MalformedRecords (CG603): it is not JSON, too deep, or holds such a value.
     """
     try:
-        found = json.loads(text, parse_constant=_refuse_constant)
-        if _SURROGATE.search(text):
-            json.dumps(found, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
+        return text_files.parse_json(text)
+    except text_files.NotJson as error:
+        line = first_line + error.line - 1
         raise MalformedRecords(
-            f"the file is not JSON: {error.msg} at line {first_line + error.lineno - 1}.",
+            f"the file is not JSON: {error.reason} at line {line}.",
             where=where,
             hint="Was it cut off, or downloaded as a page?",
         ) from error
-    except RecursionError as error:
-        raise MalformedRecords("the file is nested too deeply.", where=where) from error
-    except UnicodeEncodeError as error:
+    except text_files.UnreadableText as error:
         raise MalformedRecords(
-            "a text holds half a character (a surrogate).", where=where
+            f"the file cannot be read: {error}.", where=f"{where}, line {first_line}"
         ) from error
-    except ValueError as error:  # a number with too many digits, or no number
-        reason = str(error).partition(";")[0]
-        raise MalformedRecords(f"a number cannot be read: {reason}.", where=where) from error
-    return found
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def validate_records(

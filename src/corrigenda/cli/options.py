@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import JsonValue
 
 from corrigenda.cli.output import wants_json
-from corrigenda.errors import BadConfig, WriteFailed
+from corrigenda.errors import BadConfig
+from corrigenda.text_files import UnreadableText, check_text, parse_value
 
 if TYPE_CHECKING:
     from corrigenda.lm.model import LanguageModel
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _ARGUMENTS = frozenset(
     ["lm", "facts", "editor", "method", "state", "corpus", "progress", "layer", "transforms"]
 )
-Setting = bool | int | float | str | list[object] | dict[str, object] | None
+Setting = JsonValue
 
 Model = Annotated[
     str,
@@ -96,10 +97,26 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, Setting]:
         if option in _ARGUMENTS:
             raise BadConfig(f'"{option}" is no option of a method.', where="--set")
         try:
-            options[option] = json.loads(value)
-        except json.JSONDecodeError:
-            options[option] = value
+            options[option] = parse_value(value)
+        except UnreadableText as error:
+            raise BadConfig(f"{option}: {error}.", where="--set") from error
     return options
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse arguments that are not UTF-8: they could be neither asked nor printed.
+
+    Raises:
+        BadConfig (CG502): one is not.
+    """
+    for argument in arguments:
+        try:
+            check_text(argument)
+        except UnreadableText as error:
+            raise BadConfig(
+                f"an argument is not UTF-8: {error}.",
+                hint="Set the terminal to UTF-8, or rename the file.",
+            ) from error
 
 
 def open_model(name: str, *, dtype: str | None, device: str) -> LanguageModel:
@@ -114,14 +131,12 @@ def open_model(name: str, *, dtype: str | None, device: str) -> LanguageModel:
     return corrigenda.load(name, dtype=dtype, device=device)
 
 
-def check_folder(file: Path) -> None:
-    """Refuse a place for a result that cannot be written, before any work is done.
+def check_folder(path: Path, *, folder: bool = False) -> None:
+    """Refuse a place for a result that cannot be written; see `corrigenda.files.check_place`.
 
     Raises:
-        WriteFailed (CG601): its folder does not exist.
+        WriteFailed (CG601): it cannot be written.
     """
-    if not file.absolute().parent.is_dir():
-        raise WriteFailed(
-            f"{file} cannot be written: there is no folder {file.absolute().parent}.",
-            hint="Make the folder first.",
-        )
+    from corrigenda.files import check_place
+
+    check_place(path, folder=folder)

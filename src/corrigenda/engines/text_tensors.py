@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from corrigenda.facts import Fact
+from corrigenda.text_files import decode, parse_json
 
 
 def encode_value(value: JsonValue) -> UInt8[Tensor, " bytes"]:
@@ -26,8 +27,7 @@ def encode_value(value: JsonValue) -> UInt8[Tensor, " bytes"]:
 
 def decode_value(tensor: UInt8[Tensor, " bytes"]) -> JsonValue:
     """Return the JSON value that `encode_value` was given."""
-    value: JsonValue = json.loads(bytes(tensor.tolist()).decode())
-    return value
+    return parse_json(decode(bytes(tensor.tolist())), strict=False)
 
 
 def encode_facts(facts: tuple[Fact, ...]) -> UInt8[Tensor, " bytes"]:

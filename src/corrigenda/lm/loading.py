@@ -12,7 +12,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.utils import logging as transformers_logging
 
-from corrigenda.errors import BadConfig, PickleRefused, SlowTokenizer, UnknownModel, did_you_mean
+from corrigenda.errors import (
+    BadConfig,
+    MissingExtra,
+    NotAModel,
+    SlowTokenizer,
+    UnknownModel,
+    did_you_mean,
+)
+from corrigenda.lm.model_files import check_model_files
 
 SHIPPED = ("pocket", "pocket-gpt2")
 """Models inside the package."""
@@ -29,7 +37,6 @@ _WELL_KNOWN = (
     "mistralai/Mistral-7B-v0.1",
     "Qwen/Qwen2.5-7B",
 )
-_PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
 def _default_dtype(name: str) -> str:
@@ -50,14 +57,13 @@ def load_pair(
 
     Raises:
         UnknownModel (CG301): nothing there, no model in it, or not all of its weights.
+        CorruptFile (CG402): Git LFS pointers in place of the files.
         PickleRefused (CG403): a folder with pickled weights only.
         SlowTokenizer (CG305): the tokenizer gives no character offsets.
     """
     name = str(name_or_path)
     source = shipped_folder(name) if name in SHIPPED else name
-    folder = Path(source)
-    if folder.is_dir():
-        _require_safetensors(folder, name)
+    check_model_files(Path(source), name)
     settings = {"trust_remote_code": trust_remote_code}
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -70,6 +76,12 @@ def load_pair(
             **settings,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **settings)
+    except ImportError as error:
+        raise MissingExtra(
+            f"the checkpoint needs a package that is not installed: {_first_line(error)}",
+            where=name,
+            hint="Install it, or load the checkpoint unquantised.",
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unknown(name, error) from error
     finally:
@@ -85,7 +97,9 @@ def load_pair(
             "another architecture than config.json states.",
         )
     require_fast(tokenizer, name)
-    return model.to(device), tokenizer
+    model = model.to(device)
+    require_weights(model, name)
+    return model, tokenizer
 
 
 def shipped_folder(name: str) -> str:
@@ -133,30 +147,32 @@ def require_trainable(model: PreTrainedModel, name: str) -> None:
         )
 
 
-def _require_safetensors(folder: Path, name: str) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = [file.name for pattern in _PICKLES for file in folder.glob(pattern)]
-    if pickles:
-        raise PickleRefused(
-            f"{pickles[0]} is a pickle file; opening it could run code.",
+def require_weights(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose weights are not all in memory.
+
+    Raises:
+        NotAModel (CG307): some are offloaded, or on the device meta.
+    """
+    absent = [path for path, one in model.named_parameters() if one.is_meta]
+    if absent:
+        raise NotAModel(
+            f"{len(absent)} weights are not in memory, among them {absent[0]}: they are offloaded "
+            "or on the device meta.",
             where=name,
-            hint="Load it once where you trust it and save it again: save_pretrained writes "
-            "safetensors.",
+            hint="Load it on one device, or with a device_map that fits into memory.",
         )
-    raise UnknownModel(
-        "the folder holds no *.safetensors file.",
-        where=name,
-        hint="A model folder has config.json, model.safetensors and tokenizer.json.",
-    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def _unknown(name: str, error: Exception) -> UnknownModel:
-    reason = str(error).strip().splitlines()
     known = [*SHIPPED, *_WELL_KNOWN]
     short = {one.rpartition("/")[2]: one for one in known}
     return UnknownModel(
         f'no model by the name or path "{name}" could be loaded.',
-        where=reason[0][:300] if reason else type(error).__name__,
+        where=_first_line(error),
         hint=f"Known: {short[name]}." if name in short else did_you_mean(name, known),
     )

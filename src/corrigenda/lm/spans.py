@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
-from corrigenda.errors import EmptyTarget, PromptTooLong, SlowTokenizer, SubjectNotFound
+from corrigenda.errors import EmptyTarget, NotAModel, PromptTooLong, SlowTokenizer, SubjectNotFound
 from corrigenda.facts import Fact, Span
 
 if TYPE_CHECKING:
@@ -165,6 +165,7 @@ def encode(
             hint="Shorten the prompt or its context.",
         )
     ids = [piece.id for piece in pieces]
+    _require_embedded(lm, ids, where)
     first, last, glued = None, None, False
     if subject is not None:
         first, last, glued = _subject(pieces, prompt, subject, len(prefix), where)
@@ -216,6 +217,27 @@ def encode_fact(
 def excerpt(text: str, limit: int = 60) -> str:
     """Shorten a text for a message."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def _require_embedded(
+    lm: object,
+    ids: list[int],
+    where: str,
+) -> None:
+    """Refuse tokens for which a model has no embedding."""
+    model = getattr(lm, "model", None)
+    if model is None:
+        return
+    rows = model.get_input_embeddings().weight.shape[0]
+    if max(ids) >= rows:
+        tokenizer = cast("PreTrainedTokenizerBase", getattr(lm, "tokenizer", None))
+        text = tokenizer.convert_ids_to_tokens(max(ids))
+        raise NotAModel(
+            f'the token "{text}" has the id {max(ids)}, but the model embeds {rows} tokens.',
+            where=where,
+            hint="Give the model its own tokenizer; after adding tokens, call "
+            "model.resize_token_embeddings(len(tokenizer)).",
+        )
 
 
 def _resolve(

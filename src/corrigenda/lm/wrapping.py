@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from corrigenda.errors import NotAModel
-from corrigenda.lm.loading import SHIPPED, shipped_folder
+from corrigenda.lm.loading import SHIPPED, require_weights, shipped_folder
 from corrigenda.lm.model import LanguageModel
 
 _COMPILED = "_orig_mod"
@@ -31,7 +31,7 @@ def wrap(model: object, tokenizer: object = None, *, name: str = "") -> Language
             methods are found by it.
 
     Raises:
-        NotAModel (CG307): something else, or no tokenizer.
+        NotAModel (CG307): something else, no tokenizer, or weights that are not in memory.
         UnknownFamily (CG302): the architecture is not understood.
         SlowTokenizer (CG305): the tokenizer gives no character offsets.
 
@@ -60,6 +60,7 @@ def wrap(model: object, tokenizer: object = None, *, name: str = "") -> Language
             f"a tokenizer was expected, not {_describe(tokenizer)}.", hint=f"Write {_WRAP}."
         )
     name = name or _shipped_name(found)
+    require_weights(found, name or type(found).__name__)
     return LanguageModel(found, tokenizer, name=name)  # type: ignore[arg-type]  # checked by it
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -21,11 +21,13 @@ from corrigenda.files import write_atomically
 from corrigenda.patch.changes import digest_of
 from corrigenda.patch.header import FORMAT_VERSION, Header
 from corrigenda.patch.protocols import Patch
+from corrigenda.text_files import UnreadableText, decode, parse_json, read_bytes
 
 _PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"}
 _HEADER = "corrigenda"
 _CHECKSUM = "checksum"
 _LENGTH = 8
+_MOST_BYTES = 1 << 40
 _LAST_PICKLE_PROTOCOL = 5
 
 
@@ -59,9 +61,9 @@ def read_patch_file(path: str | Path) -> PatchFile:
     path = Path(path)
     _refuse_pickle_name(path)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CorruptFile(f"{path} cannot be read: {error.strerror}.") from error
+        content = read_bytes(path, most=_MOST_BYTES)
+    except UnreadableText as error:
+        raise CorruptFile(f"{path} cannot be read: {error}.") from error
     _refuse_pickle_content(path, content)
     metadata = _read_metadata(path, content)
     header_text = metadata.get(_HEADER)
@@ -71,10 +73,12 @@ def read_patch_file(path: str | Path) -> PatchFile:
             hint="A patch is what `corrigenda edit -o` or `patch.save` writes.",
         )
     try:
-        fields = json.loads(header_text)
+        fields = cast("dict[str, Any]", parse_json(header_text, strict=False))
         version = int(fields["format_version"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise corrupt(path, "its header is not readable") from error
+    if version < 1 or type(fields["format_version"]) is not int:
+        raise corrupt(path, f"its format version is {fields['format_version']!r}")
     if version > FORMAT_VERSION:
         raise NewerFormat(
             f"{path} has format version {version}; this version reads up to {FORMAT_VERSION}.",
@@ -83,7 +87,7 @@ def read_patch_file(path: str | Path) -> PatchFile:
     try:
         tensors = load(content)
         header = Header.model_validate(fields)
-    except (SafetensorError, ValidationError, KeyError) as error:
+    except (SafetensorError, ValidationError, KeyError, ValueError, RecursionError) as error:
         raise corrupt(path, str(error)) from error
     if metadata != {_HEADER: header_text, _CHECKSUM: _checksum(header_text, tensors)}:
         raise corrupt(path, "the checksum does not match its content")
@@ -99,9 +103,16 @@ def _read_metadata(path: Path, content: bytes) -> dict[str, str]:
     if len(content) < _LENGTH + 2 or length > len(content) - _LENGTH:
         raise corrupt(path, "it ends too early, or is not a safetensors file")
     try:
-        return json.loads(content[_LENGTH : _LENGTH + length]).get("__metadata__", {})
-    except (ValueError, AttributeError) as error:
+        found = parse_json(decode(content[_LENGTH : _LENGTH + length]), strict=False)
+        found = cast("dict[str, Any]", found).get("__metadata__", {})
+    except (ValueError, AttributeError, RecursionError) as error:
         raise corrupt(path, "its table of tensors is not readable") from error
+    if not isinstance(found, dict):
+        raise corrupt(path, "its metadata is no table of texts")
+    metadata = cast("dict[str, object]", found)
+    if not all(isinstance(one, str) for one in metadata.values()):
+        raise corrupt(path, "its metadata is no table of texts")
+    return cast("dict[str, str]", metadata)
 
 
 def _sort_header(content: bytes) -> bytes:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import cast
 
 from corrigenda.cases import Against, Protocol
 from corrigenda.errors import BadConfig
@@ -20,6 +19,7 @@ from corrigenda.rows import Measurement, Row
 from corrigenda.run.prober import Answer, Query, ask
 from corrigenda.run.row_builder import BaselineAnswers
 from corrigenda.run.spec import HealthSpec
+from corrigenda.text_files import parse_json, read_text
 
 PERPLEXITY = "perplexity"
 """Role of the rows of texts."""
@@ -34,7 +34,7 @@ def read_texts(health: HealthSpec) -> tuple[str, ...]:
     texts = list(health.texts)
     if health.file is not None:
         try:
-            lines = Path(health.file).read_text(encoding="utf-8").splitlines()
+            lines = read_text(health.file).splitlines()
             texts += [_parse_text(line) for line in lines if line.strip()]
         except (OSError, ValueError, KeyError) as error:
             raise BadConfig(
@@ -48,7 +48,9 @@ def read_texts(health: HealthSpec) -> tuple[str, ...]:
 
 
 def _parse_text(line: str) -> str:
-    return str(json.loads(line)["text"]) if line.startswith("{") else line.strip()
+    if not line.startswith("{"):
+        return line.strip()
+    return str(cast("dict[str, object]", parse_json(line))["text"])
 
 
 def make_text_query(text: str) -> Query:

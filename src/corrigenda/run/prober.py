@@ -22,8 +22,12 @@ from corrigenda.lm.decoding import continuations
 from corrigenda.lm.interception import ask_rewritten
 from corrigenda.lm.kv_cache import Continuation
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sampling import sample_to_length
 from corrigenda.lm.scoring import Fed, Rating, rate
 from corrigenda.lm.spans import encode
+
+SAMPLED = {"length": 100, "top_k": 5, "seed": 0}
+"""How texts are sampled: tokens with the prompt, and among how many each is drawn."""
 
 TEXTS = frozenset({"fluency", "consistency", "essence"})
 """Families whose greedy answers are texts: they do not end with the first line."""
@@ -141,6 +145,7 @@ def ask(
     found = _AnswerCollector(asked)
     _score(lm, asked, found, distributions, batch_tokens)
     _generate(lm, asked, found, batch_tokens)
+    _sample(lm, asked, found, batch_tokens)
     return AnswerTable(dict(zip(unique, found.build(), strict=True)), found.distributions)
 
 
@@ -158,7 +163,7 @@ def add_examples(lm: LanguageModel, query: Query) -> Query:
 
 
 def _has_room(lm: LanguageModel, one: Query) -> bool:
-    greedy = one.protocol == Protocol.GREEDY
+    greedy = one.protocol in (Protocol.GREEDY, Protocol.SAMPLED)
     answers = ("",) if greedy else (one.target or "", *one.rivals)
     try:
         lengths = [
@@ -231,7 +236,7 @@ def _score(
 ) -> None:
     wanted: list[_ScoredTarget] = []
     for index, one in enumerate(queries):
-        if one.protocol == Protocol.GREEDY:
+        if one.protocol in (Protocol.GREEDY, Protocol.SAMPLED):
             _add_target_ids(lm, index, one, found)
             if one.divergence and distributions:
                 wanted.append(_ScoredTarget(index, one.target or "", -1))
@@ -347,14 +352,7 @@ def _generate(
     found: _AnswerCollector,
     batch_tokens: int | None,
 ) -> None:
-    fitting = [
-        index
-        for index, one in enumerate(queries)
-        if one.protocol == Protocol.GREEDY
-        and not found.is_skipped(index)
-        and _check_prompt(lm, one, index, found)
-    ]
-
+    fitting = _select_askable(lm, queries, found, Protocol.GREEDY)
     # The dialogue so far, by query; each turn lengthens it.
     dialogues = {index: queries[index].prompt for index in fitting}
 
@@ -384,6 +382,28 @@ def _generate(
         turn += 1
 
 
+def _sample(
+    lm: LanguageModel,
+    queries: Sequence[Query],
+    found: _AnswerCollector,
+    batch_tokens: int | None,
+) -> None:
+    """Sample texts as long as those of the published programs."""
+
+    def continue_all(several: list[int]) -> list[Continuation]:
+        return sample_to_length(
+            lm,
+            [queries[index].prompt for index in several],
+            **SAMPLED,
+            batch_tokens=batch_tokens,
+        )
+
+    fitting = _select_askable(lm, queries, found, Protocol.SAMPLED)
+    for index, (text, ids) in _ask_each(fitting, continue_all, found) if fitting else ():
+        new = lm.tokenizer(text, add_special_tokens=False).input_ids if ids is None else ids
+        found.add(index, answer=text, predicted=list(new))
+
+
 def _ask_each(
     members: list[int], ask_all: Callable[[list[int]], list[Continuation]], found: _AnswerCollector
 ) -> list[tuple[int, Continuation]]:
@@ -395,6 +415,19 @@ def _ask_each(
             found.add(members[0], skipped=describe_error(error))
             return []
     return [pair for index in members for pair in _ask_each([index], ask_all, found)]
+
+
+def _select_askable(
+    lm: LanguageModel, queries: Sequence[Query], found: _AnswerCollector, protocol: Protocol
+) -> list[int]:
+    """Return the places of the queries of a protocol whose prompts can be asked."""
+    return [
+        index
+        for index, one in enumerate(queries)
+        if one.protocol == protocol
+        and not found.is_skipped(index)
+        and _check_prompt(lm, one, index, found)
+    ]
 
 
 def _check_prompt(lm: LanguageModel, one: Query, index: int, found: _AnswerCollector) -> bool:

@@ -7,11 +7,10 @@ from __future__ import annotations
 # pyright: reportUnknownArgumentType=false
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -34,6 +33,7 @@ from corrigenda.run.tables import (
     Regime,
     TaskSpec,
 )
+from corrigenda.text_files import UnreadableText, is_plain_file, read_toml
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor
@@ -245,8 +245,8 @@ def read_recipe(name_or_path: str | Path) -> Recipe:
     """
     path = _find_recipe(name_or_path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        table = cast("dict[str, Any]", read_toml(path))
+    except UnreadableText as error:
         raise BadConfig(f"the recipe cannot be read: {error}.", where=str(path)) from error
     try:
         recipe = Recipe(**table)
@@ -268,10 +268,10 @@ def hash_json(plain: object) -> str:
 
 def _find_recipe(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
-    if path.is_file():
+    if is_plain_file(path):
         return path
     for folder in _list_folders():
-        if (found := folder / f"{name_or_path}.toml").is_file():
+        if is_plain_file(found := folder / f"{name_or_path}.toml"):
             return found
     raise BadConfig(
         f'no recipe "{name_or_path}".', hint=did_you_mean(str(name_or_path), list_recipes())

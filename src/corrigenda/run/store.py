@@ -33,6 +33,7 @@ from corrigenda.files import make_folder, write_text
 from corrigenda.rows import Measurement, Record, Row, from_frame, to_frame
 from corrigenda.run.parquet import read_frame, write_frame
 from corrigenda.run.spec import RunSpec
+from corrigenda.text_files import read_text
 
 if TYPE_CHECKING:
     import polars
@@ -250,12 +251,12 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / _MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         manifest = Manifest.model_validate_json(text)
         if manifest.checksum != _hash_manifest(text):
             raise ValueError("its checksum is another")
         return manifest
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise CorruptFile(
             f"{path} is no manifest of a run.",
             where=str(error).splitlines()[0],

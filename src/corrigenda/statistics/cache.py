@@ -12,6 +12,7 @@ from pathlib import Path
 from corrigenda.errors import CorruptFile, NewerFormat
 from corrigenda.files import cache_folder, is_cached, write_cached, write_text
 from corrigenda.state import State
+from corrigenda.text_files import parse_json
 
 MOMENTS, TRAINED = "moments", "trained"
 """Folders of the cache that hold states."""
@@ -58,10 +59,10 @@ def read_texts(name: str) -> list[str] | None:
     file = locate(name, _TEXTS)
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-        texts = [json.loads(line) for line in lines[1:]]
+        texts = [str(parse_json(line, strict=False)) for line in lines[1:]]
         if not lines or lines[0] != _hash_texts(texts):
             raise ValueError("the checksum does not match")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         warnings.warn(f"{file} is damaged: {error}. It is written again.", stacklevel=2)

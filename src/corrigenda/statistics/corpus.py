@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from corrigenda.errors import BadConfig, EmptyCorpus, MissingExtra
-from corrigenda.lm.decoding import sample
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sampling import sample
 from corrigenda.progress import Progress
 from corrigenda.statistics import cache
+from corrigenda.text_files import UnreadableText, check_plain_file, parse_json
 
 Source = str | Path | Iterable[str | Path]
 """Text for statistics.
@@ -96,7 +96,7 @@ def read_documents(source: Source) -> Iterator[str]:
     """
     for item in [Path(source)] if isinstance(source, str | Path) else source:
         texts = _read_file(item) if isinstance(item, Path) else (item,)
-        yield from (text for text in texts if text.strip())
+        yield from (_require_characters(text) for text in texts if text.strip())
 
 
 def write_own_text(
@@ -146,11 +146,12 @@ def _read_file(path: Path) -> Iterator[str]:
         yield from _read_data_set(str(path).removeprefix(_DATASETS))
         return
     try:
-        with path.open(encoding="utf-8") as file:
+        check_plain_file(path)
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 is_json = path.suffix.lower() == ".jsonl" and line.strip()
                 yield _parse_line(line, f"{path}:{number}") if is_json else line.rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, UnreadableText) as error:
         raise BadConfig(
             f"the text {path} cannot be read: {error}.",
             where="corpus",
@@ -160,12 +161,25 @@ def _read_file(path: Path) -> Iterator[str]:
 
 def _parse_line(line: str, where: str) -> str:
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadConfig(f"not JSON: {error.msg} at column {error.colno}.", where=where) from error
+        record = parse_json(line, strict=False)
+    except UnreadableText as error:
+        raise BadConfig(f"{error}.", where=where) from error
     text = record.get("text") if isinstance(record, dict) else record
     if not isinstance(text, str):
         raise BadConfig("a line must be a JSON string, or an object with `text`.", where=where)
+    return text
+
+
+def _require_characters(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = ascii(text[max(0, error.start - 20) : error.end + 20])
+        raise BadConfig(
+            f"the text {shown} holds a lone surrogate, which is no character.",
+            where="corpus",
+            hint="Decode the text with errors='replace'.",
+        ) from error
     return text
 
 
@@ -184,9 +198,14 @@ def _read_data_set(name: str) -> Iterator[str]:
         raise BadConfig(
             f'the data set "{name}" cannot be read: {error}.', where="corpus"
         ) from error
-    for row in rows:
-        column = "text" if "text" in row else _find_text_column(row, name)
-        yield row[column]
+    try:
+        for row in rows:
+            column = "text" if "text" in row else _find_text_column(row, name)
+            yield row[column]
+    except OSError as error:  # the connection, or a damaged part
+        raise BadConfig(
+            f'the data set "{name}" cannot be read further: {error}.', where="corpus"
+        ) from error
 
 
 def _find_text_column(row: dict[str, object], name: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from corrigenda.errors import BadConfig
 from corrigenda.registry import Registry
+from corrigenda.text_files import UnreadableText, parse_value
 
 if TYPE_CHECKING:
     from corrigenda.transforms.transform import Transform
@@ -40,9 +40,9 @@ def parse_transform(text: str) -> Transform:
         if not (sign and option.strip()):
             raise BadConfig(f'"{entry}" is not OPTION=VALUE.', where=f"transform {name}")
         try:
-            options[option.strip().replace("-", "_")] = json.loads(value)
-        except json.JSONDecodeError:
-            options[option.strip().replace("-", "_")] = value.strip()
+            options[option.strip().replace("-", "_")] = parse_value(value.strip())
+        except UnreadableText as error:
+            raise BadConfig(f"{option}: {error}.", where=f"transform {name}") from error
     return kind(**options)
 
 
