@@ -83,3 +83,15 @@ def test_columns_that_do_not_fit_are_put_below() -> None:
     assert _split_columns([4, 4, 4], 17) == [[0, 1], [2]]
     assert _split_columns([40, 4, 4], 12) == [[0], [1, 2]]
     assert _split_columns([], 12) == []
+
+
+def test_a_run_that_asks_nothing_ends_with_status_1(run: Run, recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(recipe.read_text().replace('"reliability",', '"reliabilty",'))
+    ran = run("evaluate", recipe, "--out", tmp_path / "runs", "--limit", "1")
+    # A family of roles is left: locality.
+    assert "CG607" not in ran.err
+    recipe.write_text(recipe.read_text().replace('"locality/other_relations"', '"localities"'))
+    ran = run("evaluate", recipe, "--out", tmp_path / "runs")
+    assert ran.code == 1
+    assert "CG607 NoCases: no probe of 2 cases is asked" in ran.err
+    assert not ran.out

@@ -174,7 +174,7 @@ def measure_prompt_tokens(
 def _median_seconds(lm: LanguageModel, prompt: str, max_new_tokens: int, repeats: int) -> float:
     seconds: list[float] = []
     for _ in range(repeats):
-        begin = costs.now(lm.device)
+        begin = costs.read_clock(lm.device)
         greedy(lm, [prompt], max_new_tokens=max_new_tokens)
-        seconds.append(costs.now(lm.device) - begin)
+        seconds.append(costs.read_clock(lm.device) - begin)
     return statistics.median(seconds)
