@@ -29,6 +29,10 @@ SURROUNDINGS: tuple[Surroundings, ...] = get_args(Surroundings)
 `benchmarks.surroundings`."""
 
 
+TEXTS = frozenset({"fluency", "consistency", "essence"})
+"""Families of probes of texts: whole texts are generated, or scored, in one way only."""
+
+
 class Protocol(StrEnum):
     """How an answer is taken from the model; part of the name of every metric made from it."""
 
@@ -159,8 +163,8 @@ class Case:
     def under(self, *protocols: Protocol) -> Case:
         """The same case with every probe that expects an answer asked under these protocols.
 
-        Probes that expect nothing, conditions, and those whose distributions are compared stay as
-        they are; with `SAMPLED`, generated text that expects nothing is asked so too.
+        Texts, other probes that expect nothing, conditions, and those whose distributions are
+        compared stay as they are; with `SAMPLED`, texts of `fluency` are sampled too.
         """
         probes: list[Probe] = []
         sampled = Protocol.SAMPLED in protocols
@@ -170,7 +174,10 @@ class Case:
                 sample = dataclasses.replace(probe, protocol=Protocol.SAMPLED, max_new_tokens=None)
                 probes += [probe, sample]
             elif (
-                not protocols or not probe.expected or probe.divergence or probe.role == "condition"
+                not (protocols and probe.expected)
+                or probe.divergence
+                or probe.role == "condition"
+                or probe.family in TEXTS
             ):
                 probes.append(probe)
             else:

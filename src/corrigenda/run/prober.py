@@ -13,7 +13,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.cases import Probe, Protocol
+from corrigenda.cases import TEXTS, Probe, Protocol
 from corrigenda.errors import CorrigendaError, EmptyTarget
 from corrigenda.lm.decoding import continuations
 from corrigenda.lm.interception import through
@@ -26,8 +26,6 @@ from corrigenda.lm.spans import encode
 SAMPLED = {"length": 100, "top_k": 5, "seed": 0}
 """How texts are sampled: tokens with the prompt, and among how many each is drawn."""
 
-TEXTS = frozenset({"fluency", "consistency", "essence"})
-"""Families whose greedy answers are texts: they do not end with the first line."""
 
 _Rated = tuple[Fed, Rating] | str
 """A row with what the model makes of it, or why there is none."""
