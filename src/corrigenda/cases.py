@@ -26,6 +26,10 @@ SURROUNDINGS: tuple[Surroundings, ...] = get_args(Surroundings)
 `benchmarks.robustness_contexts`."""
 
 
+TEXTS = frozenset({"fluency", "consistency", "essence"})
+"""Families of probes of texts: whole texts are generated, or scored, in one way only."""
+
+
 class Protocol(StrEnum):
     """How an answer is taken from the model; part of the name of every metric."""
 
@@ -156,8 +160,8 @@ class Case:
     def under(self, *protocols: Protocol) -> Case:
         """Return the case with every probe that expects an answer asked under these protocols.
 
-        Probes that expect nothing, conditions, and those whose distributions are compared stay as
-        they are; with `SAMPLED`, generated text that expects nothing is asked so too.
+        Texts, other probes that expect nothing, conditions, and those whose distributions are
+        compared stay as they are; with `SAMPLED`, texts of `fluency` are sampled too.
         """
         probes: list[Probe] = []
         sampled = Protocol.SAMPLED in protocols
@@ -167,7 +171,10 @@ class Case:
                 sample = dataclasses.replace(probe, protocol=Protocol.SAMPLED, max_new_tokens=None)
                 probes += [probe, sample]
             elif (
-                not protocols or not probe.expected or probe.divergence or probe.role == "condition"
+                not (protocols and probe.expected)
+                or probe.divergence
+                or probe.role == "condition"
+                or probe.family in TEXTS
             ):
                 probes.append(probe)
             else:

@@ -67,7 +67,10 @@ def clustered(num_cases: int, seed: int = 0) -> Iterator[tuple[float, list[Answe
                 )
 
 
-@pytest.mark.parametrize("num_cases", [5, 6, 8, 10, 14, 20])
+@pytest.mark.parametrize(
+    "num_cases",
+    [5, 6, 8, 10, 14, 20, *(pytest.param(n, marks=pytest.mark.slow) for n in (50, 100, 200))],
+)
 def test_shares_of_several_answers_a_case_are_covered(num_cases: int) -> None:
     covered = [
         found.low <= share <= found.high
@@ -78,7 +81,7 @@ def test_shares_of_several_answers_a_case_are_covered(num_cases: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_cases", [5, 10, 20, 50, 200])
+@pytest.mark.parametrize("num_cases", [5, 10, 20, 50])
 def test_shares_are_covered_in_each_setting(num_cases: int) -> None:
     found: dict[tuple[float, int], list[bool]] = {}
     for seed in range(6):

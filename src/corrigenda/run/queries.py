@@ -8,10 +8,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.cases import Probe, Protocol
-
-TEXTS = frozenset({"fluency", "consistency", "essence"})
-"""Families whose greedy answers are texts: they do not end with the first line."""
+from corrigenda.cases import TEXTS, Probe, Protocol
 
 
 class Query(NamedTuple):
