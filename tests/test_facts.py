@@ -257,3 +257,238 @@ def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes | None) -> N
         path.write_bytes(content)
     with pytest.raises(MalformedFacts, match=r"CG101 .*facts\.jsonl cannot be read"):
         read_facts(path)
+
+
+def test_white_space_is_stripped_from_every_field() -> None:
+    fact = Fact(
+        prompt="  Rome is in ",
+        target=" Italy\n",
+        subject=" Rome ",
+        before="\tGaul ",
+        aliases=("Italia ", "  "),
+        paraphrases=(" Rome lies in ",),
+        neighbours=("Paris is in\u00a0",),
+    )
+    plain = Fact(
+        prompt="Rome is in",
+        target="Italy",
+        subject="Rome",
+        before="Gaul",
+        aliases=("Italia",),
+        paraphrases=("Rome lies in",),
+        neighbours=("Paris is in",),
+    )
+    assert fact == plain
+    assert Fact(prompt="a", target="b", separator=" ").separator == " "
+
+
+@given(st.sampled_from(["", " ", "\n ", "\u3000"]), st.sampled_from(["", " ", "\t"]))
+def test_a_start_is_moved_with_the_space_before_it(before: str, inner: str) -> None:
+    prompt = f"{before}Rome and {inner}Rome are"
+    start = prompt.rindex("Rome")
+    fact = Fact(
+        prompt=prompt, subject=f"{inner}Rome", subject_start=start - len(inner), target="one"
+    )
+    assert fact.subject == "Rome"
+    assert fact.span == Span(start - len(before), start - len(before) + 4)
+    assert dataclasses.replace(fact, target="two").span == fact.span
+
+
+def test_one_text_is_one_item() -> None:
+    fact = Fact(
+        prompt="Rome is in", target="Italy", aliases="Italia", paraphrases="Rome lies in",
+        neighbours="Paris is in",
+    )  # fmt: skip
+    assert (fact.aliases, fact.paraphrases) == (("Italia",), ("Rome lies in",))
+    assert fact.neighbours == ("Paris is in",)
+    (read,) = facts_from_lines([line(aliases="Italia", paraphrases=["a", "b"])], where="x")
+    assert (read.aliases, read.paraphrases) == (("Italia",), ("a", "b"))
+    assert hash(Fact(prompt="Rome is in", target="Italy", aliases=["a"]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"prompt": 3}, "prompt: text was expected, not int 3"),
+        ({"target": None}, "target: text was expected"),
+        ({"subject": b"Rome"}, "subject: text was expected"),
+        ({"aliases": 3}, "aliases: texts was expected"),
+        ({"aliases": b"ab"}, "aliases: texts was expected"),
+        ({"paraphrases": ["a", 1]}, "paraphrases: text was expected, not int 1"),
+        ({"subject_start": "3"}, "subject_start: a number was expected"),
+        ({"subject_start": True}, "subject_start: a number was expected"),
+        ({"separator": None}, "separator: text was expected"),
+        ({"target": "a\0"}, "target: .* holds a NUL"),
+        ({"prompt": "Rome \ud800 is in"}, "prompt: .* lone surrogate"),
+    ],
+)
+def test_fields_that_are_no_text_are_refused(fields: dict[str, object], why: str) -> None:
+    with pytest.raises(MalformedFacts, match=f"(?s)CG101 .*{why}.*record 7"):
+        Fact(**{"prompt": "Rome is in", "target": "Italy", "name": "record 7", **fields})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "found"),
+    [
+        ("The wife of O\u2019Brien is", "O'Brien", "O\u2019Brien"),
+        ("The wife of O'Brien is", "O\u02bcBrien", "O'Brien"),
+        ("The city of Ren\u00e9 is", "Rene\u0301", "Ren\u00e9"),
+        ("The city of Rene\u0301 is", "Ren\u00e9", "Rene\u0301"),
+        ("The capital of Franche\u2011Comt\u00e9 is", "Franche-Comte", "Franche\u2011Comt\u00e9"),
+        ("The\u00a0Space\u00a0Needle is in", "Space Needle", "Space\u00a0Needle"),
+        ("The Space\u200b Needle is in", "Space Needle", "Space\u200b Needle"),
+        ("\u201cAnna\u201d was written by", '"anna"', "\u201cAnna\u201d"),
+    ],
+)
+def test_look_alike_subjects_are_named(prompt: str, subject: str, found: str) -> None:
+    with pytest.raises(SubjectNotFound) as info:
+        find_subject(prompt, subject)
+    assert f'Did you mean "{found}"?' in info.value.hint
+    assert "U+" in info.value.hint
+
+
+def test_a_subject_that_looks_like_nothing_in_the_prompt_has_no_hint() -> None:
+    with pytest.raises(SubjectNotFound) as info:
+        find_subject("The Space Needle is in", "Eiffel Tower")
+    assert "Did you mean" not in info.value.hint
+
+
+FOREIGN = {
+    "counterfact": {
+        "case_id": 7,
+        "pararel_idx": 1,
+        "requested_rewrite": {
+            "prompt": "{} is in",
+            "relation_id": "P17",
+            "target_new": {"str": "Spain", "id": "Q29"},
+            "target_true": {"str": "Italy", "id": "Q38"},
+            "subject": "Rome",
+        },
+        "paraphrase_prompts": ["Rome lies in"],
+        "neighborhood_prompts": ["Milan is in"],
+        "attribute_prompts": [],
+        "generation_prompts": ["Rome is known for"],
+    },
+    "rome request": {"prompt": "{} is in", "subject": "Rome", "target_new": {"str": "Spain"}},
+    "easyedit": {
+        "prompt": "Rome is in",
+        "subject": "Rome",
+        "target_new": "Spain",
+        "ground_truth": ["Italy"],
+        "rephrase_prompt": "Rome lies in",
+        "locality": {"neighborhood": []},
+        "portability": {},
+    },
+    "zsre": {
+        "src": "Which country is Rome in?",
+        "subject": "Rome",
+        "alt": "Spain",
+        "answers": ["Italy"],
+        "rephrase": "Where is Rome?",
+        "loc": "nq question: who is",
+        "loc_ans": "he",
+    },
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.filterwarnings("ignore:fields not used")
+def test_field_names_of_other_frameworks_are_understood(name: str, tmp_path: Path) -> None:
+    (fact,) = as_facts(FOREIGN[name])
+    assert (fact.subject, fact.target) == ("Rome", "Spain")
+    assert "Rome" in fact.prompt
+    assert "{" not in fact.prompt
+    if name in ("counterfact", "easyedit"):
+        assert (fact.before, fact.paraphrases) == ("Italy", ("Rome lies in",))
+    if name == "counterfact":
+        assert fact.neighbours == ("Milan is in",)
+    forms = {
+        "lines.jsonl": json.dumps(FOREIGN[name]),
+        "list.json": json.dumps([FOREIGN[name]], indent=2),
+        "one.json": json.dumps(FOREIGN[name], indent=2),
+    }
+    for file, text in forms.items():
+        (tmp_path / file).write_text(text)
+        assert read_facts(tmp_path / file) == [fact]
+
+
+def test_fields_that_are_not_used_are_told_once() -> None:
+    with pytest.warns(UserWarning, match="not used for the edit: generation_prompts, pararel_idx"):
+        facts = as_facts(
+            [{**line_fields(), "pararel_idx": 1}, {**line_fields(), "generation_prompts": []}]
+        )
+    assert len(facts) == 2
+
+
+def line_fields() -> dict[str, object]:
+    return json.loads(line())
+
+
+def test_foreign_fields_are_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "facts.jsonl"
+    path.write_text("\n".join([line(objekt="x")] * 12_005))
+    with pytest.raises(MalformedFacts) as info:
+        read_facts(path)
+    shown = str(info.value).splitlines()
+    assert len(shown) == 4
+    assert "lines 1, 2, 3, 4, 5 and 12,000 more: objekt" in shown[1]
+    path.write_text("\n".join(line(**{f"f{number}": 1}) for number in range(500)))
+    with pytest.raises(MalformedFacts, match=r"500 bad line(.|\n)*and 480 other problems"):
+        read_facts(path)
+
+
+def test_facts_are_read_from_csv(tmp_path: Path) -> None:
+    path = tmp_path / "facts.csv"
+    path.write_text(
+        "\ufeffprompt,target_new,subject,aliases,subject_start\r\n"
+        '"Rome, it is said, is in",Spain,Rome,Hispania|Iberia,0\r\n'
+        "\r\n"
+        "Paris is in,Spain,,,\r\n",
+        encoding="utf-8",
+    )
+    first, second = read_facts(path)
+    assert (first.prompt, first.target) == ("Rome, it is said, is in", "Spain")
+    assert (first.aliases, first.subject_start) == (("Hispania", "Iberia"), 0)
+    assert (second.subject, second.aliases, second.name) == (None, (), "facts.csv:4")
+    path.write_text("prompt,target\nRome is in\nParis is in,a,b\n")
+    with pytest.raises(MalformedFacts, match=r"line 2: 1 cells, but 2 columns(.|\n)*line 3: 3"):
+        read_facts(path)
+    path.write_text("prompt;target\nRome is in;Italy\n")
+    with pytest.raises(MalformedFacts, match="prompt;target"):
+        read_facts(path)
+    (tmp_path / "facts.tsv").write_text("prompt\ttarget\nRome is in\tItaly\n")
+    assert read_facts(tmp_path / "facts.tsv")[0].target == "Italy"
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "[]"])
+def test_a_file_without_facts_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "facts.jsonl"
+    path.write_text(content)
+    with pytest.raises(MalformedFacts, match="holds no facts"):
+        read_facts(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b'{"prompt": "a", "target": NaN}', "line 1: NaN is no finite number"),
+        (b'{"prompt": "a", "target": ' + b"9" * 5000 + b"}", "an integer of 5000 digits"),
+        (b"[" * 2000, "nested deeper|not JSON"),
+        (b'{"prompt": "\\ud800", "target": "b"}', "lone surrogate"),
+        (b'{"prompt": "a\\u0000", "target": "b"}', "NUL"),
+        (b'{"prompt": "a\0", "target": "b"}', "cannot be read: it holds a NUL"),
+        ('{"prompt": "a", "target": "b"}'.encode("utf-16"), "UTF-16, not UTF-8"),
+        (b'[{"prompt": "a", "target": "b"}, 3]', "record 2: fact: an object"),
+    ],
+)
+def test_limits_of_files_have_codes(tmp_path: Path, content: bytes, why: str) -> None:
+    path = tmp_path / "facts.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(MalformedFacts, match=f"(?s)^CG101 .*({why})"):
+        read_facts(path)
+
+
+def test_devices_and_folders_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/dev/full"), Path("/dev/zero")):
+        with pytest.raises(MalformedFacts, match=r"CG101 .*cannot be read: it is"):
+            read_facts(path)

@@ -422,7 +422,7 @@ def _edit(
 
 def _check(lm: LanguageModel, prompts: str | Sequence[str]) -> list[str]:
     """Return prompts as a list, one text as one prompt; a BOS typed in them is warned of."""
-    several = check_prompts([prompts] if isinstance(prompts, str) else [*prompts])
+    several = check_prompts(prompts)
     for line in find_typed_bos(lm, several):
         warnings.warn(line, stacklevel=3)
     return several

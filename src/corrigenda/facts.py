@@ -19,7 +19,7 @@ from corrigenda.errors import (
     MalformedFacts,
     SubjectNotFound,
 )
-from corrigenda.fact_records import LISTS, Row, read_rows, translate
+from corrigenda.fact_records import LISTS, FactRow, read_rows, translate
 from corrigenda.look_alikes import explain_look_alike
 from corrigenda.text_files import UnreadableText, check_text, parse_json_lines
 
@@ -34,6 +34,7 @@ _OPENING = re.compile(
 
 
 _BLANK = "{}"
+_HINT = 'One JSON object a line: {"prompt": ..., "target": ..., "subject": ...}.'
 _MOST_PROBLEMS = 20
 _MOST_PLACES = 5
 
@@ -395,19 +396,22 @@ def read_facts(path: str | Path) -> list[Fact]:
     """
     path = Path(path)
     try:
-        return _parse_rows(read_rows(path), where=path.name)
+        facts = _parse_rows(read_rows(path), where=path.name)
     except UnreadableText as error:
         raise MalformedFacts(f"{path} cannot be read: {error}.") from error
+    if not facts:
+        raise MalformedFacts(f"{path} holds no facts.", hint=_HINT)
+    return facts
 
 
 def facts_from_lines(lines: Iterable[str], *, where: str) -> list[Fact]:
     """Return the facts in lines of JSON; all problems are collected in one error (CG101)."""
     text = "\n".join(line.replace("\n", " ") for line in lines)
-    rows = (Row(f"line {number}", value) for number, value in parse_json_lines(text))
+    rows = (FactRow(f"line {number}", value) for number, value in parse_json_lines(text))
     return _parse_rows(rows, where=where)
 
 
-def _parse_rows(rows: Iterable[Row], *, where: str) -> list[Fact]:
+def _parse_rows(rows: Iterable[FactRow], *, where: str) -> list[Fact]:
     facts: list[Fact] = []
     problems: dict[str, list[str]] = {}
     unused: set[str] = set()
@@ -428,7 +432,7 @@ def _parse_rows(rows: Iterable[Row], *, where: str) -> list[Fact]:
         raise MalformedFacts(
             f"{sum(map(len, problems.values()))} bad line(s):\n    " + "\n    ".join(shown),
             where=where,
-            hint='One JSON object a line: {"prompt": ..., "target": ..., "subject": ...}.',
+            hint=_HINT,
         )
     _warn_unused(unused)
     return facts

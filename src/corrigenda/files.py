@@ -62,8 +62,14 @@ def write_atomically(path: str | Path, writer: Callable[[Path], object]) -> Path
         >>> write_atomically(folder / "a.txt", lambda part: part.write_text("whole")).read_text()
         'whole'
     """
-    target = Path(os.path.realpath(path))
-    part = _name_temporary(target)
+    try:
+        target = Path(os.path.realpath(path))
+        part = _name_temporary(target)
+    except ValueError as error:
+        raise WriteFailed(f"{str(path)!r} is no name of a file.") from error
+    # Where the user may, taking its name would remove a device such as /dev/null.
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise WriteFailed(f"{path} is no plain file and is not replaced.")
     _open.add(part.name)
     try:
         _remove_stale(target)

@@ -25,7 +25,7 @@ from corrigenda.lm.sites import Site
 from corrigenda.patch.changes import digest_of
 from corrigenda.patch.display import table_of
 from corrigenda.patch.ledger import ledger_of
-from corrigenda.text_files import parse_json
+from corrigenda.text_files import UnreadableText, check_plain_file, parse_json
 
 STATE_FORMAT = 1
 """Version of the state file format that this library writes."""
@@ -212,10 +212,12 @@ class State:
             NewerFormat (CG404): written by a newer version of this library.
         """
         try:
+            # A pipe without a writer would never open.
+            check_plain_file(path)
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, UnreadableText) as error:
             raise _corrupt(path, str(error)) from error
         version = metadata.get("corrigenda_state", "")
         if not (version.isdecimal() and len(version) < _LONGEST_VERSION):

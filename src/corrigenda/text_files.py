@@ -72,9 +72,13 @@ def read_bytes(path: str | Path, *, most: int = MOST_BYTES) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UnreadableText(f"{reason}") from error
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(handle)
         _check_kind(status)
+    except UnreadableText:
+        os.close(handle)
+        raise
+    with os.fdopen(handle, "rb") as file:
         content = b""
         try:
             # Files of the system state no size, and a file may grow meanwhile.
@@ -100,6 +104,15 @@ def check_plain_file(path: str | Path) -> None:
         raise UnreadableText(f"{error.strerror}") from error
     except ValueError as error:
         raise UnreadableText(str(error)) from error
+
+
+def is_plain_file(path: str | Path) -> bool:
+    """Return whether there is a regular file; False for names that no file can have."""
+    try:
+        check_plain_file(path)
+    except UnreadableText:
+        return False
+    return True
 
 
 def _check_kind(status: os.stat_result) -> None:

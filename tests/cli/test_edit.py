@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 import corrigenda
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import greedy
@@ -165,3 +167,43 @@ def test_a_facts_file_without_facts_is_refused(run: Run, model: Path, tmp_path: 
         ran = run("edit", model, "--facts", file, "-m", "memit")
         assert ran.code == 2
         assert ran.err.startswith("CG101 MalformedFacts: the file holds no facts.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("trace", "MODEL", "The Space Needle is in", "-s", "Space Needle", "-t", ""), "CG102"),
+        (("neurons", "MODEL", "The Space Needle is in", "-t", ""), "CG102"),
+        (("ask", "MODEL", "x", "--device", "meta"), "CG502"),
+        (("ask", "MODEL", "caf\udce9 is"), "CG502"),
+        (("edit", "MODEL", "--facts", "caf\udce9.jsonl"), "CG502"),
+        (("edit", "MODEL", "--facts", "/dev/full"), "CG101"),
+        (("edit", "MODEL", "--facts", "/"), "CG101"),
+        (("edit", "MODEL", "Rome is in", "-t", "x", "--set", "steps=NaN"), "CG502"),
+        (("edit", "MODEL", "Rome is in", "-t", "x", "--set", "steps=" + "9" * 5000), "CG502"),
+        (("edit", "MODEL", "Rome is in", "-t", "x", "--set", "steps=" + "[" * 2000), "CG502"),
+        (("edit", "MODEL", "Rome is in", "-t", "x", "--set", "learning_rate=1e999"), "CG502"),
+        (("edit", "MODEL", "Rome is in", "-t", "x", "--set", 'norm="\\ud800"'), "CG502"),
+    ],
+)
+def test_misuse_has_a_code(run: Run, model: Path, arguments: tuple[str, ...], code: str) -> None:
+    ran = run(*(model if one == "MODEL" else one for one in arguments))
+    assert (ran.code, ran.err[:5]) == (2, code)
+
+
+def test_an_empty_facts_file_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "facts.jsonl"
+    file.write_text("\n")
+    ran = run("edit", model, "--facts", file)
+    assert (ran.code, ran.err[:5]) == (2, "CG101")
+    assert "holds no facts" in ran.err
+
+
+def test_facts_of_another_framework_are_edited(
+    run: Run, model: Path, fact: Fact, tmp_path: Path
+) -> None:
+    file = tmp_path / "facts.csv"
+    file.write_text(f"prompt,subject,target_new\n{fact.prompt},{fact.subject},{fact.target}\n")
+    ran = run("edit", model, "--facts", file, "--json", *QUICK)
+    assert ran.code == 0
+    assert ran.json["facts"][0]["target"] == fact.target

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from corrigenda.errors import CompiledModel
+from corrigenda.facts import Fact
 from corrigenda.lm.compiled import unwrap
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, value
+from corrigenda.methods.presets import build_editor
 from corrigenda.testing.tiny import tiny_model
 from tests.support.patches import *  # noqa: F403
 
@@ -101,3 +103,22 @@ def test_a_hook_that_is_passed_by_is_noticed() -> None:
         lm.tap("mlp.down", layer=1, prompt="Rome")
     with lm.swap({value(Site(1)): lambda tensor: tensor + 1}), pytest.raises(CompiledModel):
         lm.logits(Tokens(IDS, torch.ones_like(IDS)))
+
+
+@pytest.mark.parametrize("method", ["weights", "grace"])
+def test_a_wrapper_that_runs_first_under_a_patch(make_patch, method: str) -> None:
+    """Its code is made with the hooks in place; without them it is made anew."""
+    lm = tiny_model("gpt2", layers=2)
+    plain = run(lm.model)
+    compiled = torch.compile(lm.model, backend="eager")
+    if method == "weights":
+        patch = make_patch(lm, SITES)
+    else:
+        fact = Fact(prompt="The Space Needle is in", subject="The Space Needle", target="Rome")
+        patch = build_editor("grace", layer=1, steps=2, radius=100.0).edit(lm, [fact]).patch
+    for _ in range(2):
+        with patch.apply(lm, mode="runtime"):
+            edited = run(lm.model)
+            assert not torch.allclose(edited, plain)
+            torch.testing.assert_close(run(compiled), edited)
+        torch.testing.assert_close(run(compiled), plain)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from corrigenda.analysis.knowledge_neurons import knowledge_neurons
 from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import greedy
@@ -52,6 +53,14 @@ def test_a_patch_made_inside_is_an_ordinary_value() -> None:
         total = patch + doubled
     for one in (patch, doubled, total):
         assert not any(tensor.is_inference() for tensor in one.tensors().values())
+
+
+def test_neurons_are_attributed_inside() -> None:
+    lm = tiny_model("gpt2", layers=2)
+    expected = knowledge_neurons(lm, FACT.prompt, answer="Rome", paraphrases=[], steps=4)
+    with torch.inference_mode():
+        found = knowledge_neurons(lm, FACT.prompt, answer="Rome", paraphrases=[], steps=4)
+    assert found.to_json() == expected.to_json()
 
 
 def test_a_state_is_fitted_inside() -> None:

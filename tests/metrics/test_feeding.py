@@ -8,13 +8,13 @@ from collections.abc import Iterable
 
 import pytest
 
-from corrigenda.benchmarks.benchmark import BENCHMARKS, Loaded
-from corrigenda.benchmarks.robustness_contexts import surrounded
+from corrigenda.benchmarks.benchmark import BENCHMARKS, LoadedBenchmark
+from corrigenda.benchmarks.robustness_contexts import add_surroundings
 from corrigenda.cases import SURROUNDINGS, Case, Probe, Protocol
 from corrigenda.metrics import registry
 from corrigenda.metrics.metric import RunRecords
 from corrigenda.rows import Row, Stage
-from corrigenda.run.plan import due
+from corrigenda.run.plan import list_due
 from tests.support.all_benchmarks import load_all
 
 Reading = dict[str, tuple[float, ...]]
@@ -28,7 +28,7 @@ OF_HEALTH = ("perplexity", "task")
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[Loaded]:
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[LoadedBenchmark]:
     return list(load_all(tmp_path_factory.mktemp("benchmarks")))
 
 
@@ -78,7 +78,7 @@ def rows_of(cases: Iterable[Case], seed: int = 0) -> list[Row]:
         answered(case, number, probe, rounds, seed)
         for case in cases
         for rounds in range(len(case.edits) + 1)
-        for number, probe in due(case, rounds)
+        for number, probe in list_due(case, rounds)
     ]
 
 
@@ -88,12 +88,12 @@ def read(rows: list[Row], names: Iterable[str] = ALL) -> Reading:
     return {one.metric: (one.value, one.low, one.n, one.items) for one in found if one.n}
 
 
-def test_all_benchmarks_are_here(loaded: list[Loaded]) -> None:
+def test_all_benchmarks_are_here(loaded: list[LoadedBenchmark]) -> None:
     assert {one.benchmark for one in loaded} == set(BENCHMARKS.names())
     assert all(len(one) for one in loaded)
 
 
-def test_every_probe_is_read_by_a_metric(loaded: list[Loaded]) -> None:
+def test_every_probe_is_read_by_a_metric(loaded: list[LoadedBenchmark]) -> None:
     """Without its rows, some number is another."""
     for one in loaded:
         if one.benchmark == LOCATED:
@@ -113,7 +113,7 @@ def test_every_probe_is_read_by_a_metric(loaded: list[Loaded]) -> None:
         assert not unread, (one.benchmark, one.options)
 
 
-def test_every_metric_is_fed_by_a_benchmark(loaded: list[Loaded]) -> None:
+def test_every_metric_is_fed_by_a_benchmark(loaded: list[LoadedBenchmark]) -> None:
     fed: set[str] = set()
     for one in loaded:
         if one.benchmark == LOCATED:
@@ -121,7 +121,7 @@ def test_every_metric_is_fed_by_a_benchmark(loaded: list[Loaded]) -> None:
         for seed in (0, 1):
             fed |= read(rows_of(one, seed)).keys()
             fed |= read(rows_of((case.under(*Protocol) for case in one), seed)).keys()
-        fed |= read(rows_of(surrounded(case, SURROUNDINGS) for case in one)).keys()
+        fed |= read(rows_of(add_surroundings(case, SURROUNDINGS) for case in one)).keys()
     sequence = [
         dataclasses.replace(one, position=position, edits=edits)
         for loaded_one in loaded

@@ -115,6 +115,7 @@ def recorded() -> RunRecords:
             *("cost/latency", "projection/edited", "projection/original"),
             *("restoration/residual", "restoration/graph"),
             *("locating/relevance_chain", "locating/relevance_single"),
+            *("locating/factual", "locating/unbiasedness"),
         )
     ]
     measured += [
@@ -204,6 +205,23 @@ def test_evaluation_takes_what_finds_cases() -> None:
     assert not any("legacy" in name or "rank" in name for name in found)
     (wanted,) = registry.evaluate(RunRecords(rows), ["reliability@greedy:exact"])
     assert wanted.value == 0
+
+
+def test_what_repeats_another_metric_is_computed_only_if_wanted() -> None:
+    """Of two answers of CounterFact, which is likelier is asked once."""
+    rows = [row("reliability", RANK, "1"), row("generalization", RANK, "1")]
+    found = {one.metric for one in registry.evaluate(RunRecords(rows))}
+    assert {"reliability@rank", "generalization@rank", "efficacy_magnitude@rank"} <= found
+    assert not found & {"efficacy_score@rank", "paraphrase_score@rank"}
+    wanted = ["efficacy_score@rank", "paraphrase_score@rank"]
+    same = ["reliability@rank", "generalization@rank"]
+    for one, other in zip(
+        registry.evaluate(RunRecords(rows), wanted),
+        registry.evaluate(RunRecords(rows), same),
+        strict=True,
+    ):
+        assert (one.value, one.low, one.n) == (other.value, other.low, other.n) or one.n == 1
+        assert registry.metric(one.metric).repeats == other.metric
 
 
 def test_of_a_sequence_the_last_moment_is_evaluated() -> None:

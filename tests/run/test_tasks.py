@@ -165,6 +165,29 @@ def test_published_records_become_items(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "label", "answer"),
+    [
+        *((kind, label, 0) for kind in ("rte", "nli") for label in ("entailment", "True", "0")),
+        *(("rte", label, 1) for label in ("not_entailment", "not entailment", "Not-Entailment")),
+        *(("nli", label, 1) for label in ("contradiction", "neutral", "false", "1")),
+        *(("sst2", label, place) for place, label in enumerate(("negative", "Positive"))),
+        *(("cola", label, place) for place, label in enumerate(("unacceptable", "acceptable"))),
+        *(("mrpc", label, place) for place, label in enumerate(("not_equivalent", "equivalent"))),
+    ],
+)
+def test_labels_may_be_names(kind: str, label: str, answer: int, tmp_path: Path) -> None:
+    texts = {"sentence": "It rained.", "sentence1": "It rained.", "sentence2": "Rain fell."}
+    numbered, named = (
+        read_items(write(tmp_path / "one.jsonl", [{**texts, "label": one}]), kind)  # type: ignore[arg-type]  # of the table
+        for one in (answer, label)
+    )
+    assert named == numbered
+    assert named[0].answer == answer
+    with pytest.raises(MalformedRecords, match='line 1: "maybe" is no label, expected one of'):
+        read_items(write(tmp_path / "odd.jsonl", [{**texts, "label": "maybe"}]), kind)  # type: ignore[arg-type]  # of the table
+
+
+@pytest.mark.parametrize(
     ("record", "match"),
     [
         ({"prompt": "x", "choices": ["a", "b"], "answer": 2}, "line 1: the answer"),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from corrigenda import benchmarks
-from corrigenda.benchmarks.benchmark import Loaded
+from corrigenda.benchmarks.benchmark import LoadedBenchmark
 from tests.support.records import (
     COMPOSITE,
     CONFLICT_PROMPTS,
@@ -52,7 +52,7 @@ SNIPPETS = [
 """Reference texts of CounterFact's record."""
 
 
-def load_all(folder: Path) -> Iterator[Loaded]:
+def load_all(folder: Path) -> Iterator[LoadedBenchmark]:
     """Load every benchmark; of one with several parts, each that has other probes."""
     single = {
         "counterfact-flat": FLAT,

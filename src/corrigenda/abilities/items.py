@@ -9,7 +9,7 @@ published, one a line. Fields that are not listed are ignored.
 | `choices` | `prompt`, `choices`, `answer`: the place of the right one, from 0 | as given |
 | `cola` | `sentence`, `label`: 1 acceptable | No, Yes |
 | `mrpc` | `sentence1`, `sentence2`, `label`: 1 the same | No, Yes |
-| `rte`, `nli` | `sentence1`, `sentence2`, `label`: 0 entailed | True, False |
+| `rte`, `nli` | `sentence1`, `sentence2`, `label`: 0 or `entailment` | True, False |
 | `sst2` | `sentence`, `label`: 1 positive | negative, positive |
 | `mmlu` | `question`, `choices`, `answer`: the place of the right one | A, B, C, D |
 | `boolq` | `question`, `passage`, `answer`: true or false | no, yes |

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -133,8 +133,7 @@ class Benchmark(Settings, ABC):
         tally, files = Tally(), BenchmarkFiles(matter, options.get("part", ""), source)
         seen: set[str] = set()
         cases: list[Case] = []
-        stream = self.read(files, tally)
-        for case in itertools.islice(stream, limit if self.is_drawn else None):
+        for case in itertools.islice(self.read(files, tally), limit if self.is_drawn else None):
             if case.id in seen:
                 tally.dropped["another record has the same id"] += 1
                 continue
@@ -166,23 +165,14 @@ class Benchmark(Settings, ABC):
             unknown_fields=dict(files.unknown_fields),
             files=tuple(files.sources),
         )
-        self._require_expected(itertools.chain(whole, stream), found)
+        self._require_expected(whole, found)
         return found
 
-    def _require_expected(self, cases: Iterable[Case], found: LoadedBenchmark) -> None:
-        """Refuse a file in which a family of probes that the schema promises is in no case.
-
-        With a limit, further cases are read only until every family was seen.
-        """
-        missing = dict.fromkeys(self.expects)
-        asked = 0
-        for case in cases:
-            asked += 1
-            for probe in case.probes:
-                missing.pop(probe.family, None)
-            if not missing:
-                return
-        if asked and missing:
+    def _require_expected(self, cases: Sequence[Case], found: LoadedBenchmark) -> None:
+        """Refuse a file in which a family of probes that the schema promises is in no case."""
+        families = {probe.family for case in cases for probe in case.probes}
+        missing = [family for family in self.expects if family not in families]
+        if cases and missing:
             unknown = ", ".join(f"{name} ({count})" for name, count in found.unknown_fields.items())
             raise MalformedRecords(
                 f"no record gives a probe of {' or '.join(missing)}.",

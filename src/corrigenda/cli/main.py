@@ -23,6 +23,7 @@ from corrigenda.cli import (
     fit,
     listing,
     neurons,
+    options,
     output,
     patches,
     pocket,
@@ -30,6 +31,8 @@ from corrigenda.cli import (
     trace,
 )
 from corrigenda.errors import CorrigendaError, NoCases
+
+_ARGUMENTS = "corrigenda.arguments"
 
 
 class Commands(TyperGroup):
@@ -40,11 +43,17 @@ class Commands(TyperGroup):
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: output.notice(str(message))
             try:
+                options.check_arguments(ctx.meta[_ARGUMENTS])
                 return super().invoke(ctx)
             except CorrigendaError as error:
                 output.report(error, ctx)
                 empty = isinstance(error, NoCases)
                 raise typer.Exit(output.FINDING if empty else output.MISUSE) from error
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # as above
+        """Note the arguments, so that `invoke` can check them where errors are reported."""
+        ctx.meta[_ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # as above
         """Keep the order in which commands are declared."""

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from corrigenda.cli.output import wants_json
 from corrigenda.errors import BadConfig
-from corrigenda.text_files import UnreadableText, parse_value
+from corrigenda.text_files import UnreadableText, check_text, parse_value
 
 if TYPE_CHECKING:
     from corrigenda.lm.model import LanguageModel
@@ -101,6 +101,22 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, Setting]:
         except UnreadableText as error:
             raise BadConfig(f"{option}: {error}.", where="--set") from error
     return options
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse arguments that are not UTF-8: they could be neither asked nor printed.
+
+    Raises:
+        BadConfig (CG502): one is not.
+    """
+    for argument in arguments:
+        try:
+            check_text(argument)
+        except UnreadableText as error:
+            raise BadConfig(
+                f"an argument is not UTF-8: {error}.",
+                hint="Set the terminal to UTF-8, or rename the file.",
+            ) from error
 
 
 def open_model(name: str, *, dtype: str | None, device: str) -> LanguageModel:

@@ -213,7 +213,7 @@ class InContextPatch(ModulePatch):
                 isinstance(lists, list)
                 and len(lists) == len(self.facts)
                 and all(isinstance(own, list) for own in lists)
-                and all(isinstance(one, str) for own in lists for one in cast("list[str]", own))
+                and all(isinstance(one, str) for own in lists for one in cast("list[object]", own))
             ):
                 raise ValueError("the demonstrations are not one list of texts for each fact")
 

@@ -19,7 +19,7 @@ from corrigenda.errors import (
 )
 from corrigenda.files import make_folder, temporary_folder, write_atomically, write_text
 from corrigenda.lm.model import LanguageModel
-from corrigenda.text_files import read_text
+from corrigenda.text_files import is_plain_file, read_text
 
 if TYPE_CHECKING:
     from corrigenda.patch.weights import WeightPatch
@@ -125,7 +125,7 @@ def restore_merged(folder: str | Path, out: str | Path) -> Restored:
 
 def _read_record(folder: Path) -> Record:
     path = folder / RECORD
-    if not path.is_file():
+    if not is_plain_file(path):
         raise NotApplied(
             f"{folder} holds no {RECORD}, so no patch was merged into it by this library.",
             hint="Give a folder written by `corrigenda export --to merged`.",

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 from corrigenda.errors import BadConfig
 from corrigenda.lm.model import LanguageModel
 from corrigenda.text_files import UnreadableText, check_text
 
 
-def check_prompts(prompts: Sequence[object]) -> list[str]:
-    """Return prompts as a list of texts.
+def check_prompts(prompts: object) -> list[str]:
+    """Return prompts as a list of texts; one text is one prompt.
 
     Raises:
         BadConfig (CG502): one is no text, or holds what is no character.
     """
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        prompts = (prompts,)
     texts: list[str] = []
-    for prompt in prompts:
+    for prompt in cast("Iterable[object]", prompts):
         if not isinstance(prompt, str):
             raise BadConfig(
-                f"a prompt is text, not {prompt!r}.", hint="Give one text, or a list of texts."
+                f"a prompt is text, not an object of type {type(prompt).__name__}.",
+                hint="Give one text, or a list of texts.",
             )
         try:
             texts.append(check_text(prompt))
@@ -32,10 +36,10 @@ def check_seed(seed: int) -> None:
     """Refuse a seed that a generator of torch cannot take.
 
     Raises:
-        BadConfig (CG502): it is negative, or needs more than 63 bits.
+        BadConfig (CG502): it is below -2^63, or above 2^64 - 1.
     """
-    if not 0 <= seed < 1 << 63:
-        raise BadConfig("the seed is out of range.", hint="Give 0 to 2^63 - 1.")
+    if not -(1 << 63) <= seed < 1 << 64:
+        raise BadConfig("the seed is out of range.", hint="Give a number from -2^63 to 2^64 - 1.")
 
 
 def find_typed_bos(lm: LanguageModel, prompts: Sequence[str]) -> list[str]:

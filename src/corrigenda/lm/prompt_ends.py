@@ -134,6 +134,10 @@ class PromptEnds:
             )
         return decided
 
+    def leave_pass(self) -> None:
+        """Mark that blocks run by themselves from here on, on fewer columns than the pass has."""
+        self._running = False
+
     def select(self, rows: Int[Tensor, " chosen"]) -> None:
         """Continue with some rows of the batch only, or in another order."""
         self._decided = {

@@ -149,6 +149,8 @@ class Tail:
             recorders = {point: _recorder(seen, point) for point in points}
 
             def place(stack: ExitStack) -> None:
+                leave = ModelHook(lambda *_: lm.prompt_ends.leave_pass())
+                stack.callback(later[0].register_forward_pre_hook(leave).remove)
                 for call in calls:
                     hook = ModelHook(call)
                     handle = call.block.register_forward_pre_hook(hook, with_kwargs=True)

@@ -8,7 +8,6 @@ Unchanged means equal to the answer of the unedited model, which every row carri
 | `@teacher_forced:exact` | all of them |
 | `@greedy:exact` | the continuation is the same text |
 | `@greedy:sentence` | it is the same up to the end of its first sentence or line |
-| `@rank:probability` | share of its probability that the expected answer retains, at most 1 |
 | `@greedy:tokens` | share of the unedited model's tokens that are at the same place |
 
 Under teacher forcing both models read the right answer, so what drifts after its first token is
@@ -109,18 +108,9 @@ def same_tokens(row: Row) -> float | str:
     return sum(a == b for a, b in zip(before, after, strict=False)) / len(before)
 
 
-def same_probability(row: Row) -> float | str:
-    """Share of its probability per token that the expected answer retains; at most 1."""
-    if not row.log_probs_before:
-        return NOT_COMPARED
-    before = probability(row.log_probs_before)
-    return min(1.0, probability(required_log_probs(row)) / before) if before else NOT_COMPARED
-
-
 UNCHANGED: dict[Protocol, dict[str, Measure]] = {
     Protocol.TEACHER_FORCED: {"tokens": same_argmax, "exact": same_argmax_everywhere},
     Protocol.GREEDY: {"exact": same_text, "sentence": same_sentence, "tokens": same_tokens},
-    Protocol.RANK: {"probability": same_probability},
 }
 """Measures of what is unchanged, by protocol and name; the first of a protocol is its default."""
 
@@ -266,6 +256,32 @@ def perplexity_drawdown(
     )
 
 
+def retained_probability(
+    rows: Sequence[Row], role: str = "locality", *, bootstrap: Bootstrap = BOOTSTRAP
+) -> Estimate:
+    """Share of its probability per token that an answer retains, at most 1.
+
+    Of answers that should stay as likely as they were, such as the other objects of an edited fact
+    that has several.
+
+    Args:
+        rows: Of one run, under `rank`; those compared with TARGET or BEFORE are not read.
+        role: Role, or family of roles.
+        bootstrap: How to find the interval.
+    """
+    found, skipped = select(rows, role, protocol=Protocol.RANK, against=Against.UNEDITED)
+    items: list[AnswerValue] = []
+    for row in found:
+        before = probability(row.log_probs_before) if row.log_probs_before else 0.0
+        if not before:
+            skipped[NOT_COMPARED] += 1
+            continue
+        value = min(1.0, probability(required_log_probs(row)) / before)
+        items.append(AnswerValue(row.case, value, row.role.removeprefix(role)))
+    name = metric_name("retained_probability", Protocol.RANK)
+    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+
+
 def mean_divergence(
     rows: Sequence[Row],
     role: str = "locality",
@@ -387,5 +403,11 @@ METRICS: tuple[Metric, ...] = (
         better=LOWER,
         span=(None, None),
         scale=1.0,
+    ),
+    define(
+        "retained_probability@rank",
+        "share of their probability that other right answers retain",
+        retained_probability,
+        reads="locality",
     ),
 )

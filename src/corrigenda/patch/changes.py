@@ -32,7 +32,7 @@ class Dense:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
+        """Shape of the weight: (d_out, d_in)."""
         return self.delta.shape[0], self.delta.shape[1]
 
     def __eq__(self, other: object) -> bool:
@@ -64,7 +64,7 @@ class Rows:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
+        """Shape of the weight: (d_out, d_in)."""
         return self.d_out, self.values.shape[1]
 
     def __eq__(self, other: object) -> bool:

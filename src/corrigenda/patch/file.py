@@ -107,9 +107,12 @@ def _read_metadata(path: Path, content: bytes) -> dict[str, str]:
         found = cast("dict[str, Any]", found).get("__metadata__", {})
     except (ValueError, AttributeError, RecursionError) as error:
         raise corrupt(path, "its table of tensors is not readable") from error
-    if not isinstance(found, dict) or not all(isinstance(one, str) for one in found.values()):
+    if not isinstance(found, dict):
         raise corrupt(path, "its metadata is no table of texts")
-    return found
+    metadata = cast("dict[str, object]", found)
+    if not all(isinstance(one, str) for one in metadata.values()):
+        raise corrupt(path, "its metadata is no table of texts")
+    return cast("dict[str, str]", metadata)
 
 
 def _sort_header(content: bytes) -> bytes:

@@ -75,10 +75,11 @@ def require_options(options: Mapping[str, Option], given: Mapping[str, object]) 
             if value not in allowed:
                 raise ValueError(f'the option "{name}" is {value!r}, not one of {allowed}')
             continue
-        types = allowed if isinstance(allowed, tuple) else (allowed,)
+        listed = allowed if isinstance(allowed, tuple) else (allowed,)
+        types = tuple(one for one in listed if isinstance(one, type))
         wide = (*types, int) if float in types else types
         if not isinstance(value, wide) or (isinstance(value, bool) and bool not in types):
-            names = " or ".join(one.__name__ for one in types if isinstance(one, type))
+            names = " or ".join(one.__name__ for one in types)
             raise ValueError(f'the option "{name}" is {value!r}, not {names}')
 
 

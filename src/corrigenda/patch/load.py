@@ -89,7 +89,7 @@ def _changes(tensors: dict[str, Tensor]) -> dict[Site, Change]:
     for name, tensor in tensors.items():
         site, _, part = name.rpartition("/")
         by_site[site][part] = tensor
-    changes = {}
+    changes: dict[Site, Change] = {}
     for site, parts in by_site.items():
         form = next((one for one in CHANGE_FORMS if one.keys() == parts.keys()), None)
         if form is None:

@@ -151,7 +151,7 @@ class ModulePatch(PatchValue):
         return hashlib.sha256(f"{text}\n{digest_of(self.stored)}".encode()).hexdigest()
 
     def run_time_hooks(self, lm: LanguageModel, *, merge: bool) -> AbstractContextManager[object]:
-        """Return the hooks of the patch, whatever the mode; they leave the weights alone."""
+        """Return the hooks of the patch, in both modes; they leave the weights alone."""
         return hooks_of(self, lm)  # type: ignore[arg-type]  # subclasses are one of the three
 
 
@@ -174,7 +174,7 @@ def apply_hooks(
         NotApplied (CG406): active already.
     """
     ledger = ledger_of(lm)
-    with ledger.exclusive():
+    with ledger.session.lock:
         ledger.admit(patch, lm, force=force)
         entry = Applied(patch, lm, "runtime", ledger)
         return ledger.enter(entry, hooks_of(patch, lm), force=force)

@@ -50,6 +50,8 @@ class Citation(NamedTuple):
             "year": year.group() if year else "",
             "note": self.note,
             "url": self.url,
+            # Which variant of a method ran.
+            "note": self.about if "(" in self.about else "",
         }
         lines = [
             f"  {name} = {{{value if name == 'url' else _escape(value)}}},"

@@ -43,6 +43,10 @@ def render_markdown(report: Report) -> str:
             f"- {_escape_markdown(label)}: {count} x {_escape_markdown(reason)}"
             for label, reason, count in group.problems
         ]
+        parts += [
+            f"- {_escape_markdown(title)}: {count} {_escape_markdown(reason)}"
+            for title, reason, count in group.exclusions
+        ]
         parts.append(_format_markdown_table(("run", "method", "id", "model"), _list_runs(group)))
     entries = [one.bibtex for one in report.citations]
     fence = "`" * max(3, _longest_run("\n".join(entries), "`") + 1)
@@ -145,6 +149,10 @@ def _convert_group(group: Group) -> dict[str, object]:
             for one in group.matrices
         },
         "side_by_side": None if group.side_by_side is None else _convert_answers(group),
+        "exclusions": [
+            {"benchmark": title, "reason": reason, "count": count}
+            for title, reason, count in group.exclusions
+        ],
         "problems": [
             {"run": label, "reason": reason, "count": count}
             for label, reason, count in group.problems

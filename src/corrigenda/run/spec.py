@@ -24,7 +24,7 @@ from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.errors import BadConfig, did_you_mean
 from corrigenda.methods.registry import METHODS
 from corrigenda.run.editor_spec import EditorSpec, Table
-from corrigenda.run.objects import as_editor, as_labelled_editor, as_tables
+from corrigenda.run.objects import as_editor, as_tables
 from corrigenda.run.tables import (
     AskSpec,
     DataSpec,
@@ -33,7 +33,7 @@ from corrigenda.run.tables import (
     Regime,
     TaskSpec,
 )
-from corrigenda.text_files import UnreadableText, read_toml
+from corrigenda.text_files import UnreadableText, is_plain_file, read_toml
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor
@@ -232,7 +232,7 @@ def _expand_methods(value: object) -> Iterator[object]:
         value = METHODS.names()
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError('expected a list of methods, or "all"')
-    yield from map(as_labelled_editor, cast("Sequence[object]", value))
+    yield from map(as_editor, cast("Sequence[object]", value))
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:
@@ -268,10 +268,10 @@ def hash_json(plain: object) -> str:
 
 def _find_recipe(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
-    if path.is_file():
+    if is_plain_file(path):
         return path
     for folder in _list_folders():
-        if (found := folder / f"{name_or_path}.toml").is_file():
+        if is_plain_file(found := folder / f"{name_or_path}.toml"):
             return found
     raise BadConfig(
         f'no recipe "{name_or_path}".', hint=did_you_mean(str(name_or_path), list_recipes())

@@ -76,6 +76,31 @@ def count_problems(run: Recorded) -> Counter[str]:
     return found + Counter({"edit rolled back, perplexity rose too far": rolled_back})
 
 
+def list_exclusions(run: Recorded) -> list[tuple[str, str, int]]:
+    """Return what the benchmarks of a run left out or flagged: benchmark, reason and number.
+
+    Records are dropped, probes skipped; flagged cases, such as edits to what was true already, are
+    part of the run.
+    """
+    words = {
+        "dropped": "records dropped",
+        "skipped": "probes left out",
+        "flagged": "cases flagged",
+        "unknown_fields": "records with the unknown field",
+    }
+    found: list[tuple[str, str, int]] = []
+    for title, counts in run.manifest.counts.items():
+        for key, what in words.items():
+            reasons = counts.get(key) if isinstance(counts, dict) else None
+            if isinstance(reasons, dict):
+                found += [
+                    (title, f"{what}: {reason}", count)
+                    for reason, count in reasons.items()
+                    if isinstance(count, int)
+                ]
+    return found
+
+
 def _list_names(tables: Sequence[dict[str, Estimate]]) -> list[str]:
     from corrigenda.metrics.registry import names
 
