@@ -68,7 +68,8 @@ def write_atomically(path: str | Path, writer: Callable[[Path], object]) -> Path
     except ValueError as error:
         raise WriteFailed(f"{str(path)!r} is no name of a file.") from error
     # Where the user may, taking its name would remove a device such as /dev/null.
-    if target.exists() and not (target.is_file() or target.is_dir()):
+    # These functions, unlike the methods of a path, are false for names that are too long.
+    if os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
         raise WriteFailed(f"{path} is no plain file and is not replaced.")
     _open.add(part.name)
     try:

@@ -166,7 +166,8 @@ def test_a_facts_file_without_facts_is_refused(run: Run, model: Path, tmp_path: 
         file.write_text(text)
         ran = run("edit", model, "--facts", file, "-m", "memit")
         assert ran.code == 2
-        assert ran.err.startswith("CG101 MalformedFacts: the file holds no facts.")
+        assert ran.err.startswith("CG101 MalformedFacts: ")
+        assert "holds no facts." in ran.err
 
 
 @pytest.mark.parametrize(
