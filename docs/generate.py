@@ -45,6 +45,7 @@ GROUPS = (
     *("locate", "fine-tuning", "adapters", "gradient", "meta-learning"),
     *("side module", "memory", "context", "procedure", "states"),
 )
+LINE_LENGTH = 100
 SHORT_FORMS = ("group", "changes", "choose_when", "not_when")
 
 
@@ -140,14 +141,29 @@ def page_lists(page: Path) -> Iterable[str]:
 
 def class_imports(_: Path) -> Iterable[str]:
     """Return the imports of editors and benchmarks, for type checkers and completion alone."""
-    imports = (f"    from {module} import {name}" for name, module in own_classes().items())
-    return ("if TYPE_CHECKING:", *sorted(imports))
+    names: dict[str, list[str]] = {}
+    for name, module in own_classes().items():
+        names.setdefault(module, []).append(name)
+    yield "if TYPE_CHECKING:"
+    for module in sorted(names):
+        several = sort_names(names[module])
+        line = f"    from {module} import {', '.join(several)}"
+        if len(line) <= LINE_LENGTH:
+            yield line
+        else:
+            yield f"    from {module} import ("
+            yield from (f"        {name}," for name in several)
+            yield "    )"
 
 
 def class_names(_: Path) -> Iterable[str]:
     """Return the names of editors and benchmarks, in the order in which ruff sorts them."""
-    names = sorted(own_classes(), key=lambda name: (not name.isupper(), name))
-    return ("__all__ += [", *(f'    "{name}",' for name in names), "]")
+    return ("__all__ += [", *(f'    "{name}",' for name in sort_names(own_classes())), "]")
+
+
+def sort_names(names: Iterable[str]) -> list[str]:
+    """Return names in the order of ruff: capitals alone come first."""
+    return sorted(names, key=lambda name: (not name.isupper(), name))
 
 
 def own_classes() -> dict[str, str]:

@@ -29,7 +29,8 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
 from corrigenda.patch import WeightPatch, header_for
-from corrigenda.run.prober import Query, ask, make_query
+from corrigenda.run.prober import ask
+from corrigenda.run.queries import Query, make_query
 
 GOAL_CPU, GOAL_GPU = 2.5, 20.0
 Predicted = dict[tuple[int, str, Query], tuple[int, ...]]

@@ -27,7 +27,6 @@ from corrigenda.errors import (
 )
 from corrigenda.methods.registry import METHODS
 from corrigenda.progress import show_progress
-from corrigenda.run.worker import editor_of
 from corrigenda.testing.tiny import tiny_model
 from tests.support.tiny_on_disk import nearest_fact
 
@@ -256,7 +255,7 @@ def test_runs_take_objects() -> None:
     for name in METHODS.names():
         editor = METHODS.get(name)()
         spec = cg.RunSpec(editor=editor, benchmark=cg.PocketEdit())
-        assert editor_of(spec) == editor
+        assert spec.build_editor() == editor
         assert spec.editor.title == name
     spec = cg.RunSpec(editor=cg.Rome(layer=3), benchmark="pocketedit")
     assert spec.editor.title == "rome(layer=3)"

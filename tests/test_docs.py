@@ -5,14 +5,19 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import tomllib
+import typing
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import typer
+from pydantic import BaseModel
 
 import corrigenda
 from corrigenda.cli.main import app
+from corrigenda.metrics.registry import metric
+from corrigenda.run.spec import Recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -107,3 +112,61 @@ def test_python_snippets_run(
     for page, source in SNIPPETS:
         if page == path:
             exec(compile(source, path.name, "exec"), names)
+
+
+TOML = [
+    text
+    for language, text in FENCE.findall((ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8"))
+    if language == "toml"
+]
+
+
+@pytest.mark.parametrize("source", TOML, ids=range(len(TOML)))
+def test_recipes_of_the_page_are_read_and_name_what_there_is(source: str) -> None:
+    """A whole recipe by itself; a part of one on top of the least that a recipe needs."""
+    table = tomllib.loads(source)
+    least = {"methods": ["rome"], "benchmark": {"name": "pocketedit"}}
+    recipe = Recipe(**{**least, **table})
+    for run in recipe.runs(model="some/model"):
+        run.check()
+
+
+@pytest.mark.parametrize("page", [ROOT / "docs" / "evaluate.md", ROOT / "docs" / "footguns.md"])
+def test_metrics_and_codes_that_a_page_names_exist(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    names = re.findall(r"`([a-z][\w/]*@[a-z_]+(?::[a-z]+)?)`", text)
+    assert page.name != "evaluate.md" or len(names) > 5
+    for name in names:
+        metric(name)
+    codes = re.findall(r"\bCG\d{3}\b", text)
+    assert [code for code in codes if not (ROOT / "docs" / "errors" / f"{code}.md").exists()] == []
+
+
+def models_of(annotation: object) -> list[type[BaseModel]]:
+    """The tables within the type of a field."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [one for part in typing.get_args(annotation) for one in models_of(part)]
+
+
+def test_keys_of_a_recipe_that_the_page_explains_exist() -> None:
+    text = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ((?:`[\w.]+`(?:, )?)+) \|", text, re.MULTILINE)
+    keys = [key for row in rows for key in re.findall(r"`([\w.]+)`", row)]
+    known = set(Recipe.model_fields)
+    for key in keys:
+        table, _, name = key.partition(".")
+        if table not in known:
+            continue
+        if name:
+            kinds = models_of(Recipe.model_fields[table].annotation)
+            assert any(name in kind.model_fields for kind in kinds), key
+    assert {"regime.kind", "ask.roles", "intervals"} <= set(keys)
+
+
+def test_recipes_that_the_page_lists_are_those_there_are() -> None:
+    text = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    table = text.partition("| recipe | shows |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`([\w-]+)`", table)) == {
+        path.stem for path in (ROOT / "recipes").glob("*.toml")
+    }

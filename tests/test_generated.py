@@ -79,3 +79,8 @@ def test_reading_lists_begin_with_the_editor_and_hold_no_other_method(generate) 
         assert f"corrigenda.{first}" == module
         folder = module.removeprefix("corrigenda.").rpartition(".")[0]
         assert all(one.startswith((f"{folder}.", "engines.")) for one in others)
+
+
+@pytest.mark.parametrize(("name", "most"), [("wise", 8), ("mend", 5), ("ft-l", 4)])
+def test_a_method_is_read_in_few_files(generate, name: str, most: int) -> None:
+    assert len(generate.reading_list(METHODS.entry(name).module)) <= most

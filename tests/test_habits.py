@@ -63,6 +63,17 @@ def test_check_holds_the_generated_lists_too() -> None:
     assert "docs/generate.py --check" in CHECK
 
 
+def test_laws_and_references_run_without_avx512_too() -> None:
+    """On two cores in one go, before all tests, whose closing line is the last."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace("\\\n", " ")
+    line = next(one for one in script.splitlines() if "ONEDNN_MAX_CPU_ISA=AVX2" in one)
+    assert "ATEN_CPU_CAPABILITY=avx2" in line
+    assert line.split()[-2:] == ["tests/laws", "tests/reference"]
+    assert script.index(line) < script.index("| tee")
+    job = workflow("tests")["jobs"]["avx2"]
+    assert job["env"] == {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
 def test_addresses_agree_with_the_citation() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert PROJECT["urls"]["Homepage"] == citation["url"]

@@ -76,17 +76,13 @@ if TYPE_CHECKING:
     from corrigenda.methods.calinet.editor import Calinet
     from corrigenda.methods.deepedit.editor import DeepEdit
     from corrigenda.methods.emmet.editor import Emmet
-    from corrigenda.methods.finetune.ft import Ft
-    from corrigenda.methods.finetune.ft_l import FtL
-    from corrigenda.methods.finetune.ft_m import FtM
-    from corrigenda.methods.finetune.locft_bf import LocftBf
+    from corrigenda.methods.finetune.editor import Ft, FtL, FtM, LocftBf
     from corrigenda.methods.grace.editor import Grace
     from corrigenda.methods.ice.editor import ICE
     from corrigenda.methods.ike.editor import IKE
     from corrigenda.methods.knowledge_editor.editor import KnowledgeEditor
     from corrigenda.methods.knowledge_neurons.editor import KnowledgeNeurons
-    from corrigenda.methods.lora.adalora import AdaLora
-    from corrigenda.methods.lora.lora import Lora
+    from corrigenda.methods.lora.editor import AdaLora, Lora
     from corrigenda.methods.malmen.editor import Malmen
     from corrigenda.methods.mello.editor import MeLLo
     from corrigenda.methods.melo.editor import Melo

@@ -38,6 +38,11 @@ class Protocol(StrEnum):
     GREEDY = "greedy"
     """The model continues the prompt, always with the most probable token."""
 
+    SAMPLED = "sampled"
+    """The model continues the prompt at random among the five most probable tokens, to 100 tokens
+    with the prompt, beyond the end of the text. Only text that is expected to be nothing in
+    particular is asked so: that of the published fluency."""
+
 
 class Against(StrEnum):
     """What an answer is compared with."""
@@ -152,11 +157,18 @@ class Case:
         """Return the case with every probe that expects an answer asked under these protocols.
 
         Probes that expect nothing, conditions, and those whose distributions are compared stay as
-        they are.
+        they are; with `SAMPLED`, generated text that expects nothing is asked so too.
         """
         probes: list[Probe] = []
+        sampled = Protocol.SAMPLED in protocols
+        protocols = tuple(one for one in protocols if one != Protocol.SAMPLED)
         for probe in self.probes:
-            if not probe.expected or probe.divergence or probe.role == "condition":
+            if sampled and probe.family == "fluency":
+                sample = dataclasses.replace(probe, protocol=Protocol.SAMPLED, max_new_tokens=None)
+                probes += [probe, sample]
+            elif (
+                not protocols or not probe.expected or probe.divergence or probe.role == "condition"
+            ):
                 probes.append(probe)
             else:
                 probes += [dataclasses.replace(probe, protocol=one) for one in protocols]

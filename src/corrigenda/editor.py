@@ -154,7 +154,7 @@ class Editor(Settings, ABC):
         work in a mixture of experts where they find no weight there.
         """
         super().__pydantic_init_subclass__(**options)
-        for name in ("fit", "train", "edit", "constraints"):
+        for name in ("fit", "train", "edit", "constraints", "locate"):
             if name in vars(cls):
                 setattr(cls, name, leave_inference_mode(vars(cls)[name]))
         for name in ("sites", "fit", "train", "edit"):

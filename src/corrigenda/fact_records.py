@@ -68,7 +68,7 @@ _UNUSED = frozenset(
 )
 
 
-class Row(NamedTuple):
+class FactRow(NamedTuple):
     """One record of a file.
 
     Attributes:
@@ -92,7 +92,7 @@ class Translation(NamedTuple):
     unused: frozenset[str]
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[FactRow]:
     """Yield the records of a file, by its content: CSV by the ending, else JSON.
 
     Raises:
@@ -106,13 +106,15 @@ def read_rows(path: Path) -> Iterator[Row]:
     if start.startswith("["):
         whole = _parse(text)
         if isinstance(whole, list):
-            return (Row(f"record {number}", value) for number, value in enumerate(whole, start=1))
+            return (
+                FactRow(f"record {number}", value) for number, value in enumerate(whole, start=1)
+            )
     # One object over several lines.
     if start.startswith("{") and _parse(start.partition("\n")[0]) is None:
         whole = _parse(text)
         if whole is not None:
-            return iter([Row("record 1", whole)])
-    return (Row(f"line {number}", value) for number, value in parse_json_lines(text))
+            return iter([FactRow("record 1", whole)])
+    return (FactRow(f"line {number}", value) for number, value in parse_json_lines(text))
 
 
 def translate(record: Mapping[str, object]) -> Translation:
@@ -174,7 +176,7 @@ def _parse(text: str) -> JsonValue | UnreadableText:
         return error
 
 
-def _read_table(text: str, separator: str) -> Iterator[Row]:
+def _read_table(text: str, separator: str) -> Iterator[FactRow]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         head = [name.strip() for name in next(reader, [])]
@@ -183,12 +185,12 @@ def _read_table(text: str, separator: str) -> Iterator[Row]:
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) != len(head):
-                yield Row(place, UnreadableText(f"{len(row)} cells, but {len(head)} columns"))
+                yield FactRow(place, UnreadableText(f"{len(row)} cells, but {len(head)} columns"))
                 continue
             cells = dict(zip(head, row, strict=True))
-            yield Row(place, {name: _cell(name, cell) for name, cell in cells.items() if cell})
+            yield FactRow(place, {name: _cell(name, cell) for name, cell in cells.items() if cell})
     except csv.Error as error:
-        yield Row(f"line {reader.line_num}", UnreadableText(f"not CSV ({error})"))
+        yield FactRow(f"line {reader.line_num}", UnreadableText(f"not CSV ({error})"))
 
 
 def _cell(name: str, text: str) -> object:

@@ -19,7 +19,7 @@ from corrigenda.errors import (
     MalformedFacts,
     SubjectNotFound,
 )
-from corrigenda.fact_records import LISTS, Row, read_rows, translate
+from corrigenda.fact_records import LISTS, FactRow, read_rows, translate
 from corrigenda.look_alikes import explain_look_alike
 from corrigenda.text_files import UnreadableText, check_text, parse_json_lines
 
@@ -407,11 +407,11 @@ def read_facts(path: str | Path) -> list[Fact]:
 def facts_from_lines(lines: Iterable[str], *, where: str) -> list[Fact]:
     """Return the facts in lines of JSON; all problems are collected in one error (CG101)."""
     text = "\n".join(line.replace("\n", " ") for line in lines)
-    rows = (Row(f"line {number}", value) for number, value in parse_json_lines(text))
+    rows = (FactRow(f"line {number}", value) for number, value in parse_json_lines(text))
     return _parse_rows(rows, where=where)
 
 
-def _parse_rows(rows: Iterable[Row], *, where: str) -> list[Fact]:
+def _parse_rows(rows: Iterable[FactRow], *, where: str) -> list[Fact]:
     facts: list[Fact] = []
     problems: dict[str, list[str]] = {}
     unused: set[str] = set()

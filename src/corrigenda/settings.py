@@ -15,8 +15,8 @@ from corrigenda.errors import BadConfig, did_you_mean
 Choice = TypeVar("Choice", bound=StrEnum)
 Group = TypeVar("Group")
 
-LARGEST_FLOAT = 3.4028234663852886e38
-"""Largest number of float32, in which models compute."""
+LARGEST_FLOAT = 1e30
+"""Largest number of an option: float32 ends at 3e38, and optimisers multiply and divide."""
 LARGEST_INTEGER = 2**63 - 1
 """Largest whole number of a tensor, and of a seed."""
 
@@ -25,7 +25,7 @@ class Settings(BaseModel):
     """A frozen configuration: validated, equal to another when the settings are equal.
 
     Numbers must be finite and fit into the types that models compute in: floats into float32, whole
-    numbers, seeds among them, into 64 bits.
+    numbers, including seeds, into 64 bits.
 
     Attributes:
         name: What it is called.
@@ -63,7 +63,9 @@ def check_numbers(value: object) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no finite number")
     if isinstance(value, float) and abs(value) > LARGEST_FLOAT:
-        raise ValueError(f"{value:.3g} is beyond float32, whose largest number is 3.4e38")
+        raise ValueError(
+            f"{value:.3g} is beyond {LARGEST_FLOAT:g}, the largest number of an option"
+        )
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
         raise ValueError("whole numbers must be below 2**63")
     if isinstance(value, dict):

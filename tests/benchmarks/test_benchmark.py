@@ -266,11 +266,13 @@ def test_unknown_fields_are_counted(tmp_path: Path) -> None:
     assert klob.unknown_fields == {}
 
 
-def test_a_limit_reads_on_until_the_expected_probes_are_seen(tmp_path: Path) -> None:
+def test_with_a_limit_the_expected_probes_may_be_in_a_case_that_is_not_drawn(
+    tmp_path: Path,
+) -> None:
     records = [changed(ZSRE, loc=""), changed(ZSRE, src="When was Vero tower made?")]
-    loaded = benchmarks.load("zsre", write(tmp_path / "z.json", records), limit=1)
-    assert only(loaded).id == "0"
-    assert loaded.counts["records"] == 1
+    path = write(tmp_path / "z.json", records)
+    drawn = {only(BENCHMARKS.get("zsre")().load(path, limit=1, seed=s)).id for s in range(9)}
+    assert drawn == {"0", "1"}
 
 
 @pytest.mark.parametrize(

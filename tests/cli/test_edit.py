@@ -160,6 +160,15 @@ def test_empty_text_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
     assert (ran.code, ran.err[:5]) == (2, "CG602")
 
 
+def test_a_facts_file_without_facts_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "facts.jsonl"
+    for text in ("", "\n\n"):
+        file.write_text(text)
+        ran = run("edit", model, "--facts", file, "-m", "memit")
+        assert ran.code == 2
+        assert ran.err.startswith("CG101 MalformedFacts: the file holds no facts.")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

@@ -43,7 +43,7 @@ def test_a_recipe_becomes_a_table_and_rows(run: Run, recipe: Path, tmp_path: Pat
     assert ran.code == 1, "one of the methods fails"
     head, *lines = ran.out.splitlines()
     assert head.startswith("two methods")
-    assert lines[0].split() == ["metric", "n", "ft-m", "refused"]
+    assert lines[0].split() == ["metric", "n", "unedited", "ft-m", "refused"]
     first = next(line for line in lines if line.startswith("reliability@greedy"))
     assert first.split()[1:3] == ["^", "2"]
     assert first.split()[-1] == "-"

@@ -33,7 +33,7 @@ def test_moments_count_at_every_layer(lm):
 
 def test_no_layer_is_probed_for_an_estimate(lm, monkeypatch):
     editor = build_editor("rome")
-    assert editor.chosen_layers() is None
+    assert editor.configured_layers() is None
     monkeypatch.setattr(type(lm), "_forward", None)
     assert editor.memory(lm, 10).edit > 0
 

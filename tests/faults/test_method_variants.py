@@ -9,7 +9,8 @@ import pytest
 from corrigenda.errors import BadConfig
 from corrigenda.methods.presets import build_editor, named_preset, preset, presets, variant_label
 from corrigenda.methods.registry import METHODS
-from corrigenda.run.spec import EditorSpec
+from corrigenda.run.spec import EditorSpec, RunSpec
+from corrigenda.run.worker import editor_of
 
 LARGE = ("llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b")
 
@@ -68,6 +69,15 @@ def test_tables_say_which_rome_ran() -> None:
     framework = EditorSpec(name="rome", options={"preset": "llama-2-7b-easyedit"})
     assert framework.title == "rome (r-rome, use_moment=false)"
     assert EditorSpec(name="rome", label="mine").title == "mine"
-    assert EditorSpec(name="rome", label="mine").variant == "rome (r-rome)"
     assert EditorSpec(name="memit").title == "memit"
     assert variant_label("adalora", {"pruning": False}) == "adalora (pruning=false)"
+
+
+@pytest.mark.filterwarnings("ignore:rome, preset")
+def test_a_run_takes_a_preset_by_name_and_its_seed_from_the_run() -> None:
+    options = {"preset": "llama-2-7b-easyedit", "steps": 3}
+    spec = RunSpec(
+        editor={"name": "rome", "options": options}, benchmark={"name": "pocketedit"}, seed=5
+    )
+    editor = editor_of(spec)
+    assert (editor.use_moment, editor.steps, editor.seed) == (False, 3, 5)

@@ -13,7 +13,7 @@ from corrigenda.methods.presets import build_editor
 from corrigenda.methods.registry import METHODS
 from corrigenda.transforms.registry import TRANSFORMS
 
-NUMBERS = (math.inf, -math.inf, math.nan, 1e308, -1e308, 10**5000)
+NUMBERS = (math.inf, -math.inf, math.nan, 1e308, -1e308, 3e38, 10**5000)
 INTEGERS = (*NUMBERS, 10**30, -(10**30), 2**63)
 
 

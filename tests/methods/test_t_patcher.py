@@ -267,14 +267,16 @@ def test_on_the_pocket_model_a_fact_changes_and_neighbours_stay(tmp_path, monkey
 
 
 def test_only_silent_neurons_promise_to_contain_the_edit() -> None:
-    assert TPatcher().supports.contained
-    assert not TPatcher(activation="host").supports.contained
+    assert TPatcher(gate=0.5).supports.contained
+    assert not TPatcher().supports.contained
+    assert not TPatcher(gate=0.5, activation="host").supports.contained
 
 
 def test_a_query_that_hardly_excites_a_neuron_is_silent_by_a_margin() -> None:
     """Silence must not hang on the rounding of a value near zero, which differs by processor."""
     lm, state = model("llama"), fitted("llama")
-    editor = TPatcher(**{**QUICK, "steps": 60, "first_check": 60, "learning_rate": 0.2})
+    quick = {**QUICK, "steps": 60, "first_check": 60, "learning_rate": 0.2}
+    editor = TPatcher(**quick, gate=0.5)
     (site,) = editor.sites(lm)
     patch = editor.edit(lm, FACTS[:1], state).patch
     assert isinstance(patch, NeuronPatch)
@@ -301,6 +303,5 @@ def test_a_query_that_hardly_excites_a_neuron_is_silent_by_a_margin() -> None:
 def test_without_a_gate_neurons_are_the_published_ones_and_promise_nothing() -> None:
     neurons, own = Neurons(torch.ones(2, 3), torch.zeros(2), torch.ones(2, 3)), torch.ones(2, 3)
     assert all(map(torch.equal, raise_gate(neurons, own, 0.0), neurons))
-    assert not TPatcher(gate=0.0).supports.contained
     silent = Neurons(torch.ones(2, 3), torch.full((2,), -5.0), torch.ones(2, 3))
     assert all(map(torch.equal, raise_gate(silent, own, 0.5), silent))

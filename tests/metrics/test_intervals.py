@@ -46,9 +46,9 @@ def test_shares_of_single_answers_are_covered(num_cases: int) -> None:
         assert covered >= LEAST_COVERAGE, share
 
 
-def clustered(num_cases: int) -> Iterator[tuple[float, list[AnswerValue]]]:
+def clustered(num_cases: int, seed: int = 0) -> Iterator[tuple[float, list[AnswerValue]]]:
     """Cases of several answers, from independent to nearly equal ones; with their true share."""
-    generator = np.random.default_rng(num_cases)
+    generator = np.random.default_rng([num_cases, seed])
     for share in SHARES:
         for answers, correlation in ((3, 0.0), (3, 0.6), (10, 0.1), (10, 0.6), (30, 0.9)):
             for _ in range(60):
@@ -78,11 +78,11 @@ def test_shares_of_several_answers_a_case_are_covered(num_cases: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_cases", [5, 10, 20, 50, 100, 200])
+@pytest.mark.parametrize("num_cases", [5, 10, 20, 50, 200])
 def test_shares_are_covered_in_each_setting(num_cases: int) -> None:
     found: dict[tuple[float, int], list[bool]] = {}
-    for _ in range(10):
-        for number, (share, items) in enumerate(clustered(num_cases)):
+    for seed in range(6):
+        for number, (share, items) in enumerate(clustered(num_cases, seed)):
             one = over_cases("m", items)
             found.setdefault((share, number // 60), []).append(one.low <= share <= one.high)
     assert min(map(np.mean, found.values())) >= LEAST_COVERAGE - 0.02

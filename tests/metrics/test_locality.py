@@ -15,6 +15,7 @@ from corrigenda.metrics.locality import (
     drawdown,
     mean_divergence,
     perplexity_drawdown,
+    retained_probability,
     still_correct,
     unchanged,
 )
@@ -126,6 +127,42 @@ def test_drawdown_of_perplexity() -> None:
         log_probs_before=[-math.log(3)],
     )
     assert perplexity_drawdown([row]).value == pytest.approx(1)
+
+
+def test_drawdown_of_perplexity_is_not_that_of_one_answer() -> None:
+    """Of twenty answers one has become impossible: exp(20) once, but exp(1 + 19/20) on average."""
+    rows = [
+        Row(
+            case=str(case),
+            role="locality",
+            protocol=FED,
+            log_probs=[-20.0 if case == 0 else -1.0],
+            log_probs_before=[-1.0],
+        )
+        for case in range(20)
+    ]
+    found = perplexity_drawdown(rows)
+    assert found.value == pytest.approx(math.exp(1.95) - math.exp(1))
+    assert found.low <= found.value <= found.high < 1000
+
+
+def test_other_true_answers_retain_their_probability() -> None:
+    rows = [
+        Row(
+            case=case,
+            role="locality/competing_objects",
+            protocol=RANK,
+            against=Against.UNEDITED,
+            log_probs=[after],
+            log_probs_before=[-1.0],
+        )
+        for case, after in (("1", -2.0), ("2", -0.5))
+    ]
+    found = retained_probability(rows)
+    assert found.by_case == {"1": pytest.approx(math.exp(-1)), "2": 1}
+    assert found.metric == "retained_probability@rank"
+    bare = [Row(**{**vars(rows[0]), "log_probs_before": None})]
+    assert retained_probability(bare).skipped == {NOT_COMPARED: 1}
 
 
 @pytest.mark.parametrize(("reverse", "value"), [(False, 0.085123), (True, 0.092033)])

@@ -15,6 +15,7 @@ from corrigenda.metrics.cost import COSTS
 from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap
 from corrigenda.metrics.metric import Better, Metric, RunRecords
 from corrigenda.metrics.selection import at
+from corrigenda.metrics.success import MEASURES
 from corrigenda.rows import Measurement, Row, Stage
 from tests.support.rows import FED, GREEDY, RANK
 
@@ -26,6 +27,7 @@ ROLES = {
     "generalization",
     "portability/chain",
     "portability/multi_hop",
+    "portability/multi_hop_thoughts",
     "portability/logical_generalization",
     "portability/compositionality_1",
     "portability/compositionality_2",
@@ -45,7 +47,9 @@ ROLES = {
     "restoration/edited",
     *(f"robustness/{kind}" for kind in SURROUNDINGS),
 }
+BEFORE = {"before/chain", "before/multi_hop", "before/multi_hop_thoughts"}
 RANKED = {
+    "attribute",
     *("conflict/old", "conflict/new", "conflict/implied", "conflict/tied", "conflict/single"),
     *("round/there", "round/back", "locality/neighborhood", "locality/distracted_neighborhood"),
 }
@@ -54,7 +58,7 @@ RANKED = {
 def row(
     role: str, protocol: Protocol, case: str, *, rounds: int = 2, probe: int = 0, **more
 ) -> Row:
-    local = role.startswith(("locality", "restoration")) and protocol != RANK
+    local = role.startswith(("locality", "restoration")) and role not in RANKED
     more.setdefault("expected", [["Rome"]])
     return Row(
         case=case,
@@ -86,9 +90,11 @@ def recorded() -> RunRecords:
     for case in "123":
         rows += [row(role, protocol, case) for role in ROLES for protocol in (FED, GREEDY, RANK)]
         rows += [row(role, RANK, case) for role in RANKED]
+        rows.append(row("fluency", Protocol.SAMPLED, case))
+        rows += [Row(**{**vars(row(role, GREEDY, case)), "stage": Stage.BEFORE}) for role in BEFORE]
         rows += [
             row("reliability", protocol, case, probe=9, position=int(case), edits=edits)
-            for protocol in Protocol
+            for protocol in MEASURES
             for edits in range(int(case), 4)
         ]
         rows += [row(role, RANK, case, rounds=1) for role in ("conflict/old", "conflict/tied")]
@@ -109,6 +115,7 @@ def recorded() -> RunRecords:
             *("cost/latency", "projection/edited", "projection/original"),
             *("restoration/residual", "restoration/graph"),
             *("locating/relevance_chain", "locating/relevance_single"),
+            *("locating/factual", "locating/unbiasedness"),
         )
     ]
     measured += [
@@ -179,7 +186,8 @@ def test_names_are_unique_and_end_in_a_protocol() -> None:
 
 
 def test_every_protocol_has_its_reliability() -> None:
-    for protocol in Protocol:
+    assert {*Protocol} - {*MEASURES} == {Protocol.SAMPLED}
+    for protocol in MEASURES:
         assert registry.metric(f"reliability@{protocol}").better == Better.HIGHER
 
 
@@ -197,6 +205,23 @@ def test_evaluation_takes_what_finds_cases() -> None:
     assert not any("legacy" in name or "rank" in name for name in found)
     (wanted,) = registry.evaluate(RunRecords(rows), ["reliability@greedy:exact"])
     assert wanted.value == 0
+
+
+def test_what_repeats_another_metric_is_computed_only_if_wanted() -> None:
+    """Of two answers of CounterFact, which is likelier is asked once."""
+    rows = [row("reliability", RANK, "1"), row("generalization", RANK, "1")]
+    found = {one.metric for one in registry.evaluate(RunRecords(rows))}
+    assert {"reliability@rank", "generalization@rank", "efficacy_magnitude@rank"} <= found
+    assert not found & {"efficacy_score@rank", "paraphrase_score@rank"}
+    wanted = ["efficacy_score@rank", "paraphrase_score@rank"]
+    same = ["reliability@rank", "generalization@rank"]
+    for one, other in zip(
+        registry.evaluate(RunRecords(rows), wanted),
+        registry.evaluate(RunRecords(rows), same),
+        strict=True,
+    ):
+        assert (one.value, one.low, one.n) == (other.value, other.low, other.n) or one.n == 1
+        assert registry.metric(one.metric).repeats == other.metric
 
 
 def test_of_a_sequence_the_last_moment_is_evaluated() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 
 import pytest
 
+from corrigenda.cases import Protocol
 from corrigenda.errors import MissingExtra
 from corrigenda.metrics import consistency as consistency_module
 from corrigenda.metrics import fluency as fluency_module
@@ -61,9 +63,13 @@ def test_words_are_those_of_the_treebank() -> None:
 def test_only_the_continuation_is_scored_unless_legacy() -> None:
     rows = [said("1", " a b c", prompt="a b a b c d e", **TEXT)]
     assert fluency(rows).value == pytest.approx(n_gram_entropy("a b c"))
-    legacy = fluency(rows, legacy=True)
+    assert fluency(rows, legacy=True).n == 0
+    sampled = [dataclasses.replace(row, protocol=Protocol.SAMPLED) for row in rows]
+    legacy = fluency(sampled, legacy=True)
     assert legacy.value == pytest.approx(n_gram_entropy("a b a b c d e a b c"))
-    assert legacy.metric == "fluency_legacy@greedy"
+    assert legacy.metric == "fluency_legacy@sampled"
+    assert fluency(sampled, protocol=Protocol.SAMPLED).metric == "fluency@sampled"
+    assert fluency_change(rows).metric == "fluency_change@greedy"
     assert reference_text("A\n\n\n", "\u00e9") == "A\ne\u0301"
 
 

@@ -11,8 +11,9 @@ import torch
 
 from corrigenda.errors import BadConfig, NewerFormat
 from corrigenda.facts import Fact
-from corrigenda.lm.decoding import answer, gives, greedy, next_token_top, sample, score
+from corrigenda.lm.decoding import answer, gives, greedy, next_token_top, score
 from corrigenda.lm.interception import PromptRewriter, RewrittenPrompt, rewrite_prompts
+from corrigenda.lm.sampling import sample
 from corrigenda.lm.spans import encode
 from corrigenda.patch import AnswerPatch, ModulePatch, PromptPatch, load_patch
 from corrigenda.testing.tiny import tiny_model

@@ -111,7 +111,7 @@ def test_reports_and_comparisons_are_values_in_python(runs, tmp_path):
         cg.report([])
     found = cg.compare(runs[0], ids[1][:8], folder=folder)
     assert [line.metric.name for line in found] == [row[0] for row in found.table()[1:]]
-    assert repr(found).splitlines()[0].split()[:3] == ["metric", "rome", "ft-m"]
+    assert repr(found).splitlines()[0].split()[:4] == ["metric", "rome", "(r-rome)", "ft-m"]
     assert found.legend in found._repr_html_()
     assert len(found.to_json()["metrics"]) == len(found)
 
@@ -139,3 +139,24 @@ def test_an_evaluation_is_a_table_of_its_runs(tmp_path):
     assert not found.has_errors
     with pytest.raises(BadConfig, match="a recipe or runs were expected"):
         cg.evaluate([])
+
+
+def test_an_evaluation_shows_the_unedited_model_of_one_model_and_one_set_of_cases(tmp_path):
+    lm = tiny_model("gpt2")
+
+    def spec(seed):
+        return cg.RunSpec(
+            editor=cg.FtM(layer=0, epochs=1),
+            benchmark={"name": "pocketedit", "limit": 1, "options": {"seed": seed}},
+            ask={"max_new_tokens": 2, "roles": ["reliability"]},
+        )
+
+    found = cg.evaluate(spec(1), lm=lm, folder=tmp_path)
+    heads, *rows = found.table()
+    assert heads[:4] == ("metric", "", "n", "unedited")
+    reliability = next(row for row in rows if row[0] == "reliability@greedy")
+    assert reliability[3].split()[0] == "0"
+    assert "unedited" in found._repr_html_()
+    assert found.to_json()["unedited"]["reliability@greedy"]["value"] == 0
+    several = cg.evaluate([spec(1), spec(2)], lm=lm, folder=tmp_path)
+    assert {row[3] for row in several.table()[1:]} == {"-"}

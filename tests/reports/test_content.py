@@ -18,6 +18,8 @@ from corrigenda.reports.comparison import compare, randomisation_test
 from corrigenda.reports.content import build_report
 from corrigenda.reports.page import render_page
 from corrigenda.reports.sections import Chart, Curve
+from corrigenda.rows import Measurement
+from corrigenda.run import summary
 from corrigenda.run.spec import Intervals
 from tests.support.recorded import record_run
 from tests.support.records import COUNTERFACT, RECENT, write
@@ -112,12 +114,37 @@ def test_edits_asked_right_after_are_a_curve_of_their_own(recorded):
     assert not kept.immediate
     data = plain.convert_report(build_report([run._replace(rows=newest)]))
     shown = next(one for one in data["groups"][0]["curves"] if RELIABILITY in one["title"])
-    assert [point["edits"] for point in shown["immediate"]["rome"]] == [1, 3, 6]
+    assert [point["edits"] for point in shown["immediate"][curve.label]] == [1, 3, 6]
 
 
 def test_what_is_missing_is_told(recorded):
     run = recorded("rome", lambda *_: True, lambda *_: True, skipped=2)
     assert build_report([run]).groups[0].problems == (("rome (r-rome)", "CG105", 2),)
+
+
+def test_what_benchmarks_left_out_is_told(recorded):
+    run = recorded("rome", lambda *_: True, lambda *_: True)
+    counts = {
+        "zsre": {
+            "counts": {"records": 5},
+            "dropped": {"the subject is not in the prompt": 2},
+            "skipped": {},
+            "flagged": {"no-op": 1},
+            "unknown_fields": {"requested_rewrite": 5},
+        }
+    }
+    told = run._replace(manifest=run.manifest.model_copy(update={"counts": counts}))
+    made = build_report([told])
+    assert made.groups[0].exclusions == (
+        ("zsre", "records dropped: the subject is not in the prompt", 2),
+        ("zsre", "cases flagged: no-op", 1),
+        ("zsre", "records with the unknown field: requested_rewrite", 5),
+    )
+    assert "- zsre: 1 cases flagged: no-op" in plain.render_markdown(made)
+    assert {"benchmark": "zsre", "reason": "cases flagged: no-op", "count": 1} in (
+        plain.convert_report(made)["groups"][0]["exclusions"]
+    )
+    assert build_report([run]).groups[0].exclusions == ()
 
 
 def test_intervals_are_found_as_the_first_run_says_or_as_wanted(recorded):
@@ -159,6 +186,8 @@ def test_markdown_and_latex_escape_and_mark_the_best(two):
     row = next(one for one in text.splitlines() if one.startswith(f"| `{RELIABILITY}`"))
     assert "**100**" in row
     assert "@misc{rome2022" in text
+    assert "note = {method rome (r-rome)}" in text
+    assert "| rome (r-rome) | rome (r-rome) |" in text
     tex = plain.render_latex(made)
     assert r"\textbf{100}" in tex
     assert tex.count(r"\begin{tabular}") == 1
@@ -229,6 +258,22 @@ def test_equal_values_are_both_best_and_one_alone_is_not():
     assert numbers.find_best(fluency, same, estimate(6.0)) == {1}
     assert numbers.find_best(fluency, same) == frozenset()
     assert fluency.protocol is Protocol.GREEDY
+    # Nearest to that of the unedited model, which is 1 whatever the model.
+    near = [estimate(0.4), estimate(1.1), estimate(3.0)]
+    assert numbers.find_best(metric("perplexity_ratio@teacher_forced"), near) == {1}
+    for name in ("leak@greedy", RELIABILITY):
+        assert numbers.find_best(metric(name), [estimate(0.0), estimate(0.0)]) == frozenset()
+    some = [estimate(0.0), estimate(0.0), estimate(0.5)]
+    assert numbers.find_best(metric("leak@greedy"), some) == {0, 1}
+
+
+def test_a_residual_that_is_always_0_is_shown_only_if_wanted(recorded):
+    run = recorded("memit", lambda *_: True, lambda *_: True)
+    name = "graph_residual"
+    measured = [Measurement(case=str(i), name="restoration/graph", values=[2, 0]) for i in "12"]
+    run = run._replace(measurements=measured)
+    assert name not in [one.metric.name for one in summary.make_lines([run])]
+    assert name in [one.metric.name for one in summary.make_lines([run], [name])]
 
 
 def test_kinds_and_benchmarks_have_tables_of_their_own(two):
@@ -265,7 +310,7 @@ def test_each_work_of_a_card_is_an_entry_of_its_own(recorded):
     entries = {one.key: one for one in report.citations}
     assert {"rome2022", "rome2024", "ft2020", "ft2023"} <= set(entries)
     # The baseline's card names a work of the other card again: one entry, for both.
-    assert entries["rome2022"].about == "method rome, method ft"
+    assert entries["rome2022"].about == "method rome (r-rome), method ft"
     assert "ft2022" not in entries
     assert "author = {Gupta and Baskaran and Anumanchipalli}" in entries["rome2024"].bibtex
     assert "Gupta" not in entries["rome2022"].bibtex
@@ -328,3 +373,17 @@ def test_a_long_title_of_a_figure_is_broken_over_lines_and_a_dollar_sign_is_one(
     assert " ".join(lines) == title
     assert all(len(one) <= 60 for one in lines)
     assert "a $x_{ b" in shown
+
+
+def test_markdown_shows_what_models_and_files_say_as_text(two):
+    made = build_report(two, title="a *b* <script>\n# c")
+    group = replace(
+        made.groups[0],
+        labels=("x|y", "`code`"),
+        problems=(("x|y", "[link](http://a)\n- item", 2),),
+    )
+    text = plain.render_markdown(replace(made, groups=(group,)))
+    assert text.splitlines()[0] == r"# a \*b\* \<script> # c"
+    assert r"- x\|y: 2 x \[link\](http://a) - item" in text
+    assert r"| unedited | x\|y | \`code\` |" in text
+    assert "<script>" not in text

@@ -54,7 +54,7 @@ def test_a_cache_that_is_full_is_told_once(
         replace(source, target)
 
     monkeypatch.setattr(files.os, "replace", fill)
-    with pytest.warns(UserWarning, match=r"cache .*full cannot be written.*No space left") as told:
+    with pytest.warns(UserWarning, match=r"cache .*cannot be written.*the disk is full") as told:
         recorded = run(spec, tmp_path / "runs")
     assert len([one for one in told if "cannot be written" in str(one.message)]) == 1
     assert recorded.rows == fine.rows

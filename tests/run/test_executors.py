@@ -13,7 +13,7 @@ import torch
 from corrigenda.errors import BadConfig, MissingExtra
 from corrigenda.run import plan, runner
 from corrigenda.run.executors import RayExecutor, RunJob, _RayWorker, make_executor
-from corrigenda.run.prober import Answer, Query
+from corrigenda.run.queries import Answer, Query
 from tests.run.conftest import make
 from tests.support.tiny_on_disk import save_tiny
 

@@ -14,7 +14,7 @@ from corrigenda.lm.decoding import greedy
 from corrigenda.lm.model import LanguageModel
 from corrigenda.metrics.metric import RunRecords
 from corrigenda.metrics.registry import evaluate
-from corrigenda.reports.content import report
+from corrigenda.reports.content import build_report
 from corrigenda.rows import Row
 from corrigenda.run import store
 from tests.run.conftest import Do, make
@@ -207,7 +207,7 @@ def test_answers_are_recorded_before_and_after(do: Do, lm: LanguageModel, tmp_pa
         assert found[f"task_score/{name}@greedy"].n == count
     wanted = ["legacy_task_score/rte_published@greedy", "legacy_task_score/rte@greedy"]
     assert [one.n for one in evaluate(RunRecords(recorded.rows), wanted)] == [6, 0]
-    (group,) = report([recorded]).groups
+    (group,) = build_report([recorded]).groups
     assert "task_score/sums@greedy" in {line.metric.name for line in group.lines}
 
 

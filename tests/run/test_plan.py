@@ -120,6 +120,16 @@ def test_a_run_without_a_usable_case_says_why(tmp_path: Path) -> None:
         plan.load_data(spec)
 
 
+def test_what_is_flagged_and_dropped_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "zsre.json"
+    same = {**record(subject="France"), "alt": "Paris"}
+    path.write_text(json.dumps([record(subject="Rome"), record(subject="France"), same]))
+    counts = plan.load_data(make(data={"name": "zsre", "path": str(path)})).counts["zsre"]
+    assert counts["dropped"] == {"the subject is not in the prompt": 1}
+    assert counts["flagged"]["the target is among the old answers"] == 1
+    assert counts["counts"]["cases"] == 2
+
+
 def record(subject: str) -> dict[str, str | list[str]]:
     return {
         "subject": subject,

@@ -14,7 +14,8 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.scoring import Fed, rate
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.spans import encode
-from corrigenda.run.prober import Answer, Query, ask, compute_divergences, make_query
+from corrigenda.run.prober import ask, compute_divergences
+from corrigenda.run.queries import Answer, Query, make_query
 from corrigenda.testing.tiny import tiny_model
 
 PROMPTS = ("The Space Needle is in", "Rome is", "Who wrote the book about the sea? It was")
@@ -278,3 +279,16 @@ def test_a_dialogue_that_outgrows_the_context_is_skipped(lm: LanguageModel) -> N
     long = Query("Rome is", GREEDY, max_new_tokens=4, turns=("so " * lm.context_length,))
     assert one(lm, long).skipped.startswith("CG105")
     assert one(lm, long).answer is None
+
+
+def test_sampled_texts_are_as_long_as_published_ones(lm: LanguageModel) -> None:
+    """A hundred tokens with the prompt, the same in any company, and not the likeliest ones."""
+    probes = [Probe(prompt=prompt, role="fluency", protocol=Protocol.SAMPLED) for prompt in PROMPTS]
+    questions = [make_query(probe, 20) for probe in probes]
+    given = ask(lm, questions).given
+    for question in questions:
+        answer = given[question]
+        assert answer.predicted is not None
+        assert len(answer.predicted) == 100 - len(encode(lm, question.prompt).ids)
+        assert one(lm, question) == answer
+        assert answer.predicted[:20] != plain_continuation(lm, question.prompt, 20)

@@ -19,7 +19,7 @@ from corrigenda.metrics.metric import RunRecords
 from corrigenda.metrics.registry import evaluate
 from corrigenda.rows import Measurement, Row, Stage
 from corrigenda.run import health, plan, store, summary
-from corrigenda.run.prober import Answer
+from corrigenda.run.queries import Answer
 from corrigenda.run.spec import RunSpec
 from corrigenda.run.worker import Worker
 from corrigenda.state import State

@@ -17,7 +17,8 @@ from corrigenda.lm.spans import encode
 from corrigenda.metrics.metric import RunRecords
 from corrigenda.metrics.registry import evaluate, metric
 from corrigenda.metrics.tasks.choices import chosen_place
-from corrigenda.run.prober import Query, add_examples
+from corrigenda.run.prober import add_examples
+from corrigenda.run.queries import Query
 from corrigenda.run.spec import HealthSpec
 from tests.run.conftest import Do, make
 
@@ -165,6 +166,29 @@ def test_published_records_become_items(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "label", "answer"),
+    [
+        *((kind, label, 0) for kind in ("rte", "nli") for label in ("entailment", "True", "0")),
+        *(("rte", label, 1) for label in ("not_entailment", "not entailment", "Not-Entailment")),
+        *(("nli", label, 1) for label in ("contradiction", "neutral", "false", "1")),
+        *(("sst2", label, place) for place, label in enumerate(("negative", "Positive"))),
+        *(("cola", label, place) for place, label in enumerate(("unacceptable", "acceptable"))),
+        *(("mrpc", label, place) for place, label in enumerate(("not_equivalent", "equivalent"))),
+    ],
+)
+def test_labels_may_be_names(kind: str, label: str, answer: int, tmp_path: Path) -> None:
+    texts = {"sentence": "It rained.", "sentence1": "It rained.", "sentence2": "Rain fell."}
+    numbered, named = (
+        read_items(write(tmp_path / "one.jsonl", [{**texts, "label": one}]), kind)  # type: ignore[arg-type]  # of the table
+        for one in (answer, label)
+    )
+    assert named == numbered
+    assert named[0].answer == answer
+    with pytest.raises(MalformedRecords, match='line 1: "maybe" is no label, expected one of'):
+        read_items(write(tmp_path / "odd.jsonl", [{**texts, "label": "maybe"}]), kind)  # type: ignore[arg-type]  # of the table
+
+
+@pytest.mark.parametrize(
     ("record", "match"),
     [
         ({"prompt": "x", "choices": ["a", "b"], "answer": 2}, "line 1: the answer"),
@@ -203,3 +227,16 @@ def test_settings_that_cannot_be_are_told(tasks: list[dict[str, object]], match:
     with pytest.raises(BadConfig, match=match):
         make(health={"tasks": tasks})
     assert HealthSpec().tasks == ()
+
+
+def test_a_limit_draws_records_by_its_seed(tmp_path: Path) -> None:
+    records = [
+        {"question": f"Which is {n}?", "subject": "x", "choices": ["2", "3"], "answer": n // 10}
+        for n in range(20)
+    ]
+    file = write(tmp_path / "grouped.jsonl", records)
+    drawn = [read_items(file, "mmlu", limit=4, seed=seed) for seed in range(5)]
+    assert len(set(drawn)) > 1
+    for items in drawn:
+        assert tuple(one for one in read_items(file, "mmlu") if one in items) == items
+        assert sum(one.answer for one in items) == 2

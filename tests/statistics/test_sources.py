@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import random
 import sys
 import types
 from collections.abc import Iterator
@@ -143,3 +145,66 @@ def test_reference_files_never_run_code(tmp_path: Path) -> None:
     ):
         with pytest.raises(CorruptFile, match=r"CG402.*second moments"):
             read_npz({Site(0): bad})
+
+
+def archive(**arrays: object) -> bytes:
+    """An NPZ file with these arrays."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # names of arrays
+    return content.getvalue()
+
+
+EYE = np.eye(3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        archive(**{"mom2.mom2": EYE.astype(str), "mom2.count": np.array(5)}),
+        archive(**{"mom2.mom2": EYE * np.nan, "mom2.count": np.array(5)}),
+        archive(**{"mom2.mom2": EYE, "mom2.count": np.array([5, 6])}),
+        archive(**{"mom2.mom2": EYE, "mom2.count": np.array("a")}),
+        archive(**{"mom2.mom2": EYE, "mom2.count": np.array(np.inf)}),
+        archive(**{"mom2.mom2": EYE, "mom2.count": np.array(2**63, dtype=np.uint64)}),
+        archive(**{"mom2.mom2": EYE + 1j, "mom2.count": np.array(5)}),
+        archive(**{"mom2.mom2": np.zeros((0, 0)), "mom2.count": np.array(5)}),
+        b"\x93NUMPY" + bytes(20),
+    ],
+    ids=["text", "nan", "counts", "word", "infinite", "huge", "complex", "empty", "header"],
+)
+def test_archives_with_other_arrays_are_corrupt(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(content)
+    with pytest.raises(CorruptFile, match="CG402"):
+        read_npz({Site(0): path})
+
+
+def test_one_array_is_no_archive(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", EYE)
+    with pytest.raises(CorruptFile, match=r"CG402(.|\n)*no archive of arrays"):
+        read_npz({Site(0): tmp_path / "a.npy"})
+
+
+def test_archives_damaged_at_random_are_read_or_refused(tmp_path: Path) -> None:
+    whole = archive(**{"mom2.mom2": EYE.astype(np.float32), "mom2.count": np.array(5)})
+    draw = random.Random(1)
+    path = tmp_path / "a.npz"
+    refused = 0
+    for _ in range(400):
+        content = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        path.write_bytes(bytes(content[: draw.randrange(len(content), len(content) * 2)]))
+        try:
+            read_npz({Site(0): path})
+        except (CorruptFile, PickleRefused):
+            refused += 1
+    assert 0 < refused <= 400
+
+
+def test_a_text_with_half_a_character_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('"\\ud800 hello"\n', encoding="utf-8")
+    for source in (path, ["\ud800 hello"]):
+        with pytest.raises(BadConfig, match=r"CG502(.|\n)*lone surrogate"):
+            list(read_documents(source))

@@ -45,7 +45,9 @@ COUNTERFACT_WIKI = {
     "prompt": "The name of the country which Lake Vero is associated with is",
     "target_new": "Chile",
     "ground_truth": "Peru",
-    "portability": {},
+    "portability": {
+        "Reasoning": [{"prompt": "The language of Lake Vero is", "ground_truth": "Spanish"}]
+    },
     "locality": {
         "Relation_Specificity": [{"prompt": "The gender of Lake Vero is", "ground_truth": "none"}]
     },

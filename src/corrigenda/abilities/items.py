@@ -9,7 +9,7 @@ published, one a line. Fields that are not listed are ignored.
 | `choices` | `prompt`, `choices`, `answer`: the place of the right one, from 0 | as given |
 | `cola` | `sentence`, `label`: 1 acceptable | No, Yes |
 | `mrpc` | `sentence1`, `sentence2`, `label`: 1 the same | No, Yes |
-| `rte`, `nli` | `sentence1`, `sentence2`, `label`: 0 entailed | True, False |
+| `rte`, `nli` | `sentence1`, `sentence2`, `label`: 0 or `entailment` | True, False |
 | `sst2` | `sentence`, `label`: 1 positive | negative, positive |
 | `mmlu` | `question`, `choices`, `answer`: the place of the right one | A, B, C, D |
 | `boolq` | `question`, `passage`, `answer`: true or false | no, yes |
@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from corrigenda.abilities.record_formats import FORMATS, KINDS, Kind, TaskQuestion
+from corrigenda.benchmarks.draw import draw_places
 from corrigenda.benchmarks.files import validate_records
 from corrigenda.errors import MalformedRecords, MissingData
 from corrigenda.text_files import NotJson, UnreadableText, parse_json, read_text
@@ -140,6 +141,7 @@ def read_items(
     legacy: bool = False,
     shots: int = 0,
     limit: int | None = None,
+    seed: int = 0,
 ) -> tuple[TaskItem, ...]:
     """Return the items of a file, in its order.
 
@@ -149,7 +151,8 @@ def read_items(
         form: How they are asked; None as in `form_of`.
         legacy: Whether in a published wording.
         shots: Records from the beginning that are not asked but shown as worked examples.
-        limit: Most records to ask.
+        limit: Most records to ask; of more, as many are drawn, each label by its share.
+        seed: Seed of that draw.
 
     Raises:
         MissingData (CG604): there is no such file.
@@ -164,7 +167,10 @@ def read_items(
         for question in record:
             example = f"{wording.template.format(**question.fields)} {question.worked_answer}\n\n"
             examples.setdefault(question.about, []).append(example)
-    asked = records[shots:] if limit is None else records[shots : shots + limit]
+    asked = records[shots:]
+    if limit is not None:
+        labels = [str([question.answer for question in record]) for record in asked]
+        asked = [asked[place] for place in draw_places(labels, limit, seed)]
     return tuple(
         TaskItem(
             prompt=wording.template.format(**question.fields),

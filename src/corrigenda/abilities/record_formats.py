@@ -38,6 +38,26 @@ _TAG = re.compile(rf"O|[BI]-(?:{'|'.join(_TYPES)})")
 _SPACE_BEFORE = re.compile(r" (?=[,.](?: |$))")
 
 
+_TRUTHS, _JUDGEMENTS = ("True", "False"), ("No", "Yes")
+_LABEL_NAMES: Mapping[Sequence[str], Mapping[str, int]] = {
+    _TRUTHS: {
+        "entailment": 0,
+        "entailed": 0,
+        "not_entailment": 1,
+        "not_entailed": 1,
+        "neutral": 1,
+        "contradiction": 1,
+    },
+    _JUDGEMENTS: {
+        "unacceptable": 0,
+        "acceptable": 1,
+        "not_equivalent": 0,
+        "equivalent": 1,
+    },
+}
+"""Names of labels in published files, and their places among the choices."""
+
+
 class TaskQuestion(NamedTuple):
     """One question of a record.
 
@@ -96,13 +116,13 @@ class _Mutual(TypedDict):
 
 class _Sentence(TypedDict):
     sentence: Text
-    label: NonNegativeInt
+    label: NonNegativeInt | str
 
 
 class _SentencePair(TypedDict):
     sentence1: Text
     sentence2: Text
-    label: NonNegativeInt
+    label: NonNegativeInt | str
 
 
 class _BoolQ(TypedDict):
@@ -156,10 +176,25 @@ def _read_choices(record: _Choices) -> list[TaskQuestion]:
 
 
 def _read_labels(*labels: str) -> Callable[[Mapping[str, Any]], list[TaskQuestion]]:
+    """Return the reader of records whose label is a number, or one of its published names."""
+
     def read(record: Mapping[str, Any]) -> list[TaskQuestion]:
-        return [_require_choice(_strip_texts(record), labels, record["label"])]
+        label = record["label"]
+        if isinstance(label, str):
+            label = _number_of_label(label, labels)
+        return [_require_choice(_strip_texts(record), labels, label)]
 
     return read
+
+
+def _number_of_label(name: str, labels: Sequence[str]) -> int:
+    plain = "_".join(re.findall("[a-z0-9]+", name.lower()))
+    named = {str(number): number for number in range(len(labels))}
+    named |= {label.lower(): number for number, label in enumerate(labels)}
+    named |= _LABEL_NAMES.get(labels, {})
+    if plain not in named:
+        raise ValueError(f'"{name}" is no label, expected one of {", ".join(named)}')
+    return named[plain]
 
 
 def _read_exam(record: _Mmlu) -> list[TaskQuestion]:
@@ -236,15 +271,15 @@ _PAIR = TypeAdapter(_SentencePair)
 FORMATS: Mapping[Kind, RecordFormat] = {
     "choices": RecordFormat(TypeAdapter(_Choices), _read_choices),
     "boolq": RecordFormat(TypeAdapter(_BoolQ), _read_boolq),
-    "cola": RecordFormat(TypeAdapter(_Sentence), _read_labels("No", "Yes")),
+    "cola": RecordFormat(TypeAdapter(_Sentence), _read_labels(*_JUDGEMENTS)),
     "conll": RecordFormat(TypeAdapter(_Conll), _read_conll),
     "gsm8k": RecordFormat(TypeAdapter(_Gsm8k), _read_gsm8k),
     "mmlu": RecordFormat(TypeAdapter(_Mmlu), _read_exam),
-    "mrpc": RecordFormat(_PAIR, _read_labels("No", "Yes")),
+    "mrpc": RecordFormat(_PAIR, _read_labels(*_JUDGEMENTS)),
     "mutual": RecordFormat(TypeAdapter(_Mutual), _read_dialogue),
-    "nli": RecordFormat(_PAIR, _read_labels("True", "False")),
+    "nli": RecordFormat(_PAIR, _read_labels(*_TRUTHS)),
     "nq": RecordFormat(TypeAdapter(_Nq), _read_nq),
-    "rte": RecordFormat(_PAIR, _read_labels("True", "False")),
+    "rte": RecordFormat(_PAIR, _read_labels(*_TRUTHS)),
     "samsum": RecordFormat(TypeAdapter(_Samsum), _read_samsum),
     "sst2": RecordFormat(TypeAdapter(_Sentence), _read_labels("negative", "positive")),
 }

@@ -29,6 +29,7 @@ from corrigenda.engines.attribution import (
 from corrigenda.engines.locate.contexts import generate_contexts
 from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact, find_subject
+from corrigenda.lm.grad_mode import leave_inference_mode
 from corrigenda.lm.kv_cache import pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.prompt_checks import check_answer, check_prompts, check_seed
@@ -152,6 +153,7 @@ class NeuronAttribution:
         }
 
 
+@leave_inference_mode
 def knowledge_neurons(
     lm: LanguageModel,
     prompt: str | Fact,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from corrigenda.benchmarks.draw import draw_cases
 from corrigenda.benchmarks.files import BenchmarkFiles, SourceFile
 from corrigenda.cases import Case
 from corrigenda.errors import (
@@ -96,6 +97,10 @@ class Benchmark(Settings, ABC):
 
     kind: ClassVar[str] = "benchmark"
     name: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]] = ("edit", "relation")
+    """Keys of `Case.meta` whose values make the kinds of which a draw has its shares."""
+    is_drawn: ClassVar[bool] = False
+    """Whether its cases come in the order of a draw of its own; then a limit takes the first."""
     expects: ClassVar[tuple[str, ...]] = ()
     """Families of roles that some case of every file has; without them it has another schema."""
     headline: ClassVar[tuple[str, ...]] = ()
@@ -106,14 +111,16 @@ class Benchmark(Settings, ABC):
         """Yield the cases of the files, one after the other, and count what is left out."""
 
     def load(
-        self, source: str | Path | None = None, *, limit: int | None = None
+        self, source: str | Path | None = None, *, limit: int | None = None, seed: int = 0
     ) -> LoadedBenchmark:
         """Read a file, a folder that holds it, or the public download.
 
         Args:
             source: The file, under any name; or a folder that holds it under its public name; None
                 takes the copy of an earlier download, else downloads it and checks it.
-            limit: Stop after that many cases; the counts are then of what was read until then.
+            limit: Draw that many of the cases by the seed, each kind by its share; see
+                `corrigenda.benchmarks.draw`. Counts of probes are of those, of records of all.
+            seed: Seed of the draw.
 
         Raises:
             MissingData (CG604): no such file, and no download.
@@ -126,18 +133,23 @@ class Benchmark(Settings, ABC):
         tally, files = Tally(), BenchmarkFiles(matter, options.get("part", ""), source)
         seen: set[str] = set()
         cases: list[Case] = []
-        stream = self.read(files, tally)
-        for case in itertools.islice(stream, limit):
+        for case in itertools.islice(self.read(files, tally), limit if self.is_drawn else None):
             if case.id in seen:
                 tally.dropped["another record has the same id"] += 1
                 continue
             seen.add(case.id)
             cases.append(case)
+        whole, drawn = cases, dict[str, int]()
+        if limit is not None and limit < len(whole):
+            drawn = {"drawn from": len(whole)}
+            cases = draw_cases(whole, limit, self.kinds, seed)
+        for case in cases:
             tally.flagged.update(read_flags(case))
         roles = Counter(probe.role for case in cases for probe in case.probes)
         counts = {
             "records": tally.records,
             "cases": len(cases),
+            **drawn,
             "facts": sum(len(case.facts) for case in cases),
             "probes": roles.total(),
             **dict(sorted(roles.items())),
@@ -153,23 +165,14 @@ class Benchmark(Settings, ABC):
             unknown_fields=dict(files.unknown_fields),
             files=tuple(files.sources),
         )
-        self._require_expected(itertools.chain(cases, stream), found)
+        self._require_expected(whole, found)
         return found
 
-    def _require_expected(self, cases: Iterable[Case], found: LoadedBenchmark) -> None:
-        """Refuse a file in which a family of probes that the schema promises is in no case.
-
-        With a limit, further cases are read only until every family was seen.
-        """
-        missing = dict.fromkeys(self.expects)
-        asked = 0
-        for case in cases:
-            asked += 1
-            for probe in case.probes:
-                missing.pop(probe.family, None)
-            if not missing:
-                return
-        if asked and missing:
+    def _require_expected(self, cases: Sequence[Case], found: LoadedBenchmark) -> None:
+        """Refuse a file in which a family of probes that the schema promises is in no case."""
+        families = {probe.family for case in cases for probe in case.probes}
+        missing = [family for family in self.expects if family not in families]
+        if cases and missing:
             unknown = ", ".join(f"{name} ({count})" for name, count in found.unknown_fields.items())
             raise MalformedRecords(
                 f"no record gives a probe of {' or '.join(missing)}.",

@@ -69,6 +69,7 @@ class MQuAKE(Benchmark):
     """
 
     name: ClassVar[str] = "mquake"
+    kinds: ClassVar[tuple[str, ...]] = ("hops",)
     expects: ClassVar[tuple[str, ...]] = ("portability",)
     headline: ClassVar[tuple[str, ...]] = (
         "edit_wise@greedy",

@@ -104,6 +104,7 @@ class RippleEdits(Benchmark):
     """
 
     name: ClassVar[str] = "rippleedits"
+    kinds: ClassVar[tuple[str, ...]] = ("example_type",)
     expects: ClassVar[tuple[str, ...]] = ("portability", "locality")
     headline: ClassVar[tuple[str, ...]] = (
         "logical_generalization@greedy:contains",

@@ -75,7 +75,7 @@ def make_conflict_case(name: str, one: EditConflict, meta: dict[str, object]) ->
     if one.implied is not None:
         probes += make_score_probes(one.implied, "conflict/implied", after=(2,))
     if one.tied is not None:
-        probes += make_score_probes(one.tied, "conflict/tied", after=(2,))
+        probes += make_score_probes(one.tied, "conflict/tied", after=(1, 2))
     return Case(
         id=name,
         facts=(one.first, one.second),

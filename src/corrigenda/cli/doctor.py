@@ -116,8 +116,9 @@ def _check_disk() -> list[Finding]:
         Finding(
             "cache",
             f"{folder} ({_format_bytes(size)})",
-            os.access(existing, os.W_OK),
-            "The folder is not writable; fitted statistics cannot be kept.",
+            os.access(existing, os.W_OK) and (folder == existing or not folder.exists()),
+            "The folder cannot be written to; fitted statistics are computed again each time. Set "
+            "CORRIGENDA_CACHE to another one.",
         ),
         Finding(
             "free disk space",

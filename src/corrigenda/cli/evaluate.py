@@ -81,7 +81,8 @@ def _draw(console: Console, found: Evaluation) -> None:
         (one.metric.name, one.metric.arrow, numbers.format_num_cases(one.estimates))
         for one in found.lines
     ]
-    columns = [
+    columns = [["unedited", *(_format_cell(one.before, one.metric.scale) for one in found.lines)]]
+    columns += [
         [
             run.spec.editor.title,
             *(_format_cell(one.estimates[place], one.metric.scale) for one in found.lines),

@@ -10,7 +10,7 @@ import typer
 from pydantic import JsonValue
 
 from corrigenda.cli.output import wants_json
-from corrigenda.errors import BadConfig, WriteFailed
+from corrigenda.errors import BadConfig
 from corrigenda.text_files import UnreadableText, check_text, parse_value
 
 if TYPE_CHECKING:
@@ -131,14 +131,12 @@ def open_model(name: str, *, dtype: str | None, device: str) -> LanguageModel:
     return corrigenda.load(name, dtype=dtype, device=device)
 
 
-def check_folder(file: Path) -> None:
-    """Refuse a place for a result that cannot be written, before any work is done.
+def check_folder(path: Path, *, folder: bool = False) -> None:
+    """Refuse a place for a result that cannot be written; see `corrigenda.files.check_place`.
 
     Raises:
-        WriteFailed (CG601): its folder does not exist.
+        WriteFailed (CG601): it cannot be written.
     """
-    if not file.absolute().parent.is_dir():
-        raise WriteFailed(
-            f"{file} cannot be written: there is no folder {file.absolute().parent}.",
-            hint="Make the folder first.",
-        )
+    from corrigenda.files import check_place
+
+    check_place(path, folder=folder)

@@ -157,7 +157,7 @@ def export(
     as_json: options.AsJson = False,
 ) -> None:
     """Write a patch as a LoRA adapter, or the model with the patch merged."""
-    options.check_folder(out)
+    options.check_folder(out, folder=True)
     import corrigenda
 
     loaded = corrigenda.load_patch(patch)
@@ -182,7 +182,7 @@ def restore(
     as_json: options.AsJson = False,
 ) -> None:
     """Write the original of a model with a merged patch, bit for bit, checked by its digest."""
-    options.check_folder(out)
+    options.check_folder(out, folder=True)
     import corrigenda
 
     restored = corrigenda.restore_merged(folder, out)

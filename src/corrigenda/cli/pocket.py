@@ -103,7 +103,7 @@ def train(
     as_json: options.AsJson = False,
 ) -> None:
     """Train a pocket model; a killed run resumes from its checkpoint when started again."""
-    options.check_folder(out)
+    options.check_folder(out, folder=True)
     from corrigenda.pocket.recipe import train as train_model
 
     chosen = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -203,6 +204,12 @@ class EditStorePatch(ModulePatch):
     """
 
     editor_class: ClassVar[type[EditStoreEditor]]
+    forms = MappingProxyType({_EMBEDDINGS: "float facts d"})
+
+    def require_sound(self) -> None:
+        """Refuse options that the method does not have."""
+        super().require_sound()
+        self.editor_class.model_validate(self.header.config)
 
     def answers(self, lm: LanguageModel, prompts: Sequence[str]) -> list[str | None]:
         """Answer the prompts that edits may concern; None leaves a prompt to the model.
@@ -248,7 +255,7 @@ def write_sentence(fact: Fact) -> str:
 
 
 def mentions(text: str, entity: str) -> bool:
-    """Return whether a text contains an entity as whole words, whatever their case."""
+    """Return whether a text contains an entity as whole words, in any case."""
     pattern = rf"(?<!\w){re.escape(entity.strip())}(?!\w)"
     return bool(entity.strip()) and re.search(pattern, text, re.IGNORECASE) is not None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -190,13 +191,39 @@ class InContextPatch(ModulePatch):
     the first of them rewrites for all. Of facts with the same prompt the last one counts.
     """
 
+    forms = MappingProxyType({_DEMONSTRATIONS: "bytes text", _VECTORS: "float facts d"})
+    options = MappingProxyType(
+        {
+            "scope": ("always", "retrieve"),
+            "embedder": str,
+            "num_facts": int,
+            "threshold": (float, type(None)),
+            "fact_label": str,
+            "prompt_label": str,
+            "reserve": int,
+        }
+    )
+
+    def require_sound(self) -> None:
+        """Refuse demonstrations that are not one list of texts for each fact."""
+        super().require_sound()
+        if self.stored:
+            lists = text_tensors.decode_value(self.stored[_DEMONSTRATIONS])
+            if not (
+                isinstance(lists, list)
+                and len(lists) == len(self.facts)
+                and all(isinstance(own, list) for own in lists)
+                and all(isinstance(one, str) for own in lists for one in cast("list[object]", own))
+            ):
+                raise ValueError("the demonstrations are not one list of texts for each fact")
+
     def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[RewrittenPrompt]:
         """Write demonstrations and the nearest new facts before each prompt.
 
         With the scope "retrieve", a prompt to which no new fact is near enough stays as it is.
         """
         together = active_group(self, lm)
-        if together[0] is not self:
+        if together[0] is not self or not prompts:
             return [RewrittenPrompt(prompt) for prompt in prompts]
         store = _STORES.get(together)
         layout = Layout.of(self.header.config)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from corrigenda.errors import NotExportable, WriteFailed
-from corrigenda.files import make_folder
+from corrigenda.errors import NotExportable
+from corrigenda.files import make_folder, temporary_folder
 from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.ledger import ledger_of
 from corrigenda.patch.protocols import Patch
@@ -47,18 +44,10 @@ def export_merged(patch: Patch, lm: LanguageModel, folder: str | Path) -> Path:
 
 def _save_model(lm: LanguageModel, folder: str | Path) -> Path:
     folder = make_folder(folder)
-    part = folder / f".tmp-{os.getpid()}"
-    try:
-        part.mkdir()
+    # Inside the folder, which may be a disk of its own.
+    with temporary_folder(folder / "model") as part:
         lm.model.save_pretrained(part)
         lm.tokenizer.save_pretrained(part)
         for file in sorted(part.iterdir()):
             os.replace(file, folder / file.name)
-    except (OSError, SafetensorError) as error:
-        raise WriteFailed(
-            f"{folder} could not be written: {error}.",
-            hint="Free some space, or choose another place.",
-        ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +17,7 @@ from corrigenda.errors import (
     WriteFailed,
     WrongBase,
 )
-from corrigenda.files import write_atomically, write_text
+from corrigenda.files import make_folder, temporary_folder, write_atomically, write_text
 from corrigenda.lm.model import LanguageModel
 from corrigenda.text_files import is_plain_file, read_text
 
@@ -77,10 +75,7 @@ def save_originals(folder: Path, patch: WeightPatch, lm: LanguageModel) -> None:
         dtype=str(lm.dtype).removeprefix("torch."),
         parameters=tuple(names),
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteFailed(f"{folder} could not be made: {error}.") from error
+    make_folder(folder)
     patch.save(folder / PATCH)
     write_atomically(folder / PRISTINE, lambda part: save_file(pristine, part))
     write_text(folder / RECORD, record.model_dump_json(indent=2))
@@ -161,19 +156,10 @@ def _load_pristine(folder: Path, record: Record) -> LanguageModel:
 
 def _write(lm: LanguageModel, out: Path, record: Record) -> None:
     """Write a temporary folder, check it, and give it its name in one step."""
-    try:
-        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
-    except OSError as error:
-        raise WriteFailed(f"{out} could not be written: {error}.") from error
-    try:
+    with temporary_folder(out.absolute()) as part:
         lm.model.save_pretrained(part)
         lm.tokenizer.save_pretrained(part)
         written = LanguageModel.load(str(part), dtype=record.dtype).digest()
         if written != record.base_digest:
             raise WrongBase(f"{out} read back has digest {written}, not {record.base_digest}.")
-        part.chmod(0o755)
         part.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise WriteFailed(f"{out} could not be written: {error}.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

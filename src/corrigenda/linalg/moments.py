@@ -53,7 +53,7 @@ class SecondMoment:
 
     @property
     def width(self) -> int:
-        """d_in."""
+        """Width of the keys, d_in."""
         return self._sum.shape[0]
 
     @property

@@ -59,7 +59,7 @@ class NullSpace:
 
     @property
     def width(self) -> int:
-        """d_in."""
+        """Width of the keys, d_in."""
         return self.basis.shape[0]
 
     @property

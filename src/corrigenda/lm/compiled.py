@@ -19,7 +19,7 @@ from corrigenda.errors import CompiledModel
 from corrigenda.lm.interrupts import defer_interrupts
 
 _ORIGINAL = "_orig_mod"
-_EVAL_FRAME = "torch._dynamo.eval_frame"
+_EVAL_FRAME, _UTILITIES = "torch._dynamo.eval_frame", "torch._dynamo.utils"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -68,7 +68,9 @@ def run_wrappers_directly(model: nn.Module) -> Generator[None]:
 
 
 def _wrappers(model: nn.Module) -> Iterator[Any]:
-    if _EVAL_FRAME not in sys.modules:
+    # Looking through all objects takes a while; code that was never run is traced with its hooks.
+    utilities = sys.modules.get(_UTILITIES)
+    if utilities is None or not utilities.counters.get("frames"):
         return
     kind = sys.modules[_EVAL_FRAME].OptimizedModule
     for one in gc.get_objects():

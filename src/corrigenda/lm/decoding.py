@@ -12,14 +12,11 @@ and only rewriting counts.
 
 from __future__ import annotations
 
-import hashlib
-import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -175,7 +172,7 @@ def next_token_top(
 def _next_token_top(
     lm: LanguageModel, prompts: Sequence[str], k: int, batch_tokens: int | None
 ) -> list[list[Candidate]]:
-    rows = _encode_prompts(lm, prompts, chat=False)
+    rows = encode_prompts(lm, prompts, chat=False)
     decode = Decoder(lm)
     found: dict[int, list[Candidate]] = {}
     for batch in batches(lm, [len(row) for row in rows], batch_tokens):
@@ -283,88 +280,17 @@ def continuations(
     def ask(lm: LanguageModel, places: list[int], prompts: list[str]) -> list[Continuation]:
         return continue_rows(
             lm,
-            _encode_prompts(lm, prompts, chat=chat),
+            encode_prompts(lm, prompts, chat=chat),
             max_new_tokens=[longest[place] for place in places],
             choose=_choose_most_likely,
             finished=lambda row, text: finished(places[row], text),
             batch_tokens=batch_tokens,
         )
 
-    return _continue_or_answer(lm, prompts, ask)
+    return continue_or_answer(lm, prompts, ask)
 
 
-def sample(
-    lm: LanguageModel,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    top_k: int,
-    seed: int,
-    batch_tokens: int | None = None,
-) -> list[str]:
-    """Continue each prompt at random among the `top_k` most likely tokens, by their probability.
-
-    Every row draws from its own generator, seeded by `seed`, the prompt, and how often that prompt
-    came before. So a row gives the same text in any batch and any order, and equal prompts give
-    different texts.
-
-    Args:
-        lm: The model.
-        prompts: Texts to continue; an empty one means the BOS token.
-        max_new_tokens: Longest continuation; it ends earlier at an end-of-sequence token or a full
-            context.
-        top_k: Number of tokens to draw among; 1 is greedy.
-        seed: Any integer.
-        batch_tokens: Most tokens in one batch, padding and continuation included; None takes what
-            suits the device.
-
-    Returns:
-        What is added to each prompt, decoded and otherwise untouched.
-
-    Raises:
-        PromptTooLong (CG105): a prompt exceeds the context.
-    """
-
-    def ask(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[Continuation]:
-        return _sample(lm, prompts, max_new_tokens, top_k, seed, batch_tokens)
-
-    return [one.text for one in _continue_or_answer(lm, prompts, ask)]
-
-
-def _sample(
-    lm: LanguageModel,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    top_k: int,
-    seed: int,
-    batch_tokens: int | None,
-) -> list[Continuation]:
-    seen: dict[str, int] = {}
-    generators: list[random.Random] = []
-    for prompt in prompts:
-        seen[prompt] = seen.get(prompt, 0) + 1
-        digest = hashlib.blake2b(f"{seed}\0{seen[prompt]}\0{prompt}".encode(), digest_size=16)
-        generators.append(random.Random(digest.digest()))
-
-    def choose(logits: Float[Tensor, "batch vocab"], rows: Sequence[int]) -> list[int]:
-        top = logits.double().topk(min(top_k, logits.shape[1]), dim=1)
-        share = top.values.softmax(1).cumsum(1)
-        draws = [[generators[row].random()] for row in rows]
-        drawn = torch.tensor(draws, dtype=torch.float64, device=logits.device)
-        place = torch.searchsorted(share, drawn, right=True).clamp(max=share.shape[1] - 1)
-        return top.indices.gather(1, place).squeeze(1).tolist()
-
-    return continue_rows(
-        lm,
-        _encode_prompts(lm, prompts, chat=False),
-        max_new_tokens=max_new_tokens,
-        choose=choose,
-        finished=lambda _, __: False,
-        batch_tokens=batch_tokens,
-    )
-
-
-def _continue_or_answer(
+def continue_or_answer(
     lm: LanguageModel,
     prompts: Sequence[str],
     ask: Callable[[LanguageModel, list[int], list[str]], Sequence[Continuation]],
@@ -418,7 +344,13 @@ def _first_sentence(text: str) -> str | None:
     return line[: end.start() if end else None].strip()
 
 
-def _encode_prompts(lm: LanguageModel, prompts: Sequence[str], *, chat: bool) -> list[list[int]]:
+def encode_prompts(lm: LanguageModel, prompts: Sequence[str], *, chat: bool) -> list[list[int]]:
+    """Return the token ids of prompts, in the chat template where `chat`.
+
+    Raises:
+        PromptTooLong (CG105): a prompt exceeds the context.
+        BadConfig (CG502): the model has no chat template.
+    """
     if not chat:
         return [encode(lm, prompt).ids for prompt in prompts]
     if lm.tokenizer.chat_template is None:

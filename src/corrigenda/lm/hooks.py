@@ -15,8 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from corrigenda.errors import UnknownSite
 from corrigenda.lm.compiled import require_eager
-from corrigenda.lm.interrupts import defer_interrupts
-from corrigenda.lm.model_hooks import ModelHook
+from corrigenda.lm.model_hooks import ModelHook, place_hooks
 from corrigenda.lm.passes import PassStop, WatchedMap, require_fired
 from corrigenda.lm.sites import Point, Site, key, value
 from corrigenda.lm.storage import Place, Storage
@@ -80,21 +79,22 @@ class Hooks:
         layers = [point.site.layer for point in transforms]
         require_eager(self._storage.model, self._family.blocks, layers)
         watched = [WatchedMap(point, transform) for point, transform in transforms.items()]
-        stack = ExitStack()
-        try:
-            with defer_interrupts():
-                if self._family.flat_mlp or self._family.experts:
-                    inside = [point for point in transforms if point.role != "state"]
-                    for layer in {point.site.layer for point in inside}:
-                        self._remember_shape(stack, layer)
-                for one in watched:
-                    self._attach(stack, one.point, one)
-                self._watched += watched
+
+        def place(stack: ExitStack) -> None:
+            if self._family.flat_mlp or self._family.experts:
+                inside = [point for point in transforms if point.role != "state"]
+                for layer in {point.site.layer for point in inside}:
+                    self._remember_shape(stack, layer)
+            for one in watched:
+                self._attach(stack, one.point, one)
+            self._watched += watched
+            stack.callback(self._forget, watched)
+
+        with place_hooks(place):
             yield
-        finally:
-            with defer_interrupts():
-                self._watched = [one for one in self._watched if one not in watched]
-                stack.close()
+
+    def _forget(self, watched: Sequence[WatchedMap]) -> None:
+        self._watched = [one for one in self._watched if one not in watched]
 
     @contextmanager
     def require_fired(self) -> Generator[None]:

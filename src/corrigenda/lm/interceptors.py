@@ -27,13 +27,14 @@ class Interceptors:
     @contextmanager
     def activate(self, interceptor: object) -> Generator[None]:
         """Let an interceptor act on the model's prompts, until left."""
-        self._active.append(interceptor)
         try:
+            self._active.append(interceptor)
             yield
         finally:
             # By identity: equal patches may be active twice.
-            place = next(i for i, one in enumerate(self._active) if one is interceptor)
-            del self._active[place]
+            places = [i for i, one in enumerate(self._active) if one is interceptor]
+            for place in places[:1]:
+                del self._active[place]
 
     @contextmanager
     def suspend(self) -> Generator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -121,6 +121,7 @@ def continue_rows(
     choose: Choose,
     finished: Finished,
     batch_tokens: int | None,
+    stops: bool = True,
 ) -> list[Continuation]:
     """Continue token rows until each has ended, and return what was added.
 
@@ -135,7 +136,9 @@ def continue_rows(
         finished: Whether a row, by its index, has ended with this added text.
         batch_tokens: Most tokens in one batch, padding and continuation included; None takes what
             suits the device.
+        stops: Whether an end-of-sequence token ends a row; else it is a token as any other.
     """
+    ends = _end_ids(lm) if stops else frozenset[int]()
     new: list[list[int]] = [[] for _ in prompts]
     decode = Decoder(lm)
     several = isinstance(max_new_tokens, Sequence)
@@ -149,7 +152,7 @@ def continue_rows(
 
     running = [row for row in range(len(prompts)) if longest[row] > 0]
     for batch in batches(lm, [len(prompts[i]) + longest[i] for i in running], batch_tokens):
-        _continue(lm, prompts, [running[i] for i in batch], choose, ended, new)
+        _continue(lm, prompts, [running[i] for i in batch], choose, ended, ends, new)
     return [
         Continuation(decode(prompt, added), tuple(added))
         for prompt, added in zip(prompts, new, strict=True)
@@ -163,10 +166,10 @@ def _continue(
     batch: list[int],
     choose: Choose,
     ended: Callable[[int], bool],
+    ends: Collection[int],
     new: list[list[int]],
 ) -> None:
     """Run one batch to its end, all rows ending at the same column; writes into `new`."""
-    ends = _end_ids(lm)
     tokens = Tokens.pad([prompts[i] for i in batch], pad_id(lm), side="left").to(lm.device)
     ids, mask, positions = tokens.ids, tokens.mask.long(), tokens.position_ids
     cache = None

@@ -16,11 +16,11 @@ from corrigenda.errors import (
     BadConfig,
     MissingExtra,
     NotAModel,
-    PickleRefused,
     SlowTokenizer,
     UnknownModel,
     did_you_mean,
 )
+from corrigenda.lm.model_files import check_model_files
 
 SHIPPED = ("pocket", "pocket-gpt2")
 """Models inside the package."""
@@ -37,7 +37,6 @@ _WELL_KNOWN = (
     "mistralai/Mistral-7B-v0.1",
     "Qwen/Qwen2.5-7B",
 )
-_PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
 def _default_dtype(name: str) -> str:
@@ -58,14 +57,13 @@ def load_pair(
 
     Raises:
         UnknownModel (CG301): nothing there, no model in it, or not all of its weights.
+        CorruptFile (CG402): Git LFS pointers in place of the files.
         PickleRefused (CG403): a folder with pickled weights only.
         SlowTokenizer (CG305): the tokenizer gives no character offsets.
     """
     name = str(name_or_path)
     source = shipped_folder(name) if name in SHIPPED else name
-    folder = Path(source)
-    if folder.is_dir():
-        _require_safetensors(folder, name)
+    check_model_files(Path(source), name)
     settings = {"trust_remote_code": trust_remote_code}
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -168,24 +166,6 @@ def require_weights(model: PreTrainedModel, name: str) -> None:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
-
-
-def _require_safetensors(folder: Path, name: str) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = [file.name for pattern in _PICKLES for file in folder.glob(pattern)]
-    if pickles:
-        raise PickleRefused(
-            f"{pickles[0]} is a pickle file; opening it could run code.",
-            where=name,
-            hint="Load it once where you trust it and save it again: save_pretrained writes "
-            "safetensors.",
-        )
-    raise UnknownModel(
-        "the folder holds no *.safetensors file.",
-        where=name,
-        hint="A model folder has config.json, model.safetensors and tokenizer.json.",
-    )
 
 
 def _unknown(name: str, error: Exception) -> UnknownModel:

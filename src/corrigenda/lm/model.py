@@ -84,6 +84,7 @@ class LanguageModel:
         self.family = family or resolve(model)
         self._storage = Storage(model, self.family)
         self._hooks = Hooks(self._storage, self.family)
+        session_of(model)
         # Models with ALiBi take none: they count from the mask.
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
+
+from corrigenda.lm.interrupts import defer_interrupts
 
 _TABLES = ("_forward_pre_hooks", "_forward_hooks")
 
@@ -29,6 +32,32 @@ class ModelHook:
 
     def __reduce__(self) -> tuple[object, ...]:
         return _no_hook, ()
+
+
+@contextmanager
+def place_hooks(place: Callable[[ExitStack], None]) -> Generator[None]:
+    """Place hooks, and remove all of them when left, wherever an interrupt comes.
+
+    A generator, so that even where an interrupt comes before its end is entered, the end runs as
+    soon as it is collected.
+
+    Args:
+        place: Places the hooks, and puts on the stack how each is removed.
+    """
+    stack = ExitStack()
+    try:
+        with defer_interrupts():
+            place(stack)
+        yield
+    finally:
+        try:
+            with defer_interrupts():
+                stack.close()
+        except BaseException:
+            # Once closed, a stack is empty.
+            with defer_interrupts():
+                stack.close()
+            raise
 
 
 def do_nothing(*_: object) -> None:

@@ -9,7 +9,7 @@ that is not padding. A pass that continues a cache belongs to the prompts read b
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from corrigenda.errors import LostPrompts
-from corrigenda.lm.model_hooks import ModelHook
+from corrigenda.lm.model_hooks import ModelHook, place_hooks
 
 Ends = Int[Tensor, " batch"]
 Decide = Callable[[Ends], Tensor]
@@ -78,19 +78,23 @@ class PromptEnds:
     @contextmanager
     def follow(self) -> Generator[None]:
         """Follow every pass of the model until left; may be entered several times."""
+        with place_hooks(self._place):
+            yield
+
+    def _place(self, stack: ExitStack) -> None:
+        stack.callback(self._leave)
         if not self._followers:
             begin = self._model.register_forward_pre_hook(ModelHook(self._begin), with_kwargs=True)
             end = self._model.register_forward_hook(ModelHook(self._end), always_call=True)
             self._handles = (begin, end)
         self._followers += 1
-        try:
-            yield
-        finally:
-            self._followers -= 1
-            if not self._followers:
-                for handle in self._handles:
-                    handle.remove()
-                self._clear()
+
+    def _leave(self) -> None:
+        self._followers -= 1
+        if not self._followers:
+            for handle in self._handles:
+                handle.remove()
+            self._clear()
 
     @contextmanager
     def mark(self, ends: Ends) -> Generator[None]:
@@ -130,6 +134,10 @@ class PromptEnds:
             )
         return decided
 
+    def leave_pass(self) -> None:
+        """Mark that blocks run by themselves from here on, on fewer columns than the pass has."""
+        self._running = False
+
     def select(self, rows: Int[Tensor, " chosen"]) -> None:
         """Continue with some rows of the batch only, or in another order."""
         self._decided = {
@@ -154,10 +162,20 @@ class PromptEnds:
         if self.continued:
             return
         if self._marked is not None:
+            self._require_marks(self._marked, width)
             self._ends = self._marked.to(ids.device)
         else:
             columns = torch.arange(width, device=mask.device)
             self._ends = (tokens.long() * columns).amax(1)
+
+    def _require_marks(self, marked: Ends, width: int) -> None:
+        outside = len(marked) and not 0 <= int(marked.min()) <= int(marked.max()) < width
+        if len(marked) != self._batch or outside:
+            raise LostPrompts(
+                f"the ends of {len(marked)} prompts were marked, at columns {marked.tolist()}; the "
+                f"pass has {self._batch} rows of {width} columns.",
+                hint="Mark one column for each row of the batch, padding counted from the left.",
+            )
 
     def _end(self, *_: object) -> None:
         """End a pass, also where it raised; until the next one, parts of the model run alone."""

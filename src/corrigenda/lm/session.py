@@ -71,6 +71,7 @@ class Session:
         entries: The active patches, in order of application.
         base_digest: Digest of the model without any of them; None while there are none.
         weights: The weights that they change.
+        lock: Held by the thread that reads or changes all this together.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -83,7 +84,7 @@ class Session:
         self.base_digest: str | None = None
         self.weights: list[PatchedWeight] = []
         self._overrides: dict[str, int] = {}
-        self._lock = RLock()
+        self.lock = RLock()
 
     def __deepcopy__(self, memo: object) -> None:
         """Leave the copy of a model without a session, so that it starts with a fresh one."""
@@ -94,7 +95,7 @@ class Session:
     @contextmanager
     def exclusive(self) -> Generator[None]:
         """Let no other thread, and no interrupt from the keyboard, in until left."""
-        with self._lock, defer_interrupts():
+        with self.lock, defer_interrupts():
             yield
 
     @contextmanager

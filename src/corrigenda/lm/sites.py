@@ -180,7 +180,7 @@ class Tokens(NamedTuple):
 
     @property
     def position_ids(self) -> Int[Tensor, "batch pos"]:
-        """Count tokens from 0 in each row, whatever the padding; padding gets a valid number."""
+        """Numbers of the tokens in each row from 0, on either side of padding; valid at padding."""
         return (self.mask.long().cumsum(1) - 1).clamp_min(0)
 
     @property

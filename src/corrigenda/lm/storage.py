@@ -1,4 +1,4 @@
-"""Weights by site, always (d_out, d_in), whatever the storage: transposed, fused or by expert."""
+"""Weights by site, always (d_out, d_in), for transposed, fused and expert storage alike."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.model import LanguageModel, gather
+from corrigenda.lm.model_hooks import ModelHook, place_hooks
 from corrigenda.lm.passes import PassStop
 from corrigenda.lm.sites import Point, Site, Tokens, state, value, write
 
@@ -145,13 +146,18 @@ class Tail:
         stop = PassStop()
         calls = [_Call(block, prefix, stop if block is later[-1] else None) for block in later]
         if later:
-            with ExitStack() as hooks:
-                hooks.enter_context(lm.swap({point: _recorder(seen, point) for point in points}))
+            recorders = {point: _recorder(seen, point) for point in points}
+
+            def place(stack: ExitStack) -> None:
+                leave = ModelHook(lambda *_: lm.prompt_ends.leave_pass())
+                stack.callback(later[0].register_forward_pre_hook(leave).remove)
                 for call in calls:
-                    handle = call.block.register_forward_pre_hook(call, with_kwargs=True)
-                    hooks.callback(handle.remove)
-                with stop:
-                    lm.logits(tokens)
+                    hook = ModelHook(call)
+                    handle = call.block.register_forward_pre_hook(hook, with_kwargs=True)
+                    stack.callback(handle.remove)
+
+            with lm.swap(recorders), place_hooks(place), stop:
+                lm.logits(tokens)
         base = entry = hidden = gather(seen[state(layer)], view.columns)
         if role == "value":
             entry = gather(seen[value(site)], view.columns)

@@ -35,6 +35,7 @@ ROLES: Mapping[str, str] = {
     "paraphrase": "generalization",
     "neighborhood": "locality/neighborhood",
     "distracted_neighborhood": "locality/distracted_neighborhood",
+    "attribute": "attribute",
 }
 """Name of a score in the field, and the role of the rows it reads."""
 

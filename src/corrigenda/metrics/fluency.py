@@ -46,7 +46,7 @@ def fluency(
     rows: Sequence[Row],
     role: str = "fluency",
     *,
-    protocol: Protocol = Protocol.GREEDY,
+    protocol: Protocol | None = None,
     legacy: bool = False,
     stage: Stage = Stage.AFTER,
     bootstrap: Bootstrap = BOOTSTRAP,
@@ -59,15 +59,16 @@ def fluency(
     Args:
         rows: Of one run.
         role: Role of the prompts that were continued.
-        protocol: How the text was generated.
+        protocol: How the text was generated; None for greedy, of `legacy` for sampled texts.
         legacy: Score prompt and continuation together, with characters decomposed (NFKD) and blank
-            lines removed. The reference also samples, to 100 tokens with the prompt.
+            lines removed, as the reference program does with texts of `Protocol.SAMPLED`.
         stage: AFTER for the edited model, BEFORE for rows of the unedited one.
         bootstrap: How to find the interval.
 
     Raises:
         MissingExtra (CG504): nltk is not installed.
     """
+    protocol = protocol or (Protocol.SAMPLED if legacy else Protocol.GREEDY)
     found, skipped = select(rows, role, protocol=protocol, stage=stage)
     items = [
         AnswerValue(
@@ -86,7 +87,7 @@ def fluency_change(
     rows: Sequence[Row],
     role: str = "fluency",
     *,
-    protocol: Protocol = Protocol.GREEDY,
+    protocol: Protocol | None = None,
     legacy: bool = False,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
@@ -94,6 +95,7 @@ def fluency_change(
 
     Args and errors are those of `fluency`.
     """
+    protocol = protocol or (Protocol.SAMPLED if legacy else Protocol.GREEDY)
     after = fluency(rows, role, protocol=protocol, legacy=legacy, bootstrap=bootstrap)
     own = as_before([row for row in rows if row.role.startswith(role)])
     before = fluency(
@@ -166,16 +168,25 @@ def _entropy(found: Sequence[str], n: int) -> float:
 METRICS: tuple[Metric, ...] = (
     *(
         define(
-            f"fluency{'_legacy' if legacy else ''}@greedy",
+            metric_name("fluency", protocol),
             "entropy of bigrams and trigrams, in bits",
             fluency,
             reads="fluency",
             better=AS_BEFORE,
             span=POSITIVE,
-            legacy=legacy,
-            options={"legacy": legacy},
+            options={"protocol": protocol},
         )
-        for legacy in (False, True)
+        for protocol in (Protocol.GREEDY, Protocol.SAMPLED)
+    ),
+    define(
+        metric_name("fluency_legacy", Protocol.SAMPLED),
+        "entropy of bigrams and trigrams, as published",
+        fluency,
+        reads="fluency",
+        better=AS_BEFORE,
+        span=POSITIVE,
+        legacy=True,
+        options={"protocol": Protocol.SAMPLED, "legacy": True},
     ),
     define(
         "fluency_change@greedy",

@@ -69,7 +69,7 @@ _OPTIONAL_MARKS = re.compile("[\u0640\u064b-\u0652\u0670\u0591-\u05bd\u05bf\u05c
 """Vowel marks that Arabic and Hebrew usually leave out, and the line that stretches words."""
 
 _JOINTS = frozenset("'")
-_SOFT_GAPS = frozenset("-/_&@\u00b7\u30fb\u2044\u05be")
+_SOFT_GAPS = frozenset("-/_&@=\u00b7\u2027\u30fb\u2044\u05be")
 _INITIAL_GAP = re.compile(r"\.\s+")
 _LONGEST_INITIAL = 2
 # Thai and Lao vowels that are written before or after their consonant.
@@ -142,7 +142,7 @@ def _unify(text: str) -> str:
         kind = unicodedata.decomposition(character).partition(" ")[0]
         if kind == "<fraction>":
             found.append(" ")
-        elif kind == "<super>" and character.isdigit() and text[place - 1 : place].isdigit():
+        elif kind == "<super>" and character.isdigit() and text[place - 1 : place].isalnum():
             found.append("^")
         digit = unicodedata.decimal(character, None)
         found.append(character if digit is None else str(digit))
@@ -193,7 +193,7 @@ def _break(characters: list[str], gaps: list[str], place: int) -> Break:
     gap, before, after = gaps[place], characters[place - 1], characters[place]
     if not gap:
         return _break_without_gap(before, after)
-    if gap in _JOINTS:
+    if gap in _JOINTS or (gap == '"' and _is_hebrew(before) and _is_hebrew(after)):
         return Break.JOINT
     numeric = before.isdigit() and after.isdigit()
     if gap in _SOFT_GAPS:
@@ -205,6 +205,10 @@ def _break(characters: list[str], gaps: list[str], place: int) -> Break:
             spaced = gap != "." and not gaps[place + second].startswith(".")
             return Break.HARD if spaced else Break.JOINT
     return Break.HARD
+
+
+def _is_hebrew(character: str) -> bool:
+    return "\u05d0" <= character <= "\u05ea"
 
 
 def _run_before(gaps: list[str], place: int) -> int:

@@ -43,6 +43,7 @@ from corrigenda.metrics.metric import DIFFERENCE, LOWER, POSITIVE, Metric, defin
 from corrigenda.metrics.selection import (
     NOT_COMPARED,
     as_before,
+    probability,
     required_answer,
     required_ids,
     required_log_probs,
@@ -255,6 +256,32 @@ def perplexity_drawdown(
     )
 
 
+def retained_probability(
+    rows: Sequence[Row], role: str = "locality", *, bootstrap: Bootstrap = BOOTSTRAP
+) -> Estimate:
+    """Share of its probability per token that an answer retains, at most 1.
+
+    Of answers that should stay as likely as they were, such as the other objects of an edited fact
+    that has several.
+
+    Args:
+        rows: Of one run, under `rank`; those compared with TARGET or BEFORE are not read.
+        role: Role, or family of roles.
+        bootstrap: How to find the interval.
+    """
+    found, skipped = select(rows, role, protocol=Protocol.RANK, against=Against.UNEDITED)
+    items: list[AnswerValue] = []
+    for row in found:
+        before = probability(row.log_probs_before) if row.log_probs_before else 0.0
+        if not before:
+            skipped[NOT_COMPARED] += 1
+            continue
+        value = min(1.0, probability(required_log_probs(row)) / before)
+        items.append(AnswerValue(row.case, value, row.role.removeprefix(role)))
+    name = metric_name("retained_probability", Protocol.RANK)
+    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+
+
 def mean_divergence(
     rows: Sequence[Row],
     role: str = "locality",
@@ -376,5 +403,11 @@ METRICS: tuple[Metric, ...] = (
         better=LOWER,
         span=(None, None),
         scale=1.0,
+    ),
+    define(
+        "retained_probability@rank",
+        "share of their probability that other right answers retain",
+        retained_probability,
+        reads="locality",
     ),
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from corrigenda.metrics.estimate import (
     Bootstrap,
     Estimate,
     Numbers,
+    column_means,
     mean,
     statistic,
 )
@@ -28,9 +30,12 @@ from corrigenda.rows import Measurement
 
 Place = Sequence[float]
 
+FACTUAL, UNBIASEDNESS = "locating/factual", "locating/unbiasedness"
+"""Names of measurements: effects by layer in sentences of facts, and in texts without any."""
+
 
 def overlap(first: Place, second: Place) -> float:
-    """|A and B| / k, for places of equal size k.
+    """Return the overlap, |A and B| / k, of places of equal size k.
 
     Example:
         >>> round(overlap([3, 4, 5], [4, 5, 6]), 4)
@@ -41,7 +46,7 @@ def overlap(first: Place, second: Place) -> float:
 
 
 def jaccard(first: Place, second: Place) -> float:
-    """|A and B| / |A or B|."""
+    """Return the Jaccard index, |A and B| / |A or B|."""
     return len(set(first) & set(second)) / len(set(first) | set(second))
 
 
@@ -142,6 +147,49 @@ def locating_relevance(
     )
 
 
+def locating_unbiasedness(
+    records: Sequence[Measurement],
+    factual: str = FACTUAL,
+    nonfactual: str = UNBIASEDNESS,
+    *,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> Estimate:
+    """RSD (KLoB-u), from the mean standard deviations over layers with and without a fact.
+
+    Args:
+        records: Of one run; `values` are the effects by layer.
+        factual: Name of the measurements of sentences of facts.
+        nonfactual: Name of those of texts without any.
+        bootstrap: How to find the interval.
+    """
+    cases: dict[str, tuple[float, float]] = {}
+    skipped: Counter[str] = Counter()
+    total = 0
+    for name in (factual, nonfactual):
+        found, more = measurements(records, name)
+        skipped += more
+        total += len(found)
+        for case, own in _places_by_case(found).items():
+            deviation = mean(float(np.std(values)) for values in own)
+            pair = (deviation, math.nan) if name == factual else (math.nan, deviation)
+            cases[f"{name} {case}"] = pair
+    both = len({pair[0] != pair[0] for pair in cases.values()}) > 1
+    return statistic(
+        "locating_unbiasedness",
+        cases if both else {},
+        _relative_deviation_of_means,
+        items=total,
+        skipped=skipped,
+        bootstrap=bootstrap,
+    )
+
+
+def _relative_deviation_of_means(values: Numbers) -> Numbers:
+    factual, nonfactual = column_means(values).T
+    share = np.divide(nonfactual, factual, out=np.full_like(factual, np.nan), where=factual > 0)
+    return np.maximum(1 - share, 0.0)
+
+
 def _places_by_case(found: Sequence[Measurement]) -> dict[str, list[list[float]]]:
     places: dict[str, list[list[float]]] = {}
     for one in found:
@@ -198,5 +246,11 @@ METRICS: tuple[Metric, ...] = (
         "chains have the place of their facts",
         locating_relevance,
         reads="locating/relevance_chain",
+    ),
+    define(
+        "locating_unbiasedness",
+        "texts without a fact have no place",
+        locating_unbiasedness,
+        reads=UNBIASEDNESS,
     ),
 )

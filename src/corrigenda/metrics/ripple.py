@@ -41,6 +41,13 @@ CRITERIA: Mapping[str, str] = {
 CHAIN, QUESTIONS = "portability/chain", "portability/multi_hop"
 """Roles of the facts on a chain, and of the questions over it."""
 
+THOUGHTS = "portability/multi_hop_thoughts"
+"""Role of the questions that are answered after a chain of thought."""
+
+CHAIN_BEFORE, QUESTIONS_BEFORE = "before/chain", "before/multi_hop"
+THOUGHTS_BEFORE = "before/multi_hop_thoughts"
+"""The same of the old facts, which only the unedited model is asked."""
+
 EDIT_FAILS = "the edit itself did not succeed"
 _SHORTEST_ALIAS = 3
 _POOLINGS: dict[str, Callable[[list[float]], float]] = {"any": max, "all": min, "mean": mean}
@@ -124,13 +131,19 @@ def edit_wise(
 def instance_wise(
     rows: Sequence[Row], *, role: str = CHAIN, bootstrap: Bootstrap = BOOTSTRAP
 ) -> Estimate:
-    """Share of cases whose every fact on the new chain is recalled (MQuAKE)."""
-    found, skipped = select(rows, role, protocol=Protocol.GREEDY)
+    """Share of cases whose every fact on the new chain is recalled (MQuAKE).
+
+    Args:
+        rows: Of one run, greedy.
+        role: Role of the facts; of `CHAIN_BEFORE`, the old chain and the unedited model.
+        bootstrap: How to find the interval.
+    """
+    found, skipped = select(rows, role, protocol=Protocol.GREEDY, stage=_stage_of(role))
     recalled: dict[str, list[float]] = {}
     for row in found:
         recalled.setdefault(row.case, []).append(float(_matches_any(row, begins_with)))
     items = [AnswerValue(case, min(values)) for case, values in recalled.items()]
-    name = metric_name("instance_wise", Protocol.GREEDY)
+    name = metric_name("instance_wise" + _BEFORE_SUFFIX[_stage_of(role)], Protocol.GREEDY)
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap, answers=len(found))
 
 
@@ -149,34 +162,47 @@ def multi_hop(
         pooling: How the phrasings of a case count: "any" as published, which inflates, "all" or
             "mean".
         stale: Count the old answers (the rivals) instead; lower is better.
-        role: Role of the questions.
+        role: Role of the questions; of those in `before`, the old answer and the unedited model.
         bootstrap: How to find the interval.
     """
-    found, skipped = select(rows, role, protocol=Protocol.GREEDY)
+    found, skipped = select(rows, role, protocol=Protocol.GREEDY, stage=_stage_of(role))
     answered: dict[str, list[float]] = {}
     for row in found:
         text = required_answer(row)
         right = any(equals(text, one) for one in row.rivals) if stale else _matches_any(row, equals)
         answered.setdefault(row.case, []).append(float(right))
     items = [AnswerValue(case, _POOLINGS[pooling](values)) for case, values in answered.items()]
-    name = metric_name("multi_hop_stale" if stale else "multi_hop", Protocol.GREEDY, pooling)
+    ending = "_stale" if stale else _BEFORE_SUFFIX[_stage_of(role)]
+    name = metric_name(role.partition("/")[2] + ending, Protocol.GREEDY, pooling)
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap, answers=len(found))
 
 
 def multi_hop_given_instance(
-    rows: Sequence[Row], *, pooling: str = "any", bootstrap: Bootstrap = BOOTSTRAP
+    rows: Sequence[Row],
+    *,
+    pooling: str = "any",
+    role: str = QUESTIONS,
+    bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
     """`multi_hop` over the cases whose every fact on the chain is recalled."""
     chain = instance_wise(rows, bootstrap=bootstrap).by_case
     recalled = [row for row in rows if chain.get(row.case) == 1]
-    found = multi_hop(recalled, pooling=pooling, bootstrap=bootstrap)
-    name = metric_name("multi_hop_given_instance", Protocol.GREEDY, pooling)
+    found = multi_hop(recalled, pooling=pooling, role=role, bootstrap=bootstrap)
+    name = metric_name(f"{role.partition('/')[2]}_given_instance", Protocol.GREEDY, pooling)
     return over_cases(
         name,
         [AnswerValue(case, value) for case, value in found.by_case.items()],
         skipped={**found.skipped, "a fact of the chain is not recalled": len(chain) - found.n},
         bootstrap=bootstrap,
     )
+
+
+_BEFORE_SUFFIX = {Stage.BEFORE: "_before", Stage.AFTER: ""}
+
+
+def _stage_of(role: str) -> Stage:
+    """Return the model that is asked questions of a role."""
+    return Stage.BEFORE if role.startswith("before/") else Stage.AFTER
 
 
 def unobservable(rows: Sequence[Row], *, role: str = QUESTIONS) -> set[str]:
@@ -220,6 +246,37 @@ def _matches_as_published(row: Row) -> bool:
     )
 
 
+def _define_questions(role: str, title: str) -> tuple[Metric, ...]:
+    name = role.partition("/")[2]
+    return (
+        *(
+            define(
+                f"{name}@greedy:{pooling}",
+                title,
+                multi_hop,
+                reads=role,
+                options={"pooling": pooling, "role": role},
+            )
+            for pooling in _POOLINGS
+        ),
+        define(
+            f"{name}_stale@greedy:any",
+            f"{title}, with the old answer",
+            multi_hop,
+            reads=role,
+            better=LOWER,
+            options={"stale": True, "role": role},
+        ),
+        define(
+            f"{name}_given_instance@greedy:any",
+            f"{title}, where every fact of the chain is recalled",
+            multi_hop_given_instance,
+            reads=role,
+            options={"role": role},
+        ),
+    )
+
+
 METRICS: tuple[Metric, ...] = (
     *(
         define(
@@ -245,28 +302,23 @@ METRICS: tuple[Metric, ...] = (
         instance_wise,
         reads=CHAIN,
     ),
+    *_define_questions(QUESTIONS, "questions over several hops"),
+    *_define_questions(THOUGHTS, "questions over several hops, after a chain of thought"),
+    define(
+        "instance_wise_before@greedy",
+        "cases with every old fact known to the unedited model",
+        instance_wise,
+        reads=CHAIN_BEFORE,
+        options={"role": CHAIN_BEFORE},
+    ),
     *(
         define(
-            f"multi_hop@greedy:{pooling}",
-            "questions over several hops",
+            f"{role.partition('/')[2]}_before@greedy:any",
+            "old answers of the unedited model to questions over several hops",
             multi_hop,
-            reads=QUESTIONS,
-            options={"pooling": pooling},
+            reads=role,
+            options={"role": role},
         )
-        for pooling in ("any", "all", "mean")
-    ),
-    define(
-        "multi_hop_stale@greedy:any",
-        "questions over several hops with the old answer",
-        multi_hop,
-        reads=QUESTIONS,
-        better=LOWER,
-        options={"stale": True},
-    ),
-    define(
-        "multi_hop_given_instance@greedy:any",
-        "the same, where every fact of the chain is recalled",
-        multi_hop_given_instance,
-        reads=QUESTIONS,
+        for role in (QUESTIONS_BEFORE, THOUGHTS_BEFORE)
     ),
 )

@@ -46,7 +46,7 @@ def parameter_residual(
     edited: Mapping[str, ArrayLike],
     restored: Mapping[str, ArrayLike],
 ) -> float:
-    """||restored - original|| / ||edited - original|| over the edited tensors.
+    """Return the distance left, ||restored - original|| / ||edited - original||.
 
     0 is a perfect restoration, 1 none; above 1 the second edit moved the weights further away. NaN
     where the edit moved nothing. Norms in float64.

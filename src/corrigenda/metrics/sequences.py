@@ -27,7 +27,7 @@ from corrigenda.metrics.estimate import (
 )
 from corrigenda.metrics.metric import HIGHER, LOWER, Metric, define
 from corrigenda.metrics.selection import at, measurements
-from corrigenda.metrics.success import metric_name, success
+from corrigenda.metrics.success import MEASURES, metric_name, success
 from corrigenda.rows import Measurement, Row, Stage
 
 CHECKPOINTS = (1, 10, 100, 500, 1000)
@@ -357,5 +357,5 @@ METRICS: tuple[Metric, ...] = tuple(
         options={"protocol": protocol},
     )
     for name, title in _TITLES.items()
-    for protocol in Protocol
+    for protocol in MEASURES
 )

@@ -1,7 +1,7 @@
 """Decisions on generated text: equals, begins with, contains an answer.
 
-Only the continuation is read, never the prompt. Texts are compared as `fold`
-gives them, at word boundaries, in every script. What is compared and what is ignored:
+Only the continuation is read, never the prompt. Texts are compared as `fold` gives them, at word
+boundaries, in every script. What is compared and what is ignored:
 
 | part of the text | rule |
 |---|---|
@@ -11,7 +11,7 @@ gives them, at word boundaries, in every script. What is compared and what is ig
 | hyphens, dashes, slashes, apostrophes in words | optional: `e-mail` is `email` and `e mail` |
 | possessives, elided articles, Korean particles | not part of the answer: `Paris's`, `l'Italie` |
 | a leading English article | optional; articles inside an answer count |
-| a single letter as the answer | in its own case, unless it is the whole text |
+| a single letter as the answer | in its own case, unless it is the whole text or begins it: `b)` |
 | scripts without spaces | a word may begin and end at every letter; runs of Katakana are words |
 
 The rule of published programs, which deletes punctuation and every English article, is in
@@ -53,6 +53,10 @@ _SENTENCE_END = re.compile(
     r"[\s\"'*_`)\]\u00ab\u00bb\u201c-\u201f\u2039\u203a\u300d\u300f]*"
     r"(?:[.!?\u2026\u3002\uff0e\uff01\uff1f\uff61\u061f\u06d4\u0964\u0965\u104b\u1362\u17d4]|\n)"
 )
+
+
+_LABEL_ENDS = (")", "]", ":", "\n")
+"""What follows a letter that is the label of a choice, as in `(b)`."""
 
 
 def normalise(text: str) -> str:
@@ -144,9 +148,11 @@ def _find(folded: FoldedText, characters: str) -> Iterator[int]:
 def _has_same_case(
     folded: FoldedText, begin: int, end: int, wanted: FoldedText, skipped: int
 ) -> bool:
-    """Whether a single letter that is not the whole text is in the case of the spelling."""
+    """Whether a single letter is in the case of the spelling; one by itself may be in any."""
     letter = wanted.characters[skipped:]
-    if len(letter) > 1 or not letter.isalpha() or (begin == 0 and end == len(folded.characters)):
+    if len(letter) > 1 or not letter.isalpha():
+        return True
+    if begin == 0 and (end == len(folded.characters) or folded.gaps[end].startswith(_LABEL_ENDS)):
         return True
     return folded.cased[begin] == wanted.cased[skipped]
 

@@ -161,7 +161,12 @@ def measure_named(protocol: Protocol, name: str | None = None) -> Measure:
     Raises:
         UnknownMetric (CG505): the protocol has no measure by that name.
     """
-    known = MEASURES[protocol]
+    known = MEASURES.get(protocol, {})
+    if not known:
+        raise UnknownMetric(
+            f"answers under {protocol} are not expected to be anything.",
+            hint="Ask under another protocol.",
+        )
     if name is None:
         return next(iter(known.values()))
     if name not in known:

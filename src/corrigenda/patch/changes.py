@@ -32,7 +32,7 @@ class Dense:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
+        """Shape of the weight: (d_out, d_in)."""
         return self.delta.shape[0], self.delta.shape[1]
 
     def __eq__(self, other: object) -> bool:
@@ -64,7 +64,7 @@ class Rows:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
+        """Shape of the weight: (d_out, d_in)."""
         return self.d_out, self.values.shape[1]
 
     def __eq__(self, other: object) -> bool:
@@ -75,6 +75,14 @@ class Rows:
 
 Change = LowRank | Dense | Rows
 """How one weight changes; shapes are (d_out, d_in) whatever the model's storage."""
+
+
+CHANGE_FORMS: tuple[dict[str, str], ...] = (
+    {"left": "float d_out rank", "right": "float d_in rank"},
+    {"delta": "float d_out d_in"},
+    {"index": "int rows", "values": "float rows d_in", "d_out": "int"},
+)
+"""Tensors of each form of change; see `corrigenda.patch.forms`."""
 
 
 def tensors_of(change: Change) -> dict[str, Tensor]:
@@ -106,10 +114,13 @@ def change_from(tensors: Mapping[str, Tensor]) -> Change:
 
 def copy_to_cpu(change: Change) -> Change:
     """Return a copy on the CPU that shares no memory with the original."""
-    tensors = tensors_of(change)
-    return change_from(
-        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    )
+    return change_from({name: own_copy(tensor) for name, tensor in tensors_of(change).items()})
+
+
+def own_copy(tensor: Tensor) -> Tensor:
+    """Return a copy on the CPU, without gradients, that can take part in gradients later."""
+    with torch.inference_mode(False), torch.no_grad():
+        return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def dense(change: Change, dtype: torch.dtype = torch.float64) -> Float[Tensor, "d_out d_in"]:

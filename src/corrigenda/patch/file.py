@@ -75,8 +75,10 @@ def read_patch_file(path: str | Path) -> PatchFile:
     try:
         fields = cast("dict[str, Any]", parse_json(header_text, strict=False))
         version = int(fields["format_version"])
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise corrupt(path, "its header is not readable") from error
+    if version < 1 or type(fields["format_version"]) is not int:
+        raise corrupt(path, f"its format version is {fields['format_version']!r}")
     if version > FORMAT_VERSION:
         raise NewerFormat(
             f"{path} has format version {version}; this version reads up to {FORMAT_VERSION}.",
@@ -85,7 +87,7 @@ def read_patch_file(path: str | Path) -> PatchFile:
     try:
         tensors = load(content)
         header = Header.model_validate(fields)
-    except (SafetensorError, ValidationError, KeyError) as error:
+    except (SafetensorError, ValidationError, KeyError, ValueError, RecursionError) as error:
         raise corrupt(path, str(error)) from error
     if metadata != {_HEADER: header_text, _CHECKSUM: _checksum(header_text, tensors)}:
         raise corrupt(path, "the checksum does not match its content")
@@ -101,10 +103,16 @@ def _read_metadata(path: Path, content: bytes) -> dict[str, str]:
     if len(content) < _LENGTH + 2 or length > len(content) - _LENGTH:
         raise corrupt(path, "it ends too early, or is not a safetensors file")
     try:
-        table = parse_json(decode(content[_LENGTH : _LENGTH + length]), strict=False)
-        return cast("dict[str, Any]", table).get("__metadata__", {})
-    except (ValueError, AttributeError) as error:
+        found = parse_json(decode(content[_LENGTH : _LENGTH + length]), strict=False)
+        found = cast("dict[str, Any]", found).get("__metadata__", {})
+    except (ValueError, AttributeError, RecursionError) as error:
         raise corrupt(path, "its table of tensors is not readable") from error
+    if not isinstance(found, dict):
+        raise corrupt(path, "its metadata is no table of texts")
+    metadata = cast("dict[str, object]", found)
+    if not all(isinstance(one, str) for one in metadata.values()):
+        raise corrupt(path, "its metadata is no table of texts")
+    return cast("dict[str, str]", metadata)
 
 
 def _sort_header(content: bytes) -> bytes:

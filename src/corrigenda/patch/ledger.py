@@ -37,13 +37,9 @@ class Ledger(ActivePatches[HasHeader]):
         """Digest of the model without any patch; None while there are none."""
         return self.session.base_digest if self.entries else None
 
-    def exclusive(self) -> AbstractContextManager[None]:
-        """Let no other thread, and no interrupt from the keyboard, in until left."""
-        return self.session.exclusive()
-
     def base(self, lm: LanguageModel) -> str | None:
         """Return the digest of the model without any of its patches."""
-        with self.exclusive():
+        with self.session.lock:
             return self.session.base_digest if self.entries else lm.digest()
 
     def digests(self) -> tuple[str, ...]:
@@ -102,7 +98,7 @@ class Ledger(ActivePatches[HasHeader]):
         Raises:
             UnknownSite (CG303), QuantisedWeights (CG304): as `LanguageModel.weight`.
         """
-        with self.exclusive():
+        with self.session.lock:
             self._drop_idle()
             for weight in self.session.weights:
                 if site in weight.sites:
@@ -123,7 +119,7 @@ class Ledger(ActivePatches[HasHeader]):
             NonFinite (CG201): the sum exceeds the range of a weight's dtype.
         """
         session, lm = self.session, entry.lm
-        with self.exclusive(), torch.inference_mode(False):
+        with session.exclusive(), torch.inference_mode(False):
             before = session.entries
             self._drop_idle()
             touched = self._touched(entry)
@@ -151,7 +147,7 @@ class Ledger(ActivePatches[HasHeader]):
             NonFinite (CG201): the patches that are left exceed the range of a weight's dtype.
         """
         session, lm = self.session, entry.lm
-        with self.exclusive(), torch.inference_mode(False):
+        with session.exclusive(), torch.inference_mode(False):
             before = session.entries
             after = [other for other in before if other is not entry]
             if len(after) == len(before):
@@ -228,7 +224,7 @@ def header_for(
         notes: What the method reports.
     """
     ledger = ledger_of(lm)
-    with ledger.exclusive():
+    with ledger.session.lock:
         base, prerequisites = ledger.base(lm), ledger.digests()
     return Header.model_validate(
         {

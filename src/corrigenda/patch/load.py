@@ -8,12 +8,13 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
-from corrigenda.errors import NewerFormat
+from corrigenda.errors import NewerFormat, NonFinite
 from corrigenda.lm.sites import Site
-from corrigenda.patch.changes import Change, change_from
+from corrigenda.patch.changes import CHANGE_FORMS, Change, change_from
 from corrigenda.patch.file import corrupt, read_patch_file
+from corrigenda.patch.forms import require_forms
 from corrigenda.patch.header import Header
-from corrigenda.patch.module import module_class
+from corrigenda.patch.module import ModulePatch, module_class
 from corrigenda.patch.protocols import Patch
 from corrigenda.patch.value import COMPOSED, ComposedPatch, PatchValue
 from corrigenda.patch.weights import WeightPatch
@@ -37,7 +38,7 @@ def _build(path: str | Path, header: Header, tensors: dict[str, Tensor]) -> Patc
     if header.kind != WeightPatch.kind:
         found = module_class(header.kind)
         if found is not None:
-            return found(tensors, header)  # type: ignore[abstract]  # kinds are concrete
+            return _build_module(path, found, header, tensors)
         raise NewerFormat(
             f'{path} holds a patch of the kind "{header.kind}", which this version cannot read.',
             hint="Install what wrote it: corrigenda "
@@ -45,8 +46,24 @@ def _build(path: str | Path, header: Header, tensors: dict[str, Tensor]) -> Patc
         )
     try:
         return WeightPatch(_changes(tensors), header)
+    except NonFinite:
+        raise
     except ValueError as error:
         raise corrupt(path, str(error)) from error
+
+
+def _build_module(
+    path: str | Path, kind: type[ModulePatch], header: Header, tensors: dict[str, Tensor]
+) -> ModulePatch:
+    """Build a patch and check it; a file may hold anything under a right checksum."""
+    try:
+        patch = kind(tensors, header)
+        patch.require_sound()
+    except NonFinite:
+        raise
+    except (ValueError, TypeError, KeyError, AssertionError, RuntimeError) as error:
+        raise corrupt(path, f"it is no {header.kind} patch: {error}") from error
+    return patch
 
 
 def _compose(path: str | Path, header: Header, tensors: dict[str, Tensor]) -> ComposedPatch:
@@ -72,4 +89,11 @@ def _changes(tensors: dict[str, Tensor]) -> dict[Site, Change]:
     for name, tensor in tensors.items():
         site, _, part = name.rpartition("/")
         by_site[site][part] = tensor
-    return {Site.parse(site): change_from(parts) for site, parts in by_site.items()}
+    changes: dict[Site, Change] = {}
+    for site, parts in by_site.items():
+        form = next((one for one in CHANGE_FORMS if one.keys() == parts.keys()), None)
+        if form is None:
+            raise ValueError(f"no kind of change has the tensors {', '.join(sorted(parts))}")
+        require_forms(form, parts, {})
+        changes[Site.parse(site)] = change_from(parts)
+    return changes

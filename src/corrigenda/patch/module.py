@@ -14,11 +14,12 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from corrigenda.errors import CorruptFile, NonFinite
+from corrigenda.errors import CorruptFile, NonFinite, UnknownSite, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.applied import Applied
-from corrigenda.patch.changes import digest_of
+from corrigenda.patch.changes import digest_of, own_copy
+from corrigenda.patch.forms import Option, require_forms, require_options
 from corrigenda.patch.generate import intercept
 from corrigenda.patch.header import Header
 from corrigenda.patch.ledger import header_for, ledger_of
@@ -37,6 +38,10 @@ class ModulePatch(PatchValue):
     nothing. It is a value: tensors are copied on construction and shared with nothing.
 
     Attributes:
+        forms: Tensors of the kind, see `corrigenda.patch.forms`; None leaves them unchecked.
+        options: Entries of the header's `config` that it reads.
+        noted: Entries of the header's `notes` that it reads.
+        may_be_bare: Whether it may have facts and no tensors: nothing had to be stored for them.
         stored: Tensors by name.
         header: Method, configuration, facts, base model; its `kind` is that of the class.
 
@@ -45,15 +50,16 @@ class ModulePatch(PatchValue):
     """
 
     kind: ClassVar[str]
+    forms: ClassVar[Mapping[str, str] | None] = None
+    options: ClassVar[Mapping[str, Option]] = MappingProxyType({})
+    noted: ClassVar[Mapping[str, Option]] = MappingProxyType({})
+    may_be_bare: ClassVar[bool] = False
 
     stored: Mapping[str, Tensor]
     header: Header
 
     def __post_init__(self) -> None:
-        kept = {
-            name: self.stored[name].detach().to("cpu", copy=True).contiguous()
-            for name in sorted(self.stored)
-        }
+        kept = {name: own_copy(self.stored[name]) for name in sorted(self.stored)}
         for name, tensor in kept.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise NonFinite(
@@ -100,6 +106,40 @@ class ModulePatch(PatchValue):
             for fact in self.header.facts
         )
 
+    def require_sound(self) -> None:
+        """Refuse a patch that is not as its kind declares; what a file gives is checked so.
+
+        A kind that must check more overrides this, and calls it first.
+
+        Raises:
+            ValueError: the message says what was expected.
+        """
+        require_options({} if self.is_empty else self.options, self.header.config)
+        require_options({} if self.is_empty else self.noted, self.header.notes)
+        if self.forms is not None and (self.stored or not (self.is_empty or self.may_be_bare)):
+            require_forms(self.forms, self.stored, {"facts": len(self.header.facts)})
+        _ = self.facts
+
+    def sizes_in(self, lm: LanguageModel) -> dict[str, int]:
+        """Return the sizes that axes of its tensors must have to fit a model."""
+        return {"d_model": lm.d_model}
+
+    def require_fit(self, lm: LanguageModel) -> None:
+        """Refuse a model of other widths, or without the layers that the patch is for."""
+        if self.forms is None or self.is_empty or not self.stored:
+            return
+        try:
+            sizes = {"facts": len(self.header.facts), **self.sizes_in(lm)}
+            require_forms(self.forms, self.stored, sizes)
+        except UnknownSite:
+            raise
+        except ValueError as error:
+            raise WrongBase(
+                f"this {self.header.method} patch does not fit the model: {error}.",
+                where=lm.name,
+                hint="The patch was made for a model of another size.",
+            ) from error
+
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the patch by its name in a file."""
         return dict(self.stored)
@@ -111,7 +151,7 @@ class ModulePatch(PatchValue):
         return hashlib.sha256(f"{text}\n{digest_of(self.stored)}".encode()).hexdigest()
 
     def run_time_hooks(self, lm: LanguageModel, *, merge: bool) -> AbstractContextManager[object]:
-        """Return the hooks of the patch, whatever the mode; they leave the weights alone."""
+        """Return the hooks of the patch, in both modes; they leave the weights alone."""
         return hooks_of(self, lm)  # type: ignore[arg-type]  # subclasses are one of the three
 
 
@@ -134,7 +174,7 @@ def apply_hooks(
         NotApplied (CG406): active already.
     """
     ledger = ledger_of(lm)
-    with ledger.exclusive():
+    with ledger.session.lock:
         ledger.admit(patch, lm, force=force)
         entry = Applied(patch, lm, "runtime", ledger)
         return ledger.enter(entry, hooks_of(patch, lm), force=force)

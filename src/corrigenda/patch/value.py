@@ -117,7 +117,7 @@ class PatchValue(ABC):
         """
         self.require_mode(lm, mode)
         ledger = ledger_of(lm)
-        with ledger.exclusive():
+        with ledger.session.lock:
             ledger.admit(self, lm, force=force)
             self.require_fit(lm)
             merge = mode == "merge"

@@ -34,7 +34,7 @@ from transformers import (
 
 from corrigenda.almanac.world import World, load_world
 from corrigenda.errors import BadConfig
-from corrigenda.files import write_atomically
+from corrigenda.files import make_folder, temporary_folder, write_atomically, write_text
 from corrigenda.pocket.batches import (
     Batch,
     Masks,
@@ -306,8 +306,7 @@ def train(
     Raises:
         BadConfig (CG502): the folder holds a checkpoint of another recipe.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     world = load_world(recipe.size)
     shape = SHAPES[recipe.architecture, recipe.size]
     tokenizer = train_tokenizer(
@@ -346,8 +345,11 @@ def train(
     model.config._attn_implementation = None
     model.config.dtype = torch.float16
     model.generation_config.max_length = CONTEXT
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with temporary_folder(folder / "model") as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        for file in sorted(part.iterdir()):
+            os.replace(file, folder / file.name)
     record = {
         "recipe": asdict(recipe),
         "steps": run.step,
@@ -360,7 +362,7 @@ def train(
         "cores": os.cpu_count(),
         "torch": torch.__version__,
     }
-    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "training.json", json.dumps(record, indent=2) + "\n")
     run.path.unlink(missing_ok=True)
     return folder
 

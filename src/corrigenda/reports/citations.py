@@ -48,7 +48,8 @@ class Citation(NamedTuple):
             "title": title or rest,
             "howpublished": "" if year and venue == year.group() else venue,
             "year": year.group() if year else "",
-            "note": self.note,
+            # What of the work is meant, or which variant of a method ran.
+            "note": self.note or (self.about if "(" in self.about else ""),
             "url": self.url,
         }
         lines = [

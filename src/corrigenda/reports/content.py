@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from corrigenda.cases import Protocol
 from corrigenda.errors import MissingData
 from corrigenda.metrics import error_types, sequences
-from corrigenda.metrics.estimate import Estimate
+from corrigenda.metrics.estimate import Bootstrap, Estimate
 from corrigenda.metrics.metric import Better, Metric, RunRecords
 from corrigenda.metrics.registry import evaluate
 from corrigenda.metrics.selection import as_before, at, with_tag
@@ -104,7 +104,7 @@ def _build_group(
     setting: tuple[str, ...], runs: Sequence[Recorded], metrics: Sequence[str], case: str | None
 ) -> Group:
     labels = _label_runs(runs)
-    lines = tuple(_build_lines(runs, metrics))
+    lines = tuple(build_lines(runs, metrics))
     in_sequence = any(run.spec.regime.in_sequence for run in runs)
     problems = tuple(
         (label, reason, count)
@@ -123,6 +123,9 @@ def _build_group(
         matrices=tuple(_build_matrices(runs, labels)) if in_sequence else (),
         side_by_side=compare_answers(runs, case),
         problems=problems,
+        exclusions=tuple(
+            dict.fromkeys(one for run in runs for one in summary.list_exclusions(run))
+        ),
     )
 
 
@@ -135,14 +138,23 @@ def _label_runs(runs: Sequence[Recorded]) -> tuple[str, ...]:
     )
 
 
-def _build_lines(runs: Sequence[Recorded], metrics: Sequence[str]) -> Iterable[TableLine]:
-    found = summary.make_lines(runs, metrics)
+def build_lines(
+    runs: Sequence[Recorded], metrics: Sequence[str] = (), bootstrap: Bootstrap | None = None
+) -> Iterable[TableLine]:
+    """Build the lines of a table: metric by metric the unedited model, each run, and the best.
+
+    Args:
+        runs: Runs; the unedited model is asked what the first one asks.
+        metrics: Names of metrics; what the runs ask for, or their default measures, if empty.
+        bootstrap: How to find intervals; as the first run's specification says if None.
+    """
+    bootstrap = bootstrap or runs[0].spec.intervals.bootstrap()
+    found = summary.make_lines(runs, metrics, bootstrap)
     plain = [one.metric.name for one in found if not _is_comparison(one.metric)]
     last = runs[0].rows
     last = at(last, max((row.edits for row in last), default=0))
     # Judged as answers of an edit that changed nothing.
     unedited = [dataclasses.replace(row, stage=Stage.AFTER) for row in as_before(last)]
-    bootstrap = runs[0].spec.intervals.bootstrap()
     known = evaluate(RunRecords(unedited), plain, bootstrap=bootstrap)
     before = {one.metric: one for one in known if one.n}
     for one in found:
@@ -163,7 +175,7 @@ def _split_by_benchmark(
         own = [run._replace(rows=with_tag(run.rows, tag), measurements=[]) for run in runs]
         found = [
             line
-            for line in _build_lines(own, [line.metric.name for line in lines])
+            for line in build_lines(own, [line.metric.name for line in lines])
             if any(line.estimates)
         ]
         if found:
@@ -186,7 +198,7 @@ def _split_by_kind(runs: Sequence[Recorded], lines: Sequence[TableLine]) -> Iter
                 )
                 for run in runs
             ]
-            kind = next(iter(_build_lines(own, [line.metric.name])))
+            kind = next(iter(build_lines(own, [line.metric.name])))
             if any(kind.estimates):
                 found[role] = kind
         if len(found) > 1:
@@ -238,7 +250,7 @@ def _build_immediate(label: str, run: Recorded, wanted: Metric, curve: Curve) ->
     size = run.spec.regime.size
     first: dict[str, int] = {}
     for row in rows:
-        first[row.case] = min(row.edits or 0, first.get(row.case, row.edits or 0))
+        first[row.case] = min(row.edits, first.get(row.case, row.edits))
     conditions = [row for row in run.rows if row.stage is Stage.BEFORE]
     found: dict[int, list[Row]] = {}
     for moment in curve.edits:

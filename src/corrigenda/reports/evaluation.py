@@ -12,12 +12,12 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.wrapping import require_lm
 from corrigenda.metrics.estimate import Bootstrap
 from corrigenda.progress import Progress, show_progress
-from corrigenda.reports import numbers
+from corrigenda.reports import content, numbers
 from corrigenda.reports.plain import convert_estimate, convert_run
+from corrigenda.reports.sections import TableLine
 from corrigenda.run import executors, runner, store, summary
 from corrigenda.run.spec import Recipe, RunSpec, read_recipe
 from corrigenda.run.store import Recorded
-from corrigenda.run.summary import Line
 from corrigenda.tables import align_table, write_html_table
 
 
@@ -28,13 +28,13 @@ class Evaluation:
     Attributes:
         title: Heading of the table.
         runs: What was recorded, in the order of the recipe.
-        lines: Estimates, metric by metric, one for each run.
+        lines: Estimates, metric by metric: of the unedited model, and one for each run.
         bootstrap: How intervals were found.
     """
 
     title: str
     runs: tuple[Recorded, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[TableLine, ...]
     bootstrap: Bootstrap
 
     @property
@@ -49,14 +49,15 @@ class Evaluation:
 
     def table(self) -> list[tuple[str, ...]]:
         """Return the table as text: a row of heads, then one row for each metric."""
-        heads = ("metric", "", "n", *(run.spec.editor.title for run in self.runs))
+        heads = ("metric", "", "n", "unedited", *(run.spec.editor.title for run in self.runs))
         return [
             heads,
             *(
                 (
                     line.metric.name,
                     line.metric.arrow,
-                    numbers.format_num_cases(line.estimates),
+                    line.num_cases,
+                    numbers.format_cell(line.before, line.metric.scale),
                     *(numbers.format_cell(one, line.metric.scale) for one in line.estimates),
                 )
                 for line in self.lines
@@ -78,6 +79,11 @@ class Evaluation:
         """Return plain dictionaries and lists, as `corrigenda evaluate --json` prints them."""
         return {
             "title": self.title,
+            "unedited": {
+                line.metric.name: convert_estimate(line.before)
+                for line in self.lines
+                if line.before is not None
+            },
             "runs": [
                 {
                     **convert_run(run),
@@ -148,7 +154,11 @@ def evaluate(
     with show_progress(progress) as report:
         runs = runner.run_all(specs, lm=lm, folder=folder, executor=chosen, progress=report)
     bootstrap = intervals.bootstrap()
-    lines = summary.make_lines(runs, metrics, bootstrap)
+    lines = content.build_lines(runs, metrics, bootstrap)
+    models = [(run.manifest.model_digest, run.spec.benchmark) for run in runs]
+    if any(one != models[0] for one in models):
+        # There is no one model, or no one set of cases, that the column could be of.
+        lines = (line._replace(before=None) for line in lines)
     return Evaluation(title, tuple(runs), tuple(lines), bootstrap)
 
 

@@ -18,23 +18,39 @@ _LATEX = {
     "~": r"\textasciitilde{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
+# Signs that take effect anywhere, an underscore at the edge of a word, and what begins a block.
+_MARKDOWN = re.compile(
+    r"[\\`*\[\]<|~&$]|(?<![^\W_])_|_(?![^\W_])|^[#>+=-]|(?<=^\d)[.)]|(?<=^\d\d)[.)]"
+)
 _ARROWS = {"^": r"$\uparrow$", "v": r"$\downarrow$", "=": r"$=$"}
 
 
 def render_markdown(report: Report) -> str:
     """Render all groups as Markdown: tables, problems, environment; then what to cite."""
-    parts = [f"# {report.title}", f"{describe_signs(report.bootstrap)} The best of a line is bold."]
+    parts = [
+        f"# {_escape_markdown(report.title)}",
+        f"{describe_signs(report.bootstrap)} The best of a line is bold.",
+    ]
     for group in report.groups:
-        parts.append(f"## {group.title}")
+        parts.append(f"## {_escape_markdown(group.title)}")
         parts.append(_format_metric_table(group.lines, _list_names(group), group.labels))
         for part in group.parts:
             parts += [
-                f"### {part.title}",
+                f"### {_escape_markdown(part.title)}",
                 _format_metric_table(part.lines, part.names, group.labels),
             ]
-        parts += [f"- {label}: {count} x {reason}" for label, reason, count in group.problems]
+        parts += [
+            f"- {_escape_markdown(label)}: {count} x {_escape_markdown(reason)}"
+            for label, reason, count in group.problems
+        ]
+        parts += [
+            f"- {_escape_markdown(title)}: {count} {_escape_markdown(reason)}"
+            for title, reason, count in group.exclusions
+        ]
         parts.append(_format_markdown_table(("run", "method", "id", "model"), _list_runs(group)))
-    parts += ["## References", "```bibtex", *(one.bibtex for one in report.citations), "```"]
+    entries = [one.bibtex for one in report.citations]
+    fence = "`" * max(3, _longest_run("\n".join(entries), "`") + 1)
+    parts += ["## References", f"{fence}bibtex", *entries, fence]
     return "\n\n".join(parts) + "\n"
 
 
@@ -133,6 +149,10 @@ def _convert_group(group: Group) -> dict[str, object]:
             for one in group.matrices
         },
         "side_by_side": None if group.side_by_side is None else _convert_answers(group),
+        "exclusions": [
+            {"benchmark": title, "reason": reason, "count": count}
+            for title, reason, count in group.exclusions
+        ],
         "problems": [
             {"run": label, "reason": reason, "count": count}
             for label, reason, count in group.problems
@@ -187,10 +207,10 @@ def _list_names(group: Group) -> tuple[str, ...]:
 def _format_metric_table(
     lines: Sequence[TableLine], names: Sequence[str], labels: Sequence[str]
 ) -> str:
-    header = ("metric", "", "n", "unedited", *labels)
+    header = ("metric", "", "n", "unedited", *map(_escape_markdown, labels))
     rows = [
         (
-            f"`{name}`",
+            _format_code(name),
             line.metric.arrow,
             line.num_cases,
             format_cell(line.before, line.metric.scale),
@@ -205,17 +225,38 @@ def _format_metric_table(
 
 
 def _list_runs(group: Group) -> list[tuple[str, ...]]:
-    return [
+    rows = [
         (label, run.spec.editor.variant, run.manifest.run, run.manifest.model)
         for label, run in zip(group.labels, group.runs, strict=True)
     ]
+    return [tuple(map(_escape_markdown, row)) for row in rows]
 
 
 def _format_markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(one.replace("|", "\\|") for one in line) + " |" for line in lines
-    )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _escape_markdown(text: str) -> str:
+    """Return text as it is read: no sign of Markdown or HTML takes effect, no line ends."""
+    return _MARKDOWN.sub(r"\\\g<0>", _join_lines(text).strip())
+
+
+def _format_code(text: str) -> str:
+    """Return text as code in a cell of a table."""
+    text = _join_lines(text)
+    fence = "`" * (_longest_run(text, "`") + 1)
+    edge = " " if text[:1] == "`" or text[-1:] == "`" else ""
+    return f"{fence}{edge}{text}{edge}{fence}".replace("|", "\\|")
+
+
+def _join_lines(text: str) -> str:
+    """Return text on one line, without signs that control a terminal or a page."""
+    return "".join(one if one.isprintable() else " " for one in text)
+
+
+def _longest_run(text: str, sign: str) -> int:
+    return max(map(len, re.findall(f"{re.escape(sign)}+", text)), default=0)
 
 
 def _format_latex_table(
@@ -267,7 +308,7 @@ def _embolden(text: str, wanted: bool, mark: str) -> str:
 
 
 def _escape(text: str) -> str:
-    return re.sub(r"[\\^~&%$#_{}]", lambda found: _LATEX[found.group()], text)
+    return re.sub(r"[\\^~&%$#_{}]", lambda found: _LATEX[found.group()], _join_lines(text))
 
 
 def _drop_infinite(number: float) -> float | None:

@@ -167,6 +167,7 @@ class Group:
         matrices: Success matrices; empty outside sequences.
         side_by_side: None where no answer was recorded.
         problems: What is missing, by run: reason and number.
+        exclusions: What the benchmarks left out or flagged: benchmark, reason and number.
     """
 
     title: str
@@ -180,6 +181,7 @@ class Group:
     matrices: tuple[Matrix, ...]
     side_by_side: SideBySide | None
     problems: tuple[tuple[str, str, int], ...]
+    exclusions: tuple[tuple[str, str, int], ...] = ()
 
 
 @dataclass(frozen=True)

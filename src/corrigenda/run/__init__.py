@@ -19,6 +19,7 @@
 | `tasks` | other tasks along a run: multiple choice, generated answers, and those of lm-eval |
 | `store` | rows on disk, part by part; `store.load` reads them |
 | `summary` | tables of runs |
+| `analyses` | measurements outside of runs: places, projections, latency, added tokens |
 
 ```python
 from corrigenda.run import store

@@ -15,7 +15,7 @@ from corrigenda.errors import CorrigendaError, CorruptFile
 from corrigenda.files import cache_folder, is_cached, write_cached
 from corrigenda.rows import Row, Stage
 from corrigenda.run.plan import QueryBlock, hash_content
-from corrigenda.run.prober import Answer, Query
+from corrigenda.run.queries import Answer, Query
 from corrigenda.run.store import read_table, write_table
 
 _FORMAT = 1

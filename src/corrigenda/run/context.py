@@ -9,7 +9,8 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.rows import Measurement
 from corrigenda.run.health import make_text_query
 from corrigenda.run.plan import Unit, UnitStep
-from corrigenda.run.prober import Answer, AnswerTable, Query, ask
+from corrigenda.run.prober import ask
+from corrigenda.run.queries import Answer, AnswerTable, Query
 from corrigenda.run.row_builder import BaselineAnswers
 from corrigenda.run.spec import RunSpec
 from corrigenda.run.tasks import RunItem

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.protocols import Patch
@@ -27,6 +28,8 @@ class Cost:
         peak_bytes_above: The same less what was there at the beginning.
         forward_passes: Passes of the model, and of its later blocks alone.
         forward_tokens: Tokens in them, padding included.
+        backward_tokens: Tokens of backward passes through the last block, padding included.
+        steps: Steps of optimisers.
     """
 
     def __init__(self) -> None:
@@ -36,6 +39,8 @@ class Cost:
         self.peak_bytes_above: int | None = None
         self.forward_passes = 0
         self.forward_tokens = 0
+        self.backward_tokens = 0
+        self.steps = 0
 
 
 def build_costs(
@@ -63,6 +68,8 @@ def build_costs(
         "stored_bytes": stored,
         "forward_passes": sum(one.forward_passes for one in spent),
         "forward_tokens": sum(one.forward_tokens for one in spent),
+        "backward_tokens": sum(one.backward_tokens for one in spent),
+        "steps": sum(one.steps for one in spent),
         "peak_bytes": max(peaks, default=None),
         "peak_bytes_above_model": max(above, default=None),
     }
@@ -130,8 +137,21 @@ def _count_passes(lm: LanguageModel, cost: Cost) -> Generator[None]:
             hidden = args[0] if args else kwargs["hidden_states"]
             count(int(hidden.shape[:-1].numel()))
 
+    def follow(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        hidden = output if isinstance(output, Tensor) else output[0]
+        if hidden.requires_grad:
+            hidden.register_hook(lambda _: add_backward(int(hidden.shape[:-1].numel())))
+
+    def add_backward(tokens: int) -> None:
+        cost.backward_tokens += tokens
+
+    def step(*_: object) -> None:
+        cost.steps += 1
+
     with ExitStack() as stack:
         hooks = (
+            lm.blocks[-1].register_forward_hook(follow),
+            register_optimizer_step_post_hook(step),
             lm.model.register_forward_pre_hook(enter, with_kwargs=True),
             lm.model.register_forward_hook(leave, always_call=True),
             lm.blocks[-1].register_forward_pre_hook(last, with_kwargs=True),

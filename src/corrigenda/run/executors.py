@@ -20,7 +20,7 @@ from corrigenda.errors import BadConfig, MissingExtra, did_you_mean
 from corrigenda.lm.model import LanguageModel
 from corrigenda.progress import Progress
 from corrigenda.run.plan import QueryBlock, Unit
-from corrigenda.run.prober import Answer
+from corrigenda.run.queries import Answer
 from corrigenda.run.row_builder import BaselineAnswers
 from corrigenda.run.spec import RunSpec
 from corrigenda.run.store import RunPart

@@ -16,7 +16,8 @@ from corrigenda.patch.ledger import ledger_of
 from corrigenda.patch.protocols import Patch
 from corrigenda.patch.weights import WeightPatch
 from corrigenda.rows import Measurement, Row
-from corrigenda.run.prober import Answer, Query, ask
+from corrigenda.run.prober import ask
+from corrigenda.run.queries import Answer, Query
 from corrigenda.run.row_builder import BaselineAnswers
 from corrigenda.run.spec import HealthSpec
 from corrigenda.text_files import parse_json, read_text

@@ -24,6 +24,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from corrigenda.errors import CorrigendaError, RunInUse, WriteFailed
+from corrigenda.processes import identify_process, read_begun
 
 HEARTBEAT_SECONDS = 5.0
 """Time between two heartbeats."""
@@ -195,7 +196,7 @@ def _find_holder(folder: Path, number: int) -> LockHolder | None:
         return holder if str(path) in _held else None
     if is_here and holder.begun:
         # A suspended process holds on: what is seen here needs no heartbeat.
-        return holder if _read_begun(holder.pid) == holder.begun else None
+        return holder if read_begun(holder.pid) == holder.begun else None
     return holder if age < STALE_SECONDS else None
 
 
@@ -214,35 +215,8 @@ def _server_time(folder: Path) -> float:
 
 def _identify() -> LockHolder:
     """Return this process."""
-    return LockHolder(
-        host=socket.gethostname(),
-        boot=_read_text(Path("/proc/sys/kernel/random/boot_id")),
-        space=_read_link(Path("/proc/self/ns/pid")),
-        pid=os.getpid(),
-        begun=_read_begun(os.getpid()),
-        since=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )
-
-
-def _read_begun(pid: int) -> int:
-    """Return when a process of this host began; 0 where it has ended, or that cannot be seen."""
-    fields = _read_text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
-    # Fields 3 and 22 of the file: the state, Z of a process that has ended, and the start.
-    return int(fields[19]) if len(fields) > 19 and fields[0] != "Z" else 0
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _read_link(path: Path) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""
+    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return LockHolder(**identify_process()._asdict(), since=since)
 
 
 def _describe(folder: Path, holder: LockHolder) -> str:

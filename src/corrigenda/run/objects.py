@@ -24,16 +24,11 @@ def as_table(value: object) -> object:
 
 
 def as_editor(value: object) -> object:
-    """Return the table of the name of a method or of an editor object; else the value itself."""
-    return EditorSpec.from_editor(value) if is_editor(value) else as_table(value)
-
-
-def as_labelled_editor(value: object) -> object:
     """Return the table of an editor; an object is labelled with the options it was given."""
     if not is_editor(value):
         return as_table(value)
     given = [f"{name}={getattr(value, name)}" for name in sorted(value.model_fields_set)]
-    label = f"{value.name}({', '.join(given)})" if given else value.name
+    label = f"{value.name}({', '.join(given)})" if given else ""
     return EditorSpec.from_editor(value, label=label)
 
 

@@ -17,7 +17,7 @@ from corrigenda.cases import Case, Probe
 from corrigenda.errors import NoCases
 from corrigenda.facts import Fact
 from corrigenda.run.health import make_text_query, read_texts
-from corrigenda.run.prober import Query, make_query
+from corrigenda.run.queries import Query, make_query
 from corrigenda.run.spec import DataSpec, Regime, RunSpec
 from corrigenda.run.tasks import items_of
 
@@ -39,7 +39,7 @@ class RunData(NamedTuple):
     Attributes:
         cases: All cases, their probes as they are asked.
         counts: Of each benchmark: `counts`; by reason, records `dropped`, probes `skipped`, and
-            cases `flagged`, which are used with care.
+            cases `flagged`, which need care; and `unknown_fields` of records.
         files: Files that were read, with their checksums.
     """
 
@@ -155,6 +155,7 @@ def load_data(spec: RunSpec) -> RunData:
             "dropped": dict(loaded.dropped),
             "skipped": dict(skipped),
             "flagged": dict(loaded.flagged),
+            "unknown_fields": dict(loaded.unknown_fields),
         }
         files += [file._asdict() for file in loaded.files]
     found = RunData(tuple(cases), counts, files)
@@ -273,7 +274,9 @@ def _describe_losses(title: str, counts: Mapping[str, Mapping[str, int]]) -> str
 
 
 def _load_benchmark(data: DataSpec) -> LoadedBenchmark:
-    return BENCHMARKS.get(data.name)(**data.options).load(data.path, limit=data.limit)
+    return BENCHMARKS.get(data.name)(**data.options).load(
+        data.path, limit=data.limit, seed=data.seed
+    )
 
 
 def _select_probes(case: Case, spec: RunSpec) -> Case:

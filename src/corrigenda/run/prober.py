@@ -10,112 +10,28 @@ from __future__ import annotations
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.cases import Probe, Protocol
+from corrigenda.cases import Protocol
 from corrigenda.errors import CorrigendaError, EmptyTarget
 from corrigenda.lm.decoding import continuations
 from corrigenda.lm.interception import ask_rewritten
 from corrigenda.lm.kv_cache import Continuation
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sampling import sample_to_length
 from corrigenda.lm.scoring import Fed, Rating, rate
 from corrigenda.lm.spans import encode
+from corrigenda.run.queries import Answer, AnswerTable, Query
 
-TEXTS = frozenset({"fluency", "consistency", "essence"})
-"""Families whose greedy answers are texts: they do not end with the first line."""
+SAMPLED = {"length": 100, "top_k": 5, "seed": 0}
+"""How texts are sampled: tokens with the prompt, and among how many each is drawn."""
 
 _Rated = tuple[Fed, Rating] | str
 """A row with its scores, or why there is none."""
 _Scorer = Callable[[LanguageModel, list[int], list[str]], list[_Rated]]
-
-
-class Query(NamedTuple):
-    """One query to a model: everything about a probe that decides the answer.
-
-    Attributes:
-        prompt: Everything the model reads; empty for a text that is scored as it is.
-        protocol: How the answer is taken.
-        target: The expected string that is scored, or whose tokens are noted; None without one.
-        rivals: Other answers that are scored.
-        separator: Text between prompt and target.
-        max_new_tokens: Length of a greedy answer; 0 under the other protocols.
-        marker: Text after which the greedy answer proper begins.
-        is_text: Whether a greedy answer continues after its first line.
-        divergence: Whether the distributions of the next token are compared too.
-        turns: Texts that follow each of the model's own answers, before the one that counts.
-        examples: Worked examples before the prompt, as many of the first as there is room for.
-    """
-
-    prompt: str
-    protocol: Protocol
-    target: str | None = None
-    rivals: tuple[str, ...] = ()
-    separator: str = " "
-    max_new_tokens: int = 0
-    marker: str = ""
-    is_text: bool = False
-    divergence: bool = False
-    turns: tuple[str, ...] = ()
-    examples: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """Answer of a model to a query; the fields are those of `corrigenda.rows.Row`.
-
-    Attributes:
-        answer: Greedy: the continuation, or its part after the marker.
-        token_ids: Tokens of the target.
-        predicted: Teacher forced: the argmax at each of them. Greedy: the tokens generated.
-        log_probs: log p of each of them.
-        rival_log_probs: The same of each rival.
-        skipped: Why there is nothing: code and name of an error.
-    """
-
-    answer: str | None = None
-    token_ids: list[int] | None = None
-    predicted: list[int] | None = None
-    log_probs: list[float] | None = None
-    rival_log_probs: list[list[float]] | None = None
-    skipped: str = ""
-
-
-class AnswerTable(NamedTuple):
-    """Answers by query.
-
-    Attributes:
-        given: One for each query.
-        distributions: Natural log-probabilities of all tokens, for queries with `divergence`.
-    """
-
-    given: dict[Query, Answer]
-    distributions: dict[Query, Float[Tensor, "reads vocab"]]
-
-
-def make_query(probe: Probe, max_new_tokens: int) -> Query:
-    """Return the query of a probe.
-
-    Args:
-        probe: The probe.
-        max_new_tokens: Length of a greedy answer where the probe does not say.
-    """
-    greedy = probe.protocol == Protocol.GREEDY
-    return Query(
-        prompt=probe.prompt,
-        protocol=probe.protocol,
-        target=probe.answer,
-        rivals=probe.rivals if probe.protocol == Protocol.RANK else (),
-        separator=probe.separator,
-        max_new_tokens=(probe.max_new_tokens or max_new_tokens) if greedy else 0,
-        marker=probe.marker if greedy else "",
-        is_text=greedy and probe.family in TEXTS,
-        divergence=probe.divergence,
-        turns=probe.turns if greedy else (),
-    )
 
 
 def ask(
@@ -125,7 +41,7 @@ def ask(
     distributions: bool = True,
     batch_tokens: int | None = None,
 ) -> AnswerTable:
-    """Ask a model, with whatever patches are active, every query once.
+    """Ask a model, with the patches that are active, every query once.
 
     A query that cannot be asked (a prompt beyond the context, an empty target) gets an answer
     that names the reason; it does not change the others.
@@ -141,6 +57,7 @@ def ask(
     found = _AnswerCollector(asked)
     _score(lm, asked, found, distributions, batch_tokens)
     _generate(lm, asked, found, batch_tokens)
+    _sample(lm, asked, found, batch_tokens)
     return AnswerTable(dict(zip(unique, found.build(), strict=True)), found.distributions)
 
 
@@ -158,7 +75,7 @@ def add_examples(lm: LanguageModel, query: Query) -> Query:
 
 
 def _has_room(lm: LanguageModel, one: Query) -> bool:
-    greedy = one.protocol == Protocol.GREEDY
+    greedy = one.protocol in (Protocol.GREEDY, Protocol.SAMPLED)
     answers = ("",) if greedy else (one.target or "", *one.rivals)
     try:
         lengths = [
@@ -231,7 +148,7 @@ def _score(
 ) -> None:
     wanted: list[_ScoredTarget] = []
     for index, one in enumerate(queries):
-        if one.protocol == Protocol.GREEDY:
+        if one.protocol in (Protocol.GREEDY, Protocol.SAMPLED):
             _add_target_ids(lm, index, one, found)
             if one.divergence and distributions:
                 wanted.append(_ScoredTarget(index, one.target or "", -1))
@@ -347,14 +264,7 @@ def _generate(
     found: _AnswerCollector,
     batch_tokens: int | None,
 ) -> None:
-    fitting = [
-        index
-        for index, one in enumerate(queries)
-        if one.protocol == Protocol.GREEDY
-        and not found.is_skipped(index)
-        and _check_prompt(lm, one, index, found)
-    ]
-
+    fitting = _select_askable(lm, queries, found, Protocol.GREEDY)
     # The dialogue so far, by query; each turn lengthens it.
     dialogues = {index: queries[index].prompt for index in fitting}
 
@@ -384,6 +294,28 @@ def _generate(
         turn += 1
 
 
+def _sample(
+    lm: LanguageModel,
+    queries: Sequence[Query],
+    found: _AnswerCollector,
+    batch_tokens: int | None,
+) -> None:
+    """Sample texts as long as those of the published programs."""
+
+    def continue_all(several: list[int]) -> list[Continuation]:
+        return sample_to_length(
+            lm,
+            [queries[index].prompt for index in several],
+            **SAMPLED,
+            batch_tokens=batch_tokens,
+        )
+
+    fitting = _select_askable(lm, queries, found, Protocol.SAMPLED)
+    for index, (text, ids) in _ask_each(fitting, continue_all, found) if fitting else ():
+        new = lm.tokenizer(text, add_special_tokens=False).input_ids if ids is None else ids
+        found.add(index, answer=text, predicted=list(new))
+
+
 def _ask_each(
     members: list[int], ask_all: Callable[[list[int]], list[Continuation]], found: _AnswerCollector
 ) -> list[tuple[int, Continuation]]:
@@ -395,6 +327,19 @@ def _ask_each(
             found.add(members[0], skipped=describe_error(error))
             return []
     return [pair for index in members for pair in _ask_each([index], ask_all, found)]
+
+
+def _select_askable(
+    lm: LanguageModel, queries: Sequence[Query], found: _AnswerCollector, protocol: Protocol
+) -> list[int]:
+    """Return the places of the queries of a protocol whose prompts can be asked."""
+    return [
+        index
+        for index, one in enumerate(queries)
+        if one.protocol == protocol
+        and not found.is_skipped(index)
+        and _check_prompt(lm, one, index, found)
+    ]
 
 
 def _check_prompt(lm: LanguageModel, one: Query, index: int, found: _AnswerCollector) -> bool:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from corrigenda.cases import Case, Probe
 from corrigenda.rows import Row, Stage, tags
-from corrigenda.run.prober import Answer, AnswerTable, Query, compute_divergences
+from corrigenda.run.prober import compute_divergences
+from corrigenda.run.queries import Answer, AnswerTable, Query
 
 ROLLED_BACK = "rolled_back"
 """Tag of rows whose edit was rolled back: `rolled_back=<round>`."""

@@ -28,7 +28,7 @@ from corrigenda.run.baseline import read_answers, write_answers
 from corrigenda.run.executors import Executor, LocalExecutor, RunJob, load_model
 from corrigenda.run.lock import FolderLock, hold_lock
 from corrigenda.run.plan import QueryBlock, RunData, Unit
-from corrigenda.run.prober import Answer, Query
+from corrigenda.run.queries import Answer, Query
 from corrigenda.run.spec import RunSpec, hash_json
 from corrigenda.run.store import Manifest, Recorded, Store
 from corrigenda.version import VERSION

@@ -48,12 +48,16 @@ def make_lines(
         return []
     wanted = list(metrics) or list(runs[0].spec.metrics)
     bootstrap = bootstrap or runs[0].spec.intervals.bootstrap()
-    found = [
-        evaluate(RunRecords(run.rows, run.measurements), wanted or None, bootstrap=bootstrap)
-        for run in runs
-    ]
-    tables = [{one.metric: one for one in estimates} for estimates in found]
-    names = wanted or _choose_names(runs, tables)
+    headline = [] if wanted else _list_headline(runs)
+    tables: list[dict[str, Estimate]] = []
+    for run in runs:
+        records = RunRecords(run.rows, run.measurements)
+        found = evaluate(records, wanted or None, bootstrap=bootstrap)
+        known = {one.metric for one in found}
+        further = [name for name in headline if name not in known and _is_asked(name, run)]
+        found += evaluate(records, further, bootstrap=bootstrap)
+        tables.append({one.metric: one for one in found})
+    names = wanted or _choose_names(headline, tables)
     return [
         Line(metric(name), tuple(_drop_empty(table.get(name)) for table in tables))
         for name in names
@@ -72,6 +76,31 @@ def count_problems(run: Recorded) -> Counter[str]:
     return found + Counter({"edit rolled back, perplexity rose too far": rolled_back})
 
 
+def list_exclusions(run: Recorded) -> list[tuple[str, str, int]]:
+    """Return what the benchmarks of a run left out or flagged: benchmark, reason and number.
+
+    Records are dropped, probes skipped; flagged cases, such as edits to what was true already, are
+    part of the run.
+    """
+    words = {
+        "dropped": "records dropped",
+        "skipped": "probes left out",
+        "flagged": "cases flagged",
+        "unknown_fields": "records with the unknown field",
+    }
+    found: list[tuple[str, str, int]] = []
+    for title, counts in run.manifest.counts.items():
+        for key, what in words.items():
+            reasons = counts.get(key) if isinstance(counts, dict) else None
+            if isinstance(reasons, dict):
+                found += [
+                    (title, f"{what}: {reason}", count)
+                    for reason, count in reasons.items()
+                    if isinstance(count, int)
+                ]
+    return found
+
+
 def _list_names(tables: Sequence[dict[str, Estimate]]) -> list[str]:
     from corrigenda.metrics.registry import names
 
@@ -80,33 +109,30 @@ def _list_names(tables: Sequence[dict[str, Estimate]]) -> list[str]:
     return [*known, *sorted(found.difference(known))]
 
 
-def _choose_names(runs: Sequence[Recorded], tables: Sequence[dict[str, Estimate]]) -> list[str]:
-    """Return the metrics that the benchmarks' papers report, then the other default measures.
-
-    Another measure is left out where it repeats a metric of the papers: same answers, same numbers.
-    """
+def _list_headline(runs: Sequence[Recorded]) -> list[str]:
+    """Return the metrics that the papers of the runs' benchmarks report, in their order."""
     known = BENCHMARKS.names()
-    benchmarks = dict.fromkeys(one.name for run in runs for one in run.spec.benchmark)
-    papers = [name for one in benchmarks if one in known for name in BENCHMARKS.get(one).headline]
+    used = dict.fromkeys(one.name for run in runs for one in run.spec.benchmark)
+    found = [name for one in used if one in known for name in BENCHMARKS.get(one).headline]
+    return list(dict.fromkeys(found))
+
+
+def _is_asked(name: str, run: Recorded) -> bool:
+    """Return whether a run has answers, or measurements, that a metric reads."""
+    wanted = metric(name)
+    if wanted.protocol is None:
+        return any(wanted.reads in (one.name, one.family) for one in run.measurements)
+    family = wanted.reads.partition("/")[0]
+    return any((row.family, row.protocol) == (family, wanted.protocol) for row in run.rows)
+
+
+def _choose_names(headline: Sequence[str], tables: Sequence[dict[str, Estimate]]) -> list[str]:
+    """Return the headline metrics that were found, then the other default measures, none twice."""
     names = _list_names(tables)
-    headline = [name for name in dict.fromkeys(papers) if name in names]
-    reported = {_describe_content(name, tables) for name in headline}
-    others = [
-        name
-        for name in names
-        if _is_shown(name)
-        and name not in headline
-        and _describe_content(name, tables) not in reported
-    ]
-    return headline + others
-
-
-def _describe_content(name: str, tables: Sequence[dict[str, Estimate]]) -> tuple[object, ...]:
-    """Return what makes two lines of a table the same: the answers read, and the numbers."""
-    one, found = metric(name), [table.get(name) for table in tables]
-    # As text, in which "not a number" equals itself.
-    numbers = [each and f"{each.value} {each.low} {each.high} {each.n}" for each in found]
-    return one.reads, one.protocol, one.better, one.sequence, *numbers
+    first = [name for name in headline if any(_drop_empty(table.get(name)) for table in tables)]
+    repeated = {metric(name).repeats for name in first}
+    others = [name for name in names if _is_shown(name) and name not in {*first, *repeated}]
+    return first + others
 
 
 def _is_shown(name: str) -> bool:

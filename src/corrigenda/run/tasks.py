@@ -17,7 +17,8 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.metrics.tasks.answers import PUBLISHED
 from corrigenda.metrics.tasks.scores import FAMILY
 from corrigenda.rows import Measurement, Row, Stage, tags
-from corrigenda.run.prober import Answer, Query, add_examples, ask, describe_error
+from corrigenda.run.prober import add_examples, ask, describe_error
+from corrigenda.run.queries import Answer, Query
 from corrigenda.run.spec import HealthSpec, TaskSpec, hash_json
 from corrigenda.run.store import read_table, write_table
 
@@ -107,6 +108,7 @@ def items_of(health: HealthSpec) -> tuple[RunItem, ...]:
             legacy=task.legacy,
             shots=task.shots,
             limit=task.limit,
+            seed=task.seed,
         )
         found += [RunItem(task, number, item) for number, item in enumerate(items)]
     return tuple(found)

@@ -9,7 +9,7 @@ from corrigenda.rows import Row
 from corrigenda.run import plan
 from corrigenda.run.context import UnitContext
 from corrigenda.run.plan import UnitStep
-from corrigenda.run.prober import make_query
+from corrigenda.run.queries import make_query
 from corrigenda.run.rollback import Rollback
 from corrigenda.run.row_builder import (
     DueProbe,

@@ -14,7 +14,8 @@ from corrigenda.rows import Measurement
 from corrigenda.run import costs, health, plan, tasks
 from corrigenda.run.context import UnitContext
 from corrigenda.run.plan import QueryBlock, Unit
-from corrigenda.run.prober import Answer, AnswerTable, ask
+from corrigenda.run.prober import ask
+from corrigenda.run.queries import Answer, AnswerTable
 from corrigenda.run.row_builder import BaselineAnswers
 from corrigenda.run.spec import RunSpec
 from corrigenda.run.store import RunPart

@@ -62,7 +62,7 @@ def read_texts(name: str) -> list[str] | None:
         texts = [str(parse_json(line, strict=False)) for line in lines[1:]]
         if not lines or lines[0] != _hash_texts(texts):
             raise ValueError("the checksum does not match")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         warnings.warn(f"{file} is damaged: {error}. It is written again.", stacklevel=2)

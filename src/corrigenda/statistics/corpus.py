@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from corrigenda.errors import BadConfig, EmptyCorpus, MissingExtra
-from corrigenda.lm.decoding import sample
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sampling import sample
 from corrigenda.progress import Progress
 from corrigenda.statistics import cache
 from corrigenda.text_files import UnreadableText, check_plain_file, parse_json
@@ -96,7 +96,7 @@ def read_documents(source: Source) -> Iterator[str]:
     """
     for item in [Path(source)] if isinstance(source, str | Path) else source:
         texts = _read_file(item) if isinstance(item, Path) else (item,)
-        yield from (text for text in texts if text.strip())
+        yield from (_require_characters(text) for text in texts if text.strip())
 
 
 def write_own_text(
@@ -170,6 +170,19 @@ def _parse_line(line: str, where: str) -> str:
     return text
 
 
+def _require_characters(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = ascii(text[max(0, error.start - 20) : error.end + 20])
+        raise BadConfig(
+            f"the text {shown} holds a lone surrogate, which is no character.",
+            where="corpus",
+            hint="Decode the text with errors='replace'.",
+        ) from error
+    return text
+
+
 def _read_data_set(name: str) -> Iterator[str]:
     if importlib.util.find_spec("datasets") is None:
         raise MissingExtra(
@@ -185,9 +198,14 @@ def _read_data_set(name: str) -> Iterator[str]:
         raise BadConfig(
             f'the data set "{name}" cannot be read: {error}.', where="corpus"
         ) from error
-    for row in rows:
-        column = "text" if "text" in row else _find_text_column(row, name)
-        yield row[column]
+    try:
+        for row in rows:
+            column = "text" if "text" in row else _find_text_column(row, name)
+            yield row[column]
+    except OSError as error:  # the connection, or a damaged part
+        raise BadConfig(
+            f'the data set "{name}" cannot be read further: {error}.', where="corpus"
+        ) from error
 
 
 def _find_text_column(row: dict[str, object], name: str) -> str:

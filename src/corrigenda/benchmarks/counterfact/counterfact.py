@@ -14,6 +14,7 @@ from corrigenda.benchmarks.counterfact.records import (
     make_fact,
     make_meta,
 )
+from corrigenda.benchmarks.counterfact.snippets import SNIPPETS, read_snippets, text_probes
 from corrigenda.benchmarks.files import BenchmarkFiles
 from corrigenda.benchmarks.probes import make_fluency_probe, make_rank_probes
 from corrigenda.cases import Case
@@ -28,6 +29,8 @@ class CounterFact(Benchmark):
     Attributes:
         attributes: Whether the attribute prompts, about subjects that truly have the new object,
             are asked too.
+        texts: Whether generated text is compared with reference texts about the new object, and
+            texts about the subject are scored (`attribute_snippets.json`).
     """
 
     name: ClassVar[str] = "counterfact"
@@ -44,6 +47,7 @@ class CounterFact(Benchmark):
         "consistency@greedy",
     )
     attributes: bool = False
+    texts: bool = False
 
     def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:
         """Yield one case a record."""
@@ -52,6 +56,8 @@ class CounterFact(Benchmark):
         conflicts = find_conflicts(
             (one["subject"], one["relation_id"], one["target_new"]["str"]) for one in rewrites
         )
+
+        snippets = read_snippets(files.require_extra(SNIPPETS), files) if self.texts else None
 
         def make(_: int, record: CounterFactRecord) -> tuple[Case]:
             rewrite = record["requested_rewrite"]
@@ -67,9 +73,10 @@ class CounterFact(Benchmark):
             ]
             if self.attributes:
                 probes += make_rank_probes(record["attribute_prompts"], "attribute", new, true)
-            probes += [
-                make_fluency_probe(prompt) for prompt in drop_repeats(record["generation_prompts"])
-            ]
+            prompts = drop_repeats(record["generation_prompts"])
+            probes += [make_fluency_probe(prompt) for prompt in prompts]
+            if snippets is not None:
+                probes += text_probes(rewrite, prompts, snippets)
             case = Case(
                 id=str(record["case_id"]),
                 facts=(fact,),

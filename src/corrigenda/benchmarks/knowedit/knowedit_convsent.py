@@ -55,6 +55,7 @@ class KnowEditConvSent(Benchmark):
     """
 
     name: ClassVar[str] = "knowedit-convsent"
+    kinds: ClassVar[tuple[str, ...]] = ("sentiment",)
     headline: ClassVar[tuple[str, ...]] = (
         "sentiment_success@rank",
         "locality_divergence@teacher_forced",

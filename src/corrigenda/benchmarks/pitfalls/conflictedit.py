@@ -51,6 +51,7 @@ class ConflictEdit(Benchmark):
     """
 
     name: ClassVar[str] = "conflictedit"
+    kinds: ClassVar[tuple[str, ...]] = ("kind", "rule")
     headline: ClassVar[tuple[str, ...]] = (
         "conflict_score@rank",
         "conflict_magnitude@rank",

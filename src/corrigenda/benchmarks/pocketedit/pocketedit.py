@@ -63,6 +63,7 @@ class PocketEdit(Benchmark):
     """
 
     name: ClassVar[str] = "pocketedit"
+    is_drawn: ClassVar[bool] = True
     headline: ClassVar[tuple[str, ...]] = (
         "reliability@greedy",
         "generalization@greedy",

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
 from corrigenda.errors import BadConfig
-from corrigenda.lm.decoding import sample
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sampling import sample
 from corrigenda.text_files import parse_json
 
 SEED_WORDS: tuple[str, ...] = ("The", "Therefore", "Because", "I", "You")

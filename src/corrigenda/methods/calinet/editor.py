@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import torch
@@ -45,6 +46,18 @@ class CalinetPatch(ModulePatch):
     """
 
     kind: ClassVar[str] = "calinet"
+    forms = MappingProxyType(
+        {
+            "*/keys": "float slots d_model",
+            "*/values": "float d_model slots",
+            "*/gates?": "float slots d_model",
+        }
+    )
+
+    def require_sound(self) -> None:
+        """Refuse names that are no blocks."""
+        super().require_sound()
+        _ = self.slots
 
     @property
     def is_empty(self) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import torch
@@ -61,6 +62,31 @@ class GracePatch(ModulePatch):
     """
 
     kind: ClassVar[str] = "grace"
+    may_be_bare = True
+    forms = MappingProxyType(
+        {
+            "keys": "float n d_in",
+            "values": "float n d_out",
+            **dict.fromkeys(("radii", "root_radii"), "float n"),
+            **dict.fromkeys(("acts", "ids", "roots", "lengths", "facts"), "int n"),
+            "targets": "int tokens",
+        }
+    )
+    options = MappingProxyType({"layer": int, "part": str, "replace": ("last", "prompt", "all")})
+
+    def require_sound(self) -> None:
+        """Refuse a site that is none, and answers that do not belong to the keys."""
+        super().require_sound()
+        if not self.stored:
+            return
+        _ = self.site
+        if int(self.stored["lengths"].sum()) != len(self.stored["targets"]):
+            raise ValueError("the lengths of the answers do not add up to their tokens")
+
+    def sizes_in(self, lm: LanguageModel) -> dict[str, int]:
+        """Return the widths of its site in a model."""
+        d_out, d_in = lm.weight(self.site).shape
+        return {"d_in": d_in, "d_out": d_out}
 
     @property
     def site(self) -> Site:

@@ -165,8 +165,9 @@ class _FactGroup:
                     stays.append(row)
                     continue
                 kept[row], trace.right = values[row].detach().cpu(), hit
-            if not stays or step == training.steps or not means.requires_grad:
+            if not stays or step == training.steps:
                 break
+            assert means.requires_grad, "gradients reach the vectors"
             chosen = [running.index(row) for row in stays]
             optimiser.zero_grad()
             backward_scaled(self.lm, means[chosen].sum(), [values])

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -44,6 +45,32 @@ class MeloPatch(ModulePatch):
     """
 
     kind: ClassVar[str] = "melo"
+    forms = MappingProxyType(
+        {
+            "keys": "float n d_index",
+            **dict.fromkeys(("radii", "noise"), "float n"),
+            **dict.fromkeys(("acts", "ids", "roots", "blocks", "lengths"), "int n"),
+            "targets": "int tokens",
+            f"{A_PART}*": "float blocks d_in rank",
+            f"{B_PART}*": "float blocks rank d_out",
+        }
+    )
+    options = MappingProxyType({"index": str, "targets": list, "gain": float})
+
+    def require_sound(self) -> None:
+        """Refuse sites, blocks and answers that do not belong together."""
+        super().require_sound()
+        if not self.stored:
+            return
+        _ = self.index
+        names = {f"{part}{site}" for part in (A_PART, B_PART) for site in self.targets}
+        if not names <= self.stored.keys():
+            raise ValueError("a layer of the configuration has no blocks")
+        if int(self.stored["lengths"].sum()) != len(self.stored["targets"]):
+            raise ValueError("the lengths of the answers do not add up to their tokens")
+        blocks = self.stored["blocks"]
+        if len(blocks) and not 0 <= int(blocks.min()) <= int(blocks.max()) < self.num_blocks:
+            raise ValueError("a key names a block that is not there")
 
     @property
     def index(self) -> Site:

@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -51,14 +52,35 @@ class SeracPatch(ModulePatch):
     """
 
     kind: ClassVar[str] = "serac"
+    forms = MappingProxyType(
+        {
+            _CODES: "float facts width",
+            f"{_PATCH_HEAD}linear.weight": "float width width",
+            f"{_PATCH_HEAD}inner.weight": "float hidden width",
+            f"{_PATCH_HEAD}inner.bias": "float hidden",
+            f"{_PATCH_HEAD}outer.weight": "float width hidden",
+        }
+    )
+    options = MappingProxyType(
+        {
+            "threshold": float,
+            "counterfactual": (str, type(None)),
+            "embedder": str,
+            "opening": str,
+            "between": str,
+            "classifier": str,
+        }
+    )
 
     def similarities(
         self, lm: LanguageModel, prompts: Sequence[str]
     ) -> Float[Tensor, "prompts facts"]:
         """Return the similarity s of each prompt and each fact of this patch, in (0, 1]."""
+        cached = self.stored[_CODES].double()
+        if not prompts:
+            return cached.new_zeros(0, len(cached))
         head = ScopeHead.of(_select_prefix(self.stored, _PATCH_HEAD))
         codes = head(self._embed(lm, prompts)).double()
-        cached = self.stored[_CODES].double()
         return torch.exp(-(codes[:, None] - cached[None]).square().sum(-1))
 
     def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[RewrittenPrompt]:
@@ -67,7 +89,7 @@ class SeracPatch(ModulePatch):
         Any other prompt goes to the model unchanged.
         """
         together = active_group(self, lm)
-        if together[0] is not self:
+        if together[0] is not self or not prompts:
             return [RewrittenPrompt(prompt) for prompt in prompts]
         facts, codes = _CACHES.get(together)
         config = self.header.config

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import torch
@@ -45,7 +46,7 @@ _ROW_OF_TEXT = 48
 _MEMORY, _VALIDATION, _EDITS = "t-patcher/memory", "t-patcher/validation", "t-patcher/edits"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NeuronPatch(ModulePatch):
     """Neurons added to the last feed-forward block of a model.
 
@@ -56,6 +57,15 @@ class NeuronPatch(ModulePatch):
     """
 
     kind: ClassVar[str] = "t-patcher"
+    forms = MappingProxyType(
+        {
+            "keys": "float neurons d_model",
+            "biases": "float neurons",
+            "values": "float neurons d_model",
+            "owners": "int neurons",
+        }
+    )
+    noted = MappingProxyType({"activation": str})
 
     @property
     def neurons(self) -> Neurons:
@@ -146,11 +156,11 @@ class TPatcher(Editor):
     amplifier: float = Field(default=10.0, gt=0, description="First factor of each value.")
     value_noise: float = Field(default=0.0, ge=0, description="Size of values at the start.")
     gate: float = Field(
-        default=0.5,
+        default=0.0,
         ge=0,
         lt=1,
         description="Share of its own activation value below which a neuron with relu is silent; "
-        "0 as published.",
+        "above 0 the edit is contained.",
     )
     seed: int = Field(default=0, description="Of the text drawn and of values at the start.")
 

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import torch
@@ -63,6 +64,16 @@ class TruthxPatch(ModulePatch):
     """
 
     kind: ClassVar[str] = "truthx"
+    forms = MappingProxyType({"space/*?": "float ...", "centres/*?": "float 2 code"})
+    options = MappingProxyType({"strength": float, "scoring": ("generation", "choice")})
+
+    def require_sound(self) -> None:
+        """Refuse auto-encoders whose parts do not fit, and centres of no module."""
+        super().require_sound()
+        _load_spaces(self.stored, "space/")
+        for name in self.stored:
+            if name.startswith("centres/"):
+                int(name.removeprefix("centres/"))
 
     @contextmanager
     def hooks(self, lm: LanguageModel) -> Generator[None]:
@@ -83,7 +94,7 @@ class TruthxPatch(ModulePatch):
 
 
 class TruthX(Editor):
-    """Moves the model's states towards truth, whatever the question; no fact is written.
+    """Moves the model's states towards truth at every question; no fact is written.
 
     Reference: Zhang, Yu, Feng 2024. See the card, `truthx.md`.
     """

@@ -18,9 +18,9 @@ from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.engines.ordinary_text import draw_rows
 from corrigenda.facts import Fact
 from corrigenda.lm.activation import activation_of
-from corrigenda.lm.decoding import sample
 from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, graph_bytes, head_bytes
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sampling import sample
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode, encode_fact
 from corrigenda.methods.wise.router import SidePatch, silence

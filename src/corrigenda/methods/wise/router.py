@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -28,9 +29,10 @@ from corrigenda.patch.module import ModulePatch
 
 # The sequence of edits whose memory is being trained; its patches do nothing meanwhile.
 _TRAINED: ContextVar[str] = ContextVar("sequence in training", default="")
+_PACKED = ("bits", "values", "shape")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SidePatch(ModulePatch):
     """Side memories of one down projection, with the score above which each of them responds.
 
@@ -44,6 +46,33 @@ class SidePatch(ModulePatch):
     """
 
     kind: ClassVar[str] = "wise"
+    forms = MappingProxyType(
+        {
+            "*/bits": "bytes eighths",
+            "*/values": "float entries",
+            "*/shape": "int 2",
+            "*/threshold": "float",
+        }
+    )
+    options = MappingProxyType(
+        {
+            "routing": ("prompt", "pass"),
+            "score": ("difference", "activated"),
+            "longest_mean": (int, type(None)),
+        }
+    )
+    noted = MappingProxyType({"layer": int, "sequence": str, "turn": int})
+
+    def require_sound(self) -> None:
+        """Refuse memories whose bits, values and shape do not belong together."""
+        super().require_sound()
+        for name in sorted({name.partition("/")[0] for name in self.stored}):
+            bits, values, shape = (self.stored[f"{int(name)}/{one}"] for one in _PACKED)
+            d_out, d_in = shape.tolist()
+            eighths = -(-d_out * d_in // 8)
+            ones = sum(byte.bit_count() for byte in bits.tolist())
+            if min(d_out, d_in) < 1 or len(bits) != eighths or ones != len(values):
+                raise ValueError(f"the bits, values and shape of memory {name} do not agree")
 
     def memories(self) -> list[SideMemory]:
         """Return the change and the threshold of each memory."""

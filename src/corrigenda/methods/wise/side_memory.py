@@ -187,7 +187,8 @@ def random_mask(
     shape: Sequence[int], ratio: float, *, seed: int, number: int
 ) -> Bool[Tensor, "d_out d_in"]:
     """Draw the entries of a sub-space, each with probability `ratio`, on the CPU."""
-    generator = torch.Generator().manual_seed(1_000_003 * seed + number)
+    own = 1_000_003 * seed + number
+    generator = torch.Generator().manual_seed(own if abs(own) < 2**63 else own % 2**63)
     return torch.rand(tuple(shape), generator=generator) < ratio
 
 
