@@ -41,7 +41,6 @@ STRAINED = [
         r"\bnobody\b",
         r"\bsomebody\b",
         r"\bwhoever\b",
-        r"\bwhatever\b",
         r"what became of",
         r"^It, of these",
         r"^Say how\b",
@@ -179,7 +178,8 @@ def why_no_sentence(line: str) -> str:
         return "empty"
     if len(line) > MAX_FIRST_LINE:
         return f"{len(line)} characters"
-    if not (line[0].isupper() or line[0] == "`" or line[0].isdigit()):
+    # A formula may begin with the paper's small letters.
+    if re.match(r"[a-z]+\b", line):
         return "no capital"
     if not line.endswith((".", ":", "?")):
         return "no full stop"
@@ -191,6 +191,7 @@ def why_no_sentence(line: str) -> str:
     [
         ("Return the subject of a prompt.", False),
         ("`fit` for one model.", False),
+        ("d_in.", False),
         ("", True),
         ("return the subject.", True),
         ("Return the subject", True),

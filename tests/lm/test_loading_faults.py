@@ -103,9 +103,9 @@ def test_prompts_hold_characters_only(prompt: str) -> None:
 @pytest.mark.parametrize("answer", ["", " \n"])
 def test_an_empty_answer_is_refused(answer: str) -> None:
     lm = tiny_model("llama")
-    with pytest.raises(EmptyTarget, match=r"CG102 .*answer to follow is empty"):
+    with pytest.raises(EmptyTarget, match=r"CG102 .*the answer is empty"):
         cg.trace(lm, "The river is", "river", answer=answer)
-    with pytest.raises(EmptyTarget, match=r"CG102 .*answer to attribute is empty"):
+    with pytest.raises(EmptyTarget, match=r"CG102 .*the answer is empty"):
         cg.neurons(lm, "The river is", answer=answer)
 
 

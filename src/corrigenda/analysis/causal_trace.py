@@ -21,10 +21,10 @@ from corrigenda.analysis.state_restoration import (
 )
 from corrigenda.analysis.windows import default_window, window_around
 from corrigenda.engines.pocket_world import subject_of
-from corrigenda.errors import BadConfig, EmptyTarget
+from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact, find_subject
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.prompt_checks import check_prompts, check_seed
+from corrigenda.lm.prompt_checks import check_answer, check_prompts, check_seed
 from corrigenda.lm.sites import Point, Site, Tokens, state, write
 from corrigenda.lm.spans import encode
 from corrigenda.lm.wrapping import require_lm
@@ -220,9 +220,7 @@ class CausalTrace(TraceEffects):
             f"({place}the subject's last token), indirect effect {site.effect:.3f}{spread}"
         )
 
-    def __repr__(self) -> str:
-        """Return the summary."""
-        return self.summary()
+    __repr__ = summary
 
     def plot(self) -> Plot:
         """Return heat maps of the effects: to print, to show in a notebook, or to `save`."""
@@ -379,10 +377,7 @@ def tokenise_prompt(
         SubjectNotFound (CG103), AmbiguousSubject (CG104), PromptTooLong (CG105): see
             `causal_trace`.
     """
-    if answer is not None and not answer.strip():
-        raise EmptyTarget(
-            "the answer to follow is empty.", hint="Leave it out for the model's own answer."
-        )
+    check_answer(answer)
     span = find_subject(prompt, subject, start=subject_start)
     encoded = encode(lm, prompt, target=answer or "", subject=span)
     assert encoded.subject_first is not None

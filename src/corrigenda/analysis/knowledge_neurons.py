@@ -27,12 +27,12 @@ from corrigenda.engines.attribution import (
     select_above,
 )
 from corrigenda.engines.locate.contexts import generate_contexts
-from corrigenda.errors import BadConfig, EmptyTarget
+from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact, find_subject
 from corrigenda.lm.grad_mode import leave_inference_mode
 from corrigenda.lm.kv_cache import pad_id, widen
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.prompt_checks import check_prompts, check_seed
+from corrigenda.lm.prompt_checks import check_answer, check_prompts, check_seed
 from corrigenda.lm.sites import Point, Site, Tokens, key, state
 from corrigenda.lm.wrapping import require_lm
 
@@ -209,10 +209,7 @@ def knowledge_neurons(
         )
     check_seed(seed)
     check_prompts([prompt, *(paraphrases or ())])
-    if answer is not None and not answer.strip():
-        raise EmptyTarget(
-            "the answer to attribute is empty.", hint="Leave it out for the model's own answer."
-        )
+    check_answer(answer)
     if paraphrases is None:
         prefixes = generate_contexts(lm, "memit", seed=seed).prefixes
         prompts = [prefix + prompt for prefix in prefixes]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-from corrigenda.errors import BadConfig
+from corrigenda.errors import BadConfig, EmptyTarget
 from corrigenda.lm.model import LanguageModel
 from corrigenda.text_files import UnreadableText, check_text
 
@@ -30,6 +30,16 @@ def check_prompts(prompts: object) -> list[str]:
         except UnreadableText as error:
             raise BadConfig(f"a prompt: {error}.", hint="Give the text in UTF-8.") from error
     return texts
+
+
+def check_answer(answer: str | None) -> None:
+    """Refuse an empty answer; None is the model's own.
+
+    Raises:
+        EmptyTarget (CG102): it is empty.
+    """
+    if answer is not None and not answer.strip():
+        raise EmptyTarget("the answer is empty.", hint="Leave it out for the model's own answer.")
 
 
 def check_seed(seed: int) -> None:

@@ -33,7 +33,7 @@ from corrigenda.files import make_folder, write_text
 from corrigenda.rows import Measurement, Record, Row, from_frame, to_frame
 from corrigenda.run.parquet import read_frame, write_frame
 from corrigenda.run.spec import RunSpec
-from corrigenda.text_files import read_text
+from corrigenda.text_files import is_plain_file, read_text
 
 if TYPE_CHECKING:
     import polars
@@ -316,7 +316,7 @@ def _hash_manifest(text: str) -> str:
 
 
 def _has_manifest(folder: Path) -> bool:
-    return (folder / _MANIFEST).is_file()
+    return is_plain_file(folder / _MANIFEST)
 
 
 def _read_time() -> str:
