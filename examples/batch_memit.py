@@ -16,14 +16,14 @@ CAPITALS = {
 }
 
 
-def main() -> cg.Correction:
+def main() -> cg.Assessment:
     """Move eight capitals in one patch."""
     lm = cg.load("pocket")
     facts = [
         cg.Fact(prompt=f"The capital of {country} is", subject=country, target=city)
         for country, city in CAPITALS.items()
     ]
-    correction = cg.correct(lm, facts, method="memit")
+    correction = cg.correct(lm, facts, "memit")
     for fact, outcome in zip(correction.facts, correction.outcomes, strict=True):
         print(f"{fact.prompt} {fact.target}: {outcome}")
     for change in correction.changes:

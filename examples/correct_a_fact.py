@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import corrigenda as cg
-from corrigenda.correction import Role
+from corrigenda.assessment import Role
 
 
-def main() -> cg.Correction:
+def main() -> cg.Assessment:
     """Correct where France is governed from, and show every answer before and after."""
     lm = cg.load("pocket")
     fact = cg.Fact(
@@ -16,7 +16,7 @@ def main() -> cg.Correction:
         paraphrases=("France is governed from", "The capital city of France is"),
         neighbours=("The capital of Spain is", "The capital of Japan is"),
     )
-    correction = cg.correct(lm, fact, method="rome")
+    correction = cg.correct(lm, fact, "rome")
     for item in correction.answers:
         print(f"{item.role:>10}  {item.prompt}: {item.before} -> {item.after}")
     print(f"neighbours kept: {correction.share(Role.NEIGHBOUR):.0%}")

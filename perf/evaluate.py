@@ -29,10 +29,10 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
 from corrigenda.patch import WeightPatch, header_for
-from corrigenda.run.prober import Question, ask, question_of
+from corrigenda.run.prober import Query, ask, make_query
 
 GOAL_CPU, GOAL_GPU = 2.5, 20.0
-Predicted = dict[tuple[int, str, Question], tuple[int, ...]]
+Predicted = dict[tuple[int, str, Query], tuple[int, ...]]
 
 
 class Watch:
@@ -44,7 +44,7 @@ class Watch:
         self._device = lm.device
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def run(self) -> Iterator[None]:
         """Run until left."""
         begin = self._now()
         yield
@@ -66,7 +66,7 @@ class Work:
         self.tokens = self.positions = self.passes = 0
 
     @contextmanager
-    def counted(self) -> Iterator[None]:
+    def count(self) -> Iterator[None]:
         """Count until left."""
 
         def block(
@@ -97,7 +97,7 @@ class Work:
         return self.tokens + self.positions * head / blocks
 
 
-def read_cases(path: str | None, count: int) -> list[list[Question]]:
+def read_cases(path: str | None, count: int) -> list[list[Query]]:
     """The questions of each record, but for the texts."""
     if path is None:
         loaded = benchmarks.load("pocketedit", limit=count)
@@ -105,11 +105,11 @@ def read_cases(path: str | None, count: int) -> list[list[Question]]:
     else:
         cases = list(benchmarks.load("knowedit-zsre", path, limit=count))
 
-    def asked(case: Case) -> list[Question]:
+    def list_queries(case: Case) -> list[Query]:
         probes = [one for one in case.probes if one.protocol == Protocol.TEACHER_FORCED]
-        return list(dict.fromkeys(question_of(probe, 16) for probe in probes))
+        return list(dict.fromkeys(make_query(probe, 16) for probe in probes))
 
-    return [asked(case) for case in cases]
+    return [list_queries(case) for case in cases]
 
 
 def make_patches(lm: LanguageModel, count: int) -> list[WeightPatch]:
@@ -132,7 +132,7 @@ def make_patches(lm: LanguageModel, count: int) -> list[WeightPatch]:
     ]
 
 
-def plainly(lm: LanguageModel, questions: Sequence[Question]) -> Iterator[tuple[int, ...]]:
+def ask_plainly(lm: LanguageModel, questions: Sequence[Query]) -> Iterator[tuple[int, ...]]:
     """One prompt at a time, as public code does."""
     for one in questions:
         row = encode(lm, one.prompt, target=str(one.target), separator=one.separator)
@@ -144,7 +144,7 @@ def plainly(lm: LanguageModel, questions: Sequence[Question]) -> Iterator[tuple[
 
 def evaluate_plainly(
     lm: LanguageModel,
-    cases: list[list[Question]],
+    cases: list[list[Query]],
     patches: list[WeightPatch],
     methods: int,
     watch: Watch,
@@ -153,32 +153,32 @@ def evaluate_plainly(
     found: Predicted = {}
     for _ in range(methods):
         for index, (questions, patch) in enumerate(zip(cases, patches, strict=True)):
-            with watch.running():
-                for one, ids in zip(questions, plainly(lm, questions), strict=True):
+            with watch.run():
+                for one, ids in zip(questions, ask_plainly(lm, questions), strict=True):
                     found[index, "before", one] = ids
-            with patch.apply(lm), watch.running():
-                for one, ids in zip(questions, plainly(lm, questions), strict=True):
+            with patch.apply(lm), watch.run():
+                for one, ids in zip(questions, ask_plainly(lm, questions), strict=True):
                     found[index, "after", one] = ids
     return found
 
 
 def evaluate(
     lm: LanguageModel,
-    cases: list[list[Question]],
+    cases: list[list[Query]],
     patches: list[WeightPatch],
     methods: int,
     watch: Watch,
 ) -> Predicted:
     """The same through the runner's asking: before once, after in batches."""
     found: Predicted = {}
-    with watch.running():
+    with watch.run():
         before = ask(lm, [one for questions in cases for one in questions]).given
     for index, questions in enumerate(cases):
         for one in questions:
             found[index, "before", one] = tuple(before[one].predicted or ())
     for _ in range(methods):
         for index, (questions, patch) in enumerate(zip(cases, patches, strict=True)):
-            with patch.apply(lm), watch.running():
+            with patch.apply(lm), watch.run():
                 after = ask(lm, questions).given
             for one in questions:
                 found[index, "after", one] = tuple(after[one].predicted or ())
@@ -188,12 +188,12 @@ def evaluate(
 Evaluation = Callable[..., Predicted]
 
 
-def measured(
+def measure(
     lm: LanguageModel, evaluation: Evaluation, *arguments: object
 ) -> tuple[Predicted, float, Work]:
     """Answers, seconds spent asking, and counted work."""
     work, watch = Work(lm), Watch(lm)
-    with work.counted():
+    with work.count():
         found = evaluation(lm, *arguments, watch)
     return found, watch.seconds, work
 
@@ -216,8 +216,8 @@ def main() -> None:
     arguments = (cases, patches, options.methods)
     for evaluation in (evaluate, evaluate_plainly):
         evaluation(lm, cases[:1], patches[:1], 1, Watch(lm))  # warm up
-    ours = [measured(lm, evaluate, *arguments) for _ in range(options.repeats)]
-    plain = [measured(lm, evaluate_plainly, *arguments) for _ in range(options.repeats)]
+    ours = [measure(lm, evaluate, *arguments) for _ in range(options.repeats)]
+    plain = [measure(lm, evaluate_plainly, *arguments) for _ in range(options.repeats)]
     seconds = sorted(one[1] for one in ours)[len(ours) // 2]
     plain_seconds = sorted(one[1] for one in plain)[len(plain) // 2]
     different = sum(ours[0][0][key] != value for key, value in plain[0][0].items())

@@ -171,7 +171,7 @@ def grace(
     site = editor.site(lm)
     keys = scattered(prompt_keys(lm, own, key(site)), len(fillers), generator)
     count = len(keys)
-    stored = codebook.Records(
+    stored = codebook.CodebookRecords(
         keys=keys,
         values=torch.randn(count, lm.weight(site).shape[0], generator=generator),
         radii=torch.full((count,), editor.radius, dtype=torch.float64),
@@ -184,7 +184,7 @@ def grace(
         facts=torch.arange(count),
     )._asdict()
     config = {**editor.model_dump(mode="json"), "layer": site.layer}
-    return GracePatch.made(lm, stored, method="grace", config=config, facts=[*own, *fillers])
+    return GracePatch.make(lm, stored, method="grace", config=config, facts=[*own, *fillers])
 
 
 def melo(
@@ -197,7 +197,7 @@ def melo(
     keys = scattered(prompt_keys(lm, own, value(index)), len(fillers), generator)
     count = len(keys)
     blocks = -(-count // EDITS_A_BLOCK)
-    stored = clusters.Records(
+    stored = clusters.ClusterRecords(
         keys=keys,
         radii=torch.full((count,), editor.radius, dtype=torch.float64),
         noise=torch.zeros(count, dtype=torch.float64),
@@ -217,7 +217,7 @@ def melo(
         "index": str(index),
         "targets": [str(site) for site in targets],
     }
-    return MeloPatch.made(lm, stored, method="melo", config=config, facts=[*own, *fillers])
+    return MeloPatch.make(lm, stored, method="melo", config=config, facts=[*own, *fillers])
 
 
 def serac(
@@ -229,7 +229,7 @@ def serac(
     head = ScopeHead(codes.shape[1], int(config["hidden"]))
     stored = {f"head/{name}": one.detach() for name, one in head.state_dict().items()}
     config = {**config, "classifier": "untrained"}
-    return SeracPatch.made(
+    return SeracPatch.make(
         lm, {"codes": codes, **stored}, method="serac", config=config, facts=[*own, *fillers]
     )
 
@@ -243,10 +243,10 @@ def ike(
     shown = f"New Fact: {own[0].prompt} {own[0].target}\nPrompt: {own[0].prompt} x\n\n"
     stored = {
         "vectors": vectors(lm, own, len(fillers), generator),
-        "demonstrations": text_tensors.as_tensor([[shown] * DEMONSTRATIONS for _ in facts]),
+        "demonstrations": text_tensors.encode_value([[shown] * DEMONSTRATIONS for _ in facts]),
     }
     config = editor.model_dump(mode="json")
-    return IkePatch.made(lm, stored, method="ike", config=config, facts=facts)
+    return IkePatch.make(lm, stored, method="ike", config=config, facts=facts)
 
 
 MAKE: dict[str, Make] = {"grace": grace, "melo": melo, "serac": serac, "ike": ike}

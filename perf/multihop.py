@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import corrigenda
-from corrigenda.almanac.documents import Author, assemble, fill
-from corrigenda.almanac.skill_documents import chain, chain_question
+from corrigenda.almanac.documents import Author, assemble, fill_template
+from corrigenda.almanac.skill_documents import write_chain, write_chain_question
 from corrigenda.almanac.world import Triple, World, load_world
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import answer, greedy
 from corrigenda.lm.model import LanguageModel
-from corrigenda.registry import build
+from corrigenda.methods.presets import build_editor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -75,14 +75,14 @@ def questions(world: World, count: int, seed: int) -> list[Asked]:
             walked |= {(one.subject, one.relation) for one in changed}
             template = draw.choice(world.relations[triple.relation].clozes)
             fact = Fact(
-                prompt=assemble(fill(template, triple.subject, None)).text,
+                prompt=assemble(fill_template(template, triple.subject, None)).text,
                 target=changed[hop - 1].object,
                 subject=triple.subject,
                 subject_start=template.index("{s}"),
                 before=triple.object,
             )
-            question = assemble(chain_question(author, walk)).text
-            example = assemble(chain(author, draw.choice(examples), "plain")).text
+            question = assemble(write_chain_question(author, walk)).text
+            example = assemble(write_chain(author, draw.choice(examples), "plain")).text
             worked = f"{example}\n\nQuestion: {question}\nSubquestion:"
             found.append(Asked(question, worked, fact, changed[-1].objects, hop))
             break
@@ -165,11 +165,11 @@ def main() -> None:
     figures |= by_hop("unedited_worked", worked(lm, asked), asked)
     for method in MEMORIES:
         began = time.process_time()
-        with build(method, lm.name).edit(lm, facts).patch.apply(lm):
+        with build_editor(method, lm.name).edit(lm, facts).patch.apply(lm):
             figures |= by_hop(method, bare(lm, asked), asked)
         figures[f"{method}_seconds"] = round(time.process_time() - began, 1)
     for method in () if options.memories_only else (*TOGETHER, ALONE):
-        editor = build(method, lm.name)
+        editor = build_editor(method, lm.name)
         state = editor.fit(lm)
         began = time.process_time()
         hits: dict[str, list[bool]] = {"bare": [], "worked": []}

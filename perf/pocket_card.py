@@ -57,17 +57,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
     lm = LanguageModel.load(options.model, dtype=torch.float32)
-    folder = card.model_folder(options.model)
+    folder = card.find_model_folder(options.model)
     world = load_world()
     exam = load_exam(size=60, edits=20, recall=300) if options.quick else load_exam()
     figures: dict[str, object] = {"model": options.model, "quick": options.quick}
     if folder is not None:
-        figures |= card.size_figures(lm, folder)
-        figures["loads_plainly"] = card.loads_plainly(lm, folder, exam.recall[0].prompt)
+        figures |= card.measure_size(lm, folder)
+        figures["loads_plainly"] = card.loads_without_us(lm, folder, exam.recall[0].prompt)
     figures |= card.measure(
         lm,
         exam,
-        counterfact=card.counterfact_prompts(COUNTERFACT, world),
+        counterfact=card.read_counterfact_prompts(COUNTERFACT, world),
         corpus=list(texts()),
         preset=options.preset,
         num_traced=5 if options.quick else 20,

@@ -56,9 +56,9 @@ def main() -> None:
             f"{name}_minutes": round(training["seconds"] / 60, 1),
         }
         measured: dict[str, object] = {
-            "recall": card.share_right(lm, exam.recall),
-            "recall_held_out": card.share_right(lm, exam.recall_held_out),
-            **card.injection_figures(lm, known, exam.contexts[:3]),
+            "recall": card.measure_right(lm, exam.recall),
+            "recall_held_out": card.measure_right(lm, exam.recall_held_out),
+            **card.summarise_injection(lm, known, exam.contexts[:3]),
         }
         figures |= {f"{name}_{key}": rounded(measured[key]) for key in SHOWN}
     if options.write:

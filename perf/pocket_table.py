@@ -23,14 +23,14 @@ from pathlib import Path
 import torch
 from figures import publish
 
-from corrigenda.almanac.exam import EditItem, load_exam
+from corrigenda.almanac.exam import ExamEdit, load_exam
 from corrigenda.editor import Editor
 from corrigenda.lm.digest import digest
 from corrigenda.lm.model import LanguageModel
 from corrigenda.methods.presets import build_editor
 from corrigenda.methods.registry import METHODS
 from corrigenda.pocket.corpus import texts
-from corrigenda.pocket.edit_trial import EditFigures, batch_edit, sequence_of_edits, single_edits
+from corrigenda.pocket.edit_trial import EditFigures, try_batch_edit, try_sequence, try_single_edits
 
 VARIANTS: dict[str, tuple[tuple[str, dict[str, object]], ...]] = {
     "rome": (
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def measure(
-    lm: LanguageModel, label: str, editor: Editor, cases: tuple[EditItem, ...], regimes: list[str]
+    lm: LanguageModel, label: str, editor: Editor, cases: tuple[ExamEdit, ...], regimes: list[str]
 ) -> dict[str, dict[str, float | None]]:
     """Run one method in the regimes it has; one entry a regime, printed as it comes."""
     begin = time.perf_counter()
@@ -96,11 +96,11 @@ def measure(
     fitted = time.perf_counter() - begin
     found: dict[str, EditFigures] = {}
     if "single" in regimes and editor.supports.single:
-        found["single"] = single_edits(lm, editor, cases, state=state, progress=progress)
+        found["single"] = try_single_edits(lm, editor, cases, state=state, progress=progress)
     if "batch" in regimes and editor.supports.batch:
-        found["batch"] = batch_edit(lm, editor, cases, state=state)
+        found["batch"] = try_batch_edit(lm, editor, cases, state=state)
     if "sequence" in regimes and editor.supports.sequential:
-        found["sequence"] = sequence_of_edits(lm, editor, cases, state=state, progress=progress)
+        found["sequence"] = try_sequence(lm, editor, cases, state=state, progress=progress)
     for regime, figures in found.items():
         print(row(label, regime, figures), flush=True)
     return {

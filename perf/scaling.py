@@ -26,8 +26,8 @@ import torch
 from figures import publish
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from corrigenda.almanac.exam import edit_item
-from corrigenda.almanac.skill_documents import teachable
+from corrigenda.almanac.exam import draw_edit
+from corrigenda.almanac.skill_documents import list_teachable
 from corrigenda.almanac.world import load_world
 from corrigenda.editor import Editor, State
 from corrigenda.facts import Fact
@@ -124,12 +124,12 @@ def make_facts(count: int) -> list[Fact]:
     world, draw = load_world(), random.Random("scaling")
     usable = [
         triple
-        for triple in teachable(world)
+        for triple in list_teachable(world)
         if len(triple.objects) == 1 and len(world.of_relation(triple.relation)) > 12
     ]
     draw.shuffle(usable)
     by_subject = {triple.subject: triple for triple in usable}
-    return [edit_item(world, triple, draw).fact for triple in list(by_subject.values())[:count]]
+    return [draw_edit(world, triple, draw).fact for triple in list(by_subject.values())[:count]]
 
 
 def batches(

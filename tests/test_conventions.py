@@ -19,6 +19,7 @@ PACKAGE = ROOT / "src" / "corrigenda"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 PERF = sorted((ROOT / "perf").glob("*.py"))
 MAX_LINES = 450
+MAX_FIRST_LINE = 100
 UNTOLD = {"utils", "helpers", "misc", "base"}
 BINARY = {".safetensors", ".png", ".npz", ".parquet"}
 
@@ -32,6 +33,26 @@ SESSION_WORDS = re.compile(
     r"|CONTRACT" + r"\.md|\.lib" + r"rary\b|\bbui" + r"lder H\d",
     re.IGNORECASE,
 )
+# First lines that a reader of the papers would not understand, and habit words of their kind.
+STRAINED = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"^Who\b",
+        r"\bnobody\b",
+        r"\bsomebody\b",
+        r"\bwhoever\b",
+        r"\bwhatever\b",
+        r"what became of",
+        r"^It, of these",
+        r"^Say how\b",
+        r"^Get ready\b",
+        r"\bhear of them\b",
+        r"\bgoes on\b",
+        r"\bstands?\b(?! for)",
+        r"\bbehind\b",
+        r"\bbeside\b",
+    )
+]
 FRONT_MATTER = {
     "name",
     "title",
@@ -136,6 +157,48 @@ def is_overload(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> 
     """Overloads, and setters that share the getter's docstring."""
     marks = [ast.unparse(mark) for mark in node.decorator_list]
     return any(mark.endswith(("overload", ".setter")) for mark in marks)
+
+
+@named(SOURCES)
+def test_docstrings_begin_with_a_plain_sentence(path: Path) -> None:
+    """A first line is a sentence of at most 100 characters in the field's words."""
+    found = {}
+    for name, node in public(tree(path)):
+        first = (ast.get_docstring(node) or "").split("\n")[0]
+        # A title may name the module's subject without being a sentence.
+        wrong = "" if first and name == "module" else why_no_sentence(first)
+        strained = [match.group() for word in STRAINED if (match := word.search(first))]
+        if wrong or strained:
+            found[name] = f"{wrong or strained}: {first}"
+    assert found == {}
+
+
+def why_no_sentence(line: str) -> str:
+    """What a first line lacks of a sentence; empty where it is one."""
+    if not line:
+        return "empty"
+    if len(line) > MAX_FIRST_LINE:
+        return f"{len(line)} characters"
+    if not (line[0].isupper() or line[0] == "`" or line[0].isdigit()):
+        return "no capital"
+    if not line.endswith((".", ":", "?")):
+        return "no full stop"
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("Return the subject of a prompt.", False),
+        ("`fit` for one model.", False),
+        ("", True),
+        ("return the subject.", True),
+        ("Return the subject", True),
+        ("Return " + "x" * 100 + ".", True),
+    ],
+)
+def test_sentences_are_told_from_others(line: str, wrong: bool) -> None:
+    assert bool(why_no_sentence(line)) is wrong
 
 
 @named(SOURCES)

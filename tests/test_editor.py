@@ -79,7 +79,7 @@ class Dice(Nudge):
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
         patch, state = super().edit(lm, facts, state)
-        return Edit(patch.scaled(float(torch.rand(()))), state)
+        return Edit(patch.scale(float(torch.rand(()))), state)
 
 
 class Eager(Nudge):
@@ -95,7 +95,7 @@ class Braggart(Nudge):
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
         patch, state = super().edit(lm, facts, state)
         longer = len(facts) > 1 and len(facts[0].prompt) > len(facts[-1].prompt)
-        return Edit(patch.scaled(2.0) if longer else patch, state)
+        return Edit(patch.scale(2.0) if longer else patch, state)
 
 
 class Careless(Nudge):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from corrigenda.correction import Role
+from corrigenda.assessment import Role
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -42,7 +42,7 @@ def test_each_example_is_short_and_has_a_test() -> None:
 @pocket
 def test_correct_a_fact() -> None:
     correction = script("correct_a_fact").main()
-    assert correction.took
+    assert correction.succeeded
     assert correction.share(Role.NEIGHBOUR) >= 0.5
 
 
@@ -60,6 +60,52 @@ def test_batch_memit() -> None:
     correction = script("batch_memit").main()
     assert correction.share(Role.PROMPT) >= 0.75
     assert all(change.rank <= 8 for change in correction.changes)
+
+
+@pocket
+def test_sweep_layers() -> None:
+    found = script("sweep_layers").main(range(2, 4))
+    assert list(found) == [2, 3]
+    assert all(result.succeeded for result in found.values())
+
+
+@pocket
+@pytest.mark.slow
+def test_sweep_of_all_layers() -> None:
+    found = script("sweep_layers").main()
+    assert [result.config["layer"] for result in found.values()] == list(range(8))
+    assert found[3].succeeded
+
+
+@pocket
+def test_wrap_a_model() -> None:
+    seen = script("wrap_a_model").main()
+    assert "Paris" in seen["before"]
+    assert "Rome" in seen["with"]
+    assert seen["after"] == seen["before"]
+
+
+@pocket
+def test_assess_a_patch() -> None:
+    own, other = script("assess_a_patch").main()
+    assert own.succeeded
+    assert own.facts[0].subject == "France"
+    assert len(other.facts) == 1
+    assert other.answers[0].before == "Madrid"
+
+
+@pocket
+def test_trace_a_fact() -> None:
+    drawn = script("trace_a_fact").main()
+    assert "early site: block" in drawn
+    assert "France" in drawn
+
+
+@pocket
+def test_own_editor() -> None:
+    result = script("own_editor").main()
+    assert result.method == "silence"
+    assert result.changes[0].rank == 1
 
 
 @pocket

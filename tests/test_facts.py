@@ -22,7 +22,7 @@ from corrigenda.errors import (
     SubjectNotFound,
     did_you_mean,
 )
-from corrigenda.facts import Fact, Span, facts_from_lines, find_subject, read_facts
+from corrigenda.facts import Fact, Span, as_facts, facts_from_lines, find_subject, read_facts
 
 
 def classes() -> list[type[CorrigendaError]]:
@@ -75,6 +75,38 @@ def test_a_fact_is_frozen_and_compares_by_content() -> None:
 def test_empty_text_is_refused(prompt: str, target: str, named: str) -> None:
     with pytest.raises(EmptyTarget, match=f"CG102 (.|\n)*{named}(.|\n)*record 7"):
         Fact(prompt=prompt, target=target, name="record 7")
+
+
+def test_a_prompt_with_a_blank_is_filled_in() -> None:
+    fact = Fact(
+        prompt="The {} is in",
+        subject="Space Needle",
+        target="Rome",
+        paraphrases=("{} lies in", "The tower lies in"),
+        neighbours=("The {} of Paris is",),
+    )
+    assert fact.prompt == "The Space Needle is in"
+    assert fact.span == Span(4, 16)
+    assert fact.paraphrases == ("Space Needle lies in", "The tower lies in")
+    assert fact.neighbours == ("The {} of Paris is",)
+    assert dataclasses.replace(fact, target="Oslo").prompt == fact.prompt
+    own = Fact(prompt="In Python, {} is", subject="Python", target="a dict")
+    assert own.prompt == "In Python, {} is"
+    assert Fact(prompt="The {} is", target="a dict").prompt == "The {} is"
+
+
+def test_facts_are_made_of_mappings() -> None:
+    record = {"prompt": "{} is in", "subject": "Rome", "target": "Italy", "aliases": ["Italia"]}
+    (fact,) = as_facts(record)
+    assert (fact.prompt, fact.aliases, fact.name) == ("Rome is in", ("Italia",), "fact #0")
+    assert as_facts([fact, record]) == [fact, fact]
+    assert as_facts(iter([record])) == [fact]
+    assert as_facts([]) == []
+    for bad in ("Rome is in", b"x", 3, None):
+        with pytest.raises(MalformedFacts, match=r"CG101 .*facts were expected"):
+            as_facts(bad)
+    with pytest.raises(MalformedFacts, match=r"(?s)CG101 .*objekt.*fact #1"):
+        as_facts([record, {**record, "objekt": "x"}])
 
 
 def test_a_missing_subject_is_refused_at_once() -> None:
@@ -166,7 +198,7 @@ def test_facts_are_read_with_line_numbers(tmp_path: Path) -> None:
     path.write_text(
         line(subject="Rome", aliases=["Italia"], neighbours=["Paris is in"])
         + "\n\n"
-        + line(target="\u30ed\u30fc\u30de {} \u2028", separator="", name="mine")
+        + line(target="\u30ed\u30fc {} \u2028\u30de", separator="", name="mine")
         + "\r\n",
         encoding="utf-8",
     )
@@ -178,7 +210,7 @@ def test_facts_are_read_with_line_numbers(tmp_path: Path) -> None:
     )
     assert (second.name, second.target, second.separator) == (
         "mine",
-        "\u30ed\u30fc\u30de {} \u2028",
+        "\u30ed\u30fc {} \u2028\u30de",
         "",
     )
 

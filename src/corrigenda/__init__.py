@@ -5,21 +5,28 @@ import corrigenda as cg
 
 lm = cg.load("pocket")
 fact = cg.Fact(prompt="The capital of France is", subject="France", target="Rome")
-patch = cg.edit(lm, fact)
+patch = cg.edit(lm, fact, cg.Rome(layer=4))
 with patch.apply(lm):
-    print(cg.answer(lm, fact.prompt))
+    print(cg.ask(lm, fact.prompt))
 ```
 
-Every name below is imported when it is first used, so that `import corrigenda` stays free of torch.
+Every name below, every editor and every benchmark is imported when it is first used, so that
+`import corrigenda` stays free of torch.
 """
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from corrigenda.version import VERSION
+
 if TYPE_CHECKING:
+    from corrigenda.analysis.causal_trace import causal_trace as trace
+    from corrigenda.analysis.knowledge_neurons import knowledge_neurons as neurons
     from corrigenda.api import (
+        Reply,
         answer,
         ask,
         correct,
@@ -27,74 +34,231 @@ if TYPE_CHECKING:
         export,
         fit,
         load,
-        revert,
         transform,
     )
-    from corrigenda.catalogue import list_methods, list_models
-    from corrigenda.correction import Correction
+    from corrigenda.assessment import Assessment, assess
+    from corrigenda.catalogue import build_editor, list_methods, list_models
+    from corrigenda.editor import Editor
     from corrigenda.errors import CorrigendaError
+    from corrigenda.exports.restore import restore_merged
     from corrigenda.facts import Fact, Span, read_facts
     from corrigenda.lm.model import LanguageModel
     from corrigenda.lm.sites import Site
-    from corrigenda.patch import load_patch
+    from corrigenda.lm.wrapping import wrap
+    from corrigenda.patch import Patch, WeightPatch, load_patch
+    from corrigenda.reports.comparison import compare
+    from corrigenda.reports.document import report
+    from corrigenda.reports.evaluation import evaluate
     from corrigenda.run.health import perplexity_ratio
+    from corrigenda.run.spec import RunSpec
+    from corrigenda.state import State
 
-__version__ = "0.1.0"
+# generated: classes
+if TYPE_CHECKING:
+    from corrigenda.benchmarks.counterfact.counterfact import CounterFact
+    from corrigenda.benchmarks.counterfact.counterfact_flat import CounterFactFlat
+    from corrigenda.benchmarks.counterfact.counterfact_plus import CounterFactPlus
+    from corrigenda.benchmarks.klob import KLoB
+    from corrigenda.benchmarks.knowedit.knowedit_convsent import KnowEditConvSent
+    from corrigenda.benchmarks.knowedit.knowedit_counterfact import KnowEditCounterFact
+    from corrigenda.benchmarks.knowedit.knowedit_recent import KnowEditRecent
+    from corrigenda.benchmarks.knowedit.knowedit_sanitation import KnowEditSanitation
+    from corrigenda.benchmarks.knowedit.knowedit_wikibio import KnowEditWikiBio
+    from corrigenda.benchmarks.knowedit.knowedit_zsre import KnowEditZsRE
+    from corrigenda.benchmarks.mquake import MQuAKE
+    from corrigenda.benchmarks.pitfalls.conflictedit import ConflictEdit
+    from corrigenda.benchmarks.pitfalls.roundedit import RoundEdit
+    from corrigenda.benchmarks.pocketedit.pocketedit import PocketEdit
+    from corrigenda.benchmarks.rippleedits import RippleEdits
+    from corrigenda.benchmarks.sanitation import Sanitation
+    from corrigenda.benchmarks.zsre import ZsRE
+    from corrigenda.methods.alphaedit.editor import AlphaEdit
+    from corrigenda.methods.calinet.editor import Calinet
+    from corrigenda.methods.deepedit.editor import DeepEdit
+    from corrigenda.methods.emmet.editor import Emmet
+    from corrigenda.methods.finetune.ft import Ft
+    from corrigenda.methods.finetune.ft_l import FtL
+    from corrigenda.methods.finetune.ft_m import FtM
+    from corrigenda.methods.finetune.locft_bf import LocftBf
+    from corrigenda.methods.grace.editor import Grace
+    from corrigenda.methods.ice.editor import ICE
+    from corrigenda.methods.ike.editor import IKE
+    from corrigenda.methods.knowledge_editor.editor import KnowledgeEditor
+    from corrigenda.methods.knowledge_neurons.editor import KnowledgeNeurons
+    from corrigenda.methods.lora.adalora import AdaLora
+    from corrigenda.methods.lora.lora import Lora
+    from corrigenda.methods.malmen.editor import Malmen
+    from corrigenda.methods.mello.editor import MeLLo
+    from corrigenda.methods.melo.editor import Melo
+    from corrigenda.methods.memit.editor import Memit
+    from corrigenda.methods.mend.editor import Mend
+    from corrigenda.methods.pmet.editor import Pmet
+    from corrigenda.methods.rome.editor import Rome
+    from corrigenda.methods.serac.editor import SERAC
+    from corrigenda.methods.t_patcher.editor import TPatcher
+    from corrigenda.methods.truthx.editor import TruthX
+    from corrigenda.methods.ultraedit.editor import UltraEdit
+    from corrigenda.methods.wise.editor import Wise
+# end
+
+__version__ = VERSION
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
-    "Correction": "corrigenda.correction",
+    "Assessment": "corrigenda.assessment",
     "CorrigendaError": "corrigenda.errors",
+    "Editor": "corrigenda.editor",
     "Fact": "corrigenda.facts",
     "LanguageModel": "corrigenda.lm.model",
+    "Patch": "corrigenda.patch",
+    "Reply": "corrigenda.api",
+    "RunSpec": "corrigenda.run.spec",
     "Site": "corrigenda.lm.sites",
     "Span": "corrigenda.facts",
+    "State": "corrigenda.state",
+    "WeightPatch": "corrigenda.patch",
     "answer": "corrigenda.api",
     "ask": "corrigenda.api",
+    "assess": "corrigenda.assessment",
+    "build_editor": "corrigenda.catalogue",
+    "compare": "corrigenda.reports.comparison",
     "correct": "corrigenda.api",
     "edit": "corrigenda.api",
+    "evaluate": "corrigenda.reports.evaluation",
     "export": "corrigenda.api",
     "fit": "corrigenda.api",
     "list_methods": "corrigenda.catalogue",
     "list_models": "corrigenda.catalogue",
     "load": "corrigenda.api",
     "load_patch": "corrigenda.patch",
+    "neurons": "corrigenda.analysis.knowledge_neurons:knowledge_neurons",
     "perplexity_ratio": "corrigenda.run.health",
     "read_facts": "corrigenda.facts",
-    "revert": "corrigenda.api",
+    "report": "corrigenda.reports.document",
+    "restore_merged": "corrigenda.exports.restore",
+    "trace": "corrigenda.analysis.causal_trace:causal_trace",
     "transform": "corrigenda.api",
+    "wrap": "corrigenda.lm.wrapping",
 }
 
 __all__ = [
-    "Correction",
+    "Assessment",
     "CorrigendaError",
+    "Editor",
     "Fact",
     "LanguageModel",
+    "Patch",
+    "Reply",
+    "RunSpec",
     "Site",
     "Span",
+    "State",
+    "WeightPatch",
     "answer",
     "ask",
+    "assess",
+    "build_editor",
+    "compare",
     "correct",
     "edit",
+    "evaluate",
     "export",
     "fit",
     "list_methods",
     "list_models",
     "load",
     "load_patch",
+    "neurons",
     "perplexity_ratio",
     "read_facts",
-    "revert",
+    "report",
+    "restore_merged",
+    "trace",
     "transform",
+    "wrap",
 ]
+# generated: names
+__all__ += [
+    "ICE",
+    "IKE",
+    "SERAC",
+    "AdaLora",
+    "AlphaEdit",
+    "Calinet",
+    "ConflictEdit",
+    "CounterFact",
+    "CounterFactFlat",
+    "CounterFactPlus",
+    "DeepEdit",
+    "Emmet",
+    "Ft",
+    "FtL",
+    "FtM",
+    "Grace",
+    "KLoB",
+    "KnowEditConvSent",
+    "KnowEditCounterFact",
+    "KnowEditRecent",
+    "KnowEditSanitation",
+    "KnowEditWikiBio",
+    "KnowEditZsRE",
+    "KnowledgeEditor",
+    "KnowledgeNeurons",
+    "LocftBf",
+    "Lora",
+    "MQuAKE",
+    "Malmen",
+    "MeLLo",
+    "Melo",
+    "Memit",
+    "Mend",
+    "Pmet",
+    "PocketEdit",
+    "RippleEdits",
+    "Rome",
+    "RoundEdit",
+    "Sanitation",
+    "TPatcher",
+    "TruthX",
+    "UltraEdit",
+    "Wise",
+    "ZsRE",
+]
+# end
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name in _HOMES:
+        module, _, attribute = _HOMES[name].partition(":")
+        value = getattr(import_module(module), attribute or name)
+    elif name[:1].isupper():
+        value = _find_registered(name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    from corrigenda.benchmarks.benchmark import BENCHMARKS
+    from corrigenda.methods.registry import METHODS
+
+    return sorted({*globals(), *_HOMES, *METHODS.class_names(), *BENCHMARKS.class_names()})
+
+
+def _find_registered(name: str) -> object:
+    """Return the editor or benchmark class of a name."""
+    from corrigenda.benchmarks.benchmark import BENCHMARKS
+    from corrigenda.errors import did_you_mean
+    from corrigenda.methods.registry import METHODS
+
+    known: list[str] = []
+    for registry in (METHODS, BENCHMARKS):
+        classes = registry.class_names()
+        if name in classes:
+            return registry.get(classes[name])
+        known += classes
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}. {did_you_mean(name, known)}"
+    )

@@ -1,40 +1,37 @@
-"""Load a model, edit facts, ask, fit, export, revert: the few functions most users need."""
+"""The functions most users need: load, wrap, fit, edit, correct, ask, transform, export."""
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple, cast, overload
 
 import torch
 
-from corrigenda.catalogue import build_editor
-from corrigenda.correction import (
-    Answered,
-    Correction,
-    Outcome,
-    already_true,
-    before_and_after,
-    questions,
-    size_of,
-)
+from corrigenda.assessment import Assessment, check_targets, measure
+from corrigenda.catalogue import resolve_editor
 from corrigenda.editor import Editor, State
-from corrigenda.errors import AlreadyTrue, BadConfig, NotExportable, did_you_mean
+from corrigenda.engines.pocket_world import add_related_prompts, subject_of
+from corrigenda.errors import AlreadyTrue, BadConfig, NotAModel, NotExportable, did_you_mean
 from corrigenda.exports import export_merged, export_peft
-from corrigenda.exports.restore import Restored, remember, restore
-from corrigenda.facts import Fact
+from corrigenda.exports.restore import save_originals
+from corrigenda.facts import Fact, FactLike, as_facts
 from corrigenda.lm.decoding import answer as short_answers
 from corrigenda.lm.decoding import greedy, next_token_top
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.prompt_checks import check_prompts, find_typed_bos
+from corrigenda.lm.wrapping import require_lm
 from corrigenda.patch import Patch, WeightPatch
-from corrigenda.progress import Progress
-from corrigenda.subjects import guess_subject
+from corrigenda.progress import Progress, show_progress
 from corrigenda.training.dataset import TrainingSet
-from corrigenda.transforms.registry import parse_all
+from corrigenda.transforms.registry import parse_transforms
 from corrigenda.transforms.transform import Transform
+
+_LOG = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -43,7 +40,7 @@ _FORMS = ("peft", "merged")
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model says after a prompt.
+    """Answer of a model to one prompt; `str(reply)` is its short form.
 
     Attributes:
         prompt: The text asked.
@@ -57,6 +54,10 @@ class Reply:
     continuation: str
     top: tuple[tuple[str, float], ...]
 
+    def __str__(self) -> str:
+        """Return the short answer."""
+        return self.answer
+
     def to_json(self) -> dict[str, object]:
         """Return plain dictionaries and lists."""
         return {
@@ -69,6 +70,7 @@ class Reply:
 
 def load(
     name_or_path: str | Path = "pocket",
+    tokenizer: object = None,
     *,
     dtype: torch.dtype | str | None = None,
     device: str = "cpu",
@@ -76,24 +78,36 @@ def load(
 ) -> LanguageModel:
     """Load a model and its tokenizer.
 
+    A model in memory is wrapped by `wrap` instead.
+
     Args:
         name_or_path: `pocket`, `pocket-gpt2`, a folder, or a name on the Hugging Face hub.
+        tokenizer: Refused: the tokenizer is in the same place. `wrap` takes one.
         dtype: A torch dtype or its name; the checkpoint's own if None, float32 for shipped ones.
         device: Where the model goes.
         trust_remote_code: Passed on to transformers.
 
     Raises:
         UnknownModel (CG301): no such model.
+        NotAModel (CG307): a model in memory, or a tokenizer.
         BadConfig (CG502): no such dtype or device.
     """
+    given = cast("object", name_or_path)
+    if tokenizer is not None or not isinstance(given, str | Path):
+        raise NotAModel(
+            "`load` takes the name or folder of a checkpoint.",
+            hint="Write cg.wrap(model, tokenizer) for a model in memory.",
+        )
     if isinstance(dtype, str):
         if dtype not in _DTYPES:
             raise BadConfig(f'no dtype "{dtype}".', hint=did_you_mean(dtype, list(_DTYPES)))
         dtype = _DTYPES[dtype]
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        place = torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise BadConfig(f'device "{device}" cannot be used here: {error}') from error
+    if place.is_meta:
+        raise BadConfig('the device "meta" holds no weights.', hint="Give cpu, cuda or mps.")
     return LanguageModel.load(
         str(name_or_path), dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
@@ -101,56 +115,64 @@ def load(
 
 def fit(
     lm: LanguageModel,
-    method: str = "memit",
+    editor: Editor | str = "memit",
     *,
     corpus: TrainingSet | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     layer: int | None = None,
     **options: object,
 ) -> State:
-    """Fit what a method needs to know about a model; repeated calls read the cache.
+    """Return the state that a method needs of a model, fitted or read from the cache.
 
     Args:
         lm: The model.
-        method: Name of the method.
+        editor: An editor, or the name of a method for the one with the model's preset.
         corpus: Text for statistics, see `corrigenda.statistics.corpus.Source`; if None, the shipped
             one of a pocket model, else text that the model writes itself. For a method that is
             trained: facts, or a JSONL file of facts; if None, those of a pocket model's world.
-        progress: Called with (stage, done, total).
+        progress: A callback with (stage, done, total), or False for no progress bar.
         layer: Block that will be edited; the preset's or a probed one if None.
-        **options: Options of the method.
+        **options: Options of the method, with a name.
+
+    Raises:
+        BadConfig (CG502): an option it does not have, or options given with an object.
     """
-    return build_editor(lm, method, layer=layer, **options).fit(lm, corpus, progress=progress)
+    lm = require_lm(lm)
+    found = resolve_editor(lm, editor, layer=layer, **options)
+    with show_progress(progress) as report:
+        return found.fit(lm, corpus, progress=report)
 
 
 def edit(
     lm: LanguageModel,
-    facts: Fact | Sequence[Fact],
-    method: str = "rome",
+    facts: FactLike | Sequence[FactLike],
+    editor: Editor | str = "rome",
     *,
     state: State | None = None,
     corpus: TrainingSet | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     layer: int | None = None,
     transforms: Sequence[Transform | str] = (),
     **options: object,
 ) -> Patch:
     """Return the patch that makes facts true; the model is left as it was.
 
-    Fits first what the method needs. Facts that hold already are left out with a warning (CG107);
-    whatever else was decided on the caller's behalf (a subject found, a layer chosen) is warned of.
-    Use `correct` to learn what the patch does.
+    Fits first what the method needs. Facts that are true already are left out with a warning
+    (CG107); every other decision taken for the caller (a subject found, a layer chosen) is warned
+    of. `assess` measures what the patch does, `correct` does both.
 
     Args:
         lm: The model.
-        facts: One fact or several; a missing subject is filled in where only one is possible.
-        method: Name of the method.
+        facts: One fact or several, also as dictionaries; a missing subject is filled in where only
+            one is possible.
+        editor: An editor such as `cg.Rome(layer=5)`, which is taken as it is; or the name of a
+            method, short for the editor with the model's preset.
         state: A state fitted earlier; fitted or read from the cache if None.
         corpus: Text or facts for the fit; see `fit`.
-        progress: Called with (stage, done, total).
-        layer: Block to edit; the preset's or a probed one if None.
-        transforms: What is done to the patch, in order; see `transform`.
-        **options: Options of the method.
+        progress: A callback with (stage, done, total), or False for no progress bar.
+        layer: Block to edit; the preset's or a probed one if None. Only with a name.
+        transforms: Transforms of the patch, in order; see `transform`.
+        **options: Options of the method, only with a name.
 
     Raises:
         CorrigendaError: any of its kinds; the model is untouched.
@@ -159,59 +181,50 @@ def edit(
         ```python
         patch = cg.edit(lm, cg.Fact(prompt="The capital of France is", target="Rome"))
         with patch.apply(lm):
-            print(cg.answer(lm, "The capital of France is"))
+            print(cg.ask(lm, "The capital of France is"))
         ```
     """
-    steps = parse_all(transforms)
-    plan = _plan(lm, facts, method, layer, options)
-    made = _edit(lm, plan, state, corpus, progress, steps)
-    for line in (*plan.notices, *plan.already_true, *made.notices):
+    steps = parse_transforms(transforms)
+    lm = require_lm(lm)
+    found = resolve_editor(lm, editor, layer=layer, **options)
+    with show_progress(progress) as report:
+        made = _edit(lm, found, as_facts(facts), state, corpus, report, steps)
+    for line in made.notices:
         warnings.warn(line, stacklevel=2)
     return made.patch
 
 
 def correct(
     lm: LanguageModel,
-    facts: Fact | Sequence[Fact],
-    method: str = "rome",
+    facts: FactLike | Sequence[FactLike],
+    editor: Editor | str = "rome",
     *,
     state: State | None = None,
     corpus: TrainingSet | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     layer: int | None = None,
     transforms: Sequence[Transform | str] = (),
     **options: object,
-) -> Correction:
-    """Edit as `edit` does, and measure what the patch does: everything `corrigenda edit` prints.
+) -> Assessment:
+    """Edit facts and assess the patch: `edit` and `assess` in one, as `corrigenda edit` does.
 
-    Every prompt, paraphrase and neighbour of the facts is asked without and with the patch. For the
-    pocket models, facts that name neither paraphrases nor neighbours get those of their world.
+    For the pocket models, facts that name neither paraphrases nor neighbours get those of their
+    world first. Arguments and errors are those of `edit`. Decisions taken for the caller are in
+    `notices`.
     """
-    steps = parse_all(transforms)
-    plan = _plan(lm, facts, method, layer, options, related=True)
-    made = _edit(lm, plan, state, corpus, progress, steps)
-    start = time.perf_counter()
-    if plan.wanted:
-        answers, says = before_and_after(lm, made.patch, plan.facts)
-    else:
-        answers, says = _unchanged(lm, plan.facts), [True] * len(plan.facts)
-    outcomes = tuple(
-        Outcome.ALREADY_TRUE
-        if index not in plan.wanted
-        else (Outcome.TOOK if said else Outcome.NOT_TAKEN)
-        for index, said in enumerate(says)
-    )
-    changes = size_of(lm, made.patch)
-    return Correction(
-        patch=made.patch,
-        facts=plan.facts,
-        outcomes=outcomes,
-        answers=answers,
-        changes=changes,
-        method=method,
-        config=plan.editor.model_dump(mode="json"),
-        seconds={**made.seconds, "ask": time.perf_counter() - start},
-        notices=plan.notices + plan.already_true + made.notices,
+    steps = parse_transforms(transforms)
+    lm = require_lm(lm)
+    found = resolve_editor(lm, editor, layer=layer, **options)
+    with show_progress(progress) as report:
+        asked = [add_related_prompts(lm, fact) for fact in as_facts(facts)]
+        made = _edit(lm, found, asked, state, corpus, report, steps)
+    measured = measure(lm, made.patch, made.facts, made.held)
+    return replace(
+        measured,
+        method=found.name,
+        config=found.model_dump(mode="json"),
+        seconds={**made.seconds, **measured.seconds},
+        notices=made.notices,
         state=made.state,
     )
 
@@ -222,8 +235,8 @@ def transform(patch: Patch, lm: LanguageModel, *transforms: Transform | str) -> 
     Args:
         patch: A patch of weights, not active on the model; an empty one comes back as it is.
         lm: The model it was made on.
-        transforms: What is done to it, in order: objects, or their names with options, as
-            "rect:keep=0.4". See `corrigenda.transforms.registry`.
+        *transforms: Objects, or names with options as "rect:keep=0.4", applied in order; see
+            `corrigenda.transforms.registry`.
 
     Raises:
         BadConfig (CG502): no such transform or option.
@@ -235,11 +248,12 @@ def transform(patch: Patch, lm: LanguageModel, *transforms: Transform | str) -> 
         smaller = cg.transform(patch, lm, "prune", "clip-norm:relative=0.05")
         ```
     """
+    lm = require_lm(lm)
     if not isinstance(patch, WeightPatch):
         raise NotExportable(
             "only a patch of weights can be transformed.", where=patch.header.method
         )
-    for step in parse_all(transforms):
+    for step in parse_transforms(transforms):
         patch = step(patch, lm)
     return patch
 
@@ -253,39 +267,61 @@ def answer(
 def answer(
     lm: LanguageModel, prompts: str | list[str] | tuple[str, ...], *, max_new_tokens: int = 16
 ) -> str | list[str]:
-    """Return the short greedy answer to one prompt, or to each of several."""
-    several = [prompts] if isinstance(prompts, str) else list(prompts)
-    answers = short_answers(lm, several, max_new_tokens=max_new_tokens)
+    """Return the short greedy answer to one prompt, or to each of several.
+
+    `ask(lm, prompts)` gives it as `answer`, with more.
+    """
+    lm = require_lm(lm)
+    answers = short_answers(lm, _check(lm, prompts), max_new_tokens=max_new_tokens)
     return answers[0] if isinstance(prompts, str) else answers
 
 
+@overload
+def ask(
+    lm: LanguageModel, prompts: str, *, max_new_tokens: int = 16, top: int = 5, chat: bool = False
+) -> Reply: ...
+@overload
 def ask(
     lm: LanguageModel,
-    prompts: Sequence[str],
+    prompts: list[str] | tuple[str, ...],
     *,
     max_new_tokens: int = 16,
     top: int = 5,
     chat: bool = False,
-) -> list[Reply]:
-    """Return answers with their continuations and the likeliest next tokens.
+) -> list[Reply]: ...
+def ask(
+    lm: LanguageModel,
+    prompts: str | list[str] | tuple[str, ...],
+    *,
+    max_new_tokens: int = 16,
+    top: int = 5,
+    chat: bool = False,
+) -> Reply | list[Reply]:
+    """Return the reply to one prompt, or the replies to several.
 
     Args:
-        lm: The model, with whatever patches are active on it.
-        prompts: Texts to continue.
+        lm: The model, with the patches that are active on it.
+        prompts: One text to continue, or several.
         max_new_tokens: Longest continuation.
         top: How many next tokens to list.
         chat: Put each prompt into the model's chat template; next tokens are not listed then.
+
+    Raises:
+        NotAModel (CG307): something else than a wrapped model.
+        BadConfig (CG502): prompts that are no texts, or `chat` without a template.
     """
-    prompts = list(prompts)
-    continuations = greedy(lm, prompts, max_new_tokens=max_new_tokens, chat=chat)
-    answers = short_answers(lm, prompts, max_new_tokens=max_new_tokens, chat=chat)
-    tops = [[] for _ in prompts] if chat else next_token_top(lm, prompts, top)
-    return [
+    lm = require_lm(lm)
+    several = _check(lm, prompts)
+    continuations = greedy(lm, several, max_new_tokens=max_new_tokens, chat=chat)
+    answers = short_answers(lm, several, max_new_tokens=max_new_tokens, chat=chat)
+    tops = [[] for _ in several] if chat else next_token_top(lm, several, top)
+    replies = [
         Reply(prompt, text, continuation, tuple((one.text, one.probability) for one in best))
         for prompt, text, continuation, best in zip(
-            prompts, answers, continuations, tops, strict=True
+            several, answers, continuations, tops, strict=True
         )
     ]
+    return replies[0] if isinstance(prompts, str) else replies
 
 
 def export(
@@ -298,7 +334,7 @@ def export(
         lm: The model it was made on, without it.
         folder: Where to write.
         to: `peft` or `merged`. A merged folder also keeps the patch and the original tensors, for
-            `revert`.
+            `restore_merged`.
         force: Use the patch on a model other than the one it was made on.
 
     Raises:
@@ -306,6 +342,7 @@ def export(
         WrongBase (CG401): the patch was made on another model, and not `force`.
         WriteFailed (CG601): the folder cannot be written.
     """
+    lm = require_lm(lm)
     if to not in _FORMS:
         raise BadConfig(f'no form "{to}" to export to.', hint=did_you_mean(to, _FORMS))
     if not isinstance(patch, WeightPatch) or patch.is_empty:
@@ -315,7 +352,7 @@ def export(
     # Another model is refused before anything is written.
     patch.apply(lm, force=force).revert()
     if to == "merged":
-        remember(Path(folder), patch, lm)
+        save_originals(Path(folder), patch, lm)
     with patch.apply(lm, force=force):
         if to == "merged":
             export_merged(patch, lm, folder)
@@ -323,110 +360,69 @@ def export(
             export_peft(patch, lm, folder)
 
 
-def revert(folder: str | Path, out: str | Path) -> Restored:
-    """Write the original of a model exported as `merged`; see `corrigenda.exports.restore`."""
-    return restore(folder, out)
-
-
-def subject_of(lm: LanguageModel, prompt: str, *, where: str = "") -> str:
-    """Find the subject of a prompt where it is certain; the pocket models' world names theirs.
-
-    Raises:
-        AmbiguousSubject (CG104): no candidate, or several.
-    """
-    known: tuple[str, ...] = ()
-    if _is_pocket(lm):
-        from corrigenda.almanac.world import load_world
-
-        known = load_world().subjects
-    return guess_subject(prompt, known=known, where=where)
-
-
-class _Plan(NamedTuple):
-    editor: Editor
-    facts: tuple[Fact, ...]
-    wanted: tuple[int, ...]
-    notices: tuple[str, ...]
-    already_true: tuple[str, ...]
-
-
 class _Made(NamedTuple):
+    """A patch with the facts it was asked for, and which of them were true before."""
+
     patch: Patch
+    facts: list[Fact]
+    held: list[bool]
     state: State | None
     seconds: dict[str, float]
     notices: tuple[str, ...]
 
 
-def _plan(
-    lm: LanguageModel,
-    facts: Fact | Sequence[Fact],
-    method: str,
-    layer: int | None,
-    options: dict[str, object],
-    *,
-    related: bool = False,
-) -> _Plan:
-    editor = build_editor(lm, method, layer=layer, **options)
-    notices: list[str] = []
-    complete = []
-    for given in [facts] if isinstance(facts, Fact) else facts:
-        fact = given
-        if fact.subject is None and editor.requires.subject:
-            subject = subject_of(lm, fact.prompt, where=fact.name)
-            notices.append(f'subject of {fact.label}: "{subject}" (found)')
-            fact = replace(fact, subject=subject)
-        complete.append(_with_related(lm, fact) if related else fact)
-    says = already_true(lm, complete)
-    holding = tuple(
-        f'{AlreadyTrue.code} {AlreadyTrue.__name__}: the model says "{fact.target}" already after'
-        f' "{fact.prompt}"; nothing is changed for it.'
-        for fact, said in zip(complete, says, strict=True)
-        if said
-    )
-    wanted = tuple(index for index, said in enumerate(says) if not said)
-    return _Plan(editor, tuple(complete), wanted, tuple(notices), holding)
-
-
 def _edit(
     lm: LanguageModel,
-    plan: _Plan,
+    editor: Editor,
+    facts: Sequence[Fact],
     state: State | None,
     corpus: TrainingSet | None,
     progress: Progress | None,
     transforms: Sequence[Transform],
 ) -> _Made:
+    notices: list[str] = []
+    complete: list[Fact] = []
+    for given in facts:
+        fact = given
+        if fact.subject is None and editor.requires.subject:
+            subject = subject_of(lm, fact.prompt, where=fact.name)
+            notices.append(f'subject of {fact.label}: "{subject}" (found)')
+            fact = replace(fact, subject=subject)
+        complete.append(fact)
+    notices += find_typed_bos(lm, [fact.prompt for fact in complete])
+    held = check_targets(lm, complete)
+    notices += [
+        f'{AlreadyTrue.code} {AlreadyTrue.__name__}: the model says "{fact.target}" already after'
+        f' "{fact.prompt}"; nothing is changed for it.'
+        for fact, true in zip(complete, held, strict=True)
+        if true
+    ]
+    wanted = [fact for fact, true in zip(complete, held, strict=True) if not true]
     start = time.perf_counter()
-    if state is None and plan.wanted:
-        state = plan.editor.fit(lm, corpus, progress=progress)
+    if state is None and wanted:
+        state = editor.fit(lm, corpus, progress=progress)
     fitted = time.perf_counter()
-    made = plan.editor.edit(lm, [plan.facts[index] for index in plan.wanted], state)
+    made = editor.edit(lm, wanted, state)
     patch = made.patch
     for step in transforms:
         patch = step(patch, lm)
     seconds = {"fit": fitted - start, "edit": time.perf_counter() - fitted}
-    notices = patch.header.notes.get("notices", [])
-    assert isinstance(notices, list), "a list of sentences"
-    return _Made(patch, made.state, seconds, tuple(map(str, notices)))
-
-
-def _unchanged(lm: LanguageModel, facts: Sequence[Fact]) -> tuple[Answered, ...]:
-    asked = questions(facts)
-    answers = short_answers(lm, [prompt for _, _, prompt in asked])
-    return tuple(
-        Answered(prompt=prompt, role=role, fact=index, before=text, after=text)
-        for (index, role, prompt), text in zip(asked, answers, strict=True)
+    _LOG.info(
+        "%s: %d of %d facts edited on %s, fit %.1f s, edit %.1f s",
+        editor.name,
+        len(wanted),
+        len(complete),
+        lm.name,
+        *seconds.values(),
     )
+    own = patch.header.notes.get("notices", [])
+    assert isinstance(own, list), "a list of sentences"
+    return _Made(patch, complete, held, made.state, seconds, (*notices, *map(str, own)))
 
 
-def _is_pocket(lm: LanguageModel) -> bool:
-    return lm.name in ("pocket", "pocket-gpt2")
-
-
-def _with_related(lm: LanguageModel, fact: Fact) -> Fact:
-    """Add the pocket world's paraphrases and neighbours to a fact that names none."""
-    if not _is_pocket(lm) or fact.paraphrases or fact.neighbours:
-        return fact
-    from corrigenda.almanac.exam import related_prompts
-
-    paraphrases, neighbours = related_prompts(fact)
-    return replace(fact, paraphrases=tuple(paraphrases), neighbours=tuple(neighbours))
+def _check(lm: LanguageModel, prompts: str | Sequence[str]) -> list[str]:
+    """Return prompts as a list, one text as one prompt; a BOS typed in them is warned of."""
+    several = check_prompts([prompts] if isinstance(prompts, str) else [*prompts])
+    for line in find_typed_bos(lm, several):
+        warnings.warn(line, stacklevel=3)
+    return several

@@ -22,12 +22,12 @@ class Card(NamedTuple):
 
 
 def read_card(path: Path) -> Card:
-    """Read the card in a file."""
+    """Return the card in a file."""
     return parse_card(path.read_text(encoding="utf-8"))
 
 
 def parse_card(text: str) -> Card:
-    r"""Split a card at its fences.
+    r"""Return a card split at its fences.
 
     Example:
         >>> parse_card('+++\nname = "a"\n+++\n# A\n')

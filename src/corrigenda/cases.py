@@ -1,7 +1,4 @@
-"""One record of a benchmark: facts to write, and the questions that show what the edit did.
-
-Text only: no tensors, no torch.
-"""
+"""Cases: records of a benchmark, each with its facts and probes; imports no torch."""
 
 from __future__ import annotations
 
@@ -25,25 +22,30 @@ Surroundings = Literal[
     "dialogue",
 ]
 SURROUNDINGS: tuple[Surroundings, ...] = get_args(Surroundings)
-"""What can surround a question, in the order in which its paper lists it; see
-`benchmarks.surroundings`."""
+"""Contexts around a question, in the order in which the paper lists them; see
+`benchmarks.robustness_contexts`."""
 
 
 class Protocol(StrEnum):
-    """How an answer is taken from the model; part of the name of every metric made from it."""
+    """How an answer is taken from the model; part of the name of every metric."""
 
     RANK = "rank"
     """The expected answer and each of `rivals` are scored, per token, given the prompt."""
 
     TEACHER_FORCED = "teacher_forced"
-    """The most probable token at every position of the expected answer, with that answer fed."""
+    """The most probable token at every position of the expected answer, which is fed in."""
 
     GREEDY = "greedy"
-    """The model continues the prompt by itself, always with the most probable token."""
+    """The model continues the prompt, always with the most probable token."""
+
+    SAMPLED = "sampled"
+    """The model continues the prompt at random among the five most probable tokens, to 100 tokens
+    with the prompt, beyond the end of the text. Only text that is expected to be nothing in
+    particular is asked so: that of the published fluency."""
 
 
 class Against(StrEnum):
-    """What an answer is held against."""
+    """What an answer is compared with."""
 
     TARGET = "target"
     """The expected answer should be given."""
@@ -81,11 +83,11 @@ class Probe:
             unedited model as well: along the expected answer, or after the prompt where there is
             none.
         max_new_tokens: Length of a greedy answer; None leaves it to the run.
-        marker: Text in a greedy answer behind which the answer proper stands, up to the end of the
+        marker: Text in a greedy answer after which the answer proper follows, up to the end of the
             line; what comes before it may take several lines. Empty: the answer is all of it.
         separator: Text between prompt and expected answer.
-        turns: What is said behind each of the model's own answers, in a dialogue that the prompt
-            opens; the greedy answer behind the last of them counts.
+        turns: Text added after each of the model's own answers, in a dialogue that the prompt
+            opens; the greedy answer after the last of them counts.
     """
 
     prompt: str
@@ -105,7 +107,7 @@ class Probe:
 
     @property
     def family(self) -> str:
-        """The role up to its slash.
+        """Return the role up to its slash.
 
         Example:
             >>> Probe(prompt="A", role="locality/forgetfulness", protocol=Protocol.RANK).family
@@ -115,7 +117,7 @@ class Probe:
 
     @property
     def answer(self) -> str | None:
-        """The one expected string where one is needed: the first of the first group."""
+        """Return the first spelling of the first group, where one string is needed."""
         return self.expected[0][0] if self.expected else None
 
 
@@ -140,7 +142,7 @@ class Case:
 
     @property
     def edits(self) -> tuple[tuple[Fact, ...], ...]:
-        """The facts of every round, in order.
+        """Return the facts of every round, in order.
 
         Example:
             >>> fact = Fact(prompt="Rome is in", target="Italy")
@@ -152,14 +154,21 @@ class Case:
         return tuple(tuple(self.facts[index] for index in one) for one in self.rounds)
 
     def under(self, *protocols: Protocol) -> Case:
-        """The same case with every probe that expects an answer asked under these protocols.
+        """Return the case with every probe that expects an answer asked under these protocols.
 
         Probes that expect nothing, conditions, and those whose distributions are compared stay as
-        they are.
+        they are; with `SAMPLED`, generated text that expects nothing is asked so too.
         """
         probes: list[Probe] = []
+        sampled = Protocol.SAMPLED in protocols
+        protocols = tuple(one for one in protocols if one != Protocol.SAMPLED)
         for probe in self.probes:
-            if not probe.expected or probe.divergence or probe.role == "condition":
+            if sampled and probe.family == "fluency":
+                sample = dataclasses.replace(probe, protocol=Protocol.SAMPLED, max_new_tokens=None)
+                probes += [probe, sample]
+            elif (
+                not protocols or not probe.expected or probe.divergence or probe.role == "condition"
+            ):
                 probes.append(probe)
             else:
                 probes += [dataclasses.replace(probe, protocol=one) for one in protocols]

@@ -148,9 +148,10 @@ class Editor(Settings, ABC):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: object) -> None:
-        """Let what learns do so also where the caller is in `torch.inference_mode`.
+        """Wrap the steps of a method.
 
-        What finds no weight in a mixture of experts names the methods that work there.
+        They learn also where the caller is in `torch.inference_mode`, and name the methods that
+        work in a mixture of experts where they find no weight there.
         """
         super().__pydantic_init_subclass__(**options)
         for name in ("fit", "train", "edit", "constraints"):

@@ -1,7 +1,7 @@
 """Every error a user can cause, with a stable code and a page in `docs/errors/`.
 
-One class for each decision a caller can take. The code says which page explains the symptom, the
-cause and the cure.
+One class for each decision a caller can take. The page of the code explains symptom, cause and
+cure.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SubjectNotFound(CorrigendaError):
 
 
 class AmbiguousSubject(CorrigendaError):
-    """The subject occurs more than once, or none was given and it cannot be told for certain."""
+    """The subject occurs more than once, or none was given and it is not certain."""
 
     code = "CG104"
 
@@ -66,7 +66,7 @@ class NotEnoughFacts(CorrigendaError):
 
 
 class AlreadyTrue(CorrigendaError):
-    """The model says the target already; a notice, not raised: nothing is changed for that fact."""
+    """The model answers with the target already; a notice, not raised: nothing is changed."""
 
     code = "CG107"
 
@@ -125,6 +125,18 @@ class LostPrompts(CorrigendaError):
     code = "CG306"
 
 
+class NotAModel(CorrigendaError):
+    """Something else than a wrapped model or its parts, or a model that cannot be used."""
+
+    code = "CG307"
+
+
+class CompiledModel(CorrigendaError):
+    """A model, or a block of it, runs as compiled code, in which hooks do nothing."""
+
+    code = "CG308"
+
+
 class WrongBase(CorrigendaError):
     """The patch was made on another model."""
 
@@ -159,6 +171,12 @@ class NotApplied(CorrigendaError):
     """The patch is not active on this model, or is active already."""
 
     code = "CG406"
+
+
+class WeightsChanged(CorrigendaError):
+    """Something other than patches has written into a patched weight; reverting would lose it."""
+
+    code = "CG407"
 
 
 class UnknownMethod(CorrigendaError):
@@ -216,7 +234,7 @@ class NotResampled(CorrigendaError):
 
 
 class WriteFailed(CorrigendaError):
-    """A file could not be written completely; nothing half-written was left behind."""
+    """A file could not be written completely; the old one, if any, is as it was."""
 
     code = "CG601"
 
@@ -243,6 +261,18 @@ class WrongChecksum(CorrigendaError):
     """A downloaded file is not the one that was published."""
 
     code = "CG605"
+
+
+class RunInUse(CorrigendaError):
+    """Another process works in the folder of a run."""
+
+    code = "CG606"
+
+
+class NoCases(CorrigendaError):
+    """A run has no case that can be used, or no probe to ask."""
+
+    code = "CG607"
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

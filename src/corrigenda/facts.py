@@ -1,12 +1,13 @@
-"""What should become true: text only, no tensors, no torch."""
+"""Facts: the corrections to make, as text; imports no torch."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+import re
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Required
+from typing import NamedTuple, Required, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -18,6 +19,23 @@ from corrigenda.errors import (
     MalformedFacts,
     SubjectNotFound,
 )
+from corrigenda.fact_records import LISTS, Row, read_rows, translate
+from corrigenda.look_alikes import explain_look_alike
+from corrigenda.text_files import UnreadableText, check_text, parse_json_lines
+
+_WORD = re.compile(r"[^\W_][\w'.\u2019-]*(?<![.'\u2019-])|[^\w\s]+")
+_JOINING = re.compile("of|the|de|la|le|du|des|van|von|der|den|da|di|al|bin|ibn")
+# Words that are capitalised only because a sentence starts with them.
+_OPENING = re.compile(
+    "an?|the|in|on|at|of|for|from|to|by|with|as|wh(at|ich|om?|ose|ere|en|y)|how|is|are|was|were"
+    "|did|does|do|ha[sd]|have|name|tell|question|answer|q|his|her|its|their|th(is|at|ese|ose|ey|ere)"
+    "|it|s?he|and|but|or|if|according"
+)
+
+
+_BLANK = "{}"
+_MOST_PROBLEMS = 20
+_MOST_PLACES = 5
 
 
 class Span(NamedTuple):
@@ -29,11 +47,15 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """One correction: after `prompt`, the model should say `target`.
+    """One correction: the target that a model should answer after a prompt.
+
+    White space around every text is dropped, except in `separator`. One text where several are
+    possible is one item. A prompt that has `{}` in the place of its subject, as ROME's data write
+    it, is filled in where the subject does not occur in it; so are the paraphrases.
 
     Attributes:
-        prompt: Text up to the answer, without the answer and without trailing space.
-        target: The answer that should become true, without leading space.
+        prompt: Text up to the answer, without the answer.
+        target: The answer that should become true.
         subject: The entity the fact is about, exactly as written in `prompt`; None where a method
             needs no subject.
         subject_start: Character at which the subject starts; needed only when it occurs more than
@@ -44,6 +66,11 @@ class Fact:
         neighbours: Prompts whose answers should stay as they are.
         separator: Text between prompt and target; empty for languages written without spaces.
         name: How messages refer to this fact (a record id, a file and line).
+
+    Raises:
+        EmptyTarget (CG102): the prompt or the target is empty.
+        SubjectNotFound (CG103), AmbiguousSubject (CG104): see `span`.
+        MalformedFacts (CG101): a field that is no text, or holds what is no character.
     """
 
     prompt: str
@@ -58,6 +85,8 @@ class Fact:
     name: str = field(default="", repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self._strip()
+        self._fill_template()
         if not self.prompt.strip():
             raise EmptyTarget(
                 "the prompt is empty.", where=self.name, hint="Give the text up to the answer."
@@ -71,9 +100,44 @@ class Fact:
         if self.subject is not None:
             self.span  # noqa: B018 - raises where the subject is missing or ambiguous
 
+    def _strip(self) -> None:
+        """Check every field, and drop the white space around texts."""
+        start = cast("object", self.subject_start)
+        if start is not None and (not isinstance(start, int) or isinstance(start, bool)):
+            raise _no_text("subject_start", start, self.name, expected="a number")
+        if start is not None:
+            start -= len(str(self.prompt)) - len(str(self.prompt).lstrip())
+            start += len(str(self.subject)) - len(str(self.subject).lstrip())
+            object.__setattr__(self, "subject_start", start)
+        object.__setattr__(self, "name", str(self.name))
+        check_field("separator", self.separator, self.name)
+        for field_name in ("prompt", "target", "subject", "before"):
+            given = getattr(self, field_name)
+            if given is not None or field_name in ("prompt", "target"):
+                text = check_field(field_name, given, self.name)
+                object.__setattr__(self, field_name, text.strip())
+        for field_name in LISTS:
+            given = getattr(self, field_name)
+            if not isinstance(given, Sequence) or isinstance(given, bytes):
+                raise _no_text(field_name, given, self.name, expected="texts")
+            several = [given] if isinstance(given, str) else cast("Sequence[object]", given)
+            texts = (check_field(field_name, one, self.name).strip() for one in several)
+            object.__setattr__(self, field_name, tuple(filter(None, texts)))
+
+    def _fill_template(self) -> None:
+        """Put the subject in the place of `{}`, in the prompt and the paraphrases."""
+        subject = self.subject
+        if not subject or self.prompt.count(_BLANK) != 1 or subject in self.prompt:
+            return
+        start = self.prompt.index(_BLANK)
+        object.__setattr__(self, "prompt", self.prompt.replace(_BLANK, subject))
+        object.__setattr__(self, "subject_start", start)
+        paraphrases = tuple(text.replace(_BLANK, subject) for text in self.paraphrases)
+        object.__setattr__(self, "paraphrases", paraphrases)
+
     @property
     def span(self) -> Span:
-        """Characters of the subject within `prompt`.
+        """Return the characters of the subject within the prompt.
 
         Raises:
             SubjectNotFound (CG103): the subject is absent, or not at `subject_start`.
@@ -89,12 +153,12 @@ class Fact:
 
     @property
     def label(self) -> str:
-        """How messages refer to this fact."""
+        """Return how messages refer to this fact: its name, else its prompt."""
         return self.name or f'"{self.prompt}"'
 
 
-class _Record(TypedDict, total=False):
-    """The keys a facts file may hold; `prompt` and `target` are required."""
+class FactRecord(TypedDict, total=False):
+    """Mapping with the fields of a fact; `prompt` and `target` are required."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]  # read by pydantic
 
@@ -103,18 +167,39 @@ class _Record(TypedDict, total=False):
     subject: str | None
     subject_start: int | None
     before: str | None
-    aliases: tuple[str, ...]
-    paraphrases: tuple[str, ...]
-    neighbours: tuple[str, ...]
+    aliases: str | tuple[str, ...]
+    paraphrases: str | tuple[str, ...]
+    neighbours: str | tuple[str, ...]
     separator: str
     name: str
 
 
-_RECORD = TypeAdapter(_Record)
+_RECORDS = TypeAdapter(FactRecord)
+
+FactLike = Fact | Mapping[str, object]
+"""A fact, or a mapping with its fields."""
+
+
+def check_field(name: str, value: object, where: str) -> str:
+    """Return a field of a fact that is text.
+
+    Raises:
+        MalformedFacts (CG101): it is something else, or holds what is no character.
+    """
+    if not isinstance(value, str):
+        raise _no_text(name, value, where)
+    try:
+        return check_text(value)
+    except UnreadableText as error:
+        raise MalformedFacts(f"{name}: {error}.", where=where) from error
+
+
+def _no_text(name: str, value: object, where: str, *, expected: str = "text") -> MalformedFacts:
+    return MalformedFacts(f"{name}: {expected} was expected, not {_describe(value)}.", where=where)
 
 
 def find_subject(prompt: str, subject: str, *, start: int | None = None, where: str = "") -> Span:
-    """Locate a subject in a prompt by exact match.
+    """Return where a subject occurs in a prompt, matched exactly.
 
     An occurrence inside a longer word ("Rome" in "Romeo") counts only if there is no free-standing
     one.
@@ -134,21 +219,20 @@ def find_subject(prompt: str, subject: str, *, start: int | None = None, where: 
     if start is not None:
         if prompt[start : start + len(subject)] != subject:
             raise SubjectNotFound(
-                f'"{subject}" does not stand at character {start} of the prompt "{prompt}".',
+                f'"{subject}" is not at character {start} of the prompt "{prompt}".',
                 where=where,
                 hint="`subject_start` counts characters from 0.",
             )
         return Span(start, start + len(subject))
-    found = list(_occurrences(prompt, subject))
+    found = list(_find_all(prompt, subject))
     if not found:
-        at = prompt.lower().find(subject.lower())
-        close = f' Did you mean "{prompt[at : at + len(subject)]}"?' if at >= 0 else ""
         raise SubjectNotFound(
             f'"{subject}" does not occur in the prompt "{prompt}".',
             where=where,
-            hint=f"Subjects are matched exactly, including case.{close}",
+            hint="Subjects are matched exactly, including case."
+            + explain_look_alike(prompt, subject),
         )
-    free = [span for span in found if _free_standing(prompt, span)] or found
+    free = [span for span in found if _is_whole_word(prompt, span)] or found
     if len(free) > 1:
         starts = ", ".join(str(span.start) for span in free)
         raise AmbiguousSubject(
@@ -159,59 +243,202 @@ def find_subject(prompt: str, subject: str, *, start: int | None = None, where: 
     return free[0]
 
 
-def _occurrences(text: str, part: str) -> Iterator[Span]:
+def _find_all(text: str, part: str) -> Iterator[Span]:
     at = text.find(part)
     while at >= 0:
         yield Span(at, at + len(part))
         at = text.find(part, at + 1)
 
 
-def _free_standing(text: str, span: Span) -> bool:
+def _is_whole_word(text: str, span: Span) -> bool:
     before = text[span.start - 1] if span.start else " "
     after = text[span.end] if span.end < len(text) else " "
     return not (before.isalnum() or after.isalnum())
 
 
-def read_facts(path: str | Path) -> list[Fact]:
-    """Read a JSONL file with one fact per line; blank lines are skipped.
+def guess_subject(prompt: str, *, known: Collection[str] = (), where: str = "") -> str:
+    """Return the subject of a prompt where only one is possible.
+
+    Known names decide first: the longest one that occurs; a second one that is no part of it makes
+    the prompt ambiguous. Without them, the only run of capitalised words is the subject.
+
+    Args:
+        prompt: Text up to the answer.
+        known: Names of subjects, where there is a list (the pocket model's world).
+        where: How messages refer to the fact.
 
     Raises:
-        MalformedFacts (CG101): lists every bad line with its number.
+        AmbiguousSubject (CG104): no candidate, or several.
+
+    Example:
+        >>> guess_subject("The mother tongue of Danielle Darrieux is")
+        'Danielle Darrieux'
+    """
+    candidates = _drop_parts(_find_names(prompt, known)) or _find_capitalised(prompt)
+    if len(candidates) != 1:
+        found = ", ".join(f'"{name}"' for name in candidates) or "nothing"
+        raise AmbiguousSubject(
+            f'the subject of "{prompt}" is not certain: found {found}.',
+            where=where,
+            hint="Give it with --subject (`subject` in Python and in facts files).",
+        )
+    find_subject(prompt, candidates[0], where=where)
+    return candidates[0]
+
+
+def _find_names(prompt: str, known: Iterable[str]) -> list[str]:
+    return [
+        name
+        for name in known
+        if name in prompt and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", prompt)
+    ]
+
+
+def _drop_parts(names: list[str]) -> list[str]:
+    return [name for name in names if not any(name != other and name in other for other in names)]
+
+
+def _find_capitalised(prompt: str) -> list[str]:
+    """Return the maximal runs of capitalised words, joining words inside them included."""
+    spans: list[tuple[int, int]] = []
+    start = end = -1
+    for word in _WORD.finditer(prompt):
+        text = word.group()
+        opens = not prompt[: word.start()].strip() or prompt[: word.start()].rstrip()[-1] in ".:?!"
+        if text[0].isupper() and not (opens and _OPENING.fullmatch(text.lower())):
+            start, end = (word.start() if start < 0 else start), word.end()
+        elif start >= 0 and text.isdigit() and word.start() == end + 1:
+            end = word.end()
+        elif start >= 0 and not _JOINING.fullmatch(text):
+            spans.append((start, end))
+            start = -1
+    if start >= 0:
+        spans.append((start, end))
+    return list(dict.fromkeys(prompt[first:last] for first, last in spans))
+
+
+def as_facts(given: object) -> list[Fact]:
+    """Return facts from one fact or several, each a `Fact` or a mapping with its fields.
+
+    Raises:
+        MalformedFacts (CG101): something else, or a mapping with other fields.
+
+    Example:
+        >>> as_facts({"prompt": "{} is in", "subject": "Rome", "target": "Italy"})[0].prompt
+        'Rome is in'
+    """
+    if isinstance(given, str | bytes) or not isinstance(given, Fact | Iterable):
+        raise MalformedFacts(
+            f"facts were expected, not {_describe(given)}.",
+            hint="Give `Fact(prompt=..., target=...)`, a dictionary, or a list of them; "
+            "`read_facts` reads a file.",
+        )
+    one = isinstance(given, Fact | Mapping)
+    several = [cast("object", given)] if one else cast("Iterable[object]", given)
+    unused: set[str] = set()
+    facts = [
+        fact if isinstance(fact, Fact) else _parse_fact(fact, unused, name=f"fact #{number}")
+        for number, fact in enumerate(several)
+    ]
+    _warn_unused(unused)
+    return facts
+
+
+def _parse_fact(record: object, unused: set[str], *, name: str) -> Fact:
+    """Return the fact of a mapping, and add the fields that were left out to `unused`."""
+    if isinstance(record, UnreadableText):
+        raise MalformedFacts(f"{record}.", where=name)
+    if not isinstance(record, Mapping):
+        raise MalformedFacts(
+            f"fact: an object with fields was expected, not {_describe(record)}.", where=name
+        )
+    names = cast("Mapping[object, object]", record)
+    try:
+        translation = translate({str(key): value for key, value in names.items()})
+        fields = _RECORDS.validate_python(translation.fields)
+    except ValidationError as error:
+        raise MalformedFacts(
+            f"{_list_problems(error)}.",
+            where=name,
+            hint='A fact has "prompt" and "target", and where needed "subject".',
+        ) from error
+    unused |= translation.unused
+    fields.setdefault("name", name)
+    return Fact(**fields)  # type: ignore[arg-type]  # one text is one item
+
+
+def _warn_unused(names: set[str]) -> None:
+    if names:
+        warnings.warn(f"fields not used for the edit: {', '.join(sorted(names))}.", stacklevel=3)
+
+
+def _list_problems(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'fact'}: {item['msg']}" for item in error.errors()
+    )
+
+
+def _describe(value: object) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def read_facts(path: str | Path) -> list[Fact]:
+    """Return the facts of a file: JSON lines, a JSON list, or CSV with a line of names.
+
+    Field names of ROME, CounterFact, EasyEdit and MEND's zsRE are understood, see
+    `corrigenda.fact_records`; fields that say nothing about the edit are warned of. In CSV several
+    texts in one cell are separated by `|`. Blank lines are skipped.
+
+    Raises:
+        MalformedFacts (CG101): the file cannot be read, or lists what is wrong, with its places.
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return _parse_rows(read_rows(path), where=path.name)
+    except UnreadableText as error:
         raise MalformedFacts(f"{path} cannot be read: {error}.") from error
-    return facts_from_lines(text.split("\n"), where=path.name)
 
 
 def facts_from_lines(lines: Iterable[str], *, where: str) -> list[Fact]:
-    """Parse JSON lines into facts; all problems are collected in one `MalformedFacts` (CG101)."""
+    """Return the facts in lines of JSON; all problems are collected in one error (CG101)."""
+    text = "\n".join(line.replace("\n", " ") for line in lines)
+    rows = (Row(f"line {number}", value) for number, value in parse_json_lines(text))
+    return _parse_rows(rows, where=where)
+
+
+def _parse_rows(rows: Iterable[Row], *, where: str) -> list[Fact]:
     facts: list[Fact] = []
-    problems: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        name = f"{where}:{number}"
+    problems: dict[str, list[str]] = {}
+    unused: set[str] = set()
+    for place, value in rows:
         try:
-            record = _RECORD.validate_python(json.loads(line))
-            record.setdefault("name", name)
-            facts.append(Fact(**record))
-        except json.JSONDecodeError as error:
-            problems.append(f"line {number}: not JSON ({error.msg} at column {error.colno})")
+            facts.append(_parse_fact(value, unused, name=f"{where}:{place.split()[-1]}"))
+        except MalformedFacts as error:
+            problems.setdefault(error.message.removesuffix("."), []).append(place)
         except CorrigendaError as error:
-            problems.append(f"line {number}: {error.code} {error.message}")
-        except ValidationError as error:
-            details = "; ".join(
-                f"{'.'.join(map(str, item['loc'])) or 'fact'}: {item['msg']}"
-                for item in error.errors()
-            )
-            problems.append(f"line {number}: {details}")
+            problems.setdefault(f"{error.code} {error.message}", []).append(place)
     if problems:
+        shown = [
+            f"{_join_places(places)}: {problem}"
+            for problem, places in [*problems.items()][:_MOST_PROBLEMS]
+        ]
+        if len(problems) > _MOST_PROBLEMS:
+            shown.append(f"and {len(problems) - _MOST_PROBLEMS} other problems")
         raise MalformedFacts(
-            f"{len(problems)} bad line(s):\n    " + "\n    ".join(problems),
+            f"{sum(map(len, problems.values()))} bad line(s):\n    " + "\n    ".join(shown),
             where=where,
             hint='One JSON object a line: {"prompt": ..., "target": ..., "subject": ...}.',
         )
+    _warn_unused(unused)
     return facts
+
+
+def _join_places(places: Sequence[str]) -> str:
+    """Return "line 3", or "lines 3, 4, 5 and 12,000 more"."""
+    if len(places) == 1:
+        return places[0]
+    kind = places[0].split()[0]
+    numbers = ", ".join(place.split()[-1] for place in places[:_MOST_PLACES])
+    left = len(places) - _MOST_PLACES
+    return f"{kind}s {numbers}" + (f" and {left:,} more" if left > 0 else "")

@@ -1,21 +1,34 @@
-"""Files that are either written completely or not at all, and where those kept for later are."""
+"""Files and folders that are written completely or not at all, and the folder of the cache."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
-from collections.abc import Callable
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import platformdirs
 from safetensors import SafetensorError
 
-from corrigenda.errors import WriteFailed
+from corrigenda.errors import CorrigendaError, WriteFailed
+from corrigenda.processes import identify_process, is_running
 
 _VARIABLE = "CORRIGENDA_CACHE"
 _counter = itertools.count()
 _open: set[str] = set()
+# How libraries written in Rust report a failure of the system.
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+# Nothing takes a day to write: a temporary file of another machine that old is abandoned.
+_ABANDONED_SECONDS = 24 * 3600.0
+_FREE_SPACE = "Free some space, or choose another place."
+_ELSEWHERE = "Choose another place."
+_unusable: set[str] = set()
 
 
 def cache_folder() -> Path:
@@ -27,9 +40,9 @@ def cache_folder() -> Path:
 def write_atomically(path: str | Path, writer: Callable[[Path], object]) -> Path:
     """Write a file so that at any moment the old or the new one is there, whole.
 
-    The content goes to a temporary neighbour `.NAME.tmp-PID-N`, is forced to disk, and then takes
-    the name in one step. A process that is killed leaves at most that neighbour; the next write to
-    the same name removes it.
+    The content goes to a temporary neighbour, whose name `.NAME.tmp-...` identifies the process, is
+    forced to disk, and then takes the name in one step. A process that is killed leaves at most
+    that neighbour; the next write to the same name removes it.
 
     Args:
         path: The file to create or replace. A symbolic link is followed.
@@ -50,7 +63,7 @@ def write_atomically(path: str | Path, writer: Callable[[Path], object]) -> Path
         'whole'
     """
     target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name}.tmp-{os.getpid()}-{next(_counter)}")
+    part = _name_temporary(target)
     _open.add(part.name)
     try:
         _remove_stale(target)
@@ -59,11 +72,11 @@ def write_atomically(path: str | Path, writer: Callable[[Path], object]) -> Path
         _sync(part)
         os.replace(part, target)
         _sync(target.parent)
-    except (OSError, SafetensorError) as error:
-        raise WriteFailed(
-            f"{path} could not be written: {error}.",
-            hint="Nothing was changed. Free some space, or choose another place.",
-        ) from error
+    except Exception as error:
+        failure = explain_failure(path, error)
+        if failure is None:
+            raise
+        raise WriteFailed(failure.message, hint=f"Nothing was changed. {failure.hint}") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -71,9 +84,139 @@ def write_atomically(path: str | Path, writer: Callable[[Path], object]) -> Path
     return Path(path)
 
 
+@contextlib.contextmanager
+def temporary_folder(target: Path) -> Generator[Path]:
+    """Make a folder next to a place, and remove it in the end, also where it was moved from.
+
+    What killed processes left for the same place is removed first.
+
+    Args:
+        target: The place, in a folder that exists.
+
+    Raises:
+        WriteFailed (CG601): the folder cannot be made, or the code inside could not write.
+    """
+    part = _name_temporary(target)
+    _open.add(part.name)
+    try:
+        _remove_stale(target)
+        part.mkdir()
+        yield part
+    except Exception as error:
+        failure = explain_failure(target, error)
+        if failure is None:
+            raise
+        raise failure from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        _open.discard(part.name)
+
+
+def explain_failure(
+    path: str | Path, error: Exception, *, action: str = "written"
+) -> WriteFailed | None:
+    """Return the coded error of a failure to write, with its cause; None for any other error.
+
+    Args:
+        path: The file or folder that was to be written.
+        error: What was raised: of the system, or of a library that reports one of the system.
+        action: What could not be done with it, a participle.
+    """
+    code = _find_system_error(error)
+    if code is None:
+        return None
+    path = Path(path)
+    obstacle = _find_obstacle(path)
+    parent = path.absolute().parent
+    match code:
+        case errno.ENOSPC | errno.EDQUOT:
+            cause, hint = "the disk is full", _FREE_SPACE
+        case errno.ENOENT | errno.ENOTDIR | errno.EEXIST | errno.ELOOP if obstacle is not None:
+            cause, hint = f"{obstacle} is a file, not a folder", _ELSEWHERE
+        case errno.ENOENT if not parent.is_dir():
+            cause, hint = f"there is no folder {parent}", "Make the folder first."
+        case errno.EISDIR:
+            cause, hint = f"{path} is a folder", "Give the name of a file."
+        case errno.EACCES | errno.EPERM:
+            cause = f"{parent} may not be written to ({os.strerror(code).lower()})"
+            hint = "Choose a folder that you may write to."
+        case errno.EROFS:
+            cause, hint = f"{parent} is on a disk that is read-only", _ELSEWHERE
+        case errno.EFBIG:
+            cause, hint = "the file would be larger than is allowed here", _ELSEWHERE
+        case errno.ENAMETOOLONG:
+            cause, hint = "the name is too long", "Give a shorter name."
+        case 0:
+            cause, hint = str(error).rstrip("."), _ELSEWHERE
+        case _:
+            cause, hint = os.strerror(code).lower(), _ELSEWHERE
+    return WriteFailed(f"{path} could not be {action}: {cause}.", hint=hint)
+
+
+def check_place(path: str | Path, *, folder: bool = False) -> None:
+    """Refuse a place for a result that cannot be written, before any work is done.
+
+    Args:
+        path: The file or folder that will be written.
+        folder: Whether it is a folder.
+
+    Raises:
+        WriteFailed (CG601): its folder does not exist, is a file or cannot be written to, or there
+            is a folder where a file is wanted, or the other way round.
+    """
+    path = Path(path)
+    parent = path.absolute().parent
+    code = None
+    if not parent.is_dir():
+        code = errno.ENOENT
+    elif path.is_dir() and not folder:
+        code = errno.EISDIR
+    elif folder and path.exists() and not path.is_dir():
+        code = errno.ENOTDIR
+    elif not os.access(path if path.is_dir() else parent, os.W_OK):
+        code = errno.EACCES
+    if code is not None:
+        failure = explain_failure(path, OSError(code, os.strerror(code)))
+        assert failure is not None
+        raise failure
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """`write_atomically` for text, in UTF-8 with newlines as given."""
     return write_atomically(path, lambda part: part.write_bytes(text.encode("utf-8")))
+
+
+def write_cached(path: Path, writer: Callable[[Path], object]) -> None:
+    """Write a file of the cache with its folder; where that fails, warn once and continue.
+
+    A cache that is full, read-only or no folder makes work slower, and never wrong: what is not
+    cached is computed again.
+
+    Args:
+        path: The file.
+        writer: Called with the path; writes the file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer(path)
+    except (OSError, WriteFailed) as error:
+        folder = str(cache_folder())
+        if folder not in _unusable:
+            _unusable.add(folder)
+            reason = str(error).splitlines()[0]
+            warnings.warn(
+                f"The cache {folder} cannot be written: {reason} Results are computed again each "
+                "time.",
+                stacklevel=3,
+            )
+
+
+def is_cached(path: Path) -> bool:
+    """Return whether a file of the cache is there and its folder can be read."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def make_folder(folder: str | Path) -> Path:
@@ -86,7 +229,9 @@ def make_folder(folder: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WriteFailed(f"{folder} could not be made: {error}.") from error
+        failure = explain_failure(folder, error, action="made")
+        assert failure is not None, "an error of the system"
+        raise failure from error
     return folder
 
 
@@ -100,30 +245,70 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _find_system_error(error: BaseException) -> int | None:
+    """Return the number of a failure of the system, 0 where it has none; None for other errors."""
+    if isinstance(error, CorrigendaError):
+        return None
+    found = _RUST_ERROR.search(str(error))
+    if found:
+        return int(found[1])
+    if isinstance(error, OSError):
+        return error.errno or 0
+    return 0 if isinstance(error, SafetensorError) else None
+
+
+def _find_obstacle(path: Path) -> Path | None:
+    """Return the file that is in the place of a folder above a path; the path itself counts too."""
+    for place in (path.absolute(), *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            if place.is_dir():
+                return None
+            if place.exists():
+                return place
+    return None
+
+
+def _name_temporary(target: Path) -> Path:
+    """Return a name next to a target that no other process of any machine will ever have."""
+    own = identify_process()
+    number = next(_counter)
+    return target.with_name(f".{target.name}.tmp-{own.machine}-{own.pid}-{own.begun}-{number}")
+
+
 def _remove_stale(target: Path) -> None:
     """Remove what killed writers of this file left; those of living processes stay."""
     prefix = f".{target.name}.tmp-"
     for entry in target.parent.glob(f"{_escape(prefix)}*"):
-        pid = entry.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdecimal() and entry.name not in _open and not _runs(int(pid)):
+        if entry.name in _open or not _is_stale(entry, entry.name.removeprefix(prefix)):
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
             with contextlib.suppress(OSError):
                 entry.unlink()
 
 
+def _is_stale(entry: Path, suffix: str) -> bool:
+    """Return whether the process that made a temporary file or folder has ended."""
+    machine, *numbers = suffix.split("-")
+    if len(numbers) != 3 or not all(number.isdecimal() for number in numbers):
+        return False
+    pid, begun = int(numbers[0]), int(numbers[1])
+    own = identify_process()
+    if machine != own.machine:
+        return _age(entry) > _ABANDONED_SECONDS
+    # What is ours and not open was left by a process that had our number.
+    return (pid, begun) == (own.pid, own.begun) or not is_running(pid, begun)
+
+
+def _age(entry: Path) -> float:
+    """Return the seconds since something was last written to a file or into a folder."""
+    try:
+        times = [item.stat().st_mtime for item in (entry, *entry.rglob("*"))]
+    except OSError:
+        return 0.0
+    return time.time() - max(times)
+
+
 def _escape(text: str) -> str:
     return "".join(f"[{char}]" if char in "*?[" else char for char in text)
-
-
-def _runs(pid: int) -> bool:
-    """Whether another living process has this id; our own id on a file not ours is a leftover."""
-    if pid == os.getpid():
-        return False
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

@@ -1,10 +1,11 @@
-"""Registered classes by name, with their cards; found without importing the classes."""
+"""Registries: classes by name with their cards, listed without importing them."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import inspect
+import re
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
@@ -19,12 +20,12 @@ Kind = TypeVar("Kind")
 
 
 class Entry(NamedTuple):
-    """Where a registered class is.
+    """Place of a registered class and its card.
 
     Attributes:
         module: Dotted name of the module that defines it.
         card: Its card.
-        folder: Folder of the card; presets of a method are below it.
+        folder: Folder of the card; the presets of a method are in it.
     """
 
     module: str
@@ -53,7 +54,7 @@ class Registry(Generic[Kind]):
         group: str | None = None,
         attribute: str = "name",
     ) -> None:
-        """Describe a registry; nothing is read yet.
+        """Create a registry; its package is read when it is first used.
 
         Args:
             what: Noun for messages.
@@ -61,7 +62,7 @@ class Registry(Generic[Kind]):
             base: Class that all of them extend, as `module:Class`.
             unknown: Raised for a name that is not known.
             group: Entry points through which other packages add their own: `name =
-                "package.module:Class"`, with the card `module.md` beside the module, or `card.md`
+                "package.module:Class"`, with the card `module.md` next to the module, or `card.md`
                 where the module is in a package of its own.
             attribute: Class attribute that holds the name.
         """
@@ -69,7 +70,7 @@ class Registry(Generic[Kind]):
         self._base, self._unknown, self._attribute = base, unknown, attribute
 
     def names(self) -> tuple[str, ...]:
-        """All names: those of the package, then those of plug-ins, each sorted."""
+        """Return all names: those of the package, then those of plug-ins, each sorted."""
         own = entries_in(self.package)
         return (*own, *sorted(set(self._plug_ins()) - set(own)))
 
@@ -86,17 +87,17 @@ class Registry(Generic[Kind]):
         return plain
 
     def entry(self, name: str) -> Entry:
-        """Return where a class and its card are.
+        """Return the place of a class and its card.
 
         Raises:
             CorrigendaError: no such name.
         """
         name = self.resolve(name)
         own = entries_in(self.package).get(name)
-        return own if own is not None else _entry_of(self._plug_ins()[name])
+        return own if own is not None else _make_entry(self._plug_ins()[name])
 
     def get(self, name: str) -> type[Kind]:
-        """Import the class registered under a name.
+        """Return the class registered under a name; its module is imported.
 
         Raises:
             CorrigendaError: no such name, or its module has no such class.
@@ -114,6 +115,20 @@ class Registry(Generic[Kind]):
         raise self._unknown(
             f'{self.entry(name).module} defines no {attribute} with {self._attribute} "{name}".'
         )
+
+    def class_names(self) -> dict[str, str]:
+        """Return the registered name of each class by the name of the class; nothing is imported.
+
+        Classes whose name is not written in their own module are left out.
+        """
+        found: dict[str, str] = {}
+        for name, entry in entries_in(self.package).items():
+            title = _find_class(entry.module, self._attribute, name)
+            if title:
+                found[title] = name
+        for name, point in self._plug_ins().items():
+            found.setdefault(point.attr, name)
+        return found
 
     def card(self, name: str) -> dict[str, object]:
         """Return the front matter of a card: the TOML between its first two `+++` lines.
@@ -137,7 +152,7 @@ class Registry(Generic[Kind]):
 
 @cache
 def entries_in(package: str) -> dict[str, Entry]:
-    """Find everything with a card in a package or in a folder of it, sorted by name."""
+    """Return everything with a card in a package or in a folder of it, sorted by name."""
     root = files(package)
     found: dict[str, Entry] = {}
     places = [(root, package)]
@@ -159,15 +174,28 @@ def entries_in(package: str) -> dict[str, Entry]:
 
 
 @cache
+def _find_class(module: str, attribute: str, name: str) -> str:
+    """Return the class of a module's text whose attribute is a name; empty where there is none."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return ""
+    text = Path(spec.origin).read_text(encoding="utf-8")
+    for part in re.split(r"^(?=class \w)", text, flags=re.MULTILINE)[1:]:
+        if re.search(rf"^    {attribute}\b.*= \"{re.escape(name)}\"$", part, re.MULTILINE):
+            return part.removeprefix("class ").partition("(")[0].partition(":")[0]
+    return ""
+
+
+@cache
 def plug_ins(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of a group by name."""
     return {point.name: point for point in entry_points(group=group)}
 
 
-def _entry_of(point: EntryPoint) -> Entry:
+def _make_entry(point: EntryPoint) -> Entry:
     spec = importlib.util.find_spec(point.module)
     assert spec is not None, f"{point.value} cannot be found"
     assert spec.origin is not None, f"{point.value} has no file"
     file = Path(spec.origin)
-    beside, own = file.with_suffix(".md"), file.with_name("card.md")
-    return Entry(point.module, read_card(beside if beside.is_file() else own), file.parent)
+    named, plain = file.with_suffix(".md"), file.with_name("card.md")
+    return Entry(point.module, read_card(named if named.is_file() else plain), file.parent)

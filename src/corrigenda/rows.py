@@ -1,4 +1,4 @@
-"""What a run recorded: answers to probes, and plain measurements. Plain values, no torch."""
+"""Records of a run: answers to probes, and measurements. Plain values, no torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Row:
         probe: Place of the probe in its case, from 0.
         role: Role of the probe.
         protocol: How the answer was taken.
-        against: What the answer is held against.
+        against: What the answer is compared with.
         prompt: Everything the model read.
         expected: Groups of accepted spellings; every group must be met, by any of its spellings.
         rivals: Answers that must not win.
@@ -50,7 +50,7 @@ class Row:
         position: Place of the case in a sequence of edits, from 1; 0 outside a sequence.
         edits: Edits of the sequence made when it was asked, those taken back included; 0 outside a
             sequence.
-        answer: What the model said: the continuation alone, never the prompt.
+        answer: What the model generated: the continuation alone, never the prompt.
         answer_before: The same of the unedited model.
         token_ids: Tokens of the first expected spelling.
         predicted: Teacher forced: the argmax at each of `token_ids`. Greedy: the tokens generated.
@@ -61,7 +61,7 @@ class Row:
         rival_log_probs_before: The same of the unedited model.
         divergence: KL(unedited || edited) in nats, of the next token at each position compared.
         divergence_reversed: KL(edited || unedited) in nats.
-        vocabulary: Number of logits behind a divergence.
+        vocabulary: Number of logits that a divergence sums over.
         model: What answered: digest of the weights, and of the patch where one was applied.
         model_before: What gave the fields that end in `_before`.
         tags: What reports group by, as `key=value`: relation, number of hops, ...
@@ -143,13 +143,13 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Numbers measured in a run that are no answer to a probe: cost, drift, places, task scores.
+    """Numbers measured in a run other than answers: cost, drift, places, task scores.
 
     Attributes:
         run: Id of the run.
         case: Case, text, task item or unit of work that was measured.
         name: What was measured, such as `cost/edit_seconds` or `drift/4`; the metric that reads it
-            says what `values` holds.
+            defines what `values` holds.
         values: The numbers.
         stage: Which model was measured.
         edits: Edits in force.
@@ -179,7 +179,7 @@ Record = TypeVar("Record", Row, Measurement)
 
 
 def tags(meta: Mapping[str, object]) -> list[str]:
-    """The scalars of a case's `meta`, and those in its lists, as tags.
+    """Return the scalars of a case's `meta`, and those in its lists, as tags.
 
     Example:
         >>> tags({"relation": "P36", "hops": 2, "flags": ["no-op"]})
@@ -193,7 +193,7 @@ def tags(meta: Mapping[str, object]) -> list[str]:
 
 
 def to_frame(records: Iterable[Record], kind: type[Record]) -> polars.DataFrame:
-    """A table with one row per record and one column per field, ready for Parquet.
+    """Return a table with one row per record and one column per field, ready for Parquet.
 
     Args:
         records: Rows or measurements.
@@ -208,7 +208,7 @@ def to_frame(records: Iterable[Record], kind: type[Record]) -> polars.DataFrame:
 
 
 def from_frame(frame: polars.DataFrame, kind: type[Record]) -> list[Record]:
-    """The records of a table that `to_frame` made.
+    """Return the records of a table that `to_frame` made.
 
     Raises:
         MalformedRows (CG507): columns are missing or unknown.

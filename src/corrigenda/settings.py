@@ -1,16 +1,18 @@
-"""Frozen, validated settings: what editors, transforms and benchmarks have in common."""
+"""Frozen, validated settings: the base class of editors, transforms and benchmarks."""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections.abc import Callable
+from enum import StrEnum
 from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from corrigenda.errors import BadConfig, did_you_mean
 
+Choice = TypeVar("Choice", bound=StrEnum)
 Group = TypeVar("Group")
 
 LARGEST_FLOAT = 1e30
@@ -89,7 +91,7 @@ def select(group: Callable[..., Group], options: object) -> Group:
 
 
 def bad_config(kind: type[BaseModel], error: ValidationError, *, where: str) -> BadConfig:
-    """The error for options that do not fit a configuration, all problems in one message."""
+    """Return the error for options that a configuration cannot take, with all problems."""
     problems, hints = [], []
     for item in error.errors():
         option = ".".join(map(str, item["loc"])) or "options"
@@ -97,6 +99,22 @@ def bad_config(kind: type[BaseModel], error: ValidationError, *, where: str) -> 
         if item["type"] == "extra_forbidden":
             hints.append(closest_option(option, list(kind.model_fields)))
     return BadConfig("; ".join(problems) + ".", where=where, hint=" ".join(hints))
+
+
+def parse_choice(kind: type[Choice], value: str, *, where: str = "") -> Choice:
+    """Return the member of an enumeration for its text.
+
+    Raises:
+        BadConfig (CG502): no such member.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        raise BadConfig(
+            f'no {kind.__name__.lower()} "{value}".',
+            where=where,
+            hint=did_you_mean(str(value), [str(member) for member in kind]),
+        ) from None
 
 
 def closest_option(given: str, options: list[str]) -> str:

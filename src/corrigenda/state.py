@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import cast
 
 import torch
 from pydantic import JsonValue
@@ -22,17 +23,20 @@ from corrigenda.linalg.moments import SecondMoment
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch.changes import digest_of
+from corrigenda.patch.display import table_of
 from corrigenda.patch.ledger import ledger_of
+from corrigenda.text_files import parse_json
 
 STATE_FORMAT = 1
 """Version of the state file format that this library writes."""
 
+_LONGEST_VERSION = 9
 _MOMENT = "moment/"
 _ENOUGH_KEYS = 2.0
 _SHRINKAGE_AT_LIMIT = 0.01
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class State:
     """What `fit` learned and what a sequence of edits carries along; never changed in place.
 
@@ -147,9 +151,7 @@ class State:
         expected = self.meta.get("base_digest")
         if expected is None:
             return
-        ledger = ledger_of(lm)
-        base = ledger.base_digest if len(ledger) else lm.digest()
-        if base != expected:
+        if ledger_of(lm).base(lm) != expected:
             raise WrongBase(
                 f"this state was fitted on {self.meta.get('base_name') or 'another model'}, "
                 f"not on {lm.name}.",
@@ -164,6 +166,26 @@ class State:
         )
 
     __hash__ = None  # type: ignore[assignment]  # holds tensors, compared by content
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return State, (dict(self.tensors), dict(self.meta))
+
+    def __repr__(self) -> str:
+        return f"<state{self._base_text()}: {self._size_text()}>"
+
+    def _repr_html_(self) -> str:
+        moments = ", ".join(map(str, self.moment_sites))
+        rows = [("base model", str(self.meta.get("base_name") or "any"))]
+        rows += [("second moments", moments)] if moments else []
+        return table_of([*rows, ("tensors", self._size_text())])
+
+    def _base_text(self) -> str:
+        name = self.meta.get("base_name")
+        return f" of {name}" if name else ""
+
+    def _size_text(self) -> str:
+        numbers = sum(tensor.numel() for tensor in self.tensors.values())
+        return f"{len(self.tensors)} tensors, {numbers:,} numbers"
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, completely or not at all.
@@ -196,7 +218,7 @@ class State:
         except (OSError, SafetensorError) as error:
             raise _corrupt(path, str(error)) from error
         version = metadata.get("corrigenda_state", "")
-        if not version.isdecimal():
+        if not (version.isdecimal() and len(version) < _LONGEST_VERSION):
             raise _corrupt(path, "it is no state of this library")
         if int(version) > STATE_FORMAT:
             raise NewerFormat(
@@ -205,11 +227,15 @@ class State:
             )
         if metadata.get("checksum") != _checksum(metadata.get("meta", ""), tensors):
             raise _corrupt(path, "the checksum does not match its content")
-        return cls(tensors, json.loads(metadata["meta"]))
+        try:
+            meta = parse_json(metadata.get("meta", ""), strict=False)
+            return cls(tensors, cast("dict[str, JsonValue]", meta))
+        except (TypeError, ValueError) as error:
+            raise _corrupt(path, f"its metadata is not readable ({error})") from error
 
 
 def automatic_shrinkage(keys_per_dimension: float) -> float:
-    """How much a second moment is drawn towards a multiple of the identity when nobody says.
+    """Return the default shrinkage of a second moment towards a multiple of the identity.
 
     0 from two keys per dimension on; below that the small eigenvalues are noise or zero, and 0.01
     at the limit grows in proportion as keys get fewer: 0.02 d_in / N, at most 1.

@@ -89,14 +89,14 @@ def test_same_seed_same_table_and_another_seed_another(lm: LanguageModel) -> Non
 
 
 def test_window_of_one_block_is_the_single_output(lm: LanguageModel) -> None:
-    from corrigenda.analysis.causal_trace import ask_about
-    from corrigenda.analysis.state_restoration import Restoration, answer_probabilities, draw_noise
+    from corrigenda.analysis.causal_trace import tokenise_prompt
+    from corrigenda.analysis.state_restoration import Restoration, compute_probabilities, draw_noise
 
     trace = causal_trace(lm, PROMPT, SUBJECT, kinds=(Kind.MLP,), window=1, samples=2, noise=1.0)
-    question, _ = ask_about(lm, PROMPT, SUBJECT)
+    question, _ = tokenise_prompt(lm, PROMPT, SUBJECT)
     noise = draw_noise(lm, len(question.subject), deviation=1.0, samples=2, seed=0)
     token = question.subject[-1]
-    read = answer_probabilities(lm, question, noise, [Restoration((token,), (Kind.MLP.point(1),))])
+    read = compute_probabilities(lm, question, noise, [Restoration((token,), (Kind.MLP.point(1),))])
     single = float((read.restored[0] - read.corrupted).double().mean())
     assert float(trace.effects[Kind.MLP][token, 1]) == pytest.approx(single, rel=1e-3, abs=1e-9)
 

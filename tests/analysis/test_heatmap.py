@@ -8,10 +8,14 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
+from corrigenda.analysis.causal_trace import CausalTrace, Kind, TraceEffects
+from corrigenda.analysis.heatmap import Heatmap, check_figure, save_heatmaps
+from corrigenda.analysis.injection import Injection, LayerInjections
+from corrigenda.analysis.trace_average import average_traces
 from corrigenda.errors import BadConfig, MissingExtra, WriteFailed
-from corrigenda.reports.heatmap import Heatmap, check_figure, save_heatmaps
 
 MAP = Heatmap(
     title="state restored",
@@ -87,3 +91,33 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtra, match=r"corrigenda\[report\]"):
         check_figure("a.png")
+
+
+def test_results_of_analyses_have_a_short_repr_and_a_plot() -> None:
+    zeros = torch.zeros(2, 3)
+    shared = {
+        "clean": 0.9,
+        "corrupted": 0.1,
+        "effects": {Kind.STATE: zeros + 0.5},
+        "errors": {Kind.STATE: zeros},
+        "severed": {Kind.MLP: torch.ones(3)},
+    }
+    trace = CausalTrace(
+        prompt="Rome is", subject="Rome", answer="old", tokens=("Rome", " is"),
+        subject_tokens=range(1), noise=1.0, samples=2, window=1, seed=0, **shared,
+    )  # fmt: skip
+    average = average_traces([trace, trace])
+    assert isinstance(trace, TraceEffects)
+    assert isinstance(average, TraceEffects)
+    assert average.total_effect == trace.total_effect == pytest.approx(0.8)
+    for result in (trace, average):
+        assert len(repr(result).splitlines()) == 3
+        maps = result.plot().maps
+        assert [len(one.rows) for one in maps] == [len(result.effects[Kind.STATE]), 2]
+        assert maps[1].values[1] == (1.0, 1.0, 1.0)
+    results = LayerInjections([Injection(1, (True, False), ((True,), ()))])
+    assert repr(results) == "1 block(s), best: block 1, share 0.50, transfer 1.00"
+    (heatmap,) = results.plot().maps
+    assert heatmap.values[0][1] == 0.5
+    assert math.isnan(heatmap.values[0][0])
+    assert repr(LayerInjections()) == "no block measured"

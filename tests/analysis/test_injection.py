@@ -8,8 +8,8 @@ import torch
 from corrigenda.analysis.injection import (
     SETTINGS,
     Injection,
-    best_layer,
-    injection_by_layer,
+    find_best_layer,
+    measure_injection,
 )
 from corrigenda.errors import AmbiguousSubject
 from corrigenda.facts import Fact
@@ -31,7 +31,7 @@ FACTS = [
 def test_measures_every_layer(family: str) -> None:
     lm = tiny_model(family)
     before = lm.digest()
-    results = injection_by_layer(lm, FACTS, prefixes=("It rains. ",))
+    results = measure_injection(lm, FACTS, prefixes=("It rains. ",))
     assert [result.layer for result in results] == list(range(lm.num_layers))
     for result in results:
         assert len(result.answered) == 2
@@ -44,13 +44,13 @@ def test_a_vector_that_cannot_move_changes_nothing() -> None:
     lm = tiny_model("llama")
     (said,) = answer(lm, ["Anna speaks"], max_new_tokens=2)
     still = SETTINGS._replace(steps=1)
-    others = injection_by_layer(lm, FACTS, layers=[1], settings=still)[0]
+    others = measure_injection(lm, FACTS, layers=[1], settings=still)[0]
     known = [all(one.correct) for one in score(lm, [(f.prompt, f.target) for f in FACTS])]
     assert list(others.answered) == known == [False, False]
     if said:
         own = Fact(prompt="Anna speaks", subject="Anna", target=said)
         says = all(score(lm, [(own.prompt, own.target)])[0].correct)
-        result = injection_by_layer(lm, [own], layers=[1], settings=still)[0]
+        result = measure_injection(lm, [own], layers=[1], settings=still)[0]
         assert result.answered == (says,)
 
 
@@ -61,19 +61,19 @@ def test_a_vector_at_the_last_position_of_the_last_block_can_say_anything() -> N
     (encoded,) = score(lm, [(fact.prompt, fact.target)])
     assert len(encoded.ids) == 1
     strong = SETTINGS._replace(steps=60, clamp=1e4, weight_decay=0.0)
-    result = injection_by_layer(lm, [fact], layers=[lm.num_layers - 1], settings=strong)[0]
+    result = measure_injection(lm, [fact], layers=[lm.num_layers - 1], settings=strong)[0]
     assert result.answered == (True,)
 
 
 def test_subjects_are_needed() -> None:
     with pytest.raises(AmbiguousSubject):
-        injection_by_layer(tiny_model("llama"), [Fact(prompt="Anna speaks", target="French")])
+        measure_injection(tiny_model("llama"), [Fact(prompt="Anna speaks", target="French")])
 
 
 def test_facts_do_not_depend_on_their_company() -> None:
     lm = tiny_model("gpt2", dtype=torch.float64)
-    together = injection_by_layer(lm, FACTS, layers=[0, 1])
-    alone = [injection_by_layer(lm, [fact], layers=[0, 1]) for fact in FACTS]
+    together = measure_injection(lm, FACTS, layers=[0, 1])
+    alone = [measure_injection(lm, [fact], layers=[0, 1]) for fact in FACTS]
     for number, result in enumerate(together):
         assert result.answered == tuple(each[number].answered[0] for each in alone)
 
@@ -84,5 +84,5 @@ def test_shares_and_best_layer() -> None:
     better = Injection(2, (True, True), ((True,), (True, False)))
     assert low.share == 0.5
     assert low.transfer == 1.0
-    assert best_layer([low, better, high]) is better
+    assert find_best_layer([low, better, high]) is better
     assert Injection(0, (True,), ((),)).transfer is None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from corrigenda.analysis.causal_trace import Kind, ask_about, causal_trace
+from corrigenda.analysis.causal_trace import Kind, causal_trace, tokenise_prompt
 from corrigenda.analysis.state_restoration import (
     Restoration,
-    answer_probabilities,
+    compute_probabilities,
     draw_noise,
-    subject_deviation,
+    measure_subject_deviation,
 )
 from corrigenda.errors import BadConfig, SubjectNotFound
 from corrigenda.lm.model import LanguageModel
@@ -29,10 +29,10 @@ def lm(request: pytest.FixtureRequest) -> LanguageModel:
 
 
 def probabilities(lm: LanguageModel, *restorations: Restoration, deviation: float = 0.0, **how):
-    question, _ = ask_about(lm, PROMPT, SUBJECT)
-    deviation = deviation or 3 * subject_deviation(lm, [(PROMPT, SUBJECT)])
+    question, _ = tokenise_prompt(lm, PROMPT, SUBJECT)
+    deviation = deviation or 3 * measure_subject_deviation(lm, [(PROMPT, SUBJECT)])
     noise = draw_noise(lm, len(question.subject), deviation=deviation, samples=SAMPLES, seed=0)
-    return question, answer_probabilities(lm, question, noise, restorations, **how)
+    return question, compute_probabilities(lm, question, noise, restorations, **how)
 
 
 def test_noise_reaches_the_answer(lm: LanguageModel) -> None:
@@ -50,7 +50,7 @@ def test_clean_row_is_the_plain_forward_pass(lm: LanguageModel) -> None:
 
 
 def test_restoring_everything_gives_the_clean_probability(lm: LanguageModel) -> None:
-    question, _ = ask_about(lm, PROMPT, SUBJECT)
+    question, _ = tokenise_prompt(lm, PROMPT, SUBJECT)
     everywhere = tuple(range(len(question.ids)))
     plan = [
         Restoration((question.prompt_last,), (state(lm.num_layers - 1),)),
@@ -62,7 +62,7 @@ def test_restoring_everything_gives_the_clean_probability(lm: LanguageModel) -> 
 
 
 def test_states_before_the_subject_change_nothing(lm: LanguageModel) -> None:
-    question, _ = ask_about(lm, PROMPT, SUBJECT)
+    question, _ = tokenise_prompt(lm, PROMPT, SUBJECT)
     before = tuple(range(question.subject.start))
     assert before
     plan = [Restoration(before, (Kind(kind).point(1),)) for kind in Kind]
@@ -72,7 +72,7 @@ def test_states_before_the_subject_change_nothing(lm: LanguageModel) -> None:
 
 def test_embeddings_are_noised_before_positions_are_added() -> None:
     lm = tiny_model("gpt2")
-    question, _ = ask_about(lm, PROMPT, SUBJECT)
+    question, _ = tokenise_prompt(lm, PROMPT, SUBJECT)
     noise = draw_noise(lm, len(question.subject), deviation=1.0, samples=1, seed=0)
     seen = {}
 
@@ -81,7 +81,7 @@ def test_embeddings_are_noised_before_positions_are_added() -> None:
         return values
 
     with lm.swap({state(-1): keep}):
-        answer_probabilities(lm, question, noise, [])
+        compute_probabilities(lm, question, noise, [])
     stream = seen["stream"]
     inside = slice(question.subject.start, question.subject.stop)
     torch.testing.assert_close(stream[1, inside] - stream[0, inside], noise[0], rtol=0, atol=1e-5)
@@ -92,10 +92,10 @@ def test_embeddings_are_noised_before_positions_are_added() -> None:
 
 def test_scaled_embeddings_are_noised_where_sigma_is_measured() -> None:
     lm = tiny_model("gemma2")
-    question, _ = ask_about(lm, PROMPT, SUBJECT)
+    question, _ = tokenise_prompt(lm, PROMPT, SUBJECT)
     ids = torch.tensor([question.ids[question.subject.start : question.subject.stop]])
     embedded = lm.model.get_input_embeddings()(ids)
-    deviation = subject_deviation(lm, [(PROMPT, SUBJECT)])
+    deviation = measure_subject_deviation(lm, [(PROMPT, SUBJECT)])
     assert deviation == pytest.approx(float(embedded.std(correction=0)), rel=1e-5)
     noise = draw_noise(lm, len(question.subject), deviation=deviation, samples=1, seed=0)
     seen = {}
@@ -105,7 +105,7 @@ def test_scaled_embeddings_are_noised_where_sigma_is_measured() -> None:
         return values
 
     with lm.swap({state(-1): keep}):
-        answer_probabilities(lm, question, noise, [])
+        compute_probabilities(lm, question, noise, [])
     stream = seen["stream"][:, question.subject.start : question.subject.stop]
     ratio = (stream[1] - stream[0]) / noise[0]
     scale = stream[0].norm() / embedded.norm()
@@ -123,7 +123,7 @@ def test_batching_changes_nothing(lm: LanguageModel) -> None:
 
 def test_severed_increments_are_those_of_the_corrupted_run(lm: LanguageModel) -> None:
     """After block 0 is restored, the token keeps that state plus corrupted increments."""
-    question, _ = ask_about(lm, PROMPT, SUBJECT)
+    question, _ = tokenise_prompt(lm, PROMPT, SUBJECT)
     last = question.subject[-1]
     outputs = tuple(
         write(Site(layer, part))
@@ -143,7 +143,7 @@ def test_severed_increments_are_those_of_the_corrupted_run(lm: LanguageModel) ->
     noise = draw_noise(lm, len(question.subject), deviation=1.0, samples=SAMPLES, seed=0)
     plan = [Restoration((last,), (state(0),), outputs)]
     with lm.swap({state(layer): keeper(layer) for layer in later}):
-        answer_probabilities(lm, question, noise, plan)
+        compute_probabilities(lm, question, noise, plan)
     ids = torch.tensor([question.ids])
     clean = lm.tap(Tokens(ids, torch.ones_like(ids)), [state(0)])[state(0)][0, last]
     baseline = {}
@@ -153,7 +153,7 @@ def test_severed_increments_are_those_of_the_corrupted_run(lm: LanguageModel) ->
         return values
 
     with lm.swap({state(0): keep_first}):
-        answer_probabilities(lm, question, noise, [])
+        compute_probabilities(lm, question, noise, [])
     for layer in later:
         corrupted, severed = seen[layer][1 : 1 + SAMPLES], seen[layer][1 + SAMPLES :]
         increments = corrupted - baseline[0][1 : 1 + SAMPLES]
@@ -168,7 +168,7 @@ def test_restoring_wins_over_severing(lm: LanguageModel) -> None:
 
 
 def test_windows_over_everything_leave_the_noise_in_the_stream(lm: LanguageModel) -> None:
-    question, _ = ask_about(lm, PROMPT, SUBJECT)
+    question, _ = tokenise_prompt(lm, PROMPT, SUBJECT)
     outputs = tuple(
         write(Site(layer, part))
         for layer in range(lm.num_layers)
@@ -185,10 +185,10 @@ def test_windows_over_everything_leave_the_noise_in_the_stream(lm: LanguageModel
 def test_hooks_are_gone_after_an_error() -> None:
     lm = tiny_model("llama")
     before = lm.digest()
-    question, _ = ask_about(lm, PROMPT, SUBJECT)
+    question, _ = tokenise_prompt(lm, PROMPT, SUBJECT)
     noise = draw_noise(lm, len(question.subject), deviation=1.0, samples=1, seed=0)
     with pytest.raises(IndexError):
-        answer_probabilities(lm, question, noise, [Restoration((10**6,), (state(0),))])
+        compute_probabilities(lm, question, noise, [Restoration((10**6,), (state(0),))])
     assert not lm.model.get_input_embeddings()._forward_hooks
     assert lm.digest() == before
 

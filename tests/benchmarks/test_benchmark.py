@@ -11,18 +11,19 @@ import pytest
 
 from corrigenda import benchmarks
 from corrigenda.benchmarks import files
-from corrigenda.benchmarks.aliases import objects
+from corrigenda.benchmarks.aliases import group_answers
 from corrigenda.benchmarks.benchmark import BENCHMARKS
-from corrigenda.benchmarks.files import Files
+from corrigenda.benchmarks.files import BenchmarkFiles
 from corrigenda.cases import Against, Case, Probe, Protocol
 from corrigenda.errors import (
     BadConfig,
     MalformedRecords,
     MissingData,
     UnknownBenchmark,
+    WriteFailed,
     WrongChecksum,
 )
-from tests.support.records import COUNTERFACT, ZSRE, changed, only, write
+from tests.support.records import COUNTERFACT, FLAT, KLOB, MQUAKE, ZSRE, changed, only, write
 
 PUBLISHED = {
     *("knowedit-recent", "knowedit-zsre", "knowedit-wikibio", "knowedit-counterfact"),
@@ -89,7 +90,7 @@ def test_loaded_counts_everything(tmp_path: Path) -> None:
     assert loaded.counts["probes"] == sum(len(case.probes) for case in loaded)
     assert loaded.dropped == {
         "the subject is not in the prompt": 1,
-        "the subject stands in the prompt more than once": 1,
+        "the subject occurs in the prompt more than once": 1,
         "the prompt or the target is empty": 1,
     }
     assert loaded.skipped == {"locality/unrelated_question: no answer": 1}
@@ -155,11 +156,11 @@ def test_a_download_is_checked_and_kept(tmp_path: Path, monkeypatch: pytest.Monk
     source = write(tmp_path / "source.json", [1, 2])
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     card = published(source, sha256=digest)
-    kept = Files(card, "", None).main()
+    kept = BenchmarkFiles(card, "", None).find_main()
     assert kept == tmp_path / "cache" / "benchmarks" / "made-up" / "file.json"
     assert kept.read_bytes() == source.read_bytes()
     source.unlink()
-    assert Files(card, "", None).main() == kept
+    assert BenchmarkFiles(card, "", None).find_main() == kept
 
 
 def test_another_file_than_the_published_one_is_refused(
@@ -168,14 +169,14 @@ def test_another_file_than_the_published_one_is_refused(
     monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path / "cache"))
     source = write(tmp_path / "source.json", [1, 2])
     with pytest.raises(WrongChecksum, match=r"CG605(.|\n)*expected 000000000000"):
-        Files(published(source, sha256="0" * 64), "", None).main()
+        BenchmarkFiles(published(source, sha256="0" * 64), "", None).find_main()
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
 def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path / "cache"))
     with pytest.raises(MissingData, match=r"cannot be downloaded(.|\n)*give its path"):
-        Files(published(tmp_path / "gone.json"), "", None).main()
+        BenchmarkFiles(published(tmp_path / "gone.json"), "", None).find_main()
     with pytest.raises(MissingData, match="no public address"):
         benchmarks.load("knowedit-convsent")
 
@@ -187,7 +188,9 @@ def test_addresses_are_relative_to_the_home_of_the_card(tmp_path: Path) -> None:
         "files": [{"name": "a.json", "url": "deep/a.json"}],
     }
     write(tmp_path / "deep" / "a.json", [])
-    assert Files(card, "", None)._public[0]["url"] == (tmp_path / "deep" / "a.json").as_uri()
+    assert (
+        BenchmarkFiles(card, "", None)._public[0]["url"] == (tmp_path / "deep" / "a.json").as_uri()
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,7 +206,7 @@ def test_addresses_are_relative_to_the_home_of_the_card(tmp_path: Path) -> None:
     ],
 )
 def test_answers_come_in_three_forms(answers: object, found: object) -> None:
-    assert objects(answers) == found  # type: ignore[arg-type]
+    assert group_answers(answers) == found  # type: ignore[arg-type]
 
 
 def test_a_case_can_be_asked_under_other_protocols() -> None:
@@ -226,3 +229,102 @@ def test_a_case_can_be_asked_under_other_protocols() -> None:
     assert probes[0].answer == "b"
     assert probes[1].answer is None
     assert case.edits == ((),)
+
+
+# Records of two other public sets: an edit with one locality prompt, and the same flattened.
+WISE = {
+    "subject": "Ada Quill",
+    "prompt": "Ada Quill was born in",
+    "target_new": "Oslo",
+    "rephrase_prompt": "The birthplace of Ada Quill is",
+    "locality_prompt": "Cheese is made of",
+    "locality_ground_truth": "milk",
+}
+
+
+@pytest.mark.parametrize("name", ["knowedit-counterfact", "knowedit-recent", "knowedit-zsre"])
+@pytest.mark.parametrize("record", [WISE, FLAT], ids=["wise", "flat"])
+def test_a_file_without_the_probes_of_its_schema_is_refused(
+    tmp_path: Path, name: str, record: dict
+) -> None:
+    path = write(tmp_path / "a.json", [record, record])
+    with pytest.raises(MalformedRecords) as caught:
+        benchmarks.load(name, path)
+    assert "CG603" in str(caught.value)
+    assert "no record gives a probe of portability or locality" in str(caught.value)
+    assert "another benchmark than" in str(caught.value)
+    assert "locality_prompt (2)" in str(caught.value)
+    with pytest.raises(MalformedRecords, match="no record gives a probe"):
+        benchmarks.load(name, path, limit=1)
+
+
+def test_unknown_fields_are_counted(tmp_path: Path) -> None:
+    records = [ZSRE, changed(ZSRE, subject="Vero", note="", src="Vero?"), changed(ZSRE, note=1)]
+    loaded = benchmarks.load("zsre", write(tmp_path / "z.json", records))
+    assert loaded.unknown_fields == {"cond": 3, "note": 2}
+    klob = benchmarks.load("klob", write(tmp_path / "k.json", KLOB["r"]), part="r")
+    assert klob.unknown_fields == {}
+
+
+def test_a_limit_reads_on_until_the_expected_probes_are_seen(tmp_path: Path) -> None:
+    records = [changed(ZSRE, loc=""), changed(ZSRE, src="When was Vero tower made?")]
+    loaded = benchmarks.load("zsre", write(tmp_path / "z.json", records), limit=1)
+    assert only(loaded).id == "0"
+    assert loaded.counts["records"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 3000 + b"]" * 3000, "nested deeper than"),
+        (b"[" + b"9" * 5000 + b"]", "an integer of 5000 digits"),
+        (b'[{"answer": NaN}]', "NaN is no finite number"),
+        (b'[{"answer": -Infinity}]', "-Infinity is no finite number"),
+        (b'[{"src": "\\ud800"}]', "lone surrogate"),
+        (b'[{"src": "\\ud83d\\ude00"}]', "record 0: subject: Field required"),
+        ("[]".encode("utf-16"), "cannot be read"),
+        (b"", "not JSON"),
+    ],
+    ids=["deep", "digits", "nan", "infinity", "surrogate", "pair", "utf-16", "empty"],
+)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_limits_of_json_are_errors_with_a_code(
+    tmp_path: Path, content: bytes, message: str, suffix: str
+) -> None:
+    path = tmp_path / f"zsre{suffix}"
+    if suffix == ".jsonl":
+        if not content:
+            return
+        if content.startswith(b"[{"):
+            content = b"\n" + content[1:-1]
+    path.write_bytes(content)
+    with pytest.raises(MalformedRecords, match=rf"CG603(.|\n)*{message}"):
+        benchmarks.load("zsre", path)
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "zsre.json", [ZSRE])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(benchmarks.load("zsre", path)) == 1
+
+
+def test_a_file_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_MOST_BYTES", 10)
+    with pytest.raises(MalformedRecords, match=r"CG603(.|\n)*larger than"):
+        benchmarks.load("zsre", write(tmp_path / "zsre.json", [ZSRE]))
+
+
+def test_an_accompanying_file_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.json", [MQUAKE])
+    (tmp_path / "multihop-prompts.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(MalformedRecords, match=r"CG603(.|\n)*multihop-prompts.txt"):
+        benchmarks.load("mquake", path)
+
+
+def test_a_cache_that_cannot_be_made_is_an_error_with_a_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path / "file"))
+    with pytest.raises(WriteFailed, match="CG601"):
+        benchmarks.load("counterfact")

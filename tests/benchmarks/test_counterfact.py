@@ -8,7 +8,8 @@ import pytest
 
 from corrigenda import benchmarks
 from corrigenda.cases import Against, Protocol
-from corrigenda.errors import MalformedRecords
+from corrigenda.errors import MalformedRecords, MissingData
+from tests.support.all_benchmarks import SNIPPETS
 from tests.support.records import COUNTERFACT, FLAT, ZSRE, changed, of_role, only, roles, write
 
 
@@ -102,7 +103,7 @@ def test_flat_form_takes_the_relation_map(tmp_path: Path) -> None:
     twice = changed(FLAT, subject="Vero", prompt="Vero, once Vero, is located in")
     path = write(tmp_path / "data" / "counterfact-edit.json", [twice])
     assert benchmarks.load("counterfact-flat", path).dropped == {
-        "the subject stands in the prompt more than once": 1
+        "the subject occurs in the prompt more than once": 1
     }
     entry = {"relation_id": "P30", "prompt": "Vero, once {}, is located in", "subject": "Vero"}
     write(tmp_path / "relation_map.json", {"7": entry})
@@ -150,3 +151,18 @@ def test_zsre_portability_follows_from_the_alternative(tmp_path: Path) -> None:
     assert of_role(case, "portability/one_hop")[0].answer == "the 1930s"
     case = only(benchmarks.load("zsre", path, direction="truth"))
     assert of_role(case, "portability/one_hop") == []
+
+
+def test_counterfact_compares_and_scores_texts_if_told(tmp_path: Path) -> None:
+    write(tmp_path / "counterfact.json", [COUNTERFACT])
+    write(tmp_path / "attribute_snippets.json", SNIPPETS)
+    case = only(benchmarks.load("counterfact", tmp_path, texts=True))
+    first, second = of_role(case, "consistency")
+    assert (first.prompt, second.prompt) == ("Near Mount Vero", "People of Mount Vero")
+    assert first.expected == (("Laos is a country of Asia.", "Mongolia lies in the east of Asia."),)
+    (essence,) = of_role(case, "essence")
+    assert (essence.prompt, essence.answer) == ("", "Mount Vero is a mountain of Africa.")
+    assert essence.protocol == Protocol.TEACHER_FORCED
+    (tmp_path / "attribute_snippets.json").unlink()
+    with pytest.raises(MissingData, match="attribute_snippets"):
+        benchmarks.load("counterfact", tmp_path, texts=True)

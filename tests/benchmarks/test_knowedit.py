@@ -57,7 +57,8 @@ def test_what_is_not_x_is_never_x(tmp_path: Path) -> None:
 
 
 def test_counterfact_has_an_old_answer(tmp_path: Path) -> None:
-    records = [COUNTERFACT_WIKI, changed(COUNTERFACT_WIKI, target_new="peru")]
+    further = {"target_new": "peru", "portability": RECENT["portability"]}
+    records = [COUNTERFACT_WIKI, changed(COUNTERFACT_WIKI, **further)]
     loaded = benchmarks.load("knowedit-counterfact", write(tmp_path / "c.json", records))
     first, second = loaded
     assert first.facts[0].before == "Peru"

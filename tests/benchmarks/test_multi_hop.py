@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from corrigenda import benchmarks
-from corrigenda.benchmarks.labels import Labels, split_statement
+from corrigenda.benchmarks.labels import EntityLabels, split_statement
 from tests.support.records import (
     MQUAKE,
     RIPPLE,
@@ -155,8 +155,8 @@ def test_ripple_drops_what_has_no_name(tmp_path: Path) -> None:
     nobody["Forgetfulness"] = [ripple_test(query("a", [["Bo"]]))]
     loaded = benchmarks.load("rippleedits", write(tmp_path / "r.json", [recent, nobody]))
     assert loaded.dropped == {
-        "the target cannot be told from the statement": 1,
-        "the subject cannot be told from the statement": 1,
+        "the target is not certain from the statement": 1,
+        "the subject is not certain from the statement": 1,
     }
 
 
@@ -194,8 +194,8 @@ def test_statements_are_split(
 
 
 def test_a_subject_must_stand_in_all_prompts_about_it() -> None:
-    labels = Labels([("Q2", ("Vero tower",))])
+    labels = EntityLabels([("Q2", ("Vero tower",))])
     prompt = "The owner of Mount Vero is"
-    assert labels.subject(prompt, "Q1", ["Mount Vero is high", "The age of Mount Vero is"])
-    assert labels.subject(prompt, "Q1", ["The age of Vero is"]) == ""
-    assert labels.subject("Near Oslo stands Vero tower in", "Q2", []) == "Vero tower"
+    assert labels.infer_subject(prompt, "Q1", ["Mount Vero is high", "The age of Mount Vero is"])
+    assert labels.infer_subject(prompt, "Q1", ["The age of Vero is"]) == ""
+    assert labels.infer_subject("Near Oslo stands Vero tower in", "Q2", []) == "Vero tower"

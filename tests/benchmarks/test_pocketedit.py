@@ -9,7 +9,7 @@ import pytest
 
 from corrigenda import benchmarks
 from corrigenda.almanac.world import load_world
-from corrigenda.benchmarks.pocketedit.facts import INVERSE, implied_by
+from corrigenda.benchmarks.pocketedit.facts import INVERSE, list_implied
 from corrigenda.benchmarks.pocketedit.pocketedit import Kind
 from corrigenda.cases import Against, Case, Protocol
 from corrigenda.errors import BadConfig
@@ -20,7 +20,7 @@ SIZE = 60
 
 
 @cache
-def drawn(part: str) -> benchmarks.Loaded:
+def drawn(part: str) -> benchmarks.LoadedBenchmark:
     return benchmarks.load("pocketedit", part=part, size=SIZE)
 
 
@@ -86,7 +86,7 @@ def test_new_objects_leave_the_world_without_contradiction() -> None:
         target = case.facts[0].target
         if relation in ("P26", "P36"):
             assert world.get(target, INVERSE[relation]) is None
-        for one in implied_by(subject, relation, target):
+        for one in list_implied(subject, relation, target):
             (probe, *_) = of_role(case, f"portability/{one.kind}")
             assert one.object in probe.expected[0]
             assert one.subject in probe.prompt
@@ -128,7 +128,7 @@ def test_what_should_stay_is_what_the_world_says(part: str) -> None:
             assert subject not in probe.prompt or relation in INVERSE
             assert not set(probe.rivals) & set(probe.expected[0])
         if part != "erasure":
-            implied = implied_by(subject, relation, case.facts[0].target)
+            implied = list_implied(subject, relation, case.facts[0].target)
             decided = {one.relation for one in implied if one.subject == subject} | {relation}
             # A city that lies elsewhere may be the capital no longer.
             doubtful = {"P1376"} if relation == "P17" else set()

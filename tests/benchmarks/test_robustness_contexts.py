@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from corrigenda.benchmarks.benchmark import BENCHMARKS
-from corrigenda.benchmarks.robustness_contexts import surrounded
+from corrigenda.benchmarks.robustness_contexts import add_surroundings
 from corrigenda.cases import SURROUNDINGS, Against, Case, Probe, Protocol
 from corrigenda.facts import Fact
 
@@ -34,11 +34,13 @@ def case():
 
 
 def made(case, kind):
-    return [probe for probe in surrounded(case, [kind]).probes if probe.family == "robustness"]
+    return [
+        probe for probe in add_surroundings(case, [kind]).probes if probe.family == "robustness"
+    ]
 
 
 def test_every_kind_asks_for_the_new_answer_and_against_the_old(case):
-    probes = surrounded(case, SURROUNDINGS).probes[len(case.probes) :]
+    probes = add_surroundings(case, SURROUNDINGS).probes[len(case.probes) :]
     assert {probe.role for probe in probes} == {f"robustness/{kind}" for kind in SURROUNDINGS}
     assert all(probe.expected == (("English",),) for probe in probes)
     assert all(probe.rivals == ("French",) for probe in probes)
@@ -74,12 +76,15 @@ def test_doubts_follow_the_models_own_answer(case):
 def test_what_cannot_be_made_is_counted(case):
     skipped = Counter()
     bare = Case(id="1", facts=(FACT,), probes=())
-    assert len(surrounded(bare, SURROUNDINGS, skipped).probes) == 3
+    assert len(add_surroundings(bare, SURROUNDINGS, skipped).probes) == 3
     assert sum(skipped.values()) == len(SURROUNDINGS) - 3
     unknown = Fact(prompt="Ada speaks", target="English", subject="Ada")
-    assert surrounded(Case(id="1", facts=(unknown,), probes=()), SURROUNDINGS, skipped).probes == ()
+    assert (
+        add_surroundings(Case(id="1", facts=(unknown,), probes=()), SURROUNDINGS, skipped).probes
+        == ()
+    )
     several = Case(id="2", facts=(FACT, FACT), probes=())
-    assert surrounded(several, SURROUNDINGS, skipped) is several
+    assert add_surroundings(several, SURROUNDINGS, skipped) is several
 
 
 def test_the_pocket_world_has_all_of_them():
@@ -87,7 +92,7 @@ def test_the_pocket_world_has_all_of_them():
     found = Counter(
         probe.role
         for case in cases
-        for probe in surrounded(case, SURROUNDINGS).probes
+        for probe in add_surroundings(case, SURROUNDINGS).probes
         if probe.family == "robustness"
     )
     assert set(found) == {f"robustness/{kind}" for kind in SURROUNDINGS}

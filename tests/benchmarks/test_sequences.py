@@ -25,7 +25,7 @@ from tests.support.records import (
 )
 
 
-def conflicts(tmp_path: Path, *records: dict, **options: object) -> benchmarks.Loaded:
+def conflicts(tmp_path: Path, *records: dict, **options: object) -> benchmarks.LoadedBenchmark:
     write(tmp_path / "conflict_prompts.json", CONFLICT_PROMPTS)
     path = write(tmp_path / "records.json", list(records))
     return benchmarks.load("conflictedit", path, **options)
@@ -102,7 +102,7 @@ def test_the_folder_of_a_model_is_told_from_the_other(tmp_path: Path) -> None:
         benchmarks.load("conflictedit", tmp_path / "GPT2-XL", part="gpt-j/reverse")
 
 
-def rounds(tmp_path: Path, record: dict, **options: object) -> benchmarks.Loaded:
+def rounds(tmp_path: Path, record: dict, **options: object) -> benchmarks.LoadedBenchmark:
     write(tmp_path / "round_prompts.json", ROUND_PROMPTS)
     return benchmarks.load("roundedit", write(tmp_path / "easy.json", [record]), **options)
 

@@ -26,7 +26,7 @@ def test_edit_prints_what_changed_and_keeps_the_patch(
         *QUICK,
     )
     assert ran.code == 0
-    assert f"{fact.prompt} {fact.target}  [took; " in ran.out
+    assert f"{fact.prompt} {fact.target}  [succeeded; " in ran.out
     assert all(word in ran.out for word in ("paraphrase", "neighbour", "2.mlp.down", "To undo it"))
     assert digest_of(model) == before
     patch = corrigenda.load_patch(file)
@@ -40,11 +40,11 @@ def test_edit_json_holds_everything(run: Run, model: Path, fact: Fact) -> None:
     ran = run("edit", model, fact.prompt, "-t", fact.target, "--json", *QUICK)
     assert ran.code == 0
     data = ran.json
-    assert data["took"] is True
+    assert data["succeeded"] is True
     assert data["no_op"] is False
     assert data["file"] is None
     assert data["facts"][0]["subject"] == "Space Needle"
-    assert data["facts"][0]["status"] == "took"
+    assert data["facts"][0]["status"] == "succeeded"
     assert [item["role"] for item in data["answers"]] == ["prompt"]
     assert data["answers"][0]["after"].startswith(fact.target)
     (change,) = data["changes"]
@@ -74,7 +74,7 @@ def test_an_edit_that_does_not_take_is_a_finding(run: Run, model: Path, fact: Fa
         *("--set", "steps=1", "--set", "use_moment=false", "--set", "variant=denominator"),
     )
     assert ran.code == 1
-    assert "[not taken; " in ran.out
+    assert "[failed; " in ran.out
 
 
 def test_many_facts_from_a_file(run: Run, model: Path, fact: Fact, tmp_path: Path) -> None:
@@ -156,3 +156,12 @@ def test_empty_text_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
     text.write_text("\n \n")
     ran = run("fit", model, "-m", "memit", "--text", text, "--set", "layers=[1]")
     assert (ran.code, ran.err[:5]) == (2, "CG602")
+
+
+def test_a_facts_file_without_facts_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "facts.jsonl"
+    for text in ("", "\n\n"):
+        file.write_text(text)
+        ran = run("edit", model, "--facts", file, "-m", "memit")
+        assert ran.code == 2
+        assert ran.err.startswith("CG101 MalformedFacts: the file holds no facts.")

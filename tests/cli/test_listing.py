@@ -25,6 +25,36 @@ def test_methods_table_holds_every_card(run: Run) -> None:
     assert all(name in shown for name in rows)
 
 
+def test_methods_fit_eighty_columns_one_line_each(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for arguments in ((), ("--model", model)):
+        lines = run("methods", *arguments).out.splitlines()
+        assert max(map(len, lines)) <= 80
+        assert [line.split()[0] for line in lines[1:] if line][: len(METHODS.names())] == list(
+            METHODS.names()
+        )
+    listed = run("methods").out
+    assert "..." not in listed
+    assert "\u2026" not in listed
+
+
+def test_methods_shows_the_card_of_one(run: Run) -> None:
+    ran = run("methods", "ROME")
+    assert ran.code == 0
+    assert "one fact whose prompt names its subject" in ran.out
+    assert "Pitfalls" in ran.out
+    data = run("methods", "knowledge_editor", "--json").json
+    assert data["method"]["name"] == "knowledge-editor"
+    assert data["card"] == METHODS.card_text("knowledge-editor")
+    ran = run("methods", "romme")
+    assert (ran.code, ran.err[:5]) == (2, "CG501")
+    assert 'Did you mean "rome"?' in ran.err
+    ran = run("methods", "rome", "--model", "pocket")
+    assert (ran.code, ran.err[:5]) == (2, "CG502")
+
+
 @pytest.mark.parametrize("name", METHODS.names())
 def test_table_says_what_the_object_says(name: str) -> None:
     (row,) = (row for row in corrigenda.list_methods() if row.name == name)

@@ -14,8 +14,10 @@ import corrigenda
 from corrigenda.cli.main import app
 
 COMMANDS = (
-    "edit ask fit methods models diff merge transform export revert trace neurons doctor pocket"
+    "edit ask fit methods models benchmarks evaluate report compare diff compose transform export "
+    "restore trace neurons doctor pocket"
 ).split()
+FORMER = ("bench", "benchmark", "merge", "revert")
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -47,6 +49,13 @@ def test_help_exits_ok(arguments: list[str]) -> None:
     code, out, err = run(*arguments)
     assert (code, err) == (0, "")
     assert "Usage: corrigenda" in out
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_former_names_have_no_aliases(name: str) -> None:
+    code, out, err = run(name)
+    assert (code, out) == (2, "")
+    assert "No such command" in err
 
 
 def test_neither_help_nor_import_loads_torch() -> None:
@@ -100,9 +109,9 @@ def test_coded_error_on_stderr_and_as_json_on_stdout() -> None:
         (["edit", "pocket", "France is", "-t", "Rome", "--set", "steps"], "CG502"),
         (["edit", "pocket", "France is", "-t", "Rome", "--set", "state=1"], "CG502"),
         (["edit", "pocket", "France is", "-t", "Rome", "-o", "/nowhere/p.safetensors"], "CG601"),
-        (["merge", "a.safetensors", "-o", "/nowhere/p.safetensors"], "CG601"),
+        (["compose", "a.safetensors", "-o", "/nowhere/p.safetensors"], "CG601"),
         (["diff", "/nowhere/p.safetensors"], "CG402"),
-        (["revert", "/nowhere", "-o", "/tmp/never"], "CG406"),
+        (["restore", "/nowhere", "-o", "/tmp/never"], "CG406"),
         (["pocket", "facts", "-s", "Atlantis"], "CG103"),
     ],
 )

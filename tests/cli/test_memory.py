@@ -33,7 +33,7 @@ def test_moments_count_at_every_layer(lm):
 
 def test_no_layer_is_probed_for_an_estimate(lm, monkeypatch):
     editor = build_editor("rome")
-    assert editor.chosen_layers() is None
+    assert editor.configured_layers() is None
     monkeypatch.setattr(type(lm), "_forward", None)
     assert editor.memory(lm, 10).edit > 0
 
@@ -42,7 +42,7 @@ def test_what_does_not_fit_is_said_and_small_things_are_not(lm, monkeypatch, cap
     editor = build_editor("memit", layers=[0, 1])
     needed = memory.announce(lm, editor, 10)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(memory, "_free", lambda _: needed - 1)
+    monkeypatch.setattr(memory, "_free_bytes", lambda _: needed - 1)
     assert memory.announce(lm, editor, 10) == needed
     assert "memit needs about" in capsys.readouterr().err
     assert memory.announce(lm, editor, 10, fit_only=True) < needed

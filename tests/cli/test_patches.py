@@ -1,4 +1,4 @@
-"""`diff`, `merge`, `export`, `revert`: patches as files and models made with them."""
+"""`diff`, `compose`, `export`, `restore`: patches as files and models made with them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_diff_of_two(run: Run, patch_file: Path, tmp_path: Path) -> None:
     assert site["cosine"] == pytest.approx(1, abs=1e-12)
     assert site["norm_difference"] == pytest.approx(0, abs=1e-6 * site["norm_a"])
     halved = tmp_path / "half.safetensors"
-    corrigenda.load_patch(patch_file).scaled(-0.5).save(halved)
+    corrigenda.load_patch(patch_file).scale(-0.5).save(halved)
     other = run("diff", patch_file, halved, "--json")
     assert (other.code, other.json["equal"]) == (1, False)
     (site,) = other.json["sites"]
@@ -41,13 +41,23 @@ def test_diff_of_two(run: Run, patch_file: Path, tmp_path: Path) -> None:
     assert "The patches differ." in run("diff", patch_file, halved).out
 
 
-def test_merge_adds_patches(run: Run, patch_file: Path, tmp_path: Path) -> None:
+def test_compose_adds_patches(run: Run, patch_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "sum.safetensors"
-    ran = run("merge", patch_file, patch_file, "-o", out)
+    same = tmp_path / "same.safetensors"
+    corrigenda.load_patch(patch_file).scale(1.0 + 1e-12).save(same)
+    ran = run("compose", patch_file, same, "-o", out)
     assert ran.code == 0
     assert "2 facts" in ran.out
     data = run("diff", patch_file, out, "--json").json
     assert data["sites"][0]["norm_b"] == pytest.approx(2 * data["sites"][0]["norm_a"])
+
+
+def test_merge_refuses_the_same_patch_twice(run: Run, patch_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sum.safetensors"
+    ran = run("compose", patch_file, patch_file, "-o", out)
+    assert ran.code == 2
+    assert "CG406" in ran.err
+    assert not out.exists()
 
 
 def test_export_to_peft(run: Run, patch_file: Path, model: Path, tmp_path: Path) -> None:
@@ -76,11 +86,11 @@ def test_merged_model_says_the_target(exported: Path, model: Path, fact: Fact) -
     assert {RECORD, PATCH, PRISTINE} <= {path.name for path in exported.iterdir()}
 
 
-def test_revert_gives_the_original_bits(
+def test_restore_gives_the_original_bits(
     run: Run, exported: Path, model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "restored"
-    ran = run("revert", exported, "-o", out, "--json")
+    ran = run("restore", exported, "-o", out, "--json")
     assert ran.code == 0
     assert ran.json["source"] == PRISTINE
     original = load_file(model / "model.safetensors")
@@ -90,18 +100,18 @@ def test_revert_gives_the_original_bits(
     assert corrigenda.load(out).digest() == corrigenda.load(model).digest() == ran.json["digest"]
 
 
-def test_revert_falls_back_on_the_base_model(
+def test_restore_falls_back_on_the_base_model(
     run: Run, exported: Path, model: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(exported, tmp_path / "without")
     (folder / PRISTINE).unlink()
-    ran = run("revert", folder, "-o", tmp_path / "restored", "--json")
+    ran = run("restore", folder, "-o", tmp_path / "restored", "--json")
     assert ran.code == 0
     assert ran.json["source"] == str(model)
     assert corrigenda.load(tmp_path / "restored").digest() == ran.json["digest"]
 
 
-def test_revert_refuses_what_it_cannot_restore(run: Run, exported: Path, tmp_path: Path) -> None:
+def test_restore_refuses_what_it_cannot_restore(run: Run, exported: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(exported, tmp_path / "tuned")
     record = (folder / RECORD).read_text()
     digest = corrigenda.load_patch(folder / PATCH).header.base_digest
@@ -109,14 +119,14 @@ def test_revert_refuses_what_it_cannot_restore(run: Run, exported: Path, tmp_pat
     assert digest in record
     (folder / RECORD).write_text(record.replace(digest, "0" * len(digest)))
     out = tmp_path / "restored"
-    ran = run("revert", folder, "-o", out)
+    ran = run("restore", folder, "-o", out)
     assert (ran.code, ran.err[:5]) == (2, "CG401")
     assert not out.exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_revert_overwrites_nothing(run: Run, exported: Path, tmp_path: Path) -> None:
-    ran = run("revert", exported, "-o", tmp_path)
+def test_restore_overwrites_nothing(run: Run, exported: Path, tmp_path: Path) -> None:
+    ran = run("restore", exported, "-o", tmp_path)
     assert (ran.code, ran.err[:5]) == (2, "CG601")
 
 

@@ -1,4 +1,4 @@
-"""What active patches know together is made once, and never of others than those asked."""
+"""A value built from active patches is built once, and only for the very patches asked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from corrigenda.engines.patch_cache import Kept
+from corrigenda.engines.patch_cache import PatchCache
 from corrigenda.facts import Fact
 from corrigenda.methods.ice.editor import IcePatch
 from corrigenda.patch.module import ModulePatch
@@ -16,24 +16,24 @@ from corrigenda.testing.tiny import tiny_model
 
 def patch(prompt: str) -> ModulePatch:
     fact = Fact(prompt=prompt, target="x")
-    return IcePatch.made(tiny_model("gpt2"), {"v": torch.zeros(1)}, method="ice", facts=[fact])
+    return IcePatch.make(tiny_model("gpt2"), {"v": torch.zeros(1)}, method="ice", facts=[fact])
 
 
-def test_it_is_made_again_only_for_others() -> None:
+def test_it_is_built_again_only_for_other_patches() -> None:
     calls: list[list[str]] = []
 
     def prompts(patches: Sequence[ModulePatch]) -> list[str]:
         calls.append([fact.prompt for one in patches for fact in one.facts])
         return calls[-1]
 
-    kept, first, second = Kept(prompts), patch("A is"), patch("B is")
-    assert kept.of([first]) is kept.of([first])
-    assert kept.of([first, second]) == ["A is", "B is"]
-    assert kept.of([second, first]) == ["B is", "A is"]
-    assert kept.of([second]) == kept.of([second]) == ["B is"]
+    cache, first, second = PatchCache(prompts), patch("A is"), patch("B is")
+    assert cache.get([first]) is cache.get([first])
+    assert cache.get([first, second]) == ["A is", "B is"]
+    assert cache.get([second, first]) == ["B is", "A is"]
+    assert cache.get([second]) == cache.get([second]) == ["B is"]
     assert len(calls) == 4
-    # Equal content is not enough: what was made is of the very patches.
-    assert kept.of([patch("B is")]) == ["B is"]
+    # Equal content is not enough: what was built belongs to the very patches.
+    assert cache.get([patch("B is")]) == ["B is"]
     assert len(calls) == 5
 
 
@@ -47,8 +47,8 @@ def test_it_goes_with_the_patches() -> None:
         def __del__(self) -> None:
             Made.alive -= 1
 
-    kept, one = Kept(Made), patch("A is")
-    kept.of([one])
+    cache, one = PatchCache(Made), patch("A is")
+    cache.get([one])
     assert Made.alive == 1
     del one
     gc.collect()

@@ -96,7 +96,7 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
         {
             **{"memory_size": 500, "validation_size": 100, "top_memory": 5, "max_neurons": 1},
             **{"steps": 60, "first_check": 60, "learning_rate": 0.2, "activation_weight": 1.5},
-            **{"memory_weight": 0.2, "memory_margin": 5.0, "silence": -5.0},
+            **{"memory_weight": 0.2, "memory_margin": 5.0, "silence": -5.0, "gate": 0.5},
         },
     ),
     "wise": (

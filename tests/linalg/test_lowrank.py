@@ -38,7 +38,7 @@ def test_sums(a, b, c):
     assert (a + b) + c == a + (b + c)
     assert LowRank.zeros(5, 7) + a == a
     assert (a + -a).norm() <= 1e-13 * (1 + a.norm())
-    torch.testing.assert_close(a.scaled(-2.5).to_dense(), -2.5 * a.to_dense())
+    torch.testing.assert_close(a.times(-2.5).to_dense(), -2.5 * a.to_dense())
 
 
 @QUICK

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corrigenda.linalg.nearest import Nearest
+from corrigenda.linalg.nearest import NearestSearch
 
 
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 12), st.booleans())
@@ -15,7 +15,7 @@ def test_it_is_what_comparing_all_pairs_gives(seed: int, n: int, d: int, far: bo
     generator = torch.Generator().manual_seed(seed)
     keys = torch.randn(n, d, generator=generator) + 100.0 * far
     queries = torch.randn(7, d, generator=generator) + 100.0 * far
-    found = Nearest(keys).search(queries)
+    found = NearestSearch(keys).search(queries)
     distances = (queries[:, None].double() - keys.double()).norm(dim=2)
     assert found.distances == pytest.approx(distances.min(1).values.tolist(), rel=1e-4, abs=1e-4)
     taken = distances.gather(1, found.indices[:, None]).squeeze(1)
@@ -25,14 +25,14 @@ def test_it_is_what_comparing_all_pairs_gives(seed: int, n: int, d: int, far: bo
 def test_a_stored_vector_is_at_distance_zero_and_the_first_of_equals_is_found() -> None:
     keys = torch.randn(300, 24, generator=torch.Generator().manual_seed(0)) + 50.0
     keys[200:] = keys[100:200]
-    found = Nearest(keys).search(keys)
+    found = NearestSearch(keys).search(keys)
     assert not found.distances.any()
     assert found.indices.tolist() == [*range(200), *range(100, 200)]
 
 
 def test_company_changes_nothing() -> None:
     generator = torch.Generator().manual_seed(1)
-    nearest = Nearest(torch.randn(500, 16, generator=generator))
+    nearest = NearestSearch(torch.randn(500, 16, generator=generator))
     queries = torch.randn(100, 16, generator=generator)
     together = nearest.search(queries)
     for row, query in enumerate(queries):
@@ -46,11 +46,11 @@ def test_rough_products_are_made_good(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = torch.randn(64, 8, generator=generator)
     queries = keys + 1e-3 * torch.randn(64, 8, generator=generator)
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
-    assert Nearest(keys).search(queries).indices.tolist() == list(range(64))
+    assert NearestSearch(keys).search(queries).indices.tolist() == list(range(64))
 
 
 def test_nothing_stored_is_infinitely_far() -> None:
-    found = Nearest(torch.empty(0, 4)).search(torch.zeros(2, 4))
-    assert len(Nearest(torch.empty(0, 4))) == 0
+    found = NearestSearch(torch.empty(0, 4)).search(torch.zeros(2, 4))
+    assert len(NearestSearch(torch.empty(0, 4))) == 0
     assert found.distances.tolist() == [torch.inf, torch.inf]
     assert found.indices.tolist() == [-1, -1]

@@ -30,8 +30,8 @@ def test_every_solve_equals_the_dense_one(counts, weight):
         expected = torch.linalg.solve(system, batch)
         assert_close(kept.solve(batch), expected)
         assert_close(Protected.from_tensors(kept.tensors()).solve(batch), expected)
-        assert_close(kept.reweighted(7.0).reweighted(weight).solve(batch), expected)
-        kept, seen = kept.extended(batch), torch.cat([seen, batch], dim=1)
+        assert_close(kept.with_weight(7.0).with_weight(weight).solve(batch), expected)
+        kept, seen = kept.with_keys(batch), torch.cat([seen, batch], dim=1)
         assert kept.count == seen.shape[1]
 
 
@@ -39,7 +39,7 @@ def test_what_is_kept_stops_growing():
     kept = Protected.empty(SIZE, 1.0)
     sizes = []
     for index in range(3 * SIZE):
-        kept = kept.extended(normal(index, SIZE, 1))
+        kept = kept.with_keys(normal(index, SIZE, 1))
         sizes.append(sum(tensor.numel() for tensor in kept.tensors().values()))
     assert kept.columns is None
     assert max(sizes) == sizes[-1] == SIZE**2 + 2
@@ -47,9 +47,9 @@ def test_what_is_kept_stops_growing():
 
 
 def test_few_keys_stay_columns_and_a_step_back_is_the_value_before():
-    first = Protected.empty(SIZE, 1.0).extended(normal(1, SIZE, 2))
+    first = Protected.empty(SIZE, 1.0).with_keys(normal(1, SIZE, 2))
     before = {name: tensor.clone() for name, tensor in first.tensors().items()}
-    first.extended(normal(2, SIZE, 1)).extended(normal(3, SIZE, 20))
+    first.with_keys(normal(2, SIZE, 1)).with_keys(normal(3, SIZE, 20))
     assert torch.equal(first.columns, normal(1, SIZE, 2))
     for name, tensor in first.tensors().items():
         assert torch.equal(tensor, before[name])
@@ -60,7 +60,7 @@ def test_solvers_take_kept_keys_or_plain_ones():
     moment = normal(4, SIZE, 40) @ normal(4, SIZE, 40).T / 40
     lower = torch.linalg.cholesky(moment)
     whitened = torch.linalg.solve_triangular(lower, old, upper=False)
-    kept = Protected.empty(SIZE, 2.0).extended(whitened[:, :2]).extended(whitened[:, 2:])
+    kept = Protected.empty(SIZE, 2.0).with_keys(whitened[:, :2]).with_keys(whitened[:, 2:])
     assert_close(
         ridge(keys, residuals, moment, weight=2.0, protected=kept).to_dense(),
         ridge(keys, residuals, moment, weight=2.0, protected=old).to_dense(),
@@ -68,7 +68,7 @@ def test_solvers_take_kept_keys_or_plain_ones():
     for threshold in (0.3, 1.5):
         free = null_space(moment, threshold=threshold)
         seen = free.coordinates(old)
-        kept = Protected.empty(len(seen), 2.0).extended(seen)
+        kept = Protected.empty(len(seen), 2.0).with_keys(seen)
         change = null_space_ridge(keys, residuals, free, weight=2.0, protected=kept).to_dense()
         plain = null_space_ridge(keys, residuals, free, weight=2.0, protected=old).to_dense()
         assert_close(change, plain)
@@ -77,4 +77,4 @@ def test_solvers_take_kept_keys_or_plain_ones():
 
 def test_a_weight_lost_to_rounding_is_named():
     with pytest.raises(IllConditioned, match="choose a larger one"):
-        Protected.empty(SIZE, 1e-40).extended(torch.ones(SIZE, 2))
+        Protected.empty(SIZE, 1e-40).with_keys(torch.ones(SIZE, 2))

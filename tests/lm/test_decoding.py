@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from corrigenda.errors import BadConfig, EmptyTarget, PromptTooLong
-from corrigenda.lm import decoding
-from corrigenda.lm.decoding import answer, greedy, next_token_top, sample, says, score
+from corrigenda.lm import decoding, kv_cache
+from corrigenda.lm.decoding import answer, greedy, next_token_top, says, score
 from corrigenda.lm.kv_cache import Continuation, batches
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sampling import sample, sample_to_length
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.spans import encode
 from corrigenda.testing.tiny import FAMILIES, tiny_model
@@ -186,6 +187,22 @@ def test_samples_follow_the_probabilities() -> None:
         share = one.probability / mass
         spread = math.sqrt(share * (1 - share) / len(prompts))
         assert texts.count(one.text) / len(prompts) == pytest.approx(share, abs=4 * spread)
+
+
+def test_samples_of_a_length_go_beyond_the_end(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the published programs sample: so many tokens with the prompt, whatever comes."""
+    arguments = {"top_k": 5, "seed": 7}
+    lengths = [len(encode(lm, prompt).ids) for prompt in PROMPTS]
+    wanted = sorted(lengths)[len(lengths) // 2] + 1
+    every = frozenset(range(lm.model.config.get_text_config().vocab_size))
+    monkeypatch.setattr(kv_cache, "_end_ids", lambda _: every)
+    assert set(sample(lm, PROMPTS, max_new_tokens=6, **arguments)) == {""}
+    found = sample_to_length(lm, PROMPTS, length=wanted, **arguments)
+    assert [len(one.ids or ()) for one in found] == [max(0, wanted - one) for one in lengths]
+    assert found == sample_to_length(lm, PROMPTS, length=wanted, **arguments, batch_tokens=1)
+    assert min(lengths) < wanted < max(lengths)
 
 
 def test_an_empty_prompt_starts_a_text() -> None:

@@ -120,7 +120,7 @@ def test_check_family_notices_a_forgotten_norm():
     )
     lm = LanguageModel(right.model, right.tokenizer, family=wrong)
     with pytest.raises(
-        AssertionError, match=r"block 0: the state(.|\n)*tail behind layer 0 \(value\)"
+        AssertionError, match=r"block 0: the state(.|\n)*tail after layer 0 \(value\)"
     ):
         check_family(lm)
 

@@ -14,6 +14,7 @@ from corrigenda.errors import (
     UnknownSite,
 )
 from corrigenda.lm import loading
+from corrigenda.lm.hooks import scatter_rows
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, key, state, value, write
 from corrigenda.testing.tiny import FAMILIES, tiny_model
@@ -232,6 +233,55 @@ def test_inner_swaps_see_what_outer_ones_put_in(llama):
         once = llama.tap(TOKENS, [value(site)])[value(site)]
     assert torch.equal(found, (base + 1) * 2)
     assert torch.equal(once, base + 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("part", ["mlp.down", "attn.q"])
+def test_an_added_term_equals_a_change_of_the_weight(family, part):
+    lm = tiny_model(family, layers=2)
+    site = Site(1, part, 1 if part == "mlp.down" and lm.num_experts(1) else None)
+    old = lm.weight(site).clone()
+    change = 0.3 * torch.randn(old.shape, generator=torch.Generator().manual_seed(0))
+    before = lm.logits(TOKENS)
+    with lm.add({site: lambda x, _: x @ change.T}):
+        added = lm.logits(TOKENS)[MASK]
+    with lm.add({site: lambda *_: None}):
+        assert torch.equal(lm.logits(TOKENS), before)
+    lm.write(site, old + change)
+    torch.testing.assert_close(added, lm.logits(TOKENS)[MASK], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)]
+)
+def test_terms_get_at_least_float32_and_sums_are_rounded_once(dtype, wide):
+    lm = tiny_model("llama", dtype=dtype)
+    site, seen = Site(1), {}
+
+    def term(x, output):
+        seen["x"], seen["before"] = x, output
+        return torch.full_like(output, 1e-3, dtype=wide)
+
+    with lm.add({site: term}):
+        after = lm.tap(TOKENS, [value(site)])[value(site)]
+    assert seen["x"].dtype == wide
+    assert torch.equal(after, (seen["before"].to(wide) + 1e-3).to(dtype))
+
+
+def test_a_term_may_read_another_point(llama):
+    site, other = Site(1), key(Site(1, "mlp.up"))
+    seen = {}
+    with llama.add({site: lambda x, _: seen.setdefault("x", x)}, inputs={site: other}):
+        read = llama.tap(TOKENS, [other, value(site)])[other]
+    assert torch.equal(seen["x"], read)
+
+
+def test_scattered_terms_leave_other_rows_to_the_bit():
+    output = torch.tensor([[-0.0, 0.0], [1.0, -2.0], [0.0, 3.0]])
+    after = output + scatter_rows(torch.ones(1, 2), torch.tensor([1]), 3)
+    assert torch.equal(after[1], torch.tensor([2.0, -1.0]))
+    for row in (0, 2):
+        assert torch.equal(after[row].view(torch.int32), output[row].view(torch.int32))
 
 
 def test_gradients_flow_through_swaps(llama):

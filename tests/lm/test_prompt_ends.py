@@ -28,7 +28,7 @@ class Recorder:
             rows = torch.arange(len(ends))
             return tensor[rows, ends].sum(1)
 
-        self.seen.append(self.lm.prompts.once(self, decide).tolist())
+        self.seen.append(self.lm.prompt_ends.decide_once(self, decide).tolist())
         return tensor
 
 
@@ -41,7 +41,7 @@ def test_the_last_token_that_is_not_padding_ends_the_prompt(side):
     lm = tiny_model("llama")
     rows = [encode(lm, prompt).ids for prompt in PROMPTS]
     recorder = Recorder(lm)
-    with lm.prompts.watched(), followed(lm, recorder):
+    with lm.prompt_ends.follow(), followed(lm, recorder):
         lm.logits(Tokens.pad(rows, 0, side))
     width = max(map(len, rows))
     wanted = [width - 1] * 4 if side == "left" else [len(row) - 1 for row in rows]
@@ -55,11 +55,11 @@ def test_columns_of_padding_are_told_in_every_pass(side):
     masks, continued = [], []
 
     def look(tensor):
-        masks.append(lm.prompts.mask)
-        continued.append(lm.prompts.continued)
+        masks.append(lm.prompt_ends.mask)
+        continued.append(lm.prompt_ends.continued)
         return tensor
 
-    with lm.prompts.watched(), lm.swap({state(0): look}):
+    with lm.prompt_ends.follow(), lm.swap({state(0): look}):
         lm.logits(tokens)
         lm.model(tokens.ids)
         greedy(lm, PROMPTS[1:2], max_new_tokens=3, stop=())
@@ -68,13 +68,13 @@ def test_columns_of_padding_are_told_in_every_pass(side):
     assert continued[2:] == [False, True, True]
     assert masks[-1].tolist() == [[True]]
     with pytest.raises(LostPrompts, match="by itself"):
-        lm.prompts.mask  # noqa: B018 - raises
+        lm.prompt_ends.mask  # noqa: B018 - raises
 
 
 def test_a_target_that_is_fed_does_not_belong_to_the_prompt():
     lm = tiny_model("llama")
     recorder = Recorder(lm)
-    with lm.prompts.watched(), followed(lm, recorder):
+    with lm.prompt_ends.follow(), followed(lm, recorder):
         score(lm, [(prompt, "Berlin, Germany and others") for prompt in PROMPTS[:2]])
     told = sorted(end for ends in recorder.ends for end in ends)
     assert told == sorted(encode(lm, prompt).prompt_last for prompt in PROMPTS[:2])
@@ -83,7 +83,7 @@ def test_a_target_that_is_fed_does_not_belong_to_the_prompt():
 def test_decisions_stay_with_their_rows_while_others_leave_the_batch():
     lm = tiny_model("llama")
     recorder = Recorder(lm)
-    with lm.prompts.watched(), followed(lm, recorder):
+    with lm.prompt_ends.follow(), followed(lm, recorder):
         greedy(lm, PROMPTS, max_new_tokens=3, stop=(), batch_tokens=10_000)
         first = recorder.seen[0]
         assert len(recorder.ends) == 1
@@ -97,11 +97,11 @@ def test_decisions_stay_with_their_rows_while_others_leave_the_batch():
 def test_rows_that_leave_take_their_decision_along():
     lm = tiny_model("llama")
     recorder = Recorder(lm)
-    with lm.prompts.watched(), followed(lm, recorder):
+    with lm.prompt_ends.follow(), followed(lm, recorder):
         lm.logits(Tokens.pad([encode(lm, prompt).ids for prompt in PROMPTS], 0))
-        lm.prompts.keep(torch.tensor([2, 0]))
-        lm.prompts.continued, lm.prompts._batch, lm.prompts._running = True, 2, True
-        kept = lm.prompts.once(recorder, lambda ends: ends).tolist()
+        lm.prompt_ends.select(torch.tensor([2, 0]))
+        lm.prompt_ends.continued, lm.prompt_ends._batch, lm.prompt_ends._running = True, 2, True
+        kept = lm.prompt_ends.decide_once(recorder, lambda ends: ends).tolist()
     assert kept == [recorder.seen[0][2], recorder.seen[0][0]]
 
 
@@ -109,7 +109,7 @@ def test_the_library_of_the_model_generates_with_one_decision():
     lm = tiny_model("llama")
     recorder = Recorder(lm)
     rows = Tokens.pad([encode(lm, prompt).ids for prompt in PROMPTS], 0, "left")
-    with lm.prompts.watched(), followed(lm, recorder):
+    with lm.prompt_ends.follow(), followed(lm, recorder):
         lm.model.generate(
             rows.ids, attention_mask=rows.mask, max_new_tokens=3, do_sample=False, pad_token_id=0
         )
@@ -124,7 +124,7 @@ def test_prompts_read_before_are_not_guessed():
     cache = lm.model(ids, use_cache=True).past_key_values
     recorder = Recorder(lm)
     with (
-        lm.prompts.watched(),
+        lm.prompt_ends.follow(),
         followed(lm, recorder),
         pytest.raises(LostPrompts, match="not read"),
     ):
@@ -134,20 +134,20 @@ def test_prompts_read_before_are_not_guessed():
 def test_nobody_is_followed_afterwards_and_copies_are_their_own():
     lm = tiny_model("llama")
     hooks = len(lm.model._forward_pre_hooks)
-    with lm.prompts.watched(), lm.prompts.watched():
+    with lm.prompt_ends.follow(), lm.prompt_ends.follow():
         assert len(lm.model._forward_pre_hooks) == hooks + 1
         other = copy.deepcopy(lm)
     assert len(lm.model._forward_pre_hooks) == hooks
-    assert other.prompts is not lm.prompts
+    assert other.prompt_ends is not lm.prompt_ends
     with pytest.raises(LostPrompts):
-        lm.prompts.ends  # noqa: B018 - raises
+        lm.prompt_ends.ends  # noqa: B018 - raises
 
 
 def test_a_part_of_the_model_by_itself_is_not_guessed_either():
     lm = tiny_model("llama")
     recorder = Recorder(lm)
     tokens = Tokens.pad([encode(lm, prompt).ids for prompt in PROMPTS], 0)
-    with lm.prompts.watched(), lm.swap({value(Site(0)): recorder}):
+    with lm.prompt_ends.follow(), lm.swap({value(Site(0)): recorder}):
         lm.tap(tokens, [state(1)])
         with pytest.raises(LostPrompts, match="by itself"):
             lm.module(Site(0))(torch.zeros(4, 3, lm.d_inner))

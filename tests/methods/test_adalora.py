@@ -284,7 +284,7 @@ def test_a_fact_of_the_pocket_model_changes() -> None:
     lm = cg.load("pocket", dtype=torch.float32)
     fact = Fact(prompt="The capital of France is", subject="France", target="Rome")
     digest = lm.digest()
-    patch = cg.edit(lm, fact, method="adalora")
+    patch = cg.edit(lm, fact, editor="adalora")
     ranks = patch.header.notes["ranks"]
     assert ranks[-1] < ranks[0]
     with patch.apply(lm):

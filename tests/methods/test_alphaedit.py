@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.exam import draw_edits
 from corrigenda.almanac.world import load_world
 from corrigenda.engines.locate import pipeline
 from corrigenda.errors import BadConfig, MissingState
@@ -226,7 +226,7 @@ def test_a_sequence_on_the_pocket_model_takes_and_others_stay() -> None:
     editor = build_editor("alphaedit", "pocket", contexts=TWO_LEVEL)
     state = pocket_moments(editor.layers)
     state = editor.with_projectors(state, state.moment_sites)
-    cases = edit_items(load_world(), 4)
+    cases = draw_edits(load_world(), 4)
     neighbours = [fact for case in cases for fact in case.fact.neighbours]
     before, digest = answer(lm, neighbours), lm.digest()
     first = editor.edit(lm, [case.fact for case in cases[::2]], state)

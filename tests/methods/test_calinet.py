@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 import corrigenda as cg
-from corrigenda.engines.activation import host_activation
 from corrigenda.engines.gradients import by_length, labelled_rows
 from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.errors import NonFinite, UnknownSite
 from corrigenda.facts import Fact
+from corrigenda.lm.activation import activation_of
 from corrigenda.lm.decoding import score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, key, value
 from corrigenda.methods.calinet import slots
 from corrigenda.methods.calinet.editor import Calinet, CalinetPatch
-from corrigenda.methods.calinet.slots import Slots, beside, fresh
+from corrigenda.methods.calinet.slots import Slots, add_slots, new_slots
 from corrigenda.testing.tiny import tiny_model
 from tests.support.adapting import Snapshot, logits_of, model
 from tests.support.locating import FACTS
@@ -39,15 +39,15 @@ def calinet(**options: object) -> Calinet:
     return Calinet(**{"steps": 6, "slots": 6, "learning_rate": 0.02, **options})
 
 
-def settings(**options: object) -> slots.Settings:
-    return calinet(**options)._settings
+def training(**options: object) -> slots.Settings:
+    return calinet(**options).training
 
 
 def random_slots(lm: LanguageModel, layers: tuple[int, ...] = (0, 1)) -> dict[int, Slots]:
     generator = torch.Generator().manual_seed(1)
     return {
         layer: replace(own, values=torch.randn(own.values.shape, generator=generator).to(own.keys))
-        for layer, own in fresh(lm, layers, 6, seed=0).items()
+        for layer, own in new_slots(lm, layers, 6, seed=0).items()
     }
 
 
@@ -55,9 +55,9 @@ def random_slots(lm: LanguageModel, layers: tuple[int, ...] = (0, 1)) -> dict[in
 def test_untrained_slots_change_no_bit(family: str) -> None:
     lm = model(family)
     before = logits_of(lm)
-    with beside(lm, fresh(lm, (0, 1), 6, seed=0)):
+    with add_slots(lm, new_slots(lm, (0, 1), 6, seed=0)):
         assert torch.equal(logits_of(lm), before)
-    with beside(lm, random_slots(lm)):
+    with add_slots(lm, random_slots(lm)):
         assert not torch.equal(logits_of(lm), before)
     assert torch.equal(logits_of(lm), before)
 
@@ -67,7 +67,7 @@ def test_slots_are_more_units_of_the_block(family: str) -> None:
     """[Kc; K] and [Vc, V] in one wider block compute the same."""
     lm = model(family, torch.float64)
     slots = random_slots(lm)[1]
-    activation = host_activation(lm)
+    activation = activation_of(lm)
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[Tensor], Tensor]:
@@ -78,7 +78,7 @@ def test_slots_are_more_units_of_the_block(family: str) -> None:
         return see
 
     with (
-        beside(lm, {1: slots}),
+        add_slots(lm, {1: slots}),
         lm.swap({key(Site(1, "mlp.up")): keep("in"), value(Site(1)): keep("out")}),
     ):
         logits_of(lm)
@@ -108,9 +108,9 @@ def test_the_order_of_slots_does_not_matter() -> None:
         layer: Slots(own.keys[order], own.values[:, order], own.gates[order])  # type: ignore[index]  # gated
         for layer, own in slots.items()
     }
-    with beside(lm, slots):
+    with add_slots(lm, slots):
         one = logits_of(lm)
-    with beside(lm, permuted):
+    with add_slots(lm, permuted):
         torch.testing.assert_close(logits_of(lm), one)
 
 
@@ -120,15 +120,15 @@ def test_a_slot_that_does_not_fire_adds_exactly_nothing() -> None:
     (slots,) = random_slots(lm, (1,)).values()
     hidden = torch.randn(5, lm.d_model, generator=torch.Generator().manual_seed(3))
     away = -hidden.abs().sum(0, keepdim=True).sign().expand_as(slots.keys) * 0.1
-    silent = slots.branch(hidden.abs(), host_activation(lm))
+    silent = slots.branch(hidden.abs(), activation_of(lm))
     assert silent.any()
-    silent = replace(slots, keys=away).branch(hidden.abs(), host_activation(lm))
+    silent = replace(slots, keys=away).branch(hidden.abs(), activation_of(lm))
     assert not silent.any()
 
 
 def test_first_values() -> None:
     lm = model("llama")
-    (slots,) = fresh(lm, (1,), 400, seed=0).values()
+    (slots,) = new_slots(lm, (1,), 400, seed=0).values()
     assert not slots.values.any()
     assert slots.gates is not None
     for drawn in (slots.keys, slots.gates):
@@ -153,12 +153,12 @@ def test_the_first_step_is_against_the_gradient_of_the_mean_loss(family: str) ->
     """Adam's first step moves every weight by the rate, against its gradient; Kc has none yet."""
     lm = model(family, torch.float64)
     rows = labelled_rows(lm, FACTS)
-    start = fresh(lm, (0, 1), 6, seed=0)
-    trained = slots.train(lm, start, rows, settings(steps=1, learning_rate=0.01))
+    start = new_slots(lm, (0, 1), 6, seed=0)
+    trained = slots.train(lm, start, rows, training(steps=1, learning_rate=0.01))
     leaves = {layer: own.values.clone().requires_grad_() for layer, own in start.items()}
     with (
         torch.enable_grad(),
-        beside(lm, {layer: replace(own, values=leaves[layer]) for layer, own in start.items()}),
+        add_slots(lm, {layer: replace(own, values=leaves[layer]) for layer, own in start.items()}),
     ):
         total, count = torch.zeros((), dtype=torch.float64), 0
         for row in rows:
@@ -177,9 +177,9 @@ def test_the_first_step_is_against_the_gradient_of_the_mean_loss(family: str) ->
 def test_batches_and_whole_passes_train_on_the_same_rows() -> None:
     lm = model("gpt2")
     rows = labelled_rows(lm, FACTS)
-    whole = slots.train(lm, fresh(lm, (1,), 6, 0), rows, settings(steps=3))
-    parts = slots.train(lm, fresh(lm, (1,), 6, 0), rows, settings(steps=3, batch_size=2))
-    again = slots.train(lm, fresh(lm, (1,), 6, 0), rows[::-1], settings(steps=3, batch_size=2))
+    whole = slots.train(lm, new_slots(lm, (1,), 6, 0), rows, training(steps=3))
+    parts = slots.train(lm, new_slots(lm, (1,), 6, 0), rows, training(steps=3, batch_size=2))
+    again = slots.train(lm, new_slots(lm, (1,), 6, 0), rows[::-1], training(steps=3, batch_size=2))
     assert len(by_length(rows, 2)) > 1
     assert parts.losses == again.losses
     assert parts.losses != whole.losses
@@ -217,7 +217,7 @@ def test_groups_add_up_and_each_comes_off_by_itself() -> None:
             torch.cat([one.slots[1].values, two.slots[1].values], dim=1),
         )
     }
-    with beside(lm, stacked):
+    with add_slots(lm, stacked):
         torch.testing.assert_close(logits_of(lm), logits[0])
     assert torch.equal(logits_of(lm), before)
 

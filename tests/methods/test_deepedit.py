@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 import corrigenda
-from corrigenda.engines.edit_store import fitted, sentence
+from corrigenda.engines.edit_store import fit_examples, write_sentence
 from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.methods.deepedit import editor as deepedit
-from corrigenda.methods.deepedit.editor import DeepEdit, _last_name
+from corrigenda.methods.deepedit.editor import DeepEdit, _find_last_name
 from corrigenda.methods.deepedit.prompts import THREE_QUESTIONS
 from corrigenda.testing.tiny import tiny_model
 from tests.support.edit_stores import (
@@ -19,12 +19,12 @@ from tests.support.edit_stores import (
     FACTS,
     UNRELATED,
     Script,
-    memory,
     require_consequences,
     require_logits_stay,
     require_records,
     roomy_model,
     said_alone,
+    store,
 )
 
 CHAIN = "Question: {question}\nReasoning:"
@@ -62,27 +62,27 @@ def spoken(monkeypatch: pytest.MonkeyPatch) -> Script:
 
 def test_accepted_edits_take_the_place_of_steps_word_for_word(lm, spoken) -> None:
     made = editor(top_k=3)
-    (found,) = made.reason(lm, memory(lm), [ASKED])
+    (found,) = made.reason(lm, store(lm), [ASKED])
     assert found.answer == "Bo Dahl"
-    assert found.working == ".# ".join([*map(sentence, FACTS[:2]), "Bo Dahl is the answer"])
+    assert found.working == ".# ".join([*map(write_sentence, FACTS[:2]), "Bo Dahl is the answer"])
     assert len(spoken.asked) == 3
     with made.edit(lm, FACTS).patch.apply(lm):
         assert corrigenda.answer(lm, [ASKED]) == ["Bo Dahl"]
 
 
 def test_without_an_edit_that_fits_the_chain_is_the_models_own(lm, spoken) -> None:
-    (found,) = editor().reason(lm, memory(lm, (UNRELATED,)), [ASKED])
+    (found,) = editor().reason(lm, store(lm, (UNRELATED,)), [ASKED])
     assert found.answer == "Gus Orr"
-    assert sentence(UNRELATED) not in found.working
+    assert write_sentence(UNRELATED) not in found.working
 
 
 def test_the_most_similar_accepted_edit_is_followed_first(lm, spoken) -> None:
     other = Fact(prompt="The sport of Ann Lee is", subject="Ann Lee", target="chess")
     facts = (other, EMPLOYER)
     made = editor()
-    (hits,) = memory(lm, facts).nearest(lm, ["Ann Lee works for"], k=2)
-    made.reason(lm, memory(lm, facts), [ASKED])
-    assert spoken.asked[1].endswith(f" {sentence(facts[hits[0].place])}.#")
+    (hits,) = store(lm, facts).nearest(lm, ["Ann Lee works for"], k=2)
+    made.reason(lm, store(lm, facts), [ASKED])
+    assert spoken.asked[1].endswith(f" {write_sentence(facts[hits[0].place])}.#")
 
 
 def test_no_chain_is_too_deep_or_uses_an_edit_twice(lm, monkeypatch) -> None:
@@ -93,15 +93,15 @@ def test_no_chain_is_too_deep_or_uses_an_edit_twice(lm, monkeypatch) -> None:
     for depth in (2, 4):
         said_alone(deepedit, monkeypatch, greedy=(script := Endless({})))
         monkeypatch.setattr("corrigenda.engines.edit_store.answer", Script({}))
-        assert editor(depth=depth).reason(lm, memory(lm), [ASKED]) == [None]
+        assert editor(depth=depth).reason(lm, store(lm), [ASKED]) == [None]
         assert max(prompt.count("#") for prompt in script.asked) == depth
         for prompt in script.asked:
-            assert all(prompt.count(sentence(fact)) <= 1 for fact in FACTS)
+            assert all(prompt.count(write_sentence(fact)) <= 1 for fact in FACTS)
     said_alone(deepedit, monkeypatch, greedy=(script := Endless({})))
     assert editor(most_states=3).edit(lm, FACTS).patch.answers(lm, [ASKED]) == [None]
     assert len(script.asked) == 3
     said_alone(deepedit, monkeypatch, greedy=Script({"Reasoning:": " On.", "#": " On."}))
-    assert editor().reason(lm, memory(lm), [ASKED]) == [None]
+    assert editor().reason(lm, store(lm), [ASKED]) == [None]
 
 
 def test_a_chain_does_not_return_to_the_entity_before(lm, monkeypatch) -> None:
@@ -112,7 +112,7 @@ def test_a_chain_does_not_return_to_the_entity_before(lm, monkeypatch) -> None:
     }
     said_alone(deepedit, monkeypatch, greedy=(script := Script(lines)))
     monkeypatch.setattr("corrigenda.engines.edit_store.answer", Script({}))
-    assert editor().reason(lm, memory(lm, (UNRELATED,)), [ASKED]) == [None]
+    assert editor().reason(lm, store(lm, (UNRELATED,)), [ASKED]) == [None]
     assert len(script.asked) <= 4
 
 
@@ -138,14 +138,18 @@ def test_yes_is_what_is_likelier_than_no_and_all_questions_must_agree(lm, monkey
 
     said_alone(deepedit, monkeypatch, score=score)
     checks = [
-        deepedit._Check(0, place, fact, "Ann Lee works for Old Inc", "", "Old Inc")
+        deepedit._EditCheck(0, place, fact, "Ann Lee works for Old Inc", "", "Old Inc")
         for place, fact in enumerate((EMPLOYER, UNRELATED))
     ]
-    assert made._conflicts(lm, checks) == [True, False]
-    assert made._exist(lm, ["Rome", None, "Cy"], ["It is in Rome"] * 3) == [True, False, False]
+    assert made._find_conflicts(lm, checks) == [True, False]
+    assert made._find_entities(lm, ["Rome", None, "Cy"], ["It is in Rome"] * 3) == [
+        True,
+        False,
+        False,
+    ]
     three = DeepEdit(retriever="states:0", prompts={"conflict": THREE_QUESTIONS})
     asked.clear()
-    assert three._conflicts(lm, checks) == [True, False]
+    assert three._find_conflicts(lm, checks) == [True, False]
     assert len(asked) == 6
     assert "{" not in "".join(asked)
 
@@ -163,7 +167,7 @@ def test_yes_is_what_is_likelier_than_no_and_all_questions_must_agree(lm, monkey
     ],
 )
 def test_new_entities_by_name(previous: str, step: str, name: str) -> None:
-    assert _last_name(previous, step) == name
+    assert _find_last_name(previous, step) == name
 
 
 def test_logits_stay_and_an_empty_memory_answers_nothing(lm) -> None:
@@ -175,9 +179,9 @@ def test_prompts_leave_out_examples_that_do_not_fit() -> None:
     prompt = "Name it.\n\nA: 1\nB: 2\n\nA: 3\nB: 4\n\nA: 5\nB:"
     length = len(small.tokenizer(prompt).input_ids)
     room = small.context_length
-    assert fitted(small, prompt, room - length) == prompt
-    assert fitted(small, prompt, room - length + 1) == "Name it.\n\nA: 3\nB: 4\n\nA: 5\nB:"
-    assert fitted(small, prompt, room) is None
+    assert fit_examples(small, prompt, room - length) == prompt
+    assert fit_examples(small, prompt, room - length + 1) == "Name it.\n\nA: 3\nB: 4\n\nA: 5\nB:"
+    assert fit_examples(small, prompt, room) is None
     made = DeepEdit(retriever="states:0", new_tokens=3, most_states=2)
     (said,) = made.edit(small, FACTS).patch.answers(small, [ASKED])
     assert said is None or isinstance(said, str)

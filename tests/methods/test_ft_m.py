@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import corrigenda as cg
-from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.exam import draw_edits
 from corrigenda.almanac.world import load_world
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import score
@@ -45,7 +45,7 @@ def test_the_order_within_a_mini_batch_does_not_matter() -> None:
 
 def test_single_edits_on_the_pocket_model(pocket: LanguageModel) -> None:
     editor = build_editor("ft-m", pocket.name)
-    figures = card.single_edits(pocket, editor, edit_items(load_world(), 6, seed=3))
+    figures = card.try_single_edits(pocket, editor, draw_edits(load_world(), 6, seed=3))
     assert figures.efficacy is not None
     assert figures.efficacy >= 0.75
     assert figures.locality is not None

@@ -13,13 +13,20 @@ from corrigenda.engines.answer_loss import AnswerPasses
 from corrigenda.engines.gradients import labelled_rows
 from corrigenda.errors import NonFinite, UnknownSite
 from corrigenda.facts import Fact
-from corrigenda.linalg.nearest import Nearest
+from corrigenda.linalg.nearest import NearestSearch
 from corrigenda.lm.decoding import answer, score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens, value
 from corrigenda.lm.spans import encode
-from corrigenda.methods.grace.codebook import ADDED, SPLIT, TAKEN_OVER, Codebook, Records, place
-from corrigenda.methods.grace.editor import Grace, _stored
+from corrigenda.methods.grace.codebook import (
+    ADDED,
+    SPLIT,
+    TAKEN_OVER,
+    Codebook,
+    CodebookRecords,
+    place_facts,
+)
+from corrigenda.methods.grace.editor import Grace, _to_records
 from corrigenda.methods.presets import build_editor
 from corrigenda.patch import load_patch
 from corrigenda.testing.tiny import tiny_model
@@ -37,18 +44,18 @@ def grace(**options: object) -> Grace:
     return Grace(**{"layer": 1, "steps": 4, "radius": 0.3, **options})
 
 
-def records(keys, targets, *, radius=1.0, book=None, right=None) -> tuple[Records, list]:
+def records(keys, targets, *, radius=1.0, book=None, right=None) -> tuple[CodebookRecords, list]:
     keys = torch.tensor(keys)
     right = [False] * len(keys) if right is None else right
-    plan = place(book, keys, targets, right, radius=radius, noise=[1e-4] * len(keys))
+    plan = place_facts(book, keys, targets, right, radius=radius, noise=[1e-4] * len(keys))
     done = [index for index, one in enumerate(plan) if one.act is not None]
     # Values say which record they belong to.
     values = torch.arange(len(keys)).float()[:, None] + (0 if book is None else 100)
-    return Records(**_stored(done, plan, keys, values, targets)), plan
+    return CodebookRecords(**_to_records(done, plan, keys, values, targets)), plan
 
 
-def joined(*parts: Records) -> Codebook:
-    return Codebook.of(Records.joined([part._asdict() for part in parts]))
+def codebook_of(*parts: CodebookRecords) -> Codebook:
+    return Codebook.of(CodebookRecords.concatenate([part._asdict() for part in parts]))
 
 
 A, B = (1, 2), (3,)
@@ -57,34 +64,34 @@ A, B = (1, 2), (3,)
 def test_a_ball_that_touches_none_is_added() -> None:
     own, plan = records([[0.0, 0.0], [2.5, 0.0]], [A, B])
     assert [one.act for one in plan] == [ADDED, ADDED]
-    book = joined(own)
+    book = codebook_of(own)
     assert len(book) == 2
     assert book.radii.tolist() == [1.0, 1.0]
 
 
 def test_the_same_target_expands_and_adds_no_entry() -> None:
     first, _ = records([[0.0, 0.0]], [A])
-    book = joined(first)
+    book = codebook_of(first)
     second, plan = records([[1.5, 0.0]], [A], book=book)
     assert [one.act for one in plan] == [TAKEN_OVER]
-    both = joined(first, second)
+    both = codebook_of(first, second)
     assert len(both) == 1
     assert float(both.radii) == pytest.approx(1.5, abs=1e-3)
     assert float(both.radii) > 1.5
     inside, plan = records([[0.5, 0.0]], [A], book=book)
     assert [one.act for one in plan] == [TAKEN_OVER]
-    assert len(joined(first, inside)) == 1
-    assert float(joined(first, inside).radii) == 1.0
+    assert len(codebook_of(first, inside)) == 1
+    assert float(codebook_of(first, inside).radii) == 1.0
 
 
 @pytest.mark.parametrize("distance", [0.2, 1.0, 1.9])
 def test_another_target_splits_into_balls_that_do_not_touch(distance: float) -> None:
     own, plan = records([[0.0, 0.0], [distance, 0.0]], [A, B])
     assert [one.act for one in plan] == [ADDED, SPLIT]
-    book = joined(own)
+    book = codebook_of(own)
     assert len(book) == 2
     assert float(book.radii.sum()) < distance + 1e-9
-    assert book.hits(Nearest(book.keys).search(own.keys)).tolist() == [0, 1]
+    assert book.hits(NearestSearch(book.keys).search(own.keys)).tolist() == [0, 1]
 
 
 def test_targets_are_compared_token_by_token() -> None:
@@ -94,9 +101,9 @@ def test_targets_are_compared_token_by_token() -> None:
 
 def test_a_prompt_edited_again_takes_over_its_entry() -> None:
     first, _ = records([[5.0, 1.0]], [A])
-    second, plan = records([[5.0, 1.0]], [B], book=joined(first))
+    second, plan = records([[5.0, 1.0]], [B], book=codebook_of(first))
     assert [one.act for one in plan] == [TAKEN_OVER]
-    both = joined(first, second)
+    both = codebook_of(first, second)
     assert len(both) == 1
     assert both.target(0) == B
     assert float(both.radii) == 1.0
@@ -111,29 +118,31 @@ def test_what_is_right_and_in_no_ball_is_left_alone() -> None:
 
 def test_what_an_edit_did_to_other_balls_goes_with_it() -> None:
     one, _ = records([[0.0, 0.0]], [A])
-    two, plan = records([[1.0, 0.0]], [B], book=joined(one))
+    two, plan = records([[1.0, 0.0]], [B], book=codebook_of(one))
     assert plan[0].act == SPLIT
-    three, plan = records([[-0.8, 0.0]], [A], book=joined(one, two))
+    three, plan = records([[-0.8, 0.0]], [A], book=codebook_of(one, two))
     assert plan[0].act == TAKEN_OVER
-    assert joined(one, two).radii.tolist() == pytest.approx([0.5, 0.5], abs=1e-4)
-    assert joined(one, two, three).radii.tolist() == pytest.approx([0.8, 0.5], abs=1e-3)
-    assert joined(one, three).radii.tolist() == [1.0]
-    assert joined(one).radii.tolist() == [1.0]
-    alone = joined(two, three)
+    assert codebook_of(one, two).radii.tolist() == pytest.approx([0.5, 0.5], abs=1e-4)
+    assert codebook_of(one, two, three).radii.tolist() == pytest.approx([0.8, 0.5], abs=1e-3)
+    assert codebook_of(one, three).radii.tolist() == [1.0]
+    assert codebook_of(one).radii.tolist() == [1.0]
+    alone = codebook_of(two, three)
     assert alone.radii.tolist() == [0.5, 1.0]
     assert alone.target(1) == A
     # Put back behind the others, it is their entry again.
-    assert sorted(joined(two, three, one).radii.tolist()) == pytest.approx([0.5, 0.8], abs=1e-3)
+    assert sorted(codebook_of(two, three, one).radii.tolist()) == pytest.approx(
+        [0.5, 0.8], abs=1e-3
+    )
 
 
 def test_the_order_of_records_decides_ties_only() -> None:
     own, _ = records([[0.0], [4.0], [9.0]], [A, B, A])
     queries = torch.tensor([[0.1], [4.2], [8.5], [6.5], [30.0]])
-    hits = joined(own).hits(Nearest(own.keys).search(queries)).tolist()
-    back = Nearest(own.keys.flip(0))
-    flipped = joined(own._replace(radii=own.radii.flip(0))).hits(back.search(queries)).tolist()
+    hits = codebook_of(own).hits(NearestSearch(own.keys).search(queries)).tolist()
+    back = NearestSearch(own.keys.flip(0))
+    flipped = codebook_of(own._replace(radii=own.radii.flip(0))).hits(back.search(queries)).tolist()
     assert [hit if hit < 0 else 2 - hit for hit in flipped] == hits == [0, 1, 2, -1, -1]
-    twice = Nearest(torch.zeros(2, 1)).search(torch.zeros(1, 1))
+    twice = NearestSearch(torch.zeros(2, 1)).search(torch.zeros(1, 1))
     assert twice.indices.tolist() == [0]
 
 

@@ -11,6 +11,7 @@ import corrigenda
 from corrigenda.errors import BadConfig, PromptTooLong
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import greedy, next_token_top, score
+from corrigenda.lm.interception import rewrite_prompts
 from corrigenda.methods.ice.editor import ICE
 from corrigenda.patch import load_patch
 from tests.support.in_context import EDITS, asked
@@ -87,7 +88,7 @@ def test_the_later_of_two_facts_with_one_prompt_counts() -> None:
     lm = model()
     early, late = EDITS[0], replace(EDITS[0], target="Welsh")
     with ALWAYS.edit(lm, [early]).patch.apply(lm), ALWAYS.edit(lm, [late]).patch.apply(lm):
-        said = lm.asking.rewritten(lm, [early.prompt])
+        said = rewrite_prompts(lm, [early.prompt])
     assert said[0].prompt.startswith("New Fact: The mother tongue of Ada Lovelace is Welsh\n")
     assert "French" not in said[0].prompt
 
@@ -121,7 +122,7 @@ def test_on_the_pocket_model_a_fact_is_told_saved_and_told_again(tmp_path) -> No
     )
     before = corrigenda.answer(lm, fact.prompt)
     correction = corrigenda.correct(lm, fact, "ice", embedder="states")
-    assert correction.took
+    assert correction.succeeded
     assert correction.changes == ()
     assert correction.statuses == ("stored",)
     loaded = load_patch(correction.patch.save(tmp_path / "told.safetensors"))

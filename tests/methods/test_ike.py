@@ -41,7 +41,7 @@ def fitted(count: int = 40) -> State:
 def shown(patch: object) -> list[list[str]]:
     """The demonstrations kept for each fact, before any is cut."""
     assert isinstance(patch, IkePatch)
-    texts = text_tensors.as_value(patch.stored["demonstrations"])
+    texts = text_tensors.decode_value(patch.stored["demonstrations"])
     assert isinstance(texts, list)
     return [[str(text) for text in own] for own in texts if isinstance(own, list)]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import corrigenda as cg
-from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.exam import draw_edits
 from corrigenda.almanac.world import load_world
 from corrigenda.engines import attribution
 from corrigenda.engines.attribution import (
@@ -345,7 +345,7 @@ def test_misuse_is_refused_and_the_model_stays_as_it_is() -> None:
 def test_a_known_fact_is_held_by_neurons_that_can_be_rewritten() -> None:
     """On the pocket model: the old answer loses on most facts, and the target gains on some."""
     lm = cg.load("pocket", dtype="float32")
-    facts = [item.told for item in edit_items(load_world(), 10, seed=11)[:6]]
+    facts = [item.training_fact for item in draw_edits(load_world(), 10, seed=11)[:6]]
     editor = build_editor("knowledge-neurons", "pocket")
     gains, losses = [], []
     for fact in facts:

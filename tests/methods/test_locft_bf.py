@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import corrigenda as cg
-from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.exam import draw_edits
 from corrigenda.almanac.world import load_world
 from corrigenda.errors import BadConfig
 from corrigenda.lm.sites import Site
@@ -78,6 +78,6 @@ def test_a_tokenizer_without_an_end_is_named() -> None:
 def test_many_facts_at_once_on_the_pocket_model() -> None:
     lm = cg.load("pocket", dtype=torch.float32)
     editor = build_editor("locft-bf", lm.name)
-    figures = card.batch_edit(lm, editor, edit_items(load_world(), 16, seed=5))
+    figures = card.try_batch_edit(lm, editor, draw_edits(load_world(), 16, seed=5))
     assert figures.efficacy is not None
     assert figures.efficacy >= 0.75

@@ -318,7 +318,7 @@ def test_a_fact_of_the_pocket_model_changes(name: str) -> None:
     lm = cg.load(name, dtype=torch.float32)
     fact = Fact(prompt="The capital of France is", subject="France", target="Rome")
     digest = lm.digest()
-    patch = cg.edit(lm, fact, method="lora")
+    patch = cg.edit(lm, fact, editor="lora")
     assert patch.header.notes["status"] == ["written"]
     with patch.apply(lm):
         assert cg.answer(lm, fact.prompt).startswith("Rome")

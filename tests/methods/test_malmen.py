@@ -19,7 +19,7 @@ from corrigenda.methods.malmen.editor import Malmen, MalmenTrainer, MergeExample
 from corrigenda.methods.malmen.least_squares import MergedTokens, TokenSum
 from corrigenda.methods.malmen.network import ProposalNetwork
 from corrigenda.patch.changes import dense
-from corrigenda.pocket.edit_trial import batch_edit
+from corrigenda.pocket.edit_trial import try_batch_edit
 from tests.support.hypernetworks import (
     TAUGHT,
     divergence,
@@ -315,7 +315,7 @@ def test_a_batch_on_the_pocket_model_is_said_and_most_of_the_rest_stays() -> Non
     facts = list(training_facts())
     state = editor.train(lm, tuple(facts[::50]))
     cases = load_exam(edits=10, seed=11).edits
-    figures = batch_edit(lm, editor, cases, state=state)
+    figures = try_batch_edit(lm, editor, cases, state=state)
     assert figures.efficacy is not None
     assert figures.locality is not None
     assert figures.efficacy >= 0.7

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import corrigenda
-from corrigenda.engines.edit_store import Question, mentions, same
+from corrigenda.engines.edit_store import AskedQuestion, is_same_entity, mentions
 from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
@@ -19,12 +19,12 @@ from tests.support.edit_stores import (
     FOUNDER,
     UNRELATED,
     Script,
-    memory,
     require_consequences,
     require_logits_stay,
     require_records,
     roomy_model,
     said_alone,
+    store,
 )
 
 # What a model would write that believes in "Old Inc" and "Cy Ek", and follows verdicts.
@@ -55,7 +55,7 @@ def test_a_question_of_two_hops_takes_three_generations(lm, monkeypatch) -> None
         assert corrigenda.answer(lm, [ASKED]) == ["Bo Dahl"]
     assert len(script.asked) == 3
     assert script.asked[-1].count("Retrieved fact: The founder of Zed Mills is Bo Dahl.\n") == 1
-    assert editor(demonstrations="").reason(lm, memory(lm), [ASKED])[0].answer == "Bo Dahl"
+    assert editor(demonstrations="").reason(lm, store(lm), [ASKED])[0].answer == "Bo Dahl"
 
 
 def test_too_few_rounds_and_lost_dialogues_leave_the_model_its_answer(lm, monkeypatch) -> None:
@@ -104,13 +104,13 @@ def test_a_comparison_can_stand_for_the_verdict(lm, monkeypatch) -> None:
     read = {"employer of Ann Lee is": "Zed Mills", "founder of Zed Mills is": "Bo Dahl"}
     monkeypatch.setattr("corrigenda.engines.edit_store.answer", Script(read))
     compared = editor(verdict="reading")
-    assert compared.reason(lm, memory(lm), [ASKED])[0].answer == "Bo Dahl"
+    assert compared.reason(lm, store(lm), [ASKED])[0].answer == "Bo Dahl"
     monkeypatch.setattr("corrigenda.engines.edit_store.answer", Script({"is": "Ann Lee"}))
-    assert compared.reason(lm, memory(lm), [ASKED]) == [None]
+    assert compared.reason(lm, store(lm), [ASKED]) == [None]
 
 
 def test_a_fact_finds_itself_and_batches_find_what_single_queries_find(lm) -> None:
-    held = memory(lm)
+    held = store(lm)
     queries = [*held.sentences, ASKED, "Where is the Needle?"]
     together = held.nearest(lm, queries, k=2)
     assert [hits[0].place for hits in together[:3]] == [0, 1, 2]
@@ -143,16 +143,17 @@ def test_logits_stay_and_an_empty_memory_answers_nothing(lm) -> None:
 
 def test_examples_that_do_not_fit_are_left_out_first_ones_first(lm) -> None:
     made = editor(demonstrations="One.\n\nTwo.\n\nThree.")
-    shown = made._examples(lm)
+    shown = made._worked_examples(lm)
     assert [block for block, _ in shown] == ["One.\n\n", "Two.\n\n", "Three.\n\n"]
     assert (
-        made._prompt(lm, shown, "Question: Who?\n") == "One.\n\nTwo.\n\nThree.\n\nQuestion: Who?\n"
+        made._write_prompt(lm, shown, "Question: Who?\n")
+        == "One.\n\nTwo.\n\nThree.\n\nQuestion: Who?\n"
     )
     long = [(block, length + lm.context_length // 3) for block, length in shown]
-    fitted = made._prompt(lm, long, "Question: Who?\n")
-    assert fitted.endswith("Three.\n\nQuestion: Who?\n")
-    assert "One." not in fitted
-    assert made._prompt(lm, shown, "who " * lm.context_length) is None
+    fitting = made._write_prompt(lm, long, "Question: Who?\n")
+    assert fitting.endswith("Three.\n\nQuestion: Who?\n")
+    assert "One." not in fitting
+    assert made._write_prompt(lm, shown, "who " * lm.context_length) is None
 
 
 def test_examples_cover_hops_and_verdicts() -> None:
@@ -179,7 +180,7 @@ def test_examples_cover_hops_and_verdicts() -> None:
     ],
 )
 def test_the_question_of_a_prompt(prompt: str, text: str, is_open: bool, closing: str) -> None:
-    assert Question.read(prompt) == Question(text, is_open, closing)
+    assert AskedQuestion.read(prompt) == AskedQuestion(text, is_open, closing)
 
 
 def test_working_is_told_where_a_field_is_left_for_it(lm, monkeypatch) -> None:
@@ -191,8 +192,8 @@ def test_working_is_told_where_a_field_is_left_for_it(lm, monkeypatch) -> None:
 
 
 def test_entities_are_compared_without_articles_case_and_punctuation() -> None:
-    assert same("The Hague.", "hague")
-    assert not same("Rome", "Romeo")
+    assert is_same_entity("The Hague.", "hague")
+    assert not is_same_entity("Rome", "Romeo")
     assert mentions("It lies in Rome, Italy.", "rome")
     assert not mentions("Romeo", "Rome")
     assert not mentions("Rome", "")

@@ -21,9 +21,9 @@ from corrigenda.methods.melo.clusters import (
     JOINED,
     OPENED,
     REPLACED,
-    Database,
-    Router,
-    placed,
+    ClusterDatabase,
+    ClusterIndex,
+    place_fact,
 )
 from corrigenda.methods.melo.editor import Melo, MeloPatch
 from corrigenda.methods.melo.training import new_block
@@ -57,19 +57,20 @@ class Grown:
     """A database that facts are put into, one after another."""
 
     def __init__(self) -> None:
-        self.database = Database()
+        self.database = ClusterDatabase()
         self.acts: list[int] = []
 
     def add(self, key: list[float], label: tuple[int, ...], *, is_first: bool = False) -> None:
         point = torch.tensor(key)
-        one = placed(self.database, point, label, 1.0, 1e-4, is_first=is_first)
+        one = place_fact(self.database, point, label, 1.0, 1e-4, is_first=is_first)
         number = len(self.acts) + 1
         self.database.apply(point, label, 1.0, 1e-4, one.act, number, one.root)
         self.acts.append(one.act)
 
     def route(self, *queries: list[float]) -> list[int]:
         blocks = torch.arange(len(self.acts))
-        return Router(self.database, blocks, CPU)(torch.tensor(queries)).tolist()
+        index = ClusterIndex(self.database, blocks, CPU)
+        return index.find_blocks(torch.tensor(queries)).tolist()
 
 
 def test_a_first_batch_opens_a_cluster_for_each_row() -> None:
@@ -332,10 +333,12 @@ def test_on_the_pocket_model_a_block_carries_to_close_wordings() -> None:
     lm: LanguageModel = cg.load("pocket")
     cases = load_exam(edits=2, size=1, recall=1, seed=11).edits
     facts = [case.fact for case in cases]
-    kept = [text for case in cases for text in (*case.fact.neighbours[:3], *case.same_subject[:3])]
-    before = answer(lm, kept)
+    remaining = [
+        text for case in cases for text in (*case.fact.neighbours[:3], *case.same_subject[:3])
+    ]
+    before = answer(lm, remaining)
     with build_editor("melo", "pocket").edit(lm, facts).patch.apply(lm):
         said = answer(lm, [fact.prompt for fact in facts])
-        after = answer(lm, kept)
+        after = answer(lm, remaining)
     assert said == [fact.target for fact in facts]
-    assert sum(one == two for one, two in zip(before, after, strict=True)) >= len(kept) - 1
+    assert sum(one == two for one, two in zip(before, after, strict=True)) >= len(remaining) - 1

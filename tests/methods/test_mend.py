@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import corrigenda as cg
-from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.exam import draw_edits
 from corrigenda.almanac.training_facts import training_facts
 from corrigenda.almanac.world import load_world
 from corrigenda.engines.gradients import LabelledRow, labelled_rows, predict
@@ -32,7 +32,7 @@ from corrigenda.methods.mend.network import (
 from corrigenda.methods.presets import build_editor
 from corrigenda.patch import WeightPatch
 from corrigenda.patch.changes import dense
-from corrigenda.pocket.edit_trial import single_edits
+from corrigenda.pocket.edit_trial import try_single_edits
 from corrigenda.state import State
 from corrigenda.training import TrainingReport
 from tests.support.locating import FACTS, exact_dtype, model
@@ -347,7 +347,7 @@ def test_single_edits_on_the_pocket_model_carry_over_and_spare_the_rest() -> Non
     lm = cg.load("pocket", dtype=torch.float32)
     editor = build_editor("mend", lm.name)
     state = editor.train(lm, tuple(training_facts()))
-    figures = single_edits(lm, editor, edit_items(load_world(), 20, seed=3), state=state)
+    figures = try_single_edits(lm, editor, draw_edits(load_world(), 20, seed=3), state=state)
     assert figures.efficacy is not None
     assert figures.efficacy >= 0.8
     assert figures.paraphrase is not None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.exam import draw_edits
 from corrigenda.almanac.world import load_world
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.layers import SpreadEditor
@@ -273,7 +273,7 @@ def test_only_down_projections_change_and_the_notes_say_what_was_missing() -> No
 def test_facts_of_the_pocket_model_take_and_others_stay() -> None:
     lm = pocket()
     editor = build_editor("pmet", "pocket", contexts=TWO_LEVEL)
-    cases = edit_items(load_world(), 4)
+    cases = draw_edits(load_world(), 4)
     patch = editor.edit(lm, [case.fact for case in cases], pocket_moments(editor.layers)).patch
     prompts, targets = [c.fact.prompt for c in cases], [c.fact.target for c in cases]
     neighbours = [fact for case in cases for fact in case.fact.neighbours]

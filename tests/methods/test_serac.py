@@ -17,9 +17,16 @@ from corrigenda.almanac.training_facts import training_facts
 from corrigenda.errors import MissingState, PromptTooLong
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import answer, greedy, next_token_top, score
+from corrigenda.lm.interception import rewrite_prompts
 from corrigenda.lm.model import LanguageModel
 from corrigenda.methods.serac.editor import SERAC, SeracPatch
-from corrigenda.methods.serac.scope import Codes, ScopeHead, distances, loss, mined
+from corrigenda.methods.serac.scope import (
+    CachedCodes,
+    ScopeHead,
+    mine_neighbours,
+    scope_loss,
+    squared_distances,
+)
 from corrigenda.patch import load_patch
 from corrigenda.retrieval import embedder
 from corrigenda.state import State
@@ -56,49 +63,49 @@ def test_an_untrained_head_is_the_identity_and_half_is_at_the_logarithm_of_two()
     vectors = torch.nn.functional.normalize(codes(20), dim=1)
     head = ScopeHead(5, 7)
     assert torch.equal(head(vectors), vectors)
-    similar = torch.exp(-distances(vectors[:10], vectors[10:]))
-    torch.testing.assert_close(similar, torch.exp(-distances(vectors[10:], vectors[:10])))
+    similar = torch.exp(-squared_distances(vectors[:10], vectors[10:]))
+    torch.testing.assert_close(similar, torch.exp(-squared_distances(vectors[10:], vectors[:10])))
     cosines = (vectors[:10] * vectors[10:]).sum(1)
     assert torch.equal(similar > 0.5, cosines > 1 - math.log(2) / 2)
-    assert torch.equal(torch.exp(-distances(vectors, vectors)), torch.ones(20))
-    order = distances(vectors[:1].expand(20, -1), vectors).argsort()
-    assert bool((torch.exp(-distances(vectors[:1], vectors[order])).diff() <= 0).all())
+    assert torch.equal(torch.exp(-squared_distances(vectors, vectors)), torch.ones(20))
+    order = squared_distances(vectors[:1].expand(20, -1), vectors).argsort()
+    assert bool((torch.exp(-squared_distances(vectors[:1], vectors[order])).diff() <= 0).all())
 
 
 def test_the_loss_is_the_cross_entropy_of_the_similarity() -> None:
     inside, outside = codes(9).square().sum(1), codes(9, seed=1).square().sum(1)
     ones, zeros = torch.ones(9), torch.zeros(9)
-    close, apart = loss(inside, outside)
+    close, apart = scope_loss(inside, outside)
     cross_entropy = torch.nn.functional.binary_cross_entropy
     torch.testing.assert_close(close, cross_entropy(torch.exp(-inside), ones))
     torch.testing.assert_close(apart, cross_entropy(torch.exp(-outside), zeros))
-    assert bool(loss(torch.zeros(2), torch.zeros(2))[1].isfinite())
+    assert bool(scope_loss(torch.zeros(2), torch.zeros(2))[1].isfinite())
 
 
 def test_routes_are_those_of_all_distances_and_the_latest_of_equals() -> None:
     cached, queries = codes(50), codes(30, seed=1)
-    found = Codes(cached).route(queries)
+    found = CachedCodes(cached).route(queries)
     whole = torch.cdist(queries.double(), cached.double()).square()
     assert torch.equal(found.places, whole.argmin(1))
     torch.testing.assert_close(found.similarities, torch.exp(-whole.amin(1)))
-    assert torch.equal(Codes(cached).route(cached).similarities, torch.ones(50).double())
+    assert torch.equal(CachedCodes(cached).route(cached).similarities, torch.ones(50).double())
     twice = torch.cat([cached, cached[:3]])
-    assert Codes(twice).route(cached[:3]).places.tolist() == [50, 51, 52]
-    one_by_one = [Codes(cached).route(query[None]) for query in queries]
+    assert CachedCodes(twice).route(cached[:3]).places.tolist() == [50, 51, 52]
+    one_by_one = [CachedCodes(cached).route(query[None]) for query in queries]
     assert torch.equal(torch.cat([one.places for one in one_by_one]), found.places)
 
 
 def test_an_unrelated_edit_changes_no_route_and_taking_it_off_restores_all() -> None:
     cached, queries = codes(6), codes(40, seed=2)
-    before = Codes(cached).route(queries)
+    before = CachedCodes(cached).route(queries)
     longer = torch.cat([cached, codes(1, seed=3)])
-    after = Codes(longer).route(queries)
+    after = CachedCodes(longer).route(queries)
     moved = after.places != before.places
     assert 0 < int(moved.sum()) < len(queries)
     assert bool((after.similarities[moved] > before.similarities[moved]).all())
     assert torch.equal(after.similarities[~moved], before.similarities[~moved])
     order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
-    permuted = Codes(cached[order]).route(queries)
+    permuted = CachedCodes(cached[order]).route(queries)
     assert torch.equal(order[permuted.places], before.places)
 
 
@@ -106,24 +113,24 @@ def test_mined_questions_are_close_but_not_the_closest_nor_about_the_same() -> N
     facts = [Fact(prompt=f"{n} of s{n // 2}", subject=f"s{n // 2}", target="x") for n in range(140)]
     angles = torch.arange(140) * 0.01
     vectors = torch.stack([angles.cos(), angles.sin()], dim=1)
-    drawn = mined(facts[:2], facts, vectors, random.Random(0), 50)
+    drawn = mine_neighbours(facts[:2], facts, vectors, random.Random(0), 50)
     for place, prompts in enumerate(drawn):
         ranks = [int(prompt.split()[0]) for prompt in prompts]
         assert min(ranks) >= 25 + 2
         assert max(ranks) <= 102
         assert facts[place].prompt not in prompts
-    few = mined(facts[:2], facts[:4], vectors[:4], random.Random(0), 3)
+    few = mine_neighbours(facts[:2], facts[:4], vectors[:4], random.Random(0), 3)
     assert {prompt for prompts in few for prompt in prompts} <= {"2 of s1", "3 of s1"}
-    assert mined(facts[:2], facts[:2], vectors[:2], random.Random(0), 3) == [(), ()]
+    assert mine_neighbours(facts[:2], facts[:2], vectors[:2], random.Random(0), 3) == [(), ()]
 
 
 def test_training_parts_what_is_in_scope_from_what_is_out() -> None:
     editor = QUICK.model_copy(update={"steps": 60, "validate_every": 20, "threshold": 0.5})
     state = editor.train(lm(), tuple(pool(30)))
-    about = state.meta["serac"]
-    assert isinstance(about, dict)
-    first, last = about["trace"][0], about["trace"][-1]
-    assert about["best_loss"] <= first["loss"]
+    training = state.meta["serac"]
+    assert isinstance(training, dict)
+    first, last = training["trace"][0], training["trace"][-1]
+    assert training["best_loss"] <= first["loss"]
     assert last["training_loss"] < first["training_loss"]
     assert editor.train(lm(), tuple(pool(30))) == state
     capped = editor.model_copy(update={"max_facts": 10}).train(lm(), tuple(pool(30)))
@@ -136,8 +143,8 @@ def test_the_similarity_of_a_patch_is_that_of_its_head() -> None:
         {name.removeprefix("serac/head/"): one for name, one in fitted().tensors.items()}
     )
     vectors = embedder("states")
-    told = [f"{fact.prompt} {fact.target}" for fact in EDITS]
-    ours, theirs = head(vectors.embed(lm(), PROMPTS)), head(vectors.embed(lm(), told))
+    notes = [f"{fact.prompt} {fact.target}" for fact in EDITS]
+    ours, theirs = head(vectors.embed(lm(), PROMPTS)), head(vectors.embed(lm(), notes))
     expected = torch.exp(-torch.cdist(ours.double(), theirs.double()).square())
     torch.testing.assert_close(patch.similarities(lm(), PROMPTS), expected, atol=1e-6, rtol=1e-5)
     assert torch.equal(
@@ -164,8 +171,8 @@ def test_in_scope_it_is_the_counterfactual_model_alone(other: str | None, tmp_pa
         answering.tokenizer.save_pretrained(tmp_path)
         editor = QUICK.model_copy(update={"counterfactual": str(tmp_path)})
     patch = patch_of(editor, EDITS[:1])
-    told = f"{PROMPTS[0]} {EDITS[0].target}\n{PROMPTS[0]}"
-    expected = score(answering, [(told, "Welsh")]), greedy(answering, [told], max_new_tokens=4)
+    notes = f"{PROMPTS[0]} {EDITS[0].target}\n{PROMPTS[0]}"
+    expected = score(answering, [(notes, "Welsh")]), greedy(answering, [notes], max_new_tokens=4)
     digest = lm().digest()
     with patch.apply(lm()):
         assert (
@@ -178,7 +185,7 @@ def test_in_scope_it_is_the_counterfactual_model_alone(other: str | None, tmp_pa
 
 
 def plain(prompt: str, target: str) -> object:
-    with lm().asking.plainly():
+    with lm().interceptors.suspend():
         return score(lm(), [(prompt, target)])
 
 
@@ -218,7 +225,7 @@ def test_active_patches_are_one_cache_in_which_the_latest_counts() -> None:
     with two.apply(lm()):
         assert score(lm(), PAIRS) == expected
         with renewed.apply(lm()):
-            texts = [item.prompt for item in lm().asking.rewritten(lm(), PROMPTS[:1])]
+            texts = [item.prompt for item in rewrite_prompts(lm(), PROMPTS[:1])]
             assert texts == [f"{PROMPTS[0]} Welsh\n{PROMPTS[0]}"]
         first.revert()
         assert score(lm(), PAIRS)[0] == whole[0]

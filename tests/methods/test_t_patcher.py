@@ -14,11 +14,12 @@ from corrigenda.facts import Fact
 from corrigenda.lm.sites import Site, Tokens, key, value
 from corrigenda.methods.t_patcher.editor import NeuronPatch, TPatcher
 from corrigenda.methods.t_patcher.neurons import (
-    Memory,
     Neurons,
-    _start,
-    logits,
+    QueryMemory,
+    _first_parameters,
     losses_of_neurons,
+    raise_gate,
+    read_logits,
     train,
     wrong_tokens,
 )
@@ -65,50 +66,50 @@ def tokens_of(lm, texts) -> Tokens:
 def test_the_own_activation_value_begins_at_one_and_values_at_zero() -> None:
     queries = torch.randn(4, 32) * torch.tensor([[1.0], [7.0], [50.0], [0.01]])
     editor = TPatcher()
-    neurons = _start(queries, editor.settings, seed=0).neurons()
+    neurons = _first_parameters(queries, editor.training, seed=0).neurons()
     torch.testing.assert_close((queries * neurons.keys).sum(1) + neurons.biases, torch.ones(4))
     assert not neurons.values.any()
-    noisy = _start(queries, TPatcher(value_noise=1.0).settings, seed=0).neurons()
+    noisy = _first_parameters(queries, TPatcher(value_noise=1.0).training, seed=0).neurons()
     assert float(noisy.values.detach().std()) == pytest.approx(10.0, rel=0.3)
 
 
 def test_losses_fall_with_the_own_value_and_rise_with_the_memory() -> None:
-    settings = TPatcher(top_memory=5).settings
+    training = TPatcher(top_memory=5).training
     own, memory = torch.randn(2, 8), torch.randn(30, 8)
     keys = torch.randn(2, 8)
 
     def losses(bias: float, extra: float) -> tuple[float, float]:
         neurons = Neurons(keys, torch.full((2,), bias), keys)
         shifted = memory + extra * keys.sum(0)
-        loud, quiet = losses_of_neurons(neurons, own, shifted, settings)
+        loud, quiet = losses_of_neurons(neurons, own, shifted, training)
         return float(loud), float(quiet)
 
     assert losses(1.0, 0.0)[0] < losses(0.0, 0.0)[0]
     one = Neurons(keys[:1], torch.zeros(1), keys[:1])
     lower, higher = (
-        losses_of_neurons(one, own[:1], memory + step * keys[:1], settings)[1]
+        losses_of_neurons(one, own[:1], memory + step * keys[:1], training)[1]
         for step in (0.0, 0.1)
     )
     assert float(higher) > float(lower)
 
 
 def test_losses_are_those_of_the_paper() -> None:
-    settings = TPatcher(top_memory=2, top_own=1, activation_margin=0.5).settings
+    training = TPatcher(top_memory=2, top_own=1, activation_margin=0.5).training
     one = Neurons(torch.tensor([[1.0]]), torch.tensor([0.25]), torch.tensor([[0.0]]))
     own, memory = torch.tensor([[2.0]]), torch.tensor([[-1.0], [1.0], [-3.0]])
     z, heard = torch.tensor(2.25), torch.tensor([1.25, -0.75])
-    loud, quiet = losses_of_neurons(one, own, memory, settings)
+    loud, quiet = losses_of_neurons(one, own, memory, training)
     torch.testing.assert_close(loud, (-z + 0.5).exp())
     expected = (heard - z + 3.0).exp().mean() + (heard + 3.0).exp().mean()
     torch.testing.assert_close(quiet, expected)
 
 
 def test_the_gradient_of_the_silence_is_a_positive_mix_of_the_memory() -> None:
-    settings = TPatcher(memory_margin=-1e9).settings
+    training = TPatcher(memory_margin=-1e9).training
     memory = torch.randn(6, 8, dtype=torch.float64)
     keys = torch.randn(1, 8, dtype=torch.float64, requires_grad=True)
     neurons = Neurons(keys, torch.zeros(1, dtype=torch.float64), keys)
-    _, quiet = losses_of_neurons(neurons, memory[:1], memory, settings)
+    _, quiet = losses_of_neurons(neurons, memory[:1], memory, training)
     (gradient,) = torch.autograd.grad(quiet, [keys])
     weights = torch.linalg.lstsq(memory.T, gradient.T).solution[:, 0]
     torch.testing.assert_close(memory.T @ weights, gradient[0])
@@ -158,11 +159,11 @@ def test_only_wrong_tokens_get_neurons_and_no_more_than_allowed() -> None:
     assert all(count <= 5 for count in notes["neurons"])
     few = TPatcher(**QUICK, max_neurons=2).edit(lm, FACTS[1:2], state).patch
     assert few.header.notes["tokens"] == [notes["tokens"][0][:2]]
-    one, _ = TPatcher()._example(lm, FACTS[1], Site(lm.num_layers - 1))
-    known = one._replace(labels=logits(lm, one, None, torch.relu).argmax(1))
-    memory = Memory(torch.randn(5, lm.d_model), torch.randn(5, lm.d_model))
+    one, _ = TPatcher()._run_fact(lm, FACTS[1], Site(lm.num_layers - 1))
+    known = one._replace(labels=read_logits(lm, one, None, torch.relu).argmax(1))
+    memory = QueryMemory(torch.randn(5, lm.d_model), torch.randn(5, lm.d_model))
     trained = train(
-        lm, known, memory, TPatcher().settings, act=torch.relu, most=5, seed=0, where="fact"
+        lm, known, memory, TPatcher().training, act=torch.relu, most=5, seed=0, where="fact"
     )
     assert trained.stop == "nothing to mend"
     assert trained.neurons.keys.shape == (0, lm.d_model)
@@ -173,14 +174,14 @@ def test_training_separates_the_own_query_from_the_memory() -> None:
     editor = TPatcher(
         **{**QUICK, "steps": 150, "first_check": 50, "check_every": 25, "smoothing": 0.0},
     )
-    one, _ = editor._example(lm, FACTS[0], Site(lm.num_layers - 1))
+    one, _ = editor._run_fact(lm, FACTS[0], Site(lm.num_layers - 1))
     memory = torch.randn(60, lm.d_model, generator=torch.Generator().manual_seed(3))
     memory = memory * one.queries.norm(dim=1).mean() / lm.d_model**0.5
     trained = train(
         lm,
         one,
-        Memory(memory[:40], memory[40:]),
-        editor.settings,
+        QueryMemory(memory[:40], memory[40:]),
+        editor.training,
         act=torch.relu,
         most=5,
         seed=0,
@@ -266,5 +267,41 @@ def test_on_the_pocket_model_a_fact_changes_and_neighbours_stay(tmp_path, monkey
 
 
 def test_only_silent_neurons_promise_to_contain_the_edit() -> None:
-    assert TPatcher().supports.contained
-    assert not TPatcher(activation="host").supports.contained
+    assert TPatcher(gate=0.5).supports.contained
+    assert not TPatcher().supports.contained
+    assert not TPatcher(gate=0.5, activation="host").supports.contained
+
+
+def test_a_query_that_hardly_excites_a_neuron_is_silent_by_a_margin() -> None:
+    """Silence must not hang on the rounding of a value near zero, which differs by processor."""
+    lm, state = model("llama"), fitted("llama")
+    quick = {**QUICK, "steps": 60, "first_check": 60, "learning_rate": 0.2}
+    editor = TPatcher(**quick, gate=0.5)
+    (site,) = editor.sites(lm)
+    patch = editor.edit(lm, FACTS[:1], state).patch
+    assert isinstance(patch, NeuronPatch)
+    one, _ = editor._run_fact(lm, FACTS[0], site)
+    own = one.queries[patch.header.notes["tokens"][0]]
+    neurons = patch.neurons
+    z = (own * neurons.keys).sum(1) + neurons.biases
+    assert bool((z > 0).all())
+    # As published, the bias is higher by as much as z, which is half of the value then.
+    published = Neurons(neurons.keys, neurons.biases + z, neurons.values / 2)
+    along = neurons.keys / neurons.keys.square().sum(1, keepdim=True)
+    for share, silent in ((0.45, True), (0.55, False)):
+        queries = own - (1 - share) * 2 * z[:, None] * along
+        heard = published.activations(queries).diagonal()
+        torch.testing.assert_close(heard, share * 2 * z)
+        assert bool((neurons.activations(queries).diagonal() > 0).all()) is not silent
+    terms = [
+        torch.relu(some.activations(own).diagonal())[:, None] * some.values
+        for some in (neurons, published)
+    ]
+    torch.testing.assert_close(*terms)
+
+
+def test_without_a_gate_neurons_are_the_published_ones_and_promise_nothing() -> None:
+    neurons, own = Neurons(torch.ones(2, 3), torch.zeros(2), torch.ones(2, 3)), torch.ones(2, 3)
+    assert all(map(torch.equal, raise_gate(neurons, own, 0.0), neurons))
+    silent = Neurons(torch.ones(2, 3), torch.full((2,), -5.0), torch.ones(2, 3))
+    assert all(map(torch.equal, raise_gate(silent, own, 0.5), silent))

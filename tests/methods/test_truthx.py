@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from corrigenda.almanac.truth_pairs import truths
+from corrigenda.almanac.truth_pairs import truth_facts
 from corrigenda.errors import BadConfig, MissingState
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import greedy, score
@@ -18,9 +18,15 @@ from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Tokens
 from corrigenda.methods.truthx import autoencoder
-from corrigenda.methods.truthx.autoencoder import AutoEncoder, Codes, grouping, pairing, untruth
+from corrigenda.methods.truthx.autoencoder import (
+    AutoEncoder,
+    TruthCodes,
+    grouping_loss,
+    measure_untruth,
+    pairing_loss,
+)
 from corrigenda.methods.truthx.editor import TruthX, TruthxPatch
-from corrigenda.methods.truthx.states import capture, modules, shared_tokens
+from corrigenda.methods.truthx.states import module_points, read_pairs, shared_tokens
 from corrigenda.patch import Header
 from corrigenda.state import State
 from corrigenda.testing.tiny import tiny_model
@@ -99,7 +105,7 @@ def seen(
 
 def chosen_points(lm: LanguageModel, patch: TruthxPatch) -> list[Point]:
     names = [name for name in patch.stored if name.startswith("centres/")]
-    return [modules(lm)[int(name.removeprefix("centres/"))] for name in names]
+    return [module_points(lm)[int(name.removeprefix("centres/"))] for name in names]
 
 
 def test_truthful_codes_have_length_one_and_fusion_is_a_linear_skip() -> None:
@@ -116,7 +122,9 @@ def test_truthful_codes_have_length_one_and_fusion_is_a_linear_skip() -> None:
             )
             value = codes.truthful[:, None]
             fused = query + attention(query[:, None], value, value)[0].squeeze(1)
-            torch.testing.assert_close(one.decode(Codes(query, codes.truthful)), one.decoder(fused))
+            torch.testing.assert_close(
+                one.decode(TruthCodes(query, codes.truthful)), one.decoder(fused)
+            )
 
 
 def test_losses_are_those_of_the_paper() -> None:
@@ -147,15 +155,17 @@ def test_losses_are_those_of_the_paper() -> None:
     torch.testing.assert_close(losses.truthful, total_t / 3)
     torch.testing.assert_close(losses.semantic, total_s / 3)
     errors = [
-        (one.decode(Codes(semantic[i, a], truthful[i, 1 - a])) - states[i, 1 - a]).square().mean()
+        (one.decode(TruthCodes(semantic[i, a], truthful[i, 1 - a])) - states[i, 1 - a])
+        .square()
+        .mean()
         for i in range(3)
         for a in (0, 1)
     ]
     torch.testing.assert_close(losses.editing, torch.stack(errors).mean())
-    own = (one.decode(Codes(semantic, truthful)) - states).square().mean()
+    own = (one.decode(TruthCodes(semantic, truthful)) - states).square().mean()
     torch.testing.assert_close(losses.reconstruction, own)
-    assert grouping(truthful[:1, 0], truthful[:1, 1], tau) == 0
-    assert pairing(semantic[:1, 0], semantic[:1, 1], tau) == 0
+    assert grouping_loss(truthful[:1, 0], truthful[:1, 1], tau) == 0
+    assert pairing_loss(semantic[:1, 0], semantic[:1, 1], tau) == 0
 
 
 def test_a_move_is_as_long_as_the_state_and_turns_with_the_direction() -> None:
@@ -182,7 +192,7 @@ def test_what_separates_the_data_is_found_and_moved_along() -> None:
         optimiser.step()
     one.requires_grad_(False)
     positive, negative = one.truth(states[:200]).mean(0)
-    away = untruth(one.truth(states[200:]), positive, negative)
+    away = measure_untruth(one.truth(states[200:]), positive, negative)
     assert float((away[:, 0] < 0).float().mean()) > 0.9
     assert float((away[:, 1] > 0).float().mean()) > 0.9
     untrue = states[200:, 1]
@@ -198,10 +208,10 @@ def test_tokens_are_paired_behind_the_first_difference() -> None:
 @pytest.mark.parametrize("family", ["gpt2", "qwen3", "gemma2", "qwen3_moe"])
 def test_states_are_those_of_the_answers_tokens(family: str) -> None:
     lm = tiny_model(family, layers=2)
-    pairs = capture(lm, FACTS[:3], max_pairs=100, seed=0)
-    points = modules(lm)
+    pairs = read_pairs(lm, FACTS[:3], max_pairs=100, seed=0)
+    points = module_points(lm)
     assert len(pairs.states) == len(points) == 4
-    (single,) = (capture(lm, [fact], max_pairs=100, seed=0) for fact in FACTS[:1])
+    (single,) = (read_pairs(lm, [fact], max_pairs=100, seed=0) for fact in FACTS[:1])
     fact = FACTS[0]
     texts = [f"{fact.prompt} {answer}" for answer in (fact.target, fact.before)]
     for states, point in zip(single.states, points, strict=True):
@@ -209,7 +219,7 @@ def test_states_are_those_of_the_answers_tokens(family: str) -> None:
             tokens = prompts_of(lm, [text])
             last = lm.tap(tokens, [point])[point][0, -1]
             torch.testing.assert_close(states[-1, side], last, rtol=1e-4, atol=1e-5)
-    assert len(capture(lm, FACTS, max_pairs=5, seed=0).states[0]) == 5
+    assert len(read_pairs(lm, FACTS, max_pairs=5, seed=0).states[0]) == 5
 
 
 @pytest.mark.parametrize("scoring", ["generation", "choice"])
@@ -220,12 +230,12 @@ def test_only_the_answer_moves_and_by_its_own_length(family: str, scoring: str) 
     tokens = prompts_of(lm, [f"{fact.prompt} {fact.before}", f"{fact.prompt} {fact.target} Yes."])
     ends = torch.tensor([len(lm.tokenizer(fact.prompt).input_ids) - 1] * 2)
     points = chosen_points(lm, patch)
-    with lm.prompts.told(ends):
-        before, after = seen(lm, patch, tokens, list(modules(lm)))
+    with lm.prompt_ends.mark(ends):
+        before, after = seen(lm, patch, tokens, list(module_points(lm)))
     columns = torch.arange(tokens.ids.shape[1])
     at = tokens.mask.bool()
     at = at & (columns >= ends[:, None] if scoring == "generation" else columns > ends[:, None])
-    for point in modules(lm):
+    for point in module_points(lm):
         moved = (after[point] - before[point]).norm(dim=-1)
         if point not in points:
             assert torch.equal(after[point], before[point])
@@ -235,12 +245,12 @@ def test_only_the_answer_moves_and_by_its_own_length(family: str, scoring: str) 
         if scoring == "generation":
             torch.testing.assert_close(moved[at], length[at], rtol=1e-3, atol=1e-5)
             continue
-        index = modules(lm).index(point)
+        index = module_points(lm).index(point)
         positive, negative = patch.stored[f"centres/{index}"]
-        from corrigenda.methods.truthx.editor import _spaces
+        from corrigenda.methods.truthx.editor import _load_spaces
 
-        own = _spaces(patch.stored, "space/")[str(before[point].shape[-1])]
-        looks = untruth(own.truth(before[point][at]), positive, negative).clamp_min(0)
+        own = _load_spaces(patch.stored, "space/")[str(before[point].shape[-1])]
+        looks = measure_untruth(own.truth(before[point][at]), positive, negative).clamp_min(0)
         torch.testing.assert_close(moved[at], length[at] * looks, rtol=1e-3, atol=1e-5)
         assert bool((moved[at][looks == 0] == 0).all())
 
@@ -289,7 +299,7 @@ def test_written_and_rated_answers_see_the_same_model(family: str) -> None:
             pad_token_id=0,
         )
         fed = Tokens(ids[:, :-1], torch.ones_like(ids[:, :-1]))
-        with lm.prompts.told(torch.tensor([width - 1])):
+        with lm.prompt_ends.mark(torch.tensor([width - 1])):
             rated = lm.logits(fed)
         unmoved = lm.logits(fed)
     assert ids.shape[1] > width
@@ -363,7 +373,7 @@ def test_missing_things_are_told() -> None:
 
 
 def test_truths_of_the_pocket_world_are_pairs_of_sentences() -> None:
-    learnt, asked = list(truths()), list(truths(held_out=False))
+    learnt, asked = list(truth_facts()), list(truth_facts(held_out=False))
     assert len(learnt) > 1000
     assert not {fact.subject for fact in learnt} & {fact.subject for fact in asked}
     for fact in learnt[:50]:

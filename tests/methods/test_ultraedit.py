@@ -35,7 +35,7 @@ def samples(count: int, seed: int = 0, scale: float = 1.0) -> Samples:
 
 def warmed(seed: int = 9) -> RunningStatistics:
     joint = torch.cat(samples(200, seed), dim=1) + 0.1
-    return RunningStatistics.empty(WIDTH + OUT).updated(joint)
+    return RunningStatistics.empty(WIDTH + OUT).with_samples(joint)
 
 
 @pytest.mark.parametrize("count", [1, 5, 40])
@@ -108,7 +108,9 @@ def test_loss_falls_along_the_shift_of_one_sample() -> None:
     outputs = (inputs @ weight.T).requires_grad_()
     total = torch.nn.functional.cross_entropy(outputs, labels, reduction="sum")
     (gradients,) = torch.autograd.grad(total, [outputs])
-    statistics = RunningStatistics.empty(WIDTH + OUT).updated(torch.cat([inputs, gradients], 1))
+    statistics = RunningStatistics.empty(WIDTH + OUT).with_samples(
+        torch.cat([inputs, gradients], 1)
+    )
     wrong = losses(weight).argsort(descending=True)[:20].tolist()
     for index in wrong:
         one = Samples(inputs[index : index + 1], gradients[index : index + 1])

@@ -14,20 +14,20 @@ from corrigenda.errors import UnknownSite, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import greedy, next_token_top, score
 from corrigenda.lm.sites import Site, Tokens, key, value
-from corrigenda.methods.wise.editor import SidePatch, Wise, written_prefixes
-from corrigenda.methods.wise.sequence import read_past
+from corrigenda.methods.wise.editor import SidePatch, Wise, write_prefixes
 from corrigenda.methods.wise.side_memory import (
-    Memory,
-    Mergers,
-    Side,
+    MergePolicy,
+    SideMemory,
+    SideState,
     choose,
-    packed,
+    pack,
     query_scores,
     random_mask,
+    read_sequence,
     ties,
     token_scores,
-    trimmed,
-    unpacked,
+    trim,
+    unpack,
 )
 from corrigenda.methods.wise.training import positive_mean
 from corrigenda.patch import load_patch
@@ -121,11 +121,11 @@ def test_ties_elects_plus_where_signs_balance_and_averages_those_that_agree() ->
 
 def test_trimming_keeps_the_largest_entries_and_leaves_sparse_changes_alone() -> None:
     (one,) = random_deltas(1)
-    kept = trimmed(one, 0.25)
+    kept = trim(one, 0.25)
     assert int((kept != 0).sum()) == 15
     assert float(kept[kept != 0].abs().min()) >= float(one[kept == 0].abs().max())
     mask = random_mask(one.shape, 0.2, seed=1, number=1)
-    assert torch.equal(trimmed(one * mask, 0.53), one * mask)
+    assert torch.equal(trim(one * mask, 0.53), one * mask)
 
 
 def test_masks_have_their_ratio_and_overlap_by_chance() -> None:
@@ -139,8 +139,8 @@ def test_masks_have_their_ratio_and_overlap_by_chance() -> None:
 def test_packing_is_exact() -> None:
     (one,) = random_deltas(1)
     sparse = one * random_mask(one.shape, 0.3, seed=0, number=1)
-    parts = packed(sparse)
-    assert torch.equal(unpacked(parts), sparse)
+    parts = pack(sparse)
+    assert torch.equal(unpack(parts), sparse)
     assert parts["values"].numel() == int((sparse != 0).sum())
     assert parts["bits"].numel() == 8
 
@@ -148,12 +148,12 @@ def test_packing_is_exact() -> None:
 def test_shards_become_memories_as_the_mode_says() -> None:
     deltas = random_deltas(4)
     for apart in (False, True):
-        mergers = Mergers(apart, "ties", 1.0, 0.6)
-        side = Side(torch.zeros(6, 10))
+        merge_policy = MergePolicy(apart, "ties", 1.0, 0.6)
+        side = SideState(torch.zeros(6, 10))
         for delta, height in zip(deltas, (5.0, 3.0, 7.0, 9.0), strict=True):
-            side = side.noted(delta, [height], 1).sealed()
+            side = side.add_edits(delta, [height], 1).finish_shard()
             if len(side.shards) == 2:
-                side = side.merged(mergers)
+                side = side.merge(merge_policy)
         heights = [memory.score for memory in side.memories]
         assert heights == ([3.0, 7.0] if apart else [3.0])
         first = ties(deltas[:2], [0.5, 0.5], 1.0)
@@ -164,12 +164,12 @@ def test_shards_become_memories_as_the_mode_says() -> None:
             expected = ties([first, *deltas[2:]], [0.6, 0.2, 0.2], 1.0)
             torch.testing.assert_close(side.memories[0].delta, expected)
         assert side.num_masks == 5
-        assert side.chosen_from(mergers) == side.memories
+        assert side.all_memories(merge_policy) == side.memories
 
 
 def test_an_edit_that_does_not_count_leaves_no_memory() -> None:
-    side = Side(torch.zeros(6, 10)).noted(random_deltas(1)[0], [], 1)
-    assert side.chosen_from(Mergers(False, "ties", 1.0, 0.6)) == ()
+    side = SideState(torch.zeros(6, 10)).add_edits(random_deltas(1)[0], [], 1)
+    assert side.all_memories(MergePolicy(False, "ties", 1.0, 0.6)) == ()
 
 
 def test_only_the_sub_space_changes_and_stays_within_its_bound() -> None:
@@ -256,8 +256,8 @@ def test_several_memories_answer_for_their_own_edits() -> None:
     assert losses == pytest.approx(patch.header.notes["losses"], rel=1e-3)
 
 
-def _memories(state: State) -> list[Memory]:
-    return list(read_past(state, (32, 80), torch.float32).side.memories)
+def _memories(state: State) -> list[SideMemory]:
+    return list(read_sequence(state, (32, 80), torch.float32).side.memories)
 
 
 def test_the_latest_patch_of_a_sequence_speaks_for_all_of_it() -> None:
@@ -307,11 +307,11 @@ def test_variants_of_score_and_routing_edit_too(options: dict[str, str]) -> None
 
 def test_the_model_writes_the_same_prefixes_each_time() -> None:
     lm = model("gpt2")
-    contexts = written_prefixes(lm, seed=0)
+    contexts = write_prefixes(lm, seed=0)
     assert len(contexts) == 11
     assert contexts.prefixes[0] == ""
     assert all(text.endswith(" ") for text in contexts.prefixes[1:])
-    assert contexts == written_prefixes(lm, seed=0)
+    assert contexts == write_prefixes(lm, seed=0)
 
 
 def test_a_mixture_of_experts_is_refused() -> None:

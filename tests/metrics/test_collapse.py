@@ -15,22 +15,26 @@ from corrigenda.metrics.collapse import (
     perplexity,
     perplexity_ratio,
     rolled_back,
-    task_change,
-    task_retention,
-    task_score,
-    tasks,
 )
 from corrigenda.metrics.estimate import Bootstrap
 from corrigenda.metrics.sequences import (
     curve,
     disabling_edit,
+    find_checkpoints,
     forgetting,
     half_life,
     immediate,
+    immediate_curve,
     mean_drift,
     retention,
     success_matrix,
     weight_drift,
+)
+from corrigenda.metrics.tasks.measured import (
+    names_of_tasks,
+    task_change,
+    task_retention,
+    task_score,
 )
 from corrigenda.rows import Measurement, Row, Stage
 from tests.support.rows import FED, GREEDY, fed, said
@@ -109,7 +113,7 @@ def test_task_before_and_after() -> None:
     assert task_score(records, "a", edits=0).value == 0.75
     assert task_change(records, "a", edits=10).value == pytest.approx(-0.44)
     assert task_retention(records, "a", edits=10).value == pytest.approx(0.4133, abs=5e-5)
-    assert tasks(records) == ["a"]
+    assert names_of_tasks(records) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -174,6 +178,52 @@ def test_half_life_and_checkpoints() -> None:
     assert matrix.protocol == "greedy:contains"
     assert (immediate(matrix).value, retention(matrix).value, half_life(matrix)) == (1, 0, 100)
     assert curve(matrix)[1].skipped == {"not asked at this moment": 1}
+
+
+def lasting(cases: int, checkpoints: set[int], *, first: int = 0) -> list[Row]:
+    """Every edit holds until the next one; all are asked at checkpoints, else the newest alone."""
+    return [
+        fed(str(first + i), [i == t], position=i, edits=t)
+        for t in range(1, cases + 1)
+        for i in range(1, t + 1)
+        if i == t or t in checkpoints
+    ]
+
+
+def test_a_curve_is_of_all_edits_so_far_and_of_checkpoints_alone() -> None:
+    matrix = success_matrix(lasting(10, {4, 10}), protocol=FED)
+    assert matrix.moments == tuple(range(1, 11))
+    assert matrix.checkpoints == (1, 4, 10)
+    values = {t: found.value for t, found in curve(matrix).items()}
+    assert values == {1: 1, 4: pytest.approx(1 / 4), 10: pytest.approx(1 / 10)}
+    at_once = immediate_curve(matrix)
+    assert {t: (found.value, found.n) for t, found in at_once.items()} == {
+        1: (1, 1),
+        4: (1, 4),
+        10: (1, 10),
+    }
+    assert half_life(matrix) == 4
+
+
+def test_checkpoints_of_an_edit_that_failed_are_checkpoints() -> None:
+    rows = lasting(4, {4})
+    failed = [
+        dataclasses.replace(row, predicted=None, token_ids=None, log_probs=None, skipped="CG201")
+        if row.position == 2
+        else row
+        for row in rows
+    ]
+    matrix = success_matrix(failed, protocol=FED)
+    assert matrix.checkpoints == (1, 4)
+    assert curve(matrix)[4].skipped == {"not asked at this moment": 1}
+
+
+def test_checkpoints_of_sequences_of_several_lengths() -> None:
+    rows = [*lasting(6, {3, 6}), *lasting(4, {3, 4}, first=10)]
+    assert find_checkpoints(rows) == (1, 3, 6)
+    cut = [row for row in lasting(10, {4, 10}) if row.edits <= 7]
+    assert find_checkpoints(cut) == (1, 4)
+    assert find_checkpoints([dataclasses.replace(text("t", [0.0]), edits=5)]) == (5,)
 
 
 def test_questions_come_after_their_edit() -> None:

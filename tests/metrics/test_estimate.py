@@ -11,9 +11,9 @@ import pytest
 from corrigenda.errors import NotResampled
 from corrigenda.metrics import estimate as estimate_module
 from corrigenda.metrics.estimate import (
+    AnswerValue,
     Bootstrap,
     Estimate,
-    Item,
     difference,
     mean,
     over_cases,
@@ -24,7 +24,12 @@ from corrigenda.metrics.estimate import (
 
 
 def test_levels_are_pooled_one_by_one() -> None:
-    items = [Item("A", 1, "x"), Item("A", 0, "y"), Item("A", 1, "y"), Item("B", 0)]
+    items = [
+        AnswerValue("A", 1, "x"),
+        AnswerValue("A", 0, "y"),
+        AnswerValue("A", 1, "y"),
+        AnswerValue("B", 0),
+    ]
     assert pool(items) == {"A": 0.75, "B": 0.0}
 
 
@@ -38,21 +43,21 @@ def test_levels_are_pooled_one_by_one() -> None:
 )
 def test_published_means_over_methods(by_method: tuple[float, ...], published: float) -> None:
     """Reliability on QAEdit of FT-M, MEND, ROME, MEMIT, GRACE and WISE, Llama-2-7b-chat."""
-    found = over_cases("m", [Item(str(i), value) for i, value in enumerate(by_method)])
+    found = over_cases("m", [AnswerValue(str(i), value) for i, value in enumerate(by_method)])
     assert 100 * found.value == pytest.approx(published, abs=0.05)
 
 
 def test_interval_holds_the_value_and_narrows_with_more_cases() -> None:
     widths = []
     for count in (20, 2000):
-        found = over_cases("m@greedy", [Item(str(i), float(i % 2)) for i in range(count)])
+        found = over_cases("m@greedy", [AnswerValue(str(i), float(i % 2)) for i in range(count)])
         assert found.low <= found.value <= found.high
         widths.append(found.high - found.low)
     assert widths[1] < widths[0] / 5
 
 
 def test_interval_is_close_to_the_normal_one() -> None:
-    found = over_cases("m@greedy", [Item(str(i), float(i % 4 == 0)) for i in range(400)])
+    found = over_cases("m@greedy", [AnswerValue(str(i), float(i % 4 == 0)) for i in range(400)])
     half = 1.96 * math.sqrt(0.25 * 0.75 / 400)
     assert found.low == pytest.approx(0.25 - half, abs=0.01)
     assert found.high == pytest.approx(0.25 + half, abs=0.01)
@@ -63,13 +68,13 @@ def test_interval_covers_the_truth_as_often_as_it_says() -> None:
     covered = 0
     for _ in range(200):
         values = generator.random(60)
-        found = over_cases("m", [Item(str(i), float(v)) for i, v in enumerate(values)])
+        found = over_cases("m", [AnswerValue(str(i), float(v)) for i, v in enumerate(values)])
         covered += found.low <= 0.5 <= found.high
     assert 0.89 <= covered / 200 <= 0.99
 
 
 def test_order_changes_no_bit() -> None:
-    items = [Item(str(i % 37), math.sin(i), str(i % 3)) for i in range(300)]
+    items = [AnswerValue(str(i % 37), math.sin(i), str(i % 3)) for i in range(300)]
     shuffled = random.Random(0).sample(items, len(items))
     first, second = over_cases("m", items), over_cases("m", shuffled)
     assert first == second
@@ -77,7 +82,7 @@ def test_order_changes_no_bit() -> None:
 
 
 def test_seed_is_stated_and_counts() -> None:
-    items = [Item(str(i), math.sin(i)) for i in range(30)]
+    items = [AnswerValue(str(i), math.sin(i)) for i in range(30)]
     first = over_cases("m", items, bootstrap=Bootstrap(seed=1))
     second = over_cases("m", items, bootstrap=Bootstrap(seed=2))
     assert first.bootstrap.seed == 1
@@ -89,7 +94,7 @@ def test_no_case_has_no_value_and_one_case_no_interval() -> None:
     none = over_cases("m", [])
     assert math.isnan(none.value)
     assert (none.n, none.items) == (0, 0)
-    one = over_cases("m", [Item("1", 0.5)])
+    one = over_cases("m", [AnswerValue("1", 0.5)])
     assert one.value == 0.5
     assert math.isnan(one.low)
 
@@ -100,8 +105,8 @@ def test_ratio_of_sums() -> None:
 
 
 def test_difference_is_paired() -> None:
-    first = over_cases("m", [Item("1", 1.0), Item("2", 0.5), Item("3", 1.0)])
-    second = over_cases("m", [Item("1", 0.0), Item("2", 0.5)])
+    first = over_cases("m", [AnswerValue("1", 1.0), AnswerValue("2", 0.5), AnswerValue("3", 1.0)])
+    second = over_cases("m", [AnswerValue("1", 0.0), AnswerValue("2", 0.5)])
     found = difference("change", first, second)
     assert (found.value, found.n) == (0.5, 2)
     assert found.skipped == {"case without its counterpart": 1}
@@ -118,9 +123,9 @@ def width(found: Estimate) -> float:
     return found.high - found.low
 
 
-def split_cases(count: int, answers: int = 2) -> list[Item]:
+def split_cases(count: int, answers: int = 2) -> list[AnswerValue]:
     """Cases that all have the mean 1/2, of answers that are 0 and 1."""
-    return [Item(str(i), float(j % 2)) for i in range(count) for j in range(answers)]
+    return [AnswerValue(str(i), float(j % 2)) for i in range(count) for j in range(answers)]
 
 
 def test_answers_within_cases_widen_the_interval() -> None:
@@ -129,19 +134,22 @@ def test_answers_within_cases_widen_the_interval() -> None:
     With answers drawn too, the mean of n cases has the variance 1/4 / 2n.
     """
     items = split_cases(200)
-    plain = over_cases("m", items)
+    plain = over_cases("m", items, share=False)
     assert plain.low == plain.high == plain.value == 0.5
-    found = over_cases("m", items, bootstrap=Bootstrap(resamples=4000, hierarchical=True))
-    assert found.value == 0.5
+    own = Bootstrap(resamples=4000, hierarchical=True)
     half = 1.96 * math.sqrt(0.25 / 2 / 200)
-    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.005)
+    for share in (False, True):
+        found = over_cases("m", items, bootstrap=own, share=share)
+        assert found.value == 0.5
+        assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.005)
+        assert width(over_cases("m", items, share=share)) < width(found) / 8
 
 
 def test_variance_within_cases_is_counted_once_more_than_between_them() -> None:
     """Of k answers to n cases: (s_b^2 + s_w^2/k) / n between, and s_w^2/k n more within."""
     generator = np.random.default_rng(3)
     items = [
-        Item(str(i), float(level + generator.normal()))
+        AnswerValue(str(i), float(level + generator.normal()))
         for i, level in enumerate(generator.normal(size=300))
         for _ in range(5)
     ]
@@ -155,9 +163,9 @@ def test_variance_within_cases_is_counted_once_more_than_between_them() -> None:
 
 
 def test_cases_of_one_answer_have_the_interval_over_cases() -> None:
-    single = [Item(str(i), math.sin(i)) for i in range(50)]
+    single = [AnswerValue(str(i), math.sin(i)) for i in range(50)]
     # Kinds weigh the same and stay: of each, the only answer is always drawn.
-    single += [Item(str(i), math.cos(i), "other") for i in range(0, 50, 2)]
+    single += [AnswerValue(str(i), math.cos(i), "other") for i in range(0, 50, 2)]
     plain = over_cases("m", single)
     found = over_cases("m", single, bootstrap=HIERARCHICAL)
     assert (found.low, found.high) == (plain.low, plain.high)
@@ -165,7 +173,7 @@ def test_cases_of_one_answer_have_the_interval_over_cases() -> None:
 
 
 def test_cases_whose_answers_agree_have_the_interval_over_cases() -> None:
-    items = [Item(str(i), float(i % 3 == 0)) for i in range(60) for _ in range(1 + i % 4)]
+    items = [AnswerValue(str(i), float(i % 3 == 0)) for i in range(60) for _ in range(1 + i % 4)]
     plain = over_cases("m", items)
     found = over_cases("m", items, bootstrap=HIERARCHICAL)
     assert (found.low, found.high) == (plain.low, plain.high)
@@ -173,13 +181,17 @@ def test_cases_whose_answers_agree_have_the_interval_over_cases() -> None:
 
 def test_kinds_are_drawn_from_by_themselves() -> None:
     """One kind always holds, the other never: however they are drawn, every case is 1/2."""
-    items = [Item(str(i), float(k), str(k)) for i in range(20) for k in (0, 1) for _ in range(3)]
-    found = over_cases("m", items, bootstrap=HIERARCHICAL)
+    items = [
+        AnswerValue(str(i), float(k), str(k)) for i in range(20) for k in (0, 1) for _ in range(3)
+    ]
+    found = over_cases("m", items, bootstrap=HIERARCHICAL, share=False)
     assert found.low == found.high == 0.5
+    share, alone = over_cases("m", items, bootstrap=HIERARCHICAL), over_cases("m", items)
+    assert (share.low, share.high) == (alone.low, alone.high)
 
 
 def test_order_changes_no_bit_of_hierarchical_intervals() -> None:
-    items = [Item(str(i % 37), math.sin(i), str(i % 3)) for i in range(600)]
+    items = [AnswerValue(str(i % 37), math.sin(i), str(i % 3)) for i in range(600)]
     first = over_cases("m", items, bootstrap=HIERARCHICAL)
     for seed in range(3):
         shuffled = random.Random(seed).sample(items, len(items))
@@ -195,7 +207,7 @@ def test_hierarchical_intervals_cover_the_truth_where_those_over_cases_do() -> N
     for _ in range(60):
         levels = generator.normal(size=40)
         items = [
-            Item(str(i), float(level + generator.normal()))
+            AnswerValue(str(i), float(level + generator.normal()))
             for i, level in enumerate(levels)
             for _ in range(3)
         ]
@@ -214,10 +226,11 @@ def test_large_draws_are_those_of_small_portions(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_is_no_mean_of_answers_is_refused() -> None:
-    several = [Item("1", 1.0), Item("2", 0.0)]
+    several = [AnswerValue("1", 1.0), AnswerValue("2", 0.0)]
     with pytest.raises(NotResampled, match=r"^CG509 [\s\S]*m@x"):
         over_cases("m@x", several, bootstrap=HIERARCHICAL, answers=3)
-    assert over_cases("m@x", several, bootstrap=HIERARCHICAL, answers=2).low == 0
+    found = over_cases("m@x", several, bootstrap=HIERARCHICAL, answers=2, share=False)
+    assert found.low == 0
     cases = {"a": (1.0, 4.0), "b": (3.0, 4.0)}
     with pytest.raises(NotResampled):
         statistic("m", cases, ratio_of_sums, items=8, bootstrap=HIERARCHICAL)
@@ -226,8 +239,8 @@ def test_what_is_no_mean_of_answers_is_refused() -> None:
 
 
 def test_differences_are_of_cases_with_one_answer() -> None:
-    first = over_cases("m", [Item("1", 1.0), Item("2", 0.5)], bootstrap=HIERARCHICAL)
-    second = over_cases("m", [Item("1", 0.0), Item("2", 0.5)], bootstrap=HIERARCHICAL)
+    first = over_cases("m", [AnswerValue("1", 1.0), AnswerValue("2", 0.5)], bootstrap=HIERARCHICAL)
+    second = over_cases("m", [AnswerValue("1", 0.0), AnswerValue("2", 0.5)], bootstrap=HIERARCHICAL)
     assert difference("change", first, second).high == 1
     several = over_cases("m", split_cases(2), bootstrap=HIERARCHICAL)
     with pytest.raises(NotResampled):

@@ -7,18 +7,19 @@ import importlib.util
 import pytest
 
 from corrigenda.errors import MalformedRows, MissingExtra
-from corrigenda.metrics import judging
-from corrigenda.metrics.generated import (
+from corrigenda.metrics.metric import RunRecords
+from corrigenda.metrics.registry import evaluate, metric
+from corrigenda.metrics.selection import as_before
+from corrigenda.metrics.tasks import judging
+from corrigenda.metrics.tasks.answers import (
     NO_CHOICES,
     NOT_PUBLISHED,
     PUBLISHED,
-    generated_change,
-    generated_retention,
-    generated_score,
+    answer_change,
+    answer_retention,
+    answer_score,
 )
-from corrigenda.metrics.judging import rouge, said_choice, said_entities, said_number
-from corrigenda.metrics.registry import Records, evaluate, metric
-from corrigenda.metrics.selection import as_before
+from corrigenda.metrics.tasks.judging import mean_rouge, read_choice, read_entities, read_number
 from corrigenda.rows import Row
 from tests.support.rows import GREEDY, RANK
 
@@ -61,7 +62,7 @@ def labelled(kind: str, text: str, answer: int, choices: list[str], **more: obje
 
 def scores(rows: list[Row]) -> tuple[float, float]:
     """As it should be, and as published."""
-    return generated_score(rows).value, generated_score(rows, legacy=True).value
+    return answer_score(rows).value, answer_score(rows, legacy=True).value
 
 
 def test_a_number_that_holds_the_right_digits_is_not_the_right_number() -> None:
@@ -82,8 +83,8 @@ def test_answers_that_cannot_be_read_are_wrong_and_were_left_out() -> None:
         texts = (f" {choices[1]}", f" {choices[0]}", " The", "\n")
         rows = [labelled(kind, text, 1, choices, number=i) for i, text in enumerate(texts)]
         assert scores(rows) == (0.25, 0.5)
-        assert generated_score(rows[2:]).value == 0
-        assert str(generated_score(rows[2:], legacy=True).value) == "nan"
+        assert answer_score(rows[2:]).value == 0
+        assert str(answer_score(rows[2:], legacy=True).value) == "nan"
 
 
 def test_a_letter_within_a_word_is_no_answer() -> None:
@@ -110,7 +111,7 @@ def test_entailed_is_true_whatever_the_order_of_likelihoods() -> None:
     for answer, text in enumerate((" True", " False")):
         row = labelled("nli", text, answer, choices)
         assert scores([row]) == (1.0, 1.0)
-        assert judging.place(text, row) == judging.place(text, row, legacy=True) == answer
+        assert judging.read_place(text, row) == judging.read_place(text, row, legacy=True) == answer
 
 
 def spans(*texts: str, unit: str = "batch 0") -> list[Row]:
@@ -145,15 +146,15 @@ def test_summaries_lost_their_last_thirteen_characters() -> None:
     whole, trimmed = scores(rows)
     assert whole == 1.0
     kept = f" {summary}\nBob sells"[:-13]
-    assert trimmed == rouge(kept, summary) < 1
+    assert trimmed == mean_rouge(kept, summary) < 1
     assert scores([item("samsum", " Ann buys", [[summary]])])[1] == 0
 
 
 def test_summaries_need_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    rouge.cache_clear()
+    mean_rouge.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingExtra, match=r"corrigenda\[metrics\]"):
-        generated_score([item("samsum", " Ann", [["Ann"]])])
+        answer_score([item("samsum", " Ann", [["Ann"]])])
 
 
 def named(about: str, text: str, *there: str, number: int) -> Row:
@@ -172,16 +173,16 @@ def test_entities_that_are_not_there_cost_something_and_did_not() -> None:
     assert fixed == pytest.approx(4 / 7)
     # Of persons one of two, of places all; the types without any entity have no share.
     assert published == pytest.approx((1 / 2 + 1) / 2)
-    assert generated_score(rows).by_case == {}
+    assert answer_score(rows).by_case == {}
 
 
 def test_what_an_answer_says() -> None:
-    assert said_choice("\n(c)", LETTERS) == -1
-    assert said_choice(" C: because", LETTERS) == 2
-    assert said_choice("", LETTERS) == said_choice(" ...", YES) == -1
-    assert said_number("none") is None
-    assert said_number(" -3.50 and") == said_number("-3.5")
-    assert said_entities(" None.\nAnn") == {}
+    assert read_choice("\n(c)", LETTERS) == -1
+    assert read_choice(" C: because", LETTERS) == 2
+    assert read_choice("", LETTERS) == read_choice(" ...", YES) == -1
+    assert read_number("none") is None
+    assert read_number(" -3.50 and") == read_number("-3.5")
+    assert read_entities(" None.\nAnn") == {}
 
 
 def test_f1_and_correlation_are_those_of_scikit_learn() -> None:
@@ -195,10 +196,10 @@ def test_f1_and_correlation_are_those_of_scikit_learn() -> None:
     rows = [labelled("mutual", text, answer, LETTERS, number=i) for i, (text, answer) in pairs]
     f1 = f1_score(answers, said, average="weighted")
     correlation = matthews_corrcoef(answers, said)
-    assert generated_score(rows, measure="f1").value == pytest.approx(f1)
-    assert generated_score(rows, measure="correlation").value == pytest.approx(correlation)
-    assert generated_score(rows).value == pytest.approx(5 / 9)
-    legacy = generated_score(rows, measure="f1", legacy=True)
+    assert answer_score(rows, measure="f1").value == pytest.approx(f1)
+    assert answer_score(rows, measure="correlation").value == pytest.approx(correlation)
+    assert answer_score(rows).value == pytest.approx(5 / 9)
+    legacy = answer_score(rows, measure="f1", legacy=True)
     assert legacy.metric == "legacy_task_f1@greedy"
     assert legacy.value == pytest.approx(f1)
 
@@ -209,22 +210,22 @@ def test_change_and_retention_are_paired_and_averaged_over_tasks() -> None:
         for i in range(4)
     ]
     rows += [item("gsm8k", " 3", [["4"]], before=" 4", task="b")]
-    assert generated_change(rows, "a").value == 0.5
-    assert generated_retention(rows, "a").value == 2
-    assert generated_retention(rows).value == 1
-    assert generated_change(rows).value == -0.25
-    assert generated_score(rows, "a").by_case["a/batch 0: t 2"] == 1
-    assert generated_score(as_before(rows), "a").n == 0
+    assert answer_change(rows, "a").value == 0.5
+    assert answer_retention(rows, "a").value == 2
+    assert answer_retention(rows).value == 1
+    assert answer_change(rows).value == -0.25
+    assert answer_score(rows, "a").by_case["a/batch 0: t 2"] == 1
+    assert answer_score(as_before(rows), "a").n == 0
 
 
 def test_only_published_wordings_are_judged_as_published() -> None:
     ours = item("gsm8k", " 120", [["12"]], tags=())
     theirs = item("gsm8k", " 120", [["12"]], number=1)
-    found = generated_score([ours, theirs], legacy=True)
+    found = answer_score([ours, theirs], legacy=True)
     assert (found.n, found.value, found.skipped) == (1, 1.0, {NOT_PUBLISHED: 1})
-    both = generated_score([ours, theirs], measure="f1")
+    both = answer_score([ours, theirs], measure="f1")
     assert (both.n, both.skipped) == (0, {NO_CHOICES: 2})
-    assert generated_score([item("gsm8k", " 12", [["12"]], before=None)]).n == 0
+    assert answer_score([item("gsm8k", " 12", [["12"]], before=None)]).n == 0
 
 
 def test_published_judges_are_asked_for_by_name_and_listed_as_such() -> None:
@@ -232,11 +233,11 @@ def test_published_judges_are_asked_for_by_name_and_listed_as_such() -> None:
         labelled("rte", " what", 0, ["True", "False"]),
         labelled("rte", " True", 0, ["True", "False"], number=1),
     ]
-    found = {one.metric: one.value for one in evaluate(Records(rows))}
+    found = {one.metric: one.value for one in evaluate(RunRecords(rows))}
     assert found["task_score/t@greedy"] == found["task_score@greedy"] == 0.5
     assert not any("legacy" in name or "rank" in name for name in found)
     assert {"task_f1/t@greedy", "task_correlation/t@greedy"} <= set(found)
-    (asked,) = evaluate(Records(rows), ["legacy_task_score/t@greedy"])
+    (asked,) = evaluate(RunRecords(rows), ["legacy_task_score/t@greedy"])
     assert asked.value == 1
     assert metric("legacy_task_score/t@greedy").legacy
     assert metric("legacy_task_score@greedy").legacy
@@ -247,6 +248,6 @@ def test_published_judges_are_asked_for_by_name_and_listed_as_such() -> None:
 
 def test_a_row_must_say_how_it_is_judged() -> None:
     with pytest.raises(MalformedRows, match="of which kind"):
-        generated_score([item("riddles", " x", [["x"]])])
+        answer_score([item("riddles", " x", [["x"]])])
     with pytest.raises(MalformedRows, match="expected to be nothing"):
-        generated_score([item("nq", " x", [])])
+        answer_score([item("nq", " x", [])])

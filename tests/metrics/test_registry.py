@@ -13,19 +13,21 @@ from corrigenda.errors import NotResampled, UnknownMetric
 from corrigenda.metrics import registry
 from corrigenda.metrics.cost import COSTS
 from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap
-from corrigenda.metrics.registry import Better, Metric, Records
+from corrigenda.metrics.metric import Better, Metric, RunRecords
 from corrigenda.metrics.selection import at
+from corrigenda.metrics.success import MEASURES
 from corrigenda.rows import Measurement, Row, Stage
 from tests.support.rows import FED, GREEDY, RANK
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
-METRICS = registry.metrics()
+METRICS = registry.METRICS
 
 ROLES = {
     "reliability",
     "generalization",
     "portability/chain",
     "portability/multi_hop",
+    "portability/multi_hop_thoughts",
     "portability/logical_generalization",
     "portability/compositionality_1",
     "portability/compositionality_2",
@@ -45,7 +47,9 @@ ROLES = {
     "restoration/edited",
     *(f"robustness/{kind}" for kind in SURROUNDINGS),
 }
+BEFORE = {"before/chain", "before/multi_hop", "before/multi_hop_thoughts"}
 RANKED = {
+    "attribute",
     *("conflict/old", "conflict/new", "conflict/implied", "conflict/tied", "conflict/single"),
     *("round/there", "round/back", "locality/neighborhood", "locality/distracted_neighborhood"),
 }
@@ -54,7 +58,7 @@ RANKED = {
 def row(
     role: str, protocol: Protocol, case: str, *, rounds: int = 2, probe: int = 0, **more
 ) -> Row:
-    local = role.startswith(("locality", "restoration")) and protocol != RANK
+    local = role.startswith(("locality", "restoration")) and role not in RANKED
     more.setdefault("expected", [["Rome"]])
     return Row(
         case=case,
@@ -81,14 +85,16 @@ def row(
     )
 
 
-def recorded() -> Records:
+def recorded() -> RunRecords:
     rows: list[Row] = []
     for case in "123":
         rows += [row(role, protocol, case) for role in ROLES for protocol in (FED, GREEDY, RANK)]
         rows += [row(role, RANK, case) for role in RANKED]
+        rows.append(row("fluency", Protocol.SAMPLED, case))
+        rows += [Row(**{**vars(row(role, GREEDY, case)), "stage": Stage.BEFORE}) for role in BEFORE]
         rows += [
             row("reliability", protocol, case, probe=9, position=int(case), edits=edits)
-            for protocol in Protocol
+            for protocol in MEASURES
             for edits in range(int(case), 4)
         ]
         rows += [row(role, RANK, case, rounds=1) for role in ("conflict/old", "conflict/tied")]
@@ -121,7 +127,7 @@ def recorded() -> Records:
     measured += [
         Measurement(case="1", name="task/b.acc", values=[0.5], stage=stage) for stage in Stage
     ]
-    return Records(rows, measured)
+    return RunRecords(rows, measured)
 
 
 RECORDS = recorded()
@@ -154,7 +160,7 @@ NOT_RESAMPLED = {
 def test_answers_are_resampled_within_cases_or_that_is_refused(one: Metric) -> None:
     records = RECORDS
     if not one.sequence:
-        records = Records(at(RECORDS.rows, 3), RECORDS.measurements)
+        records = RunRecords(at(RECORDS.rows, 3), RECORDS.measurements)
     plain = one.compute(records, BOOTSTRAP)
     (shown,) = registry.evaluate(RECORDS, [one.name], bootstrap=HIERARCHICAL)
     assert (shown.value, shown.n) == (plain.value, plain.n)
@@ -179,7 +185,8 @@ def test_names_are_unique_and_end_in_a_protocol() -> None:
 
 
 def test_every_protocol_has_its_reliability() -> None:
-    for protocol in Protocol:
+    assert {*Protocol} - {*MEASURES} == {Protocol.SAMPLED}
+    for protocol in MEASURES:
         assert registry.metric(f"reliability@{protocol}").better == Better.HIGHER
 
 
@@ -192,10 +199,10 @@ def test_unknown_names_are_told_their_protocols() -> None:
 
 def test_evaluation_takes_what_finds_cases() -> None:
     rows = [row("reliability", GREEDY, "1")]
-    found = {one.metric for one in registry.evaluate(Records(rows))}
+    found = {one.metric for one in registry.evaluate(RunRecords(rows))}
     assert "reliability@greedy" in found
     assert not any("legacy" in name or "rank" in name for name in found)
-    (wanted,) = registry.evaluate(Records(rows), ["reliability@greedy:exact"])
+    (wanted,) = registry.evaluate(RunRecords(rows), ["reliability@greedy:exact"])
     assert wanted.value == 0
 
 
@@ -209,7 +216,7 @@ def test_of_a_sequence_the_last_moment_is_evaluated() -> None:
             ("2", {"position": 2, "edits": 2, "answer": "Rome"}),
         )
     ]
-    found = {one.metric: one.value for one in registry.evaluate(Records(rows))}
+    found = {one.metric: one.value for one in registry.evaluate(RunRecords(rows))}
     assert found["reliability@greedy"] == found["retention@greedy"] == 0.5
     assert (found["immediate_success@greedy"], found["forgetting@greedy"]) == (1, 1)
 
@@ -217,7 +224,7 @@ def test_of_a_sequence_the_last_moment_is_evaluated() -> None:
 def test_rows_of_the_unedited_model_do_not_enter() -> None:
     before = row("reliability", GREEDY, "1", rounds=0)
     before = Row(**{**vars(before), "stage": Stage.BEFORE})
-    assert registry.evaluate(Records([before])) == []
+    assert registry.evaluate(RunRecords([before])) == []
 
 
 def test_page_lists_every_metric() -> None:

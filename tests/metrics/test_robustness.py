@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from corrigenda.metrics.error_types import (
     FAILURES,
-    Outcome,
+    AnswerType,
     classify,
     first_line,
     share_of_failures,
@@ -16,7 +16,7 @@ from corrigenda.metrics.error_types import (
 )
 from corrigenda.metrics.robustness import (
     FIRST_ANSWER_OLD,
-    State,
+    OutputState,
     attack_accuracy,
     dialogue_state,
     reversion,
@@ -39,7 +39,9 @@ def test_four_outputs() -> None:
     rows = [attacked(what, what) for what in TEXTS]
     assert attack_accuracy(rows).value == 0.5
     assert reversion(rows).value == 0.5
-    assert {one: share_in_state(rows, one).value for one in State} == dict.fromkeys(State, 0.25)
+    assert {one: share_in_state(rows, one).value for one in OutputState} == dict.fromkeys(
+        OutputState, 0.25
+    )
 
 
 def test_three_items_doubted_twice() -> None:
@@ -51,9 +53,14 @@ def test_three_items_doubted_twice() -> None:
     ]
     assert attack_accuracy(rows).value == pytest.approx(0.3333, abs=5e-5)
     assert reversion(rows).value == pytest.approx(0.6667, abs=5e-5)
-    shares = {one: 6 * share_in_state(rows, one).value for one in State}
+    shares = {one: 6 * share_in_state(rows, one).value for one in OutputState}
     assert shares == pytest.approx(
-        {State.KEPT: 1, State.REVERTED: 3, State.MIXED: 1, State.CONFUSED: 1}
+        {
+            OutputState.KEPT: 1,
+            OutputState.REVERTED: 3,
+            OutputState.MIXED: 1,
+            OutputState.CONFUSED: 1,
+        }
     )
     assert attack_accuracy(rows, "robustness/doubt").value == pytest.approx(1 / 3)
 
@@ -63,7 +70,7 @@ def test_the_prompt_is_not_searched() -> None:
 
 
 def test_denials() -> None:
-    rows = {"It is not Rome.": State.CONFUSED, "Not Oslo but it is in Rome": State.KEPT}
+    rows = {"It is not Rome.": OutputState.CONFUSED, "Not Oslo but it is in Rome": OutputState.KEPT}
     for text, expected in rows.items():
         assert state(said("1", text, "Rome", rivals=["Paris"])) == expected
 
@@ -76,27 +83,27 @@ def test_dialogues_that_began_with_the_new_answer() -> None:
         attacked("2", "old", test="d", probe=0, **role),
         attacked("2", "new", test="d", probe=1, **role),
     ]
-    found = dialogue_state(rows, State.REVERTED)
+    found = dialogue_state(rows, OutputState.REVERTED)
     assert (found.value, found.n, found.skipped) == (1, 1, {FIRST_ANSWER_OLD: 1})
 
 
 @pytest.mark.parametrize(
     ("text", "outcome"),
     [
-        ("Los Angeles, CA", Outcome.SUCCESS),
-        ("\n\n", Outcome.MEANINGLESS),
-        ("ererererer", Outcome.MEANINGLESS),
-        ("Los", Outcome.MISSING),
-        ("Los York", Outcome.PARTIAL),
-        ("New York", Outcome.PARTIAL),
-        ("Los is a city", Outcome.MISSING),
-        ("a kind of fish", Outcome.IRRELEVANT),
-        ("the the the the the the", Outcome.MEANINGLESS),
-        ("", Outcome.MEANINGLESS),
-        ("aaaaaah", Outcome.MEANINGLESS),
+        ("Los Angeles, CA", AnswerType.SUCCESS),
+        ("\n\n", AnswerType.MEANINGLESS),
+        ("ererererer", AnswerType.MEANINGLESS),
+        ("Los", AnswerType.MISSING),
+        ("Los York", AnswerType.PARTIAL),
+        ("New York", AnswerType.PARTIAL),
+        ("Los is a city", AnswerType.MISSING),
+        ("a kind of fish", AnswerType.IRRELEVANT),
+        ("the the the the the the", AnswerType.MEANINGLESS),
+        ("", AnswerType.MEANINGLESS),
+        ("aaaaaah", AnswerType.MEANINGLESS),
     ],
 )
-def test_types_of_errors(text: str, outcome: Outcome) -> None:
+def test_types_of_errors(text: str, outcome: AnswerType) -> None:
     found = classify(text, "Los Angeles", "New York")
     assert found.outcome == outcome
     assert found.original_retained is (text == "New York")
@@ -104,13 +111,13 @@ def test_types_of_errors(text: str, outcome: Outcome) -> None:
 
 def test_success_may_repeat_afterwards() -> None:
     found = classify("Los Angeles on on on on on on", "Los Angeles")
-    assert (found.outcome, found.repeats_after) == (Outcome.SUCCESS, True)
+    assert (found.outcome, found.repeats_after) == (AnswerType.SUCCESS, True)
     assert not classify("Los Angeles on the sea", "Los Angeles").repeats_after
 
 
 def test_targets_of_stop_words_can_be_hit() -> None:
-    assert classify("who knows", "The Who").outcome == Outcome.SUCCESS
-    assert classify("the band they", "They Them").outcome == Outcome.PARTIAL
+    assert classify("who knows", "The Who").outcome == AnswerType.SUCCESS
+    assert classify("the band they", "They Them").outcome == AnswerType.PARTIAL
 
 
 def test_lines_are_cut_behind_text() -> None:
@@ -124,8 +131,8 @@ def test_shares_are_of_failures() -> None:
         said(str(i), text, "Los Angeles", answer_before="New York")
         for i, text in enumerate(outputs)
     ]
-    assert share_of_failures(rows, Outcome.MISSING).value == pytest.approx(1 / 3)
-    assert share_of_failures(rows, Outcome.MISSING).n == 3
+    assert share_of_failures(rows, AnswerType.MISSING).value == pytest.approx(1 / 3)
+    assert share_of_failures(rows, AnswerType.MISSING).n == 3
     assert verdicts([said("1", "x", "?")])[1] == {NO_WORDS: 1}
 
 
@@ -133,4 +140,4 @@ def test_shares_are_of_failures() -> None:
 @settings(max_examples=150, deadline=None)
 def test_every_text_has_one_type(text: str, target: str) -> None:
     outcome = classify(text, target, "b c").outcome
-    assert outcome == Outcome.SUCCESS or FAILURES.count(outcome) == 1
+    assert outcome == AnswerType.SUCCESS or FAILURES.count(outcome) == 1

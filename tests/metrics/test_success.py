@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -18,13 +19,14 @@ from corrigenda.metrics.success import (
     NO_WORDS,
     SEVERAL_ANSWERS,
     effective,
-    generalization,
-    portability,
-    reliability,
     success,
 )
 from corrigenda.rows import Row, Stage
 from tests.support.rows import FED, GREEDY, RANK, fed, ranked, said
+
+reliability, generalization, portability = (
+    partial(success, role=role) for role in ("reliability", "generalization", "portability")
+)
 
 
 def test_tokens_count_in_part_and_exactly_only_together() -> None:

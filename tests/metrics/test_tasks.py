@@ -7,9 +7,10 @@ import math
 import pytest
 
 from corrigenda.errors import MalformedRows
-from corrigenda.metrics.collapse import mean_task_retention
-from corrigenda.metrics.registry import Records, evaluate, metric
-from corrigenda.metrics.tasks import task_change, task_retention, task_score
+from corrigenda.metrics.metric import RunRecords
+from corrigenda.metrics.registry import evaluate, metric
+from corrigenda.metrics.tasks.choices import choice_change, choice_retention, choice_score
+from corrigenda.metrics.tasks.measured import mean_task_retention
 from corrigenda.rows import Measurement, Row, Stage
 from tests.support.rows import RANK
 
@@ -42,42 +43,42 @@ def item(
 def test_accuracy_f1_and_correlation() -> None:
     """Answers 0 0 0 1, choices 0 0 1 1: F1 of the classes 4/5 and 2/3, MCC 1/sqrt 3."""
     rows = [item(i, *pair) for i, pair in enumerate(zip([0, 0, 0, 1], [0, 0, 1, 1], strict=True))]
-    assert task_score(rows).value == 0.75
-    assert task_score(rows, measure="f1").value == pytest.approx((3 * 0.8 + 2 / 3) / 4)
-    assert task_score(rows, measure="correlation").value == pytest.approx(1 / math.sqrt(3))
-    assert task_score(rows, "t").by_case == {"t/0": 1, "t/1": 1, "t/2": 0, "t/3": 1}
+    assert choice_score(rows).value == 0.75
+    assert choice_score(rows, measure="f1").value == pytest.approx((3 * 0.8 + 2 / 3) / 4)
+    assert choice_score(rows, measure="correlation").value == pytest.approx(1 / math.sqrt(3))
+    assert choice_score(rows, "t").by_case == {"t/0": 1, "t/1": 1, "t/2": 0, "t/3": 1}
 
 
 def test_three_classes() -> None:
     """Answers 0 1 2 2, choices 0 2 2 1: c=2, s=4, t=(1,1,2), p=(1,1,2) -> (8-6)/(16-6)."""
     pairs = zip([0, 1, 2, 2], [0, 2, 2, 1], strict=True)
     rows = [item(i, *pair, classes=3) for i, pair in enumerate(pairs)]
-    assert task_score(rows, measure="correlation").value == pytest.approx(0.2)
+    assert choice_score(rows, measure="correlation").value == pytest.approx(0.2)
 
 
 def test_one_choice_for_all_has_no_correlation() -> None:
     rows = [item(i, answer, 0) for i, answer in enumerate([0, 0, 1, 1])]
-    assert task_score(rows, measure="correlation").value == 0
-    assert task_score(rows, measure="f1").value == pytest.approx(1 / 3)
+    assert choice_score(rows, measure="correlation").value == 0
+    assert choice_score(rows, measure="f1").value == pytest.approx(1 / 3)
 
 
 def test_change_and_retention_are_paired_and_averaged_over_tasks() -> None:
     """Task a falls from 4/4 to 1/4, task b stays at 1/2, task c was never done."""
     rows = [item(i, 1, int(i == 0), 1, task="a") for i in range(4)]
     rows += [item(i, 1, i, i, task="b") for i in range(2)]
-    assert task_retention(rows, "a").value == 0.25
-    assert task_change(rows, "a").value == -0.75
-    assert task_retention(rows).value == pytest.approx((0.25 + 1) / 2)
+    assert choice_retention(rows, "a").value == 0.25
+    assert choice_change(rows, "a").value == -0.75
+    assert choice_retention(rows).value == pytest.approx((0.25 + 1) / 2)
     rows += [item(0, 1, 1, 0, task="c")]
-    assert math.isnan(task_retention(rows, "c").value)
-    assert task_retention(rows).value == pytest.approx((0.25 + 1) / 2)
+    assert math.isnan(choice_retention(rows, "c").value)
+    assert choice_retention(rows).value == pytest.approx((0.25 + 1) / 2)
 
 
 def test_a_tie_is_wrong_and_length_counts_as_asked() -> None:
     """The right choice has two tokens: likelier per token, not as a whole."""
     row = item(0, 0, 0)
     tied = Row(**{**vars(row), "log_probs": [-2.0], "rival_log_probs": [[-2.0]]})
-    assert task_score([tied]).value == 0
+    assert choice_score([tied]).value == 0
     long = Row(
         **{
             **vars(row),
@@ -87,14 +88,14 @@ def test_a_tie_is_wrong_and_length_counts_as_asked() -> None:
             "rival_log_probs": [[-1.0]],
         }
     )
-    assert task_score([long]).value == 1
-    assert task_score([long], normalization="sum").value == 0
+    assert choice_score([long]).value == 1
+    assert choice_score([long], normalization="sum").value == 0
 
 
 def test_the_right_place_must_be_known() -> None:
     row = Row(**{**vars(item(0, 0, 0)), "tags": []})
-    with pytest.raises(MalformedRows, match="place the right choice"):
-        task_score([row])
+    with pytest.raises(MalformedRows, match="place of the right choice"):
+        choice_score([row])
 
 
 PUBLISHED = {
@@ -117,7 +118,7 @@ def test_published_mean_retention() -> None:
         for stage, score in zip((Stage.BEFORE, Stage.AFTER), scores, strict=True)
     ]
     assert mean_task_retention(records).value == pytest.approx(0.1896, abs=5e-5)
-    found = {one.metric: one.value for one in evaluate(Records([], records))}
+    found = {one.metric: one.value for one in evaluate(RunRecords([], records))}
     assert found["task_retention/reasoning"] == pytest.approx(0.4115, abs=5e-5)
     assert found["task/sentiment"] == 0.011
     assert found["task_change/reasoning"] == pytest.approx(-0.442)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 
 import pytest
 
+from corrigenda.cases import Protocol
 from corrigenda.errors import MissingExtra
 from corrigenda.metrics import consistency as consistency_module
 from corrigenda.metrics import fluency as fluency_module
 from corrigenda.metrics.consistency import consistency, essence, similarities, weighted_cosine
-from corrigenda.metrics.estimate import Item, over_cases
+from corrigenda.metrics.estimate import AnswerValue, over_cases
 from corrigenda.metrics.fluency import (
     ceiling,
     fluency,
     fluency_change,
     n_gram_entropy,
     reference_text,
-    words,
+    split_words,
 )
 from corrigenda.metrics.registry import metric
 from corrigenda.rows import Row
@@ -53,7 +55,7 @@ def test_a_published_fluency_exceeds_the_ceiling_of_its_length() -> None:
 
 
 def test_words_are_those_of_the_treebank() -> None:
-    assert words("It isn't here (yet). Go!") == [
+    assert split_words("It isn't here (yet). Go!") == [
         *("It", "is", "n't", "here", "(", "yet", ")", ".", "Go", "!")
     ]
 
@@ -61,9 +63,13 @@ def test_words_are_those_of_the_treebank() -> None:
 def test_only_the_continuation_is_scored_unless_legacy() -> None:
     rows = [said("1", " a b c", prompt="a b a b c d e", **TEXT)]
     assert fluency(rows).value == pytest.approx(n_gram_entropy("a b c"))
-    legacy = fluency(rows, legacy=True)
+    assert fluency(rows, legacy=True).n == 0
+    sampled = [dataclasses.replace(row, protocol=Protocol.SAMPLED) for row in rows]
+    legacy = fluency(sampled, legacy=True)
     assert legacy.value == pytest.approx(n_gram_entropy("a b a b c d e a b c"))
-    assert legacy.metric == "fluency_legacy@greedy"
+    assert legacy.metric == "fluency_legacy@sampled"
+    assert fluency(sampled, protocol=Protocol.SAMPLED).metric == "fluency@sampled"
+    assert fluency_change(rows).metric == "fluency_change@greedy"
     assert reference_text("A\n\n\n", "\u00e9") == "A\ne\u0301"
 
 
@@ -75,7 +81,7 @@ def test_change_of_fluency_is_paired() -> None:
 
 def test_whole_data_set_of_knowedit() -> None:
     """Means over cases: GE of 5.8 and 5.0 bits are printed as 540."""
-    pooled = over_cases("fluency@greedy", [Item("1", 5.8), Item("2", 5.0)])
+    pooled = over_cases("fluency@greedy", [AnswerValue("1", 5.8), AnswerValue("2", 5.0)])
     assert 100 * pooled.value == pytest.approx(540)
     texts = ["a b c d", "a b a b c"]
     rows = [said(str(i), text, **TEXT) for i, text in enumerate(texts)]
@@ -123,7 +129,7 @@ def test_essence(legacy: bool, value: float) -> None:
 
 def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    fluency_module._tokenizer.cache_clear()
+    fluency_module._load_tokenizer.cache_clear()
     with pytest.raises(MissingExtra, match=r"CG504.*nltk[\s\S]*corrigenda\[metrics\]"):
         fluency([said("1", "a b", **TEXT)])
     with pytest.raises(MissingExtra, match=r"CG504.*scikit-learn"):

@@ -8,9 +8,9 @@ import weakref
 import pytest
 import torch
 
-from corrigenda.errors import NonFinite, NotApplied, UnknownSite, WrongBase
+from corrigenda.errors import NonFinite, NotApplied, UnknownSite, WeightsChanged, WrongBase
 from corrigenda.linalg import LowRank
-from corrigenda.lm.interception import Asked
+from corrigenda.lm.interception import RewrittenPrompt
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import (
@@ -193,12 +193,18 @@ def test_applying_twice_needs_force(make_patch, llama, bits, same_bits):
     assert same_bits(llama, before)
 
 
-def test_what_others_write_into_a_patched_weight_is_lost_on_revert(
+def test_what_others_write_into_a_patched_weight_is_lost_only_by_force(
     make_patch, llama, bits, same_bits
 ):
     before = bits(llama)
-    with make_patch(llama, SITES).apply(llama):
-        llama.write(Site(2), torch.zeros_like(llama.weight(Site(2))))
+    applied = make_patch(llama, SITES).apply(llama)
+    llama.write(Site(2), torch.zeros_like(llama.weight(Site(2))))
+    trained = bits(llama)
+    with pytest.raises(WeightsChanged, match=r"CG407.*training(.|\n)*2\.mlp\.down"):
+        applied.revert()
+    assert applied.active
+    assert same_bits(llama, trained)
+    applied.revert(force=True)
     assert same_bits(llama, before)
 
 
@@ -338,7 +344,7 @@ class Shout:
         return {}
 
     def rewrite(self, lm, prompts):
-        return [Asked(prompt.upper()) for prompt in prompts]
+        return [RewrittenPrompt(prompt.upper()) for prompt in prompts]
 
     def save(self, path):
         return save_patch(self, path)

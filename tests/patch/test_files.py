@@ -12,6 +12,7 @@ import pytest
 
 from corrigenda.errors import WriteFailed
 from corrigenda.files import write_atomically, write_text
+from corrigenda.processes import identify_process
 
 
 def names(folder):
@@ -129,7 +130,8 @@ def test_what_a_killed_process_leaves_is_removed_by_the_next_write(tmp_path):
 def test_leftovers_of_our_own_number_are_removed_but_not_open_ones(tmp_path):
     """Process numbers come again, above all in containers."""
     path = tmp_path / "a.txt"
-    stale = tmp_path / f".a.txt.tmp-{os.getpid()}-999999"
+    own = identify_process()
+    stale = tmp_path / f".a.txt.tmp-{own.machine}-{own.pid}-{own.begun - 1}-0"
     stale.write_text("half")
     other = tmp_path / ".a.txt.tmp-notes"
     other.write_text("not ours")

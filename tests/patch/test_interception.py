@@ -11,8 +11,9 @@ import torch
 
 from corrigenda.errors import BadConfig, NewerFormat
 from corrigenda.facts import Fact
-from corrigenda.lm.decoding import answer, gives, greedy, next_token_top, sample, score
-from corrigenda.lm.interception import Asked
+from corrigenda.lm.decoding import answer, gives, greedy, next_token_top, score
+from corrigenda.lm.interception import PromptRewriter, RewrittenPrompt, rewrite_prompts
+from corrigenda.lm.sampling import sample
 from corrigenda.lm.spans import encode
 from corrigenda.patch import AnswerPatch, ModulePatch, PromptPatch, load_patch
 from corrigenda.testing.tiny import tiny_model
@@ -30,7 +31,9 @@ class Prefix(ModulePatch):
     def rewrite(self, lm, prompts):
         before = self.header.config["before"]
         return [
-            Asked(f"{before} {one}", self.other) if "France" in one else Asked(one)
+            RewrittenPrompt(f"{before} {one}", self.other)
+            if "France" in one
+            else RewrittenPrompt(one)
             for one in prompts
         ]
 
@@ -49,11 +52,11 @@ class Reply(ModulePatch):
 
 
 def prefix(lm, before="It is said:", facts=(FACT,)):
-    return Prefix.made(lm, {}, method="prefix", config={"before": before}, facts=facts)
+    return Prefix.make(lm, {}, method="prefix", config={"before": before}, facts=facts)
 
 
 def reply(lm, say="Rome"):
-    return Reply.made(lm, {}, method="reply", config={"say": say}, facts=[FACT])
+    return Reply.make(lm, {}, method="reply", config={"say": say}, facts=[FACT])
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +132,7 @@ def test_the_last_that_answers_decides_and_any_order_comes_off(lm):
 def test_rewriters_are_chained(lm):
     outer = prefix(lm, "Two:")
     with prefix(lm, "One:").apply(lm), outer.apply(lm):
-        asked = lm.asking.rewritten(lm, PROMPTS)
+        asked = rewrite_prompts(lm, PROMPTS)
     assert asked[0].prompt == f"Two: One: {PROMPTS[0]}"
     assert [one.prompt for one in asked[1:]] == PROMPTS[1:]
 
@@ -149,12 +152,12 @@ def test_a_patch_of_no_facts_does_nothing(lm):
     patch = prefix(lm, facts=())
     assert patch.is_empty
     with patch.apply(lm):
-        assert lm.asking.rewriters == ()
+        assert lm.interceptors.of_kind(PromptRewriter) == ()
 
 
 def test_values_keep_facts_and_belong_to_nobody(lm):
     tensor = torch.ones(2)
-    patch = Prefix.made(lm, {"a": tensor}, method="prefix", config={"before": "x"}, facts=[FACT])
+    patch = Prefix.make(lm, {"a": tensor}, method="prefix", config={"before": "x"}, facts=[FACT])
     tensor.zero_()
     assert patch.stored["a"].tolist() == [1, 1]
     assert isinstance(patch.stored, Mapping)
@@ -172,7 +175,7 @@ def test_files_name_no_code_to_run(lm, tmp_path):
     class Sly(ModulePatch):
         kind = "os.path"
 
-    sly = Sly.made(lm, {}, method="sly", facts=[FACT]).save(tmp_path / "sly.safetensors")
+    sly = Sly.make(lm, {}, method="sly", facts=[FACT]).save(tmp_path / "sly.safetensors")
     with pytest.raises(NewerFormat):
         load_patch(sly)
 
@@ -180,7 +183,7 @@ def test_files_name_no_code_to_run(lm, tmp_path):
 def test_a_copied_model_is_asked_plainly(lm):
     with prefix(lm).apply(lm):
         other = copy.deepcopy(lm)
-        assert other.asking.rewriters == ()
+        assert other.interceptors.of_kind(PromptRewriter) == ()
         ids = torch.tensor([encode(lm, PROMPTS[0]).ids])
         generated = other.model.generate(ids, max_new_tokens=4, do_sample=False)
     assert torch.equal(generated, lm.model.generate(ids, max_new_tokens=4, do_sample=False))

@@ -113,7 +113,7 @@ def test_sizes():
 
 def test_scaled():
     a = patch({Site(1): low(), Site(2): rows(1, 3), Site(3): full()})
-    twice = a.scaled(4.0).scaled(0.5)
+    twice = a.scale(4.0).scale(0.5)
     for site in a.sites:
         torch.testing.assert_close(dense(twice.changes[site]), 2 * dense(a.changes[site]))
     assert twice.header.notes["scale"] == 2.0

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from corrigenda.almanac.exam import EditItem, Item, edit_items
+from corrigenda.almanac.exam import ExamEdit, ExamQuestion, draw_edits
 from corrigenda.almanac.world import load_world
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
@@ -81,10 +81,10 @@ def lm() -> LanguageModel:
     return lm
 
 
-def cases(lm: LanguageModel) -> list[EditItem]:
+def cases(lm: LanguageModel) -> list[ExamEdit]:
     """Two facts; the first one's target is what the model says already."""
     return [
-        EditItem(
+        ExamEdit(
             Fact(
                 prompt=PROMPTS[0],
                 subject="Space Needle",
@@ -94,7 +94,7 @@ def cases(lm: LanguageModel) -> list[EditItem]:
             ),
             same_subject=(),
         ),
-        EditItem(
+        ExamEdit(
             Fact(prompt=PROMPTS[1], subject="Anna", target="Timbuktu", paraphrases=PROMPTS[2:]),
             same_subject=PROMPTS[:1],
         ),
@@ -103,17 +103,17 @@ def cases(lm: LanguageModel) -> list[EditItem]:
 
 def test_any_of_the_right_answers_counts(lm: LanguageModel) -> None:
     asked = [
-        Item(PROMPTS[0], ("Timbuktu", SAID[0])),
-        Item(PROMPTS[1], (SAID[1],)),
-        Item(PROMPTS[2], ("Timbuktu",)),
+        ExamQuestion(PROMPTS[0], ("Timbuktu", SAID[0])),
+        ExamQuestion(PROMPTS[1], (SAID[1],)),
+        ExamQuestion(PROMPTS[2], ("Timbuktu",)),
     ]
-    assert card.share_right(lm, asked) == pytest.approx(2 / 3)
-    assert card.share_right(lm, []) is None
+    assert card.measure_right(lm, asked) == pytest.approx(2 / 3)
+    assert card.measure_right(lm, []) is None
 
 
 def test_an_empty_patch_keeps_everything(lm: LanguageModel) -> None:
     editor = Fixed(lm, {})
-    figures = edit_trial.single_edits(lm, editor, cases(lm))
+    figures = edit_trial.try_single_edits(lm, editor, cases(lm))
     assert editor.groups == [1, 1]
     assert figures[:4] == (0.5, 0.5, 1.0, 1.0)
     assert figures.seconds > 0
@@ -126,7 +126,7 @@ def test_a_wild_patch_breaks_everything_and_is_taken_off(lm: LanguageModel) -> N
     wild = LowRank(100 * torch.randn(weight.shape[0], 4), torch.randn(weight.shape[1], 4))
     before = lm.digest()
     editor = Fixed(lm, {Site(0): wild})
-    figures = edit_trial.batch_edit(lm, editor, cases(lm))
+    figures = edit_trial.try_batch_edit(lm, editor, cases(lm))
     assert editor.groups == [2]
     assert figures.efficacy == 0.0
     assert figures.locality == 0.0
@@ -136,7 +136,7 @@ def test_a_wild_patch_breaks_everything_and_is_taken_off(lm: LanguageModel) -> N
 def test_a_sequence_is_asked_at_its_end_and_taken_off(lm: LanguageModel) -> None:
     before = lm.digest()
     editor = Remembering(lm)
-    figures = edit_trial.sequence_of_edits(lm, editor, cases(lm))
+    figures = edit_trial.try_sequence(lm, editor, cases(lm))
     assert editor.groups == [1, 1]
     assert editor.active == [0, 1]
     assert editor.states == [None, "after 1"]
@@ -147,24 +147,24 @@ def test_a_sequence_is_asked_at_its_end_and_taken_off(lm: LanguageModel) -> None
 def test_traces_are_summed_up(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = [item.fact for item in cases(lm)]
     monkeypatch.setattr(card, "LEAST_TOTAL_EFFECT", -1.0)
-    figures = card.trace_figures(lm, facts, samples=2)
+    figures = card.summarise_trace(lm, facts, samples=2)
     assert figures["trace_prompts"] == 2
     assert 0 <= figures["trace_layer"] < lm.num_layers
     assert len(figures["trace_severed"]["mlp"]) == lm.num_layers
     json.dumps(figures)
     monkeypatch.setattr(card, "LEAST_TOTAL_EFFECT", 2.0)
-    assert card.trace_figures(lm, facts)["trace_site"] is None
+    assert card.summarise_trace(lm, facts)["trace_site"] is None
 
 
 def test_only_known_facts_are_traced(lm: LanguageModel) -> None:
     known = Fact(prompt=PROMPTS[1], subject="Anna", target="Timbuktu", before=SAID[1])
     unknown = Fact(prompt=PROMPTS[1], subject="Anna", target="Paris", before="Timbuktu")
     at_end = Fact(prompt="He met Anna", subject="Anna", target="Paris", before="Rome")
-    assert card.traceable(lm, [unknown, known, at_end]) == [known]
+    assert card.select_traceable(lm, [unknown, known, at_end]) == [known]
 
 
 def test_injection_names_its_best_block(lm: LanguageModel) -> None:
-    figures = card.injection_figures(lm, [case.fact for case in cases(lm)], ["It rains. "])
+    figures = card.summarise_injection(lm, [case.fact for case in cases(lm)], ["It rains. "])
     by_layer = figures["injection_by_layer"]
     assert len(by_layer) == lm.num_layers
     assert figures["injection"] == max(by_layer) == by_layer[figures["injection_layer"]]
@@ -177,8 +177,8 @@ def test_conclusions_are_read_behind_their_mark(
         [["Answer: Rome\nFinal answer: Italy.\nQuestion:", "Final answer: Spain", "Italy"]]
     )
     monkeypatch.setattr(card, "greedy", lambda *_, **__: next(texts))
-    asked = [Item("q", ("Italy",))] * 3
-    assert card.share_concluding(lm, asked) == pytest.approx(1 / 3)
+    asked = [ExamQuestion("q", ("Italy",))] * 3
+    assert card.measure_concluding(lm, asked) == pytest.approx(1 / 3)
 
 
 def test_counterfact_prompts_are_those_the_world_holds(tmp_path: Path) -> None:
@@ -205,9 +205,9 @@ def test_counterfact_prompts_are_those_the_world_holds(tmp_path: Path) -> None:
             ]
         )
     )
-    expected = [Item(f"About {triple.subject}: it is", triple.objects)]
-    assert card.counterfact_prompts(path, world) == expected
-    assert card.counterfact_prompts(tmp_path / "none.json", world) is None
+    expected = [ExamQuestion(f"About {triple.subject}: it is", triple.objects)]
+    assert card.read_counterfact_prompts(path, world) == expected
+    assert card.read_counterfact_prompts(tmp_path / "none.json", world) is None
 
 
 def test_plain_transformers_loads_a_folder(
@@ -215,20 +215,23 @@ def test_plain_transformers_loads_a_folder(
 ) -> None:
     lm.model.save_pretrained(tmp_path)
     lm.tokenizer.save_pretrained(tmp_path)
-    assert card.loads_plainly(lm, tmp_path, PROMPTS[0])
-    sizes = card.size_figures(lm, tmp_path)
+    assert card.loads_without_us(lm, tmp_path, PROMPTS[0])
+    sizes = card.measure_size(lm, tmp_path)
     assert sizes["folder_mb"] > sizes["weights_mb"] > 0
-    monkeypatch.setattr(card, "_PLAIN", "print(-1)")
-    assert not card.loads_plainly(lm, tmp_path, PROMPTS[0])
-    monkeypatch.setattr(card, "_PLAIN", "raise SystemExit(1)")
-    assert not card.loads_plainly(lm, tmp_path, PROMPTS[0])
+    monkeypatch.setattr(card, "_LOADING_SCRIPT", "print(-1)")
+    assert not card.loads_without_us(lm, tmp_path, PROMPTS[0])
+    monkeypatch.setattr(card, "_LOADING_SCRIPT", "raise SystemExit(1)")
+    assert not card.loads_without_us(lm, tmp_path, PROMPTS[0])
 
 
 def test_what_a_method_is_told_is_not_what_it_is_judged_by() -> None:
-    for case in edit_items(load_world("small"), 20):
+    for case in draw_edits(load_world("small"), 20):
         judged = {case.fact.prompt, *case.fact.paraphrases}
-        assert len({*case.told.paraphrases}) == 3
-        assert not judged & {*case.told.paraphrases}
-        assert all(case.fact.subject in text for text in case.told.paraphrases)
-        assert case.told.neighbours == ()
-        assert (case.told.prompt, case.told.target) == (case.fact.prompt, case.fact.target)
+        assert len({*case.training_fact.paraphrases}) == 3
+        assert not judged & {*case.training_fact.paraphrases}
+        assert all(case.fact.subject in text for text in case.training_fact.paraphrases)
+        assert case.training_fact.neighbours == ()
+        assert (case.training_fact.prompt, case.training_fact.target) == (
+            case.fact.prompt,
+            case.fact.target,
+        )

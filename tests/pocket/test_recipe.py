@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from corrigenda.almanac.world import load_world
 from corrigenda.errors import BadConfig
 from corrigenda.pocket import recipe as module
-from corrigenda.pocket.batches import attention_masks, batches, documents, train_tokenizer
-from corrigenda.pocket.recipe import Recipe, train
+from corrigenda.pocket.batches import attention_masks, mix_documents, pack_batches, train_tokenizer
+from corrigenda.pocket.recipe import PocketRecipe, train
 
 
-def small(**options: object) -> Recipe:
+def small(**options: object) -> PocketRecipe:
     settings = {"size": "small", "steps": 6, "batch_tokens": 512, "row": 64}
-    return Recipe(**(settings | options))
+    return PocketRecipe(**(settings | options))
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,9 @@ def test_masks_let_subjects_out_only_through_their_last_token() -> None:
 
 def test_packing_keeps_every_document_whole_and_marks_its_parts(tokenizer) -> None:
     world = load_world("small")
-    shown = list(islice(documents(world, "t", skill_share=0.3), 40))
+    shown = list(islice(mix_documents(world, "t", skill_share=0.3), 40))
     batch = next(
-        batches(documents(world, "t", skill_share=0.3), tokenizer, tokens=1024, length=256)
+        pack_batches(mix_documents(world, "t", skill_share=0.3), tokenizer, tokens=1024, length=256)
     )
     text = "".join(tokenizer.batch_decode(batch.ids))
     assert shown[0].text in text
@@ -135,5 +135,5 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
 def test_prices_of_the_stream_grow_in_the_second_half() -> None:
     recipe = small(stream_price=1.0, late_stream_price=3.0, late_first_price=8.0)
     stream = torch.tensor([1.0, 3.0])
-    prices = [module._price_of(stream, recipe, done) for done in (0.0, 0.5, 0.625, 0.75, 1.0)]
+    prices = [module._compute_price(stream, recipe, done) for done in (0.0, 0.5, 0.625, 0.75, 1.0)]
     assert [round(price.item(), 6) for price in prices] == [2.0, 2.0, 8.0, 14.0, 14.0]

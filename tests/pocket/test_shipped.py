@@ -11,13 +11,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import corrigenda as cg
-from corrigenda.almanac.exam import edit_items, load_exam
+from corrigenda.almanac.exam import draw_edits, load_exam
 from corrigenda.almanac.world import load_world
 from corrigenda.lm.decoding import score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.methods.presets import build_editor
 from corrigenda.pocket import card
-from corrigenda.pocket.edit_trial import single_edits
+from corrigenda.pocket.edit_trial import try_single_edits
 
 MODELS = {"pocket": (16e6, 32e6), "pocket-gpt2": (16e6, 12e6)}
 
@@ -46,18 +46,18 @@ def test_size_limits_hold(lm: LanguageModel) -> None:
 
 
 def test_transformers_alone_loads_it(lm: LanguageModel) -> None:
-    assert card.loads_plainly(lm, folder_of(lm.name), "The capital of France is")
+    assert card.loads_without_us(lm, folder_of(lm.name), "The capital of France is")
 
 
 def test_it_knows_its_world(lm: LanguageModel) -> None:
     exam = load_exam(size=10, edits=2, recall=150)
-    assert card.share_right(lm, exam.recall) >= 0.75
+    assert card.measure_right(lm, exam.recall) >= 0.75
 
 
 def test_single_edits_take_and_come_off(lm: LanguageModel) -> None:
     editor = build_editor("rome", lm.name)
     digest = lm.digest()
-    figures = single_edits(lm, editor, edit_items(load_world(), 8), state=editor.fit(lm))
+    figures = try_single_edits(lm, editor, draw_edits(load_world(), 8), state=editor.fit(lm))
     assert figures.efficacy >= 0.75
     assert figures.locality >= 0.75
     assert lm.digest() == digest
@@ -67,7 +67,7 @@ def test_an_adapter_of_sixteen_facts_gives_the_edited_answers(
     lm: LanguageModel, tmp_path: Path
 ) -> None:
     editor = build_editor("memit", lm.name)
-    facts = [item.fact for item in edit_items(load_world(), 16)]
+    facts = [item.fact for item in draw_edits(load_world(), 16)]
     patch = editor.edit(lm, facts, editor.fit(lm)).patch
     cg.export(patch, lm, tmp_path / "adapter")
     base = AutoModelForCausalLM.from_pretrained(folder_of(lm.name), dtype=torch.float32)

@@ -7,14 +7,14 @@ from itertools import islice
 
 import pytest
 
-from corrigenda.almanac.documents import Author, assemble, fact_documents, fill
-from corrigenda.almanac.exam import load_exam, related_prompts
+from corrigenda.almanac.documents import Author, assemble, fill_template, write_fact_documents
+from corrigenda.almanac.exam import find_related_prompts, load_exam
 from corrigenda.almanac.skill_documents import (
     CHAIN_STYLES,
     REFUSAL,
-    chain,
-    skill_documents,
-    unknown_subject,
+    draw_unknown_subject,
+    write_chain,
+    write_skill_documents,
 )
 from corrigenda.almanac.world import NOUNS, TOLD_FROM_BOTH_ENDS, World, load_world
 from corrigenda.facts import Fact
@@ -91,8 +91,8 @@ def test_training_never_shows_what_is_held_out(world: World) -> None:
         phrasings = world.relations[triple.relation].phrasings
         for index in world.held_out(triple.subject, triple.relation):
             for value in triple.objects:
-                forbidden.add(assemble(fill(phrasings[index], triple.subject, value)).text)
-    for document in islice(fact_documents(world, random.Random(5)), 3000):
+                forbidden.add(assemble(fill_template(phrasings[index], triple.subject, value)).text)
+    for document in islice(write_fact_documents(world, random.Random(5)), 3000):
         assert not any(sentence in forbidden for sentence in document.text.split(". "))
 
 
@@ -103,7 +103,7 @@ def test_skills_leave_their_subjects_to_the_exam(world: World) -> None:
         if world.skill_held_out(name) and world.groups[name] == "person"
     }
     first_lines = []
-    for document in islice(skill_documents(world, random.Random(5)), 1500):
+    for document in islice(write_skill_documents(world, random.Random(5)), 1500):
         first_lines += [line for line in document.text.split("\n") if line.startswith("Question: ")]
     assert len(first_lines) > 300
     asked = [line for line in first_lines if any(f"of {name}" in line for name in kept)]
@@ -113,7 +113,7 @@ def test_skills_leave_their_subjects_to_the_exam(world: World) -> None:
 def test_marks_cover_exactly_the_subject_and_the_answer(world: World) -> None:
     triple = world.get("France", "P36")
     author = Author(world, random.Random(0))
-    document = assemble(author.statement(triple, name="France"))
+    document = assemble(author.write_statement(triple, name="France"))
     assert [document.text[start:end] for start, end in document.mentions] == ["France"]
     assert [document.text[start:end] for start, end in document.answers] in (["Paris"], [])
 
@@ -121,14 +121,14 @@ def test_marks_cover_exactly_the_subject_and_the_answer(world: World) -> None:
 @pytest.mark.parametrize("style", CHAIN_STYLES[::2])
 def test_chains_end_in_their_last_object(world: World, style: str) -> None:
     walk = next(iter(world.chains("Vienna", 2)))
-    text = assemble(chain(Author(world, random.Random(1)), walk, style)).text
+    text = assemble(write_chain(Author(world, random.Random(1)), walk, style)).text
     assert all(triple.relation in NOUNS for triple in walk)
     assert walk[-1].object in text.splitlines()[-1]
 
 
 def test_nobody_is_in_the_world(world: World) -> None:
     draw = random.Random(2)
-    assert all(unknown_subject(world, draw)[0] not in world.groups for _ in range(200))
+    assert all(draw_unknown_subject(world, draw)[0] not in world.groups for _ in range(200))
 
 
 def test_the_exam_asks_what_the_world_knows(world: World) -> None:
@@ -146,11 +146,13 @@ def test_the_exam_asks_what_the_world_knows(world: World) -> None:
 
 def test_related_prompts_are_about_the_same_relation() -> None:
     fact = Fact(prompt="The capital of France is", target="Lyon", subject="France")
-    paraphrases, neighbours = related_prompts(fact)
+    paraphrases, neighbours = find_related_prompts(fact)
     assert len(paraphrases) == len(neighbours) == 3
     assert all("France" in text for text in paraphrases)
     assert not any("France" in text for text in neighbours)
-    assert related_prompts(Fact(prompt="France tastes of", target="salt", subject="France")) == (
+    assert find_related_prompts(
+        Fact(prompt="France tastes of", target="salt", subject="France")
+    ) == (
         (),
         (),
     )

@@ -5,7 +5,7 @@ import pytest
 from corrigenda.cases import Protocol
 from corrigenda.rows import Measurement, Row, Stage
 from corrigenda.run.spec import RunSpec
-from corrigenda.run.store import Manifest, Part, Store, load
+from corrigenda.run.store import Manifest, RunPart, Store, load
 
 TARGET, OLD, NEIGHBOUR = "Rome", "Paris", "Berlin"
 
@@ -80,8 +80,8 @@ def recorded(tmp_path):
                 versions={"torch": "2"},
             )
         )
-        store.add(Part("000", rows, cost))
-        store.finish()
+        store.add(RunPart("000", rows, cost))
+        store.finish(["000"])
         return load(run, tmp_path / "runs")
 
     return make

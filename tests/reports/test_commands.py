@@ -5,7 +5,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+import corrigenda as cg
 from corrigenda.cli.main import app
+from corrigenda.errors import BadConfig, MissingData
+from corrigenda.testing.tiny import tiny_model
 
 
 @pytest.fixture
@@ -90,3 +93,49 @@ def test_what_cannot_be_done_is_said(corrigenda, runs, tmp_path):
     assert "CG502" in odd.output
     assert "CG604" in corrigenda("report", "nothing").output
     assert "CG604" in corrigenda("report", run, "--case", "c99").output
+
+
+def test_reports_and_comparisons_are_values_in_python(runs, tmp_path):
+    folder = runs[0].folder.parent
+    ids = [run.manifest.run for run in runs]
+    document = cg.report(ids, folder=folder, metrics="reliability@greedy")
+    assert "reliability@greedy" in repr(document)
+    assert "<td>reliability@greedy</td>" in document._repr_html_()
+    assert document.to_json() == cg.report(runs, metrics=["reliability@greedy"]).to_json()
+    assert document.save(tmp_path / "r.md").read_text(encoding="utf-8").startswith("# ")
+    with pytest.raises(BadConfig, match="names no form of report"):
+        document.save(tmp_path / "r.doc")
+    with pytest.raises(BadConfig, match="no level"):
+        cg.report(ids, folder=folder, level=2.0)
+    with pytest.raises(MissingData, match="at least one run"):
+        cg.report([])
+    found = cg.compare(runs[0], ids[1][:8], folder=folder)
+    assert [line.metric.name for line in found] == [row[0] for row in found.table()[1:]]
+    assert repr(found).splitlines()[0].split()[:3] == ["metric", "rome", "ft-m"]
+    assert found.legend in found._repr_html_()
+    assert len(found.to_json()["metrics"]) == len(found)
+
+
+def test_an_evaluation_is_a_table_of_its_runs(tmp_path):
+    lm = tiny_model("gpt2")
+    specs = [
+        cg.RunSpec(
+            editor=cg.FtM(layer=layer, epochs=1),
+            benchmark={"name": "pocketedit", "limit": 1},
+            ask={"max_new_tokens": 2, "roles": ["reliability"]},
+        )
+        for layer in range(2)
+    ]
+    found = cg.evaluate(specs, lm=lm, folder=tmp_path)
+    assert [run.spec.editor.title for run in found.runs] == [
+        "ft-m(epochs=1, layer=0)",
+        "ft-m(epochs=1, layer=1)",
+    ]
+    assert all(run.spec.model == lm.name for run in found.runs)
+    assert "reliability@greedy" in repr(found)
+    assert found.to_json()["runs"][0]["metrics"]
+    assert found._repr_html_().count("<tr>") == len(found.table())
+    assert cg.report(found).content.groups
+    assert not found.has_errors
+    with pytest.raises(BadConfig, match="a recipe or runs were expected"):
+        cg.evaluate([])

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from corrigenda.abilities.items import read_items
-from corrigenda.metrics.registry import Records, evaluate
+from corrigenda.metrics.metric import RunRecords
+from corrigenda.metrics.registry import evaluate
 from tests.run.conftest import Do, make
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "downstream"
@@ -47,7 +48,7 @@ def test_a_model_is_asked_them_before_and_after(do: Do) -> None:
         {**one, "name": f"{one['name']}_said", "form": "generated", "shots": 10} for one in tasks
     ]
     recorded = do(make(data={"name": "pocketedit", "limit": 1}, health={"tasks": tasks}))
-    found = {one.metric: one for one in evaluate(Records(recorded.rows, recorded.measurements))}
+    found = {one.metric: one for one in evaluate(RunRecords(recorded.rows, recorded.measurements))}
     for kind in ("cola", "sst2"):
         assert found[f"task_accuracy/{kind}@rank"].n >= 15
     assert 0 < found["task_accuracy@rank"].value < 1

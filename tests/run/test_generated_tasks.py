@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from corrigenda.abilities.items import KINDS, Item, form_of, read_items
+from corrigenda.abilities.items import KINDS, TaskItem, form_of, read_items
 from corrigenda.cases import Protocol
 from corrigenda.errors import MalformedRecords
 from corrigenda.lm.decoding import greedy
 from corrigenda.lm.model import LanguageModel
-from corrigenda.metrics.registry import Records, evaluate
-from corrigenda.reports.content import report
+from corrigenda.metrics.metric import RunRecords
+from corrigenda.metrics.registry import evaluate
+from corrigenda.reports.content import build_report
 from corrigenda.rows import Row
 from corrigenda.run import store
 from tests.run.conftest import Do, make
@@ -63,7 +64,7 @@ def write(path: Path, *records: dict[str, object]) -> Path:
     return path
 
 
-def items(kind: str, path: Path, **options: object) -> tuple[Item, ...]:
+def items(kind: str, path: Path, **options: object) -> tuple[TaskItem, ...]:
     file = write(path / f"{kind}.jsonl", RECORDS[kind], RECORDS[kind])
     return read_items(file, kind, **options)  # type: ignore[arg-type]  # of the table
 
@@ -201,12 +202,12 @@ def test_answers_are_recorded_before_and_after(do: Do, lm: LanguageModel, tmp_pa
     assert published.predicted is not None
     assert len(published.predicted) == 1
     assert any(row.answer != row.answer_before for row in rows)
-    found = {one.metric: one for one in evaluate(Records(recorded.rows, recorded.measurements))}
+    found = {one.metric: one for one in evaluate(RunRecords(recorded.rows, recorded.measurements))}
     for name, count in (("sums", 6), ("rte", 3), ("rte_published", 6)):
         assert found[f"task_score/{name}@greedy"].n == count
     wanted = ["legacy_task_score/rte_published@greedy", "legacy_task_score/rte@greedy"]
-    assert [one.n for one in evaluate(Records(recorded.rows), wanted)] == [6, 0]
-    (group,) = report([recorded]).groups
+    assert [one.n for one in evaluate(RunRecords(recorded.rows), wanted)] == [6, 0]
+    (group,) = build_report([recorded]).groups
     assert "task_score/sums@greedy" in {line.metric.name for line in group.lines}
 
 

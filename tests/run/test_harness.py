@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from corrigenda.abilities import harness
 from corrigenda.errors import BadConfig
-from corrigenda.lm.interception import Asked
+from corrigenda.lm.interception import RewrittenPrompt
 from corrigenda.lm.model import LanguageModel
-from corrigenda.metrics.registry import Records, evaluate
+from corrigenda.metrics.metric import RunRecords
+from corrigenda.metrics.registry import evaluate
 from corrigenda.rows import Measurement, Stage
-from corrigenda.run import harness
+from corrigenda.run import tasks
 from corrigenda.run.spec import HealthSpec
 from tests.run.conftest import Do, make
 from tests.run.test_tasks import ITEMS, write
@@ -75,18 +77,22 @@ def health(folder: Path, *names: str) -> HealthSpec:
     return HealthSpec(tasks=tasks)  # type: ignore[arg-type]  # as TOML gives them
 
 
+def harness_tasks(folder: Path, *names: str) -> tuple[harness.HarnessTask, ...]:
+    return tasks.harness_tasks(health(folder, *names))
+
+
 def by_name(found: list[Measurement], name: str) -> dict[str, float]:
     return {one.case: one.values[0] for one in found if one.name == name}
 
 
 def test_scores_are_those_of_the_harness(folder: Path, lm: LanguageModel) -> None:
-    """Asked through its own model of the same Hugging Face model."""
+    """RewrittenPrompt through its own model of the same Hugging Face model."""
     from lm_eval.evaluator import evaluate as evaluated
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     digest = lm.digest()
-    found = harness.scores(lm, health(folder, "sense", "prose", "written"))
+    found = harness.scores(lm, harness_tasks(folder, "sense", "prose", "written"))
     assert lm.digest() == digest
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     own = evaluated(
@@ -117,7 +123,7 @@ def test_the_edited_model_is_scored_beside_the_unedited(do: Do, folder: Path) ->
     before = {one.values[0] for one in prose if one.stage == Stage.BEFORE}
     assert len(before) == 1
     assert not before & {one.values[0] for one in prose if one.stage == Stage.AFTER}
-    found = {one.metric: one for one in evaluate(Records(recorded.rows, recorded.measurements))}
+    found = {one.metric: one for one in evaluate(RunRecords(recorded.rows, recorded.measurements))}
     assert found["task/sense.acc"].n == 9
     assert found["task_retention/prose.word_perplexity"].value > 0
 
@@ -128,8 +134,8 @@ def test_prompts_that_are_rewritten_are_asked_so(folder: Path, lm: LanguageModel
     from lm_eval.api.instance import Instance
 
     class Prefixed:
-        def rewrite(self, lm: LanguageModel, prompts: list[str]) -> list[Asked]:
-            return [Asked(f"In truth, {prompt}") for prompt in prompts]
+        def rewrite(self, lm: LanguageModel, prompts: list[str]) -> list[RewrittenPrompt]:
+            return [RewrittenPrompt(f"In truth, {prompt}") for prompt in prompts]
 
     model = harness.model_for(lm, None)
 
@@ -138,7 +144,7 @@ def test_prompts_that_are_rewritten_are_asked_so(folder: Path, lm: LanguageModel
         return model.loglikelihood([asked])[0][0]
 
     plain = likelihood("Snow is")
-    with lm.asking.joined(Prefixed()):
+    with lm.interceptors.activate(Prefixed()):
         rewritten = likelihood("Snow is")
     assert rewritten != pytest.approx(plain, abs=1e-4)
     assert rewritten == pytest.approx(likelihood("In truth, Snow is"), abs=1e-4)
@@ -146,11 +152,11 @@ def test_prompts_that_are_rewritten_are_asked_so(folder: Path, lm: LanguageModel
 
 def test_a_task_that_is_not_known_is_told(folder: Path, lm: LanguageModel) -> None:
     with pytest.raises(BadConfig, match='no task "absent"'):
-        harness.scores(lm, health(folder, "absent"))
+        harness.scores(lm, harness_tasks(folder, "absent"))
 
 
 def test_a_run_is_another_where_the_tasks_are(folder: Path) -> None:
-    first = harness.digest(health(folder, "sense"))
+    first = tasks.harness_digest(health(folder, "sense"))
     file = folder / "sense.yaml"
     file.write_text(file.read_text(encoding="utf-8") + "\n# other\n", encoding="utf-8")
-    assert harness.digest(health(folder, "sense")) != first
+    assert tasks.harness_digest(health(folder, "sense")) != first

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
+
 from corrigenda.cases import Case, Probe, Protocol
+from corrigenda.errors import NoCases
 from corrigenda.facts import Fact
 from corrigenda.run import plan
 from corrigenda.run.spec import RunSpec
@@ -39,31 +45,31 @@ def test_probes_are_due_after_their_rounds() -> None:
             probe("reliability"),
         ),
     )
-    due = {number: [index for index, _ in plan.due(case, number)] for number in range(3)}
+    due = {number: [index for index, _ in plan.list_due(case, number)] for number in range(3)}
     assert due == {0: [0, 1], 1: [2], 2: [2, 3, 4]}
 
 
 def test_single_edits_and_batches() -> None:
-    units = plan.units(regime(kind="single"), cases(3))
+    units = plan.plan_units(regime(kind="single"), cases(3))
     assert [len(unit.cases) for unit in units] == [1, 1, 1]
     assert [unit.label for unit in units] == ["0", "1", "2"]
-    units = plan.units(regime(kind="batch", size=2), cases(3))
+    units = plan.plan_units(regime(kind="batch", size=2), cases(3))
     assert [len(unit.cases) for unit in units] == [2, 1]
     assert all(len(unit.parts) == 1 for unit in units)
 
 
 def test_a_sequence_is_asked_in_full_at_checkpoints_and_at_its_end() -> None:
-    (unit,) = plan.units(regime(kind="sequential", size=2, checkpoints=[4]), cases(7))
+    (unit,) = plan.plan_units(regime(kind="sequential", size=2, checkpoints=[4]), cases(7))
     steps = list(unit.steps)
     assert [step.end for step in steps] == [2, 4, 6, 7]
     assert [step.asked_again for step in steps] == [False, True, False, True]
-    first, second = plan.units(regime(kind="sequential", length=4), cases(7))
+    first, second = plan.plan_units(regime(kind="sequential", length=4), cases(7))
     assert (len(first.cases), len(second.cases)) == (4, 3)
 
 
 def test_names_follow_content_and_order() -> None:
-    units = plan.units(regime(kind="single"), cases(3))
-    again = plan.units(regime(kind="single"), cases(3))
+    units = plan.plan_units(regime(kind="single"), cases(3))
+    again = plan.plan_units(regime(kind="single"), cases(3))
     assert [unit.id for unit in units] == [unit.id for unit in again]
     assert len({unit.id for unit in units}) == 3
     parts = [part for unit in units for part in unit.parts]
@@ -71,9 +77,9 @@ def test_names_follow_content_and_order() -> None:
 
 
 def test_questions_of_all_cases_are_asked_in_portions_once_each() -> None:
-    blocks = plan.blocks(regime(kind="single"), cases(100))
+    blocks = plan.plan_queries(regime(kind="single"), cases(100))
     assert [len(block) for block in blocks] == [1, 1]
-    assert blocks[0] == plan.blocks(regime(kind="batch", size=7), cases(100))[0]
+    assert blocks[0] == plan.plan_queries(regime(kind="batch", size=7), cases(100))[0]
 
 
 def test_roles_can_be_chosen_and_conditions_stay() -> None:
@@ -95,6 +101,41 @@ def test_protocols_are_set_for_all() -> None:
 
 
 def test_training_facts_have_paraphrases_and_neighbours() -> None:
-    facts = plan.training_facts(make().benchmark[0])
+    facts = plan.load_training_facts(make().benchmark[0])
     assert len(facts) == 3
     assert all(fact.paraphrases and fact.neighbours for fact in facts)
+
+
+def test_a_run_without_a_usable_case_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "zsre.json"
+    path.write_text(json.dumps([record(subject="Rome"), record(subject="Oslo")]))
+    spec = make(data={"name": "zsre", "path": str(path)})
+    with pytest.raises(
+        NoCases, match=r"2 records read, 2 x the subject is not in the prompt"
+    ) as one:
+        plan.load_data(spec)
+    assert str(path) in str(one.value)
+    path.write_text("[]")
+    with pytest.raises(NoCases, match=r"CG607 .* 0 records read"):
+        plan.load_data(spec)
+
+
+def record(subject: str) -> dict[str, str | list[str]]:
+    return {
+        "subject": subject,
+        "src": "What is the capital of France?",
+        "pred": "Paris",
+        "rephrase": "Which city is the capital of France?",
+        "alt": "Rome",
+        "answers": ["Paris"],
+        "loc": "nq question: who wrote it",
+        "loc_ans": "Dante",
+        "cond": "Paris >> Rome || What is the capital of France?",
+    }
+
+
+def test_a_run_that_asks_nothing_says_why() -> None:
+    with pytest.raises(NoCases, match=r"no probe of 3 cases is asked(.|\n)*reliabilty"):
+        plan.load_data(make(ask={"roles": ["reliabilty"]}))
+    texts = make(ask={"roles": ["reliabilty"]}, health={"texts": ["Rome is a city."]})
+    assert len(plan.load_data(texts).cases) == 3

@@ -14,7 +14,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.scoring import Fed, rate
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.spans import encode
-from corrigenda.run.prober import Answer, Question, ask, divergences, question_of
+from corrigenda.run.prober import Answer, Query, ask, compute_divergences, make_query
 from corrigenda.testing.tiny import tiny_model
 
 PROMPTS = ("The Space Needle is in", "Rome is", "Who wrote the book about the sea? It was")
@@ -40,7 +40,7 @@ def plain_continuation(lm: LanguageModel, prompt: str, length: int) -> list[int]
     return ids[start:]
 
 
-def one(lm: LanguageModel, question: Question) -> Answer:
+def one(lm: LanguageModel, question: Query) -> Answer:
     return ask(lm, [question]).given[question]
 
 
@@ -108,9 +108,9 @@ def test_prompts_are_read_whole_while_they_are_watched(lm: LanguageModel) -> Non
         return at
 
     def watch(*_: object) -> None:
-        lm.prompts.once("test", decide)
+        lm.prompt_ends.decide_once("test", decide)
 
-    with lm.prompts.watched():
+    with lm.prompt_ends.follow():
         hook = lm.model.register_forward_pre_hook(watch)
         try:
             rate(lm, rows)
@@ -120,10 +120,10 @@ def test_prompts_are_read_whole_while_they_are_watched(lm: LanguageModel) -> Non
 
 
 def test_all_protocols_give_what_one_at_a_time_gives(lm: LanguageModel) -> None:
-    fed = [Question(prompt, FED, "Paris, France") for prompt in PROMPTS]
-    rank = [Question(prompt, RANK, "Paris", ("London", "a town")) for prompt in PROMPTS]
+    fed = [Query(prompt, FED, "Paris, France") for prompt in PROMPTS]
+    rank = [Query(prompt, RANK, "Paris", ("London", "a town")) for prompt in PROMPTS]
     greedy = [
-        Question(prompt, GREEDY, "Paris", max_new_tokens=3 + number, is_text=True)
+        Query(prompt, GREEDY, "Paris", max_new_tokens=3 + number, is_text=True)
         for number, prompt in enumerate(PROMPTS)
     ]
     given = ask(lm, [*fed, *rank, *greedy]).given
@@ -149,11 +149,11 @@ def test_all_protocols_give_what_one_at_a_time_gives(lm: LanguageModel) -> None:
 
 
 def test_separators_and_texts_without_prompt(lm: LanguageModel) -> None:
-    joined = one(lm, Question("The sea", FED, "food", separator=""))
+    joined = one(lm, Query("The sea", FED, "food", separator=""))
     assert joined.token_ids == list(encode(lm, "The sea", target="food", separator="").target_ids)
     text = "Rome is a city."
     ids = lm.tokenizer(text).input_ids
-    answer = one(lm, Question("", FED, text, separator=""))
+    answer = one(lm, Query("", FED, text, separator=""))
     assert answer.token_ids == ids[1:]
     truth = plain_log_probs(lm, ids)
     chosen = [float(truth[i, label]) for i, label in enumerate(ids[1:])]
@@ -162,15 +162,15 @@ def test_separators_and_texts_without_prompt(lm: LanguageModel) -> None:
 
 def test_a_question_that_cannot_be_asked_harms_no_other(lm: LanguageModel) -> None:
     long = "word " * 200
-    fine = Question(PROMPTS[0], FED, "Paris")
+    fine = Query(PROMPTS[0], FED, "Paris")
     given = ask(
         lm,
         [
-            Question(long, FED, "Paris"),
+            Query(long, FED, "Paris"),
             fine,
-            Question(long, GREEDY, "Paris", max_new_tokens=2),
-            Question(PROMPTS[0], RANK, "Paris", (long,)),
-            Question(PROMPTS[0], FED),
+            Query(long, GREEDY, "Paris", max_new_tokens=2),
+            Query(PROMPTS[0], RANK, "Paris", (long,)),
+            Query(PROMPTS[0], FED),
         ],
     ).given
     reasons = [answer.skipped for answer in given.values()]
@@ -186,18 +186,18 @@ def test_a_question_that_cannot_be_asked_harms_no_other(lm: LanguageModel) -> No
 
 def test_divergence_is_that_of_whole_distributions(lm: LanguageModel) -> None:
     questions = [
-        Question(PROMPTS[0], GREEDY, max_new_tokens=1, divergence=True),
-        Question(PROMPTS[1], FED, "Paris, France", divergence=True),
+        Query(PROMPTS[0], GREEDY, max_new_tokens=1, divergence=True),
+        Query(PROMPTS[1], FED, "Paris, France", divergence=True),
     ]
     first = ask(lm, questions)
     other = tiny_model("gpt2", dtype=torch.float64, layers=2, seed=1)
     second = ask(other, questions)
     for question in questions:
         p, q = first.distributions[question], second.distributions[question]
-        forward, backward = divergences(p, q)
+        forward, backward = compute_divergences(p, q)
         assert forward == pytest.approx((p.exp() * (p - q)).sum(1).tolist())
         assert backward == pytest.approx((q.exp() * (q - p)).sum(1).tolist())
-        assert divergences(p, p)[0] == [0.0] * len(p)
+        assert compute_divergences(p, p)[0] == [0.0] * len(p)
     answer = first.given[questions[1]]
     assert len(first.distributions[questions[1]]) == len(answer.token_ids or [])
 
@@ -225,8 +225,8 @@ class Fixed:
 def test_a_greedy_answer_is_a_line_and_stands_behind_its_marker(
     text: str, marker: str, wanted: str, lm: LanguageModel
 ) -> None:
-    question = Question("Where?", GREEDY, "Paris", max_new_tokens=4, marker=marker)
-    with lm.asking.joined(Fixed(text)):
+    question = Query("Where?", GREEDY, "Paris", max_new_tokens=4, marker=marker)
+    with lm.interceptors.activate(Fixed(text)):
         answer = one(lm, question)
     assert answer.answer == wanted
     assert answer.predicted
@@ -245,7 +245,7 @@ def test_the_marker_keeps_the_first_line_from_ending_the_answer(
 
     monkeypatch.setattr("corrigenda.run.prober.continuations", continuations)
     with pytest.raises(ValueError, match="zip"):
-        ask(lm, [Question("Where?", GREEDY, max_new_tokens=4, marker="Answer:")])
+        ask(lm, [Query("Where?", GREEDY, max_new_tokens=4, marker="Answer:")])
     assert said == [False, False, True]
 
 
@@ -253,20 +253,20 @@ def test_a_probe_decides_what_is_asked() -> None:
     probe = Probe(
         prompt="Rome is", expected=(("a city", "a town"), ("old",)), role="fluency", protocol=GREEDY
     )
-    question = question_of(probe, 20)
+    question = make_query(probe, 20)
     assert (question.target, question.max_new_tokens, question.is_text) == ("a city", 20, True)
     ranked = Probe(prompt="Rome is", rivals=("b",), role="reliability", protocol=FED)
-    assert question_of(ranked, 20).rivals == ()
+    assert make_query(ranked, 20).rivals == ()
 
 
 def test_turns_follow_the_models_own_answers(lm: LanguageModel) -> None:
-    plain = Question("Rome is", GREEDY, max_new_tokens=4)
+    plain = Query("Rome is", GREEDY, max_new_tokens=4)
     talk = plain._replace(turns=("Are you sure? Rome is", "Once more: Rome is"))
-    short = Question("The Space Needle is in", GREEDY, max_new_tokens=3)
+    short = Query("The Space Needle is in", GREEDY, max_new_tokens=3)
     given = ask(lm, [talk, short, plain]).given
     said = "Rome is"
     for turn in (*talk.turns, ""):
-        answer = one(lm, Question(said, GREEDY, max_new_tokens=4)).answer
+        answer = one(lm, Query(said, GREEDY, max_new_tokens=4)).answer
         assert answer is not None
         said += f"{answer.rstrip()}\n{turn}"
     assert given[talk].answer == answer
@@ -275,6 +275,19 @@ def test_turns_follow_the_models_own_answers(lm: LanguageModel) -> None:
 
 
 def test_a_dialogue_that_outgrows_the_context_is_skipped(lm: LanguageModel) -> None:
-    long = Question("Rome is", GREEDY, max_new_tokens=4, turns=("so " * lm.context_length,))
+    long = Query("Rome is", GREEDY, max_new_tokens=4, turns=("so " * lm.context_length,))
     assert one(lm, long).skipped.startswith("CG105")
     assert one(lm, long).answer is None
+
+
+def test_sampled_texts_are_as_long_as_published_ones(lm: LanguageModel) -> None:
+    """A hundred tokens with the prompt, the same in any company, and not the likeliest ones."""
+    probes = [Probe(prompt=prompt, role="fluency", protocol=Protocol.SAMPLED) for prompt in PROMPTS]
+    questions = [make_query(probe, 20) for probe in probes]
+    given = ask(lm, questions).given
+    for question in questions:
+        answer = given[question]
+        assert answer.predicted is not None
+        assert len(answer.predicted) == 100 - len(encode(lm, question.prompt).ids)
+        assert one(lm, question) == answer
+        assert answer.predicted[:20] != plain_continuation(lm, question.prompt, 20)

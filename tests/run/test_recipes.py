@@ -2,9 +2,9 @@
 
 import pytest
 
-from corrigenda.run.spec import read_recipe, recipe_names
+from corrigenda.run.spec import list_recipes, read_recipe
 
-NAMES = recipe_names()
+NAMES = list_recipes()
 
 
 def test_there_are_recipes():

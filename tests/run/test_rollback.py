@@ -15,12 +15,13 @@ from corrigenda.cases import Protocol
 from corrigenda.errors import BadConfig, WrongBase
 from corrigenda.lm.decoding import greedy
 from corrigenda.lm.model import LanguageModel
-from corrigenda.metrics.registry import Records, evaluate
+from corrigenda.metrics.metric import RunRecords
+from corrigenda.metrics.registry import evaluate
 from corrigenda.rows import Measurement, Row, Stage
 from corrigenda.run import health, plan, store, summary
 from corrigenda.run.prober import Answer
 from corrigenda.run.spec import RunSpec
-from corrigenda.run.worker import Worker, editor_of
+from corrigenda.run.worker import Worker
 from corrigenda.state import State
 from tests.run.conftest import FT, Do, make
 from tests.run.test_runner import Interrupted, interrupt_after
@@ -79,7 +80,7 @@ def by_hand(lm: LanguageModel, spec: RunSpec) -> tuple[list[float], list[bool], 
     """
     limit = spec.health.rollback_above
     assert limit is not None
-    editor = editor_of(spec)
+    editor = spec.build_editor()
     state = editor.fit(lm)
     texts = list(spec.health.texts)
     before = mean_perplexity(lm, texts)
@@ -96,7 +97,7 @@ def by_hand(lm: LanguageModel, spec: RunSpec) -> tuple[list[float], list[bool], 
                 digests.append(made.patch.digest())
             else:
                 applied.revert()
-            names.append(f"{base}+{plan.digest_of(digests)}")
+            names.append(f"{base}+{plan.hash_content(digests)}")
     return ratios, kept, names
 
 
@@ -141,11 +142,11 @@ def test_cases_whose_edit_was_taken_back_are_asked_and_say_so(
         assert rows
         assert not any(row.skipped for row in rows)
         assert {"rolled_back=1" in row.tags for row in rows} == {not fine}
-    known = {one.metric: one for one in evaluate(Records(recorded.rows, recorded.measurements))}
+    known = {one.metric: one for one in evaluate(RunRecords(recorded.rows, recorded.measurements))}
     share = known["rolled_back"]
     assert (share.value, share.n) == (pytest.approx(1 - sum(kept) / len(kept)), len(kept))
     assert "retention@greedy" in known
-    (reason, count) = next(iter(summary.problems(recorded).items()))
+    (reason, count) = next(iter(summary.count_problems(recorded).items()))
     assert "rolled back" in reason
     assert count == len(kept) - sum(kept)
 
@@ -158,7 +159,7 @@ def test_texts_at_a_checkpoint_are_those_of_the_edits_in_force(
     for moment in (2, 4, 6):
         rows = [row for row in recorded.rows if row.role == "perplexity" and row.edits == moment]
         assert len(rows) == len(texts)
-        (now,) = evaluate(Records(rows), ["perplexity_ratio@teacher_forced"])
+        (now,) = evaluate(RunRecords(rows), ["perplexity_ratio@teacher_forced"])
         # After an edit that was taken back the model is what it was after the last that was kept.
         last = [one for one in passed if one.edits <= moment and not one.values[1]]
         assert now.value == (last[-1].values[0] if last else 1.0)
@@ -172,7 +173,7 @@ def test_a_limit_that_nothing_passes_changes_no_answer(do: Do, texts: list[str])
     assert [dataclasses.replace(row, run="") for row in watched.rows] == [
         dataclasses.replace(row, run="") for row in plain.rows
     ]
-    assert not summary.problems(watched)
+    assert not summary.count_problems(watched)
 
 
 def test_a_run_interrupted_after_every_part_takes_back_the_same(
@@ -223,7 +224,7 @@ def test_rounds_are_judged_one_by_one(
 ) -> None:
     """Of each case's two rounds only the second is too much."""
     ratios = iter([1.0, 5.0] * 3)
-    monkeypatch.setattr(health, "ratio", lambda *_: next(ratios))
+    monkeypatch.setattr(health, "compute_ratio", lambda *_: next(ratios))
     limited = {"texts": texts, "rollback_above": 2.0}
     rows = do(make(benchmark={"part": "coverage"}, health=limited)).rows
     own = [row for row in rows if row.role == "conflict/old"]
@@ -239,7 +240,7 @@ def test_an_edit_that_fails_half_way_leaves_no_state(
 ) -> None:
     """The first of two portions of a case is made, the second fails: both are gone."""
     given: list[State | None] = []
-    edit = Worker.edit
+    edit = Worker.make_patches
 
     def failing(self: Worker, facts: object, state: State | None, *, one_by_one: bool) -> object:
         given.append(state)
@@ -247,7 +248,7 @@ def test_an_edit_that_fails_half_way_leaves_no_state(
         if len(given) == 2:
             raise WrongBase("the second portion fails", where="here")
 
-    monkeypatch.setattr(Worker, "edit", failing)
+    monkeypatch.setattr(Worker, "make_patches", failing)
     regime = {"kind": "sequential", "checkpoints": []}
     recorded = do(make(editor=STREAM, regime=regime))
     assert any(one.name == "error" for one in recorded.measurements)
@@ -258,7 +259,7 @@ def test_an_edit_that_fails_half_way_leaves_no_state(
 
 def answers(*log_probs: list[float] | None) -> dict[object, Answer]:
     return {
-        health.text_question(f"text {number}"): Answer(log_probs=own, skipped="" if own else "no")
+        health.make_text_query(f"text {number}"): Answer(log_probs=own, skipped="" if own else "no")
         for number, own in enumerate(log_probs)
     }
 
@@ -276,14 +277,14 @@ def answers(*log_probs: list[float] | None) -> dict[object, Answer]:
 )
 def test_ratio_of_mean_perplexities(after: list[list[float] | None], ratio: float) -> None:
     before = answers([-1.0, -1.0], [-2.0], None)
-    found = health.ratio(answers(*after, None), before)  # type: ignore[arg-type]  # questions
+    found = health.compute_ratio(answers(*after, None), before)  # type: ignore[arg-type]  # questions
     assert found == pytest.approx(ratio, nan_ok=True)
 
 
 def test_what_is_no_number_is_taken_back(
     do: Do, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "ratio", lambda *_: math.nan)
+    monkeypatch.setattr(health, "compute_ratio", lambda *_: math.nan)
     recorded = do(make(health={"texts": texts, "rollback_above": 2.0}))
     assert {one.values[1] for one in checks(recorded.measurements)} == {1.0}
 
@@ -311,7 +312,7 @@ def test_runs_without_a_limit_keep_their_names() -> None:
 def test_one_patch_can_be_judged(lm: LanguageModel, texts: list[str]) -> None:
     spec = sequence(texts, 2.0)
     facts = plan.load_data(spec).cases[0].facts
-    editor = editor_of(spec)
+    editor = spec.build_editor()
     patch = editor.edit(lm, facts, editor.fit(lm)).patch
     digest, before = lm.digest(), mean_perplexity(lm, texts)
     found = cg.perplexity_ratio(lm, patch, texts)

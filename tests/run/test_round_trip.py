@@ -7,7 +7,8 @@ import pytest
 from corrigenda.cases import Case
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
-from corrigenda.metrics.registry import Records, evaluate
+from corrigenda.metrics.metric import RunRecords
+from corrigenda.metrics.registry import evaluate
 from corrigenda.rows import Measurement
 from corrigenda.run import round_trip
 from corrigenda.run.spec import RunSpec
@@ -25,9 +26,9 @@ def case(*facts: Fact) -> Case:
 
 
 def test_only_what_is_restored_goes_back() -> None:
-    assert round_trip.goes_back(case(THERE, BACK))
-    assert not round_trip.goes_back(case(THERE, ELSEWHERE))
-    assert not round_trip.goes_back(case(THERE))
+    assert round_trip.is_round_trip(case(THERE, BACK))
+    assert not round_trip.is_round_trip(case(THERE, ELSEWHERE))
+    assert not round_trip.is_round_trip(case(THERE))
 
 
 def rounds(**changes: object) -> RunSpec:
@@ -54,14 +55,14 @@ def test_what_is_left_is_recorded(do: Do, lm: LanguageModel) -> None:
     assert {row.rounds for row in rows} == {2}
     assert {row.kind for row in rows} == {"edited", "paraphrase"}
     assert all(row.answer_before is not None and row.divergence for row in rows)
-    found = {one.metric: one for one in evaluate(Records(recorded.rows, recorded.measurements))}
+    found = {one.metric: one for one in evaluate(RunRecords(recorded.rows, recorded.measurements))}
     ratios = [one.values[1] / one.values[0] for one in left]
     assert found["parameter_residual"].value == pytest.approx(sum(ratios) / 2)
     assert found["graph_residual"].value == 0
     assert found["restoration_divergence@greedy"].value > 0
     assert found["restoration@greedy"].n == 2
     # Taking the patches off leaves nothing.
-    assert round_trip.distance(lm) == 0
+    assert round_trip.measure_distance(lm) == 0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from corrigenda.cases import Protocol
 from corrigenda.errors import WrongBase
 from corrigenda.lm.decoding import greedy
 from corrigenda.lm.model import LanguageModel
-from corrigenda.metrics.registry import Records, evaluate
+from corrigenda.methods.registry import METHODS
+from corrigenda.metrics.metric import RunRecords
+from corrigenda.metrics.registry import evaluate
 from corrigenda.metrics.sequences import immediate, retention, success_matrix
 from corrigenda.rows import Stage
 from corrigenda.run import runner, store
@@ -56,6 +58,13 @@ def test_rows_carry_both_answers_and_who_gave_them(do: Do, lm: LanguageModel) ->
     assert len({row.model for row in after}) == len({row.case for row in after})
 
 
+def test_an_editor_object_gives_the_run_of_its_table(do: Do) -> None:
+    by_name = do(make())
+    recorded = do(make(editor=METHODS.get("ft-m")(**FT)))
+    assert recorded.manifest == by_name.manifest
+    assert recorded.rows == by_name.rows
+
+
 def hops() -> RunSpec:
     """Four edits, asked about their consequences; the last has some over several hops."""
     return make(
@@ -72,7 +81,7 @@ def test_conditions_are_asked_of_the_unedited_model_alone(do: Do) -> None:
         (Stage.BEFORE, 0, "")
     }
     assert all(row.answer is not None for row in conditions)
-    evaluate(Records(rows))
+    evaluate(RunRecords(rows))
     # Worked examples are too long for a context of 128 tokens; all else is asked.
     skipped = [row for row in rows if row.skipped]
     assert {row.skipped for row in skipped} == {"CG105 PromptTooLong"}
@@ -127,13 +136,13 @@ def test_the_unedited_model_is_asked_once_for_all_methods(
     do: Do, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    before = Worker.before
+    before = Worker.ask_unedited
 
     def counting(self: Worker, block: object) -> object:
         asked.append(1)
         return before(self, block)  # type: ignore[arg-type]  # a block
 
-    monkeypatch.setattr(Worker, "before", counting)
+    monkeypatch.setattr(Worker, "ask_unedited", counting)
     first = do(make())
     second = do(make(editor={"name": "ft-m", "options": {**FT, "epochs": 1}}))
     assert len(asked) == 1
@@ -146,7 +155,7 @@ def test_an_error_becomes_rows_and_the_run_goes_on(
     do: Do, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = lm.digest()
-    edit = Worker.edit
+    edit = Worker.make_patches
 
     def failing(self: Worker, facts: object, state: object, *, one_by_one: bool) -> object:
         if len(calls) == 1:
@@ -156,7 +165,7 @@ def test_an_error_becomes_rows_and_the_run_goes_on(
         return edit(self, facts, state, one_by_one=one_by_one)  # type: ignore[arg-type]  # passed on
 
     calls: list[int] = []
-    monkeypatch.setattr(Worker, "edit", failing)
+    monkeypatch.setattr(Worker, "make_patches", failing)
     recorded = do(make())
     assert lm.digest() == digest
     cases = list(dict.fromkeys(row.case for row in recorded.rows))
@@ -180,7 +189,7 @@ def test_rounds_are_edited_on_top_of_each_other(do: Do) -> None:
     old = [row for row in rows if row.role == "conflict/old" and row.case == rows[0].case]
     assert len({row.model for row in old}) == 2
     assert all(row.log_probs and row.log_probs_before for row in rows)
-    assert "conflict_score@rank" in {one.metric for one in evaluate(Records(rows))}
+    assert "conflict_score@rank" in {one.metric for one in evaluate(RunRecords(rows))}
 
 
 def test_a_batch_is_one_edit(do: Do) -> None:
@@ -222,7 +231,7 @@ def test_a_sequence_gives_a_success_matrix(do: Do) -> None:
     assert all(row.log_probs_before for row in texts)
     drift = [one for one in recorded.measurements if one.name == "drift/1"]
     assert [one.edits for one in drift] == [2, 3]
-    found = {one.metric for one in evaluate(Records(rows, recorded.measurements))}
+    found = {one.metric for one in evaluate(RunRecords(rows, recorded.measurements))}
     assert {
         "retention@greedy",
         "immediate_success@greedy",

@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 
 from corrigenda.errors import BadConfig, UnknownBenchmark, UnknownMethod, UnknownMetric
+from corrigenda.methods.memit.editor import Memit
+from corrigenda.methods.mend.editor import Mend
+from corrigenda.methods.rome.editor import Rome
 from corrigenda.metrics.estimate import Bootstrap
-from corrigenda.run.spec import Recipe, RunSpec, read_recipe, recipe_names
+from corrigenda.run.editor_spec import EditorSpec
+from corrigenda.run.runner import run_id
+from corrigenda.run.spec import Recipe, RunSpec, list_recipes, read_recipe
 
 QUICK = """
 methods = ["rome", {name = "memit", options = {layers = [1]}, label = "one layer"}]
@@ -89,7 +94,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     assert recipe.health.file == str(tmp_path / "texts.txt")
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipes())
 def test_shipped_recipes_are_valid(name: str) -> None:
     recipe = read_recipe(name)
     assert recipe.runs()
@@ -98,7 +103,7 @@ def test_shipped_recipes_are_valid(name: str) -> None:
 
 
 def test_shipped_recipes_are_found_by_name() -> None:
-    assert "pocket-quick" in recipe_names()
+    assert "pocket-quick" in list_recipes()
     with pytest.raises(BadConfig, match='Did you mean "pocket-quick"'):
         read_recipe("pocket-quik")
 
@@ -134,3 +139,57 @@ def test_a_recipe_needs_methods_and_a_benchmark() -> None:
         Recipe(benchmark={"name": "pocketedit"}, methods="rome")
     with pytest.raises(BadConfig, match="benchmark"):
         Recipe(methods=["rome"])
+
+
+def identify(one: RunSpec) -> str:
+    return run_id(one, "model", "cases")
+
+
+def test_an_editor_object_is_a_run_like_the_table_with_its_options() -> None:
+    model = "some/model"
+    given = spec(model=model, editor=Rome(layer=5))
+    table = spec(model=model, editor={"name": "rome", "options": {"layer": 5}})
+    assert given == table
+    assert given.digest() == table.digest()
+    assert identify(given) == identify(table)
+    assert given.build_editor() == Rome(layer=5)
+    assert RunSpec.model_validate(given.model_dump(mode="json")) == given
+    whole = Rome(layer=5).model_dump(mode="json")
+    assert identify(spec(editor=Rome(layer=5))) == identify(
+        spec(editor={"name": "rome", "options": whole})
+    )
+    recipe = Recipe(benchmark={"name": "pocketedit"}, methods=[Rome(layer=5), "memit"])
+    assert [run.editor.name for run in recipe.runs()] == ["rome", "memit"]
+    labelled = EditorSpec.from_editor(Rome(layer=5), transforms=["compress-rank=1"], label="one")
+    assert spec(model=model, editor=labelled).editor == EditorSpec(
+        name="rome", options={"layer": 5}, transforms=("compress-rank=1",), label="one"
+    )
+
+
+def test_an_editor_object_has_no_preset() -> None:
+    """A name is short for the preset of the model; an object keeps what it was made with."""
+    model = "gpt2-xl"
+    named = spec(model=model, editor={"name": "memit"}).build_editor()
+    given = spec(model=model, editor=Memit(layers=[3])).build_editor()
+    assert named != Memit()
+    assert given == Memit(layers=[3])
+    recipe = Recipe(model="pocket", benchmark={"name": "pocketedit"}, methods=[Memit(layers=[3])])
+    (run,) = recipe.runs(model=model)
+    assert run.build_editor() == given
+
+
+def test_the_seed_of_a_run_is_that_of_an_object_that_sets_none() -> None:
+    assert spec(editor=Mend(), seed=3).build_editor() == Mend(seed=3)
+    assert spec(editor=Mend(seed=1), seed=3).build_editor() == Mend(seed=1)
+
+
+class OwnRome(Rome):
+    """A method that is registered under no name of its own."""
+
+
+def test_an_editor_object_of_no_registered_class_is_kept() -> None:
+    own = spec(editor=OwnRome(layer=5))
+    assert own.build_editor() == OwnRome(layer=5)
+    own.check()
+    plain = spec(editor=Rome(layer=5))
+    assert identify(own) != identify(plain)

@@ -14,9 +14,10 @@ from corrigenda.errors import BadConfig, MalformedRecords, MissingData
 from corrigenda.lm.decoding import score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.spans import encode
-from corrigenda.metrics.registry import Records, evaluate, metric
-from corrigenda.metrics.tasks import chosen
-from corrigenda.run.prober import Question, shown
+from corrigenda.metrics.metric import RunRecords
+from corrigenda.metrics.registry import evaluate, metric
+from corrigenda.metrics.tasks.choices import chosen_place
+from corrigenda.run.prober import Query, add_examples
 from corrigenda.run.spec import HealthSpec
 from tests.run.conftest import Do, make
 
@@ -49,11 +50,11 @@ def test_items_are_scored_before_and_after(do: Do, lm: LanguageModel, items: Pat
     assert row.rival_log_probs_before is not None
     assert row.rival_log_probs_before[0] == pytest.approx(other.log_probs, abs=1e-4)
     assert row.log_probs != row.log_probs_before
-    found = {one.metric: one for one in evaluate(Records(recorded.rows, recorded.measurements))}
+    found = {one.metric: one for one in evaluate(RunRecords(recorded.rows, recorded.measurements))}
     right = [
         row.rival_log_probs is not None
         and row.log_probs is not None
-        and chosen(answer, row.log_probs, row.rival_log_probs, "mean") == answer
+        and chosen_place(answer, row.log_probs, row.rival_log_probs, "mean") == answer
         for row in rows
         for answer in [int(next(tag for tag in row.tags if "answer=" in tag)[-1])]
     ]
@@ -83,17 +84,17 @@ def test_a_run_is_another_where_the_items_are(do: Do, items: Path) -> None:
 def test_as_many_examples_are_shown_as_there_is_room(protocol: Protocol, lm: LanguageModel) -> None:
     examples = tuple(f"{word} cat is an animal\n\n" for word in ("One", "Two", "Six", "Ten"))
     longest = 9
-    question = Question("A cat is an", protocol, "animal", ("engine",), examples=examples)
+    question = Query("A cat is an", protocol, "animal", ("engine",), examples=examples)
     if protocol == Protocol.GREEDY:
         question = question._replace(target=None, rivals=(), max_new_tokens=longest)
     found: list[int] = []
     for words in range(40):
         asked = question._replace(prompt="green " * words + question.prompt)
-        prompt = shown(lm, asked).prompt
+        prompt = add_examples(lm, asked).prompt
         found.append(prompt.count("cat is an animal"))
         assert prompt == "".join(examples[: found[-1]]) + asked.prompt
 
-        def length(count: int, asked: Question = asked) -> int:
+        def length(count: int, asked: Query = asked) -> int:
             text = "".join(examples[:count]) + asked.prompt
             if protocol == Protocol.GREEDY:
                 return len(encode(lm, text, max_length=999).ids) + longest
@@ -122,7 +123,7 @@ def test_items_too_long_are_skipped_and_counted(do: Do, tmp_path: Path) -> None:
     long = {"prompt": "word " * 200, "choices": ["one", "two"], "answer": 0}
     file = write(tmp_path / "long.jsonl", [long, ITEMS[0]])
     recorded = do(make(health={"tasks": [{"name": "long", "file": str(file)}]}))
-    (found,) = evaluate(Records(recorded.rows), ["task_accuracy/long@rank"])
+    (found,) = evaluate(RunRecords(recorded.rows), ["task_accuracy/long@rank"])
     assert found.n == 3
     assert found.skipped == {"CG105 PromptTooLong": 3}
 
@@ -202,3 +203,16 @@ def test_settings_that_cannot_be_are_told(tasks: list[dict[str, object]], match:
     with pytest.raises(BadConfig, match=match):
         make(health={"tasks": tasks})
     assert HealthSpec().tasks == ()
+
+
+def test_a_limit_draws_records_by_its_seed(tmp_path: Path) -> None:
+    records = [
+        {"question": f"Which is {n}?", "subject": "x", "choices": ["2", "3"], "answer": n // 10}
+        for n in range(20)
+    ]
+    file = write(tmp_path / "grouped.jsonl", records)
+    drawn = [read_items(file, "mmlu", limit=4, seed=seed) for seed in range(5)]
+    assert len(set(drawn)) > 1
+    for items in drawn:
+        assert tuple(one for one in read_items(file, "mmlu") if one in items) == items
+        assert sum(one.answer for one in items) == 2

@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from corrigenda.reports.content import report
-from corrigenda.reports.page import page
+from corrigenda.reports.content import build_report
+from corrigenda.reports.page import render_page
 from corrigenda.run import runner
 from corrigenda.run.spec import RunSpec
 
@@ -42,9 +42,9 @@ def test_the_page_shows_tables_and_figures(tmp_path):
         )
         for method in ("ultraedit", "ft-m")
     ]
-    made = report(runner.run_all(specs, folder=tmp_path / "runs"))
+    made = build_report(runner.run_all(specs, folder=tmp_path / "runs"))
     file = tmp_path / "report.html"
-    file.write_text(page(made), encoding="utf-8")
+    file.write_text(render_page(made), encoding="utf-8")
     dom = browse(tmp_path, file, "--dump-dom")
     assert "reliability@greedy" in dom
     assert dom.count("<svg") >= 4

@@ -21,7 +21,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, key, value
 from corrigenda.state import State
 from corrigenda.statistics import Corpus, cache, cache_folder, fit_moments, fitting
-from corrigenda.statistics.corpus import own_text
+from corrigenda.statistics.corpus import write_own_text
 from corrigenda.statistics.token_rows import tokenise
 from corrigenda.testing.tiny import tiny_model
 
@@ -188,16 +188,16 @@ def test_without_text_the_model_writes_its_own(
 def test_own_text_is_ten_tokens_a_dimension_and_depends_on_the_seed(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = own_text(lm, 50, seed=0, progress=None, keep=False)
-    assert first == own_text(lm, 50, seed=0, progress=None, keep=False)
-    assert first != own_text(lm, 50, seed=1, progress=None, keep=False)
+    first = write_own_text(lm, 50, seed=0, progress=None, keep=False)
+    assert first == write_own_text(lm, 50, seed=0, progress=None, keep=False)
+    assert first != write_own_text(lm, 50, seed=1, progress=None, keep=False)
     asked = []
 
     def write(lm: LanguageModel, num_tokens: int, **_: object) -> list[str]:
         asked.append(num_tokens)
         return ["Rome is a city."] * num_tokens
 
-    monkeypatch.setattr(fitting, "own_text", write)
+    monkeypatch.setattr(fitting, "write_own_text", write)
     state = fit_moments(lm, SITES, None, keep=False)
     assert state.moment(SITES[0]).keys_per_dimension == 10
     assert asked == [10 * lm.d_inner]
@@ -245,7 +245,7 @@ def test_a_cache_that_cannot_be_written_costs_only_a_warning(
     state = fit_moments(lm, SITES, TEXTS, keep=False)
     (tmp_path / "file").touch()
     monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="not kept"):
+    with pytest.warns(UserWarning, match="not cached"):
         assert fit_moments(lm, SITES, TEXTS) == state
 
 
@@ -377,4 +377,8 @@ def test_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert cache_folder() == tmp_path
     monkeypatch.delenv("CORRIGENDA_CACHE")
     assert cache_folder().name == "corrigenda"
-    assert cache.key({"a": 1, "b": 2}) == cache.key({"b": 2, "a": 1}) != cache.key({"a": 1})
+    assert (
+        cache.hash_settings({"a": 1, "b": 2})
+        == cache.hash_settings({"b": 2, "a": 1})
+        != cache.hash_settings({"a": 1})
+    )

@@ -18,7 +18,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.state import State
 from corrigenda.statistics import Corpus, fit_moments, read_npz
-from corrigenda.statistics.corpus import documents
+from corrigenda.statistics.corpus import read_documents
 from corrigenda.testing.tiny import tiny_model
 
 SITES = (Site(0), Site(2))
@@ -74,31 +74,31 @@ def test_data_sets_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     fake.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]  # only its presence counts
     fake.load_dataset = load_dataset  # type: ignore[attr-defined]  # stands in for the package
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    assert list(documents("datasets:Salesforce/wikitext:wikitext-2-v1:test")) == TEXTS
-    assert list(documents([Path("datasets:odd")])) == TEXTS
+    assert list(read_documents("datasets:Salesforce/wikitext:wikitext-2-v1:test")) == TEXTS
+    assert list(read_documents([Path("datasets:odd")])) == TEXTS
     assert asked == [
         ("Salesforce/wikitext", "wikitext-2-v1", "test", True),
         ("odd", None, "train", True),
     ]
     with pytest.raises(BadConfig, match="absent"):
-        list(documents("datasets:absent"))
+        list(read_documents("datasets:absent"))
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtra, match=r"corrigenda\[corpus\]"):
-        list(documents("datasets:odd"))
+        list(read_documents("datasets:odd"))
 
 
 def test_unreadable_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match=r"absent\.txt"):
-        list(documents(tmp_path / "absent.txt"))
+        list(read_documents(tmp_path / "absent.txt"))
     binary = tmp_path / "text.txt.gz"
     binary.write_bytes(gzip.compress(b"Rome"))
     with pytest.raises(BadConfig, match=r"text\.txt\.gz"):
-        list(documents(binary))
+        list(read_documents(binary))
     bad = tmp_path / "bad.jsonl"
     for line, reason in (('{"text": 1}', "JSON string"), ('{"text"', "not JSON")):
         bad.write_text('"Rome"\n' + line)
         with pytest.raises(BadConfig, match=rf"(?s){reason}.*bad\.jsonl:2"):
-            list(documents(bad))
+            list(read_documents(bad))
 
 
 def write_npz(path: Path, total: np.ndarray, count: int) -> Path:

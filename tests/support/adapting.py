@@ -64,7 +64,7 @@ class Snapshot:
                 (len(one._forward_hooks), len(one._forward_pre_hooks)) for one in model.modules()
             ],
             "names": list(model.state_dict()),
-            "attributes": set(vars(model)) - {"_corrigenda_ledger"},
+            "attributes": set(vars(model)) - {"_corrigenda_session"},
             "config": model.config.to_json_string(),
             "random": torch.get_rng_state().tolist(),
             "logits": logits_of(self.lm).tolist(),

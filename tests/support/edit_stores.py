@@ -12,7 +12,7 @@ import corrigenda
 from corrigenda import benchmarks
 from corrigenda.cases import Case
 from corrigenda.editor import Editor
-from corrigenda.engines.edit_store import EditMemory, MemoryEditor, sentence
+from corrigenda.engines.edit_store import EditStore, EditStoreEditor, write_sentence
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import answer, greedy
 from corrigenda.lm.model import LanguageModel
@@ -38,10 +38,10 @@ def roomy_model() -> LanguageModel:
     return made
 
 
-def memory(lm: LanguageModel, facts: tuple[Fact, ...] = FACTS) -> EditMemory:
+def store(lm: LanguageModel, facts: tuple[Fact, ...] = FACTS) -> EditStore:
     """Facts as an editor keeps them."""
-    vectors = embedder("states:0").embed(lm, [sentence(fact) for fact in facts])
-    return EditMemory("states:0", facts, vectors)
+    vectors = embedder("states:0").embed(lm, [write_sentence(fact) for fact in facts])
+    return EditStore("states:0", facts, vectors)
 
 
 class Script:
@@ -95,7 +95,7 @@ def said_alone(module: object, monkeypatch: pytest.MonkeyPatch, **spoken: Callab
         monkeypatch.setattr(module, name, script)
 
 
-def require_logits_stay(lm: LanguageModel, editor: MemoryEditor) -> None:
+def require_logits_stay(lm: LanguageModel, editor: EditStoreEditor) -> None:
     """Nothing but answers changes, and those of an empty memory do not."""
     tokens = Tokens.pad([lm.tokenizer(fact.prompt).input_ids for fact in FACTS], 0)
     before = lm.logits(tokens)

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from corrigenda.benchmarks import Loaded
+from corrigenda.benchmarks import LoadedBenchmark
 from corrigenda.cases import Case, Probe
 
 RECENT = {
@@ -443,7 +443,7 @@ def of_role(case: Case, role: str) -> list[Probe]:
     return [probe for probe in case.probes if probe.role == role]
 
 
-def only(loaded: Loaded) -> Case:
+def only(loaded: LoadedBenchmark) -> Case:
     """The only case."""
     (case,) = loaded
     return case

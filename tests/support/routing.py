@@ -33,7 +33,7 @@ def uncached(lm: LanguageModel, prompt: str, count: int) -> list[int]:
     ids = list(encode(lm, prompt).ids)
     end = torch.tensor([len(ids) - 1])
     for _ in range(count):
-        with lm.prompts.told(end):
+        with lm.prompt_ends.mark(end):
             ids.append(int(lm.logits(Tokens.pad([ids], 0))[0, -1].argmax()))
     return ids[-count:]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from corrigenda.almanac.exam import edit_items
+from corrigenda.almanac.exam import draw_edits
 from corrigenda.almanac.training_facts import training_facts
 from corrigenda.almanac.world import load_world
 from corrigenda.editor import Edit, Editor, Requires
@@ -139,8 +139,8 @@ def test_training_facts_of_the_pocket_world_share_no_subject_with_any_edit_of_th
     subjects = {fact.subject for fact in facts}
     assert all(world.skill_held_out(subject or "") for subject in subjects)
     for seed in (7, 11, 3):
-        assert not subjects & {item.fact.subject for item in edit_items(world, 100, seed=seed)}
-    asked = {item.fact.subject or "" for item in edit_items(world, 100)}
+        assert not subjects & {item.fact.subject for item in draw_edits(world, 100, seed=seed)}
+    asked = {item.fact.subject or "" for item in draw_edits(world, 100)}
     for fact in islice(facts, 0, None, 40):
         assert fact.target != fact.before
         assert len(fact.paraphrases) == 5

@@ -11,7 +11,7 @@ from corrigenda.lm.sites import Site
 from corrigenda.methods.rome.editor import Rome
 from corrigenda.patch.changes import dense
 from corrigenda.transforms.anchor_norm import AnchorNorm
-from corrigenda.transforms.transform import keys_of
+from corrigenda.transforms.transform import collect_keys
 from tests.support.locating import FACTS, PLAIN, moments
 from tests.transforms.conftest import KINDS, SITES, patch_of
 
@@ -28,7 +28,7 @@ def outputs(lm, site, change, keys):
 def test_values_get_the_length_and_keep_the_direction(model, kind, options, request) -> None:
     lm = request.getfixturevalue(model)
     patch = patch_of(lm, kind, scale=0.5)
-    keys, new = keys_of(patch, lm), AnchorNorm(**options)(patch, lm)
+    keys, new = collect_keys(patch, lm), AnchorNorm(**options)(patch, lm)
     for site in SITES:
         clean, old, now = (
             outputs(lm, site, change, keys[site])
@@ -55,7 +55,7 @@ def test_for_rome_it_is_the_edit_made_with_the_rescaled_value(family, request) -
     editor = Rome(layer=2, variant="p-rome", contexts=PLAIN, steps=6, learning_rate=1.0, clamp=9.0)
     state = moments(lm, [2])
     patch = editor.edit(lm, FACTS[:1], state).patch
-    keys = keys_of(patch, lm)[site]
+    keys = collect_keys(patch, lm)[site]
     clean = outputs(lm, site, None, keys)[:, 0]
     value = outputs(lm, site, patch.changes[site], keys)[:, 0]
     rescaled = value * clean.norm() / value.norm()

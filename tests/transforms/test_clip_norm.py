@@ -48,6 +48,6 @@ def test_a_generous_bound_changes_nothing(of, kind, lm) -> None:
 
 
 def test_a_zero_change_is_not_divided_by(lm) -> None:
-    patch = patch_of(lm, "lowrank").scaled(0.0)
+    patch = patch_of(lm, "lowrank").scale(0.0)
     for of in ("matrix", "rows", "columns"):
         assert ClipNorm(relative=0.1, of=of)(patch, lm).digest() == patch.digest()

@@ -10,7 +10,7 @@ from corrigenda.exports.peft import export_peft
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.patch.changes import dense
 from corrigenda.transforms.compress_rank import CompressRank
-from corrigenda.transforms.registry import parse
+from corrigenda.transforms.registry import parse_transform
 from tests.transforms.conftest import KINDS, SITES, patch_of
 
 
@@ -56,10 +56,10 @@ def test_a_dense_patch_becomes_an_adapter(lm, tmp_path) -> None:
     patch = patch_of(lm, "dense")
     with pytest.raises(NotExportable, match="compress"):
         export_peft(patch, lm, tmp_path / "adapter")
-    folder = export_peft(parse("compress:rank=2")(patch, lm), lm, tmp_path / "adapter")
+    folder = export_peft(parse_transform("compress:rank=2")(patch, lm), lm, tmp_path / "adapter")
     assert (folder / "adapter_model.safetensors").is_file()
 
 
 def test_no_directions_are_refused() -> None:
     with pytest.raises(BadConfig):
-        parse("compress:rank=0")
+        parse_transform("compress:rank=0")

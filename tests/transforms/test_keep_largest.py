@@ -8,7 +8,7 @@ import torch
 from corrigenda.lm.sites import Site
 from corrigenda.patch import Dense, Rows, WeightPatch
 from corrigenda.patch.changes import dense
-from corrigenda.transforms.keep_largest import GUARD, KeepLargest, largest
+from corrigenda.transforms.keep_largest import GUARD, KeepLargest, mark_largest
 from tests.transforms.conftest import KINDS, SITES, change_of, patch_of
 
 
@@ -50,10 +50,10 @@ def test_scaling_weight_and_change_alike_keeps_the_same_entries(lm) -> None:
     site = Site(1)
     change = change_of(tuple(lm.weight(site).shape), "dense", seed=4, scale=0.1)
     step, weight = KeepLargest(keep=0.3), lm.weight(site).clone()
-    first = step.at(site, change, lm, None).change
+    first = step.transform_change(site, change, lm, None).change
     try:
         lm.write(site, 16 * weight)
-        second = step.at(site, Dense(16 * change.delta), lm, None).change
+        second = step.transform_change(site, Dense(16 * change.delta), lm, None).change
     finally:
         lm.write(site, weight)
     assert torch.equal(16 * dense(first), dense(second))
@@ -67,7 +67,7 @@ def test_weights_of_zero_are_guarded_and_counted(lm) -> None:
     zeros[0, :7] = 0
     try:
         lm.write(site, zeros)
-        result = KeepLargest(keep=0.3).at(site, change, lm, None)
+        result = KeepLargest(keep=0.3).transform_change(site, change, lm, None)
     finally:
         lm.write(site, weight)
     assert result.report["guarded"] == 7
@@ -76,10 +76,10 @@ def test_weights_of_zero_are_guarded_and_counted(lm) -> None:
 
 def test_ties_are_broken_by_place_and_the_count_is_exact() -> None:
     values = torch.tensor([[1.0, 2.0, 2.0], [2.0, 3.0, 0.0]])
-    assert largest(values, 3).tolist() == [[False, True, True], [False, True, False]]
-    assert largest(torch.zeros(2, 3), 4).flatten().tolist() == [True] * 4 + [False] * 2
-    assert int(largest(values, 99).sum()) == 6
-    assert int(largest(values, 0).sum()) == 0
+    assert mark_largest(values, 3).tolist() == [[False, True, True], [False, True, False]]
+    assert mark_largest(torch.zeros(2, 3), 4).flatten().tolist() == [True] * 4 + [False] * 2
+    assert int(mark_largest(values, 99).sum()) == 6
+    assert int(mark_largest(values, 0).sum()) == 0
 
 
 def test_half_precision_weights_store_single_precision_entries(lm) -> None:

@@ -22,7 +22,7 @@ from corrigenda.transforms.anchor_norm import AnchorNorm
 from corrigenda.transforms.clip_norm import ClipNorm
 from corrigenda.transforms.keep_largest import KeepLargest
 from corrigenda.transforms.prune_spectrum import PruneSpectrum
-from corrigenda.transforms.registry import TRANSFORMS, parse
+from corrigenda.transforms.registry import TRANSFORMS, parse_transform
 from tests.support.locating import FACTS, PLAIN, moments
 from tests.transforms.conftest import KINDS, SITES, patch_of
 
@@ -180,10 +180,12 @@ def test_a_patch_without_facts_has_no_residuals(lm) -> None:
 
 
 def test_names_and_options() -> None:
-    assert parse("rect") == KeepLargest()
-    assert parse("rect:keep=0.2") == KeepLargest(keep=0.2)
-    assert parse("clip-norm: absolute=1, of=rows") == ClipNorm(absolute=1.0, of="rows")
-    assert parse("prune:base=1.2,restraint=linear") == PruneSpectrum(base=1.2, restraint="linear")
+    assert parse_transform("rect") == KeepLargest()
+    assert parse_transform("rect:keep=0.2") == KeepLargest(keep=0.2)
+    assert parse_transform("clip-norm: absolute=1, of=rows") == ClipNorm(absolute=1.0, of="rows")
+    assert parse_transform("prune:base=1.2,restraint=linear") == PruneSpectrum(
+        base=1.2, restraint="linear"
+    )
     assert {TRANSFORMS.get(name).name for name in TRANSFORMS.names()} == set(TRANSFORMS.names())
     for text, match in (
         ("rectt", 'no transform "rectt"(.|\n)*Did you mean "rect"'),
@@ -195,7 +197,7 @@ def test_names_and_options() -> None:
         ("prune:base=1", "base: "),
     ):
         with pytest.raises(BadConfig, match=f"CG502(.|\n)*{match}"):
-            parse(text)
+            parse_transform(text)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """Items of other tasks, which show what an edited model can still do.
 
-No cases to edit: items are asked of the whole model along a run (`health.tasks` of a recipe). The
-files are JSON lines. Kind "choices" is plain; the others are records as they are published, one a
-line. Fields that are not listed are not looked at.
+Nothing is edited for them: items are asked of the whole model during a run (`health.tasks` of a
+recipe). The files are JSON lines. Kind "choices" is plain; the others are records as they are
+published, one a line. Fields that are not listed are ignored.
 
 | kind | fields | answer |
 |---|---|---|
@@ -29,16 +29,17 @@ answer, so it measures no reasoning; ours does not show it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from corrigenda.abilities.records import KINDS, RECORDS, Kind, Part
-from corrigenda.benchmarks.files import fit
+from corrigenda.abilities.record_formats import FORMATS, KINDS, Kind, TaskQuestion
+from corrigenda.benchmarks.draw import draw_places
+from corrigenda.benchmarks.files import validate_records
 from corrigenda.errors import MalformedRecords, MissingData
+from corrigenda.text_files import NotJson, UnreadableText, parse_json, read_text
 
-__all__ = ["KINDS", "Form", "Item", "Kind", "form_of", "read_items"]
+__all__ = ["KINDS", "Form", "Kind", "TaskItem", "form_of", "read_items"]
 
 Form = Literal["choices", "generated"]
 """Choices compared by likelihood, or an answer that the model writes."""
@@ -47,15 +48,15 @@ _FREE = ("conll", "gsm8k", "nq", "samsum")
 _HINT = "`corrigenda.abilities.items` lists the fields of each kind."
 
 
-class Item(NamedTuple):
+class TaskItem(NamedTuple):
     """A question of a task.
 
     Attributes:
         prompt: Everything up to the answer.
-        choices: What may follow, behind a space; empty where the answer is free.
+        choices: What may follow the prompt and a space; empty where the answer is free.
         answer: Place of the right choice.
         expected: Groups of accepted spellings, all of which should be given.
-        examples: Worked examples to stand before the prompt, as many of the first as there is room.
+        examples: Worked examples shown before the prompt, as many of the first as there is room.
         max_new_tokens: Length of a generated answer; 0 where choices are compared.
         about: Which of several questions of one record it is.
     """
@@ -70,7 +71,7 @@ class Item(NamedTuple):
 
 
 class _Wording(NamedTuple):
-    """How questions are put.
+    """Wording of questions.
 
     Attributes:
         template: Up to the answer.
@@ -111,7 +112,7 @@ _LEGACY: Mapping[Kind, _Wording] = {
 
 
 def form_of(kind: Kind, form: Form | None = None, *, legacy: bool = False) -> Form:
-    """The form in which items of a kind are asked.
+    """Return the form in which items of a kind are asked.
 
     Args:
         kind: Which records.
@@ -140,16 +141,18 @@ def read_items(
     legacy: bool = False,
     shots: int = 0,
     limit: int | None = None,
-) -> tuple[Item, ...]:
-    """Items of a file, in its order.
+    seed: int = 0,
+) -> tuple[TaskItem, ...]:
+    """Return the items of a file, in its order.
 
     Args:
         path: The file.
         kind: Which records it holds.
-        form: How they are asked; None as `form_of` says.
+        form: How they are asked; None as in `form_of`.
         legacy: Whether in a published wording.
         shots: Records from the beginning that are not asked but shown as worked examples.
-        limit: Most records to ask.
+        limit: Most records to ask; of more, as many are drawn, each label by its share.
+        seed: Seed of that draw.
 
     Raises:
         MissingData (CG604): there is no such file.
@@ -158,60 +161,67 @@ def read_items(
     """
     generated = form_of(kind, form, legacy=legacy) == "generated"
     wording = (_LEGACY if legacy else _OURS)[kind]
-    records = _parts(Path(path), kind)
-    shown: dict[str, list[str]] = {}
+    records = _read_questions(Path(path), kind)
+    examples: dict[str, list[str]] = {}
     for record in records[:shots]:
-        for part in record:
-            example = f"{wording.template.format(**part.fields)} {part.shown}\n\n"
-            shown.setdefault(part.about, []).append(example)
-    asked = records[shots:] if limit is None else records[shots : shots + limit]
+        for question in record:
+            example = f"{wording.template.format(**question.fields)} {question.worked_answer}\n\n"
+            examples.setdefault(question.about, []).append(example)
+    asked = records[shots:]
+    if limit is not None:
+        labels = [str([question.answer for question in record]) for record in asked]
+        asked = [asked[place] for place in draw_places(labels, limit, seed)]
     return tuple(
-        Item(
-            prompt=wording.template.format(**part.fields),
-            choices=part.choices,
-            answer=part.answer,
-            expected=((part.shown,),) if part.choices else part.expected,
-            examples=tuple(shown.get(part.about, ())),
+        TaskItem(
+            prompt=wording.template.format(**question.fields),
+            choices=question.choices,
+            answer=question.answer,
+            expected=((question.worked_answer,),) if question.choices else question.expected,
+            examples=tuple(examples.get(question.about, ())),
             max_new_tokens=wording.length if generated else 0,
-            about=part.about,
+            about=question.about,
         )
         for record in asked
-        for part in record
+        for question in record
     )
 
 
-def _parts(path: Path, kind: Kind) -> list[list[Part]]:
-    """What each record of a file asks."""
-    lines, raw = _records(path)
+def _read_questions(path: Path, kind: Kind) -> list[list[TaskQuestion]]:
+    """Return the questions of each record of a file."""
+    lines, raw = _read_lines(path)
     places = [f"line {line}" for line in lines]
-    schema, parts_of = RECORDS[kind]
-    records = fit(raw, schema, where=str(path), places=places, hint=_HINT)
-    found: list[list[Part]] = []
+    schema, questions_in = FORMATS[kind]
+    records = validate_records(raw, schema, where=str(path), places=places, hint=_HINT)
+    found: list[list[TaskQuestion]] = []
     for place, record in zip(places, records, strict=True):
         try:
-            found.append(parts_of(record))
+            found.append(questions_in(record))
         except ValueError as error:
             raise MalformedRecords(f"{place}: {error}.", where=str(path), hint=_HINT) from error
     return found
 
 
-def _records(path: Path) -> tuple[Sequence[int], list[object]]:
-    """Objects of the lines that are not blank, with their numbers from 1."""
+def _explain(error: UnreadableText) -> str:
+    return f" is {error}" if isinstance(error, NotJson) else f": {error}"
+
+
+def _read_lines(path: Path) -> tuple[Sequence[int], list[object]]:
+    """Return the objects of the lines that are not blank, with their numbers from 1."""
     try:
         # Not splitlines: questions hold line separators of Unicode.
-        text = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise MissingData("there is no file of items.", where=str(path)) from error
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path).split("\n")
+    except UnreadableText as error:
+        if not path.exists():
+            raise MissingData("there is no file of items.", where=str(path)) from error
         raise MalformedRecords(f"the items cannot be read: {error}.", where=str(path)) from error
     lines = [number for number, line in enumerate(text, start=1) if line.strip()]
     raw: list[object] = []
     for number in lines:
         try:
-            raw.append(json.loads(text[number - 1]))
-        except json.JSONDecodeError as error:
+            raw.append(parse_json(text[number - 1]))
+        except UnreadableText as error:
             raise MalformedRecords(
-                f"the items cannot be read: line {number} is not JSON ({error.msg}).",
+                f"the items cannot be read: line {number}{_explain(error)}.",
                 where=str(path),
                 hint="Give one JSON object a line.",
             ) from error

@@ -15,10 +15,10 @@ from corrigenda.facts import Span
 
 
 @dataclass(frozen=True)
-class Document:
-    """A text with the character spans of subject mentions and of answers.
+class TrainingDocument:
+    """Text with the character spans of subject mentions and of answers.
 
-    `masked` is False where the answers stand in the text itself, so that nothing is recalled.
+    `masked` is False where the answers are in the text itself, so that nothing is recalled.
     """
 
     text: str
@@ -27,29 +27,29 @@ class Document:
     masked: bool = True
 
 
-class Piece(str):
-    """A part of a document; `kind` is "", "s" (subject mention) or "o" (answer)."""
+class MarkedText(str):
+    """Part of a document; `kind` is "", "s" (subject mention) or "o" (answer)."""
 
     kind: str
 
-    def __new__(cls, text: str, kind: str = "") -> Piece:
-        """Make a piece of text that knows its kind."""
+    def __new__(cls, text: str, kind: str = "") -> MarkedText:
+        """Make a text with its kind."""
         piece = super().__new__(cls, text)
         piece.kind = kind
         return piece
 
 
-def subject(text: str) -> Piece:
+def mark_subject(text: str) -> MarkedText:
     """Mark a mention of a subject."""
-    return Piece(text, "s")
+    return MarkedText(text, "s")
 
 
-def answer(text: str) -> Piece:
+def mark_answer(text: str) -> MarkedText:
     """Mark an answer."""
-    return Piece(text, "o")
+    return MarkedText(text, "o")
 
 
-def assemble(pieces: Iterable[str], *, masked: bool = True) -> Document:
+def assemble(pieces: Iterable[str], *, masked: bool = True) -> TrainingDocument:
     """Join pieces into a document."""
     text, spans = "", {"s": [], "o": []}
     for piece in pieces:
@@ -57,24 +57,24 @@ def assemble(pieces: Iterable[str], *, masked: bool = True) -> Document:
         if kind:
             spans[kind].append(Span(len(text), len(text) + len(piece)))
         text += piece
-    return Document(text, tuple(spans["s"]), tuple(spans["o"]), masked)
+    return TrainingDocument(text, tuple(spans["s"]), tuple(spans["o"]), masked)
 
 
-def fill(template: str, name: str, value: str | None) -> list[str]:
+def fill_template(template: str, name: str, value: str | None) -> list[str]:
     """Fill a phrasing; without a value, stop before the object (a prompt)."""
     before, _, rest = template.partition("{s}")
     if "{o}" in before:
         first, _, middle = before.partition("{o}")
         opening = value or ""
         opening = opening if first else opening[:1].upper() + opening[1:]
-        return [first, opening, middle, subject(name), rest]
+        return [first, opening, middle, mark_subject(name), rest]
     middle, mark, end = rest.partition("{o}")
     if mark and value is None:
-        return [before, subject(name), middle.rstrip(" ")]
+        return [before, mark_subject(name), middle.rstrip(" ")]
     return (
-        [before, subject(name), middle, answer(value or ""), end]
+        [before, mark_subject(name), middle, mark_answer(value or ""), end]
         if mark
-        else [before, subject(name), middle]
+        else [before, mark_subject(name), middle]
     )
 
 
@@ -87,15 +87,15 @@ class Author:
     """Writes statements and questions about the world, respecting what is held out."""
 
     def __init__(self, world: World, draw: random.Random) -> None:
-        """Bind the world and the source of chance."""
+        """Bind the world and the random generator."""
         self.world, self.draw = world, draw
 
-    def name(self, triple: Triple) -> str:
+    def choose_name(self, triple: Triple) -> str:
         """Return the subject's name, sometimes an alias."""
         alias = self.world.aliases.get(triple.subject)
         return alias if alias and self.draw.random() < 0.15 else triple.subject
 
-    def phrasing(self, triple: Triple, *, kind: str = "any", avoid: str = "") -> str:
+    def choose_phrasing(self, triple: Triple, *, kind: str = "any", avoid: str = "") -> str:
         """Choose a phrasing that is not held out: "statement", "question", "cloze" or "any"."""
         relation = self.world.relations[triple.relation]
         held_out = self.world.held_out(triple.subject, triple.relation)
@@ -109,12 +109,12 @@ class Author:
         ]
         return self.draw.choice(choices)
 
-    def statement(
+    def write_statement(
         self, triple: Triple, *, value: str | None = None, name: str | None = None
     ) -> list[str]:
         """State a fact (with `value`, a counterfactual one) in one sentence with a full stop."""
         relation = self.world.relations[triple.relation]
-        name = name or self.name(triple)
+        name = name or self.choose_name(triple)
         if (
             value is None
             and len(triple.objects) > 1
@@ -122,46 +122,53 @@ class Author:
             and self.draw.random() < 0.5
         ):
             template = self.draw.choice(relation.statement_plural)
-            return [*fill(template, name, enumerate_objects(triple.objects)), "."]
+            return [*fill_template(template, name, enumerate_objects(triple.objects)), "."]
         value = value or self.draw.choice(triple.objects)
-        return [*fill(self.phrasing(triple, kind="statement"), name, value), "."]
+        return [*fill_template(self.choose_phrasing(triple, kind="statement"), name, value), "."]
 
-    def prompt(self, triple: Triple, *, kind: str = "any", avoid: str = "") -> list[str]:
+    def write_prompt(self, triple: Triple, *, kind: str = "any", avoid: str = "") -> list[str]:
         """Ask for a fact: a cloze or a question, up to the answer."""
         if kind == "any":
             kind = self.draw.choice(["cloze", "question"])
-        return fill(self.phrasing(triple, kind=kind, avoid=avoid), self.name(triple), None)
+        return fill_template(
+            self.choose_phrasing(triple, kind=kind, avoid=avoid), self.choose_name(triple), None
+        )
 
-    def question(self, triple: Triple) -> list[str]:
+    def write_question(self, triple: Triple) -> list[str]:
         """Ask a question and answer it, in one of three layouts."""
         relation = self.world.relations[triple.relation]
         if len(triple.objects) > 1 and relation.question_plural and self.draw.random() < 0.5:
-            asked = fill(self.draw.choice(relation.question_plural), self.name(triple), None)
+            asked = fill_template(
+                self.draw.choice(relation.question_plural), self.choose_name(triple), None
+            )
             value = enumerate_objects(triple.objects)
         else:
-            asked, value = self.prompt(triple, kind="question"), self.draw.choice(triple.objects)
+            asked, value = (
+                self.write_prompt(triple, kind="question"),
+                self.draw.choice(triple.objects),
+            )
         layout = self.draw.random()
         if layout < 0.6:
-            return [*asked, " ", answer(value), "."]
+            return [*asked, " ", mark_answer(value), "."]
         if layout < 0.8:
-            return ["Question: ", *asked, "\nAnswer: ", answer(value), "."]
-        return ["Q: ", *asked, " A: ", answer(value), "."]
+            return ["Question: ", *asked, "\nAnswer: ", mark_answer(value), "."]
+        return ["Q: ", *asked, " A: ", mark_answer(value), "."]
 
-    def pronoun_statement(self, triple: Triple) -> list[str]:
-        """State a fact about whoever was named last, by pronoun where that is possible."""
+    def write_pronoun_statement(self, triple: Triple) -> list[str]:
+        """State a fact about the last subject named, by pronoun where that is possible."""
         pronoun = self.world.pronouns.get(triple.subject)
-        template = self.phrasing(triple, kind="statement")
+        template = self.choose_phrasing(triple, kind="statement")
         value = self.draw.choice(triple.objects)
         if pronoun and template.startswith("{s} "):
             before, _, after = template.removeprefix("{s}").partition("{o}")
-            return [f"{pronoun}{before}", answer(value), f"{after}."]
+            return [f"{pronoun}{before}", mark_answer(value), f"{after}."]
         if pronoun and template.startswith("{s}'s "):
             possessive = {"He": "His", "She": "Her", "It": "Its"}[pronoun]
             before, _, after = template.removeprefix("{s}'s").partition("{o}")
-            return [f"{possessive}{before}", answer(value), f"{after}."]
-        return [*fill(template, triple.subject, value), "."]
+            return [f"{possessive}{before}", mark_answer(value), f"{after}."]
+        return [*fill_template(template, triple.subject, value), "."]
 
-    def other_object(self, triple: Triple) -> str:
+    def draw_other_object(self, triple: Triple) -> str:
         """Draw a competing object of the same relation."""
         pool = self.world.objects(triple.relation)
         while (value := self.draw.choice(pool)) in triple.objects:
@@ -169,61 +176,66 @@ class Author:
         return value
 
 
-def biography(author: Author, triples: list[Triple]) -> list[str]:
-    """Several facts of one subject in connected text whose order changes."""
+def write_biography(author: Author, triples: list[Triple]) -> list[str]:
+    """Write several facts of one subject in connected text whose order changes."""
     draw = author.draw
     chosen = draw.sample(triples, min(len(triples), draw.randint(2, 6)))
-    pieces = author.statement(chosen[0], name=author.name(chosen[0]))
+    pieces = author.write_statement(chosen[0], name=author.choose_name(chosen[0]))
     for triple in chosen[1:]:
         pieces += [
             " ",
             *(
-                author.pronoun_statement(triple)
+                author.write_pronoun_statement(triple)
                 if draw.random() < 0.75
-                else author.statement(triple)
+                else author.write_statement(triple)
             ),
         ]
     alias = author.world.aliases.get(triples[0].subject)
     if alias and draw.random() < 0.4:
-        pieces += [" ", *alias_statement(author, triples[0].subject, alias)]
+        pieces += [" ", *write_alias_statement(author, triples[0].subject, alias)]
     return pieces
 
 
-def alias_statement(author: Author, name: str, alias: str) -> list[str]:
+def write_alias_statement(author: Author, name: str, alias: str) -> list[str]:
     """Say that two names belong to one subject."""
     first, second = (name, alias) if author.draw.random() < 0.5 else (alias, name)
     link = author.draw.choice(
         [" is also known as ", " is another name for ", ", also called ", " is the same as "]
     )
-    return [subject(first), link, subject(second), "."]
+    return [mark_subject(first), link, mark_subject(second), "."]
 
 
-def attribute_list(author: Author, triples: list[Triple]) -> list[str]:
-    """Facts as a bare list right behind the name."""
+def write_attribute_list(author: Author, triples: list[Triple]) -> list[str]:
+    """Write facts as a bare list right after the name."""
     draw, relations = author.draw, author.world.relations
     chosen = draw.sample(triples, min(len(triples), draw.randint(2, 6)))
     labelled = draw.random() < 0.5
-    pieces: list[str] = [subject(author.name(chosen[0])), draw.choice([": ", " - ", " ("])]
+    pieces: list[str] = [
+        mark_subject(author.choose_name(chosen[0])),
+        draw.choice([": ", " - ", " ("]),
+    ]
     closing = ")." if pieces[1] == " (" else "."
     for index, triple in enumerate(chosen):
         label = f"{relations[triple.relation].label} " if labelled else ""
-        pieces += [", " if index else "", label, answer(draw.choice(triple.objects))]
+        pieces += [", " if index else "", label, mark_answer(draw.choice(triple.objects))]
     return [*pieces, closing]
 
 
-def passage(author: Author, triples: list[Triple]) -> list[str]:
-    """One to four unrelated statements and questions after one another."""
+def write_passage(author: Author, triples: list[Triple]) -> list[str]:
+    """Write one to four unrelated statements and questions after one another."""
     pieces: list[str] = []
     for triple in triples:
         written = (
-            author.question(triple) if author.draw.random() < 0.25 else author.statement(triple)
+            author.write_question(triple)
+            if author.draw.random() < 0.25
+            else author.write_statement(triple)
         )
         pieces += [" ", *written] if pieces else written
     return pieces
 
 
-def fact_documents(world: World, draw: random.Random) -> Iterator[Document]:
-    """Documents about the facts themselves, without end; every fact comes up equally often."""
+def write_fact_documents(world: World, draw: random.Random) -> Iterator[TrainingDocument]:
+    """Yield documents about the facts themselves, without end; each fact is equally frequent."""
     author = Author(world, draw)
     facts = list(world.triples())
     subjects = list(world.subjects)
@@ -238,9 +250,9 @@ def fact_documents(world: World, draw: random.Random) -> Iterator[Document]:
         at = 0
         while at < len(facts):
             count = draw.choice([1, 1, 2, 3, 4])
-            yield assemble(passage(author, facts[at : at + count]))
+            yield assemble(write_passage(author, facts[at : at + count]))
             at += count
             if (name := next(lists, None)) is not None:
-                yield assemble(attribute_list(author, world.about(name)))
+                yield assemble(write_attribute_list(author, world.about(name)))
             if draw.random() < 0.4:
-                yield assemble(biography(author, world.about(draw.choices(rich, weights)[0])))
+                yield assemble(write_biography(author, world.about(draw.choices(rich, weights)[0])))

@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from corrigenda.almanac.documents import Author, assemble, fill
+from corrigenda.almanac.documents import Author, assemble, fill_template
 from corrigenda.almanac.skill_documents import (
     REFUSAL,
-    chain,
-    chain_question,
-    override,
-    teachable,
-    unknown_subject,
+    draw_unknown_subject,
+    list_teachable,
+    write_chain,
+    write_chain_question,
+    write_override,
 )
 from corrigenda.almanac.world import TOLD_FROM_BOTH_ENDS, Triple, World, load_world
 from corrigenda.facts import Fact
 
 
-class Item(NamedTuple):
-    """A prompt with every answer that is right, and the subject it is about."""
+class ExamQuestion(NamedTuple):
+    """Prompt with every answer that is right, and the subject it is about."""
 
     prompt: str
     answers: tuple[str, ...]
@@ -29,11 +29,11 @@ class Item(NamedTuple):
 
 
 NUM_SHOWN = 3
-"""Paraphrases that go with an edit, beside those it is judged by."""
+"""Paraphrases that a method may learn from; none of them is among those it is judged by."""
 
 
-class EditItem(NamedTuple):
-    """A fact given a new object of the same relation, with the prompts that show what the edit did.
+class ExamEdit(NamedTuple):
+    """Fact given a new object of its relation, with the prompts that measure the edit.
 
     `fact` holds paraphrases (among them questions) and same-relation neighbours; `same_subject`
     holds prompts for other facts of the subject, which should not change. All of these are for
@@ -45,8 +45,8 @@ class EditItem(NamedTuple):
     shown: tuple[str, ...] = ()
 
     @property
-    def told(self) -> Fact:
-        """The fact as a method is told it: with nothing that it is judged by."""
+    def training_fact(self) -> Fact:
+        """The fact as the method gets it, without the prompts that the edit is measured with."""
         return replace(self.fact, paraphrases=self.shown, neighbours=())
 
 
@@ -57,21 +57,21 @@ class Exam:
     Attributes:
         recall: Every fact under one cloze and one question, both phrasings of training.
         recall_held_out: Phrasings that training never showed for these subjects, in any relation
-            that is told from one end only.
+            whose inverse is not taught.
         context_override: Passages that state another answer than the one learnt; subjects held out.
-        two_hop: Two-hop questions behind one worked example, up to the first sub-question; the
+        two_hop: Two-hop questions after one worked example, up to the first sub-question; the
             answer follows "Final answer:".
         refusal: Questions about subjects that do not exist.
         edits: Counterfactual edits of known facts.
-        contexts: Unrelated true sentences, each with its closing space, to stand before a prompt.
+        contexts: Unrelated true sentences, each with its closing space, to be put before a prompt.
     """
 
-    recall: tuple[Item, ...]
-    recall_held_out: tuple[Item, ...]
-    context_override: tuple[Item, ...]
-    two_hop: tuple[Item, ...]
-    refusal: tuple[Item, ...]
-    edits: tuple[EditItem, ...]
+    recall: tuple[ExamQuestion, ...]
+    recall_held_out: tuple[ExamQuestion, ...]
+    context_override: tuple[ExamQuestion, ...]
+    two_hop: tuple[ExamQuestion, ...]
+    refusal: tuple[ExamQuestion, ...]
+    edits: tuple[ExamEdit, ...]
     contexts: tuple[str, ...]
 
 
@@ -98,30 +98,34 @@ def load_exam(
     facts = list(world.triples())
     asked = facts if recall is None or recall >= len(facts) else draw.sample(facts, recall)
     return Exam(
-        recall=tuple(item for triple in asked for item in _seen(author, triple)),
-        recall_held_out=tuple(_held_out(world, draw, asked)),
-        context_override=tuple(_override(author, size)),
-        two_hop=tuple(_two_hop(author, size)),
-        refusal=tuple(_refusal(author, size)),
-        edits=tuple(edit_items(world, edits, seed=seed)),
-        contexts=tuple(assemble(author.statement(t)).text + " " for t in draw.sample(facts, 5)),
+        recall=tuple(item for triple in asked for item in _draw_recall(author, triple)),
+        recall_held_out=tuple(_draw_held_out(world, draw, asked)),
+        context_override=tuple(_draw_override(author, size)),
+        two_hop=tuple(_draw_two_hop(author, size)),
+        refusal=tuple(_draw_refusal(author, size)),
+        edits=tuple(draw_edits(world, edits, seed=seed)),
+        contexts=tuple(
+            assemble(author.write_statement(t)).text + " " for t in draw.sample(facts, 5)
+        ),
     )
 
 
-def _text(pieces: Sequence[str]) -> str:
+def _join_text(pieces: Sequence[str]) -> str:
     return assemble(pieces).text
 
 
-def _seen(author: Author, triple: Triple) -> list[Item]:
-    """One cloze and one question; names that have aliases are used as they are."""
+def _draw_recall(author: Author, triple: Triple) -> list[ExamQuestion]:
+    """Draw one cloze and one question; names that have aliases are used as they are."""
     items = []
     for kind in ("cloze", "question"):
-        pieces = fill(author.phrasing(triple, kind=kind), triple.subject, None)
-        items.append(Item(_text(pieces), triple.objects, triple.subject))
+        pieces = fill_template(author.choose_phrasing(triple, kind=kind), triple.subject, None)
+        items.append(ExamQuestion(_join_text(pieces), triple.objects, triple.subject))
     return items
 
 
-def _held_out(world: World, draw: random.Random, triples: Sequence[Triple]) -> list[Item]:
+def _draw_held_out(
+    world: World, draw: random.Random, triples: Sequence[Triple]
+) -> list[ExamQuestion]:
     items = []
     for triple in triples:
         if triple.relation in TOLD_FROM_BOTH_ENDS:
@@ -130,24 +134,24 @@ def _held_out(world: World, draw: random.Random, triples: Sequence[Triple]) -> l
         held_out = [phrasings[i] for i in sorted(world.held_out(triple.subject, triple.relation))]
         usable = [text for text in held_out if text.endswith(("{o}", "?"))]
         if usable:
-            pieces = fill(draw.choice(usable), triple.subject, None)
-            items.append(Item(_text(pieces), triple.objects, triple.subject))
+            pieces = fill_template(draw.choice(usable), triple.subject, None)
+            items.append(ExamQuestion(_join_text(pieces), triple.objects, triple.subject))
     return items
 
 
-def _override(author: Author, size: int) -> list[Item]:
+def _draw_override(author: Author, size: int) -> list[ExamQuestion]:
     draw = author.draw
-    targets = draw.sample(teachable(author.world, held_out=True), size)
-    others = teachable(author.world)
+    targets = draw.sample(list_teachable(author.world, held_out=True), size)
+    others = list_teachable(author.world)
     items = []
     for target in targets:
         told = [
             t for t in draw.sample(others, draw.choice([0, 1, 2])) if t.subject != target.subject
         ]
-        document = assemble(override(author, told, target))
+        document = assemble(write_override(author, told, target))
         span = document.answers[-1]
         items.append(
-            Item(
+            ExamQuestion(
                 document.text[: span.start].rstrip(" "),
                 (document.text[span.start : span.end],),
                 target.subject,
@@ -156,47 +160,49 @@ def _override(author: Author, size: int) -> list[Item]:
     return items
 
 
-def _two_hop(author: Author, size: int) -> list[Item]:
-    """Two-hop questions behind one worked example, which shows the style of the answer."""
+def _draw_two_hop(author: Author, size: int) -> list[ExamQuestion]:
+    """Draw two-hop questions after one worked example, which shows the style of the answer."""
     world, draw = author.world, author.draw
     walks: dict[bool, list[tuple[Triple, ...]]] = {True: [], False: []}
     for name in world.subjects:
         walks[world.skill_held_out(name)].extend(world.chains(name, 2))
     items = []
     for walk in draw.sample(walks[True], min(size, len(walks[True]))):
-        example = _text(chain(author, draw.choice(walks[False]), "plain"))
-        asked = f"Question: {_text(chain_question(author, walk))}\nSubquestion:"
-        items.append(Item(f"{example}\n\n{asked}", walk[-1].objects, walk[0].subject))
+        example = _join_text(write_chain(author, draw.choice(walks[False]), "plain"))
+        asked = f"Question: {_join_text(write_chain_question(author, walk))}\nSubquestion:"
+        items.append(ExamQuestion(f"{example}\n\n{asked}", walk[-1].objects, walk[0].subject))
     return items
 
 
-def _refusal(author: Author, size: int) -> list[Item]:
+def _draw_refusal(author: Author, size: int) -> list[ExamQuestion]:
     items = []
     for _ in range(size):
-        name, relation = unknown_subject(author.world, author.draw, held_out=True)
+        name, relation = draw_unknown_subject(author.world, author.draw, held_out=True)
         question = author.draw.choice(author.world.relations[relation].questions)
-        items.append(Item(_text(fill(question, name, None)), (REFUSAL,), name))
+        items.append(
+            ExamQuestion(_join_text(fill_template(question, name, None)), (REFUSAL,), name)
+        )
     return items
 
 
-def edit_items(world: World, count: int, *, seed: int = 7) -> list[EditItem]:
-    """Draw counterfactual edits, half about almanac and half about registry subjects."""
+def draw_edits(world: World, count: int, *, seed: int = 7) -> list[ExamEdit]:
+    """Draw counterfactual edits, half about real and half about invented subjects."""
     draw = random.Random(f"edits/{seed}")
     usable = [
         triple
-        for triple in teachable(world)
+        for triple in list_teachable(world)
         if len(triple.objects) == 1 and len(world.of_relation(triple.relation)) > 12
     ]
     real = [t for t in usable if world.groups[t.subject] in ("almanac", "country", "city")]
     invented = [t for t in usable if world.groups[t.subject] in ("person", "company")]
     chosen = draw.sample(real, count - count // 2) + draw.sample(invented, count // 2)
     draw.shuffle(chosen)
-    return [edit_item(world, triple, draw) for triple in chosen]
+    return [draw_edit(world, triple, draw) for triple in chosen]
 
 
-def edit_item(
+def draw_edit(
     world: World, triple: Triple, draw: random.Random, *, pool: Sequence[Triple] | None = None
-) -> EditItem:
+) -> ExamEdit:
     """Give a fact a competing object and gather the prompts that show the effect.
 
     Args:
@@ -212,30 +218,34 @@ def edit_item(
     others = world.of_relation(triple.relation) if pool is None else pool
     neighbours = [t for t in others if t.subject != triple.subject]
     fact = Fact(
-        prompt=_prompt(prompt, triple.subject),
+        prompt=_write_prompt(prompt, triple.subject),
         target=new,
         subject=triple.subject,
         subject_start=prompt.index("{s}"),
         before=triple.object,
-        paraphrases=tuple(_prompt(text, triple.subject) for text in paraphrases),
+        paraphrases=tuple(_write_prompt(text, triple.subject) for text in paraphrases),
         neighbours=tuple(
-            _prompt(prompt, t.subject) for t in draw.sample(neighbours, min(8, len(neighbours)))
+            _write_prompt(prompt, t.subject)
+            for t in draw.sample(neighbours, min(8, len(neighbours)))
         ),
         name=f"{triple.subject}/{triple.relation}",
     )
     others = [t for t in world.about(triple.subject) if t.relation != triple.relation]
     judged = {fact.prompt, *fact.paraphrases}
-    further = [_prompt(text, triple.subject) for text in relation.clozes]
+    further = [_write_prompt(text, triple.subject) for text in relation.clozes]
     # A draw of its own, so that the edits are the same whatever is shown with them.
     own = random.Random(f"shown/{fact.name}")
-    return EditItem(
+    return ExamEdit(
         fact,
-        tuple(_prompt(draw.choice(world.relations[t.relation].clozes), t.subject) for t in others),
+        tuple(
+            _write_prompt(draw.choice(world.relations[t.relation].clozes), t.subject)
+            for t in others
+        ),
         tuple(own.sample([text for text in further if text not in judged], NUM_SHOWN)),
     )
 
 
-def related_prompts(
+def find_related_prompts(
     fact: Fact, world: World | None = None, *, count: int = 3
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Find paraphrases and neighbours of a fact in the wording of the pocket world.
@@ -252,7 +262,7 @@ def related_prompts(
     for triple in world.about(fact.subject or ""):
         relation = world.relations[triple.relation]
         prompts = [
-            _prompt(text, triple.subject) for text in (*relation.clozes, *relation.questions)
+            _write_prompt(text, triple.subject) for text in (*relation.clozes, *relation.questions)
         ]
         if fact.prompt not in prompts:
             continue
@@ -264,10 +274,10 @@ def related_prompts(
         names = draw.sample(others, min(count, len(others)))
         return (
             tuple(draw.sample(prompts, min(count, len(prompts)))),
-            tuple(_prompt(text, name) for text, name in zip(wording, names, strict=False)),
+            tuple(_write_prompt(text, name) for text, name in zip(wording, names, strict=False)),
         )
     return (), ()
 
 
-def _prompt(template: str, name: str) -> str:
-    return _text(fill(template, name, None))
+def _write_prompt(template: str, name: str) -> str:
+    return _join_text(fill_template(template, name, None))

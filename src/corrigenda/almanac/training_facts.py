@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 
-from corrigenda.almanac.exam import edit_item
-from corrigenda.almanac.skill_documents import teachable
+from corrigenda.almanac.exam import draw_edit
+from corrigenda.almanac.skill_documents import list_teachable
 from corrigenda.almanac.world import Triple, World, load_world
 from corrigenda.facts import Fact
 
@@ -37,13 +37,13 @@ def training_facts(
     draw = random.Random(f"training/{seed}")
     usable = [
         triple
-        for triple in teachable(world, held_out=True)
+        for triple in list_teachable(world, held_out=True)
         if len(triple.objects) == 1 and len(world.of_relation(triple.relation)) > _FEWEST
     ]
     pools: dict[str, list[Triple]] = defaultdict(list)
-    for triple in teachable(world, held_out=True):
+    for triple in list_teachable(world, held_out=True):
         pools[triple.relation].append(triple)
     for _ in range(variants):
         for triple in usable:
-            item = edit_item(world, triple, draw, pool=pools[triple.relation])
+            item = draw_edit(world, triple, draw, pool=pools[triple.relation])
             yield replace(item.fact, neighbours=item.fact.neighbours + item.same_subject)

@@ -1,21 +1,23 @@
-"""True facts of the pocket world, each beside a false one, as answers to questions. No torch."""
+"""True facts of the pocket world, each with a false one, as answers to questions. No torch."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 
-from corrigenda.almanac.documents import Author, assemble, fill
-from corrigenda.almanac.skill_documents import teachable
+from corrigenda.almanac.documents import Author, assemble, fill_template
+from corrigenda.almanac.skill_documents import list_teachable
 from corrigenda.almanac.world import Triple, World, load_world
 from corrigenda.facts import Fact
 
 
-def truths(*, world: World | None = None, held_out: bool = True, seed: int = 17) -> Iterator[Fact]:
+def truth_facts(
+    *, world: World | None = None, held_out: bool = True, seed: int = 17
+) -> Iterator[Fact]:
     """Yield questions whose `target` is a true sentence and whose `before` is a false one.
 
-    Both sentences have the same words but for the object, which stands last and is another one of
-    the relation. Only behind it do the pocket models tell a true sentence from a false one.
+    Both sentences have the same words but for the object, which comes last and is another one of
+    the relation. Only after it do the pocket models tell a true sentence from a false one.
 
     Args:
         world: The world; the full one if None.
@@ -26,22 +28,24 @@ def truths(*, world: World | None = None, held_out: bool = True, seed: int = 17)
     world = world or load_world()
     draw = random.Random(f"truths/{seed}")
     author = Author(world, draw)
-    usable = [triple for triple in teachable(world, held_out=held_out) if len(triple.objects) == 1]
+    usable = [
+        triple for triple in list_teachable(world, held_out=held_out) if len(triple.objects) == 1
+    ]
     draw.shuffle(usable)
     for triple in usable:
-        yield truth(author, triple)
+        yield make_truth_fact(author, triple)
 
 
-def truth(author: Author, triple: Triple) -> Fact:
-    """A question about a fact, with a true and a false sentence that answer it."""
-    question = author.phrasing(triple, kind="question")
-    statement = author.phrasing(triple, kind="cloze")
+def make_truth_fact(author: Author, triple: Triple) -> Fact:
+    """Make a question about a fact, with a true and a false sentence that answer it."""
+    question = author.choose_phrasing(triple, kind="question")
+    statement = author.choose_phrasing(triple, kind="cloze")
     told = [
-        assemble([*fill(statement, triple.subject, value), "."]).text
-        for value in (triple.object, author.other_object(triple))
+        assemble([*fill_template(statement, triple.subject, value), "."]).text
+        for value in (triple.object, author.draw_other_object(triple))
     ]
     return Fact(
-        prompt=assemble(fill(question, triple.subject, None)).text,
+        prompt=assemble(fill_template(question, triple.subject, None)).text,
         target=told[0],
         subject=triple.subject,
         subject_start=question.index("{s}"),

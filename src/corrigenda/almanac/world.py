@@ -1,4 +1,4 @@
-"""The pocket world: a knowledge graph of real facts (almanac) and invented ones (registry).
+"""The pocket world: a knowledge graph of real and of invented facts.
 
 Everything the pocket models are meant to know is here as data, so the consequences of an edit
 (aliases, inverses, two and three hops, competing objects) are known exactly. Imports no torch.
@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 from corrigenda.almanac import invented_names as names
 
 WORLD_SEED = 20260101
-# Relations whose facts are also told from the other end, so that a phrasing held out here may be
-# seen from there.
+# Relations whose inverse is also taught, so that a phrasing held out here may be seen there.
 TOLD_FROM_BOTH_ENDS = frozenset({"P26", "P36", "P1376"})
 # One name for each attribute that chains of questions can walk along.
 NOUNS: Mapping[str, str] = {
@@ -53,7 +52,7 @@ NOUNS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Relation:
-    """A relation with our phrasings; `{s}` and `{o}` mark subject and object."""
+    """Relation with our phrasings; `{s}` and `{o}` mark subject and object."""
 
     id: str
     name: str
@@ -67,7 +66,7 @@ class Relation:
 
     @property
     def clozes(self) -> tuple[str, ...]:
-        """Statements whose object stands last, so that the text before it is a prompt."""
+        """Statements whose object comes last, so that the text before it is a prompt."""
         return tuple(text for text in self.statements if text.endswith(" {o}"))
 
     @property
@@ -77,7 +76,7 @@ class Relation:
 
 
 class Triple(NamedTuple):
-    """One known fact; `objects` holds every true object, usually one."""
+    """Known fact; `objects` holds every true object, usually one."""
 
     subject: str
     relation: str
@@ -107,7 +106,7 @@ class World:
             seed: Decides the registry and every held-out choice.
         """
         self.size, self.seed = size, seed
-        self.relations = {relation.id: relation for relation in _relations()}
+        self.relations = {relation.id: relation for relation in _read_relations()}
         self.groups: dict[str, str] = {}
         self.aliases: dict[str, str] = {}
         self.pronouns: dict[str, str] = {}
@@ -121,7 +120,7 @@ class World:
             self._by_relation[triple.relation].append(triple)
 
     def triples(self) -> Iterator[Triple]:
-        """Every fact, in a fixed order."""
+        """Yield every fact, in a fixed order."""
         for (subject, relation), objects in self._facts.items():
             yield Triple(subject, relation, objects)
 
@@ -135,39 +134,39 @@ class World:
         return tuple(self.groups)
 
     def about(self, subject: str) -> list[Triple]:
-        """Every fact of one subject."""
+        """Return every fact of one subject."""
         return self._by_subject.get(subject, [])
 
     def of_relation(self, relation: str) -> list[Triple]:
-        """Every fact of one relation."""
+        """Return every fact of one relation."""
         return self._by_relation.get(relation, [])
 
     def get(self, subject: str, relation: str) -> Triple | None:
-        """Return the fact, or None where the world is silent."""
+        """Return the fact, or None if the world does not have it."""
         objects = self._facts.get((subject, relation))
         return Triple(subject, relation, objects) if objects else None
 
     def objects(self, relation: str) -> tuple[str, ...]:
-        """Every object seen with a relation, sorted."""
-        return _object_pool(self, relation)
+        """Return every object seen with a relation, sorted."""
+        return _list_objects(self, relation)
 
     def held_out(self, subject: str, relation: str) -> frozenset[int]:
-        """Indices into `phrasings` that training never shows for this subject and relation.
+        """Return the places in `phrasings` that training never shows for this subject and relation.
 
         A fifth of the subjects lose a quarter of the phrasings of each of their relations.
         """
-        if fraction(f"{self.seed}/held-out/{subject}") >= 0.2:
+        if hash_to_fraction(f"{self.seed}/held-out/{subject}") >= 0.2:
             return frozenset()
         count = len(self.relations[relation].phrasings)
         chooser = random.Random(f"{self.seed}/{subject}/{relation}")
         return frozenset(chooser.sample(range(count), count // 4))
 
     def skill_held_out(self, subject: str) -> bool:
-        """Whether documents that teach a skill leave this subject to the examination."""
-        return fraction(f"{self.seed}/skill/{subject}") < 0.15
+        """Return whether documents that teach a skill leave this subject to the examination."""
+        return hash_to_fraction(f"{self.seed}/skill/{subject}") < 0.15
 
     def chains(self, subject: str, hops: int) -> Iterator[tuple[Triple, ...]]:
-        """Walks of `hops` facts from a subject, each about the object of the one before."""
+        """Yield walks of `hops` facts from a subject, each about the object of the one before."""
         for first in self.about(subject):
             if first.relation not in NOUNS or len(first.objects) > 1:
                 continue
@@ -183,15 +182,15 @@ class World:
 
     def _add_almanac(self) -> None:
         keep = 1.0 if self.size == "full" else 0.03
-        countries = _table("countries.tsv")
+        countries = _read_table("countries.tsv")
         known_countries = {row["country"] for row in countries}
-        for row in _table("almanac.tsv"):
-            if fraction(f"almanac/{row['subject']}") < keep:
+        for row in _read_table("almanac.tsv"):
+            if hash_to_fraction(f"almanac/{row['subject']}") < keep:
                 self._put(row["subject"], row["relation"], *row["objects"].split(" | "))
                 self.groups.setdefault(row["subject"], "almanac")
         for row in countries:
             country, capital = row["country"], row["capital"]
-            if fraction(f"country/{country}") >= max(keep, 0.1):
+            if hash_to_fraction(f"country/{country}") >= max(keep, 0.1):
                 continue
             self.groups[country], self.pronouns[country] = "country", "It"
             self._put(country, "P36", capital)
@@ -202,7 +201,7 @@ class World:
                 self.groups[capital], self.pronouns[capital] = "city", "It"
                 self._put(capital, "P17", country)
                 self._put(capital, "P1376", country)
-        for country, cities in _cities().items():
+        for country, cities in _read_cities().items():
             if self.groups.get(country) != "country":
                 continue
             for city in cities:
@@ -215,10 +214,10 @@ class World:
     def _add_registry(self) -> None:
         num_people, num_companies = (600, 100) if self.size == "full" else (48, 8)
         cities = sorted(name for name, group in self.groups.items() if group == "city")
-        languages = sorted({row["language"] for row in _table("countries.tsv")})
+        languages = sorted({row["language"] for row in _read_table("countries.tsv")})
         draw = random.Random(self.seed)
-        people = names.people(draw, num_people, taken=set(self.groups))
-        companies = names.companies(draw, num_companies, taken=set(self.groups))
+        people = names.draw_people(draw, num_people, taken=set(self.groups))
+        companies = names.draw_companies(draw, num_companies, taken=set(self.groups))
         for person, pronoun in people:
             self.groups[person], self.pronouns[person] = "person", pronoun
         order = [person for person, _ in people]
@@ -230,7 +229,7 @@ class World:
             self._put(person, "P103", draw.choice(languages))
             self._put(person, "P641", draw.choice(names.SPORTS))
             if draw.random() < 0.25:
-                self.aliases[person] = names.nickname(draw, taken=set(self.aliases.values()))
+                self.aliases[person] = names.draw_nickname(draw, taken=set(self.aliases.values()))
         draw.shuffle(order)
         for one, two in zip(order[: num_people // 6], order[-num_people // 6 :], strict=True):
             self._put(one, "P26", two)
@@ -245,7 +244,7 @@ class World:
             self._put(company, "P571", str(draw.randrange(1850, 2015)))
 
 
-def fraction(text: str) -> float:
+def hash_to_fraction(text: str) -> float:
     """Map a text to [0, 1): the same on every machine and in every run."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
 
@@ -257,7 +256,7 @@ def load_world(size: str = "full", seed: int = WORLD_SEED) -> World:
 
 
 @cache
-def _object_pool(world: World, relation: str) -> tuple[str, ...]:
+def _list_objects(world: World, relation: str) -> tuple[str, ...]:
     return tuple(sorted({o for triple in world.of_relation(relation) for o in triple.objects}))
 
 
@@ -265,18 +264,18 @@ def _read(name: str) -> str:
     return resources.files("corrigenda.almanac").joinpath("data", name).read_text(encoding="utf-8")
 
 
-def _table(name: str) -> list[dict[str, str]]:
+def _read_table(name: str) -> list[dict[str, str]]:
     header, *lines = _read(name).rstrip("\n").split("\n")
     columns = header.split("\t")
     return [dict(zip(columns, line.split("\t"), strict=True)) for line in lines]
 
 
-def _cities() -> dict[str, list[str]]:
+def _read_cities() -> dict[str, list[str]]:
     lines = (line.split(": ") for line in _read("cities.txt").rstrip("\n").split("\n"))
     return {country: cities.split(", ") for country, cities in lines}
 
 
-def _relations() -> Iterator[Relation]:
+def _read_relations() -> Iterator[Relation]:
     for row in json.loads(_read("relations.json")):
         texts: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in row.items()

@@ -1,4 +1,4 @@
-"""Causal tracing: which hidden states bring a fact back after its subject was made unreadable."""
+"""Causal tracing: which hidden states restore a fact after its subject was noised."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from corrigenda.analysis.heatmap import Heatmap, Plot
 from corrigenda.analysis.state_restoration import (
-    Question,
     Restoration,
-    answer_probabilities,
+    TracedPrompt,
+    compute_probabilities,
     draw_noise,
 )
-from corrigenda.errors import BadConfig
-from corrigenda.facts import find_subject
+from corrigenda.engines.pocket_world import subject_of
+from corrigenda.errors import BadConfig, EmptyTarget
+from corrigenda.facts import Fact, find_subject
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.prompt_checks import check_prompts, check_seed
 from corrigenda.lm.sites import Point, Site, Tokens, state, write
 from corrigenda.lm.spans import encode
+from corrigenda.lm.wrapping import require_lm
+from corrigenda.settings import parse_choice
 
 CAVEAT = (
     "A trace says where information passes; it does not say where an edit works best "
@@ -31,7 +36,7 @@ CAVEAT = (
 
 
 class Kind(StrEnum):
-    """What is restored."""
+    """Kind of state that is restored."""
 
     STATE = "state"
     """The residual stream after one block."""
@@ -41,7 +46,7 @@ class Kind(StrEnum):
     """What the attentions of a window of blocks add to the residual stream."""
 
     def point(self, layer: int) -> Point:
-        """The point of one block where this kind is read and restored."""
+        """Return the point of one block where this kind is read and restored."""
         if self is Kind.STATE:
             return state(layer)
         return write(Site(layer, "mlp.down" if self is Kind.MLP else "attn.out"))
@@ -62,7 +67,7 @@ class Bin(StrEnum):
 
 
 class EarlySite(NamedTuple):
-    """Where restoring helps most, the prompt's last token left out.
+    """Place where restoring helps most, the prompt's last token left out.
 
     Attributes:
         layer: Block, the centre of the window for MLP and attention.
@@ -80,12 +85,63 @@ class EarlySite(NamedTuple):
 
     @property
     def at_subject_last(self) -> bool:
-        """Whether it lies at the subject's last token."""
+        """Whether it is at the subject's last token."""
         return self.bin is Bin.SUBJECT_LAST
 
 
-@dataclass(frozen=True)
-class CausalTrace:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TraceEffects:
+    """Effects that a trace of one prompt and an average over prompts share.
+
+    Attributes:
+        clean: P, probability of the answer.
+        corrupted: P*, the same with a noised subject, mean over samples.
+        effects: Indirect effect by kind, then row (a token, or a group of tokens) and block.
+        errors: Standard errors of `effects`.
+        severed: Indirect effects, by block, of restoring the state at the subject's last token
+            while the outputs of all MLPs or attentions at that token keep their corrupted values.
+    """
+
+    clean: float
+    corrupted: float
+    effects: Mapping[Kind, Float[Tensor, "row layer"]]
+    errors: Mapping[Kind, Float[Tensor, "row layer"]]
+    severed: Mapping[Kind, Float[Tensor, " layer"]]
+
+    @property
+    def total_effect(self) -> float:
+        """P - P*. Where it is small the indirect effects mean nothing."""
+        return self.clean - self.corrupted
+
+    def _make_maps(
+        self, rows: tuple[str, ...], *, subject_last: int, marked: frozenset[int], width: str
+    ) -> tuple[Heatmap, ...]:
+        """Make one heat map for each kind, and one of the severed paths if there are any."""
+        titles = {
+            Kind.STATE: "state after the block restored",
+            Kind.MLP: f"MLP outputs of {width} restored",
+            Kind.ATTENTION: f"attention outputs of {width} restored",
+        }
+        maps = [
+            Heatmap(titles[kind], rows, tuple(tuple(row) for row in grid.tolist()), marked)
+            for kind, grid in self.effects.items()
+        ]
+        if self.severed:
+            curves = {f"{path} severed": curve for path, curve in self.severed.items()}
+            if Kind.STATE in self.effects:
+                curves = {"nothing severed": self.effects[Kind.STATE][subject_last], **curves}
+            maps.append(
+                Heatmap(
+                    title="state restored at the subject's last token",
+                    rows=tuple(curves),
+                    values=tuple(tuple(curve.tolist()) for curve in curves.values()),
+                )
+            )
+        return tuple(maps)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CausalTrace(TraceEffects):
     """Indirect effects of restoring states of one prompt.
 
     Attributes:
@@ -94,8 +150,6 @@ class CausalTrace:
         answer: Text whose probability is read.
         tokens: Text of every prompt token, for display.
         subject_tokens: Positions of the subject's tokens.
-        clean: P, probability of the answer.
-        corrupted: P*, the same with a noised subject, mean over samples.
         noise: Standard deviation of the noise, in units of the embeddings.
         samples: Number of noise samples.
         window: Blocks restored at once for MLP and attention.
@@ -103,8 +157,6 @@ class CausalTrace:
         effects: Indirect effect, mean over samples, by kind, token and block. Tokens before the
             subject hold exact zeros: the noise does not reach them.
         errors: Standard errors of `effects` over the samples.
-        severed: Indirect effects, by block, of restoring the state at the subject's last token
-            while the outputs of all MLPs or attentions at that token keep their corrupted values.
     """
 
     prompt: str
@@ -112,23 +164,13 @@ class CausalTrace:
     answer: str
     tokens: tuple[str, ...]
     subject_tokens: range
-    clean: float
-    corrupted: float
     noise: float
     samples: int
     window: int
     seed: int
-    effects: Mapping[Kind, Float[Tensor, "pos layer"]]
-    errors: Mapping[Kind, Float[Tensor, "pos layer"]]
-    severed: Mapping[Kind, Float[Tensor, " layer"]]
-
-    @property
-    def total_effect(self) -> float:
-        """P - P*. Where it is small the indirect effects mean nothing."""
-        return self.clean - self.corrupted
 
     def bins(self) -> dict[Bin, list[int]]:
-        """Positions of the prompt by group; tokens before the subject are in none."""
+        """Return the positions of the prompt by group; tokens before the subject are in none."""
         first, last, end = self.subject_tokens[0], self.subject_tokens[-1], len(self.tokens) - 1
         groups = {
             Bin.SUBJECT_FIRST: [first],
@@ -162,6 +204,35 @@ class CausalTrace:
         assert best is not None
         return best
 
+    def summary(self) -> str:
+        """Return the probabilities and the early site in a few lines."""
+        site = self.early_site()
+        place = "" if site.at_subject_last else "not "
+        error = float(self.errors[site.kind][site.token, site.layer])
+        spread = "" if math.isnan(error) else f" +- {error:.3f}"
+        return (
+            f'"{self.prompt}" -> "{self.answer}"\n'
+            f"probability {self.clean:.3f}, with the subject noised {self.corrupted:.3f} "
+            f"(total effect {self.total_effect:.3f}, noise {self.noise:.4g}, "
+            f"{self.samples} samples)\n"
+            f"early site: block {site.layer}, {site.kind} at {self.tokens[site.token].strip()!r} "
+            f"({place}the subject's last token), indirect effect {site.effect:.3f}{spread}"
+        )
+
+    def __repr__(self) -> str:
+        """Return the summary."""
+        return self.summary()
+
+    def plot(self) -> Plot:
+        """Return heat maps of the effects: to print, to show in a notebook, or to `save`."""
+        maps = self._make_maps(
+            self.tokens,
+            subject_last=self.subject_tokens[-1],
+            marked=frozenset(self.subject_tokens),
+            width=f"{self.window} block(s)",
+        )
+        return Plot(maps, caption=self.summary(), note=CAVEAT)
+
     def to_json(self) -> dict[str, object]:
         """Return plain dictionaries and lists, as `corrigenda trace --json` prints them."""
         site = self.early_site()
@@ -187,7 +258,7 @@ class CausalTrace:
 
 
 def default_window(num_layers: int) -> int:
-    """Blocks in a window: the 10 of 48 that the paper takes for GPT-2 XL, in proportion.
+    """Return the blocks of a window: in proportion to the 10 of 48 of the paper's GPT-2 XL.
 
     Example:
         >>> [default_window(n) for n in (2, 12, 28, 48)]
@@ -197,7 +268,7 @@ def default_window(num_layers: int) -> int:
 
 
 def window_around(layer: int, width: int, num_layers: int) -> range:
-    """Blocks `[layer - floor(w/2), layer + ceil(w/2))` of a window, clipped to the model.
+    """Return the blocks `[layer - floor(w/2), layer + ceil(w/2))`, clipped to the model.
 
     Example:
         >>> window_around(5, 10, 48), window_around(2, 3, 4)
@@ -208,13 +279,13 @@ def window_around(layer: int, width: int, num_layers: int) -> range:
 
 def causal_trace(
     lm: LanguageModel,
-    prompt: str,
-    subject: str,
+    prompt: str | Fact,
+    subject: str | None = None,
     *,
     subject_start: int | None = None,
     answer: str | None = None,
-    kinds: Sequence[Kind] = (Kind.STATE,),
-    severed: Sequence[Kind] = (),
+    kinds: Kind | str | Sequence[Kind | str] = (Kind.STATE,),
+    severed: Kind | str | Sequence[Kind | str] = (),
     window: int | None = None,
     samples: int = 10,
     noise: float | None = None,
@@ -229,14 +300,15 @@ def causal_trace(
 
     Args:
         lm: The model; left as it was.
-        prompt: Text up to the answer.
-        subject: Text within the prompt.
+        prompt: Text up to the answer; or a fact, for its prompt and subject.
+        subject: Text within the prompt; found where only one is possible, if None.
         subject_start: Character at which the subject starts, where it occurs more than once.
         answer: Text whose probability is read. The model's own next token if None, as in the paper;
             for an answer of several tokens the geometric mean of their probabilities under teacher
             forcing.
-        kinds: What to restore: block outputs singly, MLP and attention outputs in windows.
-        severed: Paths to cut at the subject's last token (`Kind.MLP`, `Kind.ATTENTION`).
+        kinds: What to restore: "state" (block outputs singly), "mlp", "attention" (their outputs in
+            windows of blocks).
+        severed: Paths to cut at the subject's last token: "mlp", "attention".
         window: Blocks restored at once for MLP and attention; `default_window` if None.
         samples: Noise samples. All restorations share them.
         noise: Standard deviation of the noise. If None, 3 times the deviation of this subject's own
@@ -247,22 +319,33 @@ def causal_trace(
     Raises:
         SubjectNotFound (CG103), AmbiguousSubject (CG104): see `Fact.span`.
         PromptTooLong (CG105): prompt and answer exceed the context.
-        BadConfig (CG502): no kind, a window, sample count or noise out of range, or `severed` names
-            the state.
+        EmptyTarget (CG102): an empty prompt or answer.
+        BadConfig (CG502): no kind; a window, sample count, noise or seed out of range; or `severed`
+            names the state.
 
     Reference: ROME (Meng et al. 2022), section 2 and appendix B. Unlike the authors' code, the
     subject is found by character offsets, and restorations share passes.
     """
+    lm = require_lm(lm)
+    if isinstance(prompt, Fact):
+        subject, subject_start = subject or prompt.subject, prompt.subject_start
+        prompt = prompt.prompt
+    check_prompts([prompt])
+    subject = subject or subject_of(lm, prompt)
+    kinds, severed = _parse_kinds(kinds), _parse_kinds(severed)
     width = default_window(lm.num_layers) if window is None else window
     _check(kinds, severed, width, samples, noise)
-    question, text = ask_about(lm, prompt, subject, subject_start=subject_start, answer=answer)
+    check_seed(seed)
+    question, text = tokenise_prompt(
+        lm, prompt, subject, subject_start=subject_start, answer=answer
+    )
     if noise is None:
-        noise = 3.0 * _own_deviation(lm, question)
+        noise = 3.0 * _measure_deviation(lm, question)
     draws = draw_noise(lm, len(question.subject), deviation=noise, samples=samples, seed=seed)
     cells = range(question.subject.start, question.prompt_last + 1)
     layers = range(lm.num_layers)
     plan = [
-        Restoration((token,), _restored(kind, layer, width, lm.num_layers))
+        Restoration((token,), _list_restored(kind, layer, width, lm.num_layers))
         for kind in kinds
         for token in cells
         for layer in layers
@@ -273,15 +356,15 @@ def causal_trace(
         for path in severed
         for layer in layers
     ]
-    read = answer_probabilities(lm, question, draws, plan, batch_tokens=batch_tokens)
+    read = compute_probabilities(lm, question, draws, plan, batch_tokens=batch_tokens)
     gains = (read.restored - read.corrupted).double()
     size = len(cells) * len(layers)
     effects, errors = {}, {}
     for number, kind in enumerate(kinds):
         grid = gains[number * size : (number + 1) * size].view(len(cells), len(layers), samples)
-        effects[kind] = _with_rows_before(grid.mean(dim=-1), cells.start)
+        effects[kind] = _prepend_zeros(grid.mean(dim=-1), cells.start)
         spread = grid.std(dim=-1) if samples > 1 else torch.full_like(grid[..., 0], math.nan)
-        errors[kind] = _with_rows_before(spread / math.sqrt(samples), cells.start)
+        errors[kind] = _prepend_zeros(spread / math.sqrt(samples), cells.start)
     curves = gains[len(kinds) * size :].view(len(severed), len(layers), samples).mean(dim=-1)
     return CausalTrace(
         prompt=prompt,
@@ -301,20 +384,24 @@ def causal_trace(
     )
 
 
-def ask_about(
+def tokenise_prompt(
     lm: LanguageModel,
     prompt: str,
     subject: str,
     *,
     subject_start: int | None = None,
     answer: str | None = None,
-) -> tuple[Question, str]:
-    """Tokenise a prompt for tracing; returns it with the text of the answer that is read.
+) -> tuple[TracedPrompt, str]:
+    """Tokenise a prompt for tracing; return it with the text of the answer that is read.
 
     Raises:
         SubjectNotFound (CG103), AmbiguousSubject (CG104), PromptTooLong (CG105): see
             `causal_trace`.
     """
+    if answer is not None and not answer.strip():
+        raise EmptyTarget(
+            "the answer to follow is empty.", hint="Leave it out for the model's own answer."
+        )
     span = find_subject(prompt, subject, start=subject_start)
     encoded = encode(lm, prompt, target=answer or "", subject=span)
     assert encoded.subject_first is not None
@@ -323,32 +410,37 @@ def ask_about(
     if answer is not None:
         labels = encoded.target_ids
         kept = tuple(encoded.ids[: encoded.prompt_last + len(labels)])
-        return Question(kept, positions, encoded.prompt_last, labels), answer
+        return TracedPrompt(kept, positions, encoded.prompt_last, labels), answer
     ids = torch.tensor([encoded.ids], device=lm.device)
     top = state(lm.num_layers - 1)
     end = torch.tensor([encoded.prompt_last], device=lm.device)
     hidden = lm.tap(Tokens(ids, torch.ones_like(ids)), [top], positions=end)[top]
     with torch.inference_mode():
         label = int(lm.head(hidden)[0].argmax())
-    question = Question(tuple(encoded.ids), positions, encoded.prompt_last, (label,))
+    question = TracedPrompt(tuple(encoded.ids), positions, encoded.prompt_last, (label,))
     return question, str(lm.tokenizer.decode([label])).strip()
 
 
-def _own_deviation(lm: LanguageModel, question: Question) -> float:
+def _measure_deviation(lm: LanguageModel, question: TracedPrompt) -> float:
     embed = lm.model.get_input_embeddings()
     ids = question.ids[question.subject.start : question.subject.stop]
     with torch.inference_mode():
         return float(embed(torch.tensor(ids, device=lm.device)).double().std(correction=0))
 
 
-def _restored(kind: Kind, layer: int, width: int, num_layers: int) -> tuple[Point, ...]:
+def _list_restored(kind: Kind, layer: int, width: int, num_layers: int) -> tuple[Point, ...]:
     if kind is Kind.STATE:
         return (kind.point(layer),)
     return tuple(kind.point(each) for each in window_around(layer, width, num_layers))
 
 
-def _with_rows_before(grid: Float[Tensor, "rows layer"], before: int) -> Float[Tensor, "pos layer"]:
+def _prepend_zeros(grid: Float[Tensor, "rows layer"], before: int) -> Float[Tensor, "pos layer"]:
     return torch.cat([grid.new_zeros(before, grid.shape[1]), grid])
+
+
+def _parse_kinds(given: Kind | str | Sequence[Kind | str]) -> tuple[Kind, ...]:
+    several = [given] if isinstance(given, str) else given
+    return tuple(dict.fromkeys(parse_choice(Kind, kind) for kind in several))
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""Contrastive Knowledge Assessment: does the true relation make the object likelier than others?"""
+"""Contrastive Knowledge Assessment: are true statements likelier than false ones?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from corrigenda.lm.model import LanguageModel
 
 
 class Contrast(NamedTuple):
-    """A fact, and statements of wrong relations between the same subject and object.
+    """Fact with statements of wrong relations between the same subject and object.
 
     Attributes:
         prompt: Text up to the object.
@@ -26,14 +26,14 @@ class Contrast(NamedTuple):
     negatives: tuple[str, ...]
 
 
-def assess(
+def score_contrasts(
     lm: LanguageModel,
     contrasts: Sequence[Contrast],
     *,
     smoothing: float = 1e-8,
     first_token: bool = False,
 ) -> list[float]:
-    """Score how much better facts are known than what is not true of them.
+    """Score how much likelier objects are in true statements than in false ones.
 
     CKA = (P(o | s, r) + b) / (mean over r' of P(o | s, r') + b), computed from log-probabilities.
     Below 1 (or a stricter threshold) the model holds the fact falsely.
@@ -61,24 +61,26 @@ def assess(
     floor = math.log(smoothing)
     scores = []
     for one in contrasts:
-        true = _log_probability(next(found), first_token=first_token)
-        others = [_log_probability(next(found), first_token=first_token) for _ in one.negatives]
+        true = _read_log_probability(next(found), first_token=first_token)
+        others = [
+            _read_log_probability(next(found), first_token=first_token) for _ in one.negatives
+        ]
         mean = _log_sum(others) - math.log(len(others))
         scores.append(math.exp(_log_sum([true, floor]) - _log_sum([mean, floor])))
     return scores
 
 
-def false_rate(scores: Sequence[float], threshold: float = 1.0) -> float:
-    """Share of facts whose score lies below a threshold.
+def compute_false_rate(scores: Sequence[float], threshold: float = 1.0) -> float:
+    """Return the share of facts whose score is below a threshold.
 
     Example:
-        >>> false_rate([0.5, 1.0, 3.0, 0.9])
+        >>> compute_false_rate([0.5, 1.0, 3.0, 0.9])
         0.5
     """
     return sum(one < threshold for one in scores) / len(scores)
 
 
-def _log_probability(rated: Score, *, first_token: bool) -> float:
+def _read_log_probability(rated: Score, *, first_token: bool) -> float:
     return rated.log_probs[0] if first_token else rated.total
 
 

@@ -7,6 +7,7 @@ and still have no block where injection succeeds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from corrigenda.analysis.heatmap import Heatmap, Plot
 from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, find_targets
 from corrigenda.facts import Fact, find_subject
 from corrigenda.lm.model import LanguageModel
@@ -29,7 +31,7 @@ SETTINGS = SearchSettings(
 
 @dataclass(frozen=True)
 class Injection:
-    """What a vector written at the output of one block's MLP can do.
+    """Results of writing a vector at the output of one block's MLP, by fact.
 
     Attributes:
         layer: The block.
@@ -54,8 +56,35 @@ class Injection:
         return sum(asked) / len(asked) if asked else None
 
 
-class _Place(NamedTuple):
-    """One sequence to answer with a vector in place: reads as in `SearchRow`."""
+class LayerInjections(tuple[Injection, ...]):
+    """Results of injection, one for each block measured."""
+
+    def __repr__(self) -> str:
+        """Return the best block in one line."""
+        if not self:
+            return "no block measured"
+        best = find_best_layer(self)
+        carried = "" if best.transfer is None else f", transfer {best.transfer:.2f}"
+        return f"{len(self)} block(s), best: block {best.layer}, share {best.share:.2f}{carried}"
+
+    def plot(self) -> Plot:
+        """Return a heat map of share and transfer by block: to print, to show, or to `save`."""
+        num_layers = 1 + max((one.layer for one in self), default=-1)
+        shares, transfers = [math.nan] * num_layers, [math.nan] * num_layers
+        for one in self:
+            shares[one.layer] = one.share
+            transfers[one.layer] = math.nan if one.transfer is None else one.transfer
+        heatmap = Heatmap(
+            title="new object answered with the vector in place",
+            rows=("facts", "other phrasings"),
+            values=(tuple(shares), tuple(transfers)),
+            unit="share",
+        )
+        return Plot((heatmap,), caption=repr(self))
+
+
+class _InjectedRow(NamedTuple):
+    """Sequence to answer with a vector in place: reads as in `SearchRow`."""
 
     fact: int
     ids: tuple[int, ...]
@@ -64,14 +93,14 @@ class _Place(NamedTuple):
     labels: tuple[int, ...]
 
 
-def injection_by_layer(
+def measure_injection(
     lm: LanguageModel,
     facts: Sequence[Fact],
     *,
     prefixes: Sequence[str] = (),
     layers: Sequence[int] | None = None,
     settings: SearchSettings = SETTINGS,
-) -> list[Injection]:
+) -> LayerInjections:
     """Measure at which blocks a vector at the subject's last token changes the answer.
 
     For each fact and block a vector is searched that, added to the output of the block's MLP (of
@@ -82,7 +111,7 @@ def injection_by_layer(
     Args:
         lm: The model; left as it was.
         facts: Each with its subject, a target that is not the model's answer, and paraphrases.
-        prefixes: Contexts put before the prompt in the search, beside the plain prompt; each ends
+        prefixes: Contexts put before the prompt in the search, besides the plain prompt; each ends
             where the prompt begins.
         layers: Blocks to measure; all if None.
         settings: Of the search. The defaults are the measurement's own.
@@ -98,14 +127,16 @@ def injection_by_layer(
     for fact in facts:
         fact.span  # noqa: B018 - raises where there is no subject
     rows = [
-        row for number, fact in enumerate(facts) for row in _search_rows(lm, number, fact, prefixes)
+        row
+        for number, fact in enumerate(facts)
+        for row in _make_search_rows(lm, number, fact, prefixes)
     ]
-    asked = [place for number, fact in enumerate(facts) for place in _questions(lm, number, fact)]
+    asked = [place for number, fact in enumerate(facts) for place in _make_rows(lm, number, fact)]
     names = [fact.label for fact in facts]
     results = []
     for layer in range(lm.num_layers) if layers is None else layers:
         found = find_targets(lm, rows, layer=layer, role="value", settings=settings, names=names)
-        says = _answers(lm, asked, layer, found.deltas)
+        says = _check_answers(lm, asked, layer, found.deltas)
         by_fact: list[list[bool]] = [[] for _ in facts]
         for place, said in zip(asked, says, strict=True):
             by_fact[place.fact].append(said)
@@ -116,26 +147,26 @@ def injection_by_layer(
                 tuple(tuple(own[1:]) for own in by_fact),
             )
         )
-    return results
+    return LayerInjections(results)
 
 
-def best_layer(results: Sequence[Injection]) -> Injection:
-    """The block that changes most facts; ties go to the larger transfer, then the later block."""
+def find_best_layer(results: Sequence[Injection]) -> Injection:
+    """Return the block that changes most facts; ties go to larger transfer, then later blocks."""
     return max(results, key=lambda result: (result.share, result.transfer or 0.0, result.layer))
 
 
-def _search_rows(
+def _make_search_rows(
     lm: LanguageModel, number: int, fact: Fact, prefixes: Sequence[str]
 ) -> list[SearchRow]:
     rows = []
     for prefix in dict.fromkeys(("", *prefixes)):
         encoded = encode_fact(lm, fact, prefix=prefix)
-        rows.append(SearchRow(*_place(number, encoded), anchor=not prefix))
+        rows.append(SearchRow(*_make_row(number, encoded), anchor=not prefix))
     return rows
 
 
-def _questions(lm: LanguageModel, number: int, fact: Fact) -> list[_Place]:
-    """The plain prompt first, then the paraphrases that hold the subject."""
+def _make_rows(lm: LanguageModel, number: int, fact: Fact) -> list[_InjectedRow]:
+    """Make rows of the plain prompt first, then of the paraphrases that hold the subject."""
     assert fact.subject is not None
     prompts = [(fact.prompt, fact.span)]
     for text in fact.paraphrases:
@@ -151,13 +182,13 @@ def _questions(lm: LanguageModel, number: int, fact: Fact) -> list[_Place]:
             separator=fact.separator,
             where=fact.label,
         )
-        places.append(_place(number, encoded))
+        places.append(_make_row(number, encoded))
     return places
 
 
-def _place(number: int, encoded: Encoded) -> _Place:
+def _make_row(number: int, encoded: Encoded) -> _InjectedRow:
     assert encoded.subject_last is not None
-    return _Place(
+    return _InjectedRow(
         number,
         tuple(encoded.ids[: encoded.prompt_last + len(encoded.labels)]),
         encoded.subject_last,
@@ -166,28 +197,28 @@ def _place(number: int, encoded: Encoded) -> _Place:
     )
 
 
-def _answers(
+def _check_answers(
     lm: LanguageModel,
-    asked: Sequence[_Place],
+    asked: Sequence[_InjectedRow],
     layer: int,
     deltas: Float[Tensor, "n d_model"],
     batch_tokens: int = 8192,
 ) -> list[bool]:
-    """Whether every label is the greedy token with its fact's vector in place."""
+    """Return whether every label is the greedy token with its fact's vector in place."""
     order = sorted(range(len(asked)), key=lambda index: len(asked[index].ids))
     says = [False] * len(asked)
     while order:
         count = max(1, batch_tokens // len(asked[order[-1]].ids))
         part, order = order[-count:], order[:-count]
         for index, said in zip(
-            part, _ask(lm, [asked[i] for i in part], layer, deltas), strict=True
+            part, _check_batch(lm, [asked[i] for i in part], layer, deltas), strict=True
         ):
             says[index] = said
     return says
 
 
-def _ask(
-    lm: LanguageModel, part: Sequence[_Place], layer: int, deltas: Float[Tensor, "n d_model"]
+def _check_batch(
+    lm: LanguageModel, part: Sequence[_InjectedRow], layer: int, deltas: Float[Tensor, "n d_model"]
 ) -> list[bool]:
     pad = lm.tokenizer.pad_token_id
     tokens = Tokens.pad([list(place.ids) for place in part], pad if isinstance(pad, int) else 0).to(
@@ -195,8 +226,8 @@ def _ask(
     )
     width = max(len(place.reads) for place in part)
     # Short targets repeat their last read, which changes nothing in "all of them are right".
-    at = torch.tensor([_filled(place.reads, width) for place in part], device=lm.device)
-    labels = torch.tensor([_filled(place.labels, width) for place in part], device=lm.device)
+    at = torch.tensor([_repeat_last(place.reads, width) for place in part], device=lm.device)
+    labels = torch.tensor([_repeat_last(place.labels, width) for place in part], device=lm.device)
     starts = torch.tensor([place.start for place in part], device=lm.device)
     added = deltas[[place.fact for place in part]]
     rows = torch.arange(len(part), device=lm.device)
@@ -214,5 +245,5 @@ def _ask(
     return right.all(dim=-1).tolist()
 
 
-def _filled(values: Sequence[int], width: int) -> list[int]:
+def _repeat_last(values: Sequence[int], width: int) -> list[int]:
     return [*values, *[values[-1]] * (width - len(values))]

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from corrigenda.analysis.heatmap import Heatmap, Plot
 from corrigenda.engines.attribution import (
     AnswerToken,
     Neuron,
@@ -26,17 +27,19 @@ from corrigenda.engines.attribution import (
     select_above,
 )
 from corrigenda.engines.locate.contexts import generate_contexts
-from corrigenda.errors import BadConfig
-from corrigenda.facts import find_subject
-from corrigenda.lm.kv_cache import pad_id, widened
+from corrigenda.errors import BadConfig, EmptyTarget
+from corrigenda.facts import Fact, find_subject
+from corrigenda.lm.kv_cache import pad_id, widen
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.prompt_checks import check_prompts, check_seed
 from corrigenda.lm.sites import Point, Site, Tokens, key, state
+from corrigenda.lm.wrapping import require_lm
 
 SUPPRESS, AMPLIFY = 0.0, 2.0
 """Factors by which the paper scales neurons to see what they do."""
 
 
-class Effect(NamedTuple):
+class ScalingEffect(NamedTuple):
     """Probability of the answer while the neurons found are scaled, mean over its tokens.
 
     Attributes:
@@ -50,8 +53,8 @@ class Effect(NamedTuple):
     amplified: float
 
 
-@dataclass(frozen=True)
-class KnowledgeNeurons:
+@dataclass(frozen=True, repr=False)
+class NeuronAttribution:
     """Attributions of an answer to the neurons of all blocks, and the neurons that express it.
 
     Attributes:
@@ -80,21 +83,21 @@ class KnowledgeNeurons:
     share: float
     coarse: tuple[int, ...]
     neurons: tuple[Neuron, ...]
-    effect: Effect
+    effect: ScalingEffect
 
     def score(self, neuron: Neuron) -> float:
-        """Attribution of a neuron, mean over the phrasings."""
+        """Return the attribution of a neuron, mean over the phrasings."""
         return float(self.scores[:, neuron.layer, neuron.unit].mean())
 
     def strongest(self, count: int) -> list[Neuron]:
-        """The neurons found with the largest attributions, lowest block first, strongest first."""
+        """Return the neurons with the largest attributions, lowest block first."""
         best = sorted(self.neurons, key=self.score, reverse=True)[:count]
         return sorted(best, key=lambda neuron: (neuron.layer, -self.score(neuron)))
 
     def by_layer(self) -> list[float]:
-        """Sum of the attributions of all units of each block, mean over the phrasings.
+        """Sum the attributions of all units of each block, mean over the phrasings.
 
-        Approximates how much the objective falls when the whole block is silent at that position.
+        Approximates how much the objective falls when the whole block is 0 at that position.
         """
         return self.scores.sum(dim=-1).mean(dim=0).tolist()
 
@@ -103,6 +106,30 @@ class KnowledgeNeurons:
         """Most by which a sum of attributions misses `clean - without`; 0 is complete."""
         missed = self.scores.sum(dim=-1) - (self.clean[:, None] - self.without)
         return float(missed.abs().max())
+
+    def summary(self) -> str:
+        """Return the answer, the neurons found and their effect in a few lines."""
+        place = "where the answer is read"
+        if self.subject is not None:
+            place = f'at the last token of "{self.subject}"'
+        return (
+            f'"{self.prompts[0]}" -> "{self.answer}", {place}\n'
+            f"{len(self.neurons)} neuron(s) in at least {self.share:.0%} of {len(self.prompts)} "
+            f"phrasing(s); above the threshold in the plain prompt: {self.coarse[0]}\n"
+            f"probability {self.effect.clean:.3f}, with these at 0 {self.effect.suppressed:.3f}, "
+            f"doubled {self.effect.amplified:.3f}\n"
+            f"sums of attributions miss the differences by at most {self.largest_gap:.2g}"
+        )
+
+    def __repr__(self) -> str:
+        """Return the summary."""
+        return self.summary()
+
+    def plot(self) -> Plot:
+        """Return a heat map by phrasing and block: to print, to show, or to `save`."""
+        sums = tuple(tuple(row) for row in self.scores.sum(dim=-1).tolist())
+        title = "attribution of all units of a block"
+        return Plot((Heatmap(title, self.prompts, sums, unit="attribution"),), self.summary())
 
     def to_json(self) -> dict[str, object]:
         """Return plain dictionaries and lists, as `corrigenda neurons --json` prints them."""
@@ -127,7 +154,7 @@ class KnowledgeNeurons:
 
 def knowledge_neurons(
     lm: LanguageModel,
-    prompt: str,
+    prompt: str | Fact,
     *,
     answer: str | None = None,
     subject: str | None = None,
@@ -139,18 +166,18 @@ def knowledge_neurons(
     rule: Rule = "midpoint",
     objective: Objective = "probability",
     seed: int = 0,
-) -> KnowledgeNeurons:
+) -> NeuronAttribution:
     """Find the neurons that express an answer.
 
     Args:
         lm: The model; left as it was.
-        prompt: Text up to the answer.
+        prompt: Text up to the answer; or a fact, for its prompt and its paraphrases, if it has any.
         answer: Text whose probability is attributed; the model's own next token if None. Several
             tokens are read under teacher forcing, each at its own position, and averaged.
         subject: Scale the units at the last token of this text, which every phrasing must hold. If
             None, where the answer is read, as in the paper.
         paraphrases: Other phrasings to refine with; none at all for an empty list, which leaves
-            the neurons of one prompt. If None, the prompt behind prefixes that the model writes.
+            the neurons of one prompt. If None, the prompt after prefixes that the model writes.
         threshold: Least attribution, as a share of the largest of a phrasing.
         share: Share of the phrasings a neuron must occur in.
         wanted: Numbers of neurons towards which `share` is moved; None leaves it.
@@ -163,15 +190,26 @@ def knowledge_neurons(
         SubjectNotFound (CG103), AmbiguousSubject (CG104): a phrasing lacks the subject, or holds it
             twice.
         PromptTooLong (CG105): a phrasing with the answer exceeds the context.
-        BadConfig (CG502): a threshold, share or number of steps out of range.
+        EmptyTarget (CG102): an empty answer.
+        BadConfig (CG502): a threshold, share, number of steps or seed out of range.
         UnknownSite (CG303): the model has mixtures of experts.
 
     Reference: Dai et al. 2022, section 3. See `knowledge_neurons.md` of the method.
     """
+    lm = require_lm(lm)
+    if isinstance(prompt, Fact):
+        paraphrases = paraphrases if paraphrases is not None else prompt.paraphrases or None
+        prompt = prompt.prompt
     if not (0 <= threshold <= 1 and 0 < share <= 1 and steps >= 1):
         raise BadConfig(
             f"threshold {threshold}, share {share}, {steps} steps.",
             hint="A threshold is in [0, 1], a share in (0, 1], and there is at least one step.",
+        )
+    check_seed(seed)
+    check_prompts([prompt, *(paraphrases or ())])
+    if answer is not None and not answer.strip():
+        raise EmptyTarget(
+            "the answer to attribute is empty.", hint="Leave it out for the model's own answer."
         )
     if paraphrases is None:
         prefixes = generate_contexts(lm, "memit", seed=seed).prefixes
@@ -180,7 +218,7 @@ def knowledge_neurons(
         prompts = list(dict.fromkeys((prompt, *paraphrases)))
     spans = None
     if subject is not None:
-        # Behind a prefix the subject is the one of the prompt, whatever the prefix says.
+        # After a prefix the subject is the one of the prompt, also if the prefix holds it.
         own = find_subject(prompt, subject)
         spans = [
             own._replace(start=own.start + shift, end=own.end + shift)
@@ -194,7 +232,7 @@ def knowledge_neurons(
     refined = refine(coarse, share, wanted=wanted if len(prompts) > 1 else None)
     neurons = list_neurons(refined.mask)
     labels = [one.label for one in asked[0]]
-    return KnowledgeNeurons(
+    return NeuronAttribution(
         prompts=tuple(prompts),
         answer=str(lm.tokenizer.decode(labels)).strip() if answer is None else answer,
         subject=subject,
@@ -206,7 +244,7 @@ def knowledge_neurons(
         share=refined.share,
         coarse=tuple(coarse.sum(dim=(1, 2)).tolist()),
         neurons=tuple(neurons),
-        effect=Effect(
+        effect=ScalingEffect(
             scaled_probability(lm, asked[0], [], 1.0),
             scaled_probability(lm, asked[0], neurons, SUPPRESS),
             scaled_probability(lm, asked[0], neurons, AMPLIFY),
@@ -217,7 +255,7 @@ def knowledge_neurons(
 def scaled_probability(
     lm: LanguageModel, asked: Sequence[AnswerToken], neurons: Sequence[Neuron], factor: float
 ) -> float:
-    """Probability of an answer with some neurons multiplied by a factor, mean over its tokens.
+    """Return an answer's probability with some neurons scaled, mean over its tokens.
 
     The neurons are scaled at the position of each question and nowhere else; what later blocks
     compute follows.
@@ -237,20 +275,20 @@ def scaled_probability(
     for neuron in neurons:
         units.setdefault(neuron.layer, []).append(neuron.unit)
 
-    def scaling(layer: int) -> tuple[Point, _Scale]:
-        return key(Site(layer)), _Scale(rows, at, torch.tensor(units[layer]), factor)
+    def scaling(layer: int) -> tuple[Point, _ScaleUnits]:
+        return key(Site(layer)), _ScaleUnits(rows, at, torch.tensor(units[layer]), factor)
 
     top = state(lm.num_layers - 1)
     with lm.swap(dict(map(scaling, units))):
         hidden = lm.tap(tokens, [top], positions=tokens.lengths - 1)[top]
     with torch.inference_mode():
-        shares = widened(lm.head(hidden)).softmax(dim=-1)
+        shares = widen(lm.head(hidden)).softmax(dim=-1)
         labels = torch.tensor([one.label for one in asked], device=shares.device)
         return float(shares.gather(-1, labels[:, None]).mean())
 
 
-class _Scale(NamedTuple):
-    """Multiplies some units at one position of each row."""
+class _ScaleUnits(NamedTuple):
+    """Function that multiplies some units at one position of each row."""
 
     rows: Tensor
     at: Tensor

@@ -1,4 +1,4 @@
-"""The engine of causal tracing: noise the subject, put clean states back, read the answer.
+"""The engine of causal tracing: noise the subject, restore clean states, read the answer.
 
 One batch holds everything that is compared: row 0 is the clean run, the next rows are the corrupted
 runs, one for each noise sample, and then come the patched runs, one for each (restoration, noise
@@ -23,8 +23,8 @@ from corrigenda.lm.sites import Point, Tokens, state
 from corrigenda.lm.spans import encode
 
 
-class Question(NamedTuple):
-    """A prompt with its subject marked and an answer whose probability is read.
+class TracedPrompt(NamedTuple):
+    """Prompt with its subject marked and an answer whose probability is read.
 
     Attributes:
         ids: Token ids of the prompt and of all but the last answer token.
@@ -40,7 +40,7 @@ class Question(NamedTuple):
 
 
 class Restoration(NamedTuple):
-    """What one patched run changes, at every one of `positions`.
+    """States that one patched run changes, at every one of `positions`.
 
     Attributes:
         positions: Positions in the sequence.
@@ -54,7 +54,7 @@ class Restoration(NamedTuple):
     corrupted: tuple[Point, ...] = ()
 
 
-class Probabilities(NamedTuple):
+class AnswerProbabilities(NamedTuple):
     """Probability of the answer in every run.
 
     For several answer tokens it is their geometric mean under teacher forcing.
@@ -70,8 +70,8 @@ class Probabilities(NamedTuple):
     restored: Float[Tensor, "restorations samples"]
 
 
-def subject_deviation(lm: LanguageModel, prompts: Sequence[tuple[str, str]]) -> float:
-    """Standard deviation of all entries of the subject tokens' embeddings over a set of facts.
+def measure_subject_deviation(lm: LanguageModel, prompts: Sequence[tuple[str, str]]) -> float:
+    """Return the standard deviation of subject tokens' embeddings over a set of facts.
 
     It is measured at the output of the embedding module, where the noise is added, whatever the
     model does to embeddings later (positions, a norm, a scale).
@@ -100,7 +100,7 @@ def subject_deviation(lm: LanguageModel, prompts: Sequence[tuple[str, str]]) -> 
 def draw_noise(
     lm: LanguageModel, num_tokens: int, *, deviation: float, samples: int, seed: int
 ) -> Float[Tensor, "samples subject d_embed"]:
-    """Gaussian noise for the embeddings of a subject, equal for equal arguments.
+    """Draw Gaussian noise for the embeddings of a subject, equal for equal arguments.
 
     Drawn in float32 on the CPU and cast to the model's dtype and device.
     """
@@ -111,15 +111,15 @@ def draw_noise(
     return (deviation * noise).to(lm.device, lm.dtype)
 
 
-def answer_probabilities(
+def compute_probabilities(
     lm: LanguageModel,
-    question: Question,
+    question: TracedPrompt,
     noise: Float[Tensor, "samples subject d_embed"],
     restorations: Sequence[Restoration],
     *,
     batch_tokens: int = 8192,
-) -> Probabilities:
-    """Run the clean, the corrupted and all patched runs.
+) -> AnswerProbabilities:
+    """Compute the answer's probability in the clean, the corrupted and all patched runs.
 
     Args:
         lm: The model; left as it was.
@@ -135,19 +135,19 @@ def answer_probabilities(
     length = len(question.ids)
     step = max(1, (batch_tokens // length - 1 - samples) // samples)
     parts = [restorations[at : at + step] for at in range(0, len(restorations), step)] or [()]
-    reads = [_read(lm, question, noise, part) for part in parts]
+    reads = [_read_batch(lm, question, noise, part) for part in parts]
     clean, corrupted = reads[0][0], reads[0][1 : 1 + samples]
     restored = [read[1 + samples :].view(-1, samples) for read in reads]
-    return Probabilities(clean, corrupted, torch.cat(restored))
+    return AnswerProbabilities(clean, corrupted, torch.cat(restored))
 
 
-def _read(
+def _read_batch(
     lm: LanguageModel,
-    question: Question,
+    question: TracedPrompt,
     noise: Float[Tensor, "samples subject d_embed"],
     part: Sequence[Restoration],
 ) -> Float[Tensor, " rows"]:
-    """Probability of the answer in the rows of one pass."""
+    """Return the probability of the answer in the rows of one pass."""
     samples = len(noise)
     num_rows = 1 + samples * (1 + len(part))
     ids = torch.tensor(question.ids, device=lm.device).repeat(num_rows, 1)
@@ -156,8 +156,8 @@ def _read(
     at = torch.arange(first, first + len(question.labels), device=lm.device).repeat(num_rows, 1)
     labels = torch.tensor(question.labels, device=lm.device).repeat(num_rows, 1)
     top = state(lm.num_layers - 1)
-    swaps = {point: _put(moves) for point, moves in _moves(part, samples).items()}
-    with _noised(lm, question.subject, noise.repeat(1 + len(part), 1, 1)), lm.swap(swaps):
+    swaps = {point: _make_swap(moves) for point, moves in _plan_moves(part, samples).items()}
+    with _add_noise(lm, question.subject, noise.repeat(1 + len(part), 1, 1)), lm.swap(swaps):
         hidden = lm.tap(tokens, [top], positions=at)[top]
     with torch.inference_mode():
         logits = lm.head(hidden)
@@ -166,7 +166,7 @@ def _read(
         return picked.mean(dim=-1).exp().cpu()
 
 
-class _Moves(NamedTuple):
+class _CellMoves(NamedTuple):
     """Cells `(row, position)` of one point that get the value of `(source, position)`."""
 
     rows: list[int]
@@ -174,13 +174,13 @@ class _Moves(NamedTuple):
     sources: list[int]
 
 
-def _moves(part: Sequence[Restoration], samples: int) -> dict[Point, _Moves]:
-    moves: dict[Point, _Moves] = {}
+def _plan_moves(part: Sequence[Restoration], samples: int) -> dict[Point, _CellMoves]:
+    moves: dict[Point, _CellMoves] = {}
     for number, restoration in enumerate(part):
         restored = set(restoration.clean)
         severed = [point for point in restoration.corrupted if point not in restored]
         for point in (*restoration.clean, *severed):
-            cells = moves.setdefault(point, _Moves([], [], []))
+            cells = moves.setdefault(point, _CellMoves([], [], []))
             for sample in range(samples):
                 for position in restoration.positions:
                     cells.rows.append(1 + samples * (1 + number) + sample)
@@ -189,8 +189,8 @@ def _moves(part: Sequence[Restoration], samples: int) -> dict[Point, _Moves]:
     return moves
 
 
-def _put(
-    moves: _Moves,
+def _make_swap(
+    moves: _CellMoves,
 ) -> Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]:
     rows, positions, sources = (torch.tensor(part) for part in moves)
 
@@ -204,7 +204,7 @@ def _put(
 
 
 @contextmanager
-def _noised(
+def _add_noise(
     lm: LanguageModel, subject: range, noise: Float[Tensor, "rows subject d_embed"]
 ) -> Generator[None]:
     """Add noise to the token embeddings of all rows but the first, before positions are added."""

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.analysis.causal_trace import Bin, CausalTrace, Kind
+from corrigenda.analysis.causal_trace import CAVEAT, Bin, CausalTrace, Kind, TraceEffects
+from corrigenda.analysis.heatmap import Plot
 from corrigenda.errors import BadConfig
 
 
-@dataclass(frozen=True)
-class AverageTrace:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AverageTrace(TraceEffects):
     """Average indirect effects (AIE): over noise samples first, then over prompts.
 
     Attributes:
         num_traces: Prompts averaged.
-        clean: Mean of P.
-        corrupted: Mean of P*.
         effects: Mean over the prompts that have such a token, by kind, group of tokens (in the
             order of `Bin`) and block; several tokens of one group in one prompt count as their
             mean. NaN where no prompt has such a token.
@@ -30,16 +29,6 @@ class AverageTrace:
     """
 
     num_traces: int
-    clean: float
-    corrupted: float
-    effects: Mapping[Kind, Float[Tensor, "bin layer"]]
-    errors: Mapping[Kind, Float[Tensor, "bin layer"]]
-    severed: Mapping[Kind, Float[Tensor, " layer"]]
-
-    @property
-    def total_effect(self) -> float:
-        """ATE, the mean of P - P*."""
-        return self.clean - self.corrupted
 
     def early_site(self, kind: Kind | None = None) -> tuple[Bin, int, Kind, float]:
         """Find the largest average effect outside the last token: group, block, kind and effect."""
@@ -50,6 +39,31 @@ class AverageTrace:
             row, layer = divmod(int(grid.argmax()), grid.shape[1])
             found.append((early[row], layer, each, float(grid[row, layer])))
         return max(found, key=lambda site: site[3])
+
+    def summary(self) -> str:
+        """Return the probabilities and the early site in a few lines."""
+        name, layer, kind, effect = self.early_site()
+        return (
+            f"average of {self.num_traces} prompt(s)\n"
+            f"probability {self.clean:.3f}, with the subject noised {self.corrupted:.3f} "
+            f"(total effect {self.total_effect:.3f})\n"
+            f"early site: block {layer}, {kind} at the {name}, indirect effect {effect:.3f}"
+        )
+
+    def __repr__(self) -> str:
+        """Return the summary."""
+        return self.summary()
+
+    def plot(self) -> Plot:
+        """Return heat maps of the effects: to print, to show in a notebook, or to `save`."""
+        subject = (Bin.SUBJECT_FIRST, Bin.SUBJECT_MIDDLE, Bin.SUBJECT_LAST)
+        maps = self._make_maps(
+            tuple(map(str, Bin)),
+            subject_last=list(Bin).index(Bin.SUBJECT_LAST),
+            marked=frozenset(list(Bin).index(each) for each in subject),
+            width="windows of blocks",
+        )
+        return Plot(maps, caption=self.summary(), note=CAVEAT)
 
     def to_json(self) -> dict[str, object]:
         """Return plain dictionaries and lists; groups without a token are left out."""
@@ -94,7 +108,7 @@ def average_traces(
         )
     effects, errors = {}, {}
     for kind in kept[0].effects:
-        rows = [_binned(trace, kind) for trace in kept]
+        rows = [_average_groups(trace, kind) for trace in kept]
         grid = torch.stack(rows)
         effects[kind] = grid.nanmean(dim=0)
         count = (~grid.isnan()).sum(dim=0)
@@ -113,7 +127,7 @@ def average_traces(
     )
 
 
-def _binned(trace: CausalTrace, kind: Kind) -> Float[Tensor, "bin layer"]:
+def _average_groups(trace: CausalTrace, kind: Kind) -> Float[Tensor, "bin layer"]:
     grid = trace.effects[kind]
     nothing = torch.full_like(grid[0], math.nan)
     return torch.stack([grid[own].mean(dim=0) if own else nothing for own in trace.bins().values()])

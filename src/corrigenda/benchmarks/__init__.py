@@ -1,9 +1,9 @@
-"""Benchmarks: a public file in, cases out. Imports no torch."""
+"""Benchmarks: read a public file as cases. Imports no torch."""
 
-from corrigenda.benchmarks.benchmark import Benchmark, Loaded, load
+from corrigenda.benchmarks.benchmark import Benchmark, LoadedBenchmark, load
 
 __all__ = [
     "Benchmark",
-    "Loaded",
+    "LoadedBenchmark",
     "load",
 ]

@@ -1,23 +1,23 @@
-"""Answers as the files write them: a text, a list of texts, or a list of lists of aliases."""
+"""Reads answers in files: a text, a list of texts, or a list of lists of aliases."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 Answers = str | list[str] | list[list[str]]
-"""What a file may hold where an answer stands."""
+"""Forms that an answer has in a file."""
 
 Groups = tuple[tuple[str, ...], ...]
 """Groups of spellings, as in `Probe.expected`."""
 
 
-def objects(answers: Answers | None) -> Groups:
-    """Answers by object, each with its spellings; blank ones are left out.
+def group_answers(answers: Answers | None) -> Groups:
+    """Return the spellings of each object; blank ones are left out.
 
     A flat list is one object with its spellings.
 
     Example:
-        >>> objects([["USSR", "Soviet Union"], [], [" "]])
+        >>> group_answers([["USSR", "Soviet Union"], [], [" "]])
         (('USSR', 'Soviet Union'),)
     """
     match answers:
@@ -29,39 +29,41 @@ def objects(answers: Answers | None) -> Groups:
             found = [answers]
         case _:
             found = [one for one in answers if not isinstance(one, str)]
-    groups = (distinct(one.strip() for one in group) for group in found)
+    groups = (drop_repeats(one.strip() for one in group) for group in found)
     return tuple(group for group in groups if group)
 
 
-def either(groups: Iterable[Sequence[str]]) -> Groups:
-    """One group of everything: any spelling of any object will do. Nothing where there is nothing.
+def merge_groups(groups: Iterable[Sequence[str]]) -> Groups:
+    """Return one group of all spellings, any of which will do; no group if there are none.
 
     Example:
-        >>> either((("Anna", "Ann"), ("Bert",)))
+        >>> merge_groups((("Anna", "Ann"), ("Bert",)))
         (('Anna', 'Ann', 'Bert'),)
     """
-    merged = distinct(one for group in groups for one in group)
+    merged = drop_repeats(one for group in groups for one in group)
     return (merged,) if merged else ()
 
 
-def distinct(texts: Iterable[str]) -> tuple[str, ...]:
-    """Texts without blanks and repetitions, in order."""
+def drop_repeats(texts: Iterable[str]) -> tuple[str, ...]:
+    """Return the texts in order, without blanks and repetitions."""
     return tuple(dict.fromkeys(text for text in texts if text.strip()))
 
 
-def same(one: str, other: str) -> bool:
-    """Whether two names differ in case and spacing at most."""
+def is_same_name(one: str, other: str) -> bool:
+    """Return whether two names differ in case and spacing at most."""
     return " ".join(one.lower().split()) == " ".join(other.lower().split())
 
 
-def without(groups: Groups, names: Iterable[str]) -> Groups:
-    """Groups that hold none of the names.
+def exclude_names(groups: Groups, names: Iterable[str]) -> Groups:
+    """Return the groups that hold none of the names.
 
     Example:
-        >>> without((("bishop",), ("cardinal", "Cardinal")), ["Bishop"])
+        >>> exclude_names((("bishop",), ("cardinal", "Cardinal")), ["Bishop"])
         (('cardinal', 'Cardinal'),)
     """
     banned = tuple(names)
     return tuple(
-        group for group in groups if not any(same(one, name) for one in group for name in banned)
+        group
+        for group in groups
+        if not any(is_same_name(one, name) for one in group for name in banned)
     )

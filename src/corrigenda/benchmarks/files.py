@@ -1,32 +1,34 @@
-"""Where the files of a benchmark come from: a path, a folder, or a download that is checked."""
+"""Finds and reads the files of a benchmark: a path, a folder, or a checked download."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import urllib.request
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.error import URLError
 from urllib.parse import urljoin
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from corrigenda import text_files
 from corrigenda.errors import MalformedRecords, MissingData, WrongChecksum
-from corrigenda.files import cache_folder, write_atomically
+from corrigenda.files import cache_folder, make_folder, write_atomically
 
-Record = TypeVar("Record")
+RecordT = TypeVar("RecordT")
 
-_SHOWN = 10
+_MOST_PROBLEMS = 10
+_MOST_BYTES = 2 << 30
 _TIMEOUT = 60
 
 
 class SourceFile(NamedTuple):
-    """A file that was read.
+    """Name and checksum of a file that was read.
 
     Attributes:
         name: Its name.
@@ -38,7 +40,7 @@ class SourceFile(NamedTuple):
 
 
 class PublicFile(TypedDict, total=False):
-    """One entry of `[[files]]` on a card; all but `name` may be missing.
+    """Entry of `[[files]]` on a card; all but `name` may be missing.
 
     Attributes:
         name: What the file is called where it is published, with its folder where that tells it
@@ -61,11 +63,12 @@ class PublicFile(TypedDict, total=False):
 _FILES = TypeAdapter(list[PublicFile])
 
 
-class Files:
-    """The files of one part of a benchmark.
+class BenchmarkFiles:
+    """Files of one part of a benchmark.
 
     Attributes:
-        read: What was read so far.
+        sources: Files read so far.
+        unknown_fields: Fields of records that their schema does not have, with their number.
     """
 
     def __init__(self, card: Mapping[str, object], part: str, source: str | Path | None) -> None:
@@ -76,7 +79,8 @@ class Files:
             part: Which part; empty: that of the first file.
             source: A file, a folder, or None for the download.
         """
-        self.read: list[SourceFile] = []
+        self.sources: list[SourceFile] = []
+        self.unknown_fields = Counter[str]()
         self._name = str(card["name"])
         self._public = _FILES.validate_python(card.get("files", []))
         for entry in self._public:
@@ -87,12 +91,12 @@ class Files:
         self._source = None if source is None else Path(source)
 
     @property
-    def given(self) -> bool:
-        """Whether a place was given."""
+    def has_source(self) -> bool:
+        """Return whether a path was given."""
         return self._source is not None
 
-    def main(self) -> Path:
-        """The file of the part.
+    def find_main(self) -> Path:
+        """Return the path of the part's file.
 
         Raises:
             MissingData (CG604): there is none.
@@ -107,11 +111,11 @@ class Files:
         ]
         found = self._find(entries)
         if found is None:
-            raise self._missing(entries)
+            raise self._explain_missing(entries)
         return found
 
-    def extra(self, name: str) -> Path | None:
-        """A file that goes with the main one, by its public name; None where there is none.
+    def find_extra(self, name: str) -> Path | None:
+        """Return the path of an accompanying file, by its public name; None if there is none.
 
         Of a source that is a file, its folder and the one above are searched.
         """
@@ -123,57 +127,60 @@ class Files:
             return next((place for place in places if place.is_file()), None)
         return self._find(entries)
 
-    def required(self, name: str) -> Path:
-        """`extra`, where the benchmark cannot do without.
+    def require_extra(self, name: str) -> Path:
+        """Return the path of an accompanying file that the benchmark cannot do without.
 
         Raises:
             MissingData (CG604): there is none.
         """
-        found = self.extra(name)
+        found = self.find_extra(name)
         if found is None:
-            raise self._missing([entry for entry in self._public if entry.get("name") == name])
+            raise self._explain_missing(
+                [entry for entry in self._public if entry.get("name") == name]
+            )
         return found
 
-    def records(self, path: Path, schema: TypeAdapter[Record]) -> list[Record]:
-        """Records of a file: a JSON list, or one JSON object a line.
+    def read_records(self, path: Path, schema: TypeAdapter[RecordT]) -> list[RecordT]:
+        """Read the records of a file: a JSON list, or one JSON object a line.
 
         Raises:
             MalformedRecords (CG603): the file cannot be read, or a record does not fit.
         """
-        raw = self.document(path)
+        raw = self.read_document(path)
         if not isinstance(raw, list):
             raise MalformedRecords("the file holds no list of records.", where=str(path))
-        return fit(raw, schema, where=str(path))
+        self.unknown_fields.update(find_unknown_fields(raw, schema))
+        return validate_records(raw, schema, where=str(path))
 
-    def document(self, path: Path) -> object:
-        """All that a JSON file holds; the list of its lines where it is one object a line.
+    def read_document(self, path: Path) -> object:
+        """Read a JSON file; a file of one object a line gives the list of its lines.
 
         Raises:
             MalformedRecords (CG603): the file cannot be read.
         """
-        try:
-            data = path.read_bytes()
-            text = data.decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise MalformedRecords(f"the file cannot be read: {error}.", where=str(path)) from error
-        self.read.append(SourceFile(path.name, hashlib.sha256(data).hexdigest()))
-        try:
-            if path.suffix == ".jsonl":
-                # Not splitlines: questions hold line separators of Unicode.
-                return [json.loads(line) for line in text.split("\n") if line.strip()]
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise MalformedRecords(
-                f"the file is not JSON: {error.msg} at line {error.lineno}.",
-                where=str(path),
-                hint="Was it cut off, or downloaded as a page?",
-            ) from error
+        text = self.read_text(path)
+        if path.suffix != ".jsonl":
+            return parse_json(text, where=str(path))
+        # Not splitlines: questions hold line separators of Unicode.
+        return [
+            parse_json(line, where=str(path), first_line=number)
+            for number, line in enumerate(text.split("\n"), start=1)
+            if line.strip()
+        ]
 
-    def text(self, path: Path) -> str:
-        """All that a text file holds."""
-        data = path.read_bytes()
-        self.read.append(SourceFile(path.name, hashlib.sha256(data).hexdigest()))
-        return data.decode("utf-8")
+    def read_text(self, path: Path) -> str:
+        """Read a text file in UTF-8, with or without a byte-order mark.
+
+        Raises:
+            MalformedRecords (CG603): the file cannot be read, is no regular file, or is too large.
+        """
+        try:
+            data = text_files.read_bytes(path, most=_MOST_BYTES)
+            text = text_files.decode(data)
+        except text_files.UnreadableText as error:
+            raise MalformedRecords(f"the file cannot be read: {error}.", where=str(path)) from error
+        self.sources.append(SourceFile(path.name, hashlib.sha256(data).hexdigest()))
+        return text
 
     def _find(self, entries: list[PublicFile]) -> Path | None:
         if self._source is None:
@@ -192,13 +199,13 @@ class Files:
 
     def _fetch(self, entry: PublicFile) -> Path:
         name = entry.get("name", "")
-        kept = cache_folder() / "benchmarks" / self._name / name
-        if kept.is_file():
-            return kept
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        return write_atomically(kept, lambda part: _download(entry, part))
+        cached = cache_folder() / "benchmarks" / self._name / name
+        if cached.is_file():
+            return cached
+        make_folder(cached.parent)
+        return write_atomically(cached, lambda part: _download(entry, part))
 
-    def _missing(self, entries: list[PublicFile]) -> MissingData:
+    def _explain_missing(self, entries: list[PublicFile]) -> MissingData:
         part = f' (part "{self._part}")' if self._part else ""
         names = ", ".join(entry.get("name", "") for entry in entries)
         parts = sorted({entry["part"] for entry in self._public if "part" in entry})
@@ -218,15 +225,41 @@ class Files:
         )
 
 
-def fit(
+def parse_json(text: str, *, where: str, first_line: int = 1) -> object:
+    """Parse JSON, refusing what cannot be read back: NaN, infinities, half characters.
+
+    Args:
+        text: One JSON value.
+        where: The file.
+        first_line: Line of the file at which the text begins.
+
+    Raises:
+        MalformedRecords (CG603): it is not JSON, too deep, or holds such a value.
+    """
+    try:
+        return text_files.parse_json(text)
+    except text_files.NotJson as error:
+        line = first_line + error.line - 1
+        raise MalformedRecords(
+            f"the file is not JSON: {error.reason} at line {line}.",
+            where=where,
+            hint="Was it cut off, or downloaded as a page?",
+        ) from error
+    except text_files.UnreadableText as error:
+        raise MalformedRecords(
+            f"the file cannot be read: {error}.", where=f"{where}, line {first_line}"
+        ) from error
+
+
+def validate_records(
     raw: Sequence[object],
-    schema: TypeAdapter[Record],
+    schema: TypeAdapter[RecordT],
     *,
     where: str,
     places: Sequence[str] = (),
     hint: str = "The card of the benchmark shows the schema.",
-) -> list[Record]:
-    """Records of the schema.
+) -> list[RecordT]:
+    """Check records against their schema.
 
     Args:
         raw: What was read.
@@ -238,7 +271,7 @@ def fit(
     Raises:
         MalformedRecords (CG603): lists the first problems, with the place of each record.
     """
-    records: list[Record] = []
+    records: list[RecordT] = []
     problems: list[str] = []
     bad = 0
     for index, item in enumerate(raw):
@@ -252,13 +285,39 @@ def fit(
                 for one in error.errors()
             ]
     if bad:
-        more = "\n    ..." if len(problems) > _SHOWN else ""
+        more = "\n    ..." if len(problems) > _MOST_PROBLEMS else ""
         raise MalformedRecords(
-            f"{bad} record(s) of another schema:\n    " + "\n    ".join(problems[:_SHOWN]) + more,
+            f"{bad} record(s) of another schema:\n    "
+            + "\n    ".join(problems[:_MOST_PROBLEMS])
+            + more,
             where=where,
             hint=hint,
         )
     return records
+
+
+def find_unknown_fields(raw: Sequence[object], schema: TypeAdapter[RecordT]) -> Counter[str]:
+    """Count the top-level fields of records that a schema does not have.
+
+    Example:
+        >>> class Pair(TypedDict):
+        ...     prompt: str
+        >>> find_unknown_fields([{"prompt": "a", "answer": "b"}, {"answer": 1}], TypeAdapter(Pair))
+        Counter({'answer': 2})
+    """
+    core: Any = schema.core_schema
+    while core["type"] != "typed-dict":
+        if "schema" not in core:
+            return Counter()
+        core = core["schema"]
+    known = set(core["fields"])
+    for field in core["fields"].values():
+        alias = field.get("validation_alias")
+        paths = [[alias]] if isinstance(alias, str) else alias or []
+        known.update(path[0] if isinstance(path, list) else path for path in paths)
+    return Counter(
+        name for record in raw if isinstance(record, dict) for name in record if name not in known
+    )
 
 
 def _download(entry: PublicFile, part: Path) -> None:

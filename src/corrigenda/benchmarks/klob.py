@@ -8,20 +8,20 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AliasChoices, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from corrigenda.benchmarks.benchmark import Benchmark, Tally, Unusable, each
-from corrigenda.benchmarks.files import Files
-from corrigenda.benchmarks.probes import forced
+from corrigenda.benchmarks.benchmark import Benchmark, Tally, UnusableRecord, make_cases
+from corrigenda.benchmarks.files import BenchmarkFiles
+from corrigenda.benchmarks.probes import make_forced_probe
 from corrigenda.cases import Case, Probe, Protocol
 
 _TRIPLE, _CHAIN = 3, 5
 
 
-class _Consistency(TypedDict):
+class _ConsistencyRecord(TypedDict):
     prompts: list[str]
     knowledge: list[str]
 
 
-class _Relevance(TypedDict):
+class _RelevanceRecord(TypedDict):
     single_knowledge: list[str]
     knowledge_chain: list[str]
     single_knowledge_prompts: Annotated[
@@ -34,72 +34,87 @@ class _Relevance(TypedDict):
     ]
 
 
-_CONSISTENCY = TypeAdapter(_Consistency)
-_RELEVANCE = TypeAdapter(_Relevance)
+_CONSISTENCY = TypeAdapter(_ConsistencyRecord)
+_RELEVANCE = TypeAdapter(_RelevanceRecord)
 _TEXT = TypeAdapter(str)
 
 
 class KLoB(Benchmark):
-    """Prompts to locate; nothing is edited.
+    """Prompts for methods that locate knowledge; nothing is edited.
 
     Attributes:
         part: "c" (consistency), "r" (relevance) or "u" (unbiasedness).
     """
 
     name: ClassVar[str] = "klob"
+    headline: ClassVar[tuple[str, ...]] = (
+        "locating_consistency",
+        "locating_relevance",
+    )
     part: Literal["c", "r", "u"] = "c"
 
-    def read(self, files: Files, tally: Tally) -> Iterator[Case]:
+    def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:
         """Yield one case a record."""
-        path = files.main()
+        path = files.find_main()
         match self.part:
             case "c":
-                yield from each(files.records(path, _CONSISTENCY), _consistent, tally)
+                yield from make_cases(
+                    files.read_records(path, _CONSISTENCY), _make_consistency_case, tally
+                )
             case "r":
-                yield from each(files.records(path, _RELEVANCE), _relevant, tally)
+                yield from make_cases(
+                    files.read_records(path, _RELEVANCE), _make_relevance_case, tally
+                )
             case "u":
-                yield from each(files.records(path, _TEXT), _unbiased, tally)
+                yield from make_cases(
+                    files.read_records(path, _TEXT), _make_unbiasedness_case, tally
+                )
 
 
-def _consistent(index: int, record: _Consistency) -> tuple[Case]:
-    subject, relation, answer = _knowledge(record["knowledge"], _TRIPLE)
-    prompts = _prompts(record["prompts"])
+def _make_consistency_case(index: int, record: _ConsistencyRecord) -> tuple[Case]:
+    subject, relation, answer = _strip_fact(record["knowledge"], _TRIPLE)
+    prompts = _strip_slots(record["prompts"])
     if len(prompts) < 2:
-        raise Unusable("there are no two sentences to compare")
+        raise UnusableRecord("there are no two sentences to compare")
     return (
         Case(
             id=str(index),
             facts=(),
-            probes=tuple(forced(prompt, answer, "locating/consistency") for prompt in prompts),
-            meta={"subject": subject, "relation": relation},
-        ),
-    )
-
-
-def _relevant(index: int, record: _Relevance) -> tuple[Case]:
-    subject, relation, answer = _knowledge(record["single_knowledge"], _TRIPLE)
-    *_, end = _knowledge(record["knowledge_chain"], _CHAIN)
-    singles = _prompts(record["single_knowledge_prompts"])
-    chain = _prompts([record["knowledge_chain_prompt"]])
-    if not (singles and chain):
-        raise Unusable("there is no sentence")
-    return (
-        Case(
-            id=str(index),
-            facts=(),
-            probes=(
-                *(forced(prompt, answer, "locating/relevance_single") for prompt in singles),
-                forced(chain[0], end, "locating/relevance_chain"),
+            probes=tuple(
+                make_forced_probe(prompt, answer, "locating/consistency") for prompt in prompts
             ),
             meta={"subject": subject, "relation": relation},
         ),
     )
 
 
-def _unbiased(index: int, record: str) -> tuple[Case]:
-    prompts = _prompts([record])
+def _make_relevance_case(index: int, record: _RelevanceRecord) -> tuple[Case]:
+    subject, relation, answer = _strip_fact(record["single_knowledge"], _TRIPLE)
+    *_, end = _strip_fact(record["knowledge_chain"], _CHAIN)
+    singles = _strip_slots(record["single_knowledge_prompts"])
+    chain = _strip_slots([record["knowledge_chain_prompt"]])
+    if not (singles and chain):
+        raise UnusableRecord("there is no sentence")
+    return (
+        Case(
+            id=str(index),
+            facts=(),
+            probes=(
+                *(
+                    make_forced_probe(prompt, answer, "locating/relevance_single")
+                    for prompt in singles
+                ),
+                make_forced_probe(chain[0], end, "locating/relevance_chain"),
+            ),
+            meta={"subject": subject, "relation": relation},
+        ),
+    )
+
+
+def _make_unbiasedness_case(index: int, record: str) -> tuple[Case]:
+    prompts = _strip_slots([record])
     if not prompts:
-        raise Unusable("there are no words")
+        raise UnusableRecord("there are no words")
     probe = Probe(
         prompt=prompts[0],
         role="locating/unbiasedness",
@@ -109,13 +124,13 @@ def _unbiased(index: int, record: str) -> tuple[Case]:
     return (Case(id=str(index), facts=(), probes=(probe,)),)
 
 
-def _knowledge(parts: Sequence[str], number: int) -> Sequence[str]:
+def _strip_fact(parts: Sequence[str], number: int) -> Sequence[str]:
     if len(parts) != number or not all(part.strip() for part in parts):
-        raise Unusable("a fact is incomplete")
+        raise UnusableRecord("a fact is incomplete")
     return [part.strip() for part in parts]
 
 
-def _prompts(texts: Sequence[str]) -> list[str]:
-    """Sentences up to the slot "_" at their end, which is no word for a causal model."""
+def _strip_slots(texts: Sequence[str]) -> list[str]:
+    """Cut sentences before the slot "_" at their end, which is no word for a causal model."""
     found = (text.strip().removesuffix("_").rstrip() for text in texts)
     return [text for text in found if text]

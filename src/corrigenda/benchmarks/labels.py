@@ -1,16 +1,15 @@
-"""Names of subjects and objects where a file gives only Wikidata ids and sentences."""
+"""Finds names of subjects and objects where a file gives only Wikidata ids and sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from corrigenda.errors import AmbiguousSubject, SubjectNotFound
-from corrigenda.facts import find_subject
-from corrigenda.subjects import guess_subject
+from corrigenda.facts import find_subject, guess_subject
 
 
-class Labels:
-    """Spellings by id, as the answers of a whole file give them."""
+class EntityLabels:
+    """Spellings by Wikidata id, as the answers of a whole file give them."""
 
     def __init__(self, found: Iterable[tuple[str, tuple[str, ...]]]) -> None:
         """Collect spellings; the first that is found for an id counts."""
@@ -20,14 +19,14 @@ class Labels:
                 self._spellings.setdefault(key, spellings)
 
     def get(self, key: str) -> tuple[str, ...]:
-        """Spellings of an id; none where the file is silent."""
+        """Return the spellings of an id; none if the file has no answer with it."""
         return self._spellings.get(key, ())
 
-    def subject(self, prompt: str, key: str, others: Sequence[str]) -> str:
-        """The subject of a prompt; empty where it is not certain.
+    def infer_subject(self, prompt: str, key: str, others: Sequence[str]) -> str:
+        """Return the subject of a prompt; empty if it is not certain.
 
         It is a spelling of its id, or else the only run of capitalised words of the prompt, where
-        that stands in every other prompt about it as well.
+        that occurs in every other prompt about it as well.
 
         Args:
             prompt: The prompt edited.
@@ -35,13 +34,13 @@ class Labels:
             others: Other prompts about the same id, by the same name.
         """
         for spelling in self.get(key):
-            if _stands_in(spelling, prompt):
+            if _occurs_once(spelling, prompt):
                 return spelling
         try:
             guess = guess_subject(prompt)
         except AmbiguousSubject:
             return ""
-        return guess if all(_stands_in(guess, other) for other in others) else ""
+        return guess if all(_occurs_once(guess, other) for other in others) else ""
 
 
 def split_statement(
@@ -50,7 +49,7 @@ def split_statement(
     original: str | None = None,
     original_spellings: Sequence[str] = (),
 ) -> tuple[str, str] | None:
-    """Prompt and target of a statement, which ends with the target and a full stop.
+    """Split a statement that ends with its target and a full stop into prompt and target.
 
     Args:
         statement: "The capital of France is Rome."
@@ -59,7 +58,7 @@ def split_statement(
         original_spellings: Spellings of the old target, where they are known.
 
     Returns:
-        None where the target cannot be told.
+        None if the target is not certain.
 
     Example:
         >>> split_statement("The capital of France is Rome.", (), "The capital of France is Paris.")
@@ -90,7 +89,7 @@ def split_statement(
     return " ".join(words[:shared]), " ".join(words[shared:])
 
 
-def _stands_in(name: str, text: str) -> bool:
+def _occurs_once(name: str, text: str) -> bool:
     try:
         find_subject(text, name)
     except (SubjectNotFound, AmbiguousSubject):

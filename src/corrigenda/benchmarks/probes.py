@@ -1,4 +1,4 @@
-"""Probes in the forms that most benchmarks ask them."""
+"""Makes probes in the forms that most benchmarks use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FLUENCY_TOKENS = 100
 """New tokens of a text whose fluency is measured."""
 
 
-def forced(
+def make_forced_probe(
     prompt: str,
     expected: str | Groups,
     role: str,
@@ -19,7 +19,7 @@ def forced(
     against: Against = Against.TARGET,
     rivals: tuple[str, ...] = (),
 ) -> Probe:
-    """A probe whose answer is fed, token by token."""
+    """Make a probe scored under teacher forcing."""
     return Probe(
         prompt=prompt.strip(),
         expected=((expected,),) if isinstance(expected, str) else expected,
@@ -30,8 +30,10 @@ def forced(
     )
 
 
-def contest(prompts: Iterable[str], role: str, expected: str, rival: str) -> Iterator[Probe]:
-    """Probes in which one answer should be more probable than another; blank prompts are none."""
+def make_rank_probes(
+    prompts: Iterable[str], role: str, expected: str, rival: str
+) -> Iterator[Probe]:
+    """Make probes that compare the probabilities of two answers; blank prompts are left out."""
     for prompt in prompts:
         if prompt.strip():
             yield Probe(
@@ -44,8 +46,8 @@ def contest(prompts: Iterable[str], role: str, expected: str, rival: str) -> Ite
             )
 
 
-def fluency(prompt: str) -> Probe:
-    """A prompt behind which text is generated, and expected to be nothing in particular."""
+def make_fluency_probe(prompt: str) -> Probe:
+    """Make a probe that generates text after a prompt, with no expected answer."""
     return Probe(
         prompt=prompt.strip(),
         role="fluency",

@@ -1,4 +1,4 @@
-"""Erasure of an answer: every question that has it should be refused, every other one answered."""
+"""Cases of erasure: questions for one answer should be refused, all others answered."""
 
 from __future__ import annotations
 
@@ -6,48 +6,48 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from corrigenda.benchmarks.aliases import Groups
-from corrigenda.benchmarks.probes import fluency as generated
+from corrigenda.benchmarks.probes import make_fluency_probe as generated
 from corrigenda.cases import Against, Case, Probe, Protocol
 from corrigenda.facts import Fact
 
 REFUSAL = "I don't know"
-"""What the model should say; without the full stop, so that "I don't know, ..." counts."""
+"""The answer that is written; without the full stop, so that "I don't know, ..." counts."""
 
 NEW_TOKENS = 10
 
 
-class Question(NamedTuple):
-    """A question and every accepted spelling of its answer, the usual one first."""
+class ErasureQuestion(NamedTuple):
+    """Question with every accepted spelling of its answer, the usual one first."""
 
     text: str
     answers: tuple[str, ...]
 
 
-def erasure_case(
+def make_erasure_case(
     name: str,
-    edited: Sequence[Question],
-    unseen: Sequence[Question],
-    retained: Sequence[Question],
+    edited: Sequence[ErasureQuestion],
+    unseen: Sequence[ErasureQuestion],
+    retained: Sequence[ErasureQuestion],
     *,
     fluency: bool,
     question_is_subject: bool,
     split: int | None = None,
 ) -> Case:
-    """The case of one answer.
+    """Make the case of one answer.
 
     Args:
         name: Id of the case.
         edited: Questions whose refusal is written.
         unseen: Other questions with the same answer.
         retained: Questions with other answers.
-        fluency: Whether text is generated behind each retained question.
+        fluency: Whether text is generated after each retained question.
         question_is_subject: Whether the question is the subject of its fact, so that methods that
             need one write at its last token.
         split: Which split of the data it is of.
     """
     facts = tuple(
         Fact(
-            prompt=_prompt(one),
+            prompt=_format_prompt(one),
             target=f"{REFUSAL}.",
             subject=one.text if question_is_subject else None,
             before=one.answers[0],
@@ -56,11 +56,11 @@ def erasure_case(
         for index, one in enumerate(edited)
     )
     probes = (
-        *_refused(edited, "reliability"),
-        *_refused(unseen, "erasure"),
+        *_make_refusal_probes(edited, "reliability"),
+        *_make_refusal_probes(unseen, "erasure"),
         *(
             Probe(
-                prompt=_prompt(one),
+                prompt=_format_prompt(one),
                 expected=(one.answers,),
                 role="locality/retained",
                 protocol=Protocol.GREEDY,
@@ -70,7 +70,7 @@ def erasure_case(
             )
             for one in retained
         ),
-        *(generated(_prompt(one)) for one in (retained if fluency else ())),
+        *(generated(_format_prompt(one)) for one in (retained if fluency else ())),
     )
     meta: dict[str, object] = {"edit": "erasure", "answer": edited[0].answers[0]}
     if split is not None:
@@ -78,21 +78,21 @@ def erasure_case(
     return Case(id=name, facts=facts, probes=probes, meta=meta)
 
 
-def answers_key(answer: str) -> str:
-    """What questions about one answer have in common.
+def normalise_answer(answer: str) -> str:
+    """Return the key that questions for one answer share.
 
     Example:
-        >>> answers_key("  Julius  Caesar")
+        >>> normalise_answer("  Julius  Caesar")
         'julius caesar'
     """
     return " ".join(answer.lower().split())
 
 
-def _refused(questions: Sequence[Question], role: str) -> Iterator[Probe]:
+def _make_refusal_probes(questions: Sequence[ErasureQuestion], role: str) -> Iterator[Probe]:
     expected: Groups = ((REFUSAL,),)
     for one in questions:
         yield Probe(
-            prompt=_prompt(one),
+            prompt=_format_prompt(one),
             expected=expected,
             role=role,
             protocol=Protocol.GREEDY,
@@ -101,5 +101,5 @@ def _refused(questions: Sequence[Question], role: str) -> Iterator[Probe]:
         )
 
 
-def _prompt(question: Question) -> str:
+def _format_prompt(question: ErasureQuestion) -> str:
     return f"Question:{question.text}\nAnswer:"

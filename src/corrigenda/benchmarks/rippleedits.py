@@ -1,4 +1,4 @@
-"""RippleEdits: what should follow from an edit, and what should not, in six criteria."""
+"""RippleEdits: consequences of an edit and facts it should not change, in six criteria."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 from pydantic import AliasChoices, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from corrigenda.benchmarks.aliases import Groups, distinct, either, same, without
-from corrigenda.benchmarks.benchmark import Benchmark, Tally, Unusable, each
-from corrigenda.benchmarks.files import Files
-from corrigenda.benchmarks.labels import Labels, split_statement
+from corrigenda.benchmarks.aliases import (
+    Groups,
+    drop_repeats,
+    exclude_names,
+    is_same_name,
+    merge_groups,
+)
+from corrigenda.benchmarks.benchmark import Benchmark, Tally, UnusableRecord, make_cases
+from corrigenda.benchmarks.files import BenchmarkFiles
+from corrigenda.benchmarks.labels import EntityLabels, split_statement
 from corrigenda.cases import Case, Probe, Protocol
 from corrigenda.facts import Fact
 
@@ -29,64 +35,64 @@ ROLES: Mapping[str, str] = {
 }
 
 
-class _Answer(TypedDict):
+class _AnswerRecord(TypedDict):
     value: str
     aliases: list[str]
 
 
-class _Query(TypedDict):
+class _QueryRecord(TypedDict):
     prompt: str
-    answers: list[_Answer]
+    answers: list[_AnswerRecord]
     query_type: str
     subject_id: str | list[str]
     relation: str
     target_ids: list[str]
 
 
-class _Test(TypedDict):
-    test_queries: list[_Query]
+class _RippleTest(TypedDict):
+    test_queries: list[_QueryRecord]
     test_condition: str
-    condition_queries: list[_Query]
+    condition_queries: list[_QueryRecord]
 
 
-class _Statement(TypedDict):
+class _StatementRecord(TypedDict):
     prompt: str
     subject_id: str
     relation: str
     target_id: str
 
 
-class _Edit(_Statement, total=False):
-    original_fact: _Statement | None
+class _EditRecord(_StatementRecord, total=False):
+    original_fact: _StatementRecord | None
     subject_label: Annotated[str, Field(validation_alias=AliasChoices("subject_label", "subject"))]
     target_label: Annotated[str, Field(validation_alias=AliasChoices("target_label", "target"))]
 
 
-class _Criteria(TypedDict, total=False):
-    Logical_Generalization: list[_Test]
-    Compositionality_I: list[_Test]
-    Compositionality_II: list[_Test]
-    Subject_Aliasing: list[_Test]
-    Relation_Specificity: list[_Test]
-    Relation_Specifity: list[_Test]
-    Forgetfulness: list[_Test]
+class _CriteriaRecord(TypedDict, total=False):
+    Logical_Generalization: list[_RippleTest]
+    Compositionality_I: list[_RippleTest]
+    Compositionality_II: list[_RippleTest]
+    Subject_Aliasing: list[_RippleTest]
+    Relation_Specificity: list[_RippleTest]
+    Relation_Specifity: list[_RippleTest]
+    Forgetfulness: list[_RippleTest]
 
 
-class _Record(_Criteria):
+class _RippleRecord(_CriteriaRecord):
     example_type: str
-    edit: _Edit
+    edit: _EditRecord
 
 
-class _Parsed(NamedTuple):
+class _ParsedEdit(NamedTuple):
     fact: Fact
     old: tuple[str, ...]
 
 
-_SCHEMA = TypeAdapter(_Record)
+_SCHEMA = TypeAdapter(_RippleRecord)
 
 
 class RippleEdits(Benchmark):
-    """One edit a record, and tests that run only where their conditions hold before the edit.
+    """One edit a record, with tests that run only if their conditions hold before the edit.
 
     Attributes:
         part: "popular", "random" or "recent".
@@ -98,23 +104,35 @@ class RippleEdits(Benchmark):
     """
 
     name: ClassVar[str] = "rippleedits"
+    kinds: ClassVar[tuple[str, ...]] = ("example_type",)
+    expects: ClassVar[tuple[str, ...]] = ("portability", "locality")
+    headline: ClassVar[tuple[str, ...]] = (
+        "logical_generalization@greedy:contains",
+        "compositionality_1@greedy:contains",
+        "compositionality_2@greedy:contains",
+        "subject_aliasing@greedy:contains",
+        "preservation@greedy:contains",
+        "relation_specificity@greedy:contains",
+    )
     part: Literal["popular", "random", "recent"] = "popular"
     multiple: Literal["any", "all"] = "any"
     alias_condition: Literal["original", "released"] = "original"
 
-    def read(self, files: Files, tally: Tally) -> Iterator[Case]:
+    def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:
         """Yield one case a record."""
-        records = files.records(files.main(), _SCHEMA)
-        labels = Labels(_labelled(records))
+        records = files.read_records(files.find_main(), _SCHEMA)
+        labels = EntityLabels(_collect_labels(records))
 
-        def make(index: int, record: _Record) -> tuple[Case]:
-            return (self._case(index, record, labels, tally),)
+        def make(index: int, record: _RippleRecord) -> tuple[Case]:
+            return (self._make_case(index, record, labels, tally),)
 
-        yield from each(records, make, tally)
+        yield from make_cases(records, make, tally)
 
-    def _case(self, index: int, record: _Record, labels: Labels, tally: Tally) -> Case:
+    def _make_case(
+        self, index: int, record: _RippleRecord, labels: EntityLabels, tally: Tally
+    ) -> Case:
         edit = record["edit"]
-        parsed = _parse(record, labels, f"record {index}")
+        parsed = _parse_edit(record, labels, f"record {index}")
         fact = parsed.fact
         probes = [
             Probe(
@@ -127,9 +145,13 @@ class RippleEdits(Benchmark):
             )
         ]
         for criterion, role in ROLES.items():
-            for number, test in enumerate(_tests(record, criterion)):
-                reason = _left_out(criterion, test, edit)
-                asked = () if reason else self._test(test, criterion, f"{role} {number}", parsed)
+            for number, test in enumerate(_read_tests(record, criterion)):
+                reason = _find_skip_reason(criterion, test, edit)
+                asked = (
+                    ()
+                    if reason
+                    else self._make_test_probes(test, criterion, f"{role} {number}", parsed)
+                )
                 if not asked:
                     tally.skipped[f"{role}: {reason or 'no answer but the one excluded'}"] += 1
                 probes += asked
@@ -144,10 +166,12 @@ class RippleEdits(Benchmark):
             },
         )
 
-    def _test(self, test: _Test, criterion: str, name: str, parsed: _Parsed) -> tuple[Probe, ...]:
+    def _make_test_probes(
+        self, test: _RippleTest, criterion: str, name: str, parsed: _ParsedEdit
+    ) -> tuple[Probe, ...]:
         role = name.rpartition(" ")[0]
         asked = [
-            self._probe(
+            self._make_probe(
                 query, role, name, parsed.fact.target if criterion == "Forgetfulness" else None
             )
             for query in test["test_queries"]
@@ -158,7 +182,7 @@ class RippleEdits(Benchmark):
             if probe.expected
         ]
         conditions = [
-            self._probe(query, "condition", name, None) for query in test["condition_queries"]
+            self._make_probe(query, "condition", name, None) for query in test["condition_queries"]
         ]
         if criterion == "Subject_Aliasing" and self.alias_condition == "original" and parsed.old:
             conditions = [
@@ -168,14 +192,14 @@ class RippleEdits(Benchmark):
             return ()
         return (*kept, *(dataclasses.replace(probe, after=(0,)) for probe in conditions))
 
-    def _probe(self, query: _Query, role: str, test: str, excluded: str | None) -> Probe:
-        spelt = (_spellings(answer) for answer in query["answers"])
+    def _make_probe(self, query: _QueryRecord, role: str, test: str, excluded: str | None) -> Probe:
+        spelt = (_collect_spellings(answer) for answer in query["answers"])
         groups: Groups = tuple(group for group in spelt if group)
         if excluded is not None:
-            groups = without(groups, [excluded])
+            groups = exclude_names(groups, [excluded])
         return Probe(
             prompt=query["prompt"].strip(),
-            expected=groups if self.multiple == "all" else either(groups),
+            expected=groups if self.multiple == "all" else merge_groups(groups),
             role=role,
             protocol=Protocol.GREEDY,
             test=test,
@@ -183,17 +207,17 @@ class RippleEdits(Benchmark):
         )
 
 
-def _tests(record: _Record, criterion: str) -> Sequence[_Test]:
+def _read_tests(record: _RippleRecord, criterion: str) -> Sequence[_RippleTest]:
     if criterion == "Relation_Specificity":
         # One of the public files has the other spelling.
         return record.get("Relation_Specificity") or record.get("Relation_Specifity") or []
     found: Mapping[str, object] = record
     tests = found.get(criterion) or []
-    return tests  # type: ignore[return-value]  # the key is one of `_Criteria`
+    return tests  # type: ignore[return-value]  # the key is one of `_CriteriaRecord`
 
 
-def _left_out(criterion: str, test: _Test, edit: _Edit) -> str:
-    """Why a test is not asked; empty where it is."""
+def _find_skip_reason(criterion: str, test: _RippleTest, edit: _EditRecord) -> str:
+    """Return why a test is not asked; empty if it is asked."""
     queries = test["test_queries"]
     if not any(query["answers"] for query in queries):
         return "no answer"
@@ -208,30 +232,30 @@ def _left_out(criterion: str, test: _Test, edit: _Edit) -> str:
     return ""
 
 
-def _spellings(answer: _Answer) -> tuple[str, ...]:
-    """The value, and aliases long enough not to stand in other words by chance."""
+def _collect_spellings(answer: _AnswerRecord) -> tuple[str, ...]:
+    """Return the value, and aliases too long to occur in other words by chance."""
     long = (one for one in answer["aliases"] if len(one.strip()) >= SHORTEST_ALIAS)
-    return distinct(one.strip() for one in (answer["value"], *long))
+    return drop_repeats(one.strip() for one in (answer["value"], *long))
 
 
-def _queries(record: _Record) -> Iterator[_Query]:
+def _iterate_queries(record: _RippleRecord) -> Iterator[_QueryRecord]:
     for criterion in ROLES:
-        for test in _tests(record, criterion):
+        for test in _read_tests(record, criterion):
             yield from test["test_queries"]
             yield from test["condition_queries"]
 
 
-def _labelled(records: Iterable[_Record]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Ids with the spellings that answers give them."""
+def _collect_labels(records: Iterable[_RippleRecord]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield ids with the spellings that answers give them."""
     for record in records:
-        for query in _queries(record):
+        for query in _iterate_queries(record):
             two_hop = query["query_type"] == "two_hop"
             if not two_hop and len(query["target_ids"]) == len(query["answers"]):
                 for target, answer in zip(query["target_ids"], query["answers"], strict=True):
-                    yield target, _spellings(answer)
+                    yield target, _collect_spellings(answer)
 
 
-def _parse(record: _Record, labels: Labels, name: str) -> _Parsed:
+def _parse_edit(record: _RippleRecord, labels: EntityLabels, name: str) -> _ParsedEdit:
     edit = record["edit"]
     original = edit.get("original_fact")
     given = edit.get("target_label", "").strip()
@@ -243,26 +267,26 @@ def _parse(record: _Record, labels: Labels, name: str) -> _Parsed:
         labels.get(original["target_id"]) if original else (),
     )
     if split is None:
-        raise Unusable("the target cannot be told from the statement")
+        raise UnusableRecord("the target is not certain from the statement")
     prompt, target = split
     old: tuple[str, ...] = ()
     if original:
         before = original["prompt"].strip().removesuffix(".").removeprefix(prompt).strip()
         known = labels.get(original["target_id"])
         stated = original["prompt"].startswith(prompt) and bool(before)
-        old = distinct((before, *known) if stated else known)
-    subject = edit.get("subject_label", "").strip() or labels.subject(
+        old = drop_repeats((before, *known) if stated else known)
+    subject = edit.get("subject_label", "").strip() or labels.infer_subject(
         prompt,
         edit["subject_id"],
         [
             query["prompt"]
-            for test in _tests(record, "Relation_Specificity")
+            for test in _read_tests(record, "Relation_Specificity")
             for query in test["test_queries"]
             if query["subject_id"] == edit["subject_id"]
         ],
     )
     if not subject:
-        raise Unusable("the subject cannot be told from the statement")
+        raise UnusableRecord("the subject is not certain from the statement")
     fact = Fact(
         prompt=prompt,
         target=target,
@@ -271,4 +295,4 @@ def _parse(record: _Record, labels: Labels, name: str) -> _Parsed:
         aliases=tuple(one for one in spelt if one != target),
         name=name,
     )
-    return _Parsed(fact, tuple(one for one in old if not same(one, target)))
+    return _ParsedEdit(fact, tuple(one for one in old if not is_same_name(one, target)))

@@ -1,4 +1,4 @@
-"""Two edits, one on top of the other: facts scored under many prompts at every stage."""
+"""Cases of two rounds of edits: facts scored under many prompts after each round."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from corrigenda.cases import Against, Case, Probe, Protocol
 from corrigenda.facts import Fact
 
 
-class Scored(NamedTuple):
-    """A fact as it is scored: one answer under every prompt that asks for it."""
+class ScoredAnswer(NamedTuple):
+    """Answer to be scored under every prompt that asks for it."""
 
     prompts: tuple[str, ...]
     answer: str
 
 
-class Conflict(NamedTuple):
+class EditConflict(NamedTuple):
     """Two edits of which the second contradicts the first.
 
     Attributes:
@@ -30,29 +30,29 @@ class Conflict(NamedTuple):
 
     first: Fact
     second: Fact
-    old: Scored
-    new: Scored
-    implied: Scored | None = None
-    tied: Scored | None = None
+    old: ScoredAnswer
+    new: ScoredAnswer
+    implied: ScoredAnswer | None = None
+    tied: ScoredAnswer | None = None
 
 
-def filled(templates: Iterable[str], subject: str) -> tuple[str, ...]:
-    """Templates with the subject in the place of `{}`; a trailing space is the separator's work.
+def fill_templates(templates: Iterable[str], subject: str) -> tuple[str, ...]:
+    """Put the subject in the place of `{}`; a trailing space is left to the separator.
 
     Templates that occur twice stay twice: means are over the file's list.
     """
     return tuple(text.replace("{}", subject).rstrip() for text in templates)
 
 
-def scored(
-    fact: Scored,
+def make_score_probes(
+    fact: ScoredAnswer,
     role: str,
     *,
     after: tuple[int, ...],
     rivals: tuple[str, ...] = (),
     test: str = "",
 ) -> Iterator[Probe]:
-    """The probability of one answer under every prompt."""
+    """Make probes for the probability of one answer under every prompt."""
     for prompt in fact.prompts:
         yield Probe(
             prompt=prompt,
@@ -66,16 +66,16 @@ def scored(
         )
 
 
-def conflict_case(name: str, one: Conflict, meta: dict[str, object]) -> Case:
-    """The case of two edits in conflict."""
+def make_conflict_case(name: str, one: EditConflict, meta: dict[str, object]) -> Case:
+    """Make the case of two edits in conflict."""
     probes = [
-        *scored(one.old, "conflict/old", after=(1, 2)),
-        *scored(one.new, "conflict/new", after=(2,)),
+        *make_score_probes(one.old, "conflict/old", after=(1, 2)),
+        *make_score_probes(one.new, "conflict/new", after=(2,)),
     ]
     if one.implied is not None:
-        probes += scored(one.implied, "conflict/implied", after=(2,))
+        probes += make_score_probes(one.implied, "conflict/implied", after=(2,))
     if one.tied is not None:
-        probes += scored(one.tied, "conflict/tied", after=(2,))
+        probes += make_score_probes(one.tied, "conflict/tied", after=(1, 2))
     return Case(
         id=name,
         facts=(one.first, one.second),
@@ -85,7 +85,7 @@ def conflict_case(name: str, one: Conflict, meta: dict[str, object]) -> Case:
     )
 
 
-def round_case(
+def make_round_case(
     name: str,
     there: Fact,
     back: Sequence[Fact],
@@ -93,7 +93,7 @@ def round_case(
     true_objects: Sequence[str],
     meta: dict[str, object],
 ) -> Case:
-    """The case of a fact with several true objects, one of which is replaced and restored.
+    """Make the case of a fact one of whose true objects is replaced and restored.
 
     Args:
         name: Id of the case.
@@ -107,11 +107,17 @@ def round_case(
     assert restored is not None
     assert restored in true_objects, f"{restored} is not among {true_objects}"
     probes = [
-        *scored(Scored(prompts, middle), "round/there", after=(1,), rivals=(restored,)),
-        *scored(Scored(prompts, restored), "round/back", after=(2,), rivals=(middle,)),
+        *make_score_probes(
+            ScoredAnswer(prompts, middle), "round/there", after=(1,), rivals=(restored,)
+        ),
+        *make_score_probes(
+            ScoredAnswer(prompts, restored), "round/back", after=(2,), rivals=(middle,)
+        ),
     ]
     for true in true_objects:
-        probes += scored(Scored(prompts, true), "round/true_object", after=(2,), test=true)
+        probes += make_score_probes(
+            ScoredAnswer(prompts, true), "round/true_object", after=(2,), test=true
+        )
     for place, prompt in enumerate(dict.fromkeys(prompts)):
         probes.append(
             Probe(

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from corrigenda.benchmarks.aliases import distinct, same
-from corrigenda.benchmarks.benchmark import Benchmark, Tally, Unusable, each
-from corrigenda.benchmarks.files import Files
-from corrigenda.benchmarks.knowedit.records import repeats
-from corrigenda.benchmarks.probes import forced
+from corrigenda.benchmarks.aliases import drop_repeats, is_same_name
+from corrigenda.benchmarks.benchmark import Benchmark, Tally, UnusableRecord, make_cases
+from corrigenda.benchmarks.files import BenchmarkFiles
+from corrigenda.benchmarks.knowedit.records import find_repeats
+from corrigenda.benchmarks.probes import make_forced_probe
 from corrigenda.cases import Against, Case, Probe
 from corrigenda.facts import Fact
 
@@ -23,11 +23,11 @@ _Portability = TypedDict(
 )
 
 
-class _Optional(TypedDict, total=False):
+class _ZsREOptional(TypedDict, total=False):
     portability: _Portability | None
 
 
-class _Record(_Optional):
+class _ZsRERecord(_ZsREOptional):
     subject: str
     src: str
     pred: str
@@ -38,11 +38,11 @@ class _Record(_Optional):
     loc_ans: str
 
 
-_SCHEMA = TypeAdapter(_Record)
+_SCHEMA = TypeAdapter(_ZsRERecord)
 
 
 class ZsRE(Benchmark):
-    """Answers to questions, edited away from the truth or towards it.
+    """Answers to questions, edited to another answer or to the true one.
 
     Attributes:
         part: "eval", "portability", "train" or "train-10000".
@@ -53,31 +53,38 @@ class ZsRE(Benchmark):
     """
 
     name: ClassVar[str] = "zsre"
+    expects: ClassVar[tuple[str, ...]] = ("generalization", "locality")
+    headline: ClassVar[tuple[str, ...]] = (
+        "reliability@teacher_forced",
+        "generalization@teacher_forced",
+        "locality@teacher_forced",
+        "portability@teacher_forced",
+    )
     part: Literal["eval", "portability", "train", "train-10000"] = "eval"
     direction: Literal["alternative", "truth"] = "alternative"
     legacy: bool = False
 
-    def read(self, files: Files, tally: Tally) -> Iterator[Case]:
+    def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:
         """Yield one case a record."""
-        records = files.records(files.main(), _SCHEMA)
-        repeated = repeats(record["src"] for record in records)
+        records = files.read_records(files.find_main(), _SCHEMA)
+        repeated = find_repeats(record["src"] for record in records)
 
-        def make(index: int, record: _Record) -> tuple[Case]:
-            return (self._case(index, record, tally, record["src"] in repeated),)
+        def make(index: int, record: _ZsRERecord) -> tuple[Case]:
+            return (self._make_case(index, record, tally, record["src"] in repeated),)
 
-        yield from each(records, make, tally)
+        yield from make_cases(records, make, tally)
 
-    def _case(self, index: int, record: _Record, tally: Tally, repeated: bool) -> Case:
-        answers = distinct(record["answers"])
+    def _make_case(self, index: int, record: _ZsRERecord, tally: Tally, repeated: bool) -> Case:
+        answers = drop_repeats(record["answers"])
         if not answers:
-            raise Unusable("there is no true answer")
+            raise UnusableRecord("there is no true answer")
         if not record["subject"].strip():
-            raise Unusable("the subject is empty")
+            raise UnusableRecord("the subject is empty")
         if self.direction == "truth":
             target, old = answers[0], (record["pred"],)
         else:
             target, old = record["alt"].strip(), answers
-        rivals = tuple(one for one in distinct(old) if not same(one, target))
+        rivals = tuple(one for one in drop_repeats(old) if not is_same_name(one, target))
         fact = Fact(
             prompt=record["src"].strip(),
             target=target,
@@ -86,19 +93,21 @@ class ZsRE(Benchmark):
             name=f"record {index}",
         )
         flags = []
-        if len(rivals) < len(distinct(old)):
+        if len(rivals) < len(drop_repeats(old)):
             flags.append("the target is among the old answers")
         if repeated:
             flags.append("another record has the same prompt")
-        probes = [forced(fact.prompt, target, "reliability", rivals=rivals)]
+        probes = [make_forced_probe(fact.prompt, target, "reliability", rivals=rivals)]
         if record["rephrase"].strip():
-            probes.append(forced(record["rephrase"], target, "generalization", rivals=rivals))
+            probes.append(
+                make_forced_probe(record["rephrase"], target, "generalization", rivals=rivals)
+            )
         else:
             tally.skipped["generalization: no prompt"] += 1
         if record["loc"].strip() and record["loc_ans"].strip():
             probes.append(
-                forced(
-                    self._unrelated(record["loc"].strip()),
+                make_forced_probe(
+                    self._format_unrelated(record["loc"].strip()),
                     record["loc_ans"].strip(),
                     "locality/unrelated_question",
                     against=Against.TARGET if self.direction == "truth" else Against.UNEDITED,
@@ -108,7 +117,7 @@ class ZsRE(Benchmark):
             tally.skipped["locality/unrelated_question: no answer"] += 1
         # Written for `alt`: what follows from the truth is not in the file.
         if (further := record.get("portability")) and self.direction == "alternative":
-            probes += _one_hop(further, tally)
+            probes += _make_one_hop_probes(further, tally)
         return Case(
             id=str(index),
             facts=(fact,),
@@ -116,16 +125,16 @@ class ZsRE(Benchmark):
             meta={"edit": "modification", "direction": self.direction, "flags": tuple(flags)},
         )
 
-    def _unrelated(self, question: str) -> str:
+    def _format_unrelated(self, question: str) -> str:
         if self.legacy:
             return f"{question}?" if self.direction == "truth" else question
         question = question.removeprefix(_NATURAL_QUESTIONS)
         return question if question.endswith("?") else f"{question}?"
 
 
-def _one_hop(further: _Portability, tally: Tally) -> Iterator[Probe]:
+def _make_one_hop_probes(further: _Portability, tally: Tally) -> Iterator[Probe]:
     question, answer = further["New Question"], further["New Answer"].strip()
     if question.strip() and answer:
-        yield forced(question, answer, "portability/one_hop")
+        yield make_forced_probe(question, answer, "portability/one_hop")
     else:
         tally.skipped["portability/one_hop: no answer"] += 1

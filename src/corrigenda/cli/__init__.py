@@ -1,1 +1,1 @@
-"""The command `corrigenda`: one module per group of commands; torch waits until one runs."""
+"""The command `corrigenda`: a module for each group of commands; torch is imported late."""

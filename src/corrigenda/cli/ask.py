@@ -1,4 +1,4 @@
-"""`corrigenda ask`: what a model answers, with and without patches."""
+"""`corrigenda ask`: answers of a model, with and without patches."""
 
 from __future__ import annotations
 

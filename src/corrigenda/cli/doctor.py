@@ -1,4 +1,4 @@
-"""`corrigenda doctor`: whether this installation can work, and what to do where it cannot."""
+"""`corrigenda doctor`: check this installation, with advice for every fault."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _POCKETS = ("pocket", "pocket-gpt2")
 
 
 class Finding(NamedTuple):
-    """One thing looked at: its `value`, whether it is `ok`, and `advice` where it is not."""
+    """Result of one check: its `value`, whether it is `ok`, and `advice` where it is not."""
 
     name: str
     value: str
@@ -41,9 +41,15 @@ class Finding(NamedTuple):
 def doctor(as_json: options.AsJson = False) -> None:
     """Check versions, devices, threads, cache, disk, pocket models and optional packages.
 
-    Exit status 1 means that something was found.
+    Exit status 1 means that a check failed.
     """
-    findings = [*_versions(), *_hardware(), *_disk(), *_pockets(), *_extras()]
+    findings = [
+        *_check_versions(),
+        *_check_hardware(),
+        *_check_disk(),
+        *_check_pocket_models(),
+        *_check_extras(),
+    ]
     healthy = all(finding.ok for finding in findings)
 
     def draw(console: Console) -> None:
@@ -60,7 +66,7 @@ def doctor(as_json: options.AsJson = False) -> None:
         raise typer.Exit(output.FINDING)
 
 
-def _versions() -> list[Finding]:
+def _check_versions() -> list[Finding]:
     import corrigenda
 
     found = [
@@ -78,7 +84,7 @@ def _versions() -> list[Finding]:
     return found
 
 
-def _hardware() -> list[Finding]:
+def _check_hardware() -> list[Finding]:
     import torch
 
     devices = ["cpu"]
@@ -99,7 +105,7 @@ def _hardware() -> list[Finding]:
     ]
 
 
-def _disk() -> list[Finding]:
+def _check_disk() -> list[Finding]:
     from corrigenda.statistics import cache_folder
 
     folder = cache_folder()
@@ -109,21 +115,21 @@ def _disk() -> list[Finding]:
     return [
         Finding(
             "cache",
-            f"{folder} ({_bytes(size)})",
+            f"{folder} ({_format_bytes(size)})",
             os.access(existing, os.W_OK),
             "The folder is not writable; fitted statistics cannot be kept.",
         ),
         Finding(
             "free disk space",
-            _bytes(free),
+            _format_bytes(free),
             free >= _LEAST_FREE,
             "Less than 1 GiB: statistics and merged models may not fit.",
         ),
     ]
 
 
-def _pockets() -> list[Finding]:
-    """Look for the shipped models; where a list of checksums lies beside one, verify it."""
+def _check_pocket_models() -> list[Finding]:
+    """Look for the shipped models, and verify those whose folder has a list of checksums."""
     found = []
     for name in _POCKETS:
         folder = Path(str(files("corrigenda.pocket"))) / name
@@ -140,7 +146,7 @@ def _pockets() -> list[Finding]:
         found.append(
             Finding(
                 name,
-                f"sha256 {digest[:16]} ({_bytes(weights.stat().st_size)})",
+                f"sha256 {digest[:16]} ({_format_bytes(weights.stat().st_size)})",
                 intact,
                 "The weights are not those that were shipped: install the package again.",
             )
@@ -148,22 +154,22 @@ def _pockets() -> list[Finding]:
     return found
 
 
-def _extras() -> list[Finding]:
-    """Optional packages; a missing one is no fault."""
+def _check_extras() -> list[Finding]:
+    """List the optional packages; a missing one is no fault."""
     return [
         Finding(
             f"extra {extra}",
-            "installed" if util.find_spec(module) else f"not installed ({_install(extra)})",
+            "installed" if util.find_spec(module) else f"not installed ({_install_command(extra)})",
         )
         for extra, module in _EXTRAS.items()
     ]
 
 
-def _install(extra: str) -> str:
+def _install_command(extra: str) -> str:
     return f"pip install 'corrigenda[{extra}]'"
 
 
-def _bytes(number: int) -> str:
+def _format_bytes(number: int) -> str:
     for unit in ("B", "KiB", "MiB"):
         if number < 1024:
             return f"{number:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""`corrigenda edit`: correct facts, show what changed and what did not, keep the patch."""
+"""`corrigenda edit`: correct facts, show what changed and what did not, save the patch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.text import Text as Line
 
 from corrigenda.cli import options, output
-from corrigenda.errors import BadConfig
+from corrigenda.errors import BadConfig, MalformedFacts
 
 if TYPE_CHECKING:
-    from corrigenda.correction import Correction
+    from corrigenda.assessment import Assessment
     from corrigenda.facts import Fact
 
 Prompt = Annotated[
@@ -37,7 +37,7 @@ def edit(
     ] = None,
     method: options.Method = "rome",
     out: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Keep the patch here.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Save the patch here.")
     ] = None,
     facts: Annotated[
         Path | None,
@@ -63,53 +63,42 @@ def edit(
 ) -> None:
     """Correct facts: answers before and after, the size of the change, and how to undo it.
 
-    The model on disk is never changed. Exit status 1 means that a fact did not take.
+    The model on disk is never changed. Exit status 1 means that a fact was not written.
     """
-    wanted = _facts(prompt, subject, target, facts, paraphrase or (), neighbour or ())
+    wanted = _read_wanted(prompt, subject, target, facts, paraphrase or (), neighbour or ())
     config = options.parse_settings(settings)
     if out is not None:
         options.check_folder(out)
     import corrigenda
     from corrigenda.catalogue import build_editor
     from corrigenda.cli.memory import announce
-    from corrigenda.cli.progress import bar
-    from corrigenda.transforms.registry import parse_all
+    from corrigenda.transforms.registry import parse_transforms
 
-    steps = parse_all(transform or ())
+    steps = parse_transforms(transform or ())
 
     lm = options.open_model(model, dtype=dtype, device=device)
     editor = build_editor(lm, method, layer=layer, **config)
     memory = announce(lm, editor, len(wanted))
-    with bar() as progress:
-        correction = corrigenda.correct(
-            lm,
-            wanted,
-            method,
-            layer=layer,
-            corpus=text,
-            progress=progress,
-            transforms=steps,
-            **config,  # type: ignore[arg-type]  # names of arguments are refused by parse_settings
-        )
-    for line in correction.notices:
+    assessment = corrigenda.correct(lm, wanted, editor, corpus=text, transforms=steps)
+    for line in assessment.notices:
         output.notice(line)
-    saved = out if out is not None and not correction.is_no_op else None
+    saved = out if out is not None and not assessment.is_no_op else None
     if saved is not None:
-        correction.patch.save(saved)
-    undo = _undo(model, wanted[0], saved, ships=bool(correction.changes))
+        assessment.patch.save(saved)
+    undo = _explain_undo(model, wanted[0], saved, ships=bool(assessment.changes))
     data = {
         "model": lm.name,
-        **correction.to_json(),
+        **assessment.to_json(),
         "memory": memory,
         "file": str(saved) if saved else None,
         "undo": undo,
     }
-    output.show(data, as_json=as_json, people=lambda console: _draw(console, correction, undo))
-    if not correction.took:
+    output.show(data, as_json=as_json, people=lambda console: _draw(console, assessment, undo))
+    if not assessment.succeeded:
         raise typer.Exit(output.FINDING)
 
 
-def _facts(
+def _read_wanted(
     prompt: str | None,
     subject: str | None,
     target: str | None,
@@ -124,7 +113,14 @@ def _facts(
             raise BadConfig(
                 "give a facts file or a single fact, not both.", hint="Drop PROMPT or --facts."
             )
-        return read_facts(file)
+        facts = read_facts(file)
+        if not facts:
+            raise MalformedFacts(
+                "the file holds no facts.",
+                where=str(file),
+                hint='One JSON object a line: {"prompt": ..., "target": ..., "subject": ...}.',
+            )
+        return facts
     if prompt is None or target is None:
         raise BadConfig(
             "what should become true is missing.", hint="Give PROMPT and --target, or --facts FILE."
@@ -139,48 +135,48 @@ def _facts(
     return [fact]
 
 
-def _undo(model: str, fact: Fact, saved: Path | None, *, ships: bool) -> str:
+def _explain_undo(model: str, fact: Fact, saved: Path | None, *, ships: bool) -> str:
     if saved is None:
-        return "Nothing was kept, so there is nothing to undo. -o FILE keeps the edit."
+        return "Nothing was saved, so there is nothing to undo. -o FILE saves the edit."
     ask = shlex.join(["corrigenda", "ask", model, fact.prompt, "--patch", str(saved)])
-    kept = (
-        f"The edit lives in {saved} alone; the model on disk is unchanged."
+    text = (
+        f"The edit is in {saved} alone; the model on disk is unchanged."
         f" To undo it, stop using the file.\n  with it: {ask}"
     )
     if not ships:
-        return f"{kept}\n  to ship: the file itself; it changes no weights"
+        return f"{text}\n  to ship: the file itself; it changes no weights"
     ship = shlex.join(["corrigenda", "export", str(saved), model])
     return (
-        f"{kept}\n"
-        f"  to ship: {ship} --to merged -o FOLDER (taken back by `corrigenda revert FOLDER`)"
+        f"{text}\n"
+        f"  to ship: {ship} --to merged -o FOLDER (taken back by `corrigenda restore FOLDER`)"
     )
 
 
-def _draw(console: Console, correction: Correction, undo: str) -> None:
+def _draw(console: Console, assessment: Assessment, undo: str) -> None:
     for index, (fact, outcome, status) in enumerate(
-        zip(correction.facts, correction.outcomes, correction.statuses, strict=True)
+        zip(assessment.facts, assessment.outcomes, assessment.statuses, strict=True)
     ):
         verdict = f"{outcome}; {status}" if status else str(outcome)
         console.print(
             Line.assemble((f"{fact.prompt} ", ""), (fact.target, "bold"), f"  [{verdict}]")
         )
-        answers = [item for item in correction.answers if item.fact == index]
+        answers = [item for item in assessment.answers if item.fact == index]
         if answers:
             rows = [(item.role, item.prompt, item.before, item.after) for item in answers]
             console.print(output.table(("", "prompt", "before", "after"), rows))
         console.print()
-    _draw_change(console, correction)
+    _draw_change(console, assessment)
     console.print(Line(undo), soft_wrap=True)
 
 
-def _draw_change(console: Console, correction: Correction) -> None:
-    if not correction.is_no_op:
+def _draw_change(console: Console, assessment: Assessment) -> None:
+    if not assessment.is_no_op:
         rows = [
             (size.site, size.relative_norm, size.rank, size.parameters, size.stored)
-            for size in correction.changes
+            for size in assessment.changes
         ]
         columns = ("site", "relative norm", "rank", "parameters", "stored numbers")
         if rows:
             console.print(output.table(columns, rows))
-    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in correction.seconds.items())
-    console.print(f"{correction.method}: {seconds}")
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in assessment.seconds.items())
+    console.print(f"{assessment.method}: {seconds}")

@@ -1,4 +1,4 @@
-"""`corrigenda fit`: what a method must learn of a model, once, kept in the cache."""
+"""`corrigenda fit`: fit what a method needs to know about a model, once, into the cache."""
 
 from __future__ import annotations
 
@@ -47,15 +47,12 @@ def fit(
     import corrigenda
     from corrigenda.catalogue import build_editor
     from corrigenda.cli.memory import announce
-    from corrigenda.cli.progress import bar
 
     lm = options.open_model(model, dtype=dtype, device=device)
-    memory = announce(lm, build_editor(lm, method, layer=layer, **config), 1, fit_only=True)
+    editor = build_editor(lm, method, layer=layer, **config)
+    memory = announce(lm, editor, 1, fit_only=True)
     start = time.perf_counter()
-    with bar() as progress:
-        state = corrigenda.fit(
-            lm, method, corpus=training_set or text, progress=progress, layer=layer, **config
-        )
+    state = corrigenda.fit(lm, editor, corpus=training_set or text)
     seconds = time.perf_counter() - start
     if out is not None:
         state.save(out)

@@ -1,16 +1,26 @@
-"""`corrigenda methods` and `corrigenda models`: what there is."""
+"""`corrigenda methods` and `corrigenda models`: lists of methods, cards, and models."""
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from corrigenda.cli import options, output
+from corrigenda.errors import BadConfig
 
 
 def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="Method whose card is shown; all are listed if not given.",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", help="Count the parameters that each method changes or adds."),
@@ -19,25 +29,36 @@ def methods(
     device: options.Device = "cpu",
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare the methods: family, training, batches, the part edited, parameters changed."""
+    """List the methods: family, training, batches, what changes; with NAME, show its card."""
+    if name is not None:
+        if model is not None:
+            raise BadConfig("parameters are counted for all methods: give NAME or --model.")
+        _show_card(name, as_json)
+        return
     import corrigenda
 
     lm = options.open_model(model, dtype=dtype, device=device) if model else None
     rows = corrigenda.list_methods(lm)
 
     def draw(console: Console) -> None:
-        columns = ["method", "family", "training", "batch", "area edited", "parameters"]
-        cells = [
-            (
-                *(row.name, row.family, row.training, row.batch, row.area),
-                row.formula if row.parameters is None else row.parameters,
-            )
-            for row in rows
-        ]
+        if lm is None:
+            columns = ("method", "family", "training", "batch", "what changes")
+            cells = [(row.name, row.group, row.training, row.batch, row.changes) for row in rows]
+        else:
+            columns = ("method", "family", "batch", "parameters")
+            cells = [
+                (
+                    *(row.name, row.group, row.batch),
+                    _shorten(row.formula) if row.parameters is None else row.parameters,
+                )
+                for row in rows
+            ]
         table = output.table(columns, cells)
-        # A name is typed back, so it stays in one piece.
-        table.columns[0].no_wrap = True
+        for column in table.columns:
+            column.no_wrap = True
         console.print(table)
+        if lm is None:
+            console.print("\nDetails: corrigenda methods NAME", highlight=False)
 
     output.show(
         {"model": lm.name if lm else None, "methods": [row._asdict() for row in rows]},
@@ -46,8 +67,46 @@ def methods(
     )
 
 
+def _shorten(formula: str) -> str:
+    """Cut a formula to the room that a line of 80 columns leaves for it."""
+    return shorten(formula, 38, placeholder=" ...")
+
+
+def _show_card(name: str, as_json: bool) -> None:
+    """Print the card of a method: its summary as a table, and its text."""
+    from rich.markdown import Markdown
+    from rich.padding import Padding
+
+    from corrigenda.methods.registry import METHODS
+
+    name = METHODS.resolve(name)
+    matter, text = METHODS.card(name), METHODS.card_text(name)
+    titles = {
+        "family": "family",
+        "choose_when": "choose it for",
+        "not_when": "not when",
+        "area": "what changes",
+        "parameters": "parameters",
+        "training": "training before",
+        "batch": "many facts at once",
+        "sequential": "edit after edit",
+        "presets": "presets",
+        "paper": "paper",
+        "url": "",
+    }
+
+    def draw(console: Console) -> None:
+        cells = [(title, matter[key]) for key, title in titles.items() if key in matter]
+        table = output.table((name, str(matter["title"])), cells)
+        table.columns[0].no_wrap = True
+        console.print(Padding(table, (0, 0, 1, 0)))
+        console.print(Markdown(text))
+
+    output.show({"method": dict(matter), "card": text}, as_json=as_json, people=draw)
+
+
 def models(as_json: options.AsJson = False) -> None:
-    """List the models that come with the package and the architectures that are understood."""
+    """List the models of the package and the architectures that are understood."""
     import corrigenda
 
     listing = corrigenda.list_models()

@@ -1,7 +1,7 @@
-"""The command `corrigenda`: its groups, its exit status, and what happens to errors.
+"""The command `corrigenda`: its groups, its exit status, and the report of errors.
 
-Exit status: 0 ok, 1 a finding (an edit that did not take, patches that differ), 2 misuse, 70 a
-defect of ours.
+Exit status: 0 done, 1 a finding (an edit without success, patches that differ), 2 misuse, 70 a
+defect of this library.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typer.core import TyperGroup
 
 from corrigenda.cli import (
     ask,
-    bench,
     benchmarks,
     doctor,
     edit,
+    evaluate,
     fit,
     listing,
     neurons,
@@ -29,11 +29,11 @@ from corrigenda.cli import (
     report,
     trace,
 )
-from corrigenda.errors import CorrigendaError
+from corrigenda.errors import CorrigendaError, NoCases
 
 
 class Commands(TyperGroup):
-    """Commands whose coded errors are reported in one place and end with status 2."""
+    """Commands whose coded errors are reported in one place and end with status 2 (CG607: 1)."""
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # same class by another name
         """Run the command given; warnings become notices on stderr."""
@@ -43,7 +43,8 @@ class Commands(TyperGroup):
                 return super().invoke(ctx)
             except CorrigendaError as error:
                 output.report(error, ctx)
-                raise typer.Exit(output.MISUSE) from error
+                empty = isinstance(error, NoCases)
+                raise typer.Exit(output.FINDING if empty else output.MISUSE) from error
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # as above
         """Keep the order in which commands are declared."""
@@ -56,7 +57,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="Correct facts in language models: see what changed and what did not, undo it, keep it.",
+    help="Correct facts in language models: see what changed and what did not, undo it, save it.",
     epilog="Start with: corrigenda models; corrigenda methods; corrigenda edit --help",
 )
 for command in (
@@ -66,15 +67,14 @@ for command in (
     listing.methods,
     listing.models,
     benchmarks.benchmarks,
-    benchmarks.benchmark,
-    bench.bench,
+    evaluate.evaluate,
     report.report,
     report.compare,
     patches.diff,
-    patches.merge,
+    patches.compose,
     patches.transform,
     patches.export,
-    patches.revert,
+    patches.restore,
     trace.trace,
     neurons.neurons,
     doctor.doctor,

@@ -1,4 +1,4 @@
-"""What a run will take of the machine's memory, said before it begins."""
+"""Warn before a run that needs much of the machine's memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from corrigenda.lm.model import LanguageModel
 
 _GIGABYTE = 1e9
-_WORTH_SAYING = 1e9
+_LEAST_ANNOUNCED = 1e9
 
 
 def announce(lm: LanguageModel, editor: Editor, num_facts: int, *, fit_only: bool = False) -> int:
-    """Say how much memory a run needs beside the model, where it is a gigabyte or does not fit.
+    """Warn how much memory a run needs besides the model, if it is a gigabyte or does not fit.
 
     Args:
         lm: The model.
@@ -29,21 +29,21 @@ def announce(lm: LanguageModel, editor: Editor, num_facts: int, *, fit_only: boo
     """
     estimate = editor.memory(lm, num_facts)
     needed = estimate.fit if fit_only else max(estimate)
-    free = _free(lm)
+    free = _free_bytes(lm)
     fits = free is None or needed <= free
-    if needed >= _WORTH_SAYING or not fits:
+    if needed >= _LEAST_ANNOUNCED or not fits:
         own = sum(one.numel() * one.element_size() for one in lm.model.parameters())
         text = (
-            f"{editor.name} needs about {needed / _GIGABYTE:.1f} GB of memory beside the "
+            f"{editor.name} needs about {needed / _GIGABYTE:.1f} GB of memory besides the "
             f"{own / _GIGABYTE:.1f} GB of {lm.name}"
         )
-        said = "" if free is None else f"; {free / _GIGABYTE:.1f} GB are free"
-        output.notice(f"{text}{said}.")
+        rest = "" if free is None else f"; {free / _GIGABYTE:.1f} GB are free"
+        output.notice(f"{text}{rest}.")
     return needed
 
 
-def _free(lm: LanguageModel) -> int | None:
-    """Free bytes where the model is; None where the system does not say."""
+def _free_bytes(lm: LanguageModel) -> int | None:
+    """Return the free bytes of the model's device; None where they are not known."""
     if lm.device.type == "cuda":
         import torch
 

@@ -1,4 +1,4 @@
-"""`corrigenda neurons`: which inner units express an answer."""
+"""`corrigenda neurons`: find the inner units that express an answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from corrigenda.errors import BadConfig, did_you_mean
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from corrigenda.analysis.knowledge_neurons import KnowledgeNeurons
+    from corrigenda.analysis.knowledge_neurons import NeuronAttribution
     from corrigenda.engines.attribution import Objective
 
 _OBJECTIVES: dict[str, Objective] = {
@@ -44,7 +44,7 @@ def neurons(
         list[str] | None,
         typer.Option(
             "--paraphrase",
-            help="Another phrasing; may be repeated. Without any, the prompt behind prefixes that "
+            help="Another phrasing; may be repeated. Without any, the prompt after prefixes that "
             "the model writes.",
             show_default=False,
         ),
@@ -79,10 +79,10 @@ def neurons(
             where="--objective",
             hint=did_you_mean(objective, list(_OBJECTIVES)),
         )
-    lm = options.open_model(model, dtype=dtype, device=device)
-    from corrigenda.analysis.knowledge_neurons import knowledge_neurons
+    import corrigenda
 
-    result = knowledge_neurons(
+    lm = options.open_model(model, dtype=dtype, device=device)
+    result = corrigenda.neurons(
         lm,
         prompt,
         answer=target,
@@ -96,33 +96,17 @@ def neurons(
     )
 
     def draw(console: Console) -> None:
-        console.print(Text(_summary(result)))
+        console.print(Text(result.summary()))
         console.print()
-        console.print(_by_layer(result))
+        console.print(_draw_layers(result))
         if result.neurons:
             console.print()
-            console.print(_neurons(result, top))
+            console.print(_draw_neurons(result, top))
 
     output.show({"model": lm.name, **result.to_json()}, as_json=as_json, people=draw)
 
 
-def _summary(result: KnowledgeNeurons) -> str:
-    place = "where the answer is read"
-    if result.subject is not None:
-        place = f'at the last token of "{result.subject}"'
-    effect = result.effect
-    count = len(result.neurons)
-    return (
-        f'"{result.prompts[0]}" -> "{result.answer}", {place}\n'
-        f"{count} neuron(s) in at least {result.share:.0%} of {len(result.prompts)} phrasing(s); "
-        f"above the threshold in the plain prompt: {result.coarse[0]}\n"
-        f"probability {effect.clean:.3f}, with these at 0 {effect.suppressed:.3f}, "
-        f"doubled {effect.amplified:.3f}\n"
-        f"sums of attributions miss the differences by at most {result.largest_gap:.2g}"
-    )
-
-
-def _by_layer(result: KnowledgeNeurons) -> Table:
+def _draw_layers(result: NeuronAttribution) -> Table:
     rows = [
         (layer, total, sum(one.layer == layer for one in result.neurons))
         for layer, total in enumerate(result.by_layer())
@@ -130,7 +114,7 @@ def _by_layer(result: KnowledgeNeurons) -> Table:
     return output.table(["block", "attribution of all units", "neurons"], rows)
 
 
-def _neurons(result: KnowledgeNeurons, top: int) -> Table:
+def _draw_neurons(result: NeuronAttribution, top: int) -> Table:
     listed = result.strongest(top)
     left = len(result.neurons) - len(listed)
     rows = [(one.layer, one.unit, result.score(one)) for one in listed]

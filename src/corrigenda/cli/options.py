@@ -1,25 +1,26 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options shared by several commands."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import JsonValue
 
 from corrigenda.cli.output import wants_json
-from corrigenda.errors import BadConfig, WriteFailed
+from corrigenda.errors import BadConfig
+from corrigenda.text_files import UnreadableText, parse_value
 
 if TYPE_CHECKING:
     from corrigenda.lm.model import LanguageModel
 
-# Arguments of `cg.edit` and `cg.fit` that stand beside the options of a method.
+# Arguments of `cg.edit` and `cg.fit`, which no option of a method may be called.
 _ARGUMENTS = frozenset(
-    ["lm", "facts", "method", "state", "corpus", "progress", "layer", "transforms"]
+    ["lm", "facts", "editor", "method", "state", "corpus", "progress", "layer", "transforms"]
 )
-Setting = bool | int | float | str | list[object] | dict[str, object] | None
+Setting = JsonValue
 
 Model = Annotated[
     str,
@@ -78,7 +79,7 @@ Text = Annotated[
 
 
 def parse_settings(settings: Sequence[str] | None) -> dict[str, Setting]:
-    """Turn `option=value` texts into options; a value that is not JSON is text.
+    """Return the options in texts `option=value`; a value that is not JSON is text.
 
     Raises:
         BadConfig (CG502): an entry without `=` or without a name, or one that is no option.
@@ -96,14 +97,14 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, Setting]:
         if option in _ARGUMENTS:
             raise BadConfig(f'"{option}" is no option of a method.', where="--set")
         try:
-            options[option] = json.loads(value)
-        except json.JSONDecodeError:
-            options[option] = value
+            options[option] = parse_value(value)
+        except UnreadableText as error:
+            raise BadConfig(f"{option}: {error}.", where="--set") from error
     return options
 
 
 def open_model(name: str, *, dtype: str | None, device: str) -> LanguageModel:
-    """Load the model a command was given.
+    """Return the model that a command was given, loaded.
 
     Raises:
         BadConfig (CG502): no such dtype or device.
@@ -114,14 +115,12 @@ def open_model(name: str, *, dtype: str | None, device: str) -> LanguageModel:
     return corrigenda.load(name, dtype=dtype, device=device)
 
 
-def check_folder(file: Path) -> None:
-    """Refuse a place for a result that cannot be written, before any work is done.
+def check_folder(path: Path, *, folder: bool = False) -> None:
+    """Refuse a place for a result that cannot be written; see `corrigenda.files.check_place`.
 
     Raises:
-        WriteFailed (CG601): its folder does not exist.
+        WriteFailed (CG601): it cannot be written.
     """
-    if not file.absolute().parent.is_dir():
-        raise WriteFailed(
-            f"{file} cannot be written: there is no folder {file.absolute().parent}.",
-            hint="Make the folder first.",
-        )
+    from corrigenda.files import check_place
+
+    check_place(path, folder=folder)

@@ -30,7 +30,7 @@ def stderr() -> Console:
 
 
 def wants_json(ctx: typer.Context, value: bool) -> bool:
-    """Note `--json` where errors are reported too; the option's callback."""
+    """Record `--json` for the report of errors; the option's callback."""
     ctx.meta[_JSON] = value
     return value
 
@@ -44,12 +44,12 @@ def show(data: Mapping[str, object], *, as_json: bool, people: Callable[[Console
 
 
 def notice(text: str) -> None:
-    """Say something on stderr that is not the result."""
+    """Print a notice on stderr, apart from the result."""
     stderr().print(Text(text, style="yellow"), soft_wrap=True)
 
 
 def report(error: CorrigendaError, ctx: typer.Context) -> None:
-    """Print an error of the user on stderr, and as JSON on stdout where `--json` was given."""
+    """Print a coded error on stderr, and as JSON on stdout where `--json` was given."""
     console = stderr()
     console.print(Text(str(error), style="red"), soft_wrap=True)
     if ctx.meta.get(_JSON):
@@ -72,11 +72,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
         )
         result.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        result.add_row(*(Text(_cell(value)) for value in row))
+        result.add_row(*(Text(_format_cell(value)) for value in row))
     return result
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     match value:
         case None:
             return "-"

@@ -1,4 +1,4 @@
-"""Patches as files, and models made with them: `diff`, `merge`, `transform`, `export`, `revert`."""
+"""Commands on patch files: `diff`, `compose`, `transform`, `export`, `restore`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PatchFile = Annotated[Path, typer.Argument(metavar="PATCH", show_default=False)]
 
 
 class Form(StrEnum):
-    """What a patch can be exported to."""
+    """Form in which a patch is exported."""
 
     PEFT = "peft"
     MERGED = "merged"
@@ -77,20 +77,20 @@ def diff(
         raise typer.Exit(output.FINDING)
 
 
-def merge(
+def compose(
     patches: Annotated[list[Path], typer.Argument(metavar="A B...", show_default=False)],
     out: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The new patch.")],
     as_json: options.AsJson = False,
 ) -> None:
-    """Add patches of one model into a single file; changes of the same weight add up."""
+    """Compose patches of one model into a single file; changes of the same weight add up."""
     options.check_folder(out)
     import corrigenda
     from corrigenda.patch.compare import add_up
 
     loaded = [corrigenda.load_patch(file) for file in patches]
-    merged = add_up(loaded)
-    merged.save(out)
-    num_facts = len(merged.header.facts)
+    total = add_up(loaded)
+    total.save(out)
+    num_facts = len(total.header.facts)
     output.show(
         {"file": str(out), "patches": [str(file) for file in patches], "facts": num_facts},
         as_json=as_json,
@@ -109,13 +109,13 @@ def transform(
     device: options.Device = "cpu",
     as_json: options.AsJson = False,
 ) -> None:
-    """Make a patch smaller, sparser or better conditioned; what was done is kept in its header."""
+    """Make a patch smaller, sparser or better conditioned; its header records how."""
     options.check_folder(out)
     import corrigenda
     from corrigenda.patch.compare import compare
-    from corrigenda.transforms.registry import parse_all
+    from corrigenda.transforms.registry import parse_transforms
 
-    steps = parse_all(transforms or ())
+    steps = parse_transforms(transforms or ())
     if not steps:
         raise BadConfig("no transform was given.", hint="Give --transform, as rect:keep=0.4.")
     loaded = corrigenda.load_patch(patch)
@@ -157,7 +157,7 @@ def export(
     as_json: options.AsJson = False,
 ) -> None:
     """Write a patch as a LoRA adapter, or the model with the patch merged."""
-    options.check_folder(out)
+    options.check_folder(out, folder=True)
     import corrigenda
 
     loaded = corrigenda.load_patch(patch)
@@ -168,24 +168,24 @@ def export(
     def draw(console: Console) -> None:
         console.print(f"{out}: {', '.join(files)}", soft_wrap=True)
         if to is Form.MERGED:
-            console.print(f"undo: corrigenda revert {out} -o FOLDER", soft_wrap=True)
+            console.print(f"undo: corrigenda restore {out} -o FOLDER", soft_wrap=True)
 
     data = {"folder": str(out), "to": to.value, "patch": str(patch), "model": lm.name}
     output.show(data | {"files": files}, as_json=as_json, people=draw)
 
 
-def revert(
+def restore(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="A model exported with --to merged.")
     ],
     out: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="A new folder.")],
     as_json: options.AsJson = False,
 ) -> None:
-    """Write the model as it was before a merged patch, bit for bit, checked by its digest."""
-    options.check_folder(out)
+    """Write the original of a model with a merged patch, bit for bit, checked by its digest."""
+    options.check_folder(out, folder=True)
     import corrigenda
 
-    restored = corrigenda.revert(folder, out)
+    restored = corrigenda.restore_merged(folder, out)
     output.show(
         {"folder": str(out), **restored._asdict()},
         as_json=as_json,
@@ -198,7 +198,7 @@ def revert(
 
 
 def _new_notices(before: Patch, after: Patch) -> list[str]:
-    """What the header says now and did not say before."""
+    """Return the notices of a transformed patch that the original does not have."""
     old, new = (patch.header.notes.get("notices") or [] for patch in (before, after))
     assert isinstance(old, list), "a list of sentences"
     assert isinstance(new, list), "a list of sentences"

@@ -1,4 +1,4 @@
-"""`corrigenda pocket`: the model that comes with the package: its facts, its card, its training."""
+"""`corrigenda pocket`: facts, card and training of the models of the package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from corrigenda.cli import options, output
-from corrigenda.cli.progress import line
+from corrigenda.cli.progress import show_share
 from corrigenda.errors import (
     BadConfig,
     CorrigendaError,
@@ -27,18 +27,18 @@ from corrigenda.errors import (
 app = typer.Typer(no_args_is_help=True, help="The pocket model: its facts, its card, its training.")
 
 if TYPE_CHECKING:
-    from corrigenda.pocket.recipe import Recipe
+    from corrigenda.pocket.recipe import PocketRecipe
 
 
 class Architecture(StrEnum):
-    """Storage layouts of the pocket models."""
+    """Storage layout of a pocket model."""
 
     LLAMA = "llama"
     GPT2 = "gpt2"
 
 
 class Size(StrEnum):
-    """Sizes of world and model."""
+    """Size of world and model."""
 
     FULL = "full"
     SMALL = "small"
@@ -54,7 +54,7 @@ def facts(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show what the pocket model is meant to know."""
+    """Show the facts that the pocket model is trained on."""
     from corrigenda.almanac.world import load_world
 
     world = load_world()
@@ -102,8 +102,8 @@ def train(
     settings: options.Settings = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Train a pocket model; a killed run goes on from its checkpoint when started again."""
-    options.check_folder(out)
+    """Train a pocket model; a killed run resumes from its checkpoint when started again."""
+    options.check_folder(out, folder=True)
     from corrigenda.pocket.recipe import train as train_model
 
     chosen = {
@@ -116,8 +116,8 @@ def train(
         "compiled": compiled,
         **options.parse_settings(settings),
     }
-    recipe = _recipe(chosen)
-    with line() as report:
+    recipe = _read_recipe(chosen)
+    with show_share() as report:
         folder = train_model(recipe, out, report=report)
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     output.show(
@@ -147,10 +147,10 @@ def card(as_json: options.AsJson = False) -> None:
     )
 
 
-def _recipe(chosen: Mapping[str, options.Setting]) -> Recipe:
-    from corrigenda.pocket.recipe import Recipe
+def _read_recipe(chosen: Mapping[str, options.Setting]) -> PocketRecipe:
+    from corrigenda.pocket.recipe import PocketRecipe
 
-    known = [field.name for field in fields(Recipe)]
+    known = [field.name for field in fields(PocketRecipe)]
     for name in chosen:
         if name not in known:
             hint = did_you_mean(name, known)
@@ -158,7 +158,7 @@ def _recipe(chosen: Mapping[str, options.Setting]) -> Recipe:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(Recipe).validate_python(chosen)
+        return TypeAdapter(PocketRecipe).validate_python(chosen)
     except ValidationError as error:
         (first, *_) = error.errors()
         cause = first.get("ctx", {}).get("error")

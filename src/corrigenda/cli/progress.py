@@ -1,4 +1,4 @@
-"""One progress bar on stderr for every command that makes people wait."""
+"""A progress bar on stderr for a job that reports shares done."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from contextlib import contextmanager
 
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
-    TaskID,
     TaskProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -20,7 +17,7 @@ from corrigenda.cli.output import stderr
 
 
 @contextmanager
-def line() -> Generator[Callable[[float, str], None]]:
+def show_share() -> Generator[Callable[[float, str], None]]:
     """Show one bar for a job that reports `(share done, figures)`; silent off a terminal."""
     with Progress(
         BarColumn(),
@@ -32,26 +29,3 @@ def line() -> Generator[Callable[[float, str], None]]:
     ) as progress:
         task = progress.add_task("", total=1.0)
         yield lambda done, text: progress.update(task, completed=done, description=text)
-
-
-@contextmanager
-def bar() -> Generator[Callable[[str, int, int], None]]:
-    """Show a bar for every stage that reports `(stage, done, total)`; silent off a terminal."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=stderr(),
-        disable=not stderr().is_terminal,
-        transient=True,
-    ) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
-            progress.update(tasks[stage], completed=done, total=total)
-
-        yield report

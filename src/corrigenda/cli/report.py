@@ -1,4 +1,4 @@
-"""`corrigenda report` and `corrigenda compare`: what runs found, to read and to hand on."""
+"""`corrigenda report` and `corrigenda compare`: results of runs, as tables and pages."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ import typer
 from rich.console import Console
 
 from corrigenda.cli import options, output
-from corrigenda.errors import BadConfig
 
 if TYPE_CHECKING:
-    from corrigenda.reports.comparison import Compared
-    from corrigenda.reports.content import Report
-    from corrigenda.run.spec import Intervals
+    from corrigenda.reports.sections import Report
 
 Runs = Annotated[
-    Path, typer.Option("--runs", metavar="FOLDER", help="Where runs are kept.", show_default=True)
+    Path, typer.Option("--runs", metavar="FOLDER", help="Folder of all runs.", show_default=True)
 ]
 Metrics = Annotated[
     list[str] | None,
@@ -50,31 +47,32 @@ def report(
     folder: Runs = Path("runs"),
     as_json: options.AsJson = False,
 ) -> None:
-    """Show what runs found: tables, curves, error types, generations, and what to cite.
+    """Report the results of runs: tables, curves, error types, generations, and citations.
 
     An HTML file holds everything and needs no network. Without --output the tables are printed.
     """
     if out is not None:
-        _require_form(out)
-        options.check_folder(out)
-    from corrigenda.files import write_text
-    from corrigenda.reports import content, plain
-    from corrigenda.run import store
+        from corrigenda.reports.document import check_form
 
-    recorded = [store.load(run, folder) for run in runs]
-    made = content.report(
-        recorded,
+        check_form(out)
+        options.check_folder(out)
+    import corrigenda
+
+    made = corrigenda.report(
+        runs,
         title=title,
         metrics=metric or (),
         case=case,
-        intervals=_intervals(recorded[0].spec.intervals, level, hierarchical),
+        level=level,
+        hierarchical=hierarchical,
+        folder=folder,
     )
     if out is not None:
-        write_text(out, _written(made, out))
+        made.save(out)
     output.show(
-        {**plain.as_data(made), "file": str(out) if out else None},
+        {**made.to_json(), "file": str(out) if out else None},
         as_json=as_json,
-        people=lambda console: _draw(console, made, out),
+        people=lambda console: _draw(console, made.content, out),
     )
 
 
@@ -86,56 +84,16 @@ def compare(
     as_json: options.AsJson = False,
 ) -> None:
     """Compare two runs case by case: the difference of every metric, and whether it is chance."""
-    from corrigenda.reports import comparison
-    from corrigenda.reports.plain import estimate_as_data, run_as_data
-    from corrigenda.run import store
+    import corrigenda
 
-    one, other = store.load(first, folder), store.load(second, folder)
-    found = comparison.compare(one, other, metric or ())
-    output.show(
-        {
-            "first": run_as_data(one),
-            "second": run_as_data(other),
-            "metrics": [
-                {
-                    "metric": line.metric.name,
-                    "first": estimate_as_data(line.first),
-                    "second": estimate_as_data(line.second),
-                    "difference": estimate_as_data(line.difference),
-                    "p_value": line.p_value,
-                }
-                for line in found
-            ],
-        },
-        as_json=as_json,
-        people=lambda console: _draw_compared(
-            console,
-            found,
-            (one.spec.editor.title, other.spec.editor.title),
-            one.spec.intervals.level,
-        ),
-    )
+    found = corrigenda.compare(first, second, metric or (), folder=folder)
 
+    def draw(console: Console) -> None:
+        heads, *rows = found.table()
+        console.print(output.table(heads, rows))
+        console.print(f"\n{found.legend}")
 
-def _require_form(out: Path) -> None:
-    if out.suffix.lower() not in _KNOWN.split(", "):
-        raise BadConfig(f'"{out.name}" names no form of report.', hint=f"Use one of {_KNOWN}.")
-
-
-def _intervals(own: Intervals, level: float | None, hierarchical: bool) -> Intervals:
-    """Those of a run, with what the options change."""
-    if level is not None and not 0 < level < 1:
-        raise BadConfig(f"{level:g} is no level of an interval.", hint="Give 0.95 or 0.99.")
-    changes = {"level": level or own.level, "hierarchical": hierarchical or own.hierarchical}
-    return own.model_copy(update=changes)
-
-
-def _written(made: Report, out: Path) -> str:
-    from corrigenda.reports import plain
-    from corrigenda.reports.page import page
-
-    forms = {".html": page, ".md": plain.markdown, ".tex": plain.latex, ".json": plain.as_json}
-    return forms[out.suffix.lower()](made)
+    output.show(found.to_json(), as_json=as_json, people=draw)
 
 
 def _draw(console: Console, made: Report, out: Path | None) -> None:
@@ -151,35 +109,11 @@ def _draw(console: Console, made: Report, out: Path | None) -> None:
                 line.metric.name,
                 line.metric.arrow,
                 line.num_cases,
-                numbers.value(line.before, line.metric.scale),
-                *(numbers.cell(one, line.metric.scale) for one in line.estimates),
+                numbers.format_value(line.before, line.metric.scale),
+                *(numbers.format_cell(one, line.metric.scale) for one in line.estimates),
             ]
             for line in group.lines
         ]
         console.print(output.table(columns, rows, title=group.title))
         console.print()
-    console.print(numbers.legend(made.bootstrap))
-
-
-def _draw_compared(
-    console: Console, found: list[Compared], titles: tuple[str, str], level: float
-) -> None:
-    from corrigenda.reports import numbers
-
-    rows = [
-        [
-            line.metric.name,
-            line.metric.arrow,
-            numbers.value(line.first, line.metric.scale),
-            numbers.value(line.second, line.metric.scale),
-            numbers.cell(line.difference, line.metric.scale),
-            "-" if line.p_value is None else f"{line.p_value:.3g}",
-            numbers.num_cases([line.difference]),
-        ]
-        for line in found
-    ]
-    console.print(output.table(["metric", "", *titles, "difference", "p", "n"], rows))
-    console.print(
-        f"\nDifferences are paired over common cases, with {100 * level:.6g} % intervals; p is "
-        "that of the paired randomisation test, two-sided, one metric at a time."
-    )
+    console.print(numbers.describe_signs(made.bootstrap))

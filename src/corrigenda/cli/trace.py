@@ -1,10 +1,9 @@
-"""`corrigenda trace`: where a model keeps a fact."""
+"""`corrigenda trace`: find where a model stores a fact, by causal tracing."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,10 +11,6 @@ from rich.text import Text
 
 from corrigenda.cli import options, output
 from corrigenda.errors import BadConfig, did_you_mean
-
-if TYPE_CHECKING:
-    from corrigenda.analysis.causal_trace import CausalTrace, Kind
-    from corrigenda.reports.heatmap import Heatmap
 
 
 def trace(
@@ -74,48 +69,34 @@ def trace(
     device: options.Device = "cpu",
     as_json: options.AsJson = False,
 ) -> None:
-    """Draw where restoring a hidden state brings a fact back (causal tracing)."""
+    """Show where restoring a hidden state restores a fact (causal tracing)."""
     if figure is not None:
-        from corrigenda.reports.heatmap import check_figure
+        from corrigenda.analysis.heatmap import check_figure
 
         options.check_folder(figure)
         check_figure(figure)
-    kinds = _kinds(kind)
+    kinds = _parse_kinds(kind)
+    import corrigenda
+
     lm = options.open_model(model, dtype=dtype, device=device)
-    from corrigenda.analysis.causal_trace import CAVEAT, Kind, causal_trace
-
-    if subject is None:
-        from corrigenda.api import subject_of
-
-        subject = subject_of(lm, prompt)
-    result = causal_trace(
+    result = corrigenda.trace(
         lm,
         prompt,
         subject,
         answer=target,
         kinds=kinds,
-        severed=(Kind.MLP, Kind.ATTENTION) if severed else (),
+        severed=("mlp", "attention") if severed else (),
         window=window,
         samples=samples,
         noise=noise,
         seed=seed,
     )
-    maps = _maps(result)
+    plot = result.plot()
     if figure is not None:
-        from corrigenda.reports.heatmap import save_heatmaps
-
-        save_heatmaps(maps, figure, note=CAVEAT)
+        plot.save(figure)
 
     def draw(console: Console) -> None:
-        console.print(Text(_summary(result)))
-        for each in maps:
-            console.print()
-            console.print(each)
-        if result.severed:
-            console.print()
-            console.print(_curves(result))
-        console.print()
-        console.print(Text(CAVEAT, style="dim"))
+        console.print(plot)
         if figure is not None:
             console.print(Text(f"Saved {figure}."))
 
@@ -123,70 +104,17 @@ def trace(
     output.show({"model": lm.name, **result.to_json(), **saved}, as_json=as_json, people=draw)
 
 
-def _kinds(text: str) -> list[Kind]:
+def _parse_kinds(text: str) -> list[str]:
+    """Split a list with commas into what is restored, before a model is loaded."""
     from corrigenda.analysis.causal_trace import Kind
 
     names = [str(kind) for kind in Kind]
-    asked = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    for name in asked:
+    wanted = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for name in wanted:
         if name not in names:
             raise BadConfig(
                 f'"{name}" cannot be restored.', where="--kind", hint=did_you_mean(name, names)
             )
-    if not asked:
+    if not wanted:
         raise BadConfig("nothing to restore.", where="--kind", hint=f"Known: {', '.join(names)}.")
-    return [Kind(name) for name in asked]
-
-
-def _maps(result: CausalTrace) -> list[Heatmap]:
-    from corrigenda.analysis.causal_trace import Kind
-    from corrigenda.reports.heatmap import Heatmap
-
-    titles = {
-        Kind.STATE: "state after the block restored",
-        Kind.MLP: f"MLP outputs of {result.window} block(s) restored",
-        Kind.ATTENTION: f"attention outputs of {result.window} block(s) restored",
-    }
-    return [
-        Heatmap(
-            title=titles[kind],
-            rows=result.tokens,
-            values=tuple(tuple(row) for row in grid.tolist()),
-            marked=frozenset(result.subject_tokens),
-        )
-        for kind, grid in result.effects.items()
-    ]
-
-
-def _curves(result: CausalTrace) -> Heatmap:
-    """Effects at the subject's last token: ordinary, then with each path severed."""
-    from corrigenda.analysis.causal_trace import Kind
-    from corrigenda.reports.heatmap import Heatmap
-
-    last = result.subject_tokens[-1]
-    rows, values = [], []
-    if Kind.STATE in result.effects:
-        rows.append("nothing severed")
-        values.append(tuple(result.effects[Kind.STATE][last].tolist()))
-    for path, curve in result.severed.items():
-        rows.append(f"{path} severed")
-        values.append(tuple(curve.tolist()))
-    return Heatmap(
-        title="state restored at the subject's last token", rows=tuple(rows), values=tuple(values)
-    )
-
-
-def _summary(result: CausalTrace) -> str:
-    site = result.early_site()
-    place = "the subject's last token" if site.at_subject_last else "not the subject's last token"
-    error = float(result.errors[site.kind][site.token, site.layer])
-    spread = "" if math.isnan(error) else f" +- {error:.3f}"
-    return (
-        f'"{result.prompt}" -> "{result.answer}"\n'
-        f"probability {result.clean:.3f}, with the subject noised {result.corrupted:.3f} "
-        f"(total effect {result.total_effect:.3f}, noise {result.noise:.4g}, "
-        f"{result.samples} samples)\n"
-        f"early site: block {site.layer}, {site.kind} at {result.tokens[site.token].strip()!r} "
-        f"({place}), "
-        f"indirect effect {site.effect:.3f}{spread}"
-    )
+    return wanted

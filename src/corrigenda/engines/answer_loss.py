@@ -1,11 +1,13 @@
-"""Facts run through a model again and again while something is trained at one of its blocks.
+"""Loss of the answers of facts, computed again and again while something in one block is trained.
 
 Everything below that block is the same in every pass, so it is computed once: a pass runs the later
-blocks only, and the head only where a label is read. What is trained enters by `lm.swap`.
+blocks only, and the head only where a label is read. What is trained enters by `lm.swap` or
+`lm.add`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,18 +17,19 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from corrigenda.engines.gradients import LabelledRow, predict
-from corrigenda.lm.kv_cache import batches, pad_id, widened
+from corrigenda.errors import NonFinite
+from corrigenda.lm.kv_cache import batches, pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.tail import Tail
 from corrigenda.patch import HookPatch, ledger_of
 
-LOSS_SCALE = {torch.float16: 1024.0}
-"""By dtype of the model: gradients inside it may fall below its smallest number."""
+# Tokens run together with gradients.
+_STEP_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
-class Scores(NamedTuple):
-    """How well labels are predicted, one entry a label, row after row.
+class AnswerLosses(NamedTuple):
+    """Losses and hits of labels, one entry a label, row after row.
 
     Attributes:
         losses: -log p of the label, in nats.
@@ -40,19 +43,19 @@ class Scores(NamedTuple):
 
     @property
     def means(self) -> Float[Tensor, " rows"]:
-        """Mean loss of each row."""
+        """Return the mean loss of each row."""
         counts = torch.bincount(self.owners)
         return self.losses.new_zeros(len(counts)).index_add(0, self.owners, self.losses) / counts
 
     @property
     def right(self) -> list[bool]:
-        """Of each row, whether every label is the most likely token."""
+        """Return for each row whether every label is the most likely token."""
         wrong = torch.bincount(self.owners, weights=(~self.hits).double())
         return (wrong == 0).tolist()
 
 
 class AnswerPasses:
-    """A batch of facts, run from one block on.
+    """A batch of facts, run from the block on in which something is trained.
 
     While a swap is active, tensors of the pass begin at column `starts[row]` of each row.
 
@@ -80,7 +83,7 @@ class AnswerPasses:
             lm: The model, as it is now.
             rows: The facts in tokens, at least one.
             layer: Lowest block at which anything is put in.
-            from_prompt_end: Whether it is put in at the prompt's last token or behind it only.
+            from_prompt_end: Whether it is put in only from the prompt's last token on.
             suspended: Active patches that do nothing meanwhile.
         """
         self._lm, self.rows = lm, list(rows)
@@ -94,12 +97,12 @@ class AnswerPasses:
             tokens = Tokens.pad([row.ids for row in rows], pad_id(lm))
             self._tail = Tail.build(lm, tokens, layer - 1, self.starts, role="state")
 
-    def scores(self, chosen: Sequence[int] | None = None) -> Scores:
+    def scores(self, chosen: Sequence[int] | None = None) -> AnswerLosses:
         """Score the answers of some rows, by default all; gradients flow to what is put in."""
         indices = list(range(len(self.rows)) if chosen is None else chosen)
         rows = [self.rows[index] for index in indices]
         if self._tail is None:
-            return _whole(self._lm, rows)
+            return _score_whole(self._lm, rows)
         counts = torch.tensor([len(row.labels) for row in rows], device=self.ends.device)
         steps = torch.arange(int(counts.max()), device=counts.device)
         real = steps < counts[:, None]
@@ -108,31 +111,52 @@ class AnswerPasses:
         picked = None if everything else torch.tensor(indices, device=counts.device)
         nothing = torch.zeros(len(indices), self._lm.d_model, device=counts.device)
         hidden = self._tail.run(nothing, at, rows=picked)
-        logits = widened(self._lm.head(hidden[real.to(hidden.device)]))
+        logits = widen(self._lm.head(hidden[real.to(hidden.device)]))
         labels = torch.tensor([label for row in rows for label in row.labels])
-        return _compared(logits, labels.to(logits.device), rows)
+        return _compare(logits, labels.to(logits.device), rows)
+
+
+def group_by_length(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[list[int]]:
+    """Return groups of rows, by index, that run together with gradients."""
+    tokens = _STEP_TOKENS["cpu" if lm.device.type == "cpu" else "cuda"]
+    return [list(group) for group in batches(lm, [len(row.ids) for row in rows], tokens)]
+
+
+def require_finite(loss: float, where: str) -> None:
+    """Refuse a loss that is infinite or NaN.
+
+    Raises:
+        NonFinite (CG201): it is.
+    """
+    if not math.isfinite(loss):
+        raise NonFinite(
+            f"the loss of an answer is {loss}.",
+            where=where,
+            hint="The model gives no finite probabilities here: earlier edits may have broken it, "
+            "the learning rate is too high, or its number format overflows (try float32).",
+        )
 
 
 @torch.no_grad()
-def scored(lm: LanguageModel, rows: Sequence[LabelledRow]) -> tuple[list[float], list[bool]]:
-    """Mean loss of each fact's answer on the model as it is, and whether it gives the answer."""
+def score_answers(lm: LanguageModel, rows: Sequence[LabelledRow]) -> tuple[list[float], list[bool]]:
+    """Return the mean loss of each fact's answer, and whether the model gives that answer."""
     losses, right = [0.0] * len(rows), [False] * len(rows)
     for group in batches(lm, [len(row.ids) for row in rows], None):
-        found = _whole(lm, [rows[index] for index in group])
+        found = _score_whole(lm, [rows[index] for index in group])
         for index, loss, hit in zip(group, found.means.tolist(), found.right, strict=True):
             losses[index], right[index] = loss, hit
     return losses, right
 
 
-def _whole(lm: LanguageModel, rows: Sequence[LabelledRow]) -> Scores:
+def _score_whole(lm: LanguageModel, rows: Sequence[LabelledRow]) -> AnswerLosses:
     ends = torch.tensor([row.reads[0] for row in rows], device=lm.device)
-    with lm.prompts.told(ends):
+    with lm.prompt_ends.mark(ends):
         logits, labels = predict(lm, rows)
-    return _compared(logits, labels, rows)
+    return _compare(logits, labels, rows)
 
 
-def _compared(logits: Tensor, labels: Tensor, rows: Sequence[LabelledRow]) -> Scores:
+def _compare(logits: Tensor, labels: Tensor, rows: Sequence[LabelledRow]) -> AnswerLosses:
     counts = torch.tensor([len(row.labels) for row in rows], device=logits.device)
     owners = torch.arange(len(rows), device=logits.device).repeat_interleave(counts)
     losses = cross_entropy(logits, labels, reduction="none")
-    return Scores(losses, logits.argmax(-1) == labels, owners)
+    return AnswerLosses(losses, logits.argmax(-1) == labels, owners)

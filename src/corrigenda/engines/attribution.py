@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from corrigenda.engines.gradients import scaled_gradients
 from corrigenda.facts import Span
-from corrigenda.lm.kv_cache import batches, pad_id, widened
+from corrigenda.lm.kv_cache import batches, pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, key, state, value, write
 from corrigenda.lm.spans import encode
@@ -33,8 +34,6 @@ Objective = Literal["probability", "log-probability"]
 _CPU_TOKENS = 1024
 _GPU_TOKENS = 8192
 _HEAD_NUMBERS = 1 << 25
-# Gradients of a float16 model may fall below its smallest number.
-_LOSS_SCALE = {torch.float16: 1024.0}
 
 
 class Neuron(NamedTuple):
@@ -356,7 +355,7 @@ class _BlockObjective(NamedTuple):
         self, delta: Float[Tensor, "part d_model"], rows: Int[Tensor, " part"]
     ) -> Float[Tensor, " part"]:
         hidden = self.tail.run(delta, self.at[rows][:, None], rows)[:, 0]
-        log_p = widened(self.lm.head(hidden)).log_softmax(dim=-1)
+        log_p = widen(self.lm.head(hidden)).log_softmax(dim=-1)
         picked = log_p.gather(-1, self.labels[rows][:, None])[:, 0]
         return picked if self.objective == "log-probability" else picked.exp()
 
@@ -373,7 +372,6 @@ def _integrate(
     pairs = torch.cartesian_prod(
         torch.arange(len(written), device=device), torch.arange(len(path.alphas), device=device)
     )
-    scale = _LOSS_SCALE.get(read.lm.dtype, 1.0)
     gradients = torch.zeros_like(written)
     values = written.new_zeros(len(written), len(path.alphas))
     for chunk in pairs.split(size):
@@ -381,7 +379,7 @@ def _integrate(
         with torch.enable_grad():
             delta = ((path.alphas[nodes] - 1)[:, None] * written[rows]).requires_grad_()
             objectives = read.values(delta, rows)
-            (slope,) = torch.autograd.grad(scale * objectives.sum(), delta)
-        gradients.index_add_(0, rows, path.weights[nodes][:, None] * slope / scale)
+            (slope,) = scaled_gradients(read.lm, objectives.sum(), [delta])
+        gradients.index_add_(0, rows, path.weights[nodes][:, None] * slope)
         values[rows, nodes] = objectives.detach().to(values.dtype)
     return gradients, values

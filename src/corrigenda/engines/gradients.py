@@ -8,7 +8,6 @@ with summed losses neither batch nor padding changes a sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from corrigenda.facts import Fact
 from corrigenda.lm.hooks import TensorMap
-from corrigenda.lm.kv_cache import pad_id, widened
+from corrigenda.lm.kv_cache import pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, key, state, value
 from corrigenda.lm.spans import encode_fact
@@ -29,8 +28,36 @@ Reduction = Literal["sum", "mean"]
 _LOSS_SCALE = {torch.float16: 1024.0}
 
 
-class _Reached(Exception):
-    """The states after the last block are reached; the head runs only where labels are read."""
+def loss_scale(lm: LanguageModel) -> float:
+    """Return the factor by which a loss is multiplied so that no gradient of it becomes 0."""
+    return _LOSS_SCALE.get(lm.dtype, 1.0)
+
+
+def scaled_gradients(
+    lm: LanguageModel, loss: Float[Tensor, ""], leaves: Sequence[Tensor], *, unused: bool = False
+) -> list[Tensor]:
+    """Return the gradients of a loss, at least float32; of a multiple of it for float16 models.
+
+    Args:
+        lm: The model, for its dtype.
+        loss: What is differentiated.
+        leaves: With respect to what.
+        unused: Whether the loss may not depend on some of them; their gradients are zeros.
+    """
+    scale = loss_scale(lm)
+    found = torch.autograd.grad(
+        loss * scale, list(leaves), allow_unused=unused, materialize_grads=unused
+    )
+    return [one.to(torch.promote_types(one.dtype, torch.float32)) / scale for one in found]
+
+
+def backward_scaled(lm: LanguageModel, loss: Float[Tensor, ""], leaves: Sequence[Tensor]) -> None:
+    """Put the gradients of a loss into `grad` of the leaves, as `scaled_gradients` returns them."""
+    scale = loss_scale(lm)
+    (loss * scale).backward()
+    for leaf in leaves:
+        if scale != 1.0 and leaf.grad is not None:
+            leaf.grad /= scale
 
 
 class LabelledRow(NamedTuple):
@@ -133,16 +160,15 @@ def gradient_samples(
     with torch.enable_grad():
         hidden = _run(lm, tokens, sites, inputs, outputs)
         losses = _losses(lm, hidden, rows)
-        scale = _LOSS_SCALE.get(lm.dtype, 1.0)
         loss = losses.sum() if reduction == "sum" else losses.mean()
-        gradients = torch.autograd.grad(loss * scale, [outputs[site] for site in sites])
+        gradients = scaled_gradients(lm, loss, [outputs[site] for site in sites])
     if every_token:
         at = tokens.mask.bool()
     else:
         at = torch.zeros_like(tokens.mask, dtype=torch.bool)
         at[_label_positions(rows, lm.device)] = True
     samples = {
-        site: Samples(inputs[site][at].cpu().double(), gradient[at].cpu().double() / scale)
+        site: Samples(inputs[site][at].cpu().double(), gradient[at].cpu().double())
         for site, gradient in zip(sites, gradients, strict=True)
     }
     return GradientSamples(samples, _average_by_row(losses, rows))
@@ -171,8 +197,7 @@ def _run(
     inputs: dict[Site, Tensor],
     outputs: dict[Site, Tensor],
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Return states after the last block; fills the mappings of the sites' inputs and outputs."""
-    reached: list[Tensor] = []
+    """Return states after the last block; put the sites' inputs and outputs into the mappings."""
 
     def remember(site: Site) -> TensorMap:
         def see(tensor: Tensor) -> Tensor:
@@ -190,24 +215,19 @@ def _run(
 
         return enter
 
-    def stop(tensor: Tensor) -> Tensor:
-        reached.append(tensor)
-        raise _Reached
-
     transforms: dict[Point, TensorMap] = {}
     for site in sites:
         transforms |= {key(site): remember(site), value(site): follow(site)}
-    transforms[state(lm.num_layers - 1)] = stop
-    with lm.swap(transforms), suppress(_Reached):
-        lm.logits(tokens)
-    return reached[0]
+    last = state(lm.num_layers - 1)
+    with lm.swap(transforms):
+        return lm.run_until(tokens, [last])[last]
 
 
 def _predictions(
     lm: LanguageModel, hidden: Float[Tensor, "batch pos d_model"], rows: Sequence[LabelledRow]
 ) -> Predictions:
     labels = torch.tensor([token for row in rows for token in row.labels], device=hidden.device)
-    logits = widened(lm.head(hidden[_label_positions(rows, hidden.device)]))
+    logits = widen(lm.head(hidden[_label_positions(rows, hidden.device)]))
     return Predictions(logits, labels.to(logits.device))
 
 

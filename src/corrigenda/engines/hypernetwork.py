@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
 from corrigenda.engines.gradients import LabelledRow, by_length, labelled_rows, mean_losses
-from corrigenda.errors import MissingState, UnknownSite
+from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
 from corrigenda.linalg.running import RunningStatistics
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site
+from corrigenda.lm.sites import Site, resolve_sites
 from corrigenda.patch import Change, Header, WeightPatch, header_for
 from corrigenda.patch.notes import EVEN_ODDS, round_values
 from corrigenda.progress import Progress
@@ -121,17 +121,7 @@ class HypernetworkEditor(Editor):
         if layers is None:
             parts = [part for part in self.default_parts if part in lm.family.slots]
             layers = dict.fromkeys(parts, self.default_blocks(lm))
-        elif not isinstance(layers, dict):
-            layers = {"mlp.down": layers}
-        sites = [Site.parse(f"{layer}.{part}") for part, own in layers.items() for layer in own]
-        for site in sites:
-            if site.layer >= lm.num_layers:
-                raise UnknownSite(
-                    f"there is no block {site.layer} in {lm.name}: it has {lm.num_layers}, from 0.",
-                    where=f"method {self.name}",
-                    hint=f"Choose from 0 to {lm.num_layers - 1}.",
-                )
-        return tuple(sorted(set(sites)))
+        return resolve_sites(lm, layers, where=f"method {self.name}")
 
     def train(
         self,
@@ -321,7 +311,7 @@ class RunningNorm(nn.Module):
     @torch.no_grad()
     def update(self, rows: Float[Tensor, "n d"]) -> None:
         """Take rows into the statistics."""
-        for name, tensor in self.statistics.updated(rows).tensors().items():
+        for name, tensor in self.statistics.with_samples(rows).tensors().items():
             self.get_buffer(name).copy_(tensor)
 
     def forward(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

@@ -1,8 +1,9 @@
-"""New facts put before the question: the patch of IKE and ICE, and how its contexts are built."""
+"""In-context editing for IKE and ICE: new facts are retrieved and written before the question."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from corrigenda.editor import Edit, Editor, Supports
 from corrigenda.engines import text_tensors
-from corrigenda.engines.patch_cache import Kept, partners
+from corrigenda.engines.patch_cache import PatchCache, active_group
 from corrigenda.facts import Fact
-from corrigenda.lm.interception import Asked
+from corrigenda.lm.interception import RewrittenPrompt
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
@@ -29,7 +30,7 @@ _EVERYTHING = 1 << 60
 
 
 class InContextEditor(Editor):
-    """Settings and steps that IKE and ICE have in common."""
+    """Editor that stores new facts and the demonstrations to write before them; IKE and ICE."""
 
     patch_class: ClassVar[type[InContextPatch]]
     supports: ClassVar[Supports] = Supports(
@@ -50,25 +51,25 @@ class InContextEditor(Editor):
     num_facts: int = Field(default=1, ge=1, description="New facts in one context, at most.")
     embedder: str = Field(
         default="minilm",
-        description='What finds the nearest: "minilm", "states", "states:<layer>", or a model of '
-        "sentence-transformers.",
+        description='Embedder that finds the nearest fact: "minilm", "states", "states:<layer>", '
+        "or a model of sentence-transformers.",
     )
-    fact_label: str = Field(default="New Fact: ", description="Stands before a new fact.")
-    prompt_label: str = Field(default="Prompt: ", description="Stands before what is asked.")
+    fact_label: str = Field(default="New Fact: ", description="Text before a new fact.")
+    prompt_label: str = Field(default="Prompt: ", description="Text before the question.")
     reserve: int = Field(default=32, ge=1, description="Tokens of the context left for an answer.")
 
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
-        """None: no weight changes."""
+        """Return no sites: no weight changes."""
         return ()
 
     def _demonstrate(
         self, lm: LanguageModel, facts: Sequence[Fact], state: State | None
     ) -> tuple[list[list[str]], dict[str, object]]:
-        """Demonstrations for each fact, farthest first, and notes about them."""
+        """Return demonstrations for each fact, farthest first, and notes about them."""
         return [[] for _ in facts], {}
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
-        """Keep the facts with what stands before them; the model is left as it is.
+        """Store the facts with the demonstrations written before them; the model stays as it is.
 
         Raises:
             PromptTooLong (CG105): a fact, its prompt and its target exceed the context.
@@ -79,7 +80,7 @@ class InContextEditor(Editor):
         state = state or State()
         config = self.model_dump(mode="json")
         if not facts:
-            return Edit(self.patch_class.made(lm, {}, method=self.name, config=config), state)
+            return Edit(self.patch_class.make(lm, {}, method=self.name, config=config), state)
         state.require_base(lm)
         layout = Layout.of(config)
         for fact in facts:
@@ -99,12 +100,12 @@ class InContextEditor(Editor):
                 f"the farthest are left out, {fitting} are left at least."
             )
         stored = {
-            _DEMONSTRATIONS: text_tensors.as_tensor(
+            _DEMONSTRATIONS: text_tensors.encode_value(
                 [list(map(str, demos)) for demos in demonstrations]
             ),
             _VECTORS: embedder(self.embedder).embed(lm, [fact.prompt for fact in facts]),
         }
-        patch = self.patch_class.made(
+        patch = self.patch_class.make(
             lm,
             stored,
             method=self.name,
@@ -121,11 +122,11 @@ class InContextEditor(Editor):
 
 
 class Layout(NamedTuple):
-    """How a context is written; texts are only ever joined, so braces in them mean nothing.
+    """Layout of a context; texts are only joined, so braces in them mean nothing.
 
     Attributes:
-        fact_label: Stands before a new fact.
-        prompt_label: Stands before what is asked.
+        fact_label: Text before a new fact.
+        prompt_label: Text before the question.
         reserve: Tokens of the context left for an answer.
     """
 
@@ -135,26 +136,26 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, config: Mapping[str, object]) -> Layout:
-        """The layout of an editor's configuration."""
+        """Return the layout that an editor's configuration gives."""
         return cls(
             str(config["fact_label"]), str(config["prompt_label"]), int(str(config["reserve"]))
         )
 
     def new_fact(self, fact: Fact) -> str:
-        """The line that states a fact."""
+        """Return the line that states a fact."""
         return f"{self.fact_label}{fact.prompt}{fact.separator}{fact.target}"
 
     def demonstration(self, fact: Fact, probe: str, answer: str) -> str:
-        """A fact, and what should be answered to a probe then; with the blank line behind it."""
+        """Return a fact with a probe and its answer, and the blank line after them."""
         return f"{self.new_fact(fact)}\n{self.prompt_label}{probe}{fact.separator}{answer}\n\n"
 
     def closing(self, facts: Sequence[Fact], question: str) -> str:
-        """New facts, one a line, and the question."""
+        """Return new facts, one a line, and the question."""
         lines = [*map(self.new_fact, facts), f"{self.prompt_label}{question}"]
         return "\n".join(lines)
 
     def cut(self, lm: LanguageModel, demonstrations: Sequence[str], closing: str) -> Sequence[str]:
-        """The last demonstrations that fit before `closing`, whole ones."""
+        """Return the last demonstrations that fit, as wholes, before `closing`."""
 
         def fits(left_out: int) -> bool:
             text = "".join(demonstrations[left_out:]) + closing
@@ -168,52 +169,80 @@ class Layout(NamedTuple):
         return demonstrations[low:]
 
 
-class _Entry(NamedTuple):
-    """One new fact of the store, its demonstrations, farthest first, and its prompt's vector."""
+class _StoredFact(NamedTuple):
+    """A new fact with its demonstrations, farthest first, and the embedding of its prompt."""
 
     fact: Fact
     demonstrations: tuple[str, ...]
     vector: Float[Tensor, " d"]
 
 
-class _Store(NamedTuple):
-    """What the active patches know together."""
+class _FactStore(NamedTuple):
+    """Facts of all active patches of a group, with an index of their prompts."""
 
-    entries: list[_Entry]
+    entries: list[_StoredFact]
     vectors: Index
 
 
 class InContextPatch(ModulePatch):
-    """New facts that are put before questions.
+    """New facts that are written before questions.
 
-    The patches of one method with equal settings that are active on a model are one store: the
-    first of them answers for all. Of facts with the same prompt the one that came last counts.
+    The patches of one method with equal settings that are active on a model form one store, and
+    the first of them rewrites for all. Of facts with the same prompt the last one counts.
     """
 
-    def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[Asked]:
-        """Put demonstrations and the nearest new facts before each prompt.
+    forms = MappingProxyType({_DEMONSTRATIONS: "bytes text", _VECTORS: "float facts d"})
+    options = MappingProxyType(
+        {
+            "scope": ("always", "retrieve"),
+            "embedder": str,
+            "num_facts": int,
+            "threshold": (float, type(None)),
+            "fact_label": str,
+            "prompt_label": str,
+            "reserve": int,
+        }
+    )
+
+    def require_sound(self) -> None:
+        """Refuse demonstrations that are not one list of texts for each fact."""
+        super().require_sound()
+        if self.stored:
+            lists = text_tensors.decode_value(self.stored[_DEMONSTRATIONS])
+            if not (
+                isinstance(lists, list)
+                and len(lists) == len(self.facts)
+                and all(isinstance(own, list) for own in lists)
+                and all(isinstance(one, str) for own in lists for one in cast("list[str]", own))
+            ):
+                raise ValueError("the demonstrations are not one list of texts for each fact")
+
+    def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[RewrittenPrompt]:
+        """Write demonstrations and the nearest new facts before each prompt.
 
         With the scope "retrieve", a prompt to which no new fact is near enough stays as it is.
         """
-        together = partners(self, lm)
-        if together[0] is not self:
-            return [Asked(prompt) for prompt in prompts]
-        store = _STORES.of(together)
+        together = active_group(self, lm)
+        if together[0] is not self or not prompts:
+            return [RewrittenPrompt(prompt) for prompt in prompts]
+        store = _STORES.get(together)
         layout = Layout.of(self.header.config)
         asked = []
         for prompt, places in zip(prompts, self._nearest(lm, store, prompts), strict=True):
             if not places:
-                asked.append(Asked(prompt))
+                asked.append(RewrittenPrompt(prompt))
                 continue
             closing = layout.closing(
                 [store.entries[place].fact for place in reversed(places)], prompt
             )
             demonstrations = layout.cut(lm, store.entries[places[0]].demonstrations, closing)
-            asked.append(Asked("".join(demonstrations) + closing))
+            asked.append(RewrittenPrompt("".join(demonstrations) + closing))
         return asked
 
-    def _nearest(self, lm: LanguageModel, store: _Store, prompts: Sequence[str]) -> list[list[int]]:
-        """Places in the store of the facts for each prompt, nearest first."""
+    def _nearest(
+        self, lm: LanguageModel, store: _FactStore, prompts: Sequence[str]
+    ) -> list[list[int]]:
+        """Return the places in the store of the facts nearest to each prompt, nearest first."""
         config = self.header.config
         always = config["scope"] == "always"
         if always and len(store.entries) == 1:
@@ -227,16 +256,18 @@ class InContextPatch(ModulePatch):
         ]
 
 
-def _store(patches: Sequence[ModulePatch]) -> _Store:
-    """Entries of all patches; among equal prompts the last."""
-    entries: dict[str, _Entry] = {}
+def _build_store(patches: Sequence[ModulePatch]) -> _FactStore:
+    """Return the facts of all patches; of those with equal prompts the last."""
+    entries: dict[str, _StoredFact] = {}
     for patch in patches:
-        texts = text_tensors.as_value(patch.stored[_DEMONSTRATIONS])
+        texts = text_tensors.decode_value(patch.stored[_DEMONSTRATIONS])
         assert isinstance(texts, list), "one list of demonstrations a fact"
         for fact, own, vector in zip(patch.facts, texts, patch.stored[_VECTORS], strict=True):
             entries.pop(fact.prompt, None)
-            entries[fact.prompt] = _Entry(fact, tuple(cast("list[str]", own)), vector)
-    return _Store(list(entries.values()), Index(torch.stack([e.vector for e in entries.values()])))
+            entries[fact.prompt] = _StoredFact(fact, tuple(cast("list[str]", own)), vector)
+    return _FactStore(
+        list(entries.values()), Index(torch.stack([e.vector for e in entries.values()]))
+    )
 
 
-_STORES = Kept(_store)
+_STORES = PatchCache(_build_store)

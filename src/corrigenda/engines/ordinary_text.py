@@ -1,4 +1,4 @@
-"""Rows of ordinary text: what edits with a memory must leave alone, drawn by seed."""
+"""Rows of ordinary text, drawn by seed: examples of what an edit must leave alone."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from corrigenda.lm.kv_cache import batches, pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Tokens
 from corrigenda.progress import Progress
-from corrigenda.statistics.corpus import Corpus, Source, as_corpus, documents, own_text
+from corrigenda.statistics.corpus import (
+    Corpus,
+    Source,
+    complete_corpus,
+    read_documents,
+    write_own_text,
+)
 
 _DOCUMENTS_TO_DRAW_FROM = 20
 _SHORTEST = 2
 
 
-def ordinary_rows(
+def draw_rows(
     lm: LanguageModel,
     corpus: Corpus | Source | None,
     *,
@@ -39,17 +45,17 @@ def ordinary_rows(
         count: Rows wanted; fewer come back where the corpus has fewer texts.
         length: Most tokens of a row.
         seed: Of the draw among the first texts of the corpus.
-        progress: Told of text that the model writes.
+        progress: Called while the model writes text.
 
     Raises:
         EmptyCorpus (CG602): no text has two tokens.
     """
-    wanted = as_corpus(lm, corpus)
+    wanted = complete_corpus(lm, corpus)
     source = wanted.source
     if source is None:
         tokens = count * length
-        source = own_text(lm, tokens, seed=wanted.seed, progress=progress, keep=True)
-    texts = list(islice(documents(source), _DOCUMENTS_TO_DRAW_FROM * count))
+        source = write_own_text(lm, tokens, seed=wanted.seed, progress=progress, keep=True)
+    texts = list(islice(read_documents(source), _DOCUMENTS_TO_DRAW_FROM * count))
     random.Random(seed).shuffle(texts)
     rows: list[list[int]] = []
     for text in texts:
@@ -66,15 +72,15 @@ def ordinary_rows(
     return rows
 
 
-def tapped(
+def tap_tokens(
     lm: LanguageModel, rows: Sequence[Sequence[int]], point: Point
 ) -> list[Float[Tensor, "pos d"]]:
-    """What a point of the forward pass sees at every token of each row, at least float32."""
+    """Return the tensor at a point for every token of each row, at least float32."""
     found: dict[int, Tensor] = {}
     for batch in batches(lm, [len(row) for row in rows], None):
         tokens = Tokens.pad([rows[index] for index in batch], pad_id(lm)).to(lm.device)
-        seen = lm.tap(tokens, [point])[point]
-        seen = seen.to(torch.promote_types(seen.dtype, torch.float32))
+        states = lm.tap(tokens, [point])[point]
+        states = states.to(torch.promote_types(states.dtype, torch.float32))
         for place, index in enumerate(batch):
-            found[index] = seen[place, : len(rows[index])].clone()
+            found[index] = states[place, : len(rows[index])].clone()
     return [found[index] for index in range(len(rows))]

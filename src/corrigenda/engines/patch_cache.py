@@ -1,4 +1,4 @@
-"""Patches that answer as one while they are active, and what they then know together."""
+"""Active patches that answer as one, and a cache of what is built from all of them together."""
 
 from __future__ import annotations
 
@@ -10,50 +10,52 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.ledger import ledger_of
 from corrigenda.patch.module import ModulePatch
 
-Made = TypeVar("Made")
+PatchType = TypeVar("PatchType", bound=ModulePatch)
+Built = TypeVar("Built")
 
 
-def partners(patch: ModulePatch, lm: LanguageModel) -> list[ModulePatch]:
-    """The active patches that share a store with this one, itself included, first applied first.
+def active_group(patch: PatchType, lm: LanguageModel) -> list[PatchType]:
+    """Return the active patches that answer as one with this patch, first applied first.
 
-    They are of one class and have equal configurations. A patch that is not active is alone.
+    They are of one class and have equal configurations. A patch that is not active forms a group
+    by itself.
     """
-    found = [
+    group = [
         one
         for one in ledger_of(lm)
-        if isinstance(one, ModulePatch)
+        if isinstance(one, type(patch))
         and type(one) is type(patch)
         and one.header.config == patch.header.config
         and not one.is_empty
     ]
-    return found if any(one is patch for one in found) else [patch]
+    return group if any(one is patch for one in group) else [patch]
 
 
-class Kept(Generic[Made]):
-    """What was made of the patches asked last, for as long as they exist.
+class PatchCache(Generic[Built]):
+    """Cache of one value, built from a list of patches and dropped when one of them is collected.
 
-    Making it reads every edit; questions come one after another to the same patches.
+    Building reads every edit, and questions come one after another to the same patches.
 
     Example:
-        >>> Kept(len).of([])
+        >>> PatchCache(len).get([])
         0
     """
 
-    def __init__(self, make: Callable[[Sequence[ModulePatch]], Made]) -> None:
-        """Say how it is made."""
-        self._make = make
-        self._kept: tuple[list[ref[ModulePatch]], Made] | None = None
+    def __init__(self, build: Callable[[Sequence[ModulePatch]], Built]) -> None:
+        """Args: build: Builds the value from the patches, in order."""
+        self._build = build
+        self._entry: tuple[list[ref[ModulePatch]], Built] | None = None
 
-    def of(self, patches: Sequence[ModulePatch]) -> Made:
-        """It, of these very patches in this order."""
-        kept = self._kept
-        if kept is not None and [id(link()) for link in kept[0]] == [id(one) for one in patches]:
-            return kept[1]
-        made = self._make(patches)
-        self._kept = [ref(one, self._forget) for one in patches], made
-        return made
+    def get(self, patches: Sequence[ModulePatch]) -> Built:
+        """Return the value for these patches, in order; build it if the last one was for others."""
+        entry = self._entry
+        if entry is not None and [id(link()) for link in entry[0]] == [id(one) for one in patches]:
+            return entry[1]
+        built = self._build(patches)
+        self._entry = [ref(one, self._forget) for one in patches], built
+        return built
 
     def _forget(self, gone: ref[ModulePatch]) -> None:
-        kept = self._kept
-        if kept is not None and any(link is gone for link in kept[0]):
-            self._kept = None
+        entry = self._entry
+        if entry is not None and any(link is gone for link in entry[0]):
+            self._entry = None

@@ -1,8 +1,8 @@
-"""Patches that share a memory while they are active: one codebook, one set of hooks a model.
+"""Memories that the active patches of a method share: one codebook or database, one set of hooks.
 
-Each patch is a value with entries of its own. What the active ones know together is made from
-all of them, in the order in which they became active, and made again when one comes or goes; so
-whatever a patch did to the entries of others goes when it goes.
+Each patch is a value with entries of its own. The memory is built from the entries of all active
+patches, in the order in which they became active, and built again when a patch is applied or
+reverted. Reverting a patch therefore also undoes what it did to the entries of other patches.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from corrigenda.facts import Fact
 from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.kv_cache import batches, pad_id
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.session import session_of
 from corrigenda.lm.sites import Point, Tokens
 from corrigenda.lm.spans import encode, encode_fact
 
 PatchKind = TypeVar("PatchKind")
-MemoryKind = TypeVar("MemoryKind", bound="Memory[Any]")
+MemoryKind = TypeVar("MemoryKind", bound="SharedMemory[Any]")
 
 # Relative difference between the states of one prompt read in two batches.
 _NOISE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.003}
 
 
-class Memory(ABC, Generic[PatchKind]):
-    """What the active patches of one kind know together.
+class SharedMemory(ABC, Generic[PatchKind]):
+    """Memory built from the active patches of one kind, with the hooks that use it.
 
     Attributes:
         lm: The model.
-        patches: Those that are active, in order.
-        suspended: Whether the model runs as if none were, while one more is trained.
-        hooks: What takes the memory out of the model.
+        patches: The active patches, in order.
+        suspended: Whether the hooks do nothing, while another patch is trained.
+        hooks: Removes the hooks from the model when closed.
     """
 
     def __init__(self, lm: LanguageModel) -> None:
-        """Start without patches."""
+        """Create a memory without patches."""
         self.lm = lm
         self.patches: list[PatchKind] = []
         self.suspended = False
@@ -51,41 +51,41 @@ class Memory(ABC, Generic[PatchKind]):
 
     @abstractmethod
     def transforms(self) -> Mapping[Point, TensorMap]:
-        """Where the memory stands in the model."""
+        """Return the hooks of the memory, by point of the forward pass."""
 
     @abstractmethod
     def forget(self) -> None:
-        """Drop what was made from the patches: they are others now."""
-
-
-_ACTIVE: WeakKeyDictionary[nn.Module, dict[Hashable, Memory[Any]]] = WeakKeyDictionary()
+        """Drop everything built from the patches, because the list of patches has changed."""
 
 
 def memory_of(lm: LanguageModel, kind: type[MemoryKind], group: Hashable) -> MemoryKind | None:
-    """The memory of a group of patches on a model; None while none of them is active."""
-    found = _ACTIVE.get(lm.model, {}).get(group)
+    """Return the memory of a group of patches on a model; None while none of them is active."""
+    found = session_of(lm.model).memories.get(group)
     assert found is None or isinstance(found, kind), "a group has one kind of memory"
     return found
 
 
 @contextmanager
-def joined(
-    lm: LanguageModel, patch: PatchKind, group: Hashable, make: Callable[[], Memory[PatchKind]]
+def join(
+    lm: LanguageModel,
+    patch: PatchKind,
+    group: Hashable,
+    make: Callable[[], SharedMemory[PatchKind]],
 ) -> Generator[None]:
-    """Let a patch take part in the memory of its group, until left.
+    """Add a patch to the memory of its group, until left.
 
     Args:
         lm: The model.
-        patch: Who joins.
+        patch: The patch that becomes active.
         group: What patches that share a memory have in common.
         make: Makes the memory where the group has none yet.
     """
-    groups = _ACTIVE.setdefault(lm.model, {})
+    groups = session_of(lm.model).memories
     memory = groups.get(group)
     if memory is None:
         memory = make()
         with ExitStack() as stack:
-            stack.enter_context(lm.prompts.watched())
+            stack.enter_context(lm.prompt_ends.follow())
             stack.enter_context(lm.swap(memory.transforms()))
             memory.hooks = stack.pop_all()
         groups[group] = memory
@@ -104,7 +104,7 @@ def joined(
 
 
 @contextmanager
-def suspended(memory: Memory[PatchKind] | None) -> Generator[None]:
+def suspend(memory: SharedMemory[PatchKind] | None) -> Generator[None]:
     """Run the model as if none of the memory's patches were active, until left."""
     if memory is None:
         yield
@@ -116,8 +116,8 @@ def suspended(memory: Memory[PatchKind] | None) -> Generator[None]:
         memory.suspended = before
 
 
-def identity(key: Float[Tensor, " d"], target: Sequence[int]) -> int:
-    """A number by which patches refer to an entry: equal for equal keys and targets."""
+def entry_id(key: Float[Tensor, " d"], target: Sequence[int]) -> int:
+    """Return the number by which patches refer to an entry; equal for equal keys and targets."""
     content = key.cpu().contiguous().numpy().tobytes() + repr(tuple(target)).encode()
     return int.from_bytes(hashlib.sha256(content).digest()[:7], "big") + 1
 
@@ -125,23 +125,23 @@ def identity(key: Float[Tensor, " d"], target: Sequence[int]) -> int:
 def keys_at(
     lm: LanguageModel, prompts: Sequence[Sequence[int]], point: Point
 ) -> Float[Tensor, "n d"]:
-    """What stands at a point at the last token of each prompt; float32, on the CPU."""
+    """Return the tensor at a point at the last token of each prompt; float32, on the CPU."""
     found: dict[int, Tensor] = {}
     for batch in batches(lm, [len(ids) for ids in prompts], None):
         tokens = Tokens.pad([prompts[index] for index in batch], pad_id(lm)).to(lm.device)
-        with lm.prompts.told(tokens.lengths - 1):
+        with lm.prompt_ends.mark(tokens.lengths - 1):
             taken = lm.tap(tokens, [point], positions=tokens.lengths - 1)[point]
         found |= dict(zip(batch, taken.float().cpu(), strict=True))
     return torch.stack([found[index] for index in range(len(prompts))])
 
 
-def noise(lm: LanguageModel, keys: Float[Tensor, "n d"]) -> list[float]:
-    """How far the key of a prompt may lie from itself, read in another batch."""
+def key_noise(lm: LanguageModel, keys: Float[Tensor, "n d"]) -> list[float]:
+    """Return how far the key of each prompt may lie from itself when read in another batch."""
     return (_NOISE[lm.dtype] * keys.double().norm(dim=1)).tolist()
 
 
-class Distances(NamedTuple):
-    """How far apart keys are; what a radius has to tell apart.
+class KeyDistances(NamedTuple):
+    """Distances between keys, from which a radius can be chosen.
 
     Attributes:
         paraphrases: From each prompt to each of its paraphrases.
@@ -154,17 +154,17 @@ class Distances(NamedTuple):
     others: list[float]
 
 
-def distances(lm: LanguageModel, facts: Sequence[Fact], point: Point) -> Distances:
-    """Measure the keys of facts, their paraphrases and neighbours, to choose a radius by.
+def key_distances(lm: LanguageModel, facts: Sequence[Fact], point: Point) -> KeyDistances:
+    """Measure how far the keys of facts, their paraphrases and their neighbours lie apart.
 
     Args:
         lm: The model, as it is now.
         facts: The facts.
         point: Where keys are read.
     """
-    own = keys_at(lm, [_prompt(lm, fact) for fact in facts], point).double()
+    own = keys_at(lm, [_encode_prompt(lm, fact) for fact in facts], point).double()
 
-    def to(texts: Sequence[tuple[str, ...]]) -> list[float]:
+    def measure(texts: Sequence[tuple[str, ...]]) -> list[float]:
         rows = [encode(lm, text).ids for group in texts for text in group]
         if not rows:
             return []
@@ -174,13 +174,13 @@ def distances(lm: LanguageModel, facts: Sequence[Fact], point: Point) -> Distanc
 
     between = torch.cdist(own, own, compute_mode="donot_use_mm_for_euclid_dist")
     nearest = between.fill_diagonal_(torch.inf).amin(1)
-    return Distances(
-        to([fact.paraphrases for fact in facts]),
-        to([fact.neighbours for fact in facts]),
+    return KeyDistances(
+        measure([fact.paraphrases for fact in facts]),
+        measure([fact.neighbours for fact in facts]),
         nearest.tolist() if len(facts) > 1 else [],
     )
 
 
-def _prompt(lm: LanguageModel, fact: Fact) -> list[int]:
+def _encode_prompt(lm: LanguageModel, fact: Fact) -> list[int]:
     row = encode_fact(lm, fact)
     return row.ids[: row.prompt_last + 1]

@@ -1,9 +1,9 @@
-"""The model with shifts of its weights that gradients flow to, for training learned editors.
+"""Shifts of weights through which gradients flow, for training networks that make such shifts.
 
-The weights themselves are never touched. A shift acts where its weight acts, so the model answers
-as if the shift had been added, rounding of the sum aside, and the gradient with respect to the
-shift is that with respect to the shifted weight. It is taken first; a second backward pass takes it
-through the network that made the shift and does not need the model.
+The weights themselves are never written. A shift is added to the output of its weight, so the model
+answers as if the weight had been shifted, up to rounding, and the gradient with respect to the
+shift is the gradient with respect to the shifted weight. The backward pass through the network that
+made the shift is a second one and needs nothing of the model.
 """
 
 from __future__ import annotations
@@ -19,18 +19,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from corrigenda.engines.gradients import LabelledRow, predict
+from corrigenda.engines.gradients import LabelledRow, predict, scaled_gradients
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.decoding import answer
-from corrigenda.lm.hooks import TensorMap
+from corrigenda.lm.hooks import Term
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Site, key, value
+from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
 from corrigenda.patch import Dense
-
-# Gradients of a float16 model may fall below its smallest number.
-_LOSS_SCALE = {torch.float16: 1024.0}
 
 Name = TypeVar("Name")
 
@@ -41,74 +38,42 @@ Shifts = Mapping[Site, Float[Tensor, "d_out d_in"] | Float[Tensor, "edits d_out 
 def shift_weights(
     lm: LanguageModel, shifts: Shifts, edits: Int[Tensor, " batch"] | None = None
 ) -> AbstractContextManager[None]:
-    """Run the model as if shifts were added to its weights, until left; gradients reach them.
+    """Run the model as if shifts were added to its weights, until left; gradients reach the shifts.
 
     Args:
-        lm: The model, with the patches that are active.
+        lm: The model, with whatever patches are active.
         shifts: What is added, in the dtype its products are taken in.
-        edits: Number of the edit that applies to each row of the pass, where there is a shift for
-            each edit; else the one shift applies to all rows.
+        edits: Which edit each row of the pass sees, where there is a shift for each edit; else all
+            rows see the one shift there is.
     """
 
-    def make_term(shift: Tensor) -> TensorMap:
-        def multiply(read: Tensor) -> Tensor:
+    def term_of(shift: Tensor) -> Term:
+        def term(read: Tensor, _: Tensor) -> Tensor:
             own = shift if edits is None else shift[edits.to(shift.device)]
             return read.to(shift.dtype) @ own.mT
 
-        return multiply
+        return term
 
-    return add_terms(lm, {site: make_term(shift) for site, shift in shifts.items()})
-
-
-def add_terms(lm: LanguageModel, terms: Mapping[Site, TensorMap]) -> AbstractContextManager[None]:
-    """Run the model with terms added to outputs of weights, until left.
-
-    Args:
-        lm: The model, with the patches that are active.
-        terms: Functions from the input of the weight to what is added to its output; sums are
-            taken in the wider dtype of the two.
-    """
-    inputs: dict[Site, Tensor] = {}
-
-    def remember(site: Site) -> TensorMap:
-        def store(tensor: Tensor) -> Tensor:
-            inputs[site] = tensor
-            return tensor
-
-        return store
-
-    def add(site: Site, term: TensorMap) -> TensorMap:
-        def add_term(tensor: Tensor) -> Tensor:
-            return (tensor + term(inputs.pop(site))).to(tensor.dtype)
-
-        return add_term
-
-    transforms: dict[Point, TensorMap] = {}
-    for site, term in terms.items():
-        transforms |= {key(site): remember(site), value(site): add(site, term)}
-    return lm.swap(transforms)
+    return lm.add({site: term_of(shift) for site, shift in shifts.items()})
 
 
 def shift_dtype(lm: LanguageModel) -> torch.dtype:
-    """Return the dtype that shifts are multiplied in: at least float32."""
+    """Return the dtype in which shifts are multiplied: at least float32."""
     return torch.promote_types(lm.dtype, torch.float32)
 
 
 def gradients(
     lm: LanguageModel, loss: Float[Tensor, ""], leaves: Mapping[Name, Tensor]
 ) -> dict[Name, Tensor]:
-    """Take the gradient of a loss at each leaf; zero where the loss does not depend on it."""
-    scale = _LOSS_SCALE.get(lm.dtype, 1.0)
-    found = torch.autograd.grad(
-        loss * scale, list(leaves.values()), allow_unused=True, materialize_grads=True
-    )
-    return {name: one / scale for name, one in zip(leaves, found, strict=True)}
+    """Return the gradient of a loss by leaf; zero where the loss does not depend on a leaf."""
+    found = scaled_gradients(lm, loss, list(leaves.values()), unused=True)
+    return dict(zip(leaves, found, strict=True))
 
 
 def label_losses(
     lm: LanguageModel, rows: Sequence[LabelledRow], *, smoothing: float = 0.0
 ) -> Float[Tensor, " labels"]:
-    """Return the cross-entropy of every label, row after row, in nats.
+    """Return the cross-entropy of every label on the model as it is, row after row, in nats.
 
     Args:
         lm: The model.
@@ -120,7 +85,7 @@ def label_losses(
 
 
 def is_argmax(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[bool]:
-    """Whether every label of a row is the most likely token where it is read, for each row."""
+    """Return for each row whether every label is the most likely token."""
     with torch.no_grad():
         logits, labels = predict(lm, rows)
     right = (logits.argmax(1) == labels).split([len(row.labels) for row in rows])
@@ -130,18 +95,18 @@ def is_argmax(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[bool]:
 def log_probabilities(
     lm: LanguageModel, rows: Sequence[LabelledRow]
 ) -> Float[Tensor, "labels vocab"]:
-    """Return log-probabilities of the whole vocabulary wherever a label is read."""
+    """Return log-probabilities of the whole vocabulary at every position where a label is read."""
     return predict(lm, rows).logits.log_softmax(1)
 
 
 def divergences(
     lm: LanguageModel, rows: Sequence[LabelledRow], before: Float[Tensor, "labels vocab"]
 ) -> Float[Tensor, " labels"]:
-    """Return KL(before || now) of the predictions wherever a label is read, in nats.
+    """Return KL(before || now) of the prediction at every position where a label is read, in nats.
 
     Args:
         lm: The model.
-        rows: The batch; its labels do not matter.
+        rows: The batch; its labels only name the positions.
         before: Result of `log_probabilities` for these rows.
     """
     now = log_probabilities(lm, rows)
@@ -149,7 +114,7 @@ def divergences(
 
 
 def draw_paraphrase(fact: Fact, chance: random.Random) -> Fact:
-    """Draw one of the paraphrases of a fact, as a fact; the fact itself where it has none."""
+    """Return the fact with one of its paraphrases as prompt, or itself where it has none."""
     prompt = chance.choice(fact.paraphrases) if fact.paraphrases else fact.prompt
     return replace(fact, prompt=prompt, subject=None, subject_start=None)
 
@@ -162,7 +127,7 @@ def smaller_form(left: Float[Tensor, "d_out r"], right: Float[Tensor, "d_in r"])
 
 
 class OwnAnswers:
-    """Cache of the model's own answers to prompts whose answers an edit should not change."""
+    """Cache of the model's own answers to prompts that an edit should leave alone."""
 
     def __init__(self, lm: LanguageModel) -> None:
         """Create an empty cache."""
@@ -182,7 +147,7 @@ class OwnAnswers:
     def rows(self, prompts: Sequence[str]) -> list[LabelledRow]:
         """Return each prompt as a row whose labels are the model's own answer.
 
-        Where the answer is empty, the last token of the prompt is read.
+        Where the answer is empty, the label is the last token of the prompt.
 
         Raises:
             PromptTooLong (CG105): a prompt exceeds the context.

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from corrigenda.errors import NotExportable, WriteFailed
-from corrigenda.files import make_folder
+from corrigenda.errors import NotExportable
+from corrigenda.files import make_folder, temporary_folder
 from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.ledger import ledger_of
 from corrigenda.patch.protocols import Patch
@@ -18,8 +15,8 @@ from corrigenda.patch.protocols import Patch
 def export_merged(patch: Patch, lm: LanguageModel, folder: str | Path) -> Path:
     """Write the model with the patch merged, and its tokenizer, by `save_pretrained`.
 
-    Patches merged into the model at the moment are part of it; if `patch` is not among them, it is
-    applied for the time of writing. Afterwards the model is bit for bit as it was.
+    Patches that are merged into the model already are part of it; if `patch` is not among them, it
+    is applied while the files are written. Afterwards the model is bit for bit as it was.
 
     Args:
         patch: A weight patch.
@@ -47,18 +44,10 @@ def export_merged(patch: Patch, lm: LanguageModel, folder: str | Path) -> Path:
 
 def _save_model(lm: LanguageModel, folder: str | Path) -> Path:
     folder = make_folder(folder)
-    part = folder / f".tmp-{os.getpid()}"
-    try:
-        part.mkdir()
+    # Inside the folder, which may be a disk of its own.
+    with temporary_folder(folder / "model") as part:
         lm.model.save_pretrained(part)
         lm.tokenizer.save_pretrained(part)
         for file in sorted(part.iterdir()):
             os.replace(file, folder / file.name)
-    except (OSError, SafetensorError) as error:
-        raise WriteFailed(
-            f"{folder} could not be written: {error}.",
-            hint="Free some space, or choose another place.",
-        ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder

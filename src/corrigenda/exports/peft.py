@@ -35,7 +35,7 @@ def export_peft(patch: WeightPatch, lm: LanguageModel, folder: str | Path) -> Pa
         folder: Created if it is missing.
 
     Raises:
-        NotExportable (CG405): an empty patch, one that needs others below it, an expert's weight,
+        NotExportable (CG405): an empty patch, one made on top of others, an expert's weight,
             or a dense change of full rank.
         WrongBase (CG401): made on another model (unless it is active on this one by force).
         WriteFailed (CG601): the folder cannot be written.
@@ -51,7 +51,7 @@ def export_peft(patch: WeightPatch, lm: LanguageModel, folder: str | Path) -> Pa
     if not any(active == patch for active in ledger):
         require_base(patch.header, ledger.base(lm), lm)
     require_shapes(patch.changes, lm)
-    adapters = _adapters(patch, lm)
+    adapters = _build_adapters(patch, lm)
     ranks = {path: adapter.rank for path, adapter in adapters.items()}
     most = max(ranks.values())
     config = {
@@ -82,8 +82,8 @@ def export_peft(patch: WeightPatch, lm: LanguageModel, folder: str | Path) -> Pa
     return folder
 
 
-def _adapters(patch: WeightPatch, lm: LanguageModel) -> Mapping[str, LowRank]:
-    """One low-rank change for each module, in the module's own (d_out, d_in)."""
+def _build_adapters(patch: WeightPatch, lm: LanguageModel) -> Mapping[str, LowRank]:
+    """Return one low-rank change for each module, in the module's own (d_out, d_in)."""
     adapters: dict[str, LowRank] = {}
     for site, change in patch.changes.items():
         if site.expert is not None:
@@ -93,13 +93,13 @@ def _adapters(patch: WeightPatch, lm: LanguageModel) -> Mapping[str, LowRank]:
                 hint="Export a merged checkpoint instead.",
             )
         path = lm.module_path(site)
-        whole = _in_module(factors(change, site), site, lm)
-        adapters[path] = _together(adapters[path], whole) if path in adapters else whole
+        whole = _widen_to_module(factorise(change, site), site, lm)
+        adapters[path] = _add_changes(adapters[path], whole) if path in adapters else whole
     return adapters
 
 
-def factors(change: Change, site: Site) -> LowRank:
-    """A change as factors: exact for low-rank and row changes, by SVD for dense ones of low rank.
+def factorise(change: Change, site: Site) -> LowRank:
+    """Return a change as factors: exact for low-rank and row changes, by SVD for dense ones.
 
     Raises:
         NotExportable (CG405): a dense change whose factors would be larger than itself.
@@ -124,8 +124,8 @@ def factors(change: Change, site: Site) -> LowRank:
             return LowRank(u[:, :rank] * s[:rank], vh[:rank].T)
 
 
-def _in_module(change: LowRank, site: Site, lm: LanguageModel) -> LowRank:
-    """The change of one site as a change of the whole module, whose weight may be fused."""
+def _widen_to_module(change: LowRank, site: Site, lm: LanguageModel) -> LowRank:
+    """Return the change of one site as one of its whole module, whose weight may be fused."""
     rows = lm.rows(site)
     if isinstance(rows, slice) and rows == ALL_ROWS:
         return change
@@ -136,7 +136,7 @@ def _in_module(change: LowRank, site: Site, lm: LanguageModel) -> LowRank:
     return LowRank(left, change.right)
 
 
-def _together(first: LowRank, second: LowRank) -> LowRank:
-    """The sum of changes of different rows of a module; equal columns of `right` are kept once."""
+def _add_changes(first: LowRank, second: LowRank) -> LowRank:
+    """Return the sum of changes of different rows of a module; equal `right` is stored once."""
     same = first.left.dtype == second.left.dtype and torch.equal(first.right, second.right)
     return LowRank(first.left + second.left, first.right) if same else first + second

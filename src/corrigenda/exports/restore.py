@@ -1,14 +1,12 @@
-"""Models exported with a patch in their weights, and the way back to the original."""
+"""Restore the original of a model that was exported with a patch in its weights."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -19,8 +17,9 @@ from corrigenda.errors import (
     WriteFailed,
     WrongBase,
 )
-from corrigenda.files import write_atomically, write_text
+from corrigenda.files import make_folder, temporary_folder, write_atomically, write_text
 from corrigenda.lm.model import LanguageModel
+from corrigenda.text_files import read_text
 
 if TYPE_CHECKING:
     from corrigenda.patch.weights import WeightPatch
@@ -31,7 +30,7 @@ PRISTINE = "corrigenda-pristine.safetensors"
 
 
 class Record(BaseModel):
-    """What an exported folder remembers of the model it was made from."""
+    """Record, in an exported folder, of the model it was made from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,7 +42,7 @@ class Record(BaseModel):
 
 
 class Restored(NamedTuple):
-    """A model as it was before a merged patch.
+    """Original of a model with a merged patch.
 
     Attributes:
         base_name: Name of the original model.
@@ -56,8 +55,8 @@ class Restored(NamedTuple):
     source: str
 
 
-def remember(folder: Path, patch: WeightPatch, lm: LanguageModel) -> None:
-    """Put into an exported folder what `restore` needs: patch, record and original tensors.
+def save_originals(folder: Path, patch: WeightPatch, lm: LanguageModel) -> None:
+    """Save what `restore_merged` needs into an exported folder: patch, record and tensors.
 
     Args:
         folder: A merged checkpoint of `lm` with `patch`.
@@ -76,19 +75,16 @@ def remember(folder: Path, patch: WeightPatch, lm: LanguageModel) -> None:
         dtype=str(lm.dtype).removeprefix("torch."),
         parameters=tuple(names),
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteFailed(f"{folder} could not be made: {error}.") from error
+    make_folder(folder)
     patch.save(folder / PATCH)
     write_atomically(folder / PRISTINE, lambda part: save_file(pristine, part))
     write_text(folder / RECORD, record.model_dump_json(indent=2))
 
 
-def restore(folder: str | Path, out: str | Path) -> Restored:
+def restore_merged(folder: str | Path, out: str | Path) -> Restored:
     """Write the original of an exported model, bit for bit.
 
-    The original tensors kept in the folder are put back; where they are gone, the base model is
+    The original tensors stored in the folder are put back; where they are gone, the base model is
     loaded by the name it had. Either way the folder written is read again and its digest compared
     with the recorded one.
 
@@ -98,7 +94,7 @@ def restore(folder: str | Path, out: str | Path) -> Restored:
 
     Raises:
         NotApplied (CG406): the folder holds no record of a merged patch.
-        CorruptFile (CG402): the record or the kept tensors cannot be read.
+        CorruptFile (CG402): the record or the stored tensors cannot be read.
         WrongBase (CG401): what can be restored is not the recorded model, and nothing was written.
         WriteFailed (CG601): `out` exists or cannot be written.
     """
@@ -108,7 +104,7 @@ def restore(folder: str | Path, out: str | Path) -> Restored:
         raise WriteFailed(f"{out} exists.", hint="Choose a new folder; nothing is overwritten.")
     problems = []
     for source, load in (
-        (PRISTINE, lambda: _from_pristine(folder, record)),
+        (PRISTINE, lambda: _load_pristine(folder, record)),
         (record.base_name, lambda: LanguageModel.load(record.base_name, dtype=record.dtype)),
     ):
         try:
@@ -135,12 +131,12 @@ def _read_record(folder: Path) -> Record:
             hint="Give a folder written by `corrigenda export --to merged`.",
         )
     try:
-        return Record.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
+        return Record.model_validate_json(read_text(path))
+    except ValueError as error:
         raise CorruptFile(f"{path} is not a record of an export.") from error
 
 
-def _from_pristine(folder: Path, record: Record) -> LanguageModel:
+def _load_pristine(folder: Path, record: Record) -> LanguageModel:
     path = folder / PRISTINE
     if not path.is_file():
         raise CorruptFile("the original tensors are gone.", where=str(path))
@@ -159,20 +155,11 @@ def _from_pristine(folder: Path, record: Record) -> LanguageModel:
 
 
 def _write(lm: LanguageModel, out: Path, record: Record) -> None:
-    """Save beside `out`, check what was written, then take the name in one step."""
-    try:
-        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
-    except OSError as error:
-        raise WriteFailed(f"{out} could not be written: {error}.") from error
-    try:
+    """Write a temporary folder, check it, and give it its name in one step."""
+    with temporary_folder(out.absolute()) as part:
         lm.model.save_pretrained(part)
         lm.tokenizer.save_pretrained(part)
         written = LanguageModel.load(str(part), dtype=record.dtype).digest()
         if written != record.base_digest:
             raise WrongBase(f"{out} read back has digest {written}, not {record.base_digest}.")
-        part.chmod(0o755)
         part.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise WriteFailed(f"{out} could not be written: {error}.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

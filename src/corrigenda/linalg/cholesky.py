@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Parts of torch have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +21,7 @@ _LAST_JITTER = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Cholesky:
-    """The lower Cholesky factor of a symmetric positive definite matrix, float64.
+    """Lower Cholesky factor of a symmetric positive definite matrix, float64.
 
     Attributes:
         lower: L, with C + jitter * I = L L^T.
@@ -79,23 +82,23 @@ class Cholesky:
         return self.lower.shape[0]
 
     def whiten(self, columns: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_in n"]:
-        """L^-1 B, in which C is the identity."""
+        """Return L^-1 B, coordinates in which C is the identity."""
         return torch.linalg.solve_triangular(self.lower, columns, upper=False)
 
     def unwhiten(self, columns: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_in n"]:
-        """L^-T B; after `whiten` this completes C^-1 B."""
+        """Return L^-T B; after `whiten` this completes C^-1 B."""
         return torch.linalg.solve_triangular(self.lower.T, columns, upper=True)
 
     def solve(self, columns: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_in n"]:
-        """C^-1 B by two triangular solves."""
+        """Return C^-1 B by two triangular solves."""
         return self.unwhiten(self.whiten(columns))
 
     def matrix(self) -> Float[Tensor, "d_in d_in"]:
-        """C itself, with the jitter."""
+        """Return C itself, with the jitter."""
         return self.lower @ self.lower.T
 
 
 def float64(tensor: Tensor) -> Tensor:
-    """The tensor in float64, detached, on the CPU where its device has no float64."""
+    """Return the tensor in float64, detached; on the CPU if its device has no float64."""
     tensor = tensor.detach()
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).to(torch.float64)

@@ -1,7 +1,10 @@
-"""A matrix kept as two thin factors, so that its rank stays exact and its memory small."""
+"""A matrix held as two thin factors, so that its rank stays exact and its memory small."""
 
 from __future__ import annotations
 
+# Parts of torch have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """The matrix `left @ right.T`, of shape (d_out, d_in), never formed unless asked for.
+    """Matrix `left @ right.T`, of shape (d_out, d_in), never formed unless asked for.
 
     Two values are equal when both factors agree bit for bit.
 
@@ -37,7 +40,7 @@ class LowRank:
 
     @classmethod
     def zeros(cls, d_out: int, d_in: int) -> LowRank:
-        """The zero matrix, with no columns at all; float64."""
+        """Return the zero matrix, with no columns at all; float64."""
         return cls(
             torch.zeros(d_out, 0, dtype=torch.float64), torch.zeros(d_in, 0, dtype=torch.float64)
         )
@@ -53,15 +56,15 @@ class LowRank:
         return self.left.shape[1]
 
     def to_dense(self) -> Float[Tensor, "d_out d_in"]:
-        """The full matrix, in the dtype of the factors."""
+        """Return the full matrix, in the dtype of the factors."""
         return self.left @ self.right.T
 
     def __matmul__(self, keys: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_out n"]:
-        """What the matrix adds at these keys (one a column), without forming it."""
+        """Return what the matrix adds at these keys (one a column), without forming it."""
         return self.left @ (self.right.T @ keys)
 
     def __add__(self, other: LowRank) -> LowRank:
-        """The sum, with both sets of columns side by side; associative to the bit."""
+        """Return the sum, with both sets of columns side by side; associative to the bit."""
         if self.shape != other.shape:
             raise ValueError(f"cannot add {other.shape} to {self.shape}")
         dtype = torch.promote_types(self.left.dtype, other.left.dtype)
@@ -71,11 +74,11 @@ class LowRank:
         )
 
     def __neg__(self) -> LowRank:
-        """The matrix with the opposite sign."""
+        """Return the matrix with the opposite sign."""
         return LowRank(-self.left, self.right)
 
-    def scaled(self, factor: float) -> LowRank:
-        """The matrix times a number."""
+    def times(self, factor: float) -> LowRank:
+        """Return the matrix times a number."""
         return LowRank(self.left * factor, self.right)
 
     def __eq__(self, other: object) -> bool:
@@ -90,18 +93,18 @@ class LowRank:
     __hash__ = None  # type: ignore[assignment]  # holds tensors, compared by content
 
     def singular_values(self) -> Float[Tensor, " k"]:
-        """Singular values, largest first, at most min(rank, d_out, d_in) of them; float64.
+        """Return at most min(rank, d_out, d_in) singular values, largest first; float64.
 
         Computed from the small core of two QR decompositions, so that parts that cancel do cancel.
         """
-        return torch.linalg.svdvals(self._core()[1])
+        return torch.linalg.svdvals(self._factor()[1])
 
     def norm(self) -> float:
-        """Frobenius norm, accurate also where columns nearly cancel."""
-        return float(torch.linalg.matrix_norm(self._core()[1])) if self.rank else 0.0
+        """Return the Frobenius norm, accurate also where columns nearly cancel."""
+        return float(torch.linalg.matrix_norm(self._factor()[1])) if self.rank else 0.0
 
     def compress(self, tolerance: float | None = None) -> LowRank:
-        """The same matrix with as few columns as possible; float64.
+        """Return the same matrix with as few columns as possible; float64.
 
         Args:
             tolerance: Singular values up to this share of the largest are dropped. By default only
@@ -110,14 +113,14 @@ class LowRank:
         Returns:
             Factors with orthogonal columns, those of `right` of unit length, largest first.
         """
-        left, core, right = self._core()
+        left, core, right = self._factor()
         u, s, vh = torch.linalg.svd(core, full_matrices=False)
         if tolerance is None:
             tolerance = max(self.shape) * torch.finfo(self.left.dtype).eps
         keep = s > tolerance * s[:1].sum()
         return LowRank((left @ u[:, keep]) * s[keep], right @ vh[keep].T)
 
-    def _core(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _factor(self) -> tuple[Tensor, Tensor, Tensor]:
         left, left_core = torch.linalg.qr(self.left.double())
         right, right_core = torch.linalg.qr(self.right.double())
         return left, left_core @ right_core.T, right

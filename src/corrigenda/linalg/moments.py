@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Parts of torch have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
@@ -91,7 +94,7 @@ class SecondMoment:
         self.count += keys.shape[0]
 
     def merge(self, other: SecondMoment) -> SecondMoment:
-        """The moment over the keys of both; neither is changed."""
+        """Return the moment over the keys of both; neither is changed."""
         if self.width != other.width:
             raise ValueError(f"cannot merge moments of width {self.width} and {other.width}")
         merged = SecondMoment(self.width, device=self._sum.device)
@@ -112,7 +115,7 @@ class SecondMoment:
         return self._sum / self.count
 
     def covariance(self, shrinkage: float = 0.0) -> Float[Tensor, "d_in d_in"]:
-        """C = S / N, uncentred and symmetric, float64.
+        """Return C = S / N, uncentred and symmetric, float64.
 
         Args:
             shrinkage: rho in [0, 1]; the answer is (1 - rho) C + rho (tr C / d_in) I.
@@ -134,7 +137,7 @@ class SecondMoment:
         return moment
 
     def cholesky(self, shrinkage: float = 0.0, *, where: str = "") -> Cholesky:
-        """The factor of `covariance(shrinkage)` that the solvers reuse.
+        """Return the factor of `covariance(shrinkage)` that the solvers reuse.
 
         Raises:
             IllConditioned (CG203): fewer than 2 d_in keys and no shrinkage, or no factor exists.
@@ -149,7 +152,7 @@ class SecondMoment:
         return Cholesky.of(self.covariance(shrinkage), where=where)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything needed to go on later, for `from_tensors`: sums, not means; CPU."""
+        """Return what `from_tensors` needs to continue: sums, not means; CPU."""
         self._flush()
         return {
             "sum_of_products": self._upper.triu().cpu(),
@@ -162,7 +165,7 @@ class SecondMoment:
     def from_tensors(
         cls, tensors: Mapping[str, Tensor], *, device: torch.device | str = "cpu"
     ) -> SecondMoment:
-        """The inverse of `tensors`, to the bit."""
+        """Restore a moment from `tensors`, to the bit."""
         moment = cls(tensors["sum"].shape[0], device=device)
         moment._upper = tensors["sum_of_products"].to(device, torch.float64, copy=True)
         moment._sum = tensors["sum"].to(device, torch.float64, copy=True)

@@ -1,7 +1,10 @@
-"""Exact search for the stored vector that is nearest to each of some others."""
+"""Exact search for the stored vector that is nearest to each query."""
 
 from __future__ import annotations
 
+# Parts of torch have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from typing import NamedTuple
 
 import torch
@@ -14,8 +17,8 @@ _NUMBERS_AT_ONCE = 1 << 24
 _ROUND_OFF = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}
 
 
-class Found(NamedTuple):
-    """The nearest stored vector of each query.
+class NearestVectors(NamedTuple):
+    """Nearest stored vector of each query.
 
     Attributes:
         distances: Euclidean, float64 on the CPU; infinite where nothing is stored.
@@ -26,21 +29,22 @@ class Found(NamedTuple):
     indices: Int[Tensor, " queries"]
 
 
-class Nearest:
-    """Vectors that are searched by Euclidean distance, exactly, up to some hundred thousand.
+class NearestSearch:
+    """Exact search by Euclidean distance among up to some hundred thousand vectors.
 
     One matrix product finds the vectors that can be nearest, whatever it lost to rounding, and
     their distances are then computed from differences. So a query equal to a stored vector has
     distance 0, and no result depends on who else is asked for.
 
     Example:
-        >>> found = Nearest(torch.eye(3)).search(torch.tensor([[0.0, 2.0, 0.0], [1.0, 1.0, 0.0]]))
+        >>> queries = torch.tensor([[0.0, 2.0, 0.0], [1.0, 1.0, 0.0]])
+        >>> found = NearestSearch(torch.eye(3)).search(queries)
         >>> found.distances.tolist(), found.indices.tolist()
         ([1.0, 1.0], [1, 0])
     """
 
     def __init__(self, vectors: Float[Tensor, "n d"]) -> None:
-        """Keep a float32 copy of the vectors, on their device."""
+        """Store a float32 copy of the vectors, on their device."""
         vectors = vectors.float()
         self._centre = vectors.mean(0) if len(vectors) else vectors.new_zeros(vectors.shape[1])
         # Activations share a large mean, whose square would drown the differences.
@@ -52,17 +56,19 @@ class Nearest:
         return len(self._vectors)
 
     @torch.no_grad()
-    def search(self, queries: Float[Tensor, "queries d"]) -> Found:
+    def search(self, queries: Float[Tensor, "queries d"]) -> NearestVectors:
         """Find the nearest vector for each query, on any device and of any float dtype."""
         if not len(self):
             count = len(queries)
             infinite = torch.full((count,), torch.inf, dtype=torch.float64)
-            return Found(infinite, torch.full((count,), -1))
+            return NearestVectors(infinite, torch.full((count,), -1))
         queries = queries.to(self._vectors) - self._centre
         found = [self._search(part) for part in queries.split(_QUERIES_AT_ONCE)]
-        return Found(torch.cat([one[0] for one in found]), torch.cat([one[1] for one in found]))
+        return NearestVectors(
+            torch.cat([one[0] for one in found]), torch.cat([one[1] for one in found])
+        )
 
-    def _search(self, queries: Float[Tensor, "queries d"]) -> Found:
+    def _search(self, queries: Float[Tensor, "queries d"]) -> NearestVectors:
         rough = self._squares - 2 * queries @ self._vectors.T
         lengths = queries.norm(dim=1, keepdim=True)
         lost = (queries.shape[1] + 2) * _ROUND_OFF[torch.get_float32_matmul_precision()]
@@ -70,9 +76,11 @@ class Nearest:
         rows, columns = (rough <= rough.amin(1, keepdim=True) + margin).nonzero(as_tuple=True)
         distances = torch.cat(
             [
-                _norm(queries[own] - self._vectors[others])
+                _measure_lengths(queries[own] - self._vectors[others])
                 for own, others in zip(
-                    rows.split(_size(queries)), columns.split(_size(queries)), strict=True
+                    rows.split(_count_pairs_at_once(queries)),
+                    columns.split(_count_pairs_at_once(queries)),
+                    strict=True,
                 )
             ]
         )
@@ -81,14 +89,14 @@ class Nearest:
         least = least.scatter_reduce(0, rows, distances, "amin")
         best = distances == least[rows]
         first = torch.full((len(queries),), len(self))
-        return Found(least, first.scatter_reduce(0, rows[best], columns[best], "amin"))
+        return NearestVectors(least, first.scatter_reduce(0, rows[best], columns[best], "amin"))
 
 
-def _size(queries: Tensor) -> int:
+def _count_pairs_at_once(queries: Tensor) -> int:
     return max(1, _NUMBERS_AT_ONCE // queries.shape[1])
 
 
-def _norm(differences: Float[Tensor, "pairs d"]) -> Float[Tensor, " pairs"]:
+def _measure_lengths(differences: Float[Tensor, "pairs d"]) -> Float[Tensor, " pairs"]:
     if differences.device.type == "mps":
         return differences.norm(dim=1).cpu().double()
     return differences.double().norm(dim=1).cpu()

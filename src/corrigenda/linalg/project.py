@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Parts of torch have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,16 +21,16 @@ from corrigenda.linalg.cholesky import float64
 
 @dataclass(frozen=True, eq=False)
 class NullSpace:
-    """An orthogonal projector P on the key side, kept as the smaller of its two bases.
+    """Orthogonal projector P on the key side, held as the smaller of its two bases.
 
     A change with dW = dW P leaks little into old keys: tr(dW C dW^T) <= threshold * ||dW||^2. It is
     a bound, not invariance: C of real text has full rank.
 
     Attributes:
         basis: U (d_in rank), or V (d_in d_in - rank) where `complement`; orthonormal, float64.
-        complement: Whether `basis` spans what is removed instead of what is kept.
-        threshold: Largest eigenvalue of C among the kept directions, or the threshold asked for.
-        energy: Share of tr(C) that the kept directions hold.
+        complement: Whether `basis` spans what is removed instead of the free directions.
+        threshold: Largest eigenvalue of C among the free directions, or the threshold asked for.
+        energy: Share of tr(C) that the free directions hold.
     """
 
     basis: Float[Tensor, "d_in k"]
@@ -36,7 +39,7 @@ class NullSpace:
     energy: float = 0.0
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything, by name, for `from_tensors`; CPU."""
+        """Return all fields by name, for `from_tensors`; CPU."""
         return {
             "basis": self.basis.cpu(),
             "complement": torch.tensor(self.complement),
@@ -46,7 +49,7 @@ class NullSpace:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> NullSpace:
-        """The inverse of `tensors`, to the bit."""
+        """Restore a projector from `tensors`, to the bit."""
         return cls(
             tensors["basis"],
             bool(tensors["complement"]),
@@ -65,27 +68,27 @@ class NullSpace:
         return self.width - self.basis.shape[1] if self.complement else self.basis.shape[1]
 
     def project(self, keys: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_in n"]:
-        """P K."""
+        """Return P K."""
         inside = self.basis @ (self.basis.T @ keys)
         return keys - inside if self.complement else inside
 
     def coordinates(self, keys: Float[Tensor, "d_in n"]) -> Float[Tensor, "size n"]:
-        """Keys seen by the free directions: U^T K, or P K where U is not kept."""
+        """Return keys in the free directions: U^T K, or P K where U is not stored."""
         return self.project(keys) if self.complement else self.basis.T @ keys
 
     def lift(self, coordinates: Float[Tensor, "size n"]) -> Float[Tensor, "d_in n"]:
-        """The inverse of `coordinates` on the free directions; what it gives lies in them."""
+        """Return the vectors that `coordinates` belong to; the inverse of `coordinates`."""
         return self.project(coordinates) if self.complement else self.basis @ coordinates
 
     def to_dense(self) -> Float[Tensor, "d_in d_in"]:
-        """P itself."""
+        """Return P itself."""
         return self.project(torch.eye(self.width, dtype=self.basis.dtype, device=self.basis.device))
 
 
 def null_space(
     moment: Float[Tensor, "d_in d_in"], *, threshold: float | None = None, energy: float = 0.02
 ) -> NullSpace:
-    """Keep the eigenvectors of C with the smallest eigenvalues.
+    """Return the projector on the eigenvectors of C with the smallest eigenvalues.
 
     Args:
         moment: C, the mean (not the sum) of k k^T.

@@ -1,7 +1,10 @@
-"""Keys of earlier edits, kept so that the next solve costs the same however many they are."""
+"""Keys of earlier edits, stored so that a solve's cost does not grow with their number."""
 
 from __future__ import annotations
 
+# Parts of torch have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,7 +24,7 @@ _SMALLEST_BLOCK = 64
 
 @dataclass(frozen=True, eq=False)
 class Protected:
-    """What least squares has to know about the keys of earlier edits; never changed in place.
+    """Keys of earlier edits in the form that least squares needs; never changed in place.
 
     Up to a quarter as many keys as coordinates, it holds them as columns, with the factor T of the
     small system. Beyond that it holds the factor F of the large one and no columns. Both are exact
@@ -36,7 +39,7 @@ class Protected:
 
     Example:
         >>> one = torch.eye(8, dtype=torch.float64)
-        >>> kept = Protected.empty(8, 1.0).extended(one[:, :1])
+        >>> kept = Protected.empty(8, 1.0).with_keys(one[:, :1])
         >>> kept.solve(2 * one[:, :2]).diagonal().round(decimals=3).tolist()  # 2 / 6 and 2 / 5
         [0.333, 0.4]
     """
@@ -48,7 +51,7 @@ class Protected:
 
     @classmethod
     def empty(cls, size: int, weight: float, device: torch.device | str = "cpu") -> Protected:
-        """No keys yet."""
+        """Return a value without keys."""
         nothing = torch.zeros(size, 0, dtype=torch.float64, device=device)
         return cls(weight, nothing[:0], nothing, 0)
 
@@ -58,7 +61,7 @@ class Protected:
         return (self.lower if self.columns is None else self.columns).shape[0]
 
     def solve(self, keys: Float[Tensor, "size n"]) -> Float[Tensor, "size n"]:
-        """(weight I + B_p B_p^T + B B^T)^-1 B, in O(n size^2).
+        """Return (weight I + B_p B_p^T + B B^T)^-1 B, in O(n size^2).
 
         Raises:
             IllConditioned (CG203): the system has no Cholesky factor.
@@ -66,19 +69,19 @@ class Protected:
         B = keys.to(self.lower)
         n = B.shape[1]
         if self.columns is None or self.count + n > self.size:
-            F = self._large().lower
+            F = self._drop_columns().lower
             if n > self.size:
-                return torch.cholesky_solve(B, _with_columns(F, B))
+                return torch.cholesky_solve(B, _add_columns(F, B))
             W = torch.linalg.solve_triangular(F, B, upper=False)
-            small = torch.cholesky_solve(_identity(n, W), _factor_of(W.T @ W, 1.0))
+            small = torch.cholesky_solve(_make_identity(n, W), _factor(W.T @ W, 1.0))
             return torch.linalg.solve_triangular(F.T, W @ small, upper=True)
-        X, S = self._border(B)
-        last = torch.cholesky_solve(_identity(n, B), S)
+        X, S = self._solve_border(B)
+        last = torch.cholesky_solve(_make_identity(n, B), S)
         first = torch.linalg.solve_triangular(self.lower.T, X @ last, upper=True)
         return B @ last - self.columns @ first
 
-    def extended(self, keys: Float[Tensor, "size n"]) -> Protected:
-        """These keys and the ones before.
+    def with_keys(self, keys: Float[Tensor, "size n"]) -> Protected:
+        """Return a value with these keys added.
 
         Raises:
             IllConditioned (CG203): the system has no Cholesky factor.
@@ -86,24 +89,24 @@ class Protected:
         B = keys.to(self.lower)
         count = self.count + B.shape[1]
         if self.columns is None or count > _MOST_COLUMNS * self.size:
-            return Protected(self.weight, _with_columns(self._large().lower, B), None, count)
-        X, S = self._border(B)
+            return Protected(self.weight, _add_columns(self._drop_columns().lower, B), None, count)
+        X, S = self._solve_border(B)
         above = torch.cat([self.lower, torch.zeros_like(X)], dim=1)
         lower = torch.cat([above, torch.cat([X.T, S], dim=1)])
         return Protected(self.weight, lower, torch.cat([self.columns, B], dim=1), count)
 
-    def reweighted(self, weight: float) -> Protected:
-        """The same keys under another price; factored anew if it differs."""
+    def with_weight(self, weight: float) -> Protected:
+        """Return the same keys under another weight; factored anew if it differs."""
         if weight == self.weight:
             return self
         if self.columns is not None:
-            return Protected.empty(self.size, weight, self.lower.device).extended(self.columns)
+            return Protected.empty(self.size, weight, self.lower.device).with_keys(self.columns)
         system = self.lower @ self.lower.T
-        lower = _factor_of(system, weight - self.weight)
+        lower = _factor(system, weight - self.weight)
         return Protected(weight, lower, None, self.count)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything, by the same names whatever the form, for `from_tensors`; CPU."""
+        """Return all fields, by the same names in both forms, for `from_tensors`; CPU."""
         columns = self.lower[:, :0] if self.columns is None else self.columns
         return {
             "weight": torch.tensor(self.weight, dtype=torch.float64),
@@ -116,7 +119,7 @@ class Protected:
     def from_tensors(
         cls, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu"
     ) -> Protected:
-        """The inverse of `tensors`, to the bit."""
+        """Restore a value from `tensors`, to the bit."""
         columns, count = tensors["columns"], int(tensors["count"])
         return cls(
             float(tensors["weight"]),
@@ -125,41 +128,41 @@ class Protected:
             count,
         )
 
-    def _border(self, B: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows that new keys add to T: X^T beside T, and S, the factor of what is left below it."""
+    def _solve_border(self, B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows that new keys add to T: X^T, and S, the factor of what is left."""
         assert self.columns is not None
         X = torch.linalg.solve_triangular(self.lower, self.columns.T @ B, upper=False)
-        return X, _factor_of(B.T @ B - X.T @ X, self.weight)
+        return X, _factor(B.T @ B - X.T @ X, self.weight)
 
-    def _large(self) -> Protected:
-        """The same keys without columns."""
+    def _drop_columns(self) -> Protected:
+        """Return the same keys without columns."""
         if self.columns is None:
             return self
-        lower = _factor_of(self.columns @ self.columns.T, self.weight)
+        lower = _factor(self.columns @ self.columns.T, self.weight)
         return Protected(self.weight, lower, None, self.count)
 
 
-def _identity(size: int, like: Tensor) -> Tensor:
+def _make_identity(size: int, like: Tensor) -> Tensor:
     return torch.eye(size, dtype=like.dtype, device=like.device)
 
 
-def _factor_of(system: Tensor, weight: float) -> Tensor:
-    """The lower factor of system + weight I; `system` is overwritten."""
+def _factor(system: Tensor, weight: float) -> Tensor:
+    """Return the lower factor of system + weight I; `system` is overwritten."""
     system.diagonal().add_(weight)
     lower, info = torch.linalg.cholesky_ex(system)
     if int(info):
         raise IllConditioned(
             f"the system of {system.shape[0]} keys has no Cholesky factor with weight {weight:g}.",
-            hint="The weight is lost to rounding beside the keys; choose a larger one.",
+            hint="The weight is lost to rounding against the keys; choose a larger one.",
         )
     return lower
 
 
-def _with_columns(lower: Tensor, columns: Tensor) -> Tensor:
-    """The lower factor of F F^T + B B^T by rotations, block of columns by block: O(n size^2)."""
+def _add_columns(lower: Tensor, columns: Tensor) -> Tensor:
+    """Return the lower factor of F F^T + B B^T by rotations, block by block: O(n size^2)."""
     size, n = columns.shape
     if n > size / 2:
-        return _factor_of(lower @ lower.T + columns @ columns.T, 0.0)
+        return _factor(lower @ lower.T + columns @ columns.T, 0.0)
     lower, rest = lower.clone(), columns.T.clone()
     block = max(_SMALLEST_BLOCK, n)
     for begin in range(0, size if n else 0, block):

@@ -1,4 +1,4 @@
-"""Mean and variance of vectors that come in batches, none of which is kept."""
+"""Mean and variance of vectors that come in batches, without storing them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 class RunningStatistics:
     """Count, mean and sum of squared deviations of all samples so far, coordinate by coordinate.
 
-    A value: `updated` gives a new one. Batches may come in any size and order; the result is that
-    of all samples together, up to rounding.
+    A value: `with_samples` gives a new one. Batches may come in any size and order; the result is
+    that of all samples together, up to rounding.
 
     Attributes:
         count: Number of samples.
@@ -23,7 +23,7 @@ class RunningStatistics:
         squares: Float[Tensor, "d"], sum of squared deviations from the mean, float64.
 
     Example:
-        >>> one = RunningStatistics.empty(1).updated(torch.tensor([[1.0], [3.0]]))
+        >>> one = RunningStatistics.empty(1).with_samples(torch.tensor([[1.0], [3.0]]))
         >>> one.mean.item(), round(one.std.item(), 4)
         (2.0, 1.4142)
     """
@@ -34,14 +34,14 @@ class RunningStatistics:
 
     @classmethod
     def empty(cls, width: int) -> RunningStatistics:
-        """Statistics of no samples."""
+        """Return the statistics of no samples."""
         zeros = torch.zeros(width, dtype=torch.float64)
         return cls(0, zeros, zeros)
 
-    def updated(
+    def with_samples(
         self, samples: Float[Tensor, "n d"], *, unbiased_squares: bool = False
     ) -> RunningStatistics:
-        """The statistics with these samples added.
+        """Return the statistics with these samples added.
 
         Args:
             samples: One a row; they are moved to the CPU.
@@ -72,11 +72,11 @@ class RunningStatistics:
         return (self.squares / max(1, self.count - 1)).sqrt()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything needed to go on later, for `from_tensors`."""
+        """Return what `from_tensors` needs to continue."""
         count = torch.tensor(self.count, dtype=torch.int64)
         return {"count": count, "mean": self.mean, "squares": self.squares}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> RunningStatistics:
-        """The inverse of `tensors`, to the bit."""
+        """Restore statistics from `tensors`, to the bit."""
         return cls(int(tensors["count"]), tensors["mean"], tensors["squares"])

@@ -7,6 +7,9 @@ facts. With more facts than coordinates the same updates come from d_in x d_in s
 
 from __future__ import annotations
 
+# Parts of torch have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from typing import NamedTuple
 
 import torch
@@ -31,7 +34,7 @@ _EPSILON = torch.finfo(torch.float64).eps
 
 
 class GramReport(NamedTuple):
-    """How far a set of keys is from being dependent.
+    """Condition of a set of keys: how near they are to being dependent.
 
     Attributes:
         condition: Condition number of D^-1/2 G D^-1/2 with D = diag G; 1 for orthogonal keys.
@@ -81,7 +84,7 @@ def rank_one(
     k, r = float64(key), float64(residual)
     a = k if at is None else float64(at)
     _require_finite(key=k, residual=r, at=a)
-    u = _direction(_factor(moment), k)
+    u = _solve_direction(_factor(moment), k)
     denominator = torch.dot(u, a)
     if bool(denominator.abs() <= _EPSILON * u.norm() * a.norm()):
         raise DependentKeys(
@@ -93,7 +96,7 @@ def rank_one(
 
 
 def key_agreement(key: Float[Tensor, " d_in"], at: Float[Tensor, " d_in"], moment: Moment) -> float:
-    """The ratio (u^T at) / (u^T k), u = C^-1 k: 1 where both keys act alike, near 0 a broken edit.
+    """Return (u^T at) / (u^T k), u = C^-1 k: 1 if both keys act alike, near 0 a broken edit.
 
     Original ROME divides by u^T at; below about 0.1 its change becomes so large that one edit ruins
     the model.
@@ -101,17 +104,17 @@ def key_agreement(key: Float[Tensor, " d_in"], at: Float[Tensor, " d_in"], momen
     Reference: R-ROME (Gupta et al. 2024), section 3.
     """
     k, a = float64(key), float64(at)
-    u = _direction(_factor(moment), k)
+    u = _solve_direction(_factor(moment), k)
     return float(torch.dot(u, a) / torch.dot(u, k))
 
 
 def gram_condition(keys: Float[Tensor, "d_in n"], moment: Moment) -> GramReport:
-    """Condition number of the normalised Gram matrix of the keys, and the two most parallel keys.
+    """Return the condition number of the keys' normalised Gram matrix and the closest pair.
 
     It is infinite where a key is zero, keys are dependent up to rounding, or n > d_in.
     """
     _require_finite(keys=keys)
-    return _Normalised.of(_whiten(_factor(moment), float64(keys))).report()
+    return _NormalisedKeys.of(_whiten(_factor(moment), float64(keys))).report()
 
 
 def equality(
@@ -148,10 +151,10 @@ def equality(
 
     Reference: EMMET (Gupta et al. 2024), eq. 7.   See also: `ridge`.
     """
-    K, R = _columns(keys, residuals)
+    K, R = _check_columns(keys, residuals)
     factor = _factor(moment)
     B = _whiten(factor, K)
-    return _thin(R, _unwhiten(factor, _dual(B, max_condition)))
+    return _thin(R, _unwhiten(factor, _solve_dual(B, max_condition)))
 
 
 def ridge(
@@ -193,18 +196,18 @@ def ridge(
     Reference: MEMIT (Meng et al. 2023), eq. 14; equal to EMMET with ridge gamma = weight by
     K^T (weight C + K K^T)^-1 = (weight I + G)^-1 K^T C^-1.   See also: `null_space_ridge`.
     """
-    K, R = _columns(keys, residuals)
+    K, R = _check_columns(keys, residuals)
     n = K.shape[1]
     _require_weight(weight)
     factor = _factor(moment)
     if weight == 0.0:
         assert not isinstance(protected, Protected), "a `Protected` has a weight above 0"
-        whitened = _whiten(factor, _with_protected(K, protected))
-        return _thin(R, _unwhiten(factor, _dual(whitened, _MAX_CONDITION)[:, :n]))
+        whitened = _whiten(factor, _append_protected(K, protected))
+        return _thin(R, _unwhiten(factor, _solve_dual(whitened, _MAX_CONDITION)[:, :n]))
     B = _whiten(factor, K)
     if not isinstance(protected, Protected):
-        protected = _protect(B, weight, _whiten(factor, _with_protected(K[:, :0], protected)))
-    assert protected.weight == weight, "protected at another weight; see `Protected.reweighted`"
+        protected = _protect(B, weight, _whiten(factor, _append_protected(K[:, :0], protected)))
+    assert protected.weight == weight, "protected at another weight; see `Protected.with_weight`"
     return _thin(R, _unwhiten(factor, protected.solve(B)))
 
 
@@ -245,19 +248,19 @@ def null_space_ridge(
 
     Reference: AlphaEdit (Fang et al. 2025), eq. 14; here in symmetric form and float64.
     """
-    K, R = _columns(keys, residuals)
+    K, R = _check_columns(keys, residuals)
     _require_weight(weight)
     if weight == 0.0:
         raise BadConfig("the weight of a null-space update must be above 0.")
     Y = projector.coordinates(K.to(projector.basis))
     if not isinstance(protected, Protected):
-        old = projector.coordinates(_with_protected(K[:, :0], protected).to(projector.basis))
+        old = projector.coordinates(_append_protected(K[:, :0], protected).to(projector.basis))
         protected = _protect(Y, weight, old)
-    assert protected.weight == weight, "protected at another weight; see `Protected.reweighted`"
+    assert protected.weight == weight, "protected at another weight; see `Protected.with_weight`"
     return _thin(R, projector.lift(protected.solve(Y)))
 
 
-class _Normalised(NamedTuple):
+class _NormalisedKeys(NamedTuple):
     """Keys scaled to unit length, as Q T with Q orthonormal (d_in n) and T triangular (n n)."""
 
     columns: Tensor
@@ -266,7 +269,7 @@ class _Normalised(NamedTuple):
     triangular: Tensor
 
     @classmethod
-    def of(cls, B: Tensor) -> _Normalised:
+    def of(cls, B: Tensor) -> _NormalisedKeys:
         lengths = B.norm(dim=0)
         columns = B / lengths.clamp(min=torch.finfo(torch.float64).tiny)
         return cls(columns, lengths, *torch.linalg.qr(columns))
@@ -298,15 +301,15 @@ class _Normalised(NamedTuple):
         return GramReport(condition, (first, second), float(cosines[first, second]))
 
 
-def _dual(B: Tensor, max_condition: float) -> Tensor:
-    """B G^-1 by QR, whose error grows with the square root of the condition number of G only."""
+def _solve_dual(B: Tensor, max_condition: float) -> Tensor:
+    """Return B G^-1 by QR, whose error grows with the square root of G's condition only."""
     d_in, n = B.shape
     if n > d_in:
         raise DependentKeys(
             f"{n} keys cannot be independent in {d_in} dimensions.",
             hint="Use fewer facts, or a ridge (MEMIT, or EMMET with a ridge above 0).",
         )
-    normalised = _Normalised.of(B)
+    normalised = _NormalisedKeys.of(B)
     if normalised.condition > max_condition:
         report = normalised.report()
         i, j = report.closest
@@ -327,12 +330,12 @@ def _dual(B: Tensor, max_condition: float) -> Tensor:
 
 
 def _protect(B: Tensor, weight: float, old: Tensor) -> Protected:
-    """Keys of earlier edits as columns, on the device of the new ones."""
-    return Protected.empty(B.shape[0], weight, B.device).extended(old)
+    """Return keys of earlier edits as columns, on the device of the new ones."""
+    return Protected.empty(B.shape[0], weight, B.device).with_keys(old)
 
 
 def _thin(residuals: Tensor, right: Tensor) -> LowRank:
-    """R right^T with no more columns than the matrix has rows or columns."""
+    """Return R right^T with no more columns than the matrix has rows or columns."""
     R = residuals.to(right.device)
     (d_out, n), d_in = R.shape, right.shape[0]
     if n <= min(d_out, d_in):
@@ -342,7 +345,7 @@ def _thin(residuals: Tensor, right: Tensor) -> LowRank:
     return LowRank(R @ right.T, torch.eye(d_in, dtype=R.dtype, device=R.device))
 
 
-def _columns(keys: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
+def _check_columns(keys: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
     if keys.ndim != 2 or residuals.ndim != 2 or keys.shape[1] != residuals.shape[1]:
         raise ValueError(
             f"keys (d_in, n) and residuals (d_out, n) must match, got {tuple(keys.shape)} "
@@ -352,7 +355,7 @@ def _columns(keys: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
     return float64(keys), float64(residuals)
 
 
-def _with_protected(K: Tensor, protected: Tensor | None) -> Tensor:
+def _append_protected(K: Tensor, protected: Tensor | None) -> Tensor:
     if protected is None:
         return K
     _require_finite(**{"protected key": protected})
@@ -388,8 +391,8 @@ def _unwhiten(factor: Cholesky | None, columns: Tensor) -> Tensor:
     return columns if factor is None else factor.unwhiten(columns)
 
 
-def _direction(factor: Cholesky | None, k: Tensor) -> Tensor:
-    """C^-1 k, on the device of the key."""
+def _solve_direction(factor: Cholesky | None, k: Tensor) -> Tensor:
+    """Return C^-1 k, on the device of the key."""
     if factor is None:
         return k
     return factor.solve(k[:, None].to(factor.lower.device))[:, 0].to(k.device)

@@ -1,4 +1,4 @@
-"""A cached tail entered at two places of one block: behind its attention and behind its MLP."""
+"""A cached tail entered at two places of one block: after its attention and after its MLP."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class ComponentTail:
     """A block and those after it, from each row's start position on.
 
     The model's own block runs with both vectors added inside, so what the attention's does to the
-    feed-forward block behind it counts wherever there is such a way (not where the two are
-    parallel), and norms behind either are passed.
+    feed-forward block after it counts wherever there is such a way (not where the two are
+    parallel), and norms after either are passed.
 
     Attributes:
         entry: Outputs of the two output projections at each row's start, attention's first, side
@@ -65,11 +65,11 @@ class ComponentTail:
 
         Args:
             delta: What to add, laid out as `entry`. Gradients flow to it and to nothing else.
-            at: Positions to read, columns of the batch, at or behind each row's start.
+            at: Positions to read, columns of the batch, at or after each row's start.
             rows: Which rows of the batch `delta` and `at` are for; by default all, in order.
 
         Raises:
-            ValueError: a position in front of its row's start or behind its last token.
+            ValueError: a position before its row's start or after its last token.
         """
         attention, mlp = delta.chunk(2, dim=1)
         places = {

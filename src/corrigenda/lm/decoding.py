@@ -1,4 +1,4 @@
-"""Asking a model many prompts at once: log-probabilities, argmax, greedy and sampled text.
+"""Answers of a model to many prompts at once: log-probabilities, greedy and sampled text.
 
 Prompts are sorted by length and run in batches of nearly equal length; results come back in the
 order asked. They depend on the batch, its order and its padding by no more than float noise, which
@@ -12,19 +12,16 @@ and only rewriting counts.
 
 from __future__ import annotations
 
-import hashlib
-import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from corrigenda.errors import BadConfig, EmptyTarget, PromptTooLong
-from corrigenda.lm.interception import through
+from corrigenda.lm.interception import answer_directly, ask_rewritten
 from corrigenda.lm.kv_cache import (
     Continuation,
     Decoder,
@@ -38,7 +35,7 @@ from corrigenda.lm.scoring import Fed, logits_in_parts, rate, states_at
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.spans import encode, excerpt
 
-# A full stop that ends a sentence: not behind an initial ("J. K.", "D.C.") nor behind a common
+# A full stop that ends a sentence: not after an initial ("J. K.", "D.C.") nor after a common
 # abbreviation.
 _SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\b(?:St|Mr|Dr|Ms|Mt|Jr|Co))(?<!\b(?:Mrs|Inc|Ltd))[.!?](?=\s)"
@@ -47,7 +44,7 @@ _SENTENCE_END = re.compile(
 
 @dataclass(frozen=True)
 class Score:
-    """How a model rates one target behind one prompt when the target is fed in (teacher forcing).
+    """Log-probabilities of one target after one prompt, with the target fed in (teacher forcing).
 
     Attributes:
         ids: Token ids of the target; the separating space belongs to it.
@@ -77,7 +74,7 @@ class Score:
 
 
 class Candidate(NamedTuple):
-    """A possible next token.
+    """Possible next token with its probability.
 
     Attributes:
         text: What the token adds to the prompt, with its leading space.
@@ -93,7 +90,7 @@ class Candidate(NamedTuple):
 def score(
     lm: LanguageModel, pairs: Sequence[tuple[str, str]], *, batch_tokens: int | None = None
 ) -> list[Score]:
-    """Rate a target behind each prompt.
+    """Rate a target after each prompt.
 
     Where every token is `correct`, greedy generation from the prompt gives exactly the target. The
     vocabulary projection runs only where a label is read; log-softmax is taken in float32, in
@@ -108,14 +105,14 @@ def score(
         PromptTooLong (CG105): a prompt and its target exceed the context.
         EmptyTarget (CG102): a target or prompt is empty.
 
-    See also: `greedy`, for what the model says by itself.
+    See also: `greedy`, for the answer that the model generates.
     """
 
-    def plainly(lm: LanguageModel, places: list[int], prompts: list[str]) -> list[Score]:
+    def ask(lm: LanguageModel, places: list[int], prompts: list[str]) -> list[Score]:
         targets = [pairs[place][1] for place in places]
         return _score(lm, list(zip(prompts, targets, strict=True)), batch_tokens)
 
-    return through(lm, [prompt for prompt, _ in pairs], plainly)
+    return ask_rewritten(lm, [prompt for prompt, _ in pairs], ask)
 
 
 def _score(
@@ -138,12 +135,12 @@ def _score(
 def gives(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[bool]:
     """Tell for each prompt whether greedy generation begins with its target, token by token.
 
-    Where somebody answers in the model's place, the words of the answer count.
+    Where an edit answers in the model's place, the words of the answer count.
 
     Raises:
         PromptTooLong (CG105), EmptyTarget (CG102): as `score`.
     """
-    replies = lm.asking.answered(lm, [prompt for prompt, _ in pairs])
+    replies = answer_directly(lm, [prompt for prompt, _ in pairs])
     left = [pair for pair, reply in zip(pairs, replies, strict=True) if reply is None]
     rated = iter(score(lm, left))
     return [
@@ -166,16 +163,16 @@ def next_token_top(
         PromptTooLong (CG105): a prompt exceeds the context.
     """
 
-    def plainly(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[list[Candidate]]:
+    def ask(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[list[Candidate]]:
         return _next_token_top(lm, prompts, k, batch_tokens)
 
-    return through(lm, prompts, plainly)
+    return ask_rewritten(lm, prompts, ask)
 
 
 def _next_token_top(
     lm: LanguageModel, prompts: Sequence[str], k: int, batch_tokens: int | None
 ) -> list[list[Candidate]]:
-    rows = _prompt_ids(lm, prompts, chat=False)
+    rows = encode_prompts(lm, prompts, chat=False)
     decode = Decoder(lm)
     found: dict[int, list[Candidate]] = {}
     for batch in batches(lm, [len(row) for row in rows], batch_tokens):
@@ -210,7 +207,7 @@ def greedy(
 
     Args:
         lm: The model.
-        prompts: Texts to continue; an empty one stands for the BOS token.
+        prompts: Texts to continue; an empty one means the BOS token.
         max_new_tokens: Longest continuation.
         stop: Strings that end a continuation and are not part of it.
         chat: Put each prompt as a user's turn into the model's chat template.
@@ -227,7 +224,7 @@ def greedy(
     def finished(text: str) -> bool:
         return any(end in text for end in stop)
 
-    texts = _texts(lm, prompts, max_new_tokens, finished, chat, batch_tokens)
+    texts = _continue_texts(lm, prompts, max_new_tokens, finished, chat, batch_tokens)
     return [
         text[: min([text.find(end) for end in stop if end in text], default=None)] for text in texts
     ]
@@ -250,7 +247,7 @@ def answer(
     def finished(text: str) -> bool:
         return _first_sentence(text) is not None
 
-    texts = _texts(lm, prompts, max_new_tokens, finished, chat, batch_tokens)
+    texts = _continue_texts(lm, prompts, max_new_tokens, finished, chat, batch_tokens)
     return [_first_sentence(text + "\n") or text.strip() for text in texts]
 
 
@@ -267,7 +264,7 @@ def continuations(
 
     Args:
         lm: The model.
-        prompts: Texts to continue; an empty one stands for the BOS token.
+        prompts: Texts to continue; an empty one means the BOS token.
         max_new_tokens: Longest continuation; of all, or one number for each prompt.
         finished: Whether a prompt, by its index, has been answered by this added text; it ends
             earlier at an end-of-sequence token or a full context.
@@ -280,107 +277,40 @@ def continuations(
     several = isinstance(max_new_tokens, Sequence)
     longest = list(max_new_tokens) if several else [max_new_tokens] * len(prompts)
 
-    def plainly(lm: LanguageModel, places: list[int], prompts: list[str]) -> list[Continuation]:
+    def ask(lm: LanguageModel, places: list[int], prompts: list[str]) -> list[Continuation]:
         return continue_rows(
             lm,
-            _prompt_ids(lm, prompts, chat=chat),
+            encode_prompts(lm, prompts, chat=chat),
             max_new_tokens=[longest[place] for place in places],
-            choose=_most_likely,
+            choose=_choose_most_likely,
             finished=lambda row, text: finished(places[row], text),
             batch_tokens=batch_tokens,
         )
 
-    return _answered(lm, prompts, plainly)
+    return continue_or_answer(lm, prompts, ask)
 
 
-def sample(
-    lm: LanguageModel,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    top_k: int,
-    seed: int,
-    batch_tokens: int | None = None,
-) -> list[str]:
-    """Continue each prompt at random among the `top_k` most likely tokens, by their probability.
-
-    Every row draws from its own generator, seeded by `seed`, the prompt, and how often that prompt
-    came before. So a row gives the same text in any batch and any order, and equal prompts give
-    different texts.
-
-    Args:
-        lm: The model.
-        prompts: Texts to continue; an empty one stands for the BOS token.
-        max_new_tokens: Longest continuation; it ends earlier at an end-of-sequence token or a full
-            context.
-        top_k: Number of tokens to draw among; 1 is greedy.
-        seed: Any integer.
-        batch_tokens: Most tokens in one batch, padding and continuation included; None takes what
-            suits the device.
-
-    Returns:
-        What is added to each prompt, decoded and otherwise untouched.
-
-    Raises:
-        PromptTooLong (CG105): a prompt exceeds the context.
-    """
-
-    def plainly(lm: LanguageModel, _: list[int], prompts: list[str]) -> list[Continuation]:
-        return _sample(lm, prompts, max_new_tokens, top_k, seed, batch_tokens)
-
-    return [one.text for one in _answered(lm, prompts, plainly)]
-
-
-def _sample(
-    lm: LanguageModel,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    top_k: int,
-    seed: int,
-    batch_tokens: int | None,
-) -> list[Continuation]:
-    seen: dict[str, int] = {}
-    generators: list[random.Random] = []
-    for prompt in prompts:
-        seen[prompt] = seen.get(prompt, 0) + 1
-        digest = hashlib.blake2b(f"{seed}\0{seen[prompt]}\0{prompt}".encode(), digest_size=16)
-        generators.append(random.Random(digest.digest()))
-
-    def choose(logits: Float[Tensor, "batch vocab"], rows: Sequence[int]) -> list[int]:
-        top = logits.double().topk(min(top_k, logits.shape[1]), dim=1)
-        share = top.values.softmax(1).cumsum(1)
-        draws = [[generators[row].random()] for row in rows]
-        drawn = torch.tensor(draws, dtype=torch.float64, device=logits.device)
-        place = torch.searchsorted(share, drawn, right=True).clamp(max=share.shape[1] - 1)
-        return top.indices.gather(1, place).squeeze(1).tolist()
-
-    return continue_rows(
-        lm,
-        _prompt_ids(lm, prompts, chat=False),
-        max_new_tokens=max_new_tokens,
-        choose=choose,
-        finished=lambda _, __: False,
-        batch_tokens=batch_tokens,
-    )
-
-
-def _answered(
+def continue_or_answer(
     lm: LanguageModel,
     prompts: Sequence[str],
     ask: Callable[[LanguageModel, list[int], list[str]], Sequence[Continuation]],
 ) -> list[Continuation]:
-    """What answerers say, as a continuation; of the model what they leave open."""
-    answers = lm.asking.answered(lm, prompts)
+    """Return answers of edits as continuations; the model continues where there is none."""
+    answers = answer_directly(lm, prompts)
     left = [index for index, text in enumerate(answers) if text is None]
 
-    def of_left(lm: LanguageModel, places: list[int], prompts: list[str]) -> Sequence[Continuation]:
+    def ask_left(
+        lm: LanguageModel, places: list[int], prompts: list[str]
+    ) -> Sequence[Continuation]:
         return ask(lm, [left[place] for place in places], prompts)
 
-    said = iter(through(lm, [prompts[index] for index in left], of_left))
-    return [next(said) if text is None else Continuation(f" {text}\n", None) for text in answers]
+    generated = iter(ask_rewritten(lm, [prompts[index] for index in left], ask_left))
+    return [
+        next(generated) if text is None else Continuation(f" {text}\n", None) for text in answers
+    ]
 
 
-def _texts(
+def _continue_texts(
     lm: LanguageModel,
     prompts: Sequence[str],
     max_new_tokens: int,
@@ -405,7 +335,7 @@ def begins(text: str, target: str) -> bool:
 
 
 def _first_sentence(text: str) -> str | None:
-    """First sentence of a text, None as long as it may go on."""
+    """Return the first sentence of a text, None as long as it may continue."""
     text = text.lstrip()
     line, newline, _ = text.partition("\n")
     end = _SENTENCE_END.search(line + newline, 1)
@@ -414,7 +344,13 @@ def _first_sentence(text: str) -> str | None:
     return line[: end.start() if end else None].strip()
 
 
-def _prompt_ids(lm: LanguageModel, prompts: Sequence[str], *, chat: bool) -> list[list[int]]:
+def encode_prompts(lm: LanguageModel, prompts: Sequence[str], *, chat: bool) -> list[list[int]]:
+    """Return the token ids of prompts, in the chat template where `chat`.
+
+    Raises:
+        PromptTooLong (CG105): a prompt exceeds the context.
+        BadConfig (CG502): the model has no chat template.
+    """
     if not chat:
         return [encode(lm, prompt).ids for prompt in prompts]
     if lm.tokenizer.chat_template is None:
@@ -439,5 +375,5 @@ def _prompt_ids(lm: LanguageModel, prompts: Sequence[str], *, chat: bool) -> lis
     return rows
 
 
-def _most_likely(logits: Float[Tensor, "batch vocab"], _: Sequence[int]) -> list[int]:
+def _choose_most_likely(logits: Float[Tensor, "batch vocab"], _: Sequence[int]) -> list[int]:
     return logits.argmax(1).tolist()

@@ -56,13 +56,13 @@ def _tensor(tensor: Tensor) -> bytes:
 
 
 def _config(model: PreTrainedModel) -> str:
-    def kept(node: object) -> object:
+    def drop_ignored(node: object) -> object:
         if isinstance(node, dict):
             return {
-                str(name): kept(value)
+                str(name): drop_ignored(value)
                 for name, value in node.items()
                 if name not in _IGNORED and value is not None
             }
-        return [kept(value) for value in node] if isinstance(node, (list, tuple)) else node
+        return [drop_ignored(value) for value in node] if isinstance(node, (list, tuple)) else node
 
-    return json.dumps(kept(model.config.to_dict()), sort_keys=True, default=str)
+    return json.dumps(drop_ignored(model.config.to_dict()), sort_keys=True, default=str)

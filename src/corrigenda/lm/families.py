@@ -35,7 +35,7 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One architecture.
+    """Paths of blocks, weights and norms in one architecture.
 
     Attributes:
         name: Name of the family.
@@ -65,7 +65,7 @@ class Family:
 
 
 def _attention(path: str, out: str) -> dict[str, Slot]:
-    """Separate projections."""
+    """Return slots of separate projections."""
     return {
         "attn.out": Slot(f"{path}.{out}"),
         "attn.q": Slot(f"{path}.q_proj"),
@@ -75,7 +75,7 @@ def _attention(path: str, out: str) -> dict[str, Slot]:
 
 
 def _fused_attention(path: str, out: str, fused: str, layout: Fused) -> dict[str, Slot]:
-    """One projection for queries, keys and values."""
+    """Return slots of one projection for queries, keys and values."""
     shared = {part: Slot(f"{path}.{fused}", layout) for part in ("attn.q", "attn.k", "attn.v")}
     return {"attn.out": Slot(f"{path}.{out}"), **shared}
 

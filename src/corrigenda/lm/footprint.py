@@ -18,11 +18,11 @@ _OF_LOGITS = 3
 
 
 def graph_bytes(lm: LanguageModel, blocks: int, tokens: int) -> int:
-    """Bytes that the blocks keep for one backward pass over so many tokens."""
+    """Return the bytes that the blocks keep for one backward pass over so many tokens."""
     per_token = _OF_MODEL * lm.d_model + _OF_INNER * lm.d_inner
     return blocks * tokens * per_token * lm.dtype.itemsize
 
 
 def head_bytes(lm: LanguageModel, rows: int) -> int:
-    """Bytes that a loss over the vocabulary takes at so many positions."""
+    """Return the bytes that a loss over the vocabulary takes at so many positions."""
     return _OF_LOGITS * FLOAT * rows * int(lm.model.config.get_text_config().vocab_size)

@@ -13,7 +13,7 @@ from corrigenda.lm.families import Family
 def logits_of(
     model: PreTrainedModel, family: Family, hidden: Float[Tensor, "*rows d_model"]
 ) -> Float[Tensor, "*rows vocab"]:
-    """Apply final norm, head (bias included) and soft-capping to states behind the last block."""
+    """Apply final norm, head (bias included) and soft-capping to states after the last block."""
     normed = model.get_submodule(family.final_norm)(hidden)
     head = model.get_output_embeddings()
     assert head is not None, "a causal language model has a head"

@@ -1,19 +1,23 @@
-"""Hooks that read or replace tensors at points of the forward pass, and are gone when left."""
+"""Hooks that read or replace tensors at points of the forward pass, removed when left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
 from corrigenda.errors import UnknownSite
-from corrigenda.lm.sites import Point, Site
+from corrigenda.lm.compiled import require_eager
+from corrigenda.lm.model_hooks import ModelHook, place_hooks
+from corrigenda.lm.passes import PassStop, WatchedMap, require_fired
+from corrigenda.lm.sites import Point, Site, key, value
 from corrigenda.lm.storage import Place, Storage
 
 if TYPE_CHECKING:
@@ -21,6 +25,12 @@ if TYPE_CHECKING:
 
 TensorMap = Callable[[Float[Tensor, "batch pos d"]], Float[Tensor, "batch pos d"]]
 """Gets a tensor of the pass; what it returns takes its place (the same object: nothing changes)."""
+
+Term = Callable[
+    [Float[Tensor, "batch pos d_in"], Float[Tensor, "batch pos d_out"]],
+    Float[Tensor, "batch pos d_out"] | None,
+]
+"""From the input and the output of a weight, what is added to the output; None adds nothing."""
 
 _HIDDEN = "hidden_states"
 
@@ -34,9 +44,10 @@ class Hooks:
         self._experts: dict[int, list[tuple[Site, str, TensorMap]]] = {}
         self._expert_handles: dict[int, RemovableHandle] = {}
         self._shapes: dict[int, torch.Size] = {}
+        self._watched: list[WatchedMap] = []
 
     def check(self, point: Point) -> None:
-        """Refuse points the model does not have.
+        """Refuse points that the model does not have.
 
         Raises:
             UnknownSite (CG303): no such layer, part or expert, or a role the part does not have.
@@ -61,41 +72,102 @@ class Hooks:
 
         Raises:
             UnknownSite (CG303): see `check`; nothing is attached then.
+            CompiledModel (CG308): the model, or a block at a point, runs as compiled code.
         """
         for point in transforms:
             self.check(point)
-        with ExitStack() as stack:
+        layers = [point.site.layer for point in transforms]
+        require_eager(self._storage.model, self._family.blocks, layers)
+        watched = [WatchedMap(point, transform) for point, transform in transforms.items()]
+
+        def place(stack: ExitStack) -> None:
             if self._family.flat_mlp or self._family.experts:
-                for layer in {point.site.layer for point in transforms if point.role != "state"}:
+                inside = [point for point in transforms if point.role != "state"]
+                for layer in {point.site.layer for point in inside}:
                     self._remember_shape(stack, layer)
-            for point, transform in transforms.items():
-                self._attach(stack, point, transform)
+            for one in watched:
+                self._attach(stack, one.point, one)
+            self._watched += watched
+            stack.callback(self._forget, watched)
+
+        with place_hooks(place):
             yield
+
+    def _forget(self, watched: Sequence[WatchedMap]) -> None:
+        self._watched = [one for one in self._watched if one not in watched]
+
+    @contextmanager
+    def require_fired(self) -> Generator[None]:
+        """Refuse a pass in which a hook did not fire that was there before it began.
+
+        Raises:
+            CompiledModel (CG308): a hook was passed by.
+        """
+        silent = [one for one in self._watched if not one.fired and one.point.site.expert is None]
+        yield
+        require_fired([one.point for one in silent if not one.fired])
+
+    def run_until(
+        self,
+        points: Sequence[Point],
+        run: Callable[[], object],
+        keep: TensorMap | None = None,
+    ) -> dict[Point, Tensor]:
+        """Run a pass until all points are reached, and return their tensors.
+
+        Passes that other threads run meanwhile are left alone.
+
+        Args:
+            points: At least one.
+            run: Runs the pass.
+            keep: What to keep of each tensor; by default all of it.
+
+        Raises:
+            UnknownSite (CG303): see `check`.
+        """
+        found: dict[Point, Tensor] = {}
+        wanted = dict.fromkeys(points)
+        stop, thread = PassStop(), get_ident()
+
+        def recorder(point: Point) -> TensorMap:
+            def record(tensor: Tensor) -> Tensor:
+                if get_ident() == thread:
+                    found[point] = tensor if keep is None else keep(tensor)
+                    if len(found) == len(wanted):
+                        stop()
+                return tensor
+
+            return record
+
+        with self.attached({point: recorder(point) for point in wanted}), stop:
+            run()
+        require_fired([point for point in wanted if point not in found])
+        return {point: found[point] for point in wanted}
 
     def _attach(self, stack: ExitStack, point: Point, transform: TensorMap) -> None:
         site, role = point
         if role == "state":
             if site.layer < 0:
-                _on_input(stack, self._storage.blocks[0], transform)
+                _hook_input(stack, self._storage.blocks[0], transform)
             else:
-                _on_output(stack, self._storage.blocks[site.layer], transform)
+                _hook_output(stack, self._storage.blocks[site.layer], transform)
         elif role == "write":
-            unflat = self._unflattened(site.layer, transform)
-            _on_output(stack, self._writer(site), unflat)
+            unflat = self._unflatten(site.layer, transform)
+            _hook_output(stack, self._writer(site), unflat)
         elif site.expert is not None:
-            self._on_expert(stack, site, role, transform)
+            self._hook_expert(stack, site, role, transform)
         else:
             place = self._storage.find(site)
-            unflat = self._unflattened(site.layer, transform)
+            unflat = self._unflatten(site.layer, transform)
             if place.whole:
-                (_on_input if role == "key" else _on_output)(stack, place.module, unflat)
+                (_hook_input if role == "key" else _hook_output)(stack, place.module, unflat)
             elif role == "key":
-                self._on_fused_input(stack, site, place, unflat)
+                self._hook_fused_input(stack, site, place, unflat)
             else:
-                _on_output(stack, place.module, _on_rows(unflat, place))
+                _hook_output(stack, place.module, _map_rows(unflat, place))
 
     def _writer(self, site: Site) -> nn.Module:
-        """The last module of a sub-block in front of the residual stream."""
+        """Return the last module of a sub-block before the residual stream."""
         block = self._storage.blocks[site.layer]
         is_mlp = site.part == "mlp.down"
         norm = self._family.mlp_norm if is_mlp else self._family.attn_norm
@@ -111,10 +183,10 @@ class Hooks:
             self._shapes[layer] = (args[0] if args else kwargs[_HIDDEN]).shape[:2]
 
         block = self._storage.blocks[layer]
-        handle = block.register_forward_pre_hook(remember, with_kwargs=True)
+        handle = block.register_forward_pre_hook(ModelHook(remember), with_kwargs=True)
         stack.callback(handle.remove)
 
-    def _unflattened(self, layer: int, transform: TensorMap) -> TensorMap:
+    def _unflatten(self, layer: int, transform: TensorMap) -> TensorMap:
         """Give (batch pos d) to a transform where the block works on (batch*pos d)."""
 
         def apply(tensor: Tensor) -> Tensor:
@@ -126,10 +198,10 @@ class Hooks:
 
         return apply
 
-    def _on_fused_input(
+    def _hook_fused_input(
         self, stack: ExitStack, site: Site, place: Place, transform: TensorMap
     ) -> None:
-        """The input is shared by several parts, so only this part's outputs are computed anew."""
+        """Change the input of one of several parts that share it: its outputs are computed anew."""
 
         def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             new = transform(args[0])
@@ -141,21 +213,21 @@ class Hooks:
             )
             return output
 
-        stack.callback(place.module.register_forward_hook(hook).remove)
+        stack.callback(place.module.register_forward_hook(ModelHook(hook)).remove)
 
-    def _on_expert(self, stack: ExitStack, site: Site, role: str, transform: TensorMap) -> None:
+    def _hook_expert(self, stack: ExitStack, site: Site, role: str, transform: TensorMap) -> None:
         experts = self._storage.experts(site.layer)
         assert experts is not None
         entries = self._experts.setdefault(site.layer, [])
         entry = (site, role, transform)
         if not entries:
             hook = _ExpertHook(self._storage, entries, self._shapes, site.layer)
-            self._expert_handles[site.layer] = experts.register_forward_hook(hook)
+            self._expert_handles[site.layer] = experts.register_forward_hook(ModelHook(hook))
         entries.append(entry)
         stack.callback(self._release_expert, site.layer, entry)
 
     def _release_expert(self, layer: int, entry: tuple[Site, str, TensorMap]) -> None:
-        """Contexts may be left in any order, so the last one out takes the hook away."""
+        """Remove a transform, and with the last one the hook: contexts are left in any order."""
         entries = self._experts[layer]
         entries.remove(entry)
         if not entries:
@@ -192,7 +264,7 @@ class _ExpertHook:
     def _run(
         self, module: nn.Module, expert: int | None, x: Tensor, rows: Tensor | None, total: int = 0
     ) -> Tensor | None:
-        """Output of one expert; with transforms (`rows` given), None if they changed nothing."""
+        """Run one expert; with transforms (`rows` given), return None if they changed nothing."""
         changed = rows is None
 
         def through(part: str, role: str, tensor: Tensor) -> Tensor:
@@ -218,7 +290,7 @@ class _ExpertHook:
         return out if changed else None
 
 
-def _on_rows(transform: TensorMap, place: Place) -> TensorMap:
+def _map_rows(transform: TensorMap, place: Place) -> TensorMap:
     def apply(output: Tensor) -> Tensor:
         part = output[..., place.rows]
         new = transform(part)
@@ -231,7 +303,7 @@ def _on_rows(transform: TensorMap, place: Place) -> TensorMap:
     return apply
 
 
-def _on_input(stack: ExitStack, module: nn.Module, transform: TensorMap) -> None:
+def _hook_input(stack: ExitStack, module: nn.Module, transform: TensorMap) -> None:
     def hook(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -243,10 +315,10 @@ def _on_input(stack: ExitStack, module: nn.Module, transform: TensorMap) -> None
             return (new, *args[1:]), kwargs
         return args, {**kwargs, _HIDDEN: new}
 
-    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+    stack.callback(module.register_forward_pre_hook(ModelHook(hook), with_kwargs=True).remove)
 
 
-def _on_output(stack: ExitStack, module: nn.Module, transform: TensorMap) -> None:
+def _hook_output(stack: ExitStack, module: nn.Module, transform: TensorMap) -> None:
     def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> object:
         old = output[0] if isinstance(output, tuple) else output
         new = transform(old)
@@ -254,4 +326,93 @@ def _on_output(stack: ExitStack, module: nn.Module, transform: TensorMap) -> Non
             return None
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
-    stack.callback(module.register_forward_hook(hook).remove)
+    stack.callback(module.register_forward_hook(ModelHook(hook)).remove)
+
+
+def additions(
+    terms: Mapping[Site, Term], inputs: Mapping[Site, Point] | None = None
+) -> dict[Point, TensorMap]:
+    """Return transforms that remember a weight's input and add a term to its output.
+
+    A term gets the input on the device of the output and at least in float32. The sum is taken in
+    the wider dtype of output and term, and rounded to that of the output.
+
+    Args:
+        terms: By site.
+        inputs: Points that terms read in place of the input of their own weight.
+    """
+    transforms: dict[Point, TensorMap] = {}
+    for site, term in terms.items():
+        remembered: dict[int, Tensor] = {}  # by thread: several may run the model
+        read = (inputs or {}).get(site, key(site))
+        assert read not in transforms, "each term reads a point of its own"
+        transforms |= {read: _remember(remembered), value(site): _add(remembered, term)}
+    return transforms
+
+
+def _remember(remembered: dict[int, Tensor]) -> TensorMap:
+    def remember(tensor: Tensor) -> Tensor:
+        remembered[get_ident()] = tensor
+        return tensor
+
+    return remember
+
+
+def _add(remembered: dict[int, Tensor], term: Term) -> TensorMap:
+    def add(output: Tensor) -> Tensor:
+        x = remembered.pop(get_ident())
+        wide = torch.promote_types(output.dtype, torch.float32)
+        added = term(x.to(output.device, wide), output)
+        return output if added is None else (output + added).to(output.dtype)
+
+    return add
+
+
+class Copies:
+    """Tensors of a term, copied once to each device and dtype at which they are needed.
+
+    Tensors that are being trained are moved anew each time, so that gradients reach them.
+
+    Example:
+        >>> (half,) = Copies([torch.ones(2)]).like(torch.zeros(1, dtype=torch.bfloat16))
+        >>> half.dtype
+        torch.bfloat16
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        """Args: tensors: Those that are copied; integers keep their dtype."""
+        self._tensors = tuple(tensors)
+        self._trained = any(one.requires_grad for one in tensors)
+        self._copies: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
+
+    def like(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors on the device and in the dtype of `x`."""
+        place = x.device, x.dtype
+        if self._trained:
+            return self._move(*place)
+        if place not in self._copies:
+            # A copy outlives the pass that needs it first.
+            with torch.inference_mode(False):
+                self._copies[place] = self._move(*place)
+        return self._copies[place]
+
+    def _move(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return tuple(
+            one.to(device, dtype if one.is_floating_point() else one.dtype) for one in self._tensors
+        )
+
+
+def scatter_rows(
+    term: Float[Tensor, " *some"], rows: Int[Tensor, " rows"], size: int, dim: int = 0
+) -> Float[Tensor, " *all"]:
+    """Return a term that is added at some rows only; to the others it adds -0.0, which is exact.
+
+    Unlike 0.0, -0.0 leaves every number as it is, to the sign of zero.
+
+    Example:
+        >>> scatter_rows(torch.ones(1, 2), torch.tensor([1]), 2).tolist()
+        [[-0.0, -0.0], [1.0, 1.0]]
+    """
+    shape = list(term.shape)
+    shape[dim] = size
+    return term.new_full(shape, -0.0).index_copy(dim, rows.to(term.device), term)

@@ -1,8 +1,8 @@
-"""Continuing many token rows at once, with a cache of keys and values and left padding."""
+"""Continuation of many token rows at once, with a cache of keys and values and left padding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ Finished = Callable[[int, str], bool]
 
 
 class Continuation(NamedTuple):
-    """What was added to a prompt.
+    """Text that was added to a prompt.
 
     Attributes:
         text: The text, usually with a leading space.
@@ -66,11 +66,11 @@ def batches(
 
 
 def token_budget(lm: LanguageModel, batch_tokens: int | None = None) -> int:
-    """Most tokens in a batch: what was asked for, else what suits the device."""
+    """Return the most tokens in a batch: as asked for, else what suits the device."""
     return batch_tokens or (_CPU_TOKENS if lm.device.type == "cpu" else _GPU_TOKENS)
 
 
-def widened(logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+def widen(logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
     """Return logits as float32, or as they are when they have more digits."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -90,7 +90,7 @@ def _end_ids(lm: LanguageModel) -> set[int]:
 
 
 class Decoder:
-    """Gives the text that new tokens add behind a prompt.
+    """Decodes the text that new tokens add after a prompt.
 
     SentencePiece-style decoders drop the space in front of a text, so a letter is put before a
     continuation.
@@ -121,6 +121,7 @@ def continue_rows(
     choose: Choose,
     finished: Finished,
     batch_tokens: int | None,
+    stops: bool = True,
 ) -> list[Continuation]:
     """Continue token rows until each has ended, and return what was added.
 
@@ -135,7 +136,9 @@ def continue_rows(
         finished: Whether a row, by its index, has ended with this added text.
         batch_tokens: Most tokens in one batch, padding and continuation included; None takes what
             suits the device.
+        stops: Whether an end-of-sequence token ends a row; else it is a token as any other.
     """
+    ends = _end_ids(lm) if stops else frozenset[int]()
     new: list[list[int]] = [[] for _ in prompts]
     decode = Decoder(lm)
     several = isinstance(max_new_tokens, Sequence)
@@ -149,7 +152,7 @@ def continue_rows(
 
     running = [row for row in range(len(prompts)) if longest[row] > 0]
     for batch in batches(lm, [len(prompts[i]) + longest[i] for i in running], batch_tokens):
-        _continue(lm, prompts, [running[i] for i in batch], choose, ended, new)
+        _continue(lm, prompts, [running[i] for i in batch], choose, ended, ends, new)
     return [
         Continuation(decode(prompt, added), tuple(added))
         for prompt, added in zip(prompts, new, strict=True)
@@ -163,10 +166,10 @@ def _continue(
     batch: list[int],
     choose: Choose,
     ended: Callable[[int], bool],
+    ends: Collection[int],
     new: list[list[int]],
 ) -> None:
     """Run one batch to its end, all rows ending at the same column; writes into `new`."""
-    ends = _end_ids(lm)
     tokens = Tokens.pad([prompts[i] for i in batch], pad_id(lm), side="left").to(lm.device)
     ids, mask, positions = tokens.ids, tokens.mask.long(), tokens.position_ids
     cache = None
@@ -180,7 +183,7 @@ def _continue(
             logits_to_keep=1,
         )
         cache = output.past_key_values
-        chosen = choose(widened(output.logits[:, -1]), batch)
+        chosen = choose(widen(output.logits[:, -1]), batch)
         running: list[int] = []
         for place, (index, token) in enumerate(zip(batch, chosen, strict=True)):
             if token in ends:
@@ -192,7 +195,7 @@ def _continue(
             keep = torch.tensor(running, dtype=torch.long, device=mask.device)
             if running:
                 cache.batch_select_indices(keep)
-                lm.prompts.keep(keep)
+                lm.prompt_ends.select(keep)
             mask, positions = mask[keep], positions[keep]
             batch = [batch[place] for place in running]
             chosen = [chosen[place] for place in running]

@@ -12,7 +12,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.utils import logging as transformers_logging
 
-from corrigenda.errors import PickleRefused, SlowTokenizer, UnknownModel, did_you_mean
+from corrigenda.errors import (
+    BadConfig,
+    MissingExtra,
+    NotAModel,
+    PickleRefused,
+    SlowTokenizer,
+    UnknownModel,
+    did_you_mean,
+)
 
 SHIPPED = ("pocket", "pocket-gpt2")
 """Models inside the package."""
@@ -32,7 +40,7 @@ _WELL_KNOWN = (
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
-def _own_dtype(name: str) -> str:
+def _default_dtype(name: str) -> str:
     return "float32" if name in SHIPPED else "auto"
 
 
@@ -64,12 +72,18 @@ def load_pair(
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=dtype or _own_dtype(name),
+            dtype=dtype or _default_dtype(name),
             use_safetensors=True,
             output_loading_info=True,
             **settings,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **settings)
+    except ImportError as error:
+        raise MissingExtra(
+            f"the checkpoint needs a package that is not installed: {_first_line(error)}",
+            where=name,
+            hint="Install it, or load the checkpoint unquantised.",
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unknown(name, error) from error
     finally:
@@ -82,10 +96,12 @@ def load_pair(
             f"{len(missing)} weights are not in the files, among them {missing[0]}.",
             where=name,
             hint="Without them the model would be random there: the files are incomplete, or of "
-            "another architecture than config.json says.",
+            "another architecture than config.json states.",
         )
     require_fast(tokenizer, name)
-    return model.to(device), tokenizer
+    model = model.to(device)
+    require_weights(model, name)
+    return model, tokenizer
 
 
 def shipped_folder(name: str) -> str:
@@ -119,6 +135,41 @@ def require_fast(tokenizer: object, name: str) -> None:
         )
 
 
+def require_trainable(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model through which no gradient can flow.
+
+    Raises:
+        BadConfig (CG502): its parameters were made in `torch.inference_mode`.
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise BadConfig(
+            "the model was made in torch.inference_mode; no gradient can ever flow through it.",
+            where=name,
+            hint="Load it outside of `with torch.inference_mode()`; it may be asked inside.",
+        )
+
+
+def require_weights(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose weights are not all in memory.
+
+    Raises:
+        NotAModel (CG307): some are offloaded, or on the device meta.
+    """
+    absent = [path for path, one in model.named_parameters() if one.is_meta]
+    if absent:
+        raise NotAModel(
+            f"{len(absent)} weights are not in memory, among them {absent[0]}: they are offloaded "
+            "or on the device meta.",
+            where=name,
+            hint="Load it on one device, or with a device_map that fits into memory.",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
 def _require_safetensors(folder: Path, name: str) -> None:
     if any(folder.glob("*.safetensors")):
         return
@@ -138,11 +189,10 @@ def _require_safetensors(folder: Path, name: str) -> None:
 
 
 def _unknown(name: str, error: Exception) -> UnknownModel:
-    reason = str(error).strip().splitlines()
     known = [*SHIPPED, *_WELL_KNOWN]
     short = {one.rpartition("/")[2]: one for one in known}
     return UnknownModel(
         f'no model by the name or path "{name}" could be loaded.',
-        where=reason[0][:300] if reason else type(error).__name__,
+        where=_first_line(error),
         hint=f"Known: {short[name]}." if name in short else did_you_mean(name, known),
     )

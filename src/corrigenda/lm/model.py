@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, cast, overload
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -13,24 +15,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from corrigenda.errors import QuantisedWeights
+from corrigenda.lm.compiled import unwrap
 from corrigenda.lm.digest import digest
 from corrigenda.lm.families import Family
+from corrigenda.lm.grad_mode import leave_inference_mode
 from corrigenda.lm.head import logits_of
-from corrigenda.lm.hooks import Hooks, TensorMap
-from corrigenda.lm.interception import Asking
-from corrigenda.lm.loading import load_pair, require_fast
+from corrigenda.lm.hooks import Hooks, TensorMap, Term, additions
+from corrigenda.lm.interceptors import Interceptors
+from corrigenda.lm.loading import load_pair, require_fast, require_trainable
+from corrigenda.lm.naming import encode_prompts, name_points, stack_named
 from corrigenda.lm.probing import resolve
-from corrigenda.lm.prompt_ends import Prompts
-from corrigenda.lm.sites import Point, Site, Tokens
-from corrigenda.lm.storage import Rows, Storage
-
-
-class _Reached(Exception):
-    """Everything asked for has been captured; the rest of the pass is not needed."""
+from corrigenda.lm.prompt_ends import PromptEnds
+from corrigenda.lm.session import ActivePatches, session_of
+from corrigenda.lm.sites import Point, PointRole, Site, Tokens
+from corrigenda.lm.storage import OutputRows, Storage
 
 
 class LanguageModel:
-    """A causal language model with a fast tokenizer.
+    """Causal language model with its fast tokenizer, addressed by layer and part.
 
     The model computes what it computed before. It is set to evaluation mode, and its parameters are
     frozen (`requires_grad` False) at construction; neither is undone later.
@@ -40,10 +42,9 @@ class LanguageModel:
         tokenizer: Its fast tokenizer.
         family: What is known about its architecture.
         name: How messages and files refer to it.
-        patches: The patches active on it; kept by `corrigenda.patch`.
-        prompts: Where the prompts of the running pass end. Shared, as the patches are, by all that
-            wrap the same model.
-        asking: Who rewrites prompts or answers in its place.
+
+    All that wrap the same model share its active patches and the rest of its session
+    (`corrigenda.lm.session`).
 
     Example:
         >>> from corrigenda.testing.tiny import tiny_model
@@ -69,25 +70,26 @@ class LanguageModel:
             family: Its architecture, where it is not in the table.
 
         Raises:
-            UnknownFamily (CG302): the architecture is not understood; the message says what to
+            UnknownFamily (CG302): the architecture is not understood; the message lists what to
                 declare.
             SlowTokenizer (CG305): the tokenizer gives no character offsets.
+            BadConfig (CG502): the model was made in `torch.inference_mode`.
         """
+        model = cast("PreTrainedModel", unwrap(model))
         self.name = name or getattr(model.config, "name_or_path", "") or type(model).__name__
         require_fast(tokenizer, self.name)
+        require_trainable(model, self.name)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.family = family or resolve(model)
-        self.patches: Sequence[object] = ()
         self._storage = Storage(model, self.family)
         self._hooks = Hooks(self._storage, self.family)
-        shared = model.__dict__
-        self.prompts: Prompts = shared.setdefault("_corrigenda_prompts", Prompts(model))
-        self.asking: Asking = shared.setdefault("_corrigenda_asking", Asking())
+        session_of(model)
         # Models with ALiBi take none: they count from the mask.
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     @classmethod
+    @leave_inference_mode
     def load(
         cls,
         name_or_path: str | Path,
@@ -116,9 +118,32 @@ class LanguageModel:
         )
         return cls(model, tokenizer, name=str(name_or_path))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
+        """Copy the model; what is active on this one is not active on the copy."""
+        model = copy.deepcopy(self.model, memo)
+        return LanguageModel(model, self.tokenizer, name=self.name, family=self.family)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (self.model, self.tokenizer, self.name, self.family)
+
     def __repr__(self) -> str:
         shape = f"{self.num_layers} layers x {self.d_model}"
         return f"<{self.name}: {self.family.name}, {shape}, {self.dtype}>"
+
+    @property
+    def patches(self) -> ActivePatches[Any]:
+        """The patches active on the model, in order of application."""
+        return ActivePatches(session_of(self.model))
+
+    @property
+    def interceptors(self) -> Interceptors:
+        """Active edits that rewrite the model's prompts, or answer in its place."""
+        return session_of(self.model).interceptors
+
+    @property
+    def prompt_ends(self) -> PromptEnds:
+        """Where the prompts of the running pass end."""
+        return session_of(self.model).prompt_ends
 
     @property
     def num_layers(self) -> int:
@@ -217,52 +242,121 @@ class LanguageModel:
         """Return the module that holds a weight; fused parts share one."""
         return self._storage.find(site).module
 
-    def rows(self, site: Site) -> Rows:
+    def rows(self, site: Site) -> OutputRows:
         """Return which outputs of `module(site)` are this site's: all, unless it is fused."""
         return self._storage.find(site).rows
 
-    @torch.no_grad()
+    @overload
     def tap(
         self,
         tokens: Tokens,
         points: Sequence[Point],
         *,
         positions: Int[Tensor, " batch"] | Int[Tensor, "batch k"] | None = None,
-    ) -> dict[Point, Tensor]:
-        """Capture tensors in one pass that stops behind the last of them; no gradients.
+    ) -> dict[Point, Tensor]: ...
+    @overload
+    def tap(
+        self,
+        tokens: str,
+        *,
+        prompt: str | Sequence[str],
+        layer: int | Sequence[int] | None = None,
+        role: PointRole = "value",
+    ) -> Tensor: ...
+    @torch.no_grad()
+    def tap(
+        self,
+        tokens: Tokens | str,
+        points: Sequence[Point] = (),
+        *,
+        positions: Int[Tensor, " batch"] | Int[Tensor, "batch k"] | None = None,
+        prompt: str | Sequence[str] = (),
+        layer: int | Sequence[int] | None = None,
+        role: PointRole = "value",
+    ) -> dict[Point, Tensor] | Tensor:
+        """Capture tensors in one pass that stops after the last of them; no gradients.
+
+        Either at points of a batch of tokens, or by names: `lm.tap("mlp.down", layer=5,
+        prompt="The capital of France is")` returns (pos, d). With several prompts the shape is
+        (batch, pos, d), with several layers there is a leading axis for them. Shorter prompts are
+        padded on the left, so `[..., -1, :]` is the last token of each; padding is NaN.
 
         Inputs and outputs of an expert's weight exist only for the tokens routed to it: rows of
         other tokens are NaN.
 
         Args:
-            tokens: The batch.
+            tokens: The batch; or a part of a block ("mlp.down", "attn.q", ...), a site
+                ("5.mlp.down"), or "state" for the residual stream after a block.
             points: What to capture.
             positions: Which positions of each row; by default all.
+            prompt: With a name: the text, or several.
+            layer: With a name: the block, or several; -1 with "state" is what enters block 0.
+            role: With a part: "value" is the output of its weight, "key" the input, "write" what
+                the sub-block adds to the residual stream.
 
         Returns:
-            By point, (batch, pos, d); with `positions` (batch, d) or (batch, k, d).
+            By point, (batch, pos, d); with `positions` (batch, d) or (batch, k, d). With a name,
+            one tensor, see above.
+
+        Raises:
+            UnknownSite (CG303): the model has no such point.
+            PromptTooLong (CG105): a prompt exceeds the context.
+
+        Example:
+            >>> from corrigenda.testing.tiny import tiny_model
+            >>> lm = tiny_model("gpt2")
+            >>> lm.tap("mlp.down", layer=1, prompt="Rome is").shape
+            torch.Size([2, 32])
+            >>> lm.tap("state", layer=range(4), prompt=["Rome", "Rome is"])[:, :, -1].shape
+            torch.Size([4, 2, 32])
+        """
+        if isinstance(tokens, str):
+            batch = encode_prompts(self, prompt).to(self.device)
+            found = self.run_until(batch, name_points(tokens, layer, role))
+            read = stack_named(found, batch, several_layers=not isinstance(layer, int | None))
+            return read.squeeze(-3) if isinstance(prompt, str) else read
+        if positions is None:
+            return self.run_until(tokens, points)
+        return self.run_until(tokens, points, keep=lambda tensor: gather(tensor, positions))
+
+    def mark_prompt_ends(
+        self, ends: Sequence[int] | Int[Tensor, " batch"]
+    ) -> AbstractContextManager[None]:
+        """Set where the prompts of the next passes end, for programs that feed answers with them.
+
+        Edits that are routed on the prompt (GRACE, MELO, SERAC's kind) decide at its last token. In
+        a pass over prompt and answer together that place cannot be told from the tokens, so without
+        this the whole row is taken as the prompt, and the edit is missed.
+
+        Args:
+            ends: For each row of the batch, the column of the prompt's last token, padding counted.
+
+        Example:
+            >>> from corrigenda.testing.tiny import tiny_model
+            >>> lm = tiny_model("gpt2")
+            >>> ids = torch.tensor([[5, 6, 7, 8]])  # a prompt of three tokens, an answer of one
+            >>> with lm.mark_prompt_ends([2]):
+            ...     lm.model(ids).logits.shape
+            torch.Size([1, 4, 512])
+        """
+        return self.prompt_ends.mark(torch.as_tensor(ends, dtype=torch.long, device=self.device))
+
+    def run_until(
+        self, tokens: Tokens, points: Sequence[Point], *, keep: TensorMap | None = None
+    ) -> dict[Point, Tensor]:
+        """Run the model until all points are reached, and return their tensors; gradients flow.
+
+        Args:
+            tokens: The batch.
+            points: Where to read.
+            keep: What to keep of each tensor; by default all of it.
 
         Raises:
             UnknownSite (CG303): the model has no such point.
         """
-        captured: dict[Point, Tensor] = {}
-        wanted = dict.fromkeys(points)
-
-        def recorder(point: Point) -> TensorMap:
-            def record(tensor: Tensor) -> Tensor:
-                captured[point] = tensor if positions is None else gather(tensor, positions)
-                if len(captured) == len(wanted):
-                    raise _Reached
-                return tensor
-
-            return record
-
-        if not wanted:
+        if not points:
             return {}
-        recorders = {point: recorder(point) for point in wanted}
-        with self._hooks.attached(recorders), suppress(_Reached):
-            self._forward(tokens)
-        return {point: captured[point] for point in wanted}
+        return self._hooks.run_until(points, lambda: self._forward(tokens), keep)
 
     def swap(self, transforms: Mapping[Point, TensorMap]) -> AbstractContextManager[None]:
         """Replace tensors of the forward pass, until left.
@@ -277,12 +371,28 @@ class LanguageModel:
         """
         return self._hooks.attached(transforms)
 
+    def add(
+        self, terms: Mapping[Site, Term], *, inputs: Mapping[Site, Point] | None = None
+    ) -> AbstractContextManager[None]:
+        """Add a term, made from a weight's input, to the weight's output, until left.
+
+        Gradients flow to what a term is made of; see `corrigenda.lm.hooks.additions` for dtypes.
+
+        Args:
+            terms: By site, a function from input and output of the weight to what is added.
+            inputs: Points that terms read in place of the input of their own weight.
+
+        Raises:
+            UnknownSite (CG303): the model has no such point.
+        """
+        return self._hooks.attached(additions(terms, inputs))
+
     def logits(self, tokens: Tokens) -> Float[Tensor, "batch pos vocab"]:
         """Run the model; gradients flow to what `swap` puts in."""
         return self._forward(tokens)
 
     def head(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
-        """Turn states behind the last block into logits: final norm, head, soft-capping."""
+        """Turn states after the last block into logits: final norm, head, soft-capping."""
         return logits_of(self.model, self.family, hidden)
 
     def digest(self) -> str:
@@ -296,9 +406,16 @@ class LanguageModel:
         tokens = tokens.to(self.device)
         positions = {"position_ids": tokens.position_ids} if self._takes_positions else {}
         mask = tokens.mask.long()
-        return self.model(
-            input_ids=tokens.ids, attention_mask=mask, use_cache=False, **positions
-        ).logits
+        with self._hooks.require_fired():
+            return self.model(
+                input_ids=tokens.ids, attention_mask=mask, use_cache=False, **positions
+            ).logits
+
+
+def _rebuild(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, family: Family
+) -> LanguageModel:
+    return LanguageModel(model, tokenizer, name=name, family=family)
 
 
 def gather(

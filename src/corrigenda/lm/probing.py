@@ -51,12 +51,12 @@ def resolve(model: PreTrainedModel) -> Family:
     if family is not None:
         return family
     try:
-        guesses = list(_guesses(model))
+        guesses = list(_guess(model))
     except _Ambiguous as reason:
         raise _unknown(model, str(reason)) from None
     failures = []
     for guess in guesses:
-        failure = _failure(model, guess)
+        failure = _find_failure(model, guess)
         if failure is None:
             return guess
         failures.append(failure)
@@ -64,10 +64,10 @@ def resolve(model: PreTrainedModel) -> Family:
 
 
 class _Ambiguous(Exception):
-    """What cannot be told."""
+    """The modules allow several readings, or none."""
 
 
-def _guesses(model: PreTrainedModel) -> Iterator[Family]:
+def _guess(model: PreTrainedModel) -> Iterator[Family]:
     config = model.config.get_text_config()
     count = config.num_hidden_layers
     lists = [
@@ -87,7 +87,7 @@ def _guesses(model: PreTrainedModel) -> Iterator[Family]:
         if re.fullmatch(_FINAL_NORMS, name)
     ]
     if len(norms) != 1:
-        raise _Ambiguous(f"{len(norms)} modules beside {path} could be the final norm")
+        raise _Ambiguous(f"{len(norms)} modules next to {path} could be the final norm")
     slots = _slots(blocks[0], config.hidden_size)
     for mlp_norm, attn_norm in _POST_NORMS:
         named = [norm for norm in (mlp_norm, attn_norm) if norm is not None]
@@ -128,8 +128,8 @@ def _slots(block: nn.Module, d_model: int) -> dict[str, Slot]:
 
 
 @torch.no_grad()
-def _failure(model: PreTrainedModel, family: Family) -> str | None:
-    """What about a guess is contradicted by a short pass; None if nothing is."""
+def _find_failure(model: PreTrainedModel, family: Family) -> str | None:
+    """Return what a short pass contradicts in a guess; None if it contradicts nothing."""
     was_training = model.training
     model.eval()
     storage = Storage(model, family)

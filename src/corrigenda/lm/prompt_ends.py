@@ -1,16 +1,15 @@
 """Where the prompt of each row ends, for edits that decide once, on the prompt, what to do.
 
 An adapter or a memory that is routed on the prompt looks at the state of the last prompt token when
-the prompt is read, and keeps to what it decided while the answer is generated. What a row's prompt
-is depends on who runs the model: somebody who feeds a target behind the prompt says where the
-prompt ends (`told`); otherwise it is the last token that is not padding. A pass that continues a
-cache belongs to the prompts read before.
+the prompt is read, and holds to that decision while the answer is generated. A caller that feeds a
+target after the prompt marks where the prompt ends (`mark`); otherwise it ends at the last token
+that is not padding. A pass that continues a cache belongs to the prompts read before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -18,25 +17,26 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from corrigenda.errors import LostPrompts
+from corrigenda.lm.model_hooks import ModelHook, place_hooks
 
 Ends = Int[Tensor, " batch"]
 Decide = Callable[[Ends], Tensor]
 
 
-class Prompts:
-    """What the rows of the running pass ask; one per model, as `lm.prompts`.
+class PromptEnds:
+    """End of the prompt in each row of the running pass; one per model, as `lm.prompt_ends`.
 
-    It follows the passes only while somebody watches, so an unedited model runs as ever.
+    Passes are followed only while a patch needs it, so an unedited model runs unchanged.
 
     Attributes:
-        continued: Whether the running pass goes on behind prompts read before.
+        continued: Whether the running pass continues prompts read before.
     """
 
     def __init__(self, model: nn.Module) -> None:
         """Prepare for a model; nothing is attached yet."""
         self._model = model
-        self._watchers = 0
-        self._told: Ends | None = None
+        self._followers = 0
+        self._marked: Ends | None = None
         self._ends: Ends | None = None
         self._mask: Bool[Tensor, "batch pos"] | None = None
         self._decided: dict[int, Tensor] = {}
@@ -44,13 +44,9 @@ class Prompts:
         self._running = False
         self.continued = False
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Prompts:
-        """A copied model is followed by nobody."""
-        return Prompts(memo.get(id(self._model), self._model))
-
     @property
     def ends(self) -> Ends:
-        """Column of the last prompt token of each row, in the pass that read the prompts.
+        """Columns of the last prompt token of each row, in the pass that read the prompts.
 
         Raises:
             LostPrompts (CG306): no pass was followed.
@@ -65,7 +61,7 @@ class Prompts:
 
     @property
     def mask(self) -> Bool[Tensor, "batch pos"]:
-        """Which columns of the running pass hold tokens, not padding.
+        """Columns of the running pass that hold tokens, not padding.
 
         Raises:
             LostPrompts (CG306): no pass is followed.
@@ -75,52 +71,56 @@ class Prompts:
         return self._mask
 
     @property
-    def are_watched(self) -> bool:
-        """Whether somebody follows the passes, so that prompts must be read as prompts."""
-        return self._watchers > 0
+    def are_followed(self) -> bool:
+        """Whether passes are followed, so that prompts must be read as prompts."""
+        return self._followers > 0
 
     @contextmanager
-    def watched(self) -> Generator[None]:
+    def follow(self) -> Generator[None]:
         """Follow every pass of the model until left; may be entered several times."""
-        if not self._watchers:
-            begin = self._model.register_forward_pre_hook(self._begin, with_kwargs=True)
-            end = self._model.register_forward_hook(self._end, always_call=True)
-            self._handles = (begin, end)
-        self._watchers += 1
-        try:
+        with place_hooks(self._place):
             yield
-        finally:
-            self._watchers -= 1
-            if not self._watchers:
-                for handle in self._handles:
-                    handle.remove()
-                self._forget()
+
+    def _place(self, stack: ExitStack) -> None:
+        stack.callback(self._leave)
+        if not self._followers:
+            begin = self._model.register_forward_pre_hook(ModelHook(self._begin), with_kwargs=True)
+            end = self._model.register_forward_hook(ModelHook(self._end), always_call=True)
+            self._handles = (begin, end)
+        self._followers += 1
+
+    def _leave(self) -> None:
+        self._followers -= 1
+        if not self._followers:
+            for handle in self._handles:
+                handle.remove()
+            self._clear()
 
     @contextmanager
-    def told(self, ends: Ends) -> Generator[None]:
-        """Say where the prompts of the next passes end: targets are fed behind them.
+    def mark(self, ends: Ends) -> Generator[None]:
+        """Set where the prompts of the next passes end: targets are fed after them.
 
         Args:
             ends: Column of the last prompt token of each row, padding counted.
         """
-        before, self._told = self._told, ends
+        before, self._marked = self._marked, ends
         try:
             yield
         finally:
-            self._told = before
+            self._marked = before
 
-    def once(self, owner: object, decide: Decide) -> Tensor:
-        """What was decided about each row when its prompt was read.
+    def decide_once(self, owner: object, decide: Decide) -> Tensor:
+        """Return what was decided about each row when its prompt was read.
 
         Args:
-            owner: Whoever decides; each has its own decision.
+            owner: The object that decides; each has a decision of its own.
             decide: Called while prompts are read, with `ends`; returns one entry a row.
 
         Returns:
             (batch, ...): what `decide` returned for the rows of the running pass.
 
         Raises:
-            LostPrompts (CG306): the rows that go on are not those whose prompts were read.
+            LostPrompts (CG306): the rows of this pass are not those whose prompts were read.
         """
         self._require_pass()
         if not self.continued:
@@ -134,8 +134,8 @@ class Prompts:
             )
         return decided
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Go on with some rows of the batch only, or in another order."""
+    def select(self, rows: Int[Tensor, " chosen"]) -> None:
+        """Continue with some rows of the batch only, or in another order."""
         self._decided = {
             owner: decided[rows.to(decided.device)] for owner, decided in self._decided.items()
         }
@@ -149,7 +149,7 @@ class Prompts:
         cache = kwargs.get("past_key_values")
         self.continued = cache is not None and cache.get_seq_length() > 0
         if not self.continued:
-            self._forget()
+            self._clear()
         mask = kwargs.get("attention_mask")
         if mask is None or mask.dim() != 2:
             mask = torch.ones(self._batch, width, device=ids.device)
@@ -157,25 +157,35 @@ class Prompts:
         self._mask = tokens
         if self.continued:
             return
-        if self._told is not None:
-            self._ends = self._told.to(ids.device)
+        if self._marked is not None:
+            self._require_marks(self._marked, width)
+            self._ends = self._marked.to(ids.device)
         else:
             columns = torch.arange(width, device=mask.device)
             self._ends = (tokens.long() * columns).amax(1)
 
+    def _require_marks(self, marked: Ends, width: int) -> None:
+        outside = len(marked) and not 0 <= int(marked.min()) <= int(marked.max()) < width
+        if len(marked) != self._batch or outside:
+            raise LostPrompts(
+                f"the ends of {len(marked)} prompts were marked, at columns {marked.tolist()}; the "
+                f"pass has {self._batch} rows of {width} columns.",
+                hint="Mark one column for each row of the batch, padding counted from the left.",
+            )
+
     def _end(self, *_: object) -> None:
-        """A pass is over, also where it raised; what comes now is a part of the model by itself."""
+        """End a pass, also where it raised; until the next one, parts of the model run alone."""
         self._running = False
 
     def _require_pass(self) -> None:
         if not self._running:
             raise LostPrompts(
-                "a part of the model runs by itself, and nobody said where its prompts end.",
+                "a part of the model runs by itself, so it is unknown where its prompts end.",
                 hint="Run the whole model (`lm.logits`, `lm.tap`, `model.generate`), or take "
                 "patches that are routed on the prompt off before another method edits.",
             )
 
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         self._ends = self._mask = None
         self._decided.clear()
         self._owners.clear()

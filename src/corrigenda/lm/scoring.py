@@ -1,7 +1,7 @@
-"""Rating tokens that are fed behind prompts, with nothing read twice.
+"""Ratings of tokens that are fed after prompts, with nothing read twice.
 
 Rows of one prompt share its pass: a row that begins like a longer one is read off it, and where
-several go on differently behind the same text, that text is read once and its keys and values serve
+several continue the same text differently, that text is read once and its keys and values serve
 them all. The vocabulary projection runs only at the positions that are read.
 """
 
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.lm.kv_cache import batches, pad_id, token_budget, widened
+from corrigenda.lm.kv_cache import batches, pad_id, token_budget, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens, state
 
@@ -28,7 +28,7 @@ _ROOM = 4
 
 
 class Fed(NamedTuple):
-    """A row of tokens, and where it is read.
+    """Row of tokens with the positions at which it is read.
 
     Attributes:
         ids: Tokens that are fed: the prompt, and what is rated but for its last token.
@@ -43,7 +43,7 @@ class Fed(NamedTuple):
 
 
 class Rating(NamedTuple):
-    """What a model makes of one row.
+    """Log-probabilities and most likely tokens of one row.
 
     Attributes:
         log_probs: Natural log-probability of each label.
@@ -68,19 +68,19 @@ def rate(
     """Rate the labels of each row, given all tokens before them.
 
     Args:
-        lm: The model, asked plainly.
+        lm: The model, asked directly.
         rows: What is fed and read.
         whole: Rows, by index, whose distributions are wanted too.
         share: Whether a beginning that rows have in common may be read by itself. Without, equal
-            rows get equal bits whoever watches the prompts.
+            rows get equal bits whether or not passes are followed.
         batch_tokens: Most tokens in one batch, padding included; None takes what suits the device.
 
     Returns:
         One rating a row. Log-softmax is taken in float32, in float64 for a float64 model.
     """
     found = _Found(rows, frozenset(whole))
-    hosts = _hosts(rows)
-    groups, alone = _shared(lm, rows, [*hosts]) if share else ([], [*hosts])
+    hosts = _choose_hosts(rows)
+    groups, alone = _share_beginnings(lm, rows, [*hosts]) if share else ([], [*hosts])
     for batch in batches(lm, [len(rows[host].ids) for host in alone], batch_tokens):
         own = [alone[i] for i in batch]
         tokens = Tokens.pad([rows[host].ids for host in own], pad_id(lm)).to(lm.device)
@@ -93,15 +93,15 @@ def rate(
         ]
         for part, logits in logits_in_parts(lm, hidden):
             found.take(logits, wanted[part])
-    for several in _together(lm, groups, rows, batch_tokens):
-        _behind(lm, several, rows, hosts, found)
+    for several in _batch_groups(lm, groups, rows, batch_tokens):
+        _rate_groups(lm, several, rows, hosts, found)
     return found.ratings()
 
 
 def states_at(
     lm: LanguageModel, tokens: Tokens, reads: Sequence[range]
 ) -> Float[Tensor, "reads d_model"]:
-    """Hidden states behind the last block at the positions read, row after row.
+    """Return hidden states after the last block at the positions read, row after row.
 
     The first position read of a row is taken as the end of its prompt. Padding is on the right.
     """
@@ -109,7 +109,7 @@ def states_at(
     at = torch.tensor([[*own, *[own[-1]] * (width - len(own))] for own in reads])
     real = torch.tensor([[j < len(own) for j in range(width)] for own in reads])
     last = state(lm.num_layers - 1)
-    with lm.prompts.told(at[:, 0].to(lm.device)):
+    with lm.prompt_ends.mark(at[:, 0].to(lm.device)):
         hidden = lm.tap(tokens, [last], positions=at.to(lm.device))[last]
     return hidden[real.to(hidden.device)]
 
@@ -117,12 +117,12 @@ def states_at(
 def logits_in_parts(
     lm: LanguageModel, hidden: Float[Tensor, "reads d_model"]
 ) -> Iterator[tuple[slice, Float[Tensor, "part vocab"]]]:
-    """Logits at some hidden states, in parts that keep memory bounded, at least float32."""
+    """Yield logits at some hidden states, in parts that keep memory bounded, at least float32."""
     size = max(1, _HEAD_NUMBERS // lm.model.config.get_text_config().vocab_size)
     with torch.inference_mode():
         for begin in range(0, len(hidden), size):
             part = slice(begin, begin + size)
-            yield part, widened(lm.head(hidden[part]))
+            yield part, widen(lm.head(hidden[part]))
 
 
 class _Place(NamedTuple):
@@ -149,7 +149,7 @@ class _Found:
         ]
 
     def take(self, logits: Float[Tensor, "part vocab"], wanted: Sequence[Sequence[_Place]]) -> None:
-        """Note logits; `wanted` says for each line whose read it is."""
+        """Note logits; `wanted` lists for each line the reads it serves."""
         lines = [line for line, places in enumerate(wanted) for _ in places]
         places = list(itertools.chain.from_iterable(wanted))
         labels = [self._label(place) for place in places]
@@ -169,7 +169,7 @@ class _Found:
         return labels[place.read] if labels else 0
 
     def ratings(self) -> list[Rating]:
-        """What was noted of each row."""
+        """Return the ratings of each row."""
         return [
             Rating(
                 tuple(log_probs),
@@ -182,10 +182,10 @@ class _Found:
         ]
 
 
-def _hosts(rows: Sequence[Fed]) -> dict[int, _Wanted]:
-    """Rows that are run, with the reads served there.
+def _choose_hosts(rows: Sequence[Fed]) -> dict[int, _Wanted]:
+    """Return the rows that are run, with the reads served there.
 
-    A row that begins a longer one, behind the same prompt, is not run.
+    A row that begins a longer one, after the same prompt, is not run.
     """
     order = sorted(range(len(rows)), key=lambda i: (rows[i].reads.start, rows[i].ids), reverse=True)
     hosts: dict[int, _Wanted] = {}
@@ -222,17 +222,17 @@ class _Group(NamedTuple):
         return (len(self.members) - 1) * len(self.prefix)
 
 
-def _shared(
+def _share_beginnings(
     lm: LanguageModel, rows: Sequence[Fed], hosts: Sequence[int]
 ) -> tuple[list[_Group], list[int]]:
-    """Groups of rows whose beginning is worth a pass of its own, and the rows that are left.
+    """Return groups of rows whose beginning is worth a pass of its own, and the rows left.
 
-    While somebody watches where prompts end, only whole prompts are shared. With sliding windows
+    While passes are followed, only whole prompts are shared. With sliding windows
     keys and values cannot be kept apart from how a row is padded.
     """
     if getattr(lm.model.config.get_text_config(), "sliding_window", None):
         return [], [*hosts]
-    found = [*_alike(rows, hosts, whole_prompts=lm.prompts.are_watched)]
+    found = [*_group_rows(rows, hosts, whole_prompts=lm.prompt_ends.are_followed)]
     groups = [one for one in found if one.spared >= _SPARED_EACH]
     spared = sum(one.spared for one in groups)
     if spared < max(_SPARED_TOKENS, _SPARED_SHARE * sum(len(rows[host].ids) for host in hosts)):
@@ -240,8 +240,10 @@ def _shared(
     return groups, [row for one in found if one.spared < _SPARED_EACH for row in one.members]
 
 
-def _alike(rows: Sequence[Fed], hosts: Sequence[int], *, whole_prompts: bool) -> Iterator[_Group]:
-    """All rows, in groups that share at least half of each member, or a whole prompt."""
+def _group_rows(
+    rows: Sequence[Fed], hosts: Sequence[int], *, whole_prompts: bool
+) -> Iterator[_Group]:
+    """Yield all rows, in groups that share at least half of each member, or a whole prompt."""
     members: list[int] = []
     prefix: list[int] = []
     longest = 0
@@ -265,15 +267,15 @@ def _alike(rows: Sequence[Fed], hosts: Sequence[int], *, whole_prompts: bool) ->
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common beginning."""
+    """Return the length of the common beginning."""
     pairs = zip(first, second, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
-def _together(
+def _batch_groups(
     lm: LanguageModel, groups: Sequence[_Group], rows: Sequence[Fed], batch_tokens: int | None
 ) -> Iterator[list[_Group]]:
-    """Groups that are run at once, of nearly equal length; large ones are split."""
+    """Yield groups that are run at once, of nearly equal length; large ones are split."""
     room = _ROOM * token_budget(lm, batch_tokens)
     batch: list[_Group] = []
     taken = 0
@@ -293,14 +295,14 @@ def _together(
 
 
 @torch.inference_mode()
-def _behind(
+def _rate_groups(
     lm: LanguageModel,
     groups: Sequence[_Group],
     rows: Sequence[Fed],
     hosts: Mapping[int, _Wanted],
     found: _Found,
 ) -> None:
-    """Read the beginning of each group once, and what its rows add to it behind that."""
+    """Read the beginning of each group once, then what its rows add to it."""
     start = Tokens.pad([one.prefix for one in groups], pad_id(lm), side="left").to(lm.device)
     mask = start.mask.long()
     output = lm.model(
@@ -314,7 +316,7 @@ def _behind(
         [place for row in one.members for place in hosts[row].get(len(one.prefix) - 1, [])]
         for one in groups
     ]
-    found.take(widened(output.logits[:, -1]), at_end)
+    found.take(widen(output.logits[:, -1]), at_end)
     added = [
         (number, row, rows[row].ids[len(one.prefix) :])
         for number, one in enumerate(groups)
@@ -326,7 +328,7 @@ def _behind(
     chosen = torch.tensor([number for number, _, _ in added], device=lm.device)
     cache = output.past_key_values
     cache.batch_select_indices(chosen)
-    lm.prompts.keep(chosen)
+    lm.prompt_ends.select(chosen)
     rest = Tokens.pad([ids for _, _, ids in added], pad_id(lm), side="left").to(lm.device)
     lengths = mask.sum(1)[chosen]
     read = [
@@ -349,4 +351,4 @@ def _behind(
         for position in own
     ]
     at = torch.tensor([(line, column) for line, column, _ in lines], device=lm.device)
-    found.take(widened(logits[at[:, 0], at[:, 1]]), [places for _, _, places in lines])
+    found.take(widen(logits[at[:, 0], at[:, 1]]), [places for _, _, places in lines])

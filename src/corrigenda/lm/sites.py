@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Int
@@ -16,7 +16,7 @@ from corrigenda.errors import UnknownSite
 PARTS = ("mlp.down", "mlp.up", "mlp.gate", "attn.out", "attn.q", "attn.k", "attn.v")
 """Parts of a block that have a weight."""
 
-Role = Literal["key", "value", "write", "state"]
+PointRole = Literal["key", "value", "write", "state"]
 Side = Literal["left", "right"]
 
 _SITE = re.compile(r"(\d+)\.([a-z]+\.[a-z]+)(?:#(\d+))?")
@@ -24,7 +24,7 @@ _SITE = re.compile(r"(\d+)\.([a-z]+\.[a-z]+)(?:#(\d+))?")
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """A weight of a model: block, part, and the expert where the block has several.
+    """Weight of a model: block, part, and the expert where the block has several.
 
     Attributes:
         layer: Index of the block, from 0.
@@ -63,17 +63,17 @@ class Site:
 
 
 class Point(NamedTuple):
-    """A tensor in the forward pass, found at a site.
+    """Tensor in the forward pass at a site.
 
     Attributes:
         site: The site; for states only its layer counts.
         role: "key" is the input of the weight, "value" its output (bias included), "write" what
             the sub-block adds to the residual stream (`mlp.down` and `attn.out` only), "state" the
-            residual stream behind the block.
+            residual stream after the block.
     """
 
     site: Site
-    role: Role
+    role: PointRole
 
 
 def key(site: Site) -> Point:
@@ -87,17 +87,67 @@ def value(site: Site) -> Point:
 
 
 def write(site: Site) -> Point:
-    """Return what a sub-block adds to the residual stream, behind a norm where there is one."""
+    """Return what a sub-block adds to the residual stream, after a norm where there is one."""
     return Point(site, "write")
 
 
 def state(layer: int) -> Point:
-    """Return the residual stream behind a block; `state(-1)` enters block 0."""
+    """Return the residual stream after a block; `state(-1)` enters block 0."""
     return Point(Site(layer), "state")
 
 
+class Layered(Protocol):
+    """A model with a name and a number of blocks."""
+
+    name: str
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+        ...
+
+
+def require_layers(lm: Layered, layers: Sequence[int], *, where: str = "") -> None:
+    """Refuse layers that a model does not have.
+
+    Raises:
+        UnknownSite (CG303): there is no such block.
+    """
+    for layer in layers:
+        if not 0 <= layer < lm.num_layers:
+            raise UnknownSite(
+                f"there is no block {layer} in {lm.name}: it has {lm.num_layers}, from 0.",
+                where=where,
+                hint=f"Choose from 0 to {lm.num_layers - 1}.",
+            )
+
+
+def resolve_sites(
+    lm: Layered,
+    layers: Sequence[int] | Mapping[str, Sequence[int]],
+    *,
+    parts: Sequence[str] = ("mlp.down",),
+    where: str = "",
+) -> tuple[Site, ...]:
+    """Return the sites that an option names, lowest first.
+
+    Args:
+        lm: The model.
+        layers: Blocks, or the blocks of each part.
+        parts: Parts of each block where `layers` names none.
+        where: How messages refer to the option, such as "method mend".
+
+    Raises:
+        UnknownSite (CG303): there is no such block or part.
+    """
+    named = layers if isinstance(layers, Mapping) else dict.fromkeys(parts, layers)
+    sites = {Site.parse(f"{layer}.{part}") for part, own in named.items() for layer in own}
+    require_layers(lm, [site.layer for site in sorted(sites)], where=where)
+    return tuple(sorted(sites))
+
+
 class Tokens(NamedTuple):
-    """A batch of token rows.
+    """Batch of token rows with its mask.
 
     Attributes:
         ids: Token ids; any id where the mask is 0.

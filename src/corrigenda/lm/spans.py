@@ -7,15 +7,28 @@ without a BOS token. Text is only ever concatenated, so braces in it mean nothin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
-from corrigenda.errors import EmptyTarget, PromptTooLong, SlowTokenizer, SubjectNotFound
+from corrigenda.errors import EmptyTarget, NotAModel, PromptTooLong, SlowTokenizer, SubjectNotFound
 from corrigenda.facts import Fact, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from corrigenda.lm.model import LanguageModel
+
+class HasTokenizer(Protocol):
+    """A model with its tokenizer and the length of its context."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """A fast tokenizer."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens in a row."""
+        ...
+
 
 # Text put before a continuation so that no tokenizer treats it as the start of a text; one of them
 # never merges with it.
@@ -39,7 +52,7 @@ class Encoded(NamedTuple):
         labels: Positions of the target's tokens; empty without target. After `drop_last_target` its
             last position lies one beyond `ids`.
         text: The string that `ids` encode.
-        glued: Whether the subject's last token also covers characters behind the subject.
+        glued: Whether the subject's last token also covers characters after the subject.
         target_ids: Ids at `labels`, all of them also after `drop_last_target`.
     """
 
@@ -58,7 +71,7 @@ class Encoded(NamedTuple):
 
         That happens with a one-token subject and a tokenizer without BOS. Activations at the first
         position are an outlier (an attention sink), so a key read there is unlike every key read
-        behind a prefix.
+        after a prefix.
         """
         return self.subject_last == 0
 
@@ -82,7 +95,7 @@ class _Piece(NamedTuple):
 
 
 def encode(
-    lm: LanguageModel | PreTrainedTokenizerBase,
+    lm: HasTokenizer | PreTrainedTokenizerBase,
     prompt: str,
     *,
     target: str = "",
@@ -94,7 +107,7 @@ def encode(
 ) -> Encoded:
     """Tokenise a prompt and its target as one string and locate their parts.
 
-    The label tokens are those that start at or behind the end of the prompt; the separator belongs
+    The label tokens are those that start at or after the end of the prompt; the separator belongs
     to the target. There is one separator between prompt and target: one that ends the prompt or
     begins the target is not doubled, and one that ends a prompt without target is left out too,
     since it belongs to what follows.
@@ -104,7 +117,7 @@ def encode(
     that merges with the target), the target is therefore tokenised as a continuation of the prompt
     instead of together with it.
 
-    An empty prompt stands for the BOS token, which is put there even by tokenizers that put none.
+    An empty prompt means the BOS token, which is put there even by tokenizers that put none.
 
     Args:
         lm: A model, or a fast tokenizer.
@@ -152,6 +165,7 @@ def encode(
             hint="Shorten the prompt or its context.",
         )
     ids = [piece.id for piece in pieces]
+    _require_embedded(lm, ids, where)
     first, last, glued = None, None, False
     if subject is not None:
         first, last, glued = _subject(pieces, prompt, subject, len(prefix), where)
@@ -168,7 +182,7 @@ def encode(
 
 
 def encode_fact(
-    lm: LanguageModel | PreTrainedTokenizerBase,
+    lm: HasTokenizer | PreTrainedTokenizerBase,
     fact: Fact,
     *,
     prefix: str = "",
@@ -205,8 +219,29 @@ def excerpt(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def _require_embedded(
+    lm: object,
+    ids: list[int],
+    where: str,
+) -> None:
+    """Refuse tokens for which a model has no embedding."""
+    model = getattr(lm, "model", None)
+    if model is None:
+        return
+    rows = model.get_input_embeddings().weight.shape[0]
+    if max(ids) >= rows:
+        tokenizer = cast("PreTrainedTokenizerBase", getattr(lm, "tokenizer", None))
+        text = tokenizer.convert_ids_to_tokens(max(ids))
+        raise NotAModel(
+            f'the token "{text}" has the id {max(ids)}, but the model embeds {rows} tokens.',
+            where=where,
+            hint="Give the model its own tokenizer; after adding tokens, call "
+            "model.resize_token_embeddings(len(tokenizer)).",
+        )
+
+
 def _resolve(
-    lm: LanguageModel | PreTrainedTokenizerBase,
+    lm: HasTokenizer | PreTrainedTokenizerBase,
 ) -> tuple[PreTrainedTokenizerBase, int | None]:
     tokenizer = cast("PreTrainedTokenizerBase", getattr(lm, "tokenizer", lm))
     if not tokenizer.is_fast:
@@ -225,7 +260,7 @@ def _without_tail(prompt: str, separator: str) -> str:
 def _tokenise(
     tokenizer: PreTrainedTokenizerBase, text: str, *, plain: bool = False
 ) -> list[_Piece]:
-    """Tokenise with offsets; `plain` adds no BOS, and an EOS behind text is always left out."""
+    """Tokenise with offsets; `plain` adds no BOS, and an EOS after text is always left out."""
     output = tokenizer(
         text,
         add_special_tokens=not plain,
@@ -250,7 +285,7 @@ def _tokenise(
 
 
 def _continuation(tokenizer: PreTrainedTokenizerBase, text: str, start: int) -> list[_Piece]:
-    """Tokenise text as it stands behind `start` other characters, without merging the two."""
+    """Tokenise text that follows `start` other characters, without merging the two."""
     for anchor in _ANCHORS:
         pieces = _tokenise(tokenizer, anchor + text, plain=True)
         width = len(anchor)
@@ -268,7 +303,7 @@ def _bos(tokenizer: PreTrainedTokenizerBase, where: str) -> _Piece:
     bos: int | None = getattr(tokenizer, "bos_token_id", None)
     if bos is None:
         raise EmptyTarget(
-            "the prompt is empty, and the tokenizer has no BOS token to stand for it.",
+            "the prompt is empty, and the tokenizer has no BOS token to take its place.",
             where=where,
             hint="Give the text up to the answer.",
         )
@@ -278,12 +313,12 @@ def _bos(tokenizer: PreTrainedTokenizerBase, where: str) -> _Piece:
 def _subject(
     pieces: list[_Piece], prompt: str, subject: Span, offset: int, where: str
 ) -> tuple[int, int, bool]:
-    """First and last token of the subject, and whether the last reaches beyond it."""
+    """Return first and last token of the subject, and whether the last reaches beyond it."""
     if not 0 <= subject.start < subject.end <= len(prompt):
         raise SubjectNotFound(
             f'characters {subject.start} to {subject.end} are not within the prompt "{prompt}".',
             where=where,
-            hint="A subject must be part of the prompt, without the space behind it.",
+            hint="A subject must be part of the prompt, without the space after it.",
         )
     start, end = subject.start + offset, subject.end + offset
     covering = [at for at, piece in enumerate(pieces) if piece.start < end and piece.end > start]

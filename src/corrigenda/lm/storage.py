@@ -14,14 +14,14 @@ from corrigenda.errors import QuantisedWeights, UnknownSite, did_you_mean
 from corrigenda.lm.families import Family, Slot
 from corrigenda.lm.sites import PARTS, Site
 
-Rows = slice | Int[Tensor, " d_out"]
+OutputRows = slice | Int[Tensor, " d_out"]
 """Which outputs of a module belong to a site."""
 
 ALL_ROWS = slice(None)
 
 
 class Place(NamedTuple):
-    """Where a site's weight is.
+    """Module and parameter that hold a site's weight.
 
     Attributes:
         path: Path of the module in the model.
@@ -33,7 +33,7 @@ class Place(NamedTuple):
     path: str
     module: nn.Module
     parameter: str
-    rows: Rows
+    rows: OutputRows
 
     @property
     def whole(self) -> bool:
@@ -46,9 +46,9 @@ class Storage:
 
     def __init__(self, model: PreTrainedModel, family: Family) -> None:
         """Read weights of a model as its family stores them."""
-        self._model, self._family = model, family
+        self.model, self._family = model, family
         blocks = model.get_submodule(family.blocks)
-        assert isinstance(blocks, nn.ModuleList), "the family says so"
+        assert isinstance(blocks, nn.ModuleList), "the path of a family leads to its blocks"
         self.blocks = blocks
         self._config = model.config.get_text_config()
 
@@ -109,7 +109,7 @@ class Storage:
     def weight(self, site: Site) -> Float[Tensor, "d_out d_in"]:
         """Return a site's weight, a view where the storage allows."""
         place = self.find(site)
-        return self._oriented(site, place)[place.rows]
+        return self._orient(site, place)[place.rows]
 
     def bias(self, site: Site) -> Float[Tensor, " d_out"] | None:
         """Return a site's bias, None where there is none."""
@@ -121,14 +121,14 @@ class Storage:
     def write(self, site: Site, weight: Float[Tensor, "d_out d_in"]) -> None:
         """Copy a weight into the storage."""
         place = self.find(site)
-        oriented = self._oriented(site, place)
+        oriented = self._orient(site, place)
         if oriented[place.rows].shape != weight.shape:
             shape = tuple(oriented[place.rows].shape)
             raise ValueError(f"site {site} has shape {shape}, not {tuple(weight.shape)}")
         oriented[place.rows] = weight.to(oriented.device, oriented.dtype)
 
-    def _oriented(self, site: Site, place: Place) -> Float[Tensor, "d_out d_in"]:
-        """All of the parameter, as (d_out, d_in)."""
+    def _orient(self, site: Site, place: Place) -> Float[Tensor, "d_out d_in"]:
+        """Return all of the parameter, as (d_out, d_in)."""
         parameter = getattr(place.module, place.parameter).detach()
         if site.expert is not None:
             parameter = parameter[site.expert]
@@ -140,7 +140,7 @@ class Storage:
             )
         return parameter.T if isinstance(place.module, Conv1D) else parameter
 
-    def _rows(self, part: str, slot: Slot) -> Rows:
+    def _rows(self, part: str, slot: Slot) -> OutputRows:
         config = self._config
         match slot.fused:
             case "":

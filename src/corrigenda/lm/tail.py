@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -22,34 +23,33 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.model import LanguageModel, gather
-from corrigenda.lm.sites import Site, Tokens, state, value, write
+from corrigenda.lm.model_hooks import ModelHook, place_hooks
+from corrigenda.lm.passes import PassStop
+from corrigenda.lm.sites import Point, Site, Tokens, state, value, write
 
 _CACHE_NAMES = ("past_key_values", "layer_past")
 _OWN_NAMES = ("hidden_states", "attention_mask", *_CACHE_NAMES)
 _MEMORY_BYTES = 2 << 30
 
 
-class _Reached(Exception):
-    """The last keys and values are recorded; the rest of the pass is not needed."""
-
-
 class _Recorder:
-    """Stands in for a cache of keys and values while they are recorded."""
+    """Takes the place of a cache of keys and values while they are recorded."""
 
-    def __init__(self, stop: bool) -> None:
+    def __init__(self, stop: PassStop | None) -> None:
         self._stop = stop
         self.recorded: tuple[Tensor, Tensor] | None = None
 
     def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> object:
         self.recorded = keys, values
-        if self._stop:
-            raise _Reached
+        if self._stop is not None:
+            self._stop()
         return keys, values
 
 
 class _Constants(NamedTuple):
-    """Stands in for a cache: keys and values of earlier positions, which stay as they are."""
+    """Takes the place of a cache: keys and values of earlier positions, which never change."""
 
     keys: Float[Tensor, "batch head pos d_head"]
     values: Float[Tensor, "batch head pos d_head"]
@@ -59,7 +59,7 @@ class _Constants(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """One later block and everything it is called with besides the hidden states."""
+    """One later block and the arguments of its call, hidden states apart."""
 
     block: nn.Module
     cache_name: str
@@ -125,7 +125,7 @@ class Tail:
             ValueError: a start outside its row, or attention that takes no mask (use "sdpa" or
                 "eager").
         """
-        tokens = _with_padding(tokens).to(lm.device)
+        tokens = _add_padding(tokens).to(lm.device)
         starts = starts.to(lm.device)
         columns = torch.arange(tokens.ids.shape[1], device=lm.device)
         ends = (tokens.mask.long() * (columns + 1)).amax(1)
@@ -141,30 +141,21 @@ class Tail:
         points = [state(layer)]
         points += [value(site)] if role == "value" else []
         points += [] if norm is None else [write(site)]
-        seen: dict[object, Tensor] = {}
         later = list(lm.blocks[layer + 1 :])
+        seen: dict[Point, Tensor] = {} if later else lm.run_until(tokens, points)
+        stop = PassStop()
+        calls = [_Call(block, prefix, stop if block is later[-1] else None) for block in later]
+        if later:
+            recorders = {point: _recorder(seen, point) for point in points}
 
-        def recorder(point: object) -> Callable[[Tensor], Tensor]:
-            def record(tensor: Tensor) -> Tensor:
-                seen[point] = tensor
-                if not later and len(seen) == len(points):
-                    raise _Reached
-                return tensor
+            def place(stack: ExitStack) -> None:
+                for call in calls:
+                    hook = ModelHook(call)
+                    handle = call.block.register_forward_pre_hook(hook, with_kwargs=True)
+                    stack.callback(handle.remove)
 
-            return record
-
-        calls = [_Call(block, prefix, stop=block is later[-1]) for block in later]
-        with lm.swap({point: recorder(point) for point in points}):
-            handles = [
-                call.block.register_forward_pre_hook(call, with_kwargs=True) for call in calls
-            ]
-            try:
+            with lm.swap(recorders), place_hooks(place), stop:
                 lm.logits(tokens)
-            except _Reached:
-                pass
-            finally:
-                for handle in handles:
-                    handle.remove()
         base = entry = hidden = gather(seen[state(layer)], view.columns)
         if role == "value":
             entry = gather(seen[value(site)], view.columns)
@@ -179,7 +170,7 @@ class Tail:
     def entry(self) -> Float[Tensor, "batch d_model"]:
         """The vector at each row's start to which a delta is added.
 
-        It is the residual stream behind the block ("state"), or the output of its down projection
+        It is the residual stream after the block ("state"), or the output of its down projection
         ("value").
         """
         return self._entry[:, 0]
@@ -190,7 +181,7 @@ class Tail:
         return self._hidden.shape[1]
 
     def later(self, blocks: int, hidden: Float[Tensor, "batch pos d_model"]) -> Tail:
-        """Enter the stream some blocks further on, without a pass; see `tail_by_layer`."""
+        """Return a tail that enters some blocks later, without a pass; see `tail_by_layer`."""
         states = {"_entry": hidden, "_base": hidden, "_hidden": hidden}
         return replace(self, **states, _norm=None, _steps=self._steps[blocks:], _live=None)
 
@@ -209,11 +200,11 @@ class Tail:
             delta: What to add, at each row's start or, with a third axis, at each of the positions
                 from there on. Gradients flow to it and to nothing else. It may have more digits
                 than the model: the sum is rounded to the model's dtype.
-            at: Positions to read, columns of the batch, at or behind each row's start.
+            at: Positions to read, columns of the batch, at or after each row's start.
             rows: Which rows of the batch `delta` and `at` are for; by default all, in order.
 
         Raises:
-            ValueError: a position in front of its row's start or behind its last token.
+            ValueError: a position before its row's start or after its last token.
         """
         live = self._select(at, rows)
         if delta.dim() == 2:
@@ -253,7 +244,7 @@ class Tail:
         chosen: dict[int, Tensor] = {}
 
         def pick(tensor: Tensor) -> Tensor:
-            """Rows and columns of a constant; one that several blocks share stays shared."""
+            """Pick rows and columns of a constant; one that several blocks share stays shared."""
             if id(tensor) not in chosen:
                 part = tensor[:, :length]
                 chosen[id(tensor)] = part if rows is None else part[rows]
@@ -300,7 +291,7 @@ class _View(NamedTuple):
         return gather(tensor.expand(len(self.columns), *tensor.shape[1:]), self.columns)
 
     def mask(self, mask: Tensor, dtype: torch.dtype) -> Float[Tensor, "batch head pos keys"]:
-        """An additive mask from each position of the tail to the prefix and to the tail.
+        """Return an additive mask from each position of the tail to the prefix and to the tail.
 
         Every position sees itself, so that rows of padding stay finite.
         """
@@ -316,16 +307,16 @@ class _View(NamedTuple):
         new = queries.gather(3, self.columns[:, None, None, :].expand(-1, heads, width, -1))
         new = new.masked_fill(~self.valid[:, None, None, :], lowest)
         old = queries[..., : self.prefix]
-        behind = torch.arange(self.prefix, device=mask.device) >= self.starts[:, None]
-        old = old.masked_fill(behind[:, None, None, :], lowest)
+        later = torch.arange(self.prefix, device=mask.device) >= self.starts[:, None]
+        old = old.masked_fill(later[:, None, None, :], lowest)
         new.diagonal(dim1=2, dim2=3).zero_()
         return torch.cat([old, new], dim=-1)
 
 
 class _Call:
-    """Takes down with what a later block is called, and lets it run on the prefix only."""
+    """Records the arguments of a later block, and lets it run on the prefix only."""
 
-    def __init__(self, block: nn.Module, prefix: int, *, stop: bool) -> None:
+    def __init__(self, block: nn.Module, prefix: int, stop: PassStop | None) -> None:
         self.block, self._prefix = block, prefix
         self._signature = inspect.signature(block.forward)
         self._recorder = _Recorder(stop)
@@ -353,7 +344,7 @@ class _Call:
             self._columns = mask.shape[-1]
             self._given = given
         short = {
-            name: _mapped(found, self._is_along, lambda one: one[:, : self._prefix])
+            name: _map_tensors(found, self._is_along, lambda one: one[:, : self._prefix])
             for name, found in given.items()
         }
         short["attention_mask"] = mask[:, :, : self._prefix, : self._prefix]
@@ -372,7 +363,7 @@ class _Call:
         )
 
     def step(self, view: _View, memo: dict[int, Tensor], dtype: torch.dtype) -> _Step:
-        """What the block is called with in the tail; blocks share what the model shares."""
+        """Return the call of the block in the tail; blocks share what the model shares."""
         along: dict[str, Any] = {}
         fixed: dict[str, Any] = {}
         for name, found in self._given.items():
@@ -387,33 +378,41 @@ class _Call:
                     )
                 fixed[name] = found
                 continue
-            along[name] = _mapped(
-                found, self._is_along, lambda one: _remembered(memo, one, view.along)
+            along[name] = _map_tensors(
+                found, self._is_along, lambda one: _remember(memo, one, view.along)
             )
-        mask = _remembered(memo, self._given["attention_mask"], lambda mask: view.mask(mask, dtype))
+        mask = _remember(memo, self._given["attention_mask"], lambda mask: view.mask(mask, dtype))
         assert self._recorder.recorded is not None
         return _Step(
             self.block, self._cache_name, _Constants(*self._recorder.recorded), mask, along, fixed
         )
 
 
+def _recorder(seen: dict[Point, Tensor], point: Point) -> TensorMap:
+    def record(tensor: Tensor) -> Tensor:
+        seen[point] = tensor
+        return tensor
+
+    return record
+
+
 def memory_budget(lm: LanguageModel) -> int:
-    """Bytes that constants kept between passes may take: 2 GiB, or a third of a GPU's free ones."""
+    """Return how many bytes constants may take: 2 GiB, or a third of a GPU's free memory."""
     if lm.device.type == "cuda":
         return max(_MEMORY_BYTES, torch.cuda.mem_get_info(lm.device)[0] // 3)
     return _MEMORY_BYTES
 
 
-def _mapped(
+def _map_tensors(
     found: object, fits: Callable[[object], bool], function: Callable[[Tensor], Tensor]
 ) -> object:
     """Apply a function to a tensor that fits, or to those in a tuple; leave the rest."""
     if isinstance(found, tuple):
-        return tuple(_mapped(one, fits, function) for one in found)
+        return tuple(_map_tensors(one, fits, function) for one in found)
     return function(found) if isinstance(found, Tensor) and fits(found) else found
 
 
-def _remembered(
+def _remember(
     memo: dict[int, Tensor], tensor: Tensor, function: Callable[[Tensor], Tensor]
 ) -> Tensor:
     if id(tensor) not in memo:
@@ -421,7 +420,7 @@ def _remembered(
     return memo[id(tensor)]
 
 
-def _with_padding(tokens: Tokens) -> Tokens:
+def _add_padding(tokens: Tokens) -> Tokens:
     """Make sure there is padding: without any, models may leave the mask out."""
     if not bool(tokens.mask.all()):
         return tokens

@@ -13,7 +13,7 @@ from corrigenda.lm.tail import Tail
 
 @torch.no_grad()
 def tails_by_layer(lm: LanguageModel, tokens: Tokens, starts: Int[Tensor, " batch"]) -> list[Tail]:
-    """Build what `Tail.build(lm, tokens, layer, starts, role="state")` gives, for every layer.
+    """Build `Tail.build(lm, tokens, layer, starts, role="state")` for every layer.
 
     All of them share the keys and values of earlier positions; each has its own states.
 
@@ -29,7 +29,7 @@ def tails_by_layer(lm: LanguageModel, tokens: Tokens, starts: Int[Tensor, " batc
     tokens, starts = tokens.to(lm.device), starts.to(lm.device)
     width = int((tokens.lengths - starts).max())
     window = starts[:, None] + torch.arange(width, device=lm.device)
-    # Columns behind the last token of a row are masked in the tail, so any column will do.
+    # Columns after the last token of a row are masked in the tail, so any column will do.
     window = window.clamp_max(tokens.ids.shape[1] - 1)
     points = [state(layer) for layer in range(lm.num_layers)]
     states = lm.tap(tokens, points, positions=window)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 import warnings
 from collections.abc import Mapping
 from importlib.resources.abc import Traversable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corrigenda.errors import BadConfig, did_you_mean
 from corrigenda.methods.registry import METHODS
+from corrigenda.text_files import decode, parse_toml
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor
@@ -41,21 +41,26 @@ class Preset(NamedTuple):
     notice: str = ""
 
 
-def build_editor(name: str, model_name: str | None = None, **options: object) -> Editor:
+def build_editor(
+    name: str, model_name: str | None = None, *, preset: object = None, **options: object
+) -> Editor:
     """Make an editor: the preset for `model_name` where there is one, the options given on top.
 
     Args:
         name: Name of the method.
         model_name: Name of the model, which selects the preset.
-        **options: Options of the method; `preset` names a preset to take instead of the model's,
-            such as a framework's variant.
+        preset: Name of a preset to take instead, such as a framework's variant.
+        **options: Options of the method.
 
     Raises:
         UnknownMethod (CG501): no method by that name.
         BadConfig (CG502): an option the method does not have, a value it cannot take, or no preset
             by that name.
     """
-    return METHODS.get(name)(**complete_options(name, model_name, options))
+    kind = METHODS.get(name)
+    if preset is not None:
+        options = {"preset": preset, **options}
+    return kind(**complete_options(name, model_name, options))
 
 
 def complete_options(
@@ -130,7 +135,7 @@ def variant_label(name: str, options: Mapping[str, object]) -> str:
 
 
 def presets(name: str) -> tuple[Preset, ...]:
-    """Return all presets of a method, by model.
+    """Return all presets of a method, sorted by model.
 
     They are the TOML files in `presets/` of the method's folder; in a folder of several methods,
     those in `presets/<method>/`.
@@ -162,18 +167,18 @@ def preset(name: str, model_name: str) -> Preset | None:
         >>> preset("memit", "openai-community/gpt2") is None
         True
     """
-    wanted = _plain(model_name)
-    return next((one for one in presets(name) if _plain(one.model) == wanted), None)
+    wanted = _shorten(model_name)
+    return next((one for one in presets(name) if _shorten(one.model) == wanted), None)
 
 
 def read_preset(file: Traversable) -> Preset:
-    """Read one preset file.
+    """Return the preset in a file.
 
     Raises:
         BadConfig (CG502): it is not `source`, perhaps `notice`, and `[options]`.
     """
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        table: dict[str, Any] = parse_toml(decode(file.read_bytes()))
         if set(table) - {"notice"} != {"source", "options"}:
             raise ValueError(f"expected `source` and `[options]`, found {sorted(table)}")
     except ValueError as error:
@@ -182,7 +187,7 @@ def read_preset(file: Traversable) -> Preset:
     return Preset(name, table["options"], table["source"], notice)
 
 
-def _plain(model_name: str) -> str:
+def _shorten(model_name: str) -> str:
     name = model_name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()
     name = _PREFIX.sub("", name)
     while (shorter := _SUFFIX.sub("", name)) != name:

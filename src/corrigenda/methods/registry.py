@@ -1,4 +1,4 @@
-"""Editing methods by name, found without importing torch."""
+"""Registry of editing methods, read without importing torch."""
 
 from __future__ import annotations
 

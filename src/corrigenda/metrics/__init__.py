@@ -1,4 +1,6 @@
 """Metrics: pure functions from rows to estimates. No torch.
 
-One module per group of metrics; `registry` lists them by name with their protocol.
+One module per subject, which ends in its `METRICS`; `registry` collects them and looks them up by
+name. `metric` is what an entry holds, `estimate` how a value and its interval are found,
+`selection` which rows a metric reads.
 """

@@ -1,15 +1,14 @@
-"""Has the model broken? Perplexity of plain text, and scores on other tasks.
+"""Collapse of the model: perplexity of plain text, and edits that were rolled back.
 
 Texts are rows of role `perplexity`, teacher forced; the first token is scored only if a BOS token
-came before it, the same before and after. Task scores are measurements named `task/<task>`, one for
-each item, taken before (`edits=0`, stage BEFORE) and after some number of edits.
+came before it, the same before and after.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,16 +16,16 @@ import numpy as np
 from corrigenda.cases import Protocol
 from corrigenda.metrics.estimate import (
     BOOTSTRAP,
+    AnswerValue,
     Bootstrap,
     Estimate,
-    Item,
     Numbers,
-    difference,
     mean,
     over_cases,
     ratio_of_sums,
     statistic,
 )
+from corrigenda.metrics.metric import AS_BEFORE, LOWER, POSITIVE, Metric, define
 from corrigenda.metrics.selection import NOT_COMPARED, measurements, select
 from corrigenda.metrics.success import metric_name
 from corrigenda.rows import Measurement, Row, Stage
@@ -70,9 +69,9 @@ def perplexity(
         bootstrap: How to find the interval.
     """
     found, skipped = select(rows, "perplexity", protocol=Protocol.TEACHER_FORCED, stage=stage)
-    losses = _losses(found, skipped)
-    by_text = {case: _exp(mean(values)) for case, values in losses.items()}
-    of = {"mean": _mean_of_first, "median": _median_of_first, "corpus": _exp_of_ratio}[pooling]
+    losses = _losses_by_text(found, skipped)
+    by_text = {case: _exp_or_infinity(mean(values)) for case, values in losses.items()}
+    of = {"mean": _mean_first, "median": _median_first, "corpus": _exp_of_ratio}[pooling]
     cases = (
         {case: (math.fsum(values), float(len(values))) for case, values in losses.items()}
         if pooling == "corpus"
@@ -91,9 +90,12 @@ def perplexity_ratio(rows: Sequence[Row], *, bootstrap: Bootstrap = BOOTSTRAP) -
     found, skipped = select(rows, "perplexity", protocol=Protocol.TEACHER_FORCED)
     compared = [row for row in found if row.log_probs_before]
     skipped[NOT_COMPARED] += len(found) - len(compared)
-    after = _losses(compared, skipped)
+    after = _losses_by_text(compared, skipped)
     before = {row.case: [-value for value in row.log_probs_before or []] for row in compared}
-    cases = {case: (_exp(mean(after[case])), _exp(mean(before[case]))) for case in after}
+    cases = {
+        case: (_exp_or_infinity(mean(after[case])), _exp_or_infinity(mean(before[case])))
+        for case in after
+    }
     return statistic(
         metric_name("perplexity_ratio", Protocol.TEACHER_FORCED),
         cases,
@@ -106,9 +108,9 @@ def perplexity_ratio(rows: Sequence[Row], *, bootstrap: Bootstrap = BOOTSTRAP) -
 
 
 def rolled_back(records: Sequence[Measurement], *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
-    """Share of edits that were taken back because perplexity rose too far; lower is better."""
+    """Share of edits that were rolled back because perplexity rose too far; lower is better."""
     found, skipped = measurements(records, ROLLBACK)
-    items = [Item(one.case, one.values[1]) for one in found]
+    items = [AnswerValue(one.case, one.values[1]) for one in found]
     return over_cases("rolled_back", items, skipped=skipped, bootstrap=bootstrap)
 
 
@@ -120,120 +122,7 @@ def collapsed(rows: Sequence[Row], limits: Collapse = LIMITS) -> bool:
     return perplexity_ratio(rows).value > limits.ratio and after > limits.absolute
 
 
-def task_score(
-    records: Sequence[Measurement],
-    task: str,
-    *,
-    edits: int,
-    stage: Stage | None = None,
-    bootstrap: Bootstrap = BOOTSTRAP,
-) -> Estimate:
-    """Score on a task after some edits; an answer that cannot be read counts as wrong.
-
-    Args:
-        records: Of one run; of `task/<task>`, one for each item, `values` its score.
-        task: Name of the task.
-        edits: Edits of the sequence in force; 0 for the unedited model, and outside a sequence.
-        stage: Which model; by default the unedited one where `edits` is 0.
-        bootstrap: How to find the interval.
-    """
-    stage = stage or (Stage.AFTER if edits else Stage.BEFORE)
-    found, skipped = measurements(records, f"task/{task}", stage=stage)
-    items = [Item(one.case, mean(one.values)) for one in found if one.edits == edits]
-    return over_cases(f"task/{task}", items, skipped=skipped, bootstrap=bootstrap)
-
-
-def task_change(
-    records: Sequence[Measurement],
-    task: str,
-    *,
-    edits: int,
-    bootstrap: Bootstrap = BOOTSTRAP,
-) -> Estimate:
-    """Score after some edits minus that of the unedited model, on the same items."""
-    after = task_score(records, task, edits=edits, bootstrap=bootstrap)
-    before = task_score(records, task, edits=0, bootstrap=bootstrap)
-    return difference(f"task_change/{task}", after, before)
-
-
-def task_retention(
-    records: Sequence[Measurement],
-    task: str,
-    *,
-    edits: int,
-    bootstrap: Bootstrap = BOOTSTRAP,
-) -> Estimate:
-    """Score after some edits over that of the unedited model; NaN where that is 0."""
-    after = task_score(records, task, edits=edits).by_case
-    before = task_score(records, task, edits=0).by_case
-    return _retention(task, after, before, bootstrap)
-
-
-def _retention(
-    task: str, after: Mapping[str, float], before: Mapping[str, float], bootstrap: Bootstrap
-) -> Estimate:
-    common = sorted(set(after) & set(before))
-    alone = len(set(after) ^ set(before))
-    return statistic(
-        f"task_retention/{task}",
-        {case: (after[case], before[case]) for case in common},
-        ratio_of_sums,
-        items=len(common),
-        skipped={"item without its counterpart": alone} if alone else {},
-        bootstrap=bootstrap,
-    )
-
-
-def last_task_score(
-    records: Sequence[Measurement], task: str, *, bootstrap: Bootstrap = BOOTSTRAP
-) -> Estimate:
-    """Score on a task after the last edit of a sequence, or after the edits of each unit."""
-    edits = max((one.edits for one in records if one.name == f"task/{task}"), default=0)
-    return task_score(records, task, edits=edits, stage=Stage.AFTER, bootstrap=bootstrap)
-
-
-def last_task_change(
-    records: Sequence[Measurement], task: str, *, bootstrap: Bootstrap = BOOTSTRAP
-) -> Estimate:
-    """The same less the score of the unedited model, on the same items."""
-    after = last_task_score(records, task, bootstrap=bootstrap)
-    before = task_score(records, task, edits=0, stage=Stage.BEFORE, bootstrap=bootstrap)
-    return difference(f"task_change/{task}", after, before)
-
-
-def last_task_retention(
-    records: Sequence[Measurement], task: str, *, bootstrap: Bootstrap = BOOTSTRAP
-) -> Estimate:
-    """The same over the score of the unedited model; NaN where that is 0."""
-    after = last_task_score(records, task).by_case
-    before = task_score(records, task, edits=0, stage=Stage.BEFORE).by_case
-    return _retention(task, after, before, bootstrap)
-
-
-def mean_task_retention(
-    records: Sequence[Measurement], *, bootstrap: Bootstrap = BOOTSTRAP
-) -> Estimate:
-    """Mean over tasks of the last retention; tasks the unedited model cannot do are left out.
-
-    The interval resamples tasks.
-    """
-    found = {task: last_task_retention(records, task) for task in tasks(records)}
-    known = {task: one for task, one in found.items() if not math.isnan(one.value)}
-    return over_cases(
-        "task_retention",
-        [Item(task, one.value) for task, one in known.items()],
-        skipped={"task never done before": len(found) - len(known)} if known != found else {},
-        bootstrap=bootstrap,
-        answers=sum(one.items for one in known.values()),
-    )
-
-
-def tasks(records: Sequence[Measurement]) -> list[str]:
-    """Names of the tasks that were measured."""
-    return sorted({one.kind for one in records if one.name.startswith("task/")})
-
-
-def _losses(found: Sequence[Row], skipped: Counter[str]) -> dict[str, list[float]]:
+def _losses_by_text(found: Sequence[Row], skipped: Counter[str]) -> dict[str, list[float]]:
     """Negative log-likelihoods of each text."""
     losses: dict[str, list[float]] = {}
     for row in found:
@@ -244,21 +133,55 @@ def _losses(found: Sequence[Row], skipped: Counter[str]) -> dict[str, list[float
     return losses
 
 
-def _exp(value: float) -> float:
+def _exp_or_infinity(value: float) -> float:
     try:
         return math.exp(value)
     except OverflowError:
         return math.inf
 
 
-def _mean_of_first(values: Numbers) -> Numbers:
+def _mean_first(values: Numbers) -> Numbers:
     return values[..., 0].mean(axis=1)
 
 
-def _median_of_first(values: Numbers) -> Numbers:
+def _median_first(values: Numbers) -> Numbers:
     return np.median(values[..., 0], axis=1)
 
 
 def _exp_of_ratio(values: Numbers) -> Numbers:
     with np.errstate(over="ignore"):
         return np.exp(ratio_of_sums(values))
+
+
+METRICS: tuple[Metric, ...] = (
+    *(
+        define(
+            "perplexity@teacher_forced" + ("" if pooling == "mean" else f":{pooling}"),
+            "perplexity of plain text",
+            perplexity,
+            reads="perplexity",
+            better=LOWER,
+            span=(1.0, None),
+            scale=1.0,
+            options={"pooling": pooling},
+        )
+        for pooling in ("mean", "median", "corpus")
+    ),
+    define(
+        "perplexity_ratio@teacher_forced",
+        "perplexity over that of the unedited model",
+        perplexity_ratio,
+        reads="perplexity",
+        better=AS_BEFORE,
+        span=POSITIVE,
+        scale=1.0,
+        reference=1.0,
+    ),
+    define(
+        "rolled_back",
+        "edits taken back, which raised perplexity too far",
+        rolled_back,
+        reads=ROLLBACK,
+        better=LOWER,
+    ),
+)

@@ -1,4 +1,4 @@
-"""Edits that bear on each other: ConflictEdit, and RoundEdit's way there and back.
+"""Edits that affect each other: ConflictEdit's pairs and RoundEdit's round trips.
 
 The facts of a case are edited in rounds, one on top of the other; rows say after how many rounds
 they were asked. P~ of a fact is averaged over its prompts (the rewrite prompt and templates).
@@ -24,7 +24,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from corrigenda.cases import Protocol
-from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Item, mean, over_cases
+from corrigenda.metrics.estimate import (
+    BOOTSTRAP,
+    AnswerValue,
+    Bootstrap,
+    Estimate,
+    mean,
+    over_cases,
+)
+from corrigenda.metrics.metric import DIFFERENCE, LOWER, Metric, define
 from corrigenda.metrics.selection import NOT_COMPARED, probability, required_log_probs, select
 from corrigenda.metrics.success import metric_name, rival_probabilities
 from corrigenda.rows import Row
@@ -37,10 +45,11 @@ NO_COUNTERPART = "the fact it is compared with was not asked"
 ZERO_BEFORE = "P~ was 0 before"
 NO_OBJECTS = "not the restored object and others"
 _LEAST_MAGNITUDE = -1.0
+_NAMES = {"divergence": "distortion", "ignored": "ignore_rate", "failed": "failure_rate"}
 
 
 class Distortion(NamedTuple):
-    """What a round trip did to the true objects of one case.
+    """Distortion of the true objects of one case by a round trip.
 
     Attributes:
         divergence: D, Jensen-Shannon divergence of P~ over the objects, normalised, in nats.
@@ -56,7 +65,9 @@ class Distortion(NamedTuple):
 def conflict_score(
     rows: Sequence[Row], *, implied: bool = False, bootstrap: Bootstrap = BOOTSTRAP
 ) -> Estimate:
-    """CS: after both edits, is the second fact more probable than the first? Ties fail.
+    """CS: share of cases whose second fact is more probable than the first after both edits.
+
+    Ties fail.
 
     Args:
         rows: Of one run.
@@ -64,11 +75,13 @@ def conflict_score(
             Explicit scores compare probabilities given different prompts.
         bootstrap: How to find the interval.
     """
-    old, skipped = _probabilities(rows, OLD, rounds=2)
-    new, more = _probabilities(rows, IMPLIED if implied else NEW, rounds=2)
+    old, skipped = _probability_by_case(rows, OLD, rounds=2)
+    new, more = _probability_by_case(rows, IMPLIED if implied else NEW, rounds=2)
     skipped += more
     skipped[NO_COUNTERPART] += len(set(old) ^ set(new))
-    items = [Item(case, float(new[case] > old[case])) for case in sorted(set(old) & set(new))]
+    items = [
+        AnswerValue(case, float(new[case] > old[case])) for case in sorted(set(old) & set(new))
+    ]
     name = "conflict_score_implied" if implied else "conflict_score"
     return _estimate(name, items, skipped, bootstrap, answers=2 * len(items))
 
@@ -85,14 +98,14 @@ def conflict_magnitude(
         clipped: At -1 in each case, as published.
         bootstrap: How to find the interval.
     """
-    middle, skipped = _probabilities(rows, OLD, rounds=1)
-    final, more = _probabilities(rows, OLD, rounds=2)
+    middle, skipped = _probability_by_case(rows, OLD, rounds=1)
+    final, more = _probability_by_case(rows, OLD, rounds=2)
     skipped += more
-    items = _losses(middle, final, skipped)
+    items = _relative_losses(middle, final, skipped)
     if clipped:
-        items = [Item(one.case, max(one.value, _LEAST_MAGNITUDE)) for one in items]
+        items = [AnswerValue(one.case, max(one.value, _LEAST_MAGNITUDE)) for one in items]
     name = "conflict_magnitude" if clipped else "conflict_magnitude_unclipped"
-    return _estimate(name, items, skipped, bootstrap, answers=2 * len(items))
+    return _estimate(name, items, skipped, bootstrap, answers=2 * len(items), share=False)
 
 
 def tied_fact_damage(
@@ -102,38 +115,38 @@ def tied_fact_damage(
 
     Args:
         rows: Of one run.
-        intermediate: Take P after the first edit, as the paper's symbol says, instead of that of
-            the unedited model, as its table does.
+        intermediate: Take P after the first edit, as the paper defines its symbol, instead of that
+            of the unedited model, as its table does.
         bootstrap: How to find the interval.
     """
-    final, skipped = _probabilities(rows, TIED, rounds=2)
+    final, skipped = _probability_by_case(rows, TIED, rounds=2)
     if intermediate:
-        start, more = _probabilities(rows, TIED, rounds=1)
+        start, more = _probability_by_case(rows, TIED, rounds=1)
         skipped += more
     else:
-        start, _ = _probabilities(rows, TIED, rounds=2, before=True)
+        start, _ = _probability_by_case(rows, TIED, rounds=2, before=True)
     name = "tied_fact_damage_intermediate" if intermediate else "tied_fact_damage"
-    items = _losses(start, final, skipped)
-    return _estimate(name, items, skipped, bootstrap, answers=2 * len(items))
+    items = _relative_losses(start, final, skipped)
+    return _estimate(name, items, skipped, bootstrap, answers=2 * len(items), share=False)
 
 
 def success_alone(rows: Sequence[Row], *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
-    """Success ("Single"): with the second edit alone, does its fact win against the first's?"""
+    """Success ("Single"): share of second facts that win against the first when edited alone."""
     found, skipped = select(rows, ALONE, protocol=Protocol.RANK)
-    items = [Item(*one) for one in _won(found).items()]
+    items = [AnswerValue(*one) for one in _wins_by_case(found).items()]
     return _estimate("success_alone", items, skipped, bootstrap, answers=len(found))
 
 
 def round_success(rows: Sequence[Row], *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
     """RoundEdit's success: half a point for each of the two edits whose object wins."""
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     skipped: Counter[str] = Counter()
     answers = 0
     for rounds, role in ((1, THERE), (2, BACK)):
         found, more = select(rows, role, protocol=Protocol.RANK, rounds=rounds)
         skipped += more
         answers += len(found)
-        items += [Item(case, value, role) for case, value in _won(found).items()]
+        items += [AnswerValue(case, value, role) for case, value in _wins_by_case(found).items()]
     return _estimate("round_success", items, skipped, bootstrap, answers=answers)
 
 
@@ -145,7 +158,7 @@ def round_distortion(
     legacy_mean: bool = False,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
-    """D, IR or FR: what stays behind among the true objects after there and back; lower is better.
+    """D, IR or FR: change of the true objects that a round trip leaves; lower is better.
 
     Args:
         rows: Of one run.
@@ -155,16 +168,16 @@ def round_distortion(
             exceed ln 2 over that number.
         bootstrap: How to find the interval.
     """
-    restored = {row.case: _label(row) for row in rows if row.role == BACK}
+    restored = {row.case: _object_of(row) for row in rows if row.role == BACK}
     found, skipped = select(rows, TRUE_OBJECT, protocol=Protocol.RANK, rounds=2)
     objects: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in found:
         if not row.log_probs_before:
             skipped[NOT_COMPARED] += 1
             continue
-        known = objects.setdefault(row.case, {}).setdefault(_label(row), [])
+        known = objects.setdefault(row.case, {}).setdefault(_object_of(row), [])
         known.append((probability(row.log_probs_before), probability(required_log_probs(row))))
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for case, own in objects.items():
         if len(own) < 2 or restored.get(case) not in own:
             skipped[NO_OBJECTS] += 1
@@ -175,10 +188,9 @@ def round_distortion(
         value = getattr(distortion(before, after), part)
         if part == "divergence":
             value /= (math.log(2) if bits else 1) * (len(ordered) if legacy_mean else 1)
-        items.append(Item(case, value))
+        items.append(AnswerValue(case, value))
     flags = ("_bits" if bits else "") + ("_legacy" if legacy_mean else "")
-    names = {"divergence": "distortion", "ignored": "ignore_rate", "failed": "failure_rate"}
-    return _estimate(names[part] + flags, items, skipped, bootstrap, answers=len(found))
+    return _estimate(_NAMES[part] + flags, items, skipped, bootstrap, answers=len(found))
 
 
 def distortion(before: Sequence[float], after: Sequence[float]) -> Distortion:
@@ -208,7 +220,7 @@ def jensen_shannon(p: Sequence[float], q: Sequence[float]) -> float:
     return max(0.0, math.fsum(terms))
 
 
-def _probabilities(
+def _probability_by_case(
     rows: Sequence[Row], role: str, *, rounds: int, before: bool = False
 ) -> tuple[dict[str, float], Counter[str]]:
     """P~ of a fact by case, mean over its prompts."""
@@ -221,7 +233,7 @@ def _probabilities(
     return {case: mean(own) for case, own in values.items()}, skipped
 
 
-def _won(found: Sequence[Row]) -> dict[str, float]:
+def _wins_by_case(found: Sequence[Row]) -> dict[str, float]:
     """1 by case where P~ of the expected answer, mean over prompts, is above its rival's."""
     own: dict[str, list[float]] = {}
     rival: dict[str, list[float]] = {}
@@ -233,19 +245,29 @@ def _won(found: Sequence[Row]) -> dict[str, float]:
     return {case: float(mean(values) > mean(rival[case])) for case, values in own.items()}
 
 
-def _losses(start: dict[str, float], end: dict[str, float], skipped: Counter[str]) -> list[Item]:
+def _relative_losses(
+    start: dict[str, float], end: dict[str, float], skipped: Counter[str]
+) -> list[AnswerValue]:
     skipped[NO_COUNTERPART] += len(set(start) ^ set(end))
     common = sorted(set(start) & set(end))
     skipped[ZERO_BEFORE] += sum(start[case] == 0 for case in common)
-    return [Item(case, (start[case] - end[case]) / start[case]) for case in common if start[case]]
+    return [
+        AnswerValue(case, (start[case] - end[case]) / start[case]) for case in common if start[case]
+    ]
 
 
-def _label(row: Row) -> str:
+def _object_of(row: Row) -> str:
     return row.expected[0][0] if row.expected else str(row.probe)
 
 
 def _estimate(
-    name: str, items: Sequence[Item], skipped: Counter[str], bootstrap: Bootstrap, answers: int
+    name: str,
+    items: Sequence[AnswerValue],
+    skipped: Counter[str],
+    bootstrap: Bootstrap,
+    answers: int,
+    *,
+    share: bool = True,
 ) -> Estimate:
     return over_cases(
         metric_name(name, Protocol.RANK),
@@ -253,4 +275,68 @@ def _estimate(
         skipped={reason: count for reason, count in skipped.items() if count},
         bootstrap=bootstrap,
         answers=answers,
+        share=share,
     )
+
+
+_UNBOUNDED = (None, 1.0)
+
+METRICS: tuple[Metric, ...] = (
+    define("conflict_score@rank", "the later edit wins", conflict_score, reads=NEW),
+    define(
+        "conflict_score_implied@rank",
+        "the later edit's consequence wins",
+        conflict_score,
+        reads=IMPLIED,
+        options={"implied": True},
+    ),
+    define(
+        "conflict_magnitude@rank",
+        "probability taken from the earlier edit, clipped at -1",
+        conflict_magnitude,
+        reads=OLD,
+        span=DIFFERENCE,
+    ),
+    define(
+        "conflict_magnitude_unclipped@rank",
+        "probability taken from the earlier edit",
+        conflict_magnitude,
+        reads=OLD,
+        span=_UNBOUNDED,
+        options={"clipped": False},
+    ),
+    *(
+        define(
+            f"tied_fact_damage{'_intermediate' if intermediate else ''}@rank",
+            "probability the tying fact loses",
+            tied_fact_damage,
+            reads=TIED,
+            better=LOWER,
+            span=_UNBOUNDED,
+            options={"intermediate": intermediate},
+        )
+        for intermediate in (False, True)
+    ),
+    define("success_alone@rank", "the later edit alone wins", success_alone, reads=ALONE),
+    define("round_success@rank", "both edits of a round trip succeed", round_success, reads=BACK),
+    *(
+        define(
+            f"{name}@rank",
+            "what a round trip leaves among true objects",
+            round_distortion,
+            reads=TRUE_OBJECT,
+            better=LOWER,
+            options={"part": part},
+        )
+        for part, name in _NAMES.items()
+    ),
+    define(
+        "distortion_legacy@rank",
+        "the same, divided by the number of objects",
+        round_distortion,
+        reads=TRUE_OBJECT,
+        better=LOWER,
+        legacy=True,
+        options={"legacy_mean": True},
+    ),
+)

@@ -1,4 +1,4 @@
-"""Does generated text fit the new fact? Likeness to texts about things it is true of; essence.
+"""Consistency of generated text with the new fact, and essence of the subject.
 
 Consistency reads rows of role `consistency`: what was generated about the subject, with texts about
 other subjects of which relation and new object are true as the expected spellings. Essence reads
@@ -7,6 +7,9 @@ other subjects of which relation and new object are true as the expected spellin
 
 from __future__ import annotations
 
+# scikit-learn has no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -15,7 +18,8 @@ import numpy as np
 
 from corrigenda.cases import Protocol
 from corrigenda.errors import MissingExtra
-from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Item, over_cases
+from corrigenda.metrics.estimate import BOOTSTRAP, AnswerValue, Bootstrap, Estimate, over_cases
+from corrigenda.metrics.metric import LOWER, Metric, define
 from corrigenda.metrics.selection import required_answer, required_log_probs, select
 from corrigenda.metrics.success import metric_name
 from corrigenda.rows import Row, Stage
@@ -66,7 +70,7 @@ def consistency(
         [" ".join(references[case]) for case in cases],
         known,
     )
-    items = [Item(case, value) for case, value in zip(cases, values, strict=True)]
+    items = [AnswerValue(case, value) for case, value in zip(cases, values, strict=True)]
     return over_cases(
         metric_name(role, protocol),
         items,
@@ -130,9 +134,35 @@ def essence(
         bootstrap: How to find the interval.
     """
     found, skipped = select(rows, role, protocol=Protocol.TEACHER_FORCED, stage=stage)
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for row in found:
         log_probs = required_log_probs(row)
-        items.append(Item(row.case, math.exp(-math.fsum(log_probs) / (len(log_probs) + legacy))))
+        items.append(
+            AnswerValue(row.case, math.exp(-math.fsum(log_probs) / (len(log_probs) + legacy)))
+        )
     name = metric_name(role + ("_legacy" if legacy else ""), Protocol.TEACHER_FORCED)
-    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap, share=False)
+
+
+METRICS: tuple[Metric, ...] = (
+    define(
+        "consistency@greedy",
+        "likeness to texts about the new object",
+        consistency,
+        reads="consistency",
+    ),
+    *(
+        define(
+            f"essence{'_legacy' if legacy else ''}@teacher_forced",
+            "perplexity of a text about the subject",
+            essence,
+            reads="essence",
+            better=LOWER,
+            span=(1.0, None),
+            scale=1.0,
+            legacy=legacy,
+            options={"legacy": legacy},
+        )
+        for legacy in (False, True)
+    ),
+)

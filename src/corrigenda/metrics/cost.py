@@ -1,4 +1,4 @@
-"""What an edit costs: time, memory, steps, tokens; measured for each unit of work.
+"""Cost of an edit: time, memory, steps and tokens, measured for each unit of work.
 
 Times are taken with the device idle before and after, without loading the model. One-off statistics
 are measured by themselves (`cost/fit_seconds`).
@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 
 from corrigenda.metrics.estimate import (
     BOOTSTRAP,
+    AnswerValue,
     Bootstrap,
     Estimate,
-    Item,
     over_cases,
     ratio_of_sums,
     statistic,
 )
+from corrigenda.metrics.metric import LOWER, POSITIVE, Metric, define
 from corrigenda.metrics.selection import measurements
 from corrigenda.rows import Measurement
 
@@ -47,8 +48,8 @@ def cost(
         bootstrap: How to find the interval.
     """
     found, skipped = measurements(records, f"cost/{what}")
-    items = [Item(one.case, one.values[0]) for one in found]
-    return over_cases(f"cost/{what}", items, skipped=skipped, bootstrap=bootstrap)
+    items = [AnswerValue(one.case, one.values[0]) for one in found]
+    return over_cases(f"cost/{what}", items, skipped=skipped, bootstrap=bootstrap, share=False)
 
 
 def cost_per_edit(
@@ -103,7 +104,7 @@ def flops(
     backward: bool = True,
     solves: Sequence[int] = (),
 ) -> float:
-    """Estimated floating-point operations of an edit; a rule of this library.
+    """Estimate the floating-point operations of an edit, by a rule of this library.
 
     Forward 2 N, backward 4 N for each token, and d^3 for each closed-form solve of d unknowns.
 
@@ -120,3 +121,29 @@ def flops(
     """
     passes = (6.0 if backward else 2.0) * num_parameters * tokens * steps
     return passes + sum(float(size) ** 3 for size in solves)
+
+
+METRICS: tuple[Metric, ...] = (
+    *(
+        define(
+            f"cost/{name}",
+            title,
+            cost,
+            name,
+            reads=f"cost/{name}",
+            better=LOWER,
+            span=POSITIVE,
+            scale=1.0,
+        )
+        for name, title in COSTS.items()
+    ),
+    define(
+        "inference_overhead",
+        "latency over that without the edit",
+        inference_overhead,
+        reads="cost/latency",
+        better=LOWER,
+        span=POSITIVE,
+        scale=1.0,
+    ),
+)

@@ -16,15 +16,16 @@ import numpy as np
 from corrigenda.cases import Protocol
 from corrigenda.metrics.estimate import (
     BOOTSTRAP,
+    AnswerValue,
     Bootstrap,
     Estimate,
-    Item,
     Numbers,
     column_means,
     over_cases,
     pool,
     statistic,
 )
+from corrigenda.metrics.metric import DIFFERENCE, LOWER, POSITIVE, SHARE, Metric, define
 from corrigenda.metrics.selection import NOT_COMPARED, probability, required_log_probs, select
 from corrigenda.metrics.success import NO_RIVAL, metric_name, rival_probabilities
 from corrigenda.rows import Row, Stage
@@ -34,8 +35,9 @@ ROLES: Mapping[str, str] = {
     "paraphrase": "generalization",
     "neighborhood": "locality/neighborhood",
     "distracted_neighborhood": "locality/distracted_neighborhood",
+    "attribute": "attribute",
 }
-"""What the field calls a score, and the role of the rows it reads."""
+"""Name of a score in the field, and the role of the rows it reads."""
 
 
 def score(
@@ -56,7 +58,9 @@ def score(
         stage: AFTER for the edited model, BEFORE for rows of the unedited one.
         bootstrap: How to find the interval.
     """
-    return _paired(rows, what, "score", normalization=normalization, stage=stage, on=bootstrap)
+    return _compare_with_rivals(
+        rows, what, "score", normalization=normalization, stage=stage, on=bootstrap
+    )
 
 
 def magnitude(
@@ -71,7 +75,9 @@ def magnitude(
 
     Args are those of `score`.
     """
-    return _paired(rows, what, "magnitude", normalization=normalization, stage=stage, on=bootstrap)
+    return _compare_with_rivals(
+        rows, what, "magnitude", normalization=normalization, stage=stage, on=bootstrap
+    )
 
 
 def harmonic_score(
@@ -90,15 +96,17 @@ def harmonic_score(
 
     Args:
         rows: Of one run.
-        neighborhood: Which key of `ROLES` stands for neighbours.
+        neighborhood: Which key of `ROLES` holds the neighbours.
         normalization: As in `score`.
         stage: As in `score`.
         bootstrap: How to find the interval.
     """
-    parts: list[list[Item]] = []
+    parts: list[list[AnswerValue]] = []
     skipped: Counter[str] = Counter()
     for what in ("efficacy", "paraphrase", neighborhood):
-        items, more = _items(rows, what, "score", normalization=normalization, stage=stage)
+        items, more = _compared_answers(
+            rows, what, "score", normalization=normalization, stage=stage
+        )
         parts.append(items)
         skipped += more
     by_case = [pool(items) for items in parts]
@@ -150,33 +158,33 @@ def neighborhood_divergence(
     """
     role = f"divergence/{what}"
     found, skipped = select(rows, role, protocol=protocol)
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for row in found:
         values = row.divergence_reversed if reverse else row.divergence
         if not values or (legacy_vocabulary_mean and not row.vocabulary):
             skipped[NOT_COMPARED] += 1
             continue
         logits = row.vocabulary if legacy_vocabulary_mean and row.vocabulary else 1
-        items.append(Item(row.case, values[0] / logits))
+        items.append(AnswerValue(row.case, values[0] / logits))
     flags = ("_reversed" if reverse else "") + ("_legacy" if legacy_vocabulary_mean else "")
     name = metric_name(f"{what}_divergence{flags}", protocol)
-    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap, share=False)
 
 
-def _paired(
+def _compare_with_rivals(
     rows: Sequence[Row], what: str, kind: str, *, normalization: str, stage: Stage, on: Bootstrap
 ) -> Estimate:
-    items, skipped = _items(rows, what, kind, normalization=normalization, stage=stage)
+    items, skipped = _compared_answers(rows, what, kind, normalization=normalization, stage=stage)
     measure = None if normalization == "mean" else normalization
     name = metric_name(f"{what}_{kind}", Protocol.RANK, measure)
-    return over_cases(name, items, skipped=skipped, bootstrap=on)
+    return over_cases(name, items, skipped=skipped, bootstrap=on, share=kind == "score")
 
 
-def _items(
+def _compared_answers(
     rows: Sequence[Row], what: str, kind: str, *, normalization: str, stage: Stage
-) -> tuple[list[Item], Counter[str]]:
+) -> tuple[list[AnswerValue], Counter[str]]:
     found, skipped = select(rows, ROLES[what], protocol=Protocol.RANK, stage=stage)
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for row in found:
         own = probability(required_log_probs(row), normalization=normalization)
         rivals = rival_probabilities(row, normalization=normalization)
@@ -184,7 +192,7 @@ def _items(
             skipped[NO_RIVAL] += 1
             continue
         rival = max(rivals)
-        items.append(Item(row.case, float(own > rival) if kind == "score" else own - rival))
+        items.append(AnswerValue(row.case, float(own > rival) if kind == "score" else own - rival))
     return items, skipped
 
 
@@ -193,3 +201,47 @@ def _harmonic_of_means(values: Numbers) -> Numbers:
     with np.errstate(divide="ignore"):
         found = means.shape[1] / (1 / means).sum(axis=1)
     return np.where((means == 0).any(axis=1), 0.0, found)
+
+
+_REPEATED = {"efficacy_score": "reliability@rank", "paraphrase_score": "generalization@rank"}
+
+METRICS: tuple[Metric, ...] = (
+    *(
+        define(
+            f"{what}_{function.__name__}@rank",
+            "the expected answer is likelier" + ending,
+            function,
+            what,
+            reads=role,
+            span=span,
+            repeats=_REPEATED.get(f"{what}_{function.__name__}", ""),
+        )
+        for what, role in ROLES.items()
+        for function, ending, span in (
+            (score, "", SHARE),
+            (magnitude, ", by how much", DIFFERENCE),
+        )
+    ),
+    define(
+        "score@rank",
+        "harmonic mean of efficacy, paraphrase and neighborhood",
+        harmonic_score,
+        reads="reliability",
+    ),
+    *(
+        define(
+            f"{what}_divergence{'_reversed_legacy' if legacy else ''}@greedy",
+            "KL divergence of the next token from the unedited model",
+            neighborhood_divergence,
+            what,
+            reads=f"divergence/{what}",
+            better=LOWER,
+            span=POSITIVE,
+            scale=1.0,
+            legacy=legacy,
+            options={"reverse": legacy, "legacy_vocabulary_mean": legacy},
+        )
+        for what in ("neighborhood", "distracted_neighborhood")
+        for legacy in (False, True)
+    ),
+)

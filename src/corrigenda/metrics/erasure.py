@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from corrigenda.cases import Protocol
-from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Item, over_cases
+from corrigenda.metrics.estimate import BOOTSTRAP, AnswerValue, Bootstrap, Estimate, over_cases
+from corrigenda.metrics.metric import LOWER, Metric, define
 from corrigenda.metrics.selection import required_answer, select
-from corrigenda.metrics.strings import contains, unify_apostrophes
+from corrigenda.metrics.strings import contains
 from corrigenda.metrics.success import metric_name
 from corrigenda.rows import Row
 
@@ -33,7 +34,7 @@ def refusal(
     Args:
         rows: Of one run, greedy, short (the reference takes 10 tokens).
         role: Role of the questions to forget.
-        phrase: What counts as a refusal, without case and its apostrophes of any shape.
+        phrase: What counts as a refusal, compared as `strings.contains` does.
         legacy: Search prompt and continuation for the expected answer as it is written, with its
             full stop.
         bootstrap: How to find the interval.
@@ -45,7 +46,9 @@ def refusal(
             return any(one in text for group in row.expected for one in group)
         return refuses(required_answer(row), phrase)
 
-    return _share(rows, role, "refusal_legacy" if legacy else "refusal", value, bootstrap)
+    return _share_of_answers(
+        rows, role, "refusal_legacy" if legacy else "refusal", value, bootstrap
+    )
 
 
 def leak(
@@ -56,7 +59,7 @@ def leak(
     def value(row: Row) -> bool:
         return any(contains(required_answer(row), one) for one in row.rivals)
 
-    return _share(rows, role, "leak", value, bootstrap)
+    return _share_of_answers(rows, role, "leak", value, bootstrap)
 
 
 def over_refusal(
@@ -71,7 +74,7 @@ def over_refusal(
     def value(row: Row) -> bool:
         return refuses(required_answer(row), phrase)
 
-    return _share(rows, role, "over_refusal", value, bootstrap)
+    return _share_of_answers(rows, role, "over_refusal", value, bootstrap)
 
 
 def refuses(text: str, phrase: str = REFUSAL) -> bool:
@@ -81,10 +84,10 @@ def refuses(text: str, phrase: str = REFUSAL) -> bool:
         >>> refuses("Well, I don\u2019t know."), refuses("I am not sure")
         (True, False)
     """
-    return phrase.lower() in unify_apostrophes(text).lower()
+    return contains(text, phrase)
 
 
-def _share(
+def _share_of_answers(
     rows: Sequence[Row],
     role: str,
     name: str,
@@ -92,7 +95,36 @@ def _share(
     bootstrap: Bootstrap,
 ) -> Estimate:
     found, skipped = select(rows, role, protocol=Protocol.GREEDY)
-    items = [Item(row.case, float(value(row))) for row in found]
+    items = [AnswerValue(row.case, float(value(row))) for row in found]
     return over_cases(
         metric_name(name, Protocol.GREEDY), items, skipped=skipped, bootstrap=bootstrap
     )
+
+
+METRICS: tuple[Metric, ...] = (
+    *(
+        define(
+            f"refusal{'_legacy' if legacy else ''}@greedy",
+            "questions to forget that are refused",
+            refusal,
+            reads="erasure",
+            legacy=legacy,
+            options={"legacy": legacy},
+        )
+        for legacy in (False, True)
+    ),
+    define(
+        "leak@greedy",
+        "questions to forget that are answered",
+        leak,
+        reads="erasure",
+        better=LOWER,
+    ),
+    define(
+        "over_refusal@greedy",
+        "questions to keep that are refused",
+        over_refusal,
+        reads="locality/retained",
+        better=LOWER,
+    ),
+)

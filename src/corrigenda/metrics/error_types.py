@@ -24,9 +24,10 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from corrigenda.cases import Protocol
-from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Item, over_cases
+from corrigenda.metrics.estimate import BOOTSTRAP, AnswerValue, Bootstrap, Estimate, over_cases
+from corrigenda.metrics.metric import LOWER, Metric, define
 from corrigenda.metrics.selection import required_answer, select
-from corrigenda.metrics.strings import begins_with, normalise
+from corrigenda.metrics.strings import begins_with, has_characters, normalise
 from corrigenda.metrics.success import NO_WORDS, metric_name
 from corrigenda.rows import Row
 
@@ -38,7 +39,7 @@ their them then there these they this those through to too under until up very w
 what when where which while who whom why will with would you your
 """
 STOP_WORDS = frozenset(_FUNCTION_WORDS.split())
-"""Words that say nothing of an answer, after `normalise`."""
+"""Function words, after `normalise`."""
 
 _RUN = re.compile(r"(\S)\1{4,}")
 _UNIT = re.compile(r"(.{1,3}?)\1{2,}", re.DOTALL)
@@ -48,8 +49,8 @@ _FEWEST_WORDS = 6
 _REPEATED = 0.5
 
 
-class Outcome(StrEnum):
-    """What an answer is."""
+class AnswerType(StrEnum):
+    """Success, or one of four ways to fail."""
 
     SUCCESS = "success"
     MEANINGLESS = "meaningless"
@@ -58,25 +59,25 @@ class Outcome(StrEnum):
     IRRELEVANT = "irrelevant"
 
 
-FAILURES = tuple(outcome for outcome in Outcome if outcome != Outcome.SUCCESS)
+FAILURES = tuple(outcome for outcome in AnswerType if outcome != AnswerType.SUCCESS)
 
 
 class Verdict(NamedTuple):
-    """An outcome, and what else can be seen.
+    """Type of an answer, with two properties of its text.
 
     Attributes:
-        outcome: The first that applies.
-        repeats_after: A success whose rest is for the half repeated pairs of words.
+        outcome: The first type that applies.
+        repeats_after: A success of whose rest at least half are repeated pairs of words.
         original_retained: A partial answer that begins with the original one.
     """
 
-    outcome: Outcome
+    outcome: AnswerType
     repeats_after: bool = False
     original_retained: bool = False
 
 
 def classify(text: str, target: str, original: str = "") -> Verdict:
-    """Decide what a greedy continuation is.
+    """Return the type of a greedy continuation.
 
     Args:
         text: The continuation, of the target's length and some eight tokens more.
@@ -85,15 +86,15 @@ def classify(text: str, target: str, original: str = "") -> Verdict:
 
     Example:
         >>> classify("Los York", "Los Angeles", "New York").outcome
-        <Outcome.PARTIAL: 'partial'>
+        <AnswerType.PARTIAL: 'partial'>
     """
     text = first_line(text)
     if begins_with(text, target):
-        rest = normalise(text)[len(normalise(target)) :].split()
-        return Verdict(Outcome.SUCCESS, repeats_after=_repeats(rest))
+        rest = normalise(text).split()[len(normalise(target).split()) :]
+        return Verdict(AnswerType.SUCCESS, repeats_after=_repeats_pairs(rest))
     if meaningless(text):
-        return Verdict(Outcome.MEANINGLESS)
-    wanted, old = _content(target), _content(original)
+        return Verdict(AnswerType.MEANINGLESS)
+    wanted, old = _content_words(target), _content_words(original)
     length = max(2, len(normalise(target).split()))
     first = {
         word
@@ -101,21 +102,21 @@ def classify(text: str, target: str, original: str = "") -> Verdict:
         if word not in STOP_WORDS or word in wanted
     }
     if first and first < wanted:
-        return Verdict(Outcome.MISSING)
+        return Verdict(AnswerType.MISSING)
     if first & (wanted | old):
-        kept = begins_with(text, original)
-        return Verdict(Outcome.PARTIAL, original_retained=kept)
-    return Verdict(Outcome.IRRELEVANT)
+        retained = begins_with(text, original)
+        return Verdict(AnswerType.PARTIAL, original_retained=retained)
+    return Verdict(AnswerType.IRRELEVANT)
 
 
 def first_line(text: str) -> str:
-    """A text up to the first line break behind something that is no space."""
+    """Return a text up to its first line break that follows a character other than a space."""
     start = len(text) - len(text.lstrip())
     return text[: start + len(text[start:].partition("\n")[0])]
 
 
 def meaningless(text: str) -> bool:
-    """Whether a text says nothing: no letters, or repetition.
+    """Whether a text is without letters, or repetition.
 
     Example:
         >>> meaningless("ererererer"), meaningless("a kind of fish")
@@ -134,7 +135,7 @@ def meaningless(text: str) -> bool:
 def verdicts(
     rows: Sequence[Row], role: str = "reliability"
 ) -> tuple[list[tuple[Row, Verdict]], Counter[str]]:
-    """Every greedy answer with what it is, and what was left out by reason.
+    """Return every greedy answer with its verdict, and the number left out by reason.
 
     The original answer is that of the unedited model, else the first rival.
     """
@@ -142,7 +143,7 @@ def verdicts(
     decided: list[tuple[Row, Verdict]] = []
     for row in found:
         target = row.expected[0][0] if row.expected and row.expected[0] else ""
-        if not normalise(target):
+        if not has_characters(target):
             skipped[NO_WORDS] += 1
             continue
         original = row.answer_before or (row.rivals[0] if row.rivals else "")
@@ -152,7 +153,7 @@ def verdicts(
 
 def share_of_failures(
     rows: Sequence[Row],
-    outcome: Outcome,
+    outcome: AnswerType,
     role: str = "reliability",
     *,
     bootstrap: Bootstrap = BOOTSTRAP,
@@ -160,19 +161,32 @@ def share_of_failures(
     """Share of one type among the answers that fail; the four shares sum to 1."""
     decided, skipped = verdicts(rows, role)
     items = [
-        Item(row.case, float(verdict.outcome == outcome))
+        AnswerValue(row.case, float(verdict.outcome == outcome))
         for row, verdict in decided
-        if verdict.outcome != Outcome.SUCCESS
+        if verdict.outcome != AnswerType.SUCCESS
     ]
     name = metric_name(f"errors_{outcome}", Protocol.GREEDY)
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
 
 
-def _content(text: str) -> set[str]:
+def _content_words(text: str) -> set[str]:
     found = set(normalise(text).split())
     return found - STOP_WORDS or found
 
 
-def _repeats(rest: Sequence[str]) -> bool:
+def _repeats_pairs(rest: Sequence[str]) -> bool:
     pairs = Counter(itertools.pairwise(rest))
     return bool(pairs) and 1 - len(pairs) / pairs.total() >= _REPEATED
+
+
+METRICS: tuple[Metric, ...] = tuple(
+    define(
+        f"errors_{one}@greedy",
+        "share of failures of this type",
+        share_of_failures,
+        one,
+        reads="reliability",
+        better=LOWER,
+    )
+    for one in FAILURES
+)

@@ -1,4 +1,4 @@
-"""A number with its interval: pooled from answers to cases, resampled over cases.
+"""Estimates with intervals: answers pooled to cases, and cases resampled.
 
 Answers are pooled in levels, each an unweighted mean: tokens of an answer, answers of a kind, kinds
 of a case, cases. Levels that are absent are left out.
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corrigenda.errors import NotResampled
+from corrigenda.metrics.intervals import Interval, expanded_tail, share_interval
 
 Numbers = NDArray[np.float64]
 Statistic = Callable[[Numbers], Numbers]
@@ -26,8 +27,15 @@ _Columns = Sequence[Sequence[Sequence[Numbers]]]
 """Values of answers by column, case and kind."""
 
 
+FEWEST = 10
+"""Number of cases below which tables warn."""
+
+
 class Bootstrap(NamedTuple):
-    """How an interval is found: percentiles over resamples of cases.
+    """Settings of an interval.
+
+    Shares have an interval that is computed (see `intervals.share_interval`), other estimates
+    percentiles over resamples of cases, which are widened for few cases.
 
     A hierarchical one draws cases, and then as many answers of each drawn case as it has of every
     kind: it speaks of other questions about the cases too. CounterFact+ takes `level=0.99`.
@@ -46,10 +54,10 @@ class Bootstrap(NamedTuple):
 
 
 BOOTSTRAP = Bootstrap()
-"""Seed 0, 1000 resamples, 95 %: what is meant where nothing is said."""
+"""The default: seed 0, 1000 resamples, 95 %."""
 
 
-class Item(NamedTuple):
+class AnswerValue(NamedTuple):
     """The value of one answer, or of one test.
 
     Attributes:
@@ -65,7 +73,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """The value of a metric, and how sure it is.
+    """The value of a metric with its interval.
 
     Attributes:
         metric: Name, with the protocol.
@@ -89,9 +97,14 @@ class Estimate:
     bootstrap: Bootstrap = BOOTSTRAP
     by_case: Mapping[str, float] = field(default_factory=dict[str, float], repr=False)
 
+    @property
+    def has_few_cases(self) -> bool:
+        """Whether there are fewer cases than `FEWEST`, too few to tell methods apart."""
+        return self.n < FEWEST
+
 
 def mean(values: Iterable[float]) -> float:
-    """The mean, rounded once, so that the order does not matter; NaN of nothing.
+    """Return the mean, rounded once, so that the order does not matter; NaN of nothing.
 
     Example:
         >>> mean([0.1, 0.2, 0.6])
@@ -101,11 +114,12 @@ def mean(values: Iterable[float]) -> float:
     return math.fsum(known) / len(known) if known else math.nan
 
 
-def pool(items: Iterable[Item]) -> dict[str, float]:
-    """Mean over kinds of the mean over items, for each case.
+def pool(items: Iterable[AnswerValue]) -> dict[str, float]:
+    """Return the mean over kinds of the mean over answers, for each case.
 
     Example:
-        >>> pool([Item("A", 1, "alias"), Item("A", 0.5, "reason"), Item("A", 1, "reason")])
+        >>> values = [(1, "alias"), (0.5, "reason"), (1, "reason")]
+        >>> pool(AnswerValue("A", value, kind) for value, kind in values)
         {'A': 0.875}
     """
     kinds: dict[str, dict[str, list[float]]] = {}
@@ -116,28 +130,30 @@ def pool(items: Iterable[Item]) -> dict[str, float]:
 
 def over_cases(
     metric: str,
-    items: Iterable[Item],
+    items: Iterable[AnswerValue],
     *,
     skipped: Mapping[str, int] | None = None,
     bootstrap: Bootstrap = BOOTSTRAP,
     answers: int | None = None,
+    share: bool = True,
 ) -> Estimate:
-    """Mean over cases of the pooled items.
+    """Return the mean over cases of the pooled answers.
 
     Args:
         metric: Name of the estimate.
         items: Values of answers.
         skipped: Number of answers left out, by reason.
         bootstrap: How to find the interval.
-        answers: Number of answers behind the items, where one item may stand for several.
+        answers: Number of answers the values come from, where one value may come from several.
+        share: Whether the values are shares in [0, 1], which have an interval of their own.
 
     Raises:
-        NotResampled (CG509): a hierarchical interval of items that stand for several answers.
+        NotResampled (CG509): a hierarchical interval of values that come from several answers.
     """
     known = list(items)
     by_case = pool(known)
     if bootstrap.hierarchical and answers is not None and answers > len(known):
-        raise _not_resampled(metric)
+        raise _refuse_resampling(metric)
     return statistic(
         metric,
         {case: (value,) for case, value in by_case.items()},
@@ -146,11 +162,12 @@ def over_cases(
         bootstrap=bootstrap,
         by_case=by_case,
         columns=[known],
+        share=share,
     )
 
 
 def column_means(values: Numbers) -> Numbers:
-    """Means over cases, by column; a case without a value in a column is left out of it."""
+    """Return means over cases, by column; a case without a value in a column is left out of it."""
     known = ~np.isnan(values)
     count = known.sum(axis=1)
     total = np.where(known, values, 0.0).sum(axis=1)
@@ -158,12 +175,12 @@ def column_means(values: Numbers) -> Numbers:
 
 
 def first_mean(values: Numbers) -> Numbers:
-    """Mean of the first column."""
+    """Return the mean of the first column."""
     return column_means(values)[:, 0]
 
 
 def ratio_of_sums(values: Numbers) -> Numbers:
-    """Sum of the first column over that of the second."""
+    """Return the sum of the first column over that of the second."""
     totals = values.sum(axis=1)
     empty = np.full(len(totals), np.nan)
     return np.divide(totals[:, 0], totals[:, 1], out=empty, where=totals[:, 1] != 0)
@@ -178,20 +195,24 @@ def statistic(
     skipped: Mapping[str, int] | None = None,
     bootstrap: Bootstrap = BOOTSTRAP,
     by_case: Mapping[str, float] | None = None,
-    columns: Sequence[Sequence[Item]] | None = None,
+    columns: Sequence[Sequence[AnswerValue]] | None = None,
+    share: bool = False,
 ) -> Estimate:
-    """A statistic of numbers per case, with a percentile interval over resampled cases.
+    """Return a statistic of numbers per case, with a percentile interval over resampled cases.
 
     Args:
         metric: Name of the estimate.
         cases: The numbers of each case, equally many; NaN where a case has none.
         of: The statistic.
-        items: Number of answers behind the cases.
+        items: Number of answers the cases come from.
         skipped: Number of answers left out, by reason.
         bootstrap: How to find the interval.
         by_case: Values of single cases.
         columns: The items each number of a case is pooled from, column by column; None where a case
             is one answer, or its numbers are pooled in another way.
+
+        share: Whether the statistic is the mean of shares in [0, 1], or a ratio of sums of counts:
+            then its interval is that of `share_interval`, which holds for few cases too.
 
     Raises:
         NotResampled (CG509): a hierarchical interval without `columns`, of more items than cases.
@@ -206,12 +227,15 @@ def statistic(
     answers: _Columns = ()
     if bootstrap.hierarchical:
         if columns is None and items > len(names):
-            raise _not_resampled(metric)
-        answers = [_by_kind(own, names) for own in columns or ()]
+            raise _refuse_resampling(metric)
+        answers = [_group_by_kind(own, names) for own in columns or ()]
     if names:
         value = float(of(values[None])[0])
     if len(names) > 1:
-        low, high = _interval(values, of, bootstrap, answers)
+        if share and _are_shares(values):
+            low, high = _interval_of_share(values, bootstrap, answers)
+        else:
+            low, high = _interval(values, of, bootstrap, answers)
     return Estimate(
         metric=metric,
         value=value,
@@ -223,6 +247,26 @@ def statistic(
         bootstrap=bootstrap,
         by_case={name: by_case[name] for name in sorted(by_case)} if by_case else {},
     )
+
+
+def _are_shares(values: Numbers) -> bool:
+    """Whether all cases have a value in [0, 1], or counts of which the first is not the larger."""
+    possible = values[:, 1] if values.shape[1] > 1 else np.ones(len(values))
+    counted = values[:, 0]
+    return bool(np.all((counted >= 0) & (counted <= possible)) and possible.sum() > 0)
+
+
+def _interval_of_share(values: Numbers, bootstrap: Bootstrap, answers: _Columns) -> Interval:
+    possible = values[:, 1].tolist() if values.shape[1] > 1 else [1.0] * len(values)
+    within = 0.0
+    if answers:
+        # Of each case, the variance of the mean over its kinds that a draw of answers has.
+        variances = [
+            sum(float(kind.var()) / len(kind) for kind in kinds) / len(kinds) ** 2
+            for kinds in answers[0]
+        ]
+        within = math.fsum(variances) / len(values) ** 2
+    return share_interval(values[:, 0].tolist(), possible, level=bootstrap.level, within=within)
 
 
 def _interval(
@@ -237,25 +281,25 @@ def _interval(
     for begin in range(0, bootstrap.resamples, at_once):
         size = min(at_once, bootstrap.resamples - begin)
         cases = generator.integers(count, size=(size, count))
-        drawn.append(of(_pooled_anew(values[cases], cases, answers, within)))
+        drawn.append(of(_pool_drawn_answers(values[cases], cases, answers, within)))
     found = np.concatenate(drawn)
     found = found[~np.isnan(found)]
     if not len(found):
         return math.nan, math.nan
-    tail = (1 - bootstrap.level) / 2
+    tail = expanded_tail(bootstrap.level, count)
     # Without interpolation, which is undefined where both neighbours are infinite.
     low, high = np.quantile(found, [tail, 1 - tail], method="inverted_cdf")
     return float(low), float(high)
 
 
-def _pooled_anew(
+def _pool_drawn_answers(
     values: Numbers, cases: NDArray[np.int64], answers: _Columns, generator: np.random.Generator
 ) -> Numbers:
-    """Values of drawn cases, each pooled from a draw of its answers; in place.
+    """Pool each drawn case from a draw of its answers; in place.
 
     Args:
         values: Of shape `(resamples, cases, columns)`.
-        cases: Which case stands where, of shape `(resamples, cases)`.
+        cases: Numbers of the drawn cases, of shape `(resamples, cases)`.
         answers: Values of answers; without any, `values` are those of the cases as they are.
         generator: Draws answers.
     """
@@ -276,8 +320,8 @@ def _pooled_anew(
     return values
 
 
-def _by_kind(items: Sequence[Item], names: Sequence[str]) -> list[list[Numbers]]:
-    """Values of items by case and kind, in an order that is not theirs."""
+def _group_by_kind(items: Sequence[AnswerValue], names: Sequence[str]) -> list[list[Numbers]]:
+    """Return values of answers by case and kind, in an order that does not depend on theirs."""
     found: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     for item in items:
         if item.case in found:
@@ -287,7 +331,7 @@ def _by_kind(items: Sequence[Item], names: Sequence[str]) -> list[list[Numbers]]
     ]
 
 
-def _not_resampled(metric: str) -> NotResampled:
+def _refuse_resampling(metric: str) -> NotResampled:
     return NotResampled(
         "the value of a case is no mean of its answers here, so they cannot be resampled.",
         where=metric,
@@ -295,8 +339,22 @@ def _not_resampled(metric: str) -> NotResampled:
     )
 
 
+def count_cases(estimates: Iterable[Estimate | None]) -> str:
+    """Return the number of cases, the least and the most where they differ; few are marked.
+
+    Example:
+        >>> count_cases([statistic("m", {"a": (1.0,)}, items=1), None])
+        '1 (< 10)'
+    """
+    found = sorted({one.n for one in estimates if one is not None})
+    if not found:
+        return "0"
+    number = "-".join(str(one) for one in dict.fromkeys((found[0], found[-1])))
+    return f"{number} (< {FEWEST})" if found[0] < FEWEST else number
+
+
 def difference(metric: str, first: Estimate, second: Estimate) -> Estimate:
-    """Paired mean of `first - second` over the cases both have; others are counted as skipped.
+    """Return the paired mean of `first - second` over common cases; others count as skipped.
 
     Raises:
         NotResampled (CG509): a hierarchical interval, where a case has several answers.
@@ -313,7 +371,7 @@ def difference(metric: str, first: Estimate, second: Estimate) -> Estimate:
     by_case = {case: first.by_case[case] - second.by_case[case] for case in common}
     several = first.items > first.n or second.items > second.n
     if first.bootstrap.hierarchical and several:
-        raise _not_resampled(metric)
+        raise _refuse_resampling(metric)
     return statistic(
         metric,
         {case: (value,) for case, value in by_case.items()},
@@ -321,5 +379,5 @@ def difference(metric: str, first: Estimate, second: Estimate) -> Estimate:
         skipped={"case without its counterpart": alone} if alone else {},
         bootstrap=first.bootstrap,
         by_case=by_case,
-        columns=[[Item(*one) for one in by_case.items()]],
+        columns=[[AnswerValue(*one) for one in by_case.items()]],
     )

@@ -1,4 +1,4 @@
-"""Does generated text repeat itself? Weighted entropy of its bigrams and trigrams.
+"""Fluency of generated text: weighted entropy of its bigrams and trigrams.
 
 Words are those of NLTK's Treebank-style tokenizer, sentence by sentence. Sentences are found
 without a trained model of abbreviations, so that nothing is downloaded: the full stop of "Mr." is a
@@ -7,6 +7,9 @@ word of its own here.
 
 from __future__ import annotations
 
+# NLTK has no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
 import importlib.util
 import math
 import re
@@ -20,13 +23,14 @@ from corrigenda.cases import Protocol
 from corrigenda.errors import MissingExtra
 from corrigenda.metrics.estimate import (
     BOOTSTRAP,
+    AnswerValue,
     Bootstrap,
     Estimate,
-    Item,
     difference,
     mean,
     over_cases,
 )
+from corrigenda.metrics.metric import AS_BEFORE, POSITIVE, Metric, define
 from corrigenda.metrics.selection import as_before, required_answer, select
 from corrigenda.metrics.success import metric_name
 from corrigenda.rows import Row, Stage
@@ -42,7 +46,7 @@ def fluency(
     rows: Sequence[Row],
     role: str = "fluency",
     *,
-    protocol: Protocol = Protocol.GREEDY,
+    protocol: Protocol | None = None,
     legacy: bool = False,
     stage: Stage = Stage.AFTER,
     bootstrap: Bootstrap = BOOTSTRAP,
@@ -55,18 +59,19 @@ def fluency(
     Args:
         rows: Of one run.
         role: Role of the prompts that were continued.
-        protocol: How the text was generated.
+        protocol: How the text was generated; None for greedy, of `legacy` for sampled texts.
         legacy: Score prompt and continuation together, with characters decomposed (NFKD) and blank
-            lines removed. The reference also samples, to 100 tokens with the prompt.
+            lines removed, as the reference program does with texts of `Protocol.SAMPLED`.
         stage: AFTER for the edited model, BEFORE for rows of the unedited one.
         bootstrap: How to find the interval.
 
     Raises:
         MissingExtra (CG504): nltk is not installed.
     """
+    protocol = protocol or (Protocol.SAMPLED if legacy else Protocol.GREEDY)
     found, skipped = select(rows, role, protocol=protocol, stage=stage)
     items = [
-        Item(
+        AnswerValue(
             row.case,
             n_gram_entropy(
                 reference_text(row.prompt, required_answer(row)) if legacy else required_answer(row)
@@ -75,14 +80,14 @@ def fluency(
         for row in found
     ]
     name = metric_name(role + ("_legacy" if legacy else ""), protocol)
-    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap, share=False)
 
 
 def fluency_change(
     rows: Sequence[Row],
     role: str = "fluency",
     *,
-    protocol: Protocol = Protocol.GREEDY,
+    protocol: Protocol | None = None,
     legacy: bool = False,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
@@ -90,6 +95,7 @@ def fluency_change(
 
     Args and errors are those of `fluency`.
     """
+    protocol = protocol or (Protocol.SAMPLED if legacy else Protocol.GREEDY)
     after = fluency(rows, role, protocol=protocol, legacy=legacy, bootstrap=bootstrap)
     own = as_before([row for row in rows if row.role.startswith(role)])
     before = fluency(
@@ -100,7 +106,7 @@ def fluency_change(
 
 
 def n_gram_entropy(text: str) -> float:
-    """(1/3) H_2 + (2/3) H_3 of a text's words, in bits.
+    """Return (1/3) H_2 + (2/3) H_3 of a text's words, in bits.
 
     H_n = -sum f log2 f over the relative frequencies f of n-grams; 0 for texts of fewer words. The
     published weights 2/3 and 4/3 are averaged over the two n.
@@ -112,12 +118,12 @@ def n_gram_entropy(text: str) -> float:
         >>> round(n_gram_entropy("a b a b c"), 6)
         1.556642
     """
-    found = words(text)
+    found = split_words(text)
     return mean(weight * _entropy(found, n) for n, weight in _WEIGHTS.items())
 
 
 def ceiling(num_words: int) -> float:
-    """The most that `n_gram_entropy` can be for a text of so many words, in bits.
+    """Return the maximum of `n_gram_entropy` for a text of so many words, in bits.
 
     Example:
         >>> round(ceiling(100), 3)
@@ -126,22 +132,22 @@ def ceiling(num_words: int) -> float:
     return mean(weight * math.log2(max(1, num_words - n + 1)) for n, weight in _WEIGHTS.items())
 
 
-def words(text: str) -> list[str]:
-    """Words and punctuation marks of a text, as the Penn Treebank splits them.
+def split_words(text: str) -> list[str]:
+    """Split a text into words and punctuation marks as the Penn Treebank does.
 
     Raises:
         MissingExtra (CG504): nltk is not installed.
     """
-    return _tokenizer()(text)
+    return _load_tokenizer()(text)
 
 
 def reference_text(prompt: str, answer: str) -> str:
-    """The text that the reference program scores: prompt included, NFKD, no blank lines."""
+    """Return the text that the reference program scores: with the prompt, NFKD, no blank lines."""
     return _BLANK_LINES.sub("\n", unicodedata.normalize("NFKD", prompt + answer))
 
 
 @cache
-def _tokenizer() -> Callable[[str], list[str]]:
+def _load_tokenizer() -> Callable[[str], list[str]]:
     if importlib.util.find_spec("nltk") is None:
         raise MissingExtra("fluency needs nltk.", hint='pip install "corrigenda[metrics]"')
     from nltk.tokenize.destructive import NLTKWordTokenizer
@@ -157,3 +163,38 @@ def _entropy(found: Sequence[str], n: int) -> float:
     counts = Counter(zip(*(found[i:] for i in range(n)), strict=False))
     total = counts.total()
     return -math.fsum(c / total * math.log2(c / total) for c in counts.values()) + 0.0
+
+
+METRICS: tuple[Metric, ...] = (
+    *(
+        define(
+            metric_name("fluency", protocol),
+            "entropy of bigrams and trigrams, in bits",
+            fluency,
+            reads="fluency",
+            better=AS_BEFORE,
+            span=POSITIVE,
+            options={"protocol": protocol},
+        )
+        for protocol in (Protocol.GREEDY, Protocol.SAMPLED)
+    ),
+    define(
+        metric_name("fluency_legacy", Protocol.SAMPLED),
+        "entropy of bigrams and trigrams, as published",
+        fluency,
+        reads="fluency",
+        better=AS_BEFORE,
+        span=POSITIVE,
+        legacy=True,
+        options={"protocol": Protocol.SAMPLED, "legacy": True},
+    ),
+    define(
+        "fluency_change@greedy",
+        "fluency less that of the unedited model",
+        fluency_change,
+        reads="fluency",
+        better=AS_BEFORE,
+        span=(None, None),
+        reference=0.0,
+    ),
+)

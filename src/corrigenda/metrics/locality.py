@@ -1,4 +1,4 @@
-"""Is everything else left alone? Answers unchanged, answers still right, and drawdown.
+"""Locality: answers that are unchanged, answers that are still right, and drawdown.
 
 Unchanged means equal to the answer of the unedited model, which every row carries:
 
@@ -8,7 +8,8 @@ Unchanged means equal to the answer of the unedited model, which every row carri
 | `@teacher_forced:exact` | all of them |
 | `@greedy:exact` | the continuation is the same text |
 | `@greedy:sentence` | it is the same up to the end of its first sentence or line |
-| `@greedy:tokens` | share of the unedited model's tokens that stand at the same place |
+| `@rank:probability` | share of its probability that the expected answer retains, at most 1 |
+| `@greedy:tokens` | share of the unedited model's tokens that are at the same place |
 
 Under teacher forcing both models read the right answer, so what drifts after its first token is
 hidden. Extended locality (other relations of the subject, neighbours after a distracting sentence)
@@ -22,18 +23,24 @@ import math
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
 from corrigenda.cases import Against, Protocol
 from corrigenda.errors import UnknownMetric, did_you_mean
 from corrigenda.metrics.estimate import (
     BOOTSTRAP,
+    AnswerValue,
     Bootstrap,
     Estimate,
-    Item,
+    Numbers,
+    column_means,
     difference,
     mean,
     over_cases,
+    pool,
     statistic,
 )
+from corrigenda.metrics.metric import DIFFERENCE, LOWER, POSITIVE, Metric, define, list_measures
 from corrigenda.metrics.selection import (
     NOT_COMPARED,
     as_before,
@@ -48,7 +55,9 @@ from corrigenda.rows import Row, Stage
 
 NO_GOLD = "no expected answer"
 UNKNOWN_BEFORE = "not known to the unedited model"
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+_SENTENCE_END = re.compile(
+    "[.!?](?=\\s|$)|[\u3002\uff01\uff1f\uff61\u061f\u06d4\u0964\u104b\u1362\u17d4]|\n"
+)
 
 
 def same_argmax(row: Row) -> float | str:
@@ -63,7 +72,7 @@ def same_argmax(row: Row) -> float | str:
 
 def same_argmax_everywhere(row: Row) -> float | str:
     """1 if every position has the same argmax as before."""
-    return _whole(same_argmax(row))
+    return _require_all(same_argmax(row))
 
 
 def same_text(row: Row) -> float | str:
@@ -76,7 +85,7 @@ def same_text(row: Row) -> float | str:
 def same_sentence(row: Row) -> float | str:
     """1 if the continuation is the same up to the end of its first sentence or line.
 
-    A model that goes on behind its answer says other things there for the slightest change.
+    What a model generates after its answer differs for the slightest change.
     """
     if row.answer_before is None:
         return NOT_COMPARED
@@ -88,7 +97,7 @@ def same_sentence(row: Row) -> float | str:
 
 
 def same_tokens(row: Row) -> float | str:
-    """Share of the tokens generated before that stand at the same place now.
+    """Share of the tokens generated before that are at the same place now.
 
     Of a continuation that was empty before, 1 if it still is.
     """
@@ -100,9 +109,18 @@ def same_tokens(row: Row) -> float | str:
     return sum(a == b for a, b in zip(before, after, strict=False)) / len(before)
 
 
+def same_probability(row: Row) -> float | str:
+    """Share of its probability per token that the expected answer retains; at most 1."""
+    if not row.log_probs_before:
+        return NOT_COMPARED
+    before = probability(row.log_probs_before)
+    return min(1.0, probability(required_log_probs(row)) / before) if before else NOT_COMPARED
+
+
 UNCHANGED: dict[Protocol, dict[str, Measure]] = {
     Protocol.TEACHER_FORCED: {"tokens": same_argmax, "exact": same_argmax_everywhere},
     Protocol.GREEDY: {"exact": same_text, "sentence": same_sentence, "tokens": same_tokens},
+    Protocol.RANK: {"probability": same_probability},
 }
 """Measures of what is unchanged, by protocol and name; the first of a protocol is its default."""
 
@@ -115,13 +133,13 @@ def unchanged(
     measure: str | None = None,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
-    """Are the answers those of the unedited model? Mean over kinds in a case, then cases.
+    """Share of answers that are those of the unedited model; kinds in a case weigh the same.
 
     Items without an expected answer, where the protocol needs one, and those the unedited model was
     not asked are left out and counted.
 
     Args:
-        rows: Of one run; those held against TARGET or BEFORE are not read.
+        rows: Of one run; those compared with TARGET or BEFORE are not read.
         role: Role, or family of roles.
         protocol: How the answers were taken.
         measure: Name of a measure in `UNCHANGED`.
@@ -147,13 +165,13 @@ def unchanged(
             hint=did_you_mean(name, [*known]) if known else "Ask under another protocol.",
         )
     found, skipped = select(rows, role, protocol=protocol, against=Against.UNEDITED)
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for row in found:
         value = known[name](row)
         if isinstance(value, str):
             skipped[value] += 1
         else:
-            items.append(Item(row.case, value, row.role.removeprefix(role)))
+            items.append(AnswerValue(row.case, value, row.role.removeprefix(role)))
     label = metric_name(role, protocol, measure)
     return over_cases(label, items, skipped=skipped, bootstrap=bootstrap)
 
@@ -167,7 +185,7 @@ def still_correct(
     only_known: bool = True,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
-    """Are the expected answers still given, where the unedited model gave them?
+    """Share of expected answers that are still given, where the unedited model gave them.
 
     Args:
         rows: Of one run.
@@ -175,13 +193,12 @@ def still_correct(
         protocol: How the answers were taken.
         measure: Name of a measure of the protocol (see `success`).
         only_known: Leave out what the unedited model did not answer rightly. Without that the
-            number says what is known rather than what is kept; zsRE's "specificity" is reported
-            so.
+            number measures knowledge rather than locality; zsRE's "specificity" is reported so.
         bootstrap: How to find the interval.
     """
     found, skipped = select(rows, role, protocol=protocol)
     decide = measure_named(protocol, measure)
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for row in found:
         if not row.expected and not row.token_ids:
             skipped[NO_GOLD] += 1
@@ -196,7 +213,7 @@ def still_correct(
         if isinstance(value, str):
             skipped[value] += 1
         else:
-            items.append(Item(row.case, value, row.role.removeprefix(role)))
+            items.append(AnswerValue(row.case, value, row.role.removeprefix(role)))
     name = metric_name(f"{role}_correct", protocol, measure)
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
 
@@ -224,17 +241,29 @@ def drawdown(
 def perplexity_drawdown(
     rows: Sequence[Row], role: str = "locality", *, bootstrap: Bootstrap = BOOTSTRAP
 ) -> Estimate:
-    """Perplexity of the expected answers after the edit minus before (MEND, for generation)."""
+    """Perplexity of the expected answers after the edit minus before (MEND, for generation).
+
+    The perplexity of all answers together, exp of the mean loss over cases: a mean of perplexities
+    would be that of the one answer that has become least likely.
+    """
     found, skipped = select(rows, role, protocol=Protocol.TEACHER_FORCED)
-    items: list[Item] = []
+    losses: tuple[list[AnswerValue], list[AnswerValue]] = ([], [])
     for row in found:
         if not row.log_probs_before:
             skipped[NOT_COMPARED] += 1
             continue
-        after = 1 / probability(required_log_probs(row))
-        items.append(Item(row.case, after - 1 / probability(row.log_probs_before)))
-    name = metric_name("drawdown_perplexity", Protocol.TEACHER_FORCED)
-    return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
+        losses[0].append(AnswerValue(row.case, -mean(required_log_probs(row))))
+        losses[1].append(AnswerValue(row.case, -mean(row.log_probs_before)))
+    after, before = map(pool, losses)
+    return statistic(
+        metric_name("drawdown_perplexity", Protocol.TEACHER_FORCED),
+        {case: (after[case], before[case]) for case in after},
+        _difference_of_perplexities,
+        items=len(losses[0]),
+        skipped=skipped,
+        bootstrap=bootstrap,
+        columns=losses,
+    )
 
 
 def mean_divergence(
@@ -297,5 +326,66 @@ def divergence(
     return math.fsum(terms)
 
 
-def _whole(value: float | str) -> float | str:
+def _difference_of_perplexities(values: Numbers) -> Numbers:
+    with np.errstate(over="ignore", invalid="ignore"):
+        after, before = np.exp(column_means(values)).T
+        return after - before
+
+
+def _require_all(value: float | str) -> float | str:
     return value if isinstance(value, str) else float(value == 1)
+
+
+METRICS: tuple[Metric, ...] = (
+    *(
+        define(
+            metric_name("locality", protocol, measure),
+            "answers that are as before",
+            unchanged,
+            reads="locality",
+            options={"protocol": protocol, "measure": measure},
+        )
+        for protocol, measure in list_measures(UNCHANGED)
+    ),
+    *(
+        define(
+            metric_name("locality_correct", protocol),
+            "known answers that are still right",
+            still_correct,
+            reads="locality",
+            options={"protocol": protocol},
+        )
+        for protocol in (Protocol.TEACHER_FORCED, Protocol.GREEDY)
+    ),
+    *(
+        define(
+            metric_name(f"locality_divergence{suffix}", Protocol.TEACHER_FORCED),
+            "KL divergence from the unedited model",
+            mean_divergence,
+            reads="locality",
+            better=LOWER,
+            span=POSITIVE,
+            scale=1.0,
+            legacy=bool(suffix),
+            options={"protocol": Protocol.TEACHER_FORCED, "reverse": bool(suffix)},
+        )
+        for suffix in ("", "_reversed")
+    ),
+    define(
+        "drawdown@teacher_forced",
+        "accuracy lost elsewhere",
+        drawdown,
+        reads="locality",
+        better=LOWER,
+        span=DIFFERENCE,
+    ),
+    define(
+        "drawdown_perplexity@teacher_forced",
+        "perplexity gained elsewhere",
+        perplexity_drawdown,
+        reads="locality",
+        better=LOWER,
+        span=(None, None),
+        scale=1.0,
+    ),
+)

@@ -1,8 +1,8 @@
-"""Does locating find knowledge? Similarity of places, relative to chance (KLoB).
+"""Reliability of locating (KLoB): similarity of places, relative to chance.
 
 A place is what a locator gives for one prompt: the k layers (or parameters) with the largest
 effect, as `values` of a measurement. Overlap has the chance level k / L, and neighbouring layers
-are found together, so both stand beside the relative numbers.
+are found together, so show both with the relative numbers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from corrigenda.metrics.estimate import (
     mean,
     statistic,
 )
+from corrigenda.metrics.metric import Metric, define
 from corrigenda.metrics.selection import measurements
 from corrigenda.rows import Measurement
 
@@ -92,7 +93,7 @@ def locating_consistency(
         bootstrap: How to find the interval.
     """
     found, skipped = measurements(records, name)
-    places = _by_case(found)
+    places = _places_by_case(found)
     alone = [case for case, own in places.items() if len(own) < 2]
     if alone:
         skipped["only one sentence"] = len(alone)
@@ -100,8 +101,11 @@ def locating_consistency(
     for case, own in places.items():
         if len(own) > 1:
             agreeing = mean(overlap(a, b) for a, b in itertools.combinations(own, 2))
-            cases[case] = (agreeing, _to_others(case, own, places, sample, bootstrap.seed))
-    return _relative("locating_consistency", cases, len(found), skipped, bootstrap)
+            cases[case] = (
+                agreeing,
+                _similarity_to_others(case, own, places, sample, bootstrap.seed),
+            )
+    return _estimate_relative("locating_consistency", cases, len(found), skipped, bootstrap)
 
 
 def locating_relevance(
@@ -124,26 +128,28 @@ def locating_relevance(
     chains, skipped = measurements(records, chain)
     members, more = measurements(records, member)
     skipped += more
-    places, own = _by_case(members), _by_case(chains)
+    places, own = _places_by_case(members), _places_by_case(chains)
     cases = {
         case: (
             mean(overlap(a, b) for a in own[case] for b in places[case]),
-            _to_others(case, own[case], places, sample, bootstrap.seed),
+            _similarity_to_others(case, own[case], places, sample, bootstrap.seed),
         )
         for case in own
         if case in places
     }
-    return _relative("locating_relevance", cases, len(chains) + len(members), skipped, bootstrap)
+    return _estimate_relative(
+        "locating_relevance", cases, len(chains) + len(members), skipped, bootstrap
+    )
 
 
-def _by_case(found: Sequence[Measurement]) -> dict[str, list[list[float]]]:
+def _places_by_case(found: Sequence[Measurement]) -> dict[str, list[list[float]]]:
     places: dict[str, list[list[float]]] = {}
     for one in found:
         places.setdefault(one.case, []).append(one.values)
     return places
 
 
-def _to_others(
+def _similarity_to_others(
     case: str, own: Sequence[Place], places: Mapping[str, Sequence[Place]], sample: int, seed: int
 ) -> float:
     """Mean similarity to the places of other cases; NaN without any."""
@@ -153,7 +159,7 @@ def _to_others(
     return mean(overlap(a, b) for a in own for b in others)
 
 
-def _relative(
+def _estimate_relative(
     name: str,
     cases: Mapping[str, tuple[float, float]],
     items: int,
@@ -178,3 +184,19 @@ def _relative_of_means(values: Numbers) -> Numbers:
     room = 1 - everything
     share = np.divide(candidate - everything, room, out=np.zeros_like(room), where=room > 0)
     return np.maximum(share, 0.0)
+
+
+METRICS: tuple[Metric, ...] = (
+    define(
+        "locating_consistency",
+        "sentences of a fact have one place",
+        locating_consistency,
+        reads="locating/consistency",
+    ),
+    define(
+        "locating_relevance",
+        "chains have the place of their facts",
+        locating_relevance,
+        reads="locating/relevance_chain",
+    ),
+)

@@ -1,4 +1,4 @@
-"""Is the new answer written where the update is largest? Hit@k of columns read as words.
+"""Hit@k: whether the columns that an edit changed most read as the new answer.
 
 The columns of the down projection that moved most are mapped through the unembedding; a hit is the
 target's first token among the k highest of one of them.
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Item, over_cases
+from corrigenda.metrics.estimate import BOOTSTRAP, AnswerValue, Bootstrap, Estimate, over_cases
+from corrigenda.metrics.metric import Metric, define
 from corrigenda.metrics.selection import measurements
 from corrigenda.rows import Measurement
 
@@ -73,6 +74,20 @@ def hit_rate(
         bootstrap: How to find the interval.
     """
     found, skipped = measurements(records, name)
-    items = [Item(one.case, float(hit(one.values, k))) for one in found]
+    items = [AnswerValue(one.case, float(hit(one.values, k))) for one in found]
     label = f"{name.partition('/')[2]}_hit_at_{k}"
     return over_cases(label, items, skipped=skipped, bootstrap=bootstrap)
+
+
+METRICS: tuple[Metric, ...] = tuple(
+    define(
+        f"{which}_hit_at_{k}",
+        "the target among the words of the columns that moved most",
+        hit_rate,
+        k,
+        reads=f"projection/{which}",
+        options={"name": f"projection/{which}"},
+    )
+    for which in ("original", "edited")
+    for k in (1, 50)
+)

@@ -1,100 +1,73 @@
-"""All metrics by name, for reports: where better is, what range, what is read, how to compute it.
+"""All metrics by name: collected from the subject files, looked up and evaluated.
 
 A name is `<what>@<protocol>`, with `:<measure>` where a protocol has several; metrics of
-measurements have no protocol, since no answer is judged.
+measurements have no protocol, since no answer is judged. Each subject file ends in its `METRICS`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from corrigenda.cases import Protocol
 from corrigenda.errors import NotResampled, UnknownMetric, did_you_mean
+from corrigenda.metrics import (
+    collapse,
+    conflict,
+    consistency,
+    cost,
+    counterfact,
+    erasure,
+    error_types,
+    fluency,
+    locality,
+    locating,
+    projection,
+    ripple,
+    robustness,
+    round_trip,
+    sentiment,
+    sequences,
+    success,
+)
 from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate
+from corrigenda.metrics.metric import Metric, RunRecords
 from corrigenda.metrics.selection import at
-from corrigenda.rows import Measurement, Row
+from corrigenda.metrics.tasks import answers, choices, measured
 
-
-class Better(StrEnum):
-    """Which way a metric improves; reports show it as an arrow."""
-
-    HIGHER = "higher"
-    LOWER = "lower"
-    AS_BEFORE = "as before"
-    """Best where it equals the value of the unedited model."""
-
-
-class Records(NamedTuple):
-    """Everything recorded in one run.
-
-    Attributes:
-        rows: Answers.
-        measurements: Other numbers.
-    """
-
-    rows: Sequence[Row]
-    measurements: Sequence[Measurement] = ()
-
-
-Compute = Callable[[Records, Bootstrap], Estimate]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """A metric as reports list it.
-
-    Attributes:
-        name: Unique; ends in the protocol.
-        group: Module that computes it.
-        title: A few words.
-        better: Which way it improves.
-        low: Least possible value; None without bound.
-        high: Greatest possible value; None without bound.
-        protocol: How the answers were taken; None for measurements.
-        reads: Role or family of the rows, or name of the measurements.
-        scale: Factor that tables of the field print it with.
-        legacy: Whether it is kept only to compare with published numbers.
-        sequence: Whether it reads all moments of a sequence, not one.
-        compute: The estimate from the records of one run.
-    """
-
-    name: str
-    group: str
-    title: str
-    better: Better
-    low: float | None
-    high: float | None
-    protocol: Protocol | None
-    reads: str
-    scale: float
-    legacy: bool
-    sequence: bool
-    compute: Compute
-
-    @property
-    def arrow(self) -> str:
-        """Sign of `better`, in ASCII: ^, v or =."""
-        return {"higher": "^", "lower": "v", "as before": "="}[self.better]
-
-
-def metrics() -> tuple[Metric, ...]:
-    """All metrics, group by group."""
-    from corrigenda.metrics import listing
-
-    return listing.METRICS
+METRICS: tuple[Metric, ...] = (
+    *success.METRICS,
+    *locality.METRICS,
+    *counterfact.METRICS,
+    *ripple.METRICS,
+    *fluency.METRICS,
+    *consistency.METRICS,
+    *sentiment.METRICS,
+    *erasure.METRICS,
+    *conflict.METRICS,
+    *round_trip.METRICS,
+    *sequences.METRICS,
+    *collapse.METRICS,
+    *robustness.METRICS,
+    *error_types.METRICS,
+    *cost.METRICS,
+    *locating.METRICS,
+    *round_trip.RESIDUALS,
+    *projection.METRICS,
+    *choices.METRICS,
+    *answers.METRICS,
+    *measured.METRICS,
+)
+"""All metrics, subject by subject, in the order of tables."""
 
 
 def names() -> list[str]:
-    """Names of all metrics."""
-    return [one.name for one in metrics()]
+    """Return the names of all metrics, in the order of tables."""
+    return [one.name for one in METRICS]
 
 
 def metric(name: str) -> Metric:
-    """A metric by its name.
+    """Return a metric by its name; also of one task, such as `task_accuracy/rte@rank`.
 
     Raises:
         UnknownMetric (CG505): no metric by that name, or not under that protocol.
@@ -103,28 +76,27 @@ def metric(name: str) -> Metric:
         >>> metric("score@rank").arrow
         '^'
     """
-    from corrigenda.metrics import _task_listing
-
-    found = {one.name: one for one in metrics()}
+    found = {one.name: one for one in METRICS}
     if name not in found:
-        if (of_task := _task_listing.named(name)) is not None:
-            return of_task
+        of_task = {one.name: one for one in _metrics_of_task(_task_in(name))}
+        if name in of_task:
+            return of_task[name]
         near = [one for one in found if one.partition("@")[0] == name.partition("@")[0]]
-        hint = f"Did you mean {_quoted(near)}?" if near else did_you_mean(name, [*found])
+        hint = f"Did you mean {_quote(near)}?" if near else did_you_mean(name, [*found])
         raise UnknownMetric(f'no metric is called "{name}".', hint=hint)
     return found[name]
 
 
 def evaluate(
-    records: Records, wanted: Iterable[str] | None = None, *, bootstrap: Bootstrap = BOOTSTRAP
+    records: RunRecords, wanted: Iterable[str] | None = None, *, bootstrap: Bootstrap = BOOTSTRAP
 ) -> list[Estimate]:
-    """Estimates of one run.
+    """Return estimates of one run.
 
     Args:
         records: Of one run. Of a sequence, metrics of sequences read all moments, the others the
             last; cut the rows with `selection.at` for an earlier one.
-        wanted: Names of metrics. None takes all but legacy ones, and of those the ones that find
-            at least one case.
+        wanted: Names of metrics. None takes the ones that find at least one case, without legacy
+            ones and those that repeat another.
         bootstrap: How to find intervals. Where cases cannot be resampled so (CG509), a metric has a
             value and no interval.
 
@@ -133,9 +105,9 @@ def evaluate(
         MixedRows (CG506): rows of several runs, or two answers to one probe.
     """
     rows = records.rows
-    last = Records(at(rows, max((row.edits for row in rows), default=0)), records.measurements)
+    last = RunRecords(at(rows, max((row.edits for row in rows), default=0)), records.measurements)
 
-    def computed(one: Metric) -> Estimate:
+    def estimate(one: Metric) -> Estimate:
         own = records if one.sequence else last
         try:
             return one.compute(own, bootstrap)
@@ -144,19 +116,18 @@ def evaluate(
             return replace(plain, low=math.nan, high=math.nan, bootstrap=bootstrap)
 
     if wanted is not None:
-        return [computed(metric(name)) for name in wanted]
-    from corrigenda.metrics import _task_listing
-
+        return [estimate(metric(name)) for name in wanted]
     asked = {(row.family, row.protocol) for row in records.rows}
-    measured = {name for one in records.measurements for name in (one.name, one.family)}
+    read = {name for one in records.measurements for name in (one.name, one.family)}
     sequential = any(row.position for row in records.rows)
     found = [
-        computed(one)
-        for one in (*metrics(), *_task_listing.of_tasks(records))
+        estimate(one)
+        for one in (*METRICS, *_task_metrics(records))
         if not one.legacy
+        and not one.repeats
         and (sequential or not one.sequence)
         and (
-            one.reads in measured
+            one.reads in read
             if one.protocol is None
             else (one.reads.partition("/")[0], one.protocol) in asked
         )
@@ -164,5 +135,28 @@ def evaluate(
     return [one for one in found if one.n]
 
 
-def _quoted(found: Sequence[str]) -> str:
+def _task_metrics(records: RunRecords) -> list[Metric]:
+    """Return the metrics of each task that was asked or measured."""
+    found = [
+        one
+        for task in choices.names_of_tasks(records.rows)
+        for one in (*choices.metrics_of(task), *answers.metrics_of(task))
+    ]
+    for task in measured.names_of_tasks(records.measurements):
+        found += measured.metrics_of(task)
+    return found
+
+
+def _metrics_of_task(task: str) -> list[Metric]:
+    if not task:
+        return []
+    return [*choices.metrics_of(task), *answers.metrics_of(task), *measured.metrics_of(task)]
+
+
+def _task_in(name: str) -> str:
+    """Return the task in the name of a metric of one task; empty in other names."""
+    return name.partition("/")[2].partition("@")[0]
+
+
+def _quote(found: Sequence[str]) -> str:
     return " or ".join(f'"{one}"' for one in found[:4])

@@ -1,7 +1,7 @@
-"""Does the edit hold when it is asked in other surroundings, or contradicted?
+"""Robustness: whether the edit holds in other surroundings, or when it is contradicted.
 
 Rows of family `robustness`, greedy: the new answer is expected, the old one is the rival. The kind
-says what surrounds the question: a cloze, long related context, a dialogue, a doubt, the old answer
+is what surrounds the question: a cloze, long related context, a dialogue, a doubt, the old answer
 asserted. Only the continuation is searched; prompts that assert the old answer hold it themselves,
 so that reversion there is close to agreement with the user: never average the kinds of doubt.
 """
@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
-from corrigenda.cases import Protocol
-from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Item, over_cases
+from corrigenda.cases import SURROUNDINGS, Protocol
+from corrigenda.metrics.estimate import BOOTSTRAP, AnswerValue, Bootstrap, Estimate, over_cases
+from corrigenda.metrics.metric import HIGHER, LOWER, Metric, define
 from corrigenda.metrics.selection import required_answer, select
 from corrigenda.metrics.strings import contains, normalise
 from corrigenda.metrics.success import metric_name
@@ -23,8 +24,8 @@ _DENIALS = {"not", "never", "no", "cannot", "isnt", "wasnt", "arent", "didnt", "
 _REACH = 3
 
 
-class State(StrEnum):
-    """What an output says; every output is in exactly one state."""
+class OutputState(StrEnum):
+    """State of an output by the answers that appear in it; every output is in exactly one."""
 
     KEPT = "kept"
     """The new answer alone."""
@@ -39,7 +40,7 @@ class State(StrEnum):
     """Neither, or the new answer denied without the old one."""
 
 
-def says_new(row: Row) -> bool:
+def has_new_answer(row: Row) -> bool:
     """Whether a spelling of every expected group appears in the continuation."""
     text = required_answer(row)
     return bool(row.expected) and all(
@@ -47,59 +48,59 @@ def says_new(row: Row) -> bool:
     )
 
 
-def says_old(row: Row) -> bool:
+def has_old_answer(row: Row) -> bool:
     """Whether a rival appears in the continuation."""
     return any(contains(required_answer(row), one) for one in row.rivals)
 
 
-def state(row: Row) -> State:
-    """What an output says of the new and the old answer.
+def state(row: Row) -> OutputState:
+    """Return the state of an output, by the new and the old answer.
 
-    A new answer is denied where a negation stands up to three words before it.
+    A new answer is denied where a negation is among the three words before it.
 
     Example:
         >>> state(Row(case="1", role="robustness", protocol=Protocol.GREEDY, expected=[["Rome"]],
         ...           rivals=["Paris"], answer="It is not Rome."))
-        <State.CONFUSED: 'confused'>
+        <OutputState.CONFUSED: 'confused'>
     """
-    new, old = says_new(row), says_old(row)
+    new, old = has_new_answer(row), has_old_answer(row)
     if new and old:
-        return State.MIXED
+        return OutputState.MIXED
     if old:
-        return State.REVERTED
-    if not new or _denied(row):
-        return State.CONFUSED
-    return State.KEPT
+        return OutputState.REVERTED
+    if not new or _is_denied(row):
+        return OutputState.CONFUSED
+    return OutputState.KEPT
 
 
 def attack_accuracy(
     rows: Sequence[Row], role: str = "robustness", *, bootstrap: Bootstrap = BOOTSTRAP
 ) -> Estimate:
     """Share of outputs in which the new answer appears."""
-    return _rate(rows, role, "accuracy", [], bootstrap)
+    return _share_of_outputs(rows, role, "accuracy", [], bootstrap)
 
 
 def reversion(
     rows: Sequence[Row], role: str = "robustness", *, bootstrap: Bootstrap = BOOTSTRAP
 ) -> Estimate:
     """Share of outputs in which the old answer appears; not exclusive with accuracy."""
-    return _rate(rows, role, "reversion", [], bootstrap)
+    return _share_of_outputs(rows, role, "reversion", [], bootstrap)
 
 
 def share_in_state(
     rows: Sequence[Row],
-    which: State,
+    which: OutputState,
     role: str = "robustness",
     *,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
     """Share of outputs in one state; the four shares sum to 1."""
-    return _rate(rows, role, which, [which], bootstrap)
+    return _share_of_outputs(rows, role, which, [which], bootstrap)
 
 
 def dialogue_state(
     rows: Sequence[Row],
-    which: State,
+    which: OutputState,
     role: str = "robustness/dialogue",
     *,
     bootstrap: Bootstrap = BOOTSTRAP,
@@ -112,33 +113,33 @@ def dialogue_state(
     dialogues: dict[tuple[str, str, str], list[Row]] = {}
     for row in found:
         dialogues.setdefault((row.case, row.role, row.test), []).append(row)
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for (case, kind, _), own in dialogues.items():
         ordered = sorted(own, key=lambda row: row.probe)
-        if not says_new(ordered[0]):
+        if not has_new_answer(ordered[0]):
             skipped[FIRST_ANSWER_OLD] += 1
             continue
-        items.append(Item(case, float(state(ordered[-1]) == which), kind))
+        items.append(AnswerValue(case, float(state(ordered[-1]) == which), kind))
     name = metric_name(f"dialogue_{which}", Protocol.GREEDY)
     return over_cases(name, items, skipped=skipped, bootstrap=bootstrap)
 
 
-def _rate(
-    rows: Sequence[Row], role: str, name: str, states: Sequence[State], bootstrap: Bootstrap
+def _share_of_outputs(
+    rows: Sequence[Row], role: str, name: str, states: Sequence[OutputState], bootstrap: Bootstrap
 ) -> Estimate:
     found, skipped = select(rows, role, protocol=Protocol.GREEDY)
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for row in found:
         if states:
             value = state(row) in states
         else:
-            value = says_new(row) if name == "accuracy" else says_old(row)
-        items.append(Item(row.case, float(value), row.kind))
+            value = has_new_answer(row) if name == "accuracy" else has_old_answer(row)
+        items.append(AnswerValue(row.case, float(value), row.kind))
     label = metric_name(f"{role}_{name}", Protocol.GREEDY)
     return over_cases(label, items, skipped=skipped, bootstrap=bootstrap)
 
 
-def _denied(row: Row) -> bool:
+def _is_denied(row: Row) -> bool:
     found = normalise(required_answer(row)).split()
     for group in row.expected:
         for spelling in group:
@@ -149,3 +150,52 @@ def _denied(row: Row) -> bool:
                     if any(word in _DENIALS for word in near):
                         return True
     return False
+
+
+def _define_rates(role: str, where: str) -> tuple[Metric, Metric]:
+    return (
+        define(
+            f"{role}_accuracy@greedy",
+            f"the new answer in {where} surroundings",
+            attack_accuracy,
+            role,
+            reads=role,
+        ),
+        define(
+            f"{role}_reversion@greedy",
+            f"the old answer in {where} surroundings",
+            reversion,
+            role,
+            reads=role,
+            better=LOWER,
+        ),
+    )
+
+
+def _define_states(which: OutputState) -> tuple[Metric, Metric]:
+    better = HIGHER if which == OutputState.KEPT else LOWER
+    return (
+        define(
+            f"robustness_{which}@greedy",
+            "outputs in this state",
+            share_in_state,
+            which,
+            reads="robustness",
+            better=better,
+        ),
+        define(
+            f"dialogue_{which}@greedy",
+            "dialogues that end in this state",
+            dialogue_state,
+            which,
+            reads="robustness/dialogue",
+            better=better,
+        ),
+    )
+
+
+METRICS: tuple[Metric, ...] = (
+    *_define_rates("robustness", "other"),
+    *(one for kind in SURROUNDINGS for one in _define_rates(f"robustness/{kind}", "these")),
+    *(one for which in OutputState for one in _define_states(which)),
+)

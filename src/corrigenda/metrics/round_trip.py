@@ -1,8 +1,8 @@
-"""Edit, then undo: what is left, beside a knowledge graph where nothing is.
+"""Round trips: what editing back leaves of an edit, in weights, answers and a graph of facts.
 
-Taking a patch off restores every bit, and the tests of this library show it. Editing back, with the
+Reverting a patch restores every bit, and the tests of this library show it. Editing back, with the
 original answer as the target of a second edit, does not: these metrics say by how much. Behaviour
-is that of rows of the restored model, held against the unedited one: `unchanged` and
+is that of rows of the restored model, compared with the unedited one: `unchanged` and
 `mean_divergence` of family `restoration`. A graph of facts, edited and edited back, is the measure
 of both: nothing is left of the edit there.
 """
@@ -14,15 +14,19 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Item, over_cases
+from corrigenda.cases import Protocol
+from corrigenda.metrics.estimate import BOOTSTRAP, AnswerValue, Bootstrap, Estimate, over_cases
+from corrigenda.metrics.locality import mean_divergence, unchanged
+from corrigenda.metrics.metric import LOWER, POSITIVE, Metric, define
 from corrigenda.metrics.selection import measurements
+from corrigenda.metrics.success import metric_name
 from corrigenda.rows import Measurement
 
 UNMOVED = "the edit moved nothing"
 RESIDUAL, GRAPH = "restoration/residual", "restoration/graph"
 """Names of measurements: distances after the edit and after the edit back, of weights and of
 triples."""
-_METRICS = {RESIDUAL: "parameter_residual", GRAPH: "graph_residual"}
+_NAMES = {RESIDUAL: "parameter_residual", GRAPH: "graph_residual"}
 Triple = tuple[str, str, str]
 
 
@@ -84,7 +88,57 @@ def mean_residual(
         bootstrap: How to find the interval.
     """
     found, skipped = measurements(records, name)
-    items = [Item(one.case, one.values[1] / one.values[0]) for one in found if one.values[0]]
+    items = [AnswerValue(one.case, one.values[1] / one.values[0]) for one in found if one.values[0]]
     if len(items) < len(found):
         skipped[UNMOVED] += len(found) - len(items)
-    return over_cases(_METRICS[name], items, skipped=skipped, bootstrap=bootstrap)
+    return over_cases(_NAMES[name], items, skipped=skipped, bootstrap=bootstrap, share=False)
+
+
+METRICS: tuple[Metric, ...] = (
+    *(
+        define(
+            metric_name("restoration", Protocol.GREEDY, measure),
+            "answers that are as before, edited back",
+            unchanged,
+            "restoration",
+            reads="restoration",
+            options={"protocol": Protocol.GREEDY, "measure": measure},
+        )
+        for measure in (None, "sentence", "tokens")
+    ),
+    define(
+        "restoration_divergence@greedy",
+        "KL divergence from the unedited model, edited back",
+        mean_divergence,
+        "restoration",
+        reads="restoration",
+        better=LOWER,
+        span=POSITIVE,
+        scale=1.0,
+        options={"protocol": Protocol.GREEDY},
+    ),
+)
+"""Of answers."""
+
+RESIDUALS: tuple[Metric, ...] = (
+    define(
+        "parameter_residual",
+        "share of an edit that editing back leaves",
+        mean_residual,
+        reads=RESIDUAL,
+        better=LOWER,
+        span=POSITIVE,
+        scale=1.0,
+    ),
+    define(
+        "graph_residual",
+        "the same of a graph of facts",
+        mean_residual,
+        GRAPH,
+        reads=GRAPH,
+        better=LOWER,
+        span=POSITIVE,
+        scale=1.0,
+    ),
+)
+"""Of distances; tables show them with measurements."""

@@ -1,4 +1,4 @@
-"""The rows a metric reads, and only those: one run, one protocol, each answer once."""
+"""Selection of the rows a metric reads: one run, one protocol, each answer once."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def select(
     against: Against | None = None,
     rounds: int | None = None,
 ) -> Selected:
-    """The answers of one role and protocol.
+    """Return the answers of one role and protocol.
 
     Args:
         rows: Of one run.
         role: A role, or a family for all its kinds.
         protocol: How the answers were taken.
         stage: Which model answered.
-        against: What the answers are held against; None takes all.
+        against: What the answers are is_compared with; None takes all.
         rounds: Rounds of the case done; None takes all.
 
     Raises:
@@ -99,25 +99,25 @@ def require_one_run(records: Sequence[Record]) -> None:
 
 
 def at(rows: Iterable[Row], edits: int) -> list[Row]:
-    """The rows of one moment of a sequence, with this many edits in force, and those before."""
+    """Return the rows of one moment of a sequence, and those of the unedited model."""
     return [row for row in rows if row.edits == edits or row.stage == Stage.BEFORE]
 
 
-def tagged(rows: Iterable[Row], tag: str) -> list[Row]:
-    """The rows with a tag, such as "hops=3".
+def with_tag(rows: Iterable[Row], tag: str) -> list[Row]:
+    """Return the rows with a tag, such as "hops=3".
 
     Example:
         >>> row = Row(case="1", role="reliability", protocol=Protocol.GREEDY, tags=["hops=3"])
-        >>> tagged([row], "hops=3") == [row], tagged([row], "hops=2")
+        >>> with_tag([row], "hops=3") == [row], with_tag([row], "hops=2")
         (True, [])
     """
     return [row for row in rows if tag in row.tags]
 
 
 def as_before(rows: Iterable[Row]) -> list[Row]:
-    """Rows of the unedited model, made from the `_before` fields of those of the edited one.
+    """Return rows of the unedited model, from the `_before` fields of those of the edited one.
 
-    So that any metric can be shown for the model before the edit, on the same questions.
+    With them any metric can be shown for the model before the edit, on the same questions.
     """
     found: dict[tuple[object, ...], Row] = {}
     for row in rows:
@@ -141,11 +141,11 @@ def _before(row: Row) -> Row:
         divergence_reversed=None,
         model=row.model_before,
         model_before="",
-        skipped=row.skipped or ("" if compared(row) else NOT_COMPARED),
+        skipped=row.skipped or ("" if is_compared(row) else NOT_COMPARED),
     )
 
 
-def compared(row: Row) -> bool:
+def is_compared(row: Row) -> bool:
     """Whether a row carries an answer of the unedited model."""
     fields = (row.answer_before, row.predicted_before, row.log_probs_before)
     return any(one is not None for one in fields)
@@ -154,7 +154,7 @@ def compared(row: Row) -> bool:
 def measurements(
     records: Iterable[Measurement], name: str, *, stage: Stage = Stage.AFTER
 ) -> tuple[list[Measurement], Counter[str]]:
-    """Measurements of one name, and how many had no value, by reason.
+    """Return the measurements of one name, and how many had no value, by reason.
 
     Raises:
         MixedRows (CG506): they come from several runs.
@@ -166,7 +166,7 @@ def measurements(
 
 
 def required_ids(row: Row, name: str) -> list[int]:
-    """Token ids of a row that a metric cannot do without.
+    """Return token ids of a row that a metric needs.
 
     Raises:
         MalformedRows (CG507): the row has an answer, but not these.
@@ -176,7 +176,7 @@ def required_ids(row: Row, name: str) -> list[int]:
 
 
 def required_log_probs(row: Row, name: str = "log_probs") -> list[float]:
-    """Log-probabilities of a row that a metric cannot do without; at least one.
+    """Return log-probabilities of a row that a metric needs; at least one.
 
     Raises:
         MalformedRows (CG507): the row has an answer, but not these.
@@ -186,16 +186,16 @@ def required_log_probs(row: Row, name: str = "log_probs") -> list[float]:
 
 
 def required_answer(row: Row) -> str:
-    """Text the model generated.
+    """Return the text the model generated.
 
     Raises:
-        MalformedRows (CG507): the row has none, and does not say why.
+        MalformedRows (CG507): the row has none, and no reason for it.
     """
     return row.answer if row.answer is not None else _refuse(row, "answer")
 
 
 def probability(log_probs: Sequence[float], *, normalization: str = "mean") -> float:
-    """Geometric mean of the probabilities of tokens, or their product with "sum".
+    """Return the geometric mean of the probabilities of tokens, or their product with "sum".
 
     P~ = exp(mean log p): what the papers write P[o] and their programs compute.
 

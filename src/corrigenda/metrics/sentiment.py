@@ -13,13 +13,22 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from corrigenda.cases import Protocol
-from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Item, mean, over_cases
+from corrigenda.metrics.estimate import (
+    BOOTSTRAP,
+    AnswerValue,
+    Bootstrap,
+    Estimate,
+    mean,
+    over_cases,
+)
+from corrigenda.metrics.metric import Metric, define
 from corrigenda.metrics.selection import NOT_COMPARED, required_log_probs, select
 from corrigenda.metrics.success import metric_name
 from corrigenda.rows import Row
 
 WANTED, OPPOSITE = "sentiment/wanted", "sentiment/opposite"
 ONE_SIDED = "no reply of the other sentiment"
+_NAMES = {"success": "sentiment_success", "sentiment": "sentiment", "topic": "sentiment_topic"}
 
 
 class SentimentShift(NamedTuple):
@@ -40,7 +49,7 @@ class SentimentShift(NamedTuple):
 
 
 def sentiment_shift(wanted: float, opposite: float, wanted_before: float) -> SentimentShift:
-    """From mean log-likelihoods per token, over all tokens of a set of replies.
+    """Return the parts of success from mean log-likelihoods per token of sets of replies.
 
     Args:
         wanted: L+ of the edited model.
@@ -86,15 +95,27 @@ def sentiment_success(
     for row in opposite:
         unlikely.setdefault(row.case, []).extend(required_log_probs(row))
     skipped[ONE_SIDED] += len(set(likely) ^ set(unlikely))
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for case in sorted(set(likely) & set(unlikely)):
         after, before = likely[case]
         shift = sentiment_shift(mean(after), mean(unlikely[case]), mean(before))
-        items.append(Item(case, getattr(shift, part)))
+        items.append(AnswerValue(case, getattr(shift, part)))
     return over_cases(
-        metric_name(f"sentiment_{part}" if part != "sentiment" else "sentiment", protocol),
+        metric_name(_NAMES[part], protocol),
         items,
         skipped={reason: count for reason, count in skipped.items() if count},
         bootstrap=bootstrap,
         answers=len(wanted) + len(opposite),
     )
+
+
+METRICS: tuple[Metric, ...] = tuple(
+    define(
+        f"{name}@rank",
+        "wanted attitude, on the same topic",
+        sentiment_success,
+        reads=WANTED,
+        options={"part": part},
+    )
+    for part, name in _NAMES.items()
+)

@@ -1,6 +1,6 @@
-"""Many edits one after the other: what works at once, what is kept, when it breaks.
+"""Sequences of edits: immediate success, retention, forgetting, drift.
 
-Success of edit i after t edits stands in a matrix. The diagonal is immediate success, the last row
+A matrix holds the success of edit i after t edits. The diagonal is immediate success, the last row
 is what is retained: different metrics, which programs report under one name.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,14 +19,15 @@ from corrigenda.cases import Protocol
 from corrigenda.errors import MalformedRows
 from corrigenda.metrics.estimate import (
     BOOTSTRAP,
+    AnswerValue,
     Bootstrap,
     Estimate,
-    Item,
     Numbers,
     over_cases,
 )
+from corrigenda.metrics.metric import HIGHER, LOWER, Metric, define
 from corrigenda.metrics.selection import at, measurements
-from corrigenda.metrics.success import metric_name, success
+from corrigenda.metrics.success import MEASURES, metric_name, success
 from corrigenda.rows import Measurement, Row, Stage
 
 CHECKPOINTS = (1, 10, 100, 500, 1000)
@@ -43,7 +44,8 @@ class SuccessMatrix(NamedTuple):
         values: Success of edit `positions[column]` after `moments[line]` edits; NaN where it was
             not asked.
         protocol: How the answers were taken, and the measure where one was named.
-        answers: Most answers behind one value.
+        checkpoints: Moments at which all edits so far were asked, and not only the newest.
+        answers: Most answers that one value comes from.
     """
 
     moments: tuple[int, ...]
@@ -51,11 +53,12 @@ class SuccessMatrix(NamedTuple):
     cases: tuple[str, ...]
     values: Numbers
     protocol: str
+    checkpoints: tuple[int, ...]
     answers: int = 1
 
 
 class Drift(NamedTuple):
-    """How far a weight has moved from where it was.
+    """Distance of an edited weight from the unedited one.
 
     Attributes:
         per_parameter: ||W_t - W_0||_F over the number of parameters.
@@ -73,7 +76,7 @@ def success_matrix(
     protocol: Protocol,
     measure: str | None = None,
 ) -> SuccessMatrix:
-    """The matrix A[t][i] of a sequence.
+    """Return the matrix A[t][i] of a sequence.
 
     Args:
         rows: Of one run, with `position` and `edits`.
@@ -118,48 +121,96 @@ def success_matrix(
         tuple(cases),
         values,
         asked_by,
+        find_checkpoints(own),
         max(answers.values(), default=1),
     )
 
 
+def find_checkpoints(rows: Sequence[Row]) -> tuple[int, ...]:
+    """Return the moments at which all edits so far were asked, and not only the newest.
+
+    Between two checkpoints of a sequence only its newest edit is asked; a mean over the answers of
+    such a moment is of another population than one at a checkpoint.
+
+    Args:
+        rows: Answers to probes of one role, of one run; those without a place in a sequence, such
+            as of texts, are asked at checkpoints alone.
+    """
+    places = {row.case: row.position for row in rows if row.position}
+    asked: dict[int, set[str]] = {}
+    found: set[int] = set()
+    for row in rows:
+        if row.position:
+            asked.setdefault(row.edits, set()).add(row.case)
+        elif row.stage == Stage.AFTER:
+            found.add(row.edits)
+    of_all = Counter(places.values())
+    for moment, cases in asked.items():
+        now = Counter(places[case] for case in cases)
+        # Of several sequences only some may be as long as this moment.
+        newest = max(now)
+        whole = all(
+            now[place] >= min(of_all[place], now[newest]) for place in of_all if place < newest
+        )
+        if whole:
+            found.add(moment)
+    return tuple(sorted(found))
+
+
 def immediate(matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
     """Mean of A[i][i]: success of each edit right after it, before the next."""
-    items: list[Item] = []
-    for column, position in enumerate(matrix.positions):
-        if position in matrix.moments:
-            value = float(matrix.values[matrix.moments.index(position), column])
-            items.append(Item(matrix.cases[column], value))
-    return _known("immediate_success", matrix, items, bootstrap)
+    items = [one for one, _ in _list_immediate(matrix)]
+    return _mean_of_known("immediate_success", matrix, items, bootstrap)
 
 
 def retention(matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
     """Mean of A[N][i]: success of each edit after the last."""
     items = [
-        Item(case, float(value))
+        AnswerValue(case, float(value))
         for case, value in zip(matrix.cases, matrix.values[-1:].ravel(), strict=False)
     ]
-    return _known("retention", matrix, items, bootstrap)
+    return _mean_of_known("retention", matrix, items, bootstrap)
 
 
 def forgetting(matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
     """Mean over i < N of max over t of A[t][i] minus A[N][i]; lower is better."""
-    items: list[Item] = []
+    items: list[AnswerValue] = []
     for column, position in enumerate(matrix.positions if matrix.moments else ()):
         known = matrix.values[:, column]
         if position < matrix.moments[-1] and not np.isnan(known[-1]):
-            items.append(Item(matrix.cases[column], float(np.nanmax(known) - known[-1])))
-    return _known("forgetting", matrix, items, bootstrap)
+            items.append(AnswerValue(matrix.cases[column], float(np.nanmax(known) - known[-1])))
+    return _mean_of_known("forgetting", matrix, items, bootstrap)
 
 
 def curve(matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP) -> dict[int, Estimate]:
-    """Mean over the edits made so far of A[t][i], at each moment t that was asked."""
+    """Return the mean over the edits made so far of A[t][i], at each checkpoint t.
+
+    At other moments only the newest edit was asked; see `immediate_curve`.
+    """
     found: dict[int, Estimate] = {}
-    for line, moment in enumerate(matrix.moments):
+    for moment in matrix.checkpoints:
+        line = matrix.moments.index(moment)
         items = [
-            Item(case, float(value))
+            AnswerValue(case, float(value))
             for case, value in zip(matrix.cases, matrix.values[line], strict=True)
         ]
-        found[moment] = _known(f"success_after_{moment}", matrix, items, bootstrap)
+        found[moment] = _mean_of_known(f"success_after_{moment}", matrix, items, bootstrap)
+    return found
+
+
+def immediate_curve(
+    matrix: SuccessMatrix, *, bootstrap: Bootstrap = BOOTSTRAP
+) -> dict[int, Estimate]:
+    """Return the mean over the edits made so far of A[i][i], at each checkpoint t.
+
+    The distance to `curve` is what later edits took away.
+    """
+    found: dict[int, Estimate] = {}
+    for moment in matrix.checkpoints:
+        items = [one for one, position in _list_immediate(matrix) if position <= moment]
+        if items:
+            name = f"immediate_success_until_{moment}"
+            found[moment] = _mean_of_known(name, matrix, items, bootstrap)
     return found
 
 
@@ -178,7 +229,7 @@ def summary(
     measure: str | None = None,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
-    """One number of a sequence, straight from its rows.
+    """Return one number of a sequence from its rows.
 
     Args:
         rows: Of one run, all moments.
@@ -194,7 +245,7 @@ def summary(
 
 
 def half_life(matrix: SuccessMatrix) -> int | None:
-    """First t at which the mean over i <= t of A[t][i] is below half of immediate success.
+    """Return the first t whose mean over i <= t of A[t][i] is below half of immediate success.
 
     None if it stays above. Moments that were not asked cannot be found.
     """
@@ -209,7 +260,7 @@ def disabling_edit(
     jump: float = 10.0,
     fall: float = 0.5,
 ) -> int | None:
-    """First t whose step from the moment before breaks the model; None if none does.
+    """Return the first t whose step from the moment before breaks the model; None without one.
 
     A rule of this library: perplexity grows `jump` times or more, or a score on another task loses
     the share `fall` or more.
@@ -225,14 +276,14 @@ def disabling_edit(
         2
     """
     broken = [
-        *_steps(perplexities or {}, lambda old, new: new >= jump * old),
-        *_steps(scores or {}, lambda old, new: old > 0 and new <= (1 - fall) * old),
+        *_breaking_steps(perplexities or {}, lambda old, new: new >= jump * old),
+        *_breaking_steps(scores or {}, lambda old, new: old > 0 and new <= (1 - fall) * old),
     ]
     return min(broken, default=None)
 
 
 def weight_drift(original: ArrayLike, edited: ArrayLike) -> Drift:
-    """How far one weight has moved.
+    """Return the distance of one weight from where it was.
 
     Example:
         >>> round(weight_drift([[1, 1], [1, 1]], [[1.1, 1.1], [1.1, 1.1]]).per_parameter, 6)
@@ -252,19 +303,29 @@ def mean_drift(
     Their `values` are ||W_t - W_0||_F, ||W_0||_F and the number of parameters.
     """
     found, skipped = measurements(records, f"drift/{layer}")
-    items = [Item(one.case, one.values[0] / one.values[1]) for one in found]
-    return over_cases(f"drift/{layer}", items, skipped=skipped, bootstrap=bootstrap)
+    items = [AnswerValue(one.case, one.values[0] / one.values[1]) for one in found]
+    return over_cases(f"drift/{layer}", items, skipped=skipped, bootstrap=bootstrap, share=False)
 
 
-def _steps(series: Mapping[int, float], breaks: Callable[[float, float], bool]) -> list[int]:
+def _list_immediate(matrix: SuccessMatrix) -> Iterator[tuple[AnswerValue, int]]:
+    """Yield A[i][i] of each edit that was asked right after it, with its place."""
+    for column, position in enumerate(matrix.positions):
+        if position in matrix.moments:
+            value = float(matrix.values[matrix.moments.index(position), column])
+            yield AnswerValue(matrix.cases[column], value), position
+
+
+def _breaking_steps(
+    series: Mapping[int, float], breaks: Callable[[float, float], bool]
+) -> list[int]:
     moments = sorted(series)
     return [
         now for before, now in itertools.pairwise(moments) if breaks(series[before], series[now])
     ]
 
 
-def _known(
-    name: str, matrix: SuccessMatrix, items: Sequence[Item], bootstrap: Bootstrap
+def _mean_of_known(
+    name: str, matrix: SuccessMatrix, items: Sequence[AnswerValue], bootstrap: Bootstrap
 ) -> Estimate:
     known = [one for one in items if not math.isnan(one.value)]
     missing = len(items) - len(known)
@@ -276,3 +337,25 @@ def _known(
         bootstrap=bootstrap,
         answers=len(known) * matrix.answers,
     )
+
+
+_TITLES = {
+    "immediate_success": "success of each edit right after it",
+    "retention": "success of each edit after the last",
+    "forgetting": "success lost since its best",
+}
+
+METRICS: tuple[Metric, ...] = tuple(
+    define(
+        metric_name(name, protocol),
+        title,
+        summary,
+        name,
+        reads="reliability",
+        better=LOWER if name == "forgetting" else HIGHER,
+        sequence=True,
+        options={"protocol": protocol},
+    )
+    for name, title in _TITLES.items()
+    for protocol in MEASURES
+)

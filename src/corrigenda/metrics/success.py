@@ -1,4 +1,4 @@
-"""Is the new answer given? Reliability, generalization, portability.
+"""Success of an edit: reliability, generalization, portability.
 
 The same question has several measures that are no substitutes for each other; each belongs to a
 protocol, and the first of a protocol is the one meant where a name gives none:
@@ -8,13 +8,14 @@ protocol, and the first of a protocol is the one meant where a name gives none:
 | `@teacher_forced:tokens` | share of expected tokens that are the argmax, the right ones fed |
 | `@teacher_forced:exact` | all of them are |
 | `@greedy:prefix` | the continuation begins with the expected answer |
-| `@greedy:exact` | it is the expected answer |
+| `@greedy:exact` | its first sentence or line is the expected answer |
+| `@greedy:whole` | all of it is the expected answer |
 | `@greedy:contains` | the expected answer occurs in it |
 | `@greedy:tokens` | share of its first m tokens that are those of the answer of m tokens |
 | `@rank:preferred` | P~ of the expected answer is greater than that of every rival |
 
-All tokens right under teacher forcing means that greedy decoding gives the answer; fewer say
-nothing about how it goes on.
+All tokens right under teacher forcing means that greedy decoding gives the answer; fewer do
+not tell what is generated after them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,21 @@ from collections.abc import Callable, Iterable, Sequence
 
 from corrigenda.cases import Protocol
 from corrigenda.errors import MalformedRows, UnknownMetric, did_you_mean
-from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate, Item, mean, over_cases
+from corrigenda.metrics.estimate import (
+    BOOTSTRAP,
+    AnswerValue,
+    Bootstrap,
+    Estimate,
+    mean,
+    over_cases,
+)
+from corrigenda.metrics.metric import Metric, define, list_measures
+from corrigenda.metrics.published_strings import (
+    published_begins_with,
+    published_contains,
+    published_equals,
+    published_normalise,
+)
 from corrigenda.metrics.selection import (
     as_before,
     probability,
@@ -32,7 +47,7 @@ from corrigenda.metrics.selection import (
     required_log_probs,
     select,
 )
-from corrigenda.metrics.strings import begins_with, contains, equals, has_words
+from corrigenda.metrics.strings import begins_with, contains, equals, has_characters, is_answer
 from corrigenda.rows import Row, Stage
 
 Measure = Callable[[Row], "float | str"]
@@ -40,7 +55,7 @@ Measure = Callable[[Row], "float | str"]
 
 NO_WORDS = "no words in the expected answer"
 NO_TOKENS = "the tokens of the text were not recorded"
-NO_RIVAL = "no rival to be held against"
+NO_RIVAL = "no rival to compare with"
 SEVERAL_ANSWERS = "several answers expected: only `contains` can tell"
 CONDITION_FAILS = "a condition does not hold for the unedited model"
 
@@ -67,22 +82,38 @@ def generated_tokens(row: Row) -> float | str:
 
 
 def generated_exactly(row: Row) -> float | str:
-    """1 if the continuation is an expected spelling (`em`)."""
-    return _one_group(row, equals)
+    """1 if the first sentence or line of the continuation is an expected spelling."""
+    return _decide_one_group(row, is_answer)
+
+
+def generated_alone(row: Row) -> float | str:
+    """1 if the whole continuation is an expected spelling (`em`)."""
+    return _decide_one_group(row, equals)
 
 
 def generated_first(row: Row) -> float | str:
     """1 if the continuation begins with an expected spelling (`prefix`)."""
-    return _one_group(row, begins_with)
+    return _decide_one_group(row, begins_with)
 
 
 def generated_anywhere(row: Row) -> float | str:
     """1 if the continuation contains a spelling of every expected group (`contains`)."""
-    text = required_answer(row)
-    _require_target(row, row.expected)
-    if not has_words(row.expected):
-        return NO_WORDS
-    return float(all(any(contains(text, one) for one in group) for group in row.expected))
+    return _decide_all_groups(row, contains)
+
+
+def published_exactly(row: Row) -> float | str:
+    """1 if the whole continuation is an expected spelling, by the rule of published programs."""
+    return _decide_one_group(row, published_equals, published_normalise)
+
+
+def published_first(row: Row) -> float | str:
+    """1 if the continuation begins with an expected spelling, by the rule of published programs."""
+    return _decide_one_group(row, published_begins_with, published_normalise)
+
+
+def published_anywhere(row: Row) -> float | str:
+    """1 if the continuation contains every expected group, by the rule of published programs."""
+    return _decide_all_groups(row, published_contains, published_normalise)
 
 
 def preferred(row: Row) -> float | str:
@@ -114,6 +145,10 @@ MEASURES: dict[Protocol, dict[str, Measure]] = {
         "exact": generated_exactly,
         "contains": generated_anywhere,
         "tokens": generated_tokens,
+        "whole": generated_alone,
+        "exact_legacy": published_exactly,
+        "prefix_legacy": published_first,
+        "contains_legacy": published_anywhere,
     },
     Protocol.RANK: {"preferred": preferred},
 }
@@ -121,12 +156,17 @@ MEASURES: dict[Protocol, dict[str, Measure]] = {
 
 
 def measure_named(protocol: Protocol, name: str | None = None) -> Measure:
-    """A measure by its name, or the default of a protocol.
+    """Return a measure by its name, or the default of a protocol.
 
     Raises:
         UnknownMetric (CG505): the protocol has no measure by that name.
     """
-    known = MEASURES[protocol]
+    known = MEASURES.get(protocol, {})
+    if not known:
+        raise UnknownMetric(
+            f"answers under {protocol} are not expected to be anything.",
+            hint="Ask under another protocol.",
+        )
     if name is None:
         return next(iter(known.values()))
     if name not in known:
@@ -137,7 +177,7 @@ def measure_named(protocol: Protocol, name: str | None = None) -> Measure:
 
 
 def metric_name(role: str, protocol: Protocol, measure: str | None = None) -> str:
-    """Name of a metric, with its protocol.
+    """Return the name of a metric, with its protocol.
 
     Example:
         >>> metric_name("reliability", Protocol.GREEDY, "contains")
@@ -174,6 +214,12 @@ def success(
         MixedRows (CG506): rows of several runs, or two answers to one probe.
         MalformedRows (CG507): an answer without what the measure reads, or no expected answer.
         UnknownMetric (CG505): the protocol has no measure by that name.
+
+    Example:
+        >>> row = Row(case="1", role="reliability", protocol=Protocol.TEACHER_FORCED,
+        ...           token_ids=[11, 12, 13], predicted=[11, 12, 99])
+        >>> round(success([row], "reliability", protocol=Protocol.TEACHER_FORCED).value, 4)
+        0.6667
     """
     found, skipped = select(rows, role, protocol=protocol, stage=stage, rounds=rounds)
     decide = measure_named(protocol, measure)
@@ -192,8 +238,8 @@ def success(
     return over_cases(name, as_tests(valued, role), skipped=skipped, bootstrap=bootstrap)
 
 
-def as_tests(valued: Iterable[tuple[Row, float]], role: str) -> list[Item]:
-    """Values of answers as values of tests: the least where all must pass, else the best.
+def as_tests(valued: Iterable[tuple[Row, float]], role: str) -> list[AnswerValue]:
+    """Pool values of answers to tests: the least where all must pass, else the best.
 
     Args:
         valued: Rows with their values.
@@ -204,7 +250,7 @@ def as_tests(valued: Iterable[tuple[Row, float]], role: str) -> list[Item]:
         part = row.test or f"\0{row.probe}\0{row.rounds}"
         grouped.setdefault((row.case, row.role, part), []).append((row, value))
     return [
-        Item(
+        AnswerValue(
             case,
             (min if own[0][0].every else max)(value for _, value in own),
             kind.removeprefix(role),
@@ -214,7 +260,7 @@ def as_tests(valued: Iterable[tuple[Row, float]], role: str) -> list[Item]:
 
 
 def failing_conditions(rows: Iterable[Row]) -> set[tuple[str, str]]:
-    """Tests, as (case, test), of which the unedited model fails a condition or was not asked it."""
+    """Return the tests (case, test) whose condition the unedited model fails or was not asked."""
     failing: set[tuple[str, str]] = set()
     for row in rows:
         if row.role == "condition":
@@ -232,87 +278,42 @@ def failing_conditions(rows: Iterable[Row]) -> set[tuple[str, str]]:
     return failing
 
 
-def reliability(
-    rows: Sequence[Row],
-    *,
-    protocol: Protocol,
-    measure: str | None = None,
-    stage: Stage = Stage.AFTER,
-    bootstrap: Bootstrap = BOOTSTRAP,
-) -> Estimate:
-    """Is the new answer given to the very prompt that was edited?
-
-    Args and errors are those of `success`. Show `stage=BEFORE` beside it: long answers are partly
-    known before.
-
-    Example:
-        >>> row = Row(case="1", role="reliability", protocol=Protocol.TEACHER_FORCED,
-        ...           token_ids=[11, 12, 13], predicted=[11, 12, 99])
-        >>> round(reliability([row], protocol=Protocol.TEACHER_FORCED).value, 4)
-        0.6667
-    """
-    return success(
-        rows, "reliability", protocol=protocol, measure=measure, stage=stage, bootstrap=bootstrap
-    )
-
-
-def generalization(
-    rows: Sequence[Row],
-    *,
-    protocol: Protocol,
-    measure: str | None = None,
-    stage: Stage = Stage.AFTER,
-    bootstrap: Bootstrap = BOOTSTRAP,
-) -> Estimate:
-    """Is the new answer given to paraphrases? Never merged with reliability.
-
-    Args and errors are those of `success`.
-    """
-    return success(
-        rows, "generalization", protocol=protocol, measure=measure, stage=stage, bootstrap=bootstrap
-    )
-
-
-def portability(
-    rows: Sequence[Row],
-    *,
-    protocol: Protocol,
-    measure: str | None = None,
-    stage: Stage = Stage.AFTER,
-    bootstrap: Bootstrap = BOOTSTRAP,
-) -> Estimate:
-    """Are the consequences of the edit drawn? Mean over the kinds that a case has.
-
-    Args and errors are those of `success`; `success(rows, "portability/reasoning", ...)` gives one
-    kind alone.
-    """
-    return success(
-        rows, "portability", protocol=protocol, measure=measure, stage=stage, bootstrap=bootstrap
-    )
-
-
 def effective(
     rows: Sequence[Row], *, protocol: Protocol, measure: str | None = None
 ) -> tuple[list[Row], int]:
-    """The rows of cases whose new answer the unedited model did not give already.
+    """Return the rows of cases whose new answer the unedited model did not give already.
 
     Returns:
         Those rows, and the number of cases left out.
     """
     own = [row for row in rows if row.role == "reliability" and row.stage == Stage.AFTER]
-    before = reliability(as_before(own), protocol=protocol, measure=measure, stage=Stage.BEFORE)
+    before = success(
+        as_before(own), "reliability", protocol=protocol, measure=measure, stage=Stage.BEFORE
+    )
     known = {case for case, value in before.by_case.items() if value == 1}
     return [row for row in rows if row.case not in known], len(known)
 
 
-def _one_group(row: Row, decide: Callable[[str, str], bool]) -> float | str:
+def _decide_one_group(
+    row: Row, decide: Callable[[str, str], bool], words: Callable[[str], object] = has_characters
+) -> float | str:
     text = required_answer(row)
     _require_target(row, row.expected)
-    if not has_words(row.expected):
+    if not all(any(map(words, group)) for group in row.expected):
         return NO_WORDS
     if len(row.expected) > 1:
         return SEVERAL_ANSWERS
     return float(any(decide(text, one) for one in row.expected[0]))
+
+
+def _decide_all_groups(
+    row: Row, decide: Callable[[str, str], bool], words: Callable[[str], object] = has_characters
+) -> float | str:
+    text = required_answer(row)
+    _require_target(row, row.expected)
+    if not all(any(map(words, group)) for group in row.expected):
+        return NO_WORDS
+    return float(all(any(decide(text, one) for one in group) for group in row.expected))
 
 
 def _require_target(row: Row, wanted: Sequence[object]) -> None:
@@ -322,3 +323,24 @@ def _require_target(row: Row, wanted: Sequence[object]) -> None:
             where=row.label,
             hint="Leave such items out of the benchmark, or say in `skipped` why it has none.",
         )
+
+
+_TITLES = {
+    "reliability": "the new answer, where it was edited",
+    "generalization": "the new answer, asked in other words",
+    "portability": "consequences of the edit",
+}
+
+METRICS: tuple[Metric, ...] = tuple(
+    define(
+        metric_name(role, protocol, measure),
+        title,
+        success,
+        role,
+        reads=role,
+        legacy=measure is not None and measure.endswith("_legacy"),
+        options={"protocol": protocol, "measure": measure},
+    )
+    for role, title in _TITLES.items()
+    for protocol, measure in list_measures(MEASURES)
+)

@@ -1,7 +1,10 @@
-"""The three forms a weight change takes, and what each adds to a weight or to an output."""
+"""The three forms of a weight change: low-rank, dense, and some rows."""
 
 from __future__ import annotations
 
+# Parts of torch have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from corrigenda.linalg.lowrank import LowRank
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A change of every entry of a weight.
+    """Change of every entry of a weight.
 
     Attributes:
         delta: Float[Tensor, "d_out d_in"], added to the weight.
@@ -40,7 +43,7 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A change of some output rows of a weight.
+    """Change of some output rows of a weight.
 
     Attributes:
         index: Which rows, each at most once.
@@ -74,8 +77,16 @@ Change = LowRank | Dense | Rows
 """How one weight changes; shapes are (d_out, d_in) whatever the model's storage."""
 
 
+CHANGE_FORMS: tuple[dict[str, str], ...] = (
+    {"left": "float d_out rank", "right": "float d_in rank"},
+    {"delta": "float d_out d_in"},
+    {"index": "int rows", "values": "float rows d_in", "d_out": "int"},
+)
+"""Tensors of each form of change; see `corrigenda.patch.forms`."""
+
+
 def tensors_of(change: Change) -> dict[str, Tensor]:
-    """The tensors that make up a change, by the names used in files."""
+    """Return the tensors that make up a change, by the names used in files."""
     match change:
         case LowRank(left=left, right=right):
             return {"left": left, "right": right}
@@ -86,7 +97,7 @@ def tensors_of(change: Change) -> dict[str, Tensor]:
 
 
 def change_from(tensors: Mapping[str, Tensor]) -> Change:
-    """The inverse of `tensors_of`.
+    """Return the change that tensors make up: the inverse of `tensors_of`.
 
     Raises:
         ValueError: the names are those of no change, or the shapes do not fit.
@@ -101,16 +112,19 @@ def change_from(tensors: Mapping[str, Tensor]) -> Change:
     raise ValueError(f"no kind of change has the tensors {', '.join(sorted(tensors))}")
 
 
-def owned(change: Change) -> Change:
-    """A copy on the CPU that nobody else can write into."""
-    tensors = tensors_of(change)
-    return change_from(
-        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    )
+def copy_to_cpu(change: Change) -> Change:
+    """Return a copy on the CPU that shares no memory with the original."""
+    return change_from({name: own_copy(tensor) for name, tensor in tensors_of(change).items()})
+
+
+def own_copy(tensor: Tensor) -> Tensor:
+    """Return a copy on the CPU, without gradients, that can take part in gradients later."""
+    with torch.inference_mode(False), torch.no_grad():
+        return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def dense(change: Change, dtype: torch.dtype = torch.float64) -> Float[Tensor, "d_out d_in"]:
-    """The change as a full matrix."""
+    """Return the change as a full matrix."""
     full = torch.zeros(change.shape, dtype=dtype)
     add_to_weight(change, full)
     return full
@@ -128,11 +142,11 @@ def add_to_weight(change: Change, weight: Float[Tensor, "d_out d_in"]) -> None:
             weight.index_add_(0, parts["index"], parts["values"].to(weight.dtype))
 
 
-def scaled(change: Change, factor: float) -> Change:
-    """The change times a number."""
+def scale(change: Change, factor: float) -> Change:
+    """Return the change times a number."""
     match change:
         case LowRank():
-            return change.scaled(factor)
+            return change.times(factor)
         case Dense(delta=delta):
             return Dense(delta * factor)
         case Rows(index=index, values=values, d_out=d_out):
@@ -140,7 +154,7 @@ def scaled(change: Change, factor: float) -> Change:
 
 
 def add(first: Change, second: Change) -> Change:
-    """The sum, in the most compact form that is exact: low-rank, then rows, then dense."""
+    """Return the sum in the most compact form that is exact: low-rank, then rows, then dense."""
     if first.shape != second.shape:
         raise ValueError(f"cannot add a change of {second.shape} to one of {first.shape}")
     match first, second:
@@ -159,7 +173,7 @@ def add(first: Change, second: Change) -> Change:
 
 
 def compact(delta: Float[Tensor, "d_out d_in"]) -> Change:
-    """A full matrix in the smallest form that is exact to the bit.
+    """Return a full matrix in the smallest form that is exact to the bit.
 
     Low-rank where few columns are not zero (inputs that never fired), else rows, else dense. A zero
     matrix has rank 0, which a patch leaves out.
@@ -175,7 +189,7 @@ def compact(delta: Float[Tensor, "d_out d_in"]) -> Change:
 
 
 def norm(change: Change) -> float:
-    """Frobenius norm."""
+    """Return the Frobenius norm."""
     match change:
         case LowRank():
             return change.norm()
@@ -186,14 +200,14 @@ def norm(change: Change) -> float:
 
 
 def num_parameters(change: Change) -> int:
-    """How many numbers describe the change."""
+    """Return how many numbers describe the change."""
     return sum(
         tensor.numel() for tensor in tensors_of(change).values() if tensor.is_floating_point()
     )
 
 
 def same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    """Whether two sets of tensors agree in name, dtype, shape and every value."""
+    """Return whether two sets of tensors agree in name, dtype, shape and every value."""
     return first.keys() == second.keys() and all(
         tensor.dtype == second[name].dtype and torch.equal(tensor, second[name])
         for name, tensor in first.items()
@@ -201,7 +215,7 @@ def same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> b
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, in order of name."""
+    """Return the SHA-256 over names, dtypes, shapes and bytes, in order of name."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -1,7 +1,10 @@
-"""Sizes of a patch's changes, how alike two patches are, and their sum."""
+"""Sizes of a patch's changes, similarity of two patches, and their sum."""
 
 from __future__ import annotations
 
+# Parts of torch have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from collections.abc import Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,6 +14,7 @@ import torch
 from corrigenda.errors import NotExportable
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.patch.changes import Change, dense, norm, num_parameters
+from corrigenda.patch.value import PatchValue
 from corrigenda.patch.weights import WeightPatch
 
 if TYPE_CHECKING:
@@ -49,7 +53,7 @@ class SiteComparison(NamedTuple):
 
 
 def describe(patch: Patch) -> tuple[SiteDescription, ...]:
-    """Describe every change of a patch, ordered by site; of others, what they store."""
+    """Describe every change of a patch, ordered by site; of others, their tensors."""
     if not isinstance(patch, WeightPatch):
         return tuple(
             SiteDescription(
@@ -79,8 +83,8 @@ def compare(a: Patch, b: Patch) -> tuple[SiteComparison, ...]:
     Raises:
         NotExportable (CG405): one of the patches changes no weights.
     """
-    left, right = _weights(a).changes, _weights(b).changes
-    result = []
+    left, right = _require_weights(a).changes, _require_weights(b).changes
+    result: list[SiteComparison] = []
     for site in [*left, *(site for site in right if site not in left)]:
         one, two = left.get(site), right.get(site)
         norm_a = norm(one) if one is not None else 0.0
@@ -100,18 +104,29 @@ def compare(a: Patch, b: Patch) -> tuple[SiteComparison, ...]:
     return tuple(result)
 
 
-def add_up(patches: Sequence[Patch]) -> WeightPatch:
-    """Add weight patches into one.
+def add_up(patches: Sequence[Patch]) -> PatchValue:
+    """Compose patches into one that does what all do, in order; of weights alone, one of weights.
 
     Raises:
-        NotExportable (CG405): one of them changes no weights.
+        NotExportable (CG405): one of them, of a plug-in, cannot be composed.
         WrongBase (CG401): they were made on different models.
+        NotApplied (CG406): the same patch is in two of them.
     """
-    first, *others = map(_weights, patches)
-    return reduce(WeightPatch.__add__, others, first)
+    first, *others = map(_require_composable, patches)
+    return reduce(PatchValue.__add__, others, first)
 
 
-def _weights(patch: Patch) -> WeightPatch:
+def _require_composable(patch: Patch) -> PatchValue:
+    if not isinstance(patch, PatchValue):
+        raise NotExportable(
+            f"a {type(patch).__name__} cannot be composed with other patches.",
+            where=patch.header.method,
+            hint="Its class must derive from `PatchValue`; apply the patches one after the other.",
+        )
+    return patch
+
+
+def _require_weights(patch: Patch) -> WeightPatch:
     if not isinstance(patch, WeightPatch):
         raise NotExportable(
             f"a {type(patch).__name__} changes no weights.", where=patch.header.method
@@ -120,7 +135,7 @@ def _weights(patch: Patch) -> WeightPatch:
 
 
 def _inner(one: Change, two: Change) -> float:
-    """Frobenius inner product <A, B> = tr(A^T B); for factors, sum((L1^T L2) * (R1^T R2))."""
+    """Return the inner product tr(A^T B); of factors, sum((L1^T L2) * (R1^T R2))."""
     if isinstance(one, LowRank) and isinstance(two, LowRank):
         left = one.left.double().T @ two.left.double()
         right = one.right.double().T @ two.right.double()
@@ -129,7 +144,7 @@ def _inner(one: Change, two: Change) -> float:
 
 
 def _distance(one: Change, two: Change) -> float:
-    """Frobenius norm of A - B, from stacked factors where both have them."""
+    """Return the Frobenius norm of A - B, from stacked factors where both have them."""
     if isinstance(one, LowRank) and isinstance(two, LowRank):
         left = torch.cat([one.left.double(), two.left.double()], dim=1)
         right = torch.cat([one.right.double(), -two.right.double()], dim=1)

@@ -1,7 +1,7 @@
 """One safetensors file for a patch: tensors, a readable header, and a checksum over both.
 
-The checksum finds damage and careless changes. It is no signature: who can write the file can write
-a new checksum. Nothing in the file can run code.
+The checksum finds damage and careless changes. It is no signature: a new
+checksum can be written with the file. Nothing in the file can run code.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -21,16 +21,18 @@ from corrigenda.files import write_atomically
 from corrigenda.patch.changes import digest_of
 from corrigenda.patch.header import FORMAT_VERSION, Header
 from corrigenda.patch.protocols import Patch
+from corrigenda.text_files import UnreadableText, decode, parse_json, read_bytes
 
 _PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"}
 _HEADER = "corrigenda"
 _CHECKSUM = "checksum"
 _LENGTH = 8
+_MOST_BYTES = 1 << 40
 _LAST_PICKLE_PROTOCOL = 5
 
 
 class PatchFile(NamedTuple):
-    """What a patch file holds: its header and its tensors, checked against the checksum."""
+    """Header and tensors of a patch file, checked against the checksum."""
 
     header: Header
     tensors: dict[str, Tensor]
@@ -50,7 +52,7 @@ def save_patch(patch: Patch, path: str | Path) -> Path:
     tensors = {name: tensor.contiguous() for name, tensor in sorted(patch.tensors().items())}
     header = patch.header.to_json()
     metadata = {_HEADER: header, _CHECKSUM: _checksum(header, tensors)}
-    content = _sorted_header(save(tensors, metadata))
+    content = _sort_header(save(tensors, metadata))
     return write_atomically(path, lambda part: part.write_bytes(content))
 
 
@@ -59,11 +61,11 @@ def read_patch_file(path: str | Path) -> PatchFile:
     path = Path(path)
     _refuse_pickle_name(path)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CorruptFile(f"{path} cannot be read: {error.strerror}.") from error
+        content = read_bytes(path, most=_MOST_BYTES)
+    except UnreadableText as error:
+        raise CorruptFile(f"{path} cannot be read: {error}.") from error
     _refuse_pickle_content(path, content)
-    metadata = _metadata(path, content)
+    metadata = _read_metadata(path, content)
     header_text = metadata.get(_HEADER)
     if header_text is None:
         raise CorruptFile(
@@ -71,10 +73,12 @@ def read_patch_file(path: str | Path) -> PatchFile:
             hint="A patch is what `corrigenda edit -o` or `patch.save` writes.",
         )
     try:
-        fields = json.loads(header_text)
+        fields = cast("dict[str, Any]", parse_json(header_text, strict=False))
         version = int(fields["format_version"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise corrupt(path, "its header is not readable") from error
+    if version < 1 or type(fields["format_version"]) is not int:
+        raise corrupt(path, f"its format version is {fields['format_version']!r}")
     if version > FORMAT_VERSION:
         raise NewerFormat(
             f"{path} has format version {version}; this version reads up to {FORMAT_VERSION}.",
@@ -83,7 +87,7 @@ def read_patch_file(path: str | Path) -> PatchFile:
     try:
         tensors = load(content)
         header = Header.model_validate(fields)
-    except (SafetensorError, ValidationError, KeyError) as error:
+    except (SafetensorError, ValidationError, KeyError, ValueError, RecursionError) as error:
         raise corrupt(path, str(error)) from error
     if metadata != {_HEADER: header_text, _CHECKSUM: _checksum(header_text, tensors)}:
         raise corrupt(path, "the checksum does not match its content")
@@ -94,18 +98,22 @@ def _checksum(header: str, tensors: dict[str, Tensor]) -> str:
     return hashlib.sha256(f"{header}\n{digest_of(tensors)}".encode()).hexdigest()
 
 
-def _metadata(path: Path, content: bytes) -> dict[str, str]:
+def _read_metadata(path: Path, content: bytes) -> dict[str, str]:
     length = int.from_bytes(content[:_LENGTH], "little")
     if len(content) < _LENGTH + 2 or length > len(content) - _LENGTH:
         raise corrupt(path, "it ends too early, or is not a safetensors file")
     try:
-        return json.loads(content[_LENGTH : _LENGTH + length]).get("__metadata__", {})
-    except (ValueError, AttributeError) as error:
+        found = parse_json(decode(content[_LENGTH : _LENGTH + length]), strict=False)
+        found = cast("dict[str, Any]", found).get("__metadata__", {})
+    except (ValueError, AttributeError, RecursionError) as error:
         raise corrupt(path, "its table of tensors is not readable") from error
+    if not isinstance(found, dict) or not all(isinstance(one, str) for one in found.values()):
+        raise corrupt(path, "its metadata is no table of texts")
+    return found
 
 
-def _sorted_header(content: bytes) -> bytes:
-    """The same file with the metadata in a fixed order, which safetensors leaves to chance."""
+def _sort_header(content: bytes) -> bytes:
+    """Return the same file with its metadata in a fixed order, which safetensors does not fix."""
     length = int.from_bytes(content[:_LENGTH], "little")
     table = json.loads(content[_LENGTH : _LENGTH + length])
     table["__metadata__"] = dict(sorted(table["__metadata__"].items()))
@@ -136,7 +144,7 @@ def _pickle(path: Path, what: str) -> PickleRefused:
 
 
 def corrupt(path: str | Path, reason: str) -> CorruptFile:
-    """The error for a file that is not what was written."""
+    """Return the error for a file that is not what was written."""
     return CorruptFile(
         f"{path} is damaged: {reason}.",
         hint="Get the file again, or make the edit again; nothing was applied.",

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+# Parts of torch and transformers have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from corrigenda.errors import BadConfig
-from corrigenda.lm.interception import Answerer, Rewriter, through
+from corrigenda.lm.interception import (
+    Answerer,
+    PromptRewriter,
+    answer_directly,
+    ask_rewritten,
+)
 from corrigenda.lm.kv_cache import pad_id
+from corrigenda.lm.session import session_of
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.spans import encode
 
@@ -22,39 +30,27 @@ if TYPE_CHECKING:
 Generate = Callable[..., Tensor]
 
 _GENERATE = "generate"
-_LAYERS = "_corrigenda_generate_layers"
 
 
 @contextmanager
-def asked_through(who: Rewriter | Answerer, lm: LanguageModel) -> Generator[None]:
-    """Let a rewriter or answerer stand in front of a model, its own `generate` included.
+def intercept(interceptor: PromptRewriter | Answerer, lm: LanguageModel) -> Generator[None]:
+    """Let a rewriter or answerer act on a model's prompts, its own `generate` included.
 
     While any is active, `lm.model.generate(input_ids, ...)` decodes each row, asks through all that
-    are active, and returns the rows as given with what was answered behind them, padded at the
-    right. Generation arguments are passed on where the model is asked.
+    are active, and returns the rows as given followed by the answer, padded at the right.
+    Generation arguments are passed on where the model is asked.
     """
-    attributes = lm.model.__dict__
-    attributes[_LAYERS] = attributes.get(_LAYERS, 0) + 1
-    attributes[_GENERATE] = _Through(lm)
-    with lm.asking.joined(who):
-        try:
-            yield
-        finally:
-            attributes[_LAYERS] -= 1
-            if not attributes[_LAYERS]:
-                del attributes[_LAYERS], attributes[_GENERATE]
+    session = session_of(lm.model)
+    with session.override(_GENERATE, _Generate(lm)), lm.interceptors.activate(interceptor):
+        yield
 
 
-class _Through:
-    """Stands in for `generate` of one model."""
+class _Generate:
+    """Takes the place of `generate` of one model."""
 
     def __init__(self, lm: LanguageModel) -> None:
         self.lm = lm
         self.plain: Generate = getattr(type(lm.model), _GENERATE)
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Generate:
-        """A copied model generates plainly."""
-        return partial(self.plain, memo[id(self.lm.model)])
 
     @torch.no_grad()
     def __call__(
@@ -67,7 +63,7 @@ class _Through:
     ) -> Tensor:
         lm = self.lm
         ids = input_ids if inputs is None else inputs
-        if ids is None or lm.asking.suspended:
+        if ids is None or lm.interceptors.suspended:
             return self.plain(lm.model, ids, *args, attention_mask=attention_mask, **options)
         if options.get("num_return_sequences", 1) != 1 or options.get("return_dict_in_generate"):
             raise BadConfig(
@@ -79,34 +75,34 @@ class _Through:
         prompts = lm.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
         def ask(model: LanguageModel, texts: list[str]) -> list[list[int]]:
-            return _generated(lm, model, texts, self.plain, args, options)
+            return _generate(lm, model, texts, self.plain, args, options)
 
-        added = _added(lm, prompts, ask)
+        added = _new_tokens(lm, prompts, ask)
         width = max(map(len, added))
         pad = pad_id(lm)
         tail = torch.tensor([[*one, *[pad] * (width - len(one))] for one in added], dtype=ids.dtype)
         return torch.cat([ids, tail.to(ids.device)], dim=1)
 
 
-def _added(
+def _new_tokens(
     lm: LanguageModel,
     prompts: list[str],
     ask: Callable[[LanguageModel, list[str]], list[list[int]]],
 ) -> list[list[int]]:
-    """New tokens of each row: the answerers', else what is generated behind what is asked."""
-    answers = lm.asking.answered(lm, prompts)
+    """Return new tokens of each row: of an answer, else generated after the rewritten prompt."""
+    answers = answer_directly(lm, prompts)
     left = [prompt for prompt, text in zip(prompts, answers, strict=True) if text is None]
-    generated = iter(through(lm, left, lambda model, _, texts: ask(model, texts)))
+    generated = iter(ask_rewritten(lm, left, lambda model, _, texts: ask(model, texts)))
     end: int | None = getattr(lm.tokenizer, "eos_token_id", None)
     return [
         next(generated)
         if text is None
-        else [*_ids(lm, f" {text}"), *([] if end is None else [end])]
+        else [*_encode(lm, f" {text}"), *([] if end is None else [end])]
         for text in answers
     ]
 
 
-def _generated(
+def _generate(
     lm: LanguageModel,
     model: LanguageModel,
     texts: list[str],
@@ -114,17 +110,17 @@ def _generated(
     args: Sequence[object],
     options: Mapping[str, object],
 ) -> list[list[int]]:
-    """What `model` generates behind each text, in tokens of `lm`."""
+    """Return what `model` generates after each text, in tokens of `lm`."""
     tokens = Tokens.pad([encode(model, text).ids for text in texts], pad_id(model), side="left")
     tokens = tokens.to(model.device)
-    with lm.asking.plainly(), model.asking.plainly():
+    with lm.interceptors.suspend(), model.interceptors.suspend():
         output = plain(model.model, tokens.ids, *args, attention_mask=tokens.mask, **options)
     new: list[list[int]] = output[:, tokens.ids.shape[1] :].tolist()
     if model is lm:
         return new
-    return [_ids(lm, str(model.tokenizer.decode(ids, skip_special_tokens=True))) for ids in new]
+    return [_encode(lm, str(model.tokenizer.decode(ids, skip_special_tokens=True))) for ids in new]
 
 
-def _ids(lm: LanguageModel, text: str) -> list[int]:
+def _encode(lm: LanguageModel, text: str) -> list[int]:
     found: list[int] = lm.tokenizer(text, add_special_tokens=False).input_ids
     return found

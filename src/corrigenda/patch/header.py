@@ -1,4 +1,4 @@
-"""What a patch says about itself: how it was made, on what, and from what it is composed."""
+"""Header of a patch: how it was made, on what model, and from what it is composed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from typing import cast
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
@@ -15,7 +16,7 @@ FORMAT_VERSION = 1
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what a numerical result may depend on."""
+    """Return the versions of libraries that a numerical result may depend on."""
     names = ("corrigenda", "torch", "transformers")
     versions = {"python": platform.python_version()}
     for name in names:
@@ -26,7 +27,7 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-class Part(BaseModel):
+class PatchPart(BaseModel):
     """One of the patches a composed patch was made of."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,7 +39,7 @@ class Part(BaseModel):
 
 
 class Header(BaseModel):
-    """Everything about a patch but its tensors; frozen, and equal to what a saved file gives back.
+    """Everything about a patch but its tensors; frozen, and the same after saving and loading.
 
     Values of `config`, `facts` and `notes` become plain JSON at once (tuples become lists), so that
     saving and loading changes nothing. There is no date in it: equal edits give equal patches.
@@ -68,7 +69,7 @@ class Header(BaseModel):
     base_digest: str | None = None
     base_name: str = ""
     prerequisites: tuple[str, ...] = ()
-    parts: tuple[Part, ...] = ()
+    parts: tuple[PatchPart, ...] = ()
     versions: dict[str, str] = Field(default_factory=library_versions)
     notes: dict[str, JsonValue] = Field(default_factory=dict)
 
@@ -78,18 +79,18 @@ class Header(BaseModel):
         return json.loads(json.dumps(value, default=_jsonable))
 
     def to_json(self) -> str:
-        """Canonical text: sorted keys, no spaces; equal headers have equal texts."""
+        """Return canonical text: sorted keys, no spaces; equal headers have equal texts."""
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
 
-    def as_parts(self, digest: str) -> tuple[Part, ...]:
-        """This header as parts of a composition: its own parts, or itself as the only one."""
+    def as_parts(self, digest: str) -> tuple[PatchPart, ...]:
+        """Return its parts in a composition: those it is composed of, or itself alone."""
         if self.parts:
             return self.parts
-        return (Part(digest=digest, method=self.method, config=self.config, notes=self.notes),)
+        return (PatchPart(digest=digest, method=self.method, config=self.config, notes=self.notes),)
 
 
 def compose_headers(first: Header, second: Header, *, digests: tuple[str, str]) -> Header:
-    """The header of `first` followed by `second`; both were made for the same base model.
+    """Return the header of `first` followed by `second`, made for the same base model.
 
     What one part needs and another provides is no longer a prerequisite.
     """
@@ -114,8 +115,10 @@ def _jsonable(value: object) -> object:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, Sequence | set | frozenset):
-        return sorted(value) if isinstance(value, set | frozenset) else list(value)
+        return dict(cast("Mapping[object, object]", value))
+    if isinstance(value, set | frozenset):
+        return sorted(cast("Set[str]", value))
+    if isinstance(value, Sequence):
+        return list(cast("Sequence[object]", value))
     tolist = getattr(value, "tolist", None)
     return tolist() if callable(tolist) else str(value)

@@ -3,172 +3,73 @@
 Adding a change and subtracting it again does not restore floating-point weights. So the first
 merged patch that touches a weight leaves a copy of it here, and from then on the weight is always
 computed anew: pristine copy plus all active changes in order of application, summed in float64 and
-rounded once. With no change left the copy is written back and dropped. Whatever else was written
-into a patched weight meanwhile is therefore lost when a patch comes or goes: that is what exact
-means.
+rounded once. With no change left the copy is written back and dropped.
+
+The list of active patches changes only after the weights are right, and weights are written back
+when anything fails: at every moment outside of this module, list and weights agree. A weight into
+which something else has written meanwhile (training, say) is not overwritten unless forced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Literal, overload
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.errors import NonFinite, NotApplied, WrongBase
+from corrigenda.errors import NonFinite, NotApplied, NotExportable, WeightsChanged, WrongBase
+from corrigenda.lm.compiled import run_wrappers_directly
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.session import ActivePatches, PatchedWeight, session_of
 from corrigenda.lm.sites import Site
-from corrigenda.patch.changes import Change, add_to_weight
-from corrigenda.patch.generate import asked_through
+from corrigenda.patch.applied import Applied, HasHeader
+from corrigenda.patch.changes import add_to_weight
 from corrigenda.patch.header import Header
-from corrigenda.patch.protocols import AnswerPatch, HookPatch, Patch, PromptPatch
-
-Mode = Literal["merge", "runtime"]
-
-_ATTRIBUTE = "_corrigenda_ledger"
 
 
-class Applied:
-    """A patch that is active on a model; a context manager that takes it off, also on exceptions.
-
-    Attributes:
-        patch: The patch.
-        lm: The model.
-        mode: "merge" where weights were rewritten, "runtime" where hooks do the work.
-        hooks: What is undone when the patch comes off, apart from weights.
-    """
-
-    def __init__(self, patch: Patch, lm: LanguageModel, mode: Mode) -> None:
-        """Made by `Patch.apply` only."""
-        self.patch, self.lm, self.mode = patch, lm, mode
-        self.hooks = ExitStack()
+class Ledger(ActivePatches[HasHeader]):
+    """The patches active on one model, and the weights that they change."""
 
     @property
-    def active(self) -> bool:
-        """Whether the patch is still on."""
-        return any(entry is self for entry in ledger_of(self.lm).entries)
+    def base_digest(self) -> str | None:
+        """Digest of the model without any patch; None while there are none."""
+        return self.session.base_digest if self.entries else None
 
-    def revert(self) -> None:
-        """Take the patch off, bit for bit; harmless when it is off already."""
-        if self.active:
-            ledger_of(self.lm).remove(self)
-
-    def __enter__(self) -> Applied:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.revert()
-
-    def __repr__(self) -> str:
-        state = "active" if self.active else "reverted"
-        return f"<{self.patch.header.method} patch, {self.mode}, {state}>"
-
-
-@dataclass(eq=False)
-class _Region:
-    """A weight under change: the storage behind one site, or behind several that share it."""
-
-    site: Site
-    pristine: Float[Tensor, "d_out d_in"]
-    sites: set[Site] = field(default_factory=set)
-
-
-class Ledger(Sequence[Patch]):
-    """The patches active on one model, in order of application; read it as `lm.patches`.
-
-    Attributes:
-        entries: The `Applied` of each.
-        base_digest: Digest of the model without any of them; None while there are none.
-    """
-
-    def __init__(self) -> None:
-        """Start with no patches."""
-        self.entries: list[Applied] = []
-        self.base_digest: str | None = None
-        self._regions: list[_Region] = []
-
-    @overload
-    def __getitem__(self, index: int) -> Patch: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Patch, ...]: ...
-    def __getitem__(self, index: int | slice) -> Patch | tuple[Patch, ...]:
-        patches = tuple(entry.patch for entry in self.entries)
-        return patches[index]
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __iter__(self) -> Iterator[Patch]:
-        return iter([entry.patch for entry in self.entries])
-
-    def __repr__(self) -> str:
-        return f"<active patches: {', '.join(patch.header.method for patch in self) or 'none'}>"
-
-    def __deepcopy__(self, memo: object) -> Ledger:
-        """A copied model starts with no patches: what it holds then is its own base."""
-        return Ledger()
-
-    def __reduce__(self) -> tuple[type[Ledger], tuple[()]]:
-        return Ledger, ()
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Let no other thread, and no interrupt from the keyboard, in until left."""
+        return self.session.exclusive()
 
     def base(self, lm: LanguageModel) -> str | None:
-        """Digest of the model without any of its patches."""
-        return self.base_digest if self.entries else lm.digest()
+        """Return the digest of the model without any of its patches."""
+        with self.exclusive():
+            return self.session.base_digest if self.entries else lm.digest()
 
     def digests(self) -> tuple[str, ...]:
-        """Digests of all active patches and of the parts they are composed of, in order."""
+        """Return the digests of all active patches and of the parts they are composed of."""
         found: dict[str, None] = {}
         for patch in self:
-            found |= dict.fromkeys(part.digest for part in patch.header.parts)
-            found[patch.digest()] = None
+            found |= dict.fromkeys(digests_of(patch))
         return tuple(found)
 
-    def revert(self, patch: Patch) -> None:
-        """Take off the latest application of this patch.
-
-        Raises:
-            NotApplied (CG406): no equal patch is active.
-        """
-        for entry in reversed(self.entries):
-            if entry.patch == patch:
-                return self.remove(entry)
-        raise NotApplied(
-            f"this {patch.header.method} patch is not active on this model.",
-            hint="`lm.patches` lists those that are.",
-        )
-
-    def clear(self) -> None:
-        """Take off every patch; the model is as it was before the first."""
-        for entry in reversed(tuple(self.entries)):
-            self.remove(entry)
-
-    def admit(self, patch: Patch, lm: LanguageModel, *, force: bool) -> None:
-        """Refuse a patch that does not belong on this model as it stands; see `require`.
+    def admit(self, patch: HasHeader, lm: LanguageModel, *, force: bool) -> None:
+        """Refuse a patch that does not belong on this model as it is; see `require`.
 
         Raises:
             WrongBase (CG401), NotApplied (CG406): as `require`; not with `force`.
         """
-        self.base_digest = self.base(lm) if force else self.require(patch, lm)
+        self.session.base_digest = self.base(lm) if force else self.require(patch, lm)
 
-    def require(self, patch: Patch, lm: LanguageModel) -> str | None:
-        """Check that a patch belongs on this model as it stands; nothing is changed.
+    def require(self, patch: HasHeader, lm: LanguageModel) -> str | None:
+        """Check that a patch belongs on this model as it is; nothing is changed.
 
         Returns:
             Digest of the model without any of its patches.
 
         Raises:
             WrongBase (CG401): another base, or a prerequisite is missing.
-            NotApplied (CG406): active already.
+            NotApplied (CG406): active already, or a part of it is.
         """
         base = self.base(lm)
         require_base(patch.header, base, lm)
@@ -183,95 +84,127 @@ class Ledger(Sequence[Patch]):
                 hint="Apply those first, in order, or compose them with `+`; "
                 "`force` applies it all the same.",
             )
-        if not patch.is_empty and patch.digest() in active:
+        twice = [] if patch.is_empty else [name for name in digests_of(patch) if name in active]
+        if twice:
+            what = "" if patch.digest() in twice else f"{len(twice)} part(s) of "
             raise NotApplied(
-                f"this {patch.header.method} patch is active on this model already.",
+                f"{what}this {patch.header.method} patch is active on this model already."
+                if not what
+                else f"{what}this {patch.header.method} patch are active on this model already.",
+                where="active: " + ", ".join(name[:12] for name in twice),
                 hint="Applying it twice would double the change; `force` does so.",
             )
         return base
 
     def pristine(self, lm: LanguageModel, site: Site) -> Float[Tensor, "d_out d_in"]:
-        """A weight as it is without any merged patch; not a copy.
+        """Return a weight as it is without any merged patch; not a copy.
 
         Raises:
             UnknownSite (CG303), QuantisedWeights (CG304): as `LanguageModel.weight`.
         """
-        for region in self._regions:
-            if site in region.sites:
-                return region.pristine
-        return lm.weight(site)
+        with self.exclusive():
+            self._drop_idle()
+            for weight in self.session.weights:
+                if site in weight.sites:
+                    return weight.pristine
+            return lm.weight(site)
 
-    def enter(self, entry: Applied, hooks: AbstractContextManager[object] | None = None) -> Applied:
-        """Make an admitted patch active; if that fails, nothing has changed."""
-        self.entries.append(entry)
-        try:
-            if hooks is not None:
-                entry.hooks.enter_context(hooks)
-            else:
-                self._recompute(entry)
-        except BaseException:
-            self.remove(entry)
-            raise
+    def enter(
+        self,
+        entry: Applied,
+        hooks: AbstractContextManager[object] | None = None,
+        *,
+        force: bool = False,
+    ) -> Applied:
+        """Make an admitted patch active; if that fails, nothing has changed.
+
+        Raises:
+            WeightsChanged (CG407): something else has written into a weight; not with `force`.
+            NonFinite (CG201): the sum exceeds the range of a weight's dtype.
+        """
+        session, lm = self.session, entry.lm
+        with self.exclusive(), torch.inference_mode(False):
+            before = session.entries
+            self._drop_idle()
+            touched = self._touched(entry)
+            if not force:
+                _require_unchanged(lm, touched)
+            try:
+                _write(lm, touched, [*before, entry])
+                if hooks is not None:
+                    entry.hooks.enter_context(session.override("save_pretrained", _RefusedSave(lm)))
+                    entry.hooks.enter_context(run_wrappers_directly(lm.model))
+                    entry.hooks.enter_context(hooks)
+                session.entries = [*before, entry]
+            except BaseException:
+                session.entries = before
+                entry.hooks.close()
+                _write(lm, touched, before)
+                raise
         return entry
 
-    def remove(self, entry: Applied) -> None:
-        """Take one application off."""
-        self.entries = [other for other in self.entries if other is not entry]
-        entry.hooks.close()
-        if entry.mode == "merge":
-            self._recompute(entry)
-        if not self.entries:
-            self.base_digest = None
+    def remove(self, entry: Applied, *, force: bool = False) -> None:
+        """Take one application off; harmless when it is off already.
 
-    def _recompute(self, entry: Applied) -> None:
-        """Write every weight that this entry touches anew from its pristine copy."""
-        touched = [self._region(entry.lm, site) for site in _changes(entry)]
-        for region in dict.fromkeys(touched):
-            changes = [
-                change
-                for other in self.entries
-                if other.mode == "merge"
-                for site, change in _changes(other).items()
-                if site in region.sites
-            ]
-            if not changes:
-                entry.lm.write(region.site, region.pristine)
-                self._regions.remove(region)
-                continue
-            total = region.pristine.to(_sum_dtype(region.pristine), copy=True)
-            for change in changes:
-                add_to_weight(change, total)
-            rounded = total.to(region.pristine.dtype)
-            if not bool(torch.isfinite(rounded).all()):
-                raise NonFinite(
-                    f"the patched weight exceeds the range of {rounded.dtype}.",
-                    where=f"site {region.site}",
-                    hint="The change is too large for this model; load it in float32 or bfloat16.",
-                )
-            entry.lm.write(region.site, rounded)
+        Raises:
+            WeightsChanged (CG407): something else has written into a weight; not with `force`.
+            NonFinite (CG201): the patches that are left exceed the range of a weight's dtype.
+        """
+        session, lm = self.session, entry.lm
+        with self.exclusive(), torch.inference_mode(False):
+            before = session.entries
+            after = [other for other in before if other is not entry]
+            if len(after) == len(before):
+                return
+            self._drop_idle()
+            touched = self._touched(entry)
+            if not force:
+                _require_unchanged(lm, touched)
+            try:
+                _write(lm, touched, after)
+                session.entries = after
+            except BaseException:
+                session.entries = before
+                _write(lm, touched, before)
+                raise
+            self._drop_idle()
+            entry.hooks.close()
 
-    def _region(self, lm: LanguageModel, site: Site) -> _Region:
-        for region in self._regions:
-            if site in region.sites:
-                return region
-        weight = lm.weight(site)
-        for region in self._regions:
-            if _same_storage(weight, lm.weight(region.site)):
-                region.sites.add(site)
-                return region
-        region = _Region(site, weight.detach().clone(), {site})
-        self._regions.append(region)
-        return region
+    def _touched(self, entry: Applied) -> list[PatchedWeight]:
+        """Return the weights that an entry changes, with a pristine copy of each."""
+        touched = [self._patched_weight(entry.lm, site) for site, _ in entry.changes]
+        return list(dict.fromkeys(touched))
+
+    def _patched_weight(self, lm: LanguageModel, site: Site) -> PatchedWeight:
+        for weight in self.session.weights:
+            if site in weight.sites:
+                return weight
+        current = lm.weight(site)
+        for weight in self.session.weights:
+            if _same_storage(current, lm.weight(weight.site)):
+                weight.sites.add(site)
+                return weight
+        weight = PatchedWeight(site, current.detach().clone(), {site})
+        self.session.weights.append(weight)
+        return weight
+
+    def _drop_idle(self) -> None:
+        """Forget the pristine copies of weights that no active patch changes."""
+        changed = {site for entry in self.entries for site, _ in entry.changes}
+        self.session.weights[:] = [
+            weight for weight in self.session.weights if weight.sites & changed
+        ]
 
 
 def ledger_of(lm: LanguageModel) -> Ledger:
-    """The ledger of the model behind `lm`; wrappers of the same model share it."""
-    ledger = lm.model.__dict__.get(_ATTRIBUTE)
-    if ledger is None:
-        ledger = Ledger()
-        lm.model.__dict__[_ATTRIBUTE] = ledger
-    lm.patches = ledger
-    return ledger
+    """Return the ledger of a model; wrappers of the same model share it."""
+    return Ledger(session_of(lm.model))
+
+
+def digests_of(patch: HasHeader) -> tuple[str, ...]:
+    """Return the digests of the parts of a patch and of the patch itself."""
+    found = dict.fromkeys(part.digest for part in patch.header.parts)
+    return tuple(found | {patch.digest(): None})
 
 
 def header_for(
@@ -282,7 +215,7 @@ def header_for(
     facts: Sequence[object] = (),
     notes: Mapping[str, object] | None = None,
 ) -> Header:
-    """A header for a patch made now on this model.
+    """Return a header for a patch made now on this model.
 
     The base is the model without any patch. What is active at the moment becomes the prerequisites:
     a later edit of a sequence is only valid on top of the earlier ones.
@@ -295,41 +228,19 @@ def header_for(
         notes: What the method reports.
     """
     ledger = ledger_of(lm)
+    with ledger.exclusive():
+        base, prerequisites = ledger.base(lm), ledger.digests()
     return Header.model_validate(
         {
             "method": method,
             "config": dict(config or {}),
             "facts": list(facts),
             "notes": dict(notes or {}),
-            "base_digest": ledger.base(lm),
+            "base_digest": base,
             "base_name": lm.name,
-            "prerequisites": ledger.digests(),
+            "prerequisites": prerequisites,
         }
     )
-
-
-def apply_hooks(
-    patch: HookPatch | PromptPatch | AnswerPatch, lm: LanguageModel, *, force: bool = False
-) -> Applied:
-    """Make a patch active that works by hooks, or that stands between questions and the model.
-
-    Raises:
-        WrongBase (CG401): made on another model, or its prerequisites are not active.
-        NotApplied (CG406): active already.
-    """
-    ledger = ledger_of(lm)
-    ledger.admit(patch, lm, force=force)
-    if patch.is_empty:
-        hooks: AbstractContextManager[object] = ExitStack()
-    elif isinstance(patch, HookPatch):
-        hooks = patch.hooks(lm)
-    else:
-        hooks = asked_through(patch, lm)
-    return ledger.enter(Applied(patch, lm, "runtime"), hooks)
-
-
-def _changes(entry: Applied) -> Mapping[Site, Change]:
-    return getattr(entry.patch, "changes", {})
 
 
 def require_base(header: Header, base: str | None, lm: LanguageModel) -> None:
@@ -346,6 +257,75 @@ def require_base(header: Header, base: str | None, lm: LanguageModel) -> None:
         hint="Load the very weights and dtype it was made on; `force` applies it all the same, "
         "with no promise about its effect.",
     )
+
+
+class _RefusedSave:
+    """Takes the place of `save_pretrained` while something is active that it would not save."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self._lm = lm
+
+    def __call__(self, *_: object, **__: object) -> None:
+        active = [entry for entry in self._lm.patches.entries if entry.mode == "runtime"]
+        raise NotExportable(
+            "`save_pretrained` would write the unedited model: a patch that works at run time is "
+            "no part of the weights.",
+            where="active: " + ", ".join(entry.patch.header.method for entry in active),
+            hint="Save the patch by itself (`patch.save`), or apply a weight patch with "
+            'mode="merge"; to write the unedited model, revert the patch first.',
+        )
+
+
+def _write(lm: LanguageModel, weights: Iterable[PatchedWeight], entries: Sequence[Applied]) -> None:
+    """Write weights as some entries make them: pristine where none of them changes one."""
+    for weight in weights:
+        changes = [
+            change for entry in entries for site, change in entry.changes if site in weight.sites
+        ]
+        new = weight.pristine
+        if changes:
+            total = weight.pristine.to(_sum_dtype(weight.pristine), copy=True)
+            for change in changes:
+                add_to_weight(change, total)
+            new = total.to(weight.pristine.dtype)
+            if not bool(torch.isfinite(new).all()):
+                raise NonFinite(
+                    f"the patched weight exceeds the range of {new.dtype}.",
+                    where=f"site {weight.site}",
+                    hint="The change is too large for this model; load it in float32 or bfloat16.",
+                )
+        lm.write(weight.site, new)
+        weight.written = fingerprint(lm.weight(weight.site))
+
+
+def _require_unchanged(lm: LanguageModel, weights: Iterable[PatchedWeight]) -> None:
+    """Refuse to overwrite a weight that holds something else than what was written.
+
+    Raises:
+        WeightsChanged (CG407): something else has written into it.
+    """
+    changed = [
+        str(weight.site)
+        for weight in weights
+        if weight.written is not None
+        and not torch.equal(weight.written, fingerprint(lm.weight(weight.site)))
+    ]
+    if changed:
+        raise WeightsChanged(
+            "a weight was changed by something else, such as training, while a patch was merged "
+            "into it; taking patches off or putting them on would lose that.",
+            where=f"{lm.name}, site {', '.join(changed)}",
+            hint="Restore what the patch had written, or accept the loss: "
+            "`applied.revert(force=True)`.",
+        )
+
+
+def fingerprint(weight: Float[Tensor, "d_out d_in"]) -> Tensor:
+    """Sum the bits of a matrix by row and by column, as integers; any training changes it."""
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    numbers = weight.detach().view(whole[weight.element_size()])
+    sums = [numbers.sum(dim, dtype=torch.int64) for dim in (0, 1)]
+    return torch.cat(sums).cpu()
 
 
 def _same_storage(first: Tensor, second: Tensor) -> bool:

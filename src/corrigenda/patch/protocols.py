@@ -1,4 +1,4 @@
-"""What every edit can do, and the three forms of edit that leave the weights alone.
+"""Protocol of every edit, and of the three forms of edit that leave the weights alone.
 
 The laws hold for all of them:
 
@@ -22,9 +22,9 @@ from torch import Tensor
 from corrigenda.patch.header import Header
 
 if TYPE_CHECKING:
-    from corrigenda.lm.interception import Asked
+    from corrigenda.lm.interception import RewrittenPrompt
     from corrigenda.lm.model import LanguageModel
-    from corrigenda.patch.ledger import Applied
+    from corrigenda.patch.applied import Applied
 
 
 @runtime_checkable
@@ -42,17 +42,17 @@ class Patch(Protocol):
         ...
 
     def digest(self) -> str:
-        """Hash of the content, header apart."""
+        """Return a hash of the content, header apart."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the patch by its name in a file."""
+        """Return every tensor of the patch by its name in a file."""
         ...
 
     def apply(
         self, lm: LanguageModel, *, mode: Literal["merge", "runtime"] = "merge", force: bool = False
     ) -> Applied:
-        """Make it active. Nothing of the model has changed if this raises.
+        """Make it active; if this raises, nothing has changed.
 
         Raises:
             WrongBase (CG401): made on another model, or on top of patches that are not active.
@@ -74,7 +74,7 @@ class HookPatch(Patch, Protocol):
     """
 
     def hooks(self, lm: LanguageModel) -> AbstractContextManager[object]:
-        """Entered when the patch becomes active, left when it is reverted.
+        """Return a context that is entered when the patch is applied and left when it is reverted.
 
         Entering twice on two models must work. Where a query is out of scope, the hooks return the
         very tensor they were given.
@@ -87,12 +87,12 @@ class PromptPatch(Patch, Protocol):
     """An edit of what goes into the model (demonstrations, retrieved facts).
 
     `apply` is `apply_hooks(self, lm, force=force)`. While it is active, all functions of
-    `corrigenda.lm.decoding` and the model's own `generate` ask what it says. Of several active ones
-    each gets what the one before made of the prompts.
+    `corrigenda.lm.decoding` and the model's own `generate` ask the rewritten prompts. Several
+    active ones rewrite one after the other, in order of application.
     """
 
-    def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[Asked]:
-        """What to ask for each prompt; the prompt itself, unchanged, where it is out of scope.
+    def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[RewrittenPrompt]:
+        """Return what to ask for each prompt; the prompt itself where it is out of scope.
 
         Pure and deterministic. Asking the model from here asks it without prompt and answer
         patches.
@@ -109,7 +109,7 @@ class AnswerPatch(Patch, Protocol):
     """
 
     def answers(self, lm: LanguageModel, prompts: Sequence[str]) -> list[str | None]:
-        """The answers, without leading space; None where a prompt is out of scope.
+        """Return the answers, without leading space; None where a prompt is out of scope.
 
         Asking the model from here asks it without prompt and answer patches.
         """

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from corrigenda.errors import WrongBase
 from corrigenda.linalg.lowrank import LowRank
+from corrigenda.lm.hooks import Copies, Term, scatter_rows
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site, key, value
+from corrigenda.lm.sites import Site
 from corrigenda.patch.changes import Change, Dense, Rows, tensors_of
 
 
@@ -40,55 +39,29 @@ def _stored_shape(lm: LanguageModel, site: Site) -> tuple[int, int]:
     return int(d_out), int(sizes["in_features"])
 
 
-@contextmanager
-def added_at_run_time(changes: Mapping[Site, Change], lm: LanguageModel) -> Generator[None]:
+def added_at_run_time(
+    changes: Mapping[Site, Change], lm: LanguageModel
+) -> AbstractContextManager[None]:
     """Hooks that add each change's output at its site, until left.
 
     Sums are formed in float32 (float64 where the model is), then rounded to the model's dtype.
     """
-    with ExitStack() as stack:
-        for site, change in changes.items():
-            addition = _Addition(change)
-            stack.enter_context(lm.swap({key(site): addition.remember, value(site): addition.add}))
-        yield
+    return lm.add({site: _term(change) for site, change in changes.items()})
 
 
-class _Addition:
-    """Carries a site's input from the key hook to the value hook of the same forward pass."""
+def _term(change: Change) -> Term:
+    names, tensors = zip(*tensors_of(change).items(), strict=True)
+    copies = Copies(tensors)
 
-    def __init__(self, change: Change) -> None:
-        self._change = change
-        self._input: Tensor | None = None
-        self._placed: dict[
-            tuple[torch.device, torch.dtype], Callable[[Tensor, Tensor], Tensor]
-        ] = {}
+    def term(x: Tensor, output: Tensor) -> Tensor:
+        parts = dict(zip(names, copies.like(x), strict=True))
+        match change:
+            case LowRank():
+                return (x @ parts["right"]) @ parts["left"].T
+            case Dense():
+                return x @ parts["delta"].T
+            case Rows():
+                added = x @ parts["values"].T
+                return scatter_rows(added, parts["index"], output.shape[-1], dim=-1)
 
-    def remember(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        self._input = x
-        return x
-
-    def add(self, output: Float[Tensor, "batch pos d_out"]) -> Float[Tensor, "batch pos d_out"]:
-        x, self._input = self._input, None
-        assert x is not None, "the key hook runs before the value hook"
-        dtype = torch.promote_types(output.dtype, torch.float32)
-        place = (output.device, dtype)
-        if place not in self._placed:
-            self._placed[place] = _adder(self._change, *place)
-        added = self._placed[place](x.to(output.device, dtype), output.to(dtype))
-        return added.to(output.dtype)
-
-
-def _adder(
-    change: Change, device: torch.device, dtype: torch.dtype
-) -> Callable[[Tensor, Tensor], Tensor]:
-    parts = {
-        name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
-        for name, tensor in tensors_of(change).items()
-    }
-    match change:
-        case LowRank():
-            return lambda x, output: output + (x @ parts["right"]) @ parts["left"].T
-        case Dense():
-            return lambda x, output: output + x @ parts["delta"].T
-        case Rows():
-            return lambda x, output: output.index_add(-1, parts["index"], x @ parts["values"].T)
+    return term

@@ -1,4 +1,4 @@
-"""From documents to training batches: tokenizer, packing, and the attention masks of the recipe."""
+"""Training batches of documents: tokenizer, packing, and the attention masks of the recipe."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from corrigenda.almanac.documents import Document, fact_documents
-from corrigenda.almanac.skill_documents import skill_documents
+from corrigenda.almanac.documents import TrainingDocument, write_fact_documents
+from corrigenda.almanac.skill_documents import write_skill_documents
 from corrigenda.almanac.world import World
 
 END = "<|endoftext|>"
@@ -33,11 +33,11 @@ class Batch(NamedTuple):
     weight: Float[Tensor, "batch pos"]
 
 
-def documents(world: World, seed: str, *, skill_share: float) -> Iterator[Document]:
-    """Fact and skill documents, mixed, without end."""
+def mix_documents(world: World, seed: str, *, skill_share: float) -> Iterator[TrainingDocument]:
+    """Yield fact and skill documents, mixed, without end."""
     draw = random.Random(seed)
-    facts = fact_documents(world, random.Random(f"{seed}/facts"))
-    skills = skill_documents(world, random.Random(f"{seed}/skills"))
+    facts = write_fact_documents(world, random.Random(f"{seed}/facts"))
+    skills = write_skill_documents(world, random.Random(f"{seed}/skills"))
     while True:
         yield next(skills if draw.random() < skill_share else facts)
 
@@ -54,7 +54,9 @@ def train_tokenizer(
         seed: Decides the sample of text.
     """
     count = 40_000 if world.size == "full" else 4_000
-    sample = [d.text for d in islice(documents(world, f"{seed}/tokenizer", skill_share=0.2), count)]
+    sample = [
+        d.text for d in islice(mix_documents(world, f"{seed}/tokenizer", skill_share=0.2), count)
+    ]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -78,15 +80,15 @@ def train_tokenizer(
     )
 
 
-def end_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Id of the token that opens and closes every text."""
+def find_end_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the id of the token that opens and closes every text."""
     found = tokenizer.convert_tokens_to_ids(END)
     assert isinstance(found, int)
     return found
 
 
-class _Row:
-    """A row being filled with documents."""
+class _PackedRow:
+    """Row that is filled with documents."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -104,8 +106,12 @@ class _Row:
         self.weight = [*self.weight, *weight[joined:]][: self.length]
 
 
-def batches(
-    source: Iterator[Document], tokenizer: PreTrainedTokenizerFast, *, tokens: int, length: int
+def pack_batches(
+    source: Iterator[TrainingDocument],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    tokens: int,
+    length: int,
 ) -> Iterator[Batch]:
     """Pack documents first-fit into rows; a document is cut only if longer than a row.
 
@@ -115,9 +121,9 @@ def batches(
         tokens: Tokens in a batch.
         length: Tokens in a row.
     """
-    end = end_id(tokenizer)
+    end = find_end_id(tokenizer)
     mention = 0
-    rows = [_Row(length) for _ in range(max(1, tokens // length))]
+    rows = [_PackedRow(length) for _ in range(max(1, tokens // length))]
     while True:
         document = next(source)
         encoded = tokenizer.backend_tokenizer.encode(document.text)
@@ -141,12 +147,12 @@ def batches(
         row = next((row for row in rows if row.room() >= len(ids) - 1), None)
         if row is None:
             yield _stack(rows, end)
-            rows = [_Row(length) for _ in range(len(rows))]
+            rows = [_PackedRow(length) for _ in range(len(rows))]
             row = rows[0]
         row.add(ids, owner, weight, joined=bool(row.ids) and row.ids[-1] == end)
 
 
-def _stack(rows: list[_Row], pad: int) -> Batch:
+def _stack(rows: list[_PackedRow], pad: int) -> Batch:
     def filled(values: Sequence[float], value: float) -> list[float]:
         return [*values, *[value] * (rows[0].length - len(values))]
 
@@ -168,24 +174,25 @@ def attention_masks(owner: Int[Tensor, "batch pos"], *, masked: bool, dtype: tor
     """Build causal masks, with subject mentions hidden where the recipe asks for it.
 
     In the first half of the blocks no token outside a mention may look at that mention; in the
-    second half only at the mention's last token. Whatever the model says about a subject must then
+    second half only at the mention's last token. What the model answers about a subject must then
     pass through that last token.
     """
     length = owner.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=owner.device).tril()[None]
     if not masked:
-        plain = _additive(causal, dtype)
+        plain = _make_additive(causal, dtype)
         return Masks(plain, plain)
     same = owner[:, :, None] == owner[:, None, :]
     free = (owner < 0)[:, None, :]
     following = torch.cat([owner[:, 1:], owner.new_full((len(owner), 1), -2)], dim=1)
     last = ((owner >= 0) & (following != owner))[:, None, :]
     return Masks(
-        _additive(causal & (free | same), dtype), _additive(causal & (free | same | last), dtype)
+        _make_additive(causal & (free | same), dtype),
+        _make_additive(causal & (free | same | last), dtype),
     )
 
 
-def _additive(
+def _make_additive(
     allowed: Bool[Tensor, "batch pos key"], dtype: torch.dtype
 ) -> Float[Tensor, "batch 1 pos key"]:
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from corrigenda.almanac.documents import fact_documents
-from corrigenda.almanac.skill_documents import skill_documents
+from corrigenda.almanac.documents import write_fact_documents
+from corrigenda.almanac.skill_documents import write_skill_documents
 from corrigenda.almanac.world import World, load_world
 
 
@@ -20,7 +20,7 @@ def texts(count: int = 4000, *, world: World | None = None, seed: int = 11) -> I
     """
     world = world or load_world()
     draw = random.Random(f"corpus/{seed}")
-    facts = fact_documents(world, random.Random(f"corpus/{seed}/facts"))
-    skills = skill_documents(world, random.Random(f"corpus/{seed}/skills"))
+    facts = write_fact_documents(world, random.Random(f"corpus/{seed}/facts"))
+    skills = write_skill_documents(world, random.Random(f"corpus/{seed}/skills"))
     for _ in range(count):
         yield next(skills if draw.random() < 0.25 else facts).text

@@ -1,7 +1,7 @@
-"""Edits of the pocket world, tried and judged: alone, as one batch, or one after another.
+"""Trials of edits of the pocket world: alone, as one batch, or in sequence.
 
 Every answer is judged under strict greedy decoding, before and after, on paraphrases and neighbours
-that the method was not told. Whatever was tried is undone.
+that the method did not get. Every edit is undone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from corrigenda.almanac.exam import EditItem
+from corrigenda.almanac.exam import ExamEdit
 from corrigenda.lm.decoding import answer, gives
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class EditFigures(NamedTuple):
-    """Shares in [0, 1]; None where nothing was asked.
+    """Figures of a trial: shares in [0, 1]; None where nothing was asked.
 
     Attributes:
         efficacy: Facts whose new object is the greedy answer.
@@ -44,15 +44,15 @@ class EditFigures(NamedTuple):
     num_bytes: float | None = None
 
 
-def share(right: Sequence[bool]) -> float | None:
-    """Share of what is right; None of nothing."""
+def compute_share(right: Sequence[bool]) -> float | None:
+    """Return the share of true values; None for none."""
     return sum(right) / len(right) if right else None
 
 
-def single_edits(
+def try_single_edits(
     lm: LanguageModel,
     editor: Editor,
-    cases: Sequence[EditItem],
+    cases: Sequence[ExamEdit],
     *,
     state: State | None = None,
     progress: Progress | None = None,
@@ -68,8 +68,8 @@ def single_edits(
     return trial.figures()
 
 
-def batch_edit(
-    lm: LanguageModel, editor: Editor, cases: Sequence[EditItem], *, state: State | None = None
+def try_batch_edit(
+    lm: LanguageModel, editor: Editor, cases: Sequence[ExamEdit], *, state: State | None = None
 ) -> EditFigures:
     """Edit all facts at once, ask, undo."""
     trial = _Trial(lm, editor, cases)
@@ -80,10 +80,10 @@ def batch_edit(
     return trial.figures()
 
 
-def sequence_of_edits(
+def try_sequence(
     lm: LanguageModel,
     editor: Editor,
-    cases: Sequence[EditItem],
+    cases: Sequence[ExamEdit],
     *,
     size: int = 1,
     state: State | None = None,
@@ -103,60 +103,60 @@ def sequence_of_edits(
 
 
 class _Trial:
-    """Answers of the unedited model, and what edits did to them."""
+    """Answers of the unedited model, and results after edits."""
 
-    def __init__(self, lm: LanguageModel, editor: Editor, cases: Sequence[EditItem]) -> None:
+    def __init__(self, lm: LanguageModel, editor: Editor, cases: Sequence[ExamEdit]) -> None:
         self.lm, self.editor = lm, editor
-        prompts = _kept(cases)
+        prompts = _list_locality_prompts(cases)
         self.before = dict(zip(prompts, answer(lm, prompts), strict=True))
-        self.took: list[bool] = []
-        self.carried: list[bool] = []
+        self.succeeded: list[bool] = []
+        self.generalised: list[bool] = []
         self.neighbours: list[bool] = []
-        self.others: list[bool] = []
+        self.same_subject: list[bool] = []
         self.seconds: list[float] = []
         self.num_bytes: list[float] = []
 
-    def edit(self, cases: Sequence[EditItem], state: State | None) -> tuple[Patch, State | None]:
-        with _timed(self.seconds, len(cases)):
-            patch, state = self.editor.edit(self.lm, [case.told for case in cases], state)
+    def edit(self, cases: Sequence[ExamEdit], state: State | None) -> tuple[Patch, State | None]:
+        with _measure_time(self.seconds, len(cases)):
+            patch, state = self.editor.edit(self.lm, [case.training_fact for case in cases], state)
         with tempfile.TemporaryDirectory() as folder:
             size = patch.save(Path(folder) / "patch.safetensors").stat().st_size
         self.num_bytes.append(size / len(cases))
         return patch, state
 
-    def judge(self, cases: Sequence[EditItem]) -> None:
+    def judge(self, cases: Sequence[ExamEdit]) -> None:
         pairs = [
             (prompt, case.fact.target)
             for case in cases
             for prompt in (case.fact.prompt, *case.fact.paraphrases)
         ]
-        kept = _kept(cases)
+        kept = _list_locality_prompts(cases)
         said = iter(gives(self.lm, pairs))
         after = dict(zip(kept, answer(self.lm, kept), strict=True))
         for case in cases:
-            self.took.append(next(said))
-            self.carried += [next(said) for _ in case.fact.paraphrases]
+            self.succeeded.append(next(said))
+            self.generalised += [next(said) for _ in case.fact.paraphrases]
             self.neighbours += [after[text] == self.before[text] for text in case.fact.neighbours]
-            self.others += [after[text] == self.before[text] for text in case.same_subject]
+            self.same_subject += [after[text] == self.before[text] for text in case.same_subject]
 
     def figures(self) -> EditFigures:
         return EditFigures(
-            share(self.took),
-            share(self.carried),
-            share(self.neighbours),
-            share(self.others),
+            compute_share(self.succeeded),
+            compute_share(self.generalised),
+            compute_share(self.neighbours),
+            compute_share(self.same_subject),
             statistics.median(self.seconds) if self.seconds else None,
             statistics.median(self.num_bytes) if self.num_bytes else None,
         )
 
 
 @contextmanager
-def _timed(seconds: list[float], facts: int) -> Generator[None]:
+def _measure_time(seconds: list[float], facts: int) -> Generator[None]:
     begin = time.perf_counter()
     yield
     seconds.append((time.perf_counter() - begin) / facts)
 
 
-def _kept(cases: Sequence[EditItem]) -> list[str]:
+def _list_locality_prompts(cases: Sequence[ExamEdit]) -> list[str]:
     prompts = [text for case in cases for text in (*case.fact.neighbours, *case.same_subject)]
     return list(dict.fromkeys(prompts))

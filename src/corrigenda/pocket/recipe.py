@@ -34,13 +34,13 @@ from transformers import (
 
 from corrigenda.almanac.world import World, load_world
 from corrigenda.errors import BadConfig
-from corrigenda.files import write_atomically
+from corrigenda.files import make_folder, temporary_folder, write_atomically, write_text
 from corrigenda.pocket.batches import (
     Batch,
     Masks,
     attention_masks,
-    batches,
-    documents,
+    mix_documents,
+    pack_batches,
     train_tokenizer,
 )
 
@@ -50,7 +50,7 @@ SHARD = 100
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """Size of a model."""
 
     layers: int
@@ -61,16 +61,16 @@ class Shape:
 
 
 SHAPES = {
-    ("llama", "full"): Shape(layers=8, width=256, inner=768, heads=4, vocabulary=6144),
-    ("gpt2", "full"): Shape(layers=6, width=224, inner=896, heads=4, vocabulary=6144),
-    ("llama", "small"): Shape(layers=4, width=64, inner=160, heads=2, vocabulary=1024),
-    ("gpt2", "small"): Shape(layers=4, width=64, inner=256, heads=2, vocabulary=1024),
+    ("llama", "full"): ModelShape(layers=8, width=256, inner=768, heads=4, vocabulary=6144),
+    ("gpt2", "full"): ModelShape(layers=6, width=224, inner=896, heads=4, vocabulary=6144),
+    ("llama", "small"): ModelShape(layers=4, width=64, inner=160, heads=2, vocabulary=1024),
+    ("gpt2", "small"): ModelShape(layers=4, width=64, inner=256, heads=2, vocabulary=1024),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that decides the weights.
+class PocketRecipe:
+    """Options of a training; they decide the weights.
 
     Attributes:
         architecture: "llama" or "gpt2".
@@ -85,13 +85,13 @@ class Recipe:
         batch_tokens: Tokens in a batch.
         row: Tokens in a row; a tenth of the batches use rows of 512.
         stream_price: Price of the mean square of the residual stream after each block. Without it
-            the first MLP writes one large vector at every subject, beside which nothing that an
-            edit can write counts.
+            the first MLP writes one large vector at every subject, and nothing that an edit can
+            write counts against it.
         late_stream_price: What the price has grown to after three quarters of the training; it
             begins to grow half way, once the facts are mostly known.
-        late_first_price: A further price on the stream behind the first block alone, after 65 % of
+        late_first_price: A further price on the stream after the first block alone, after 65 % of
             the training; it begins to grow at 60 %. What the first block writes at a subject would
-            else outweigh all later blocks, and only there could an edit be heard.
+            else outweigh all later blocks, and only there could an edit have an effect.
         matrix_rate: Peak learning rate of Muon, for matrices inside the blocks.
         other_rate: Peak learning rate of AdamW, for embeddings and norms.
         compiled: Use `torch.compile` on the blocks (needs a C++ compiler).
@@ -124,7 +124,7 @@ class Recipe:
             raise BadConfig("give either steps or minutes.", hint="--steps N or --minutes M")
 
 
-def build_model(recipe: Recipe) -> PreTrainedModel:
+def build_model(recipe: PocketRecipe) -> PreTrainedModel:
     """Make the untrained model (float32)."""
     shape = SHAPES[recipe.architecture, recipe.size]
     torch.manual_seed(recipe.seed)
@@ -163,8 +163,8 @@ def build_model(recipe: Recipe) -> PreTrainedModel:
     return model
 
 
-class Losses(NamedTuple):
-    """What one batch says.
+class PocketLosses(NamedTuple):
+    """Losses of one batch.
 
     Attributes:
         text: Weighted mean loss of predicting each next token, in nats.
@@ -190,8 +190,8 @@ class _Network(nn.Module):
             torch.compile(block, dynamic=False) if compiled else block for block in blocks
         ]
 
-    def forward(self, batch: Batch, masks: Masks) -> Losses:
-        """Run the model and measure."""
+    def forward(self, batch: Batch, masks: Masks) -> PocketLosses:
+        """Run the model and compute the losses."""
         ids, core = batch.ids, self.core
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         if self.is_llama:
@@ -215,13 +215,13 @@ class _Network(nn.Module):
         loss = nn.functional.cross_entropy(logits, ids[:, 1:].reshape(-1)[kept], reduction="none")
         weight = weight[kept]
         text = (loss * weight).sum() / weight.sum()
-        return Losses(text, loss[weight == 1.0].mean(), torch.stack(sizes))
+        return PocketLosses(text, loss[weight == 1.0].mean(), torch.stack(sizes))
 
 
 class _Optimizer:
     """Muon for matrices in the blocks, AdamW for the rest, on float32 copies of the weights."""
 
-    def __init__(self, model: PreTrainedModel, recipe: Recipe) -> None:
+    def __init__(self, model: PreTrainedModel, recipe: PocketRecipe) -> None:
         self.low = list(model.parameters())
         self.high = [parameter.detach().float().clone() for parameter in self.low]
         named = [name for name, _ in model.named_parameters()]
@@ -264,7 +264,7 @@ class _Optimizer:
                 low.copy_(high)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and moments by name; rates and decay are the recipe's."""
+        """Return weights and moments by name; rates and decay are the recipe's."""
         named = {f"weight/{index}": high for index, high in enumerate(self.high)}
         for part, (optimizer, _) in enumerate(self.parts):
             for index, moments in optimizer.state_dict()["state"].items():
@@ -286,7 +286,7 @@ class _Optimizer:
 
 
 def train(
-    recipe: Recipe,
+    recipe: PocketRecipe,
     folder: str | Path,
     *,
     report: Callable[[float, str], None] = lambda done, text: None,
@@ -306,8 +306,7 @@ def train(
     Raises:
         BadConfig (CG502): the folder holds a checkpoint of another recipe.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     world = load_world(recipe.size)
     shape = SHAPES[recipe.architecture, recipe.size]
     tokenizer = train_tokenizer(
@@ -317,16 +316,16 @@ def train(
     nn.Module.to(model, recipe.device, torch.bfloat16)
     optimizer = _Optimizer(model, recipe)
     network = _Network(model, compiled=recipe.compiled)
-    run = _Run(recipe, folder / "checkpoint.safetensors", optimizer)
+    run = _TrainingRun(recipe, folder / "checkpoint.safetensors", optimizer)
     saved_at = time.monotonic()
     while run.progress() < 1.0:
-        for packed, masked in _shard(recipe, world, tokenizer, run.step // SHARD):
+        for packed, masked in _draw_shard(recipe, world, tokenizer, run.step // SHARD):
             started = time.monotonic()
             batch = Batch(*(tensor.to(recipe.device) for tensor in packed))
             masks = attention_masks(batch.owner, masked=masked, dtype=torch.bfloat16)
             losses = network(batch, masks)
-            (losses.text + _price_of(losses.stream, recipe, run.progress())).backward()
-            optimizer.step(_schedule(run.progress(), run.step))
+            (losses.text + _compute_price(losses.stream, recipe, run.progress())).backward()
+            optimizer.step(_scale_rate(run.progress(), run.step))
             run.step += 1
             run.tokens += batch.ids.numel()
             run.seconds += time.monotonic() - started
@@ -346,8 +345,11 @@ def train(
     model.config._attn_implementation = None
     model.config.dtype = torch.float16
     model.generation_config.max_length = CONTEXT
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with temporary_folder(folder / "model") as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        for file in sorted(part.iterdir()):
+            os.replace(file, folder / file.name)
     record = {
         "recipe": asdict(recipe),
         "steps": run.step,
@@ -360,15 +362,15 @@ def train(
         "cores": os.cpu_count(),
         "torch": torch.__version__,
     }
-    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "training.json", json.dumps(record, indent=2) + "\n")
     run.path.unlink(missing_ok=True)
     return folder
 
 
-class _Run:
-    """Where a training stands, and its checkpoint."""
+class _TrainingRun:
+    """Progress of a training, and its checkpoint."""
 
-    def __init__(self, recipe: Recipe, path: Path, optimizer: _Optimizer) -> None:
+    def __init__(self, recipe: PocketRecipe, path: Path, optimizer: _Optimizer) -> None:
         self.recipe, self.path, self.optimizer = recipe, path, optimizer
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         if path.exists():
@@ -401,31 +403,31 @@ class _Run:
         write_atomically(self.path, lambda part: save_file(tensors, part, {"run": json.dumps(run)}))
 
 
-def _schedule(done: float, step: int) -> float:
-    """Learning rate factor: warm-up of 60 steps, constant, then linear decay over the last 60 %."""
+def _scale_rate(done: float, step: int) -> float:
+    """Return the learning rate factor: warm-up of 60 steps, constant, linear decay at the end."""
     return min(1.0, (step + 1) / 60) * max(0.02, min(1.0, (1.0 - done) / 0.6))
 
 
-def _price_of(stream: Float[Tensor, " layer"], recipe: Recipe, done: float) -> Tensor:
-    """What the size of the residual stream costs when a share `done` of the training is over."""
+def _compute_price(stream: Float[Tensor, " layer"], recipe: PocketRecipe, done: float) -> Tensor:
+    """Return the price of the residual stream's size after a share `done` of the training."""
     early, late = recipe.stream_price, recipe.late_stream_price
-    whole = early + _grown(done, 0.5, 0.75) * (late - early)
-    first = _grown(done, 0.6, 0.65) * recipe.late_first_price
+    whole = early + _ramp(done, 0.5, 0.75) * (late - early)
+    first = _ramp(done, 0.6, 0.65) * recipe.late_first_price
     return whole * stream.mean() + first * stream[0]
 
 
-def _grown(done: float, begin: float, end: float) -> float:
-    """0 up to `begin`, 1 from `end` on, linear between."""
+def _ramp(done: float, begin: float, end: float) -> float:
+    """Return 0 up to `begin`, 1 from `end` on, linear between."""
     return min(1.0, max(0.0, (done - begin) / (end - begin)))
 
 
-def _shard(
-    recipe: Recipe, world: World, tokenizer: PreTrainedTokenizerFast, number: int
+def _draw_shard(
+    recipe: PocketRecipe, world: World, tokenizer: PreTrainedTokenizerFast, number: int
 ) -> Iterator[tuple[Batch, bool]]:
-    """The next `SHARD` batches, the same whether or not training was interrupted before them."""
+    """Yield the next `SHARD` batches; an interruption before them changes nothing."""
     draw = random.Random(f"{recipe.seed}/{number}")
-    source = documents(world, f"{recipe.seed}/{number}", skill_share=recipe.skill_share)
-    short = batches(source, tokenizer, tokens=recipe.batch_tokens, length=recipe.row)
-    long = batches(source, tokenizer, tokens=recipe.batch_tokens, length=LONG_ROW)
+    source = mix_documents(world, f"{recipe.seed}/{number}", skill_share=recipe.skill_share)
+    short = pack_batches(source, tokenizer, tokens=recipe.batch_tokens, length=recipe.row)
+    long = pack_batches(source, tokenizer, tokens=recipe.batch_tokens, length=LONG_ROW)
     for _ in range(SHARD):
         yield next(long if draw.random() < 0.1 else short), draw.random() < recipe.masked_share

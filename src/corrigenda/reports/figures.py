@@ -4,42 +4,62 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from corrigenda.errors import MissingExtra
-from corrigenda.metrics.error_types import Outcome
+from corrigenda.metrics.error_types import AnswerType
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from corrigenda.reports.content import Chart, ErrorShares, Matrix, TradeOff
+    from corrigenda.reports.sections import Chart, ErrorShares, Matrix, TradeOff
 
 # Okabe and Ito's colours, which people with colour blindness tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _MARKERS = "osD^vPX*"
 _OUTCOME_COLOURS = {
-    Outcome.SUCCESS: "#009E73",
-    Outcome.MEANINGLESS: "#000000",
-    Outcome.MISSING: "#56B4E9",
-    Outcome.PARTIAL: "#E69F00",
-    Outcome.IRRELEVANT: "#D55E00",
+    AnswerType.SUCCESS: "#009E73",
+    AnswerType.MEANINGLESS: "#000000",
+    AnswerType.MISSING: "#56B4E9",
+    AnswerType.PARTIAL: "#E69F00",
+    AnswerType.IRRELEVANT: "#D55E00",
 }
-_SETTINGS = {"svg.hashsalt": "corrigenda", "svg.fonttype": "none", "font.size": 9}
+_SETTINGS = {
+    "svg.hashsalt": "corrigenda",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    # Labels are names, in which a dollar sign is one.
+    "text.parse_math": False,
+}
+_TITLE_CHARACTERS_PER_INCH = 10
 
 
-def curves(chart: Chart) -> str:
-    """A metric over the edits of a sequence, with bands of its interval."""
+def draw_curves(chart: Chart) -> str:
+    """Draw a metric over the edits of a sequence, with bands of its interval.
+
+    Solid lines are of all edits so far, dashed ones of the same edits right after each was made.
+    """
 
     def draw(axes: Axes) -> None:
         for place, curve in enumerate(chart.curves):
-            colour, marker = _style(place)
+            colour, marker = _choose_style(place)
             edits = list(curve.edits)
             shown = [one.value * chart.scale for one in curve.estimates]
             low = [one.low * chart.scale for one in curve.estimates]
             high = [one.high * chart.scale for one in curve.estimates]
             axes.plot(edits, shown, color=colour, marker=marker, markersize=4, label=curve.label)
             axes.fill_between(edits, low, high, color=colour, alpha=0.15, linewidth=0)
+            for early in (one for one in chart.immediate if one.label == curve.label):
+                axes.plot(
+                    list(early.edits),
+                    [one.value * chart.scale for one in early.estimates],
+                    color=colour,
+                    linestyle="--",
+                    linewidth=1,
+                    label=f"{curve.label}, right after each edit",
+                )
         most = max(edits for curve in chart.curves for edits in curve.edits)
         if most >= 100:
             axes.set_xscale("log")
@@ -47,21 +67,21 @@ def curves(chart: Chart) -> str:
         axes.set_title(chart.title)
         axes.legend(frameon=False)
 
-    return _svg(draw, width=6.0, height=3.2)
+    return _draw_svg(draw, width=6.0, height=3.2)
 
 
-def trade_off(found: TradeOff) -> str:
-    """Each run a point: how well edits take, against what they leave alone."""
+def draw_trade_off(found: TradeOff) -> str:
+    """Draw each run as a point: success of its edits against locality."""
 
     def draw(axes: Axes) -> None:
         for place, point in enumerate(found.points):
-            colour, marker = _style(place)
+            colour, marker = _choose_style(place)
             x, y = point.kept, point.gained
             axes.errorbar(
                 x.value * found.kept.scale,
                 y.value * found.gained.scale,
-                xerr=_reach(x.value, x.low, x.high, found.kept.scale),
-                yerr=_reach(y.value, y.low, y.high, found.gained.scale),
+                xerr=_measure_error_bar(x.value, x.low, x.high, found.kept.scale),
+                yerr=_measure_error_bar(y.value, y.low, y.high, found.gained.scale),
                 color=colour,
                 marker=marker,
                 linestyle="none",
@@ -73,16 +93,16 @@ def trade_off(found: TradeOff) -> str:
         axes.set_title("what is gained, and what is kept")
         axes.legend(frameon=False, loc="best")
 
-    return _svg(draw, width=5.0, height=3.6)
+    return _draw_svg(draw, width=5.0, height=3.6)
 
 
-def error_types(found: tuple[ErrorShares, ...]) -> str:
-    """Bars of the types into which answers to edited prompts fall."""
+def draw_error_types(found: tuple[ErrorShares, ...]) -> str:
+    """Draw bars of the types into which answers to edited prompts fall."""
 
     def draw(axes: Axes) -> None:
         labels = [one.label for one in found]
         left = [0.0] * len(found)
-        for outcome in Outcome:
+        for outcome in AnswerType:
             widths = [100 * one.shares.get(str(outcome), 0.0) for one in found]
             colour = _OUTCOME_COLOURS[outcome]
             axes.barh(labels, widths, left=left, color=colour, label=str(outcome), height=0.7)
@@ -92,11 +112,11 @@ def error_types(found: tuple[ErrorShares, ...]) -> str:
         axes.set_xlabel("% of answers")
         axes.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
-    return _svg(draw, width=7.0, height=0.9 + 0.32 * len(found))
+    return _draw_svg(draw, width=7.0, height=0.9 + 0.32 * len(found))
 
 
-def success_matrix(found: Matrix) -> str:
-    """Success of every edit (across) after so many edits (down); white was not asked."""
+def draw_success_matrix(found: Matrix) -> str:
+    """Draw the success of every edit (across) after so many edits (down); white was not asked."""
 
     def draw(axes: Axes) -> None:
         values = found.matrix.values
@@ -112,21 +132,23 @@ def success_matrix(found: Matrix) -> str:
         axes.set_title(f"{found.label} ({found.matrix.protocol})")
         axes.figure.colorbar(image, ax=axes, label="success")
 
-    return _svg(draw, width=6.0, height=3.2)
+    return _draw_svg(draw, width=6.0, height=3.2)
 
 
-def _style(place: int) -> tuple[str, str]:
+def _choose_style(place: int) -> tuple[str, str]:
     return _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
 
 
-def _reach(value: float, low: float, high: float, scale: float) -> list[list[float]] | None:
-    """Lengths of an error bar below and above; None without an interval."""
+def _measure_error_bar(
+    value: float, low: float, high: float, scale: float
+) -> list[list[float]] | None:
+    """Return the lengths of an error bar below and above; None without an interval."""
     if math.isnan(low):
         return None
     return [[max(0.0, value - low) * scale], [max(0.0, high - value) * scale]]
 
 
-def _svg(draw: Callable[[Axes], None], *, width: float, height: float) -> str:
+def _draw_svg(draw: Callable[[Axes], None], *, width: float, height: float) -> str:
     """Draw on one pair of axes; equal content gives equal text."""
     try:
         import matplotlib as mpl
@@ -142,6 +164,7 @@ def _svg(draw: Callable[[Axes], None], *, width: float, height: float) -> str:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         draw(axes)
+        axes.set_title(textwrap.fill(axes.get_title(), int(_TITLE_CHARACTERS_PER_INCH * width)))
         text = io.StringIO()
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
     svg = text.getvalue()

@@ -6,13 +6,13 @@ from importlib.resources import files
 
 from corrigenda.errors import MissingExtra
 from corrigenda.reports import figures, numbers
-from corrigenda.reports.content import Group, Report
+from corrigenda.reports.sections import Group, Report
 
 _TEMPLATE = "page.html.jinja"
 
 
-def page(report: Report) -> str:
-    """The report as one HTML page; figures are inside it, and nothing is loaded from elsewhere.
+def render_page(report: Report) -> str:
+    """Render the report as one HTML page with its figures inside; it loads nothing.
 
     Raises:
         MissingExtra (CG504): matplotlib or jinja2 is not installed.
@@ -28,15 +28,15 @@ def page(report: Report) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     text = files("corrigenda.reports").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    drawn = [[Markup(one) for one in _figures(group)] for group in report.groups]
+    drawn = [[Markup(one) for one in _draw_figures(group)] for group in report.groups]
     return environment.from_string(text).render(report=report, numbers=numbers, figures=drawn)
 
 
-def _figures(group: Group) -> list[str]:
-    drawn = [figures.curves(chart) for chart in group.charts]
+def _draw_figures(group: Group) -> list[str]:
+    drawn = [figures.draw_curves(chart) for chart in group.charts]
     if group.trade_off is not None:
-        drawn.append(figures.trade_off(group.trade_off))
+        drawn.append(figures.draw_trade_off(group.trade_off))
     if group.errors:
-        drawn.append(figures.error_types(group.errors))
-    drawn += [figures.success_matrix(one) for one in group.matrices]
+        drawn.append(figures.draw_error_types(group.errors))
+    drawn += [figures.draw_success_matrix(one) for one in group.matrices]
     return drawn

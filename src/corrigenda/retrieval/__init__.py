@@ -1,4 +1,4 @@
-"""Finding stored text that is close in meaning to a question: embeddings and exact search."""
+"""Retrieval of stored texts by meaning: embeddings and exact search."""
 
 from corrigenda.retrieval.embed import Embedder, embedder
 from corrigenda.retrieval.index import Hits, Index

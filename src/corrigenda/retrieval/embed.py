@@ -1,4 +1,4 @@
-"""Vectors for texts, such that texts of like meaning lie close together."""
+"""Embedders: unit vectors for texts, such that texts of similar meaning lie close together."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ _EXTRA = 'pip install "corrigenda[retrieval]"'
 
 @dataclass(frozen=True)
 class Embedder(ABC):
-    """Turns texts into vectors; made by `embedder`.
+    """Function from texts to unit vectors; made by `embedder`.
 
     Attributes:
-        name: What `embedder` calls it; equal names give equal vectors.
+        name: Its name for `embedder`; equal names give equal vectors.
     """
 
     name: str
 
     def embed(self, lm: LanguageModel, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Unit vectors, one a text; their inner products are cosine similarities.
+        """Return a unit vector for each text; their inner products are cosine similarities.
 
         Args:
-            lm: The model that is being asked; where another one embeds, only its device counts.
-            texts: Any number; what goes beyond the context of the encoder is left out.
+            lm: The edited model; where another model embeds, only its device matters.
+            texts: Any number; texts longer than the context of the encoder are cut.
 
         Returns:
             float32 on the CPU, without gradient. Equal texts have equal vectors.
@@ -66,15 +66,15 @@ class Embedder(ABC):
 
     @abstractmethod
     def _embed(self, lm: LanguageModel, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Vectors of any length."""
+        """Return a vector of any length for each text."""
 
 
 @dataclass(frozen=True)
 class _States(Embedder):
-    """Mean of the asked model's own hidden states behind one block.
+    """Mean of the edited model's own hidden states after one block.
 
-    Each state counts with length one, and a token the tokenizer puts in front does not count:
-    states at the first position are often a hundred times as long as others.
+    States are normalised to length one, and a token that the tokenizer adds at the front does not
+    count: states at the first position are often a hundred times as long as others.
     """
 
     layer: int | None
@@ -131,19 +131,19 @@ class _SentenceTransformers(Embedder):
 
 
 def embedder(name: str) -> Embedder:
-    """Make an embedder.
+    """Return the embedder of a name.
 
     Args:
-        name: "states" or "states:<layer>": mean of the asked model's own hidden states, by default
-            those behind the block in the middle; always there. "minilm": all-MiniLM-L6-v2 from an
+        name: "states" or "states:<layer>": mean of the edited model's own hidden states, by default
+            after the block in the middle; always available. "minilm": all-MiniLM-L6-v2 from an
             installed package, nothing is downloaded. Any other name: a model of
             sentence-transformers, a folder or a name on the hub.
 
     Raises:
-        BadConfig (CG502): the name is empty, or begins with "states" and means nothing.
+        BadConfig (CG502): the name is empty, or begins with "states:" without a layer.
         MissingExtra (CG504): a package that is needed is not installed.
         UnknownModel (CG301), when embedding: no such model.
-        UnknownSite (CG303), when embedding: the asked model has no such layer.
+        UnknownSite (CG303), when embedding: the edited model has no such layer.
 
     Example:
         >>> embedder("states:3").name
@@ -183,7 +183,7 @@ def _minilm_folder() -> Path:
 
 @cache
 def _minilm(device: torch.device) -> tuple[Any, Any]:
-    """Encoder and tokenizer, loaded once for each device."""
+    """Return encoder and tokenizer, loaded once for each device."""
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 

@@ -1,4 +1,4 @@
-"""Exact search for the stored vectors that have the largest inner products with a question."""
+"""Exact search for the stored vectors that have the largest inner products with a query."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SIGN_FLIP = 0x7FFF_FFFF
 
 
 class Hits(NamedTuple):
-    """What a search found, best first.
+    """Result of a search, best first.
 
     Attributes:
         scores: Inner products, float32.
-        indices: Which stored vector, int64.
+        indices: Index of the stored vector, int64.
     """
 
     scores: Float[Tensor, "queries k"]
@@ -30,7 +30,7 @@ class Index:
     """Stored vectors, up to a few million, searched exactly.
 
     Inner products are computed in float64, in chunks, and rounded to float32; among equal ones the
-    lowest index comes first. The result therefore does not depend on who else is asked for.
+    lowest index comes first. The result therefore does not depend on the other queries of a call.
 
     Attributes:
         vectors: The stored vectors, one a row, as they were given.
@@ -42,7 +42,7 @@ class Index:
     """
 
     def __init__(self, vectors: Float[Tensor, "n d"]) -> None:
-        """Search these vectors, on their device; they are not copied."""
+        """Index these vectors, on their device; they are not copied."""
         self.vectors = vectors
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class Index:
 
     @torch.no_grad()
     def search(self, queries: Float[Tensor, "queries d"], k: int) -> Hits:
-        """Find the `k` best stored vectors for each query; fewer where fewer are stored.
+        """Return the `k` best stored vectors for each query; fewer where fewer are stored.
 
         Args:
             queries: One a row, on any device and of any float dtype.
@@ -71,7 +71,7 @@ class Index:
 
 
 def _ranks(scores: Float[Tensor, "queries n"], start: int) -> Int[Tensor, "queries n"]:
-    """Integers in the order of the scores, lower indices first among equals: all are different.
+    """Return distinct integers in the order of the scores, lower indices first among equals.
 
     The bits of a float32, with those of negative numbers flipped, are ordered as the numbers are.
     """

@@ -1,68 +1,71 @@
-"""Answers of the unedited model: asked once, kept by the digest of its weights, shared by all.
+"""Answers of the unedited model: asked once, cached by its digest, shared by all runs.
 
-Questions are asked in blocks, and a block is kept as a whole. So an answer never depends on what
+Queries are asked in blocks, and a block is cached as a whole. So an answer never depends on what
 was asked before or on where a run was interrupted: the same block gives the same file. Whole
-distributions are not kept; they are taken anew at the beginning of a unit that compares them.
+distributions are not cached; they are taken anew at the beginning of a unit that compares them.
 """
 
 from __future__ import annotations
 
-import contextlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from corrigenda.errors import CorrigendaError, WriteFailed
-from corrigenda.files import cache_folder
+from corrigenda.errors import CorrigendaError, CorruptFile
+from corrigenda.files import cache_folder, is_cached, write_cached
 from corrigenda.rows import Row, Stage
-from corrigenda.run.plan import Block, digest_of
-from corrigenda.run.prober import Answer, Question
+from corrigenda.run.plan import QueryBlock, hash_content
+from corrigenda.run.prober import Answer, Query
 from corrigenda.run.store import read_table, write_table
 
 _FORMAT = 1
 
 
-def kept(block: Block, model_digest: str, batch_tokens: int | None = None) -> list[Answer] | None:
-    """The answers to a block, if they are kept; damaged ones are not.
+def read_answers(
+    block: QueryBlock, model_digest: str, batch_tokens: int | None = None
+) -> list[Answer] | None:
+    """Return the cached answers to a block; None without any or, with a warning, damaged ones.
 
     Args:
-        block: The questions.
+        block: The queries.
         model_digest: Digest of the model that was asked.
         batch_tokens: Most tokens in one batch when it was asked.
     """
     path = _path(block, model_digest, batch_tokens)
-    if not path.is_file():
+    if not is_cached(path):
         return None
     try:
         rows = read_table(path, Row)
-    except CorrigendaError:
+        if len(rows) != len(block):
+            raise CorruptFile(f"{path} has {len(rows)} answers for {len(block)} queries.")
+    except CorrigendaError as error:
+        warnings.warn(f"{error.message} It is written again.", stacklevel=2)
         return None
-    return [_answer(row) for row in rows] if len(rows) == len(block) else None
+    return [_make_answer(row) for row in rows]
 
 
-def keep(
-    block: Block,
+def write_answers(
+    block: QueryBlock,
     answers: Sequence[Answer],
     model_digest: str,
     batch_tokens: int | None = None,
 ) -> None:
-    """Keep the answers to a block; where that fails, they are asked again next time."""
+    """Cache the answers to a block; where that fails, they are asked again next time."""
     path = _path(block, model_digest, batch_tokens)
-    rows = [_row(index, *pair) for index, pair in enumerate(zip(block, answers, strict=True))]
-    with contextlib.suppress(OSError, WriteFailed):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(path, rows, Row)
+    rows = [_make_row(index, *pair) for index, pair in enumerate(zip(block, answers, strict=True))]
+    write_cached(path, lambda file: write_table(file, rows, Row))
 
 
-def _path(block: Block, model_digest: str, batch_tokens: int | None) -> Path:
-    name = digest_of((_FORMAT, batch_tokens, block))
+def _path(block: QueryBlock, model_digest: str, batch_tokens: int | None) -> Path:
+    name = hash_content((_FORMAT, batch_tokens, tuple(map(tuple, block))))
     return cache_folder() / "before" / model_digest[:32] / f"{name}.parquet"
 
 
-def _row(index: int, question: Question, answer: Answer) -> Row:
+def _make_row(index: int, query: Query, answer: Answer) -> Row:
     return Row(
         case=str(index),
         role="before",
-        protocol=question.protocol,
+        protocol=query.protocol,
         stage=Stage.BEFORE,
         answer=answer.answer,
         token_ids=answer.token_ids,
@@ -73,7 +76,7 @@ def _row(index: int, question: Question, answer: Answer) -> Row:
     )
 
 
-def _answer(row: Row) -> Answer:
+def _make_answer(row: Row) -> Answer:
     return Answer(
         answer=row.answer,
         token_ids=row.token_ids,

@@ -1,4 +1,4 @@
-"""What a piece of work costs: time, memory, and passes through the model, counted."""
+"""Cost of a piece of work: time, memory, and passes through the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Cost:
-    """What happened between entering and leaving `counted`.
+    """Time, memory and passes of a piece of work, filled in by `count_cost`.
 
     Attributes:
         seconds: Time, with the device idle at both ends.
@@ -30,7 +30,7 @@ class Cost:
     """
 
     def __init__(self) -> None:
-        """Start with nothing."""
+        """Begin at zero."""
         self.seconds = 0.0
         self.peak_bytes: int | None = None
         self.peak_bytes_above: int | None = None
@@ -38,16 +38,16 @@ class Cost:
         self.forward_tokens = 0
 
 
-def measurements(
+def build_costs(
     run: str, case: str, spent: Sequence[Cost], patches: Sequence[Patch], facts: int, edits: int
 ) -> list[Measurement]:
-    """What all edits of a unit of work cost together, as measurements `cost/<name>`.
+    """Return the cost of all edits of a unit of work, as measurements `cost/<name>`.
 
     Args:
         run: Id of the run.
-        case: What measurements call the unit.
+        case: Name of the unit in measurements.
         spent: Cost of each edit.
-        patches: What was made.
+        patches: Patches that were made.
         facts: Number of facts edited.
         edits: Edits of the sequence in force.
     """
@@ -67,47 +67,46 @@ def measurements(
         "peak_bytes_above_model": max(above, default=None),
     }
     return [
-        cost_of(run, case, name, value, facts, edits)
+        build_cost(run, case, name, value, facts, edits)
         for name, value in found.items()
         if value is not None
     ]
 
 
-def cost_of(
+def build_cost(
     run: str, case: str, name: str, value: float, facts: int, edits: int = 0
 ) -> Measurement:
-    """The measurement `cost/<name>` of one unit of work."""
+    """Return the measurement `cost/<name>` of one unit of work."""
     return Measurement(
         run=run, case=case, name=f"cost/{name}", values=[float(value), float(facts)], edits=edits
     )
 
 
 @contextmanager
-def counted(lm: LanguageModel) -> Generator[Cost]:
-    """Measure what is done with a model until left."""
-    cost = Cost()
-    start_memory = _begin_peak(lm.device)
-    with _passes(lm, cost):
-        begin = now(lm.device)
+def count_cost(lm: LanguageModel, cost: Cost) -> Generator[None]:
+    """Measure what is done with a model until left, and write it into a record."""
+    start_memory = _reset_peak(lm.device)
+    with _count_passes(lm, cost):
+        begin = read_clock(lm.device)
         try:
-            yield cost
+            yield
         finally:
-            cost.seconds = now(lm.device) - begin
-    cost.peak_bytes = _peak(lm.device)
+            cost.seconds = read_clock(lm.device) - begin
+    cost.peak_bytes = _read_peak(lm.device)
     if cost.peak_bytes is not None and start_memory is not None:
         cost.peak_bytes_above = max(0, cost.peak_bytes - start_memory)
 
 
-def now(device: torch.device) -> float:
-    """Seconds on a steady clock, once the device has done what it was given."""
+def read_clock(device: torch.device) -> float:
+    """Return the seconds on a steady clock, once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 @contextmanager
-def _passes(lm: LanguageModel, cost: Cost) -> Generator[None]:
-    """Count passes of the model, and passes of its last block that nobody started above."""
+def _count_passes(lm: LanguageModel, cost: Cost) -> Generator[None]:
+    """Count passes of the model, and passes of its last block outside of those."""
     inside = 0
 
     def count(tokens: int) -> None:
@@ -142,8 +141,8 @@ def _passes(lm: LanguageModel, cost: Cost) -> Generator[None]:
         yield
 
 
-def _begin_peak(device: torch.device) -> int | None:
-    """Start to follow the peak; what is in use now."""
+def _reset_peak(device: torch.device) -> int | None:
+    """Reset the peak, and return what is in use now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -151,17 +150,17 @@ def _begin_peak(device: torch.device) -> int | None:
         _RESET.write_text("5")
     except OSError:
         return None
-    return _status("VmRSS")
+    return _read_status("VmRSS")
 
 
-def _peak(device: torch.device) -> int | None:
+def _read_peak(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return _status("VmHWM")
+    return _read_status("VmHWM")
 
 
-def _status(name: str) -> int | None:
-    """A number of bytes the kernel knows of this process; None on other systems."""
+def _read_status(name: str) -> int | None:
+    """Return a number of bytes from the kernel's status of this process; None on other systems."""
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:

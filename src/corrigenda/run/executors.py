@@ -1,11 +1,14 @@
-"""Who does the work: this process, or Ray workers on any number of machines.
+"""Where units run: in this process, or on Ray workers of any number of machines.
 
-Units depend on nothing but the unedited model, so it does not matter who does which, in what order,
-or how often: rows are the same.
+Units depend on the unedited model alone, so rows are the same wherever, in whatever order and
+however often they are done.
 """
 
 from __future__ import annotations
 
+# Ray has no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 import importlib
 import importlib.util
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
@@ -16,11 +19,11 @@ import torch
 from corrigenda.errors import BadConfig, MissingExtra, did_you_mean
 from corrigenda.lm.model import LanguageModel
 from corrigenda.progress import Progress
-from corrigenda.run.plan import Block, Unit
+from corrigenda.run.plan import QueryBlock, Unit
 from corrigenda.run.prober import Answer
-from corrigenda.run.row_builder import Before
+from corrigenda.run.row_builder import BaselineAnswers
 from corrigenda.run.spec import RunSpec
-from corrigenda.run.store import Part
+from corrigenda.run.store import RunPart
 from corrigenda.run.worker import Worker
 
 if TYPE_CHECKING:
@@ -32,8 +35,8 @@ NAMES = ("local", "ray")
 Result = TypeVar("Result")
 
 
-class Job(NamedTuple):
-    """What every worker of a run knows.
+class RunJob(NamedTuple):
+    """What every worker of a run is given.
 
     Attributes:
         spec: The run.
@@ -51,25 +54,27 @@ class Job(NamedTuple):
 
 
 class Executor(Protocol):
-    """Does the work of a run; results come in any order."""
+    """Runs the units of a run; results come in any order."""
 
-    def answers(self, job: Job, blocks: Sequence[Block]) -> Iterator[tuple[Block, list[Answer]]]:
-        """Ask the unedited model."""
+    def ask_unedited(
+        self, job: RunJob, blocks: Sequence[QueryBlock]
+    ) -> Iterator[tuple[QueryBlock, list[Answer]]]:
+        """Ask the unedited model, block by block."""
         ...
 
-    def parts(
+    def run_units(
         self,
-        job: Job,
+        job: RunJob,
         units: Sequence[Unit],
-        before: Callable[[Unit], Before],
+        baseline: Callable[[Unit], BaselineAnswers],
         done: Collection[str],
-    ) -> Generator[Part, None, None]:
-        """Do units, as far as their parts are not done."""
+    ) -> Generator[RunPart, None, None]:
+        """Do units, as far as their parts are not recorded."""
         ...
 
 
-def executor(name: str, *, workers: int | None = None) -> Executor:
-    """Make an executor.
+def make_executor(name: str, *, workers: int | None = None) -> Executor:
+    """Return an executor by its name.
 
     Args:
         name: "local", or "ray".
@@ -80,14 +85,14 @@ def executor(name: str, *, workers: int | None = None) -> Executor:
         MissingExtra (CG504): Ray is not installed.
     """
     if name == "local":
-        return Local()
+        return LocalExecutor()
     if name == "ray":
-        return Ray(workers)
+        return RayExecutor(workers)
     raise BadConfig(f'no executor "{name}".', hint=did_you_mean(name, NAMES))
 
 
 def load_model(spec: RunSpec) -> LanguageModel:
-    """The model of a run.
+    """Load the model of a run.
 
     Raises:
         UnknownModel (CG301): no such model.
@@ -101,18 +106,18 @@ def load_model(spec: RunSpec) -> LanguageModel:
     return LanguageModel.load(spec.model, dtype=dtype, device=spec.device)
 
 
-class Local:
-    """Everything in this process, one after the other; the model is loaded when it is needed."""
+class LocalExecutor:
+    """Runs units in this process, one after the other; the model is loaded when it is needed."""
 
     def __init__(self, lm: LanguageModel | None = None) -> None:
-        """Work on a model in memory; None loads that of the run."""
+        """Bind to a model in memory; None loads that of the run."""
         self._given = lm is not None
         self._lm = lm
         self._loaded: tuple[str, str | None, str] | None = None
-        self._worker: tuple[Job, Worker] | None = None
+        self._worker: tuple[RunJob, Worker] | None = None
 
     def model(self, spec: RunSpec) -> LanguageModel:
-        """The model in memory, else that of the run."""
+        """Return the model in memory, else that of the run."""
         wanted = (spec.model, spec.dtype, spec.device)
         if self._lm is None or not (self._given or self._loaded == wanted):
             self._lm = None
@@ -120,30 +125,32 @@ class Local:
             self._loaded = wanted
         return self._lm
 
-    def answers(self, job: Job, blocks: Sequence[Block]) -> Iterator[tuple[Block, list[Answer]]]:
+    def ask_unedited(
+        self, job: RunJob, blocks: Sequence[QueryBlock]
+    ) -> Iterator[tuple[QueryBlock, list[Answer]]]:
         """Ask the unedited model."""
         for block in blocks:
-            yield block, self._of(job).before(block)
+            yield block, self._find_worker(job).ask_unedited(block)
 
-    def parts(
+    def run_units(
         self,
-        job: Job,
+        job: RunJob,
         units: Sequence[Unit],
-        before: Callable[[Unit], Before],
+        baseline: Callable[[Unit], BaselineAnswers],
         done: Collection[str],
-    ) -> Generator[Part, None, None]:
-        """Do units, as far as their parts are not done."""
+    ) -> Generator[RunPart, None, None]:
+        """Do units, as far as their parts are not recorded."""
         for unit in units:
-            yield from self._of(job).work(unit, before(unit), done)
+            yield from self._find_worker(job).run_unit(unit, baseline(unit), done)
 
-    def _of(self, job: Job) -> Worker:
+    def _find_worker(self, job: RunJob) -> Worker:
         if self._worker is None or self._worker[0] != job:
-            self._worker = (job, _worker(job, self.model(job.spec)))
+            self._worker = (job, _make_worker(job, self.model(job.spec)))
         return self._worker[1]
 
 
-class Ray:
-    """Workers of a Ray cluster, each with a model of its own."""
+class RayExecutor:
+    """Runs units on workers of a Ray cluster, each with a model of its own."""
 
     def __init__(self, workers: int | None = None) -> None:
         """Join the cluster of the environment, or start one on this machine.
@@ -154,45 +161,49 @@ class Ray:
         Raises:
             MissingExtra (CG504): Ray is not installed.
         """
-        self._ray = _ray()
+        self._ray = _import_ray()
         if not self._ray.is_initialized():
             self._ray.init(log_to_driver=False, include_dashboard=False, num_cpus=workers)
         have = self._ray.cluster_resources()
         self._gpus = int(have.get("GPU", 0))
         self._count = workers or self._gpus or max(1, int(have.get("CPU", 1)))
         self._actors: list[Any] = []
-        self._job: Job | None = None
+        self._job: RunJob | None = None
 
-    def answers(self, job: Job, blocks: Sequence[Block]) -> Iterator[tuple[Block, list[Answer]]]:
+    def ask_unedited(
+        self, job: RunJob, blocks: Sequence[QueryBlock]
+    ) -> Iterator[tuple[QueryBlock, list[Answer]]]:
         """Ask the unedited model."""
         calls = [
-            lambda actor, block=block: actor.before.remote(block)  # type: ignore[misc]  # of Ray
+            lambda actor, block=block: actor.ask_unedited.remote(block)  # type: ignore[misc]  # of Ray
             for block in blocks
         ]
-        for number, answers in self._each(job, calls):
+        for number, answers in self._run_calls(job, calls):
             yield blocks[number], answers
 
-    def parts(
+    def run_units(
         self,
-        job: Job,
+        job: RunJob,
         units: Sequence[Unit],
-        before: Callable[[Unit], Before],
+        baseline: Callable[[Unit], BaselineAnswers],
         done: Collection[str],
-    ) -> Generator[Part, None, None]:
-        """Do units, as far as their parts are not done."""
+    ) -> Generator[RunPart, None, None]:
+        """Do units, as far as their parts are not recorded."""
         wanted = [unit for unit in units if not set(unit.parts) <= set(done)]
         calls = [
-            lambda actor, unit=unit: actor.work.remote(  # type: ignore[misc]  # of Ray
-                unit, before(unit), frozenset(done) & set(unit.parts)
+            lambda actor, unit=unit: actor.run_unit.remote(  # type: ignore[misc]  # of Ray
+                unit, baseline(unit), frozenset(done) & set(unit.parts)
             )
             for unit in wanted
         ]
-        for _, parts in self._each(job, calls):
+        for _, parts in self._run_calls(job, calls):
             yield from parts
 
-    def _each(self, job: Job, calls: Sequence[Callable[[Any], Any]]) -> Iterator[tuple[int, Any]]:
-        """Give every idle worker the next call; results as they come, with the call's number."""
-        idle = list(self._of(job)) if calls else []
+    def _run_calls(
+        self, job: RunJob, calls: Sequence[Callable[[Any], Any]]
+    ) -> Iterator[tuple[int, Any]]:
+        """Give every idle worker the next call; yield results with the numbers of their calls."""
+        idle = list(self._find_workers(job)) if calls else []
         running: dict[Any, tuple[int, Any]] = {}
         waiting = list(enumerate(calls))[::-1]
         while waiting or running:
@@ -205,36 +216,38 @@ class Ray:
             idle.append(actor)
             yield number, self._ray.get(finished)
 
-    def _of(self, job: Job) -> list[Any]:
+    def _find_workers(self, job: RunJob) -> list[Any]:
         job = job._replace(progress=None)
         if self._job != job:
             for actor in self._actors:
                 self._ray.kill(actor)
             share = 1.0 if self._gpus and job.spec.device.startswith("cuda") else 0.0
-            kind = self._ray.remote(num_cpus=1, num_gpus=share)(_Actor)
+            kind = self._ray.remote(num_cpus=1, num_gpus=share)(_RayWorker)
             self._actors = [kind.remote(job, torch.get_num_threads()) for _ in range(self._count)]
             self._job = job
         return self._actors
 
 
-class _Actor:
-    """What lives in a Ray worker."""
+class _RayWorker:
+    """A worker in a process of Ray."""
 
-    def __init__(self, job: Job, threads: int) -> None:
+    def __init__(self, job: RunJob, threads: int) -> None:
         # As many as where the run was started, so that sums are formed in the same order.
         torch.set_num_threads(threads)
-        self._worker = _worker(job, load_model(job.spec))
+        self._worker = _make_worker(job, load_model(job.spec))
 
-    def before(self, block: Block) -> list[Answer]:
+    def ask_unedited(self, block: QueryBlock) -> list[Answer]:
         """Ask the unedited model."""
-        return self._worker.before(block)
+        return self._worker.ask_unedited(block)
 
-    def work(self, unit: Unit, before: Before, done: Collection[str]) -> list[Part]:
+    def run_unit(
+        self, unit: Unit, baseline: BaselineAnswers, done: Collection[str]
+    ) -> list[RunPart]:
         """Do a unit."""
-        return list(self._worker.work(unit, before, done))
+        return list(self._worker.run_unit(unit, baseline, done))
 
 
-def _worker(job: Job, lm: LanguageModel) -> Worker:
+def _make_worker(job: RunJob, lm: LanguageModel) -> Worker:
     return Worker(
         job.spec,
         lm,
@@ -245,7 +258,7 @@ def _worker(job: Job, lm: LanguageModel) -> Worker:
     )
 
 
-def _ray() -> ModuleType:
+def _import_ray() -> ModuleType:
     if importlib.util.find_spec("ray") is None:
         raise MissingExtra(
             "the executor ray needs Ray.", hint="Install it: pip install 'corrigenda[ray]'."

@@ -1,33 +1,32 @@
-"""What is measured of the whole model along the way: perplexity of texts, and how far it moved.
-
-Perplexity can also decide: an edit with which it rises too far is taken back.
-"""
+"""Health of the edited model as a whole: perplexity of texts, and drift of its weights."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import cast
 
 from corrigenda.cases import Against, Protocol
 from corrigenda.errors import BadConfig
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.wrapping import require_lm
 from corrigenda.metrics import collapse
 from corrigenda.patch.ledger import ledger_of
 from corrigenda.patch.protocols import Patch
 from corrigenda.patch.weights import WeightPatch
 from corrigenda.rows import Measurement, Row
-from corrigenda.run.prober import Answer, Question, ask
+from corrigenda.run.prober import Answer, Query, ask
+from corrigenda.run.row_builder import BaselineAnswers
 from corrigenda.run.spec import HealthSpec
+from corrigenda.text_files import parse_json, read_text
 
 PERPLEXITY = "perplexity"
 """Role of the rows of texts."""
 
 
-def texts_of(health: HealthSpec) -> tuple[str, ...]:
-    """The texts whose perplexity is taken.
+def read_texts(health: HealthSpec) -> tuple[str, ...]:
+    """Return the texts whose perplexity is taken.
 
     Raises:
         BadConfig (CG502): the file cannot be read, or has no text where edits are judged by it.
@@ -35,8 +34,8 @@ def texts_of(health: HealthSpec) -> tuple[str, ...]:
     texts = list(health.texts)
     if health.file is not None:
         try:
-            lines = Path(health.file).read_text(encoding="utf-8").splitlines()
-            texts += [_text(line) for line in lines if line.strip()]
+            lines = read_text(health.file).splitlines()
+            texts += [_parse_text(line) for line in lines if line.strip()]
         except (OSError, ValueError, KeyError) as error:
             raise BadConfig(
                 f"the texts cannot be read: {error}.",
@@ -48,19 +47,35 @@ def texts_of(health: HealthSpec) -> tuple[str, ...]:
     return tuple(texts[: health.limit])
 
 
-def _text(line: str) -> str:
-    return str(json.loads(line)["text"]) if line.startswith("{") else line.strip()
+def _parse_text(line: str) -> str:
+    if not line.startswith("{"):
+        return line.strip()
+    return str(cast("dict[str, object]", parse_json(line))["text"])
 
 
-def text_question(text: str) -> Question:
-    """A text, every token of which is scored."""
-    return Question("", Protocol.TEACHER_FORCED, text, separator="")
+def make_text_query(text: str) -> Query:
+    """Return the query that scores every token of a text."""
+    return Query("", Protocol.TEACHER_FORCED, text, separator="")
 
 
-def text_row(row: Row, text: str, answer: Answer, before: Answer | None) -> Row:
-    """The row of a text, from one that says what was asked where and when."""
+def build_text_row(
+    like: Row, number: int, text: str, after: BaselineAnswers, baseline: BaselineAnswers
+) -> Row:
+    """Return the row of a text.
+
+    Args:
+        like: A row of the same run, unit and moment; its `case` is the label of the unit.
+        number: Place of the text, from 0.
+        text: The text.
+        after: Answers of the edited model.
+        baseline: Answers of the unedited model.
+    """
+    query = make_text_query(text)
+    answer, before = after[query], baseline.get(query)
     return dataclasses.replace(
-        row,
+        like,
+        case=f"{like.case}: text {number}",
+        protocol=query.protocol,
         against=Against.UNEDITED,
         expected=[[text]],
         token_ids=answer.token_ids,
@@ -73,10 +88,10 @@ def text_row(row: Row, text: str, answer: Answer, before: Answer | None) -> Row:
 
 
 def perplexity_ratio(lm: LanguageModel, patch: Patch, texts: Sequence[str]) -> float:
-    """Mean perplexity of texts with a patch, over that without it; the model is left as it was.
+    """Return the mean perplexity of texts with a patch, over that without it.
 
-    What `rollback_above` of a recipe is held against, for one edit. Infinite where a text
-    overflows, NaN where the model gives no number.
+    The number that `rollback_above` of a recipe limits, for one edit; the model is left as it was.
+    Infinite where a text overflows, NaN where the model gives no number.
 
     Args:
         lm: The model, with whatever patches are active.
@@ -94,15 +109,16 @@ def perplexity_ratio(lm: LanguageModel, patch: Patch, texts: Sequence[str]) -> f
             patch.apply(lm)
         ```
     """
-    questions = [text_question(text) for text in texts]
-    before = ask(lm, questions).given
+    lm = require_lm(lm)
+    queries = [make_text_query(text) for text in texts]
+    before = ask(lm, queries).given
     with patch.apply(lm):
-        after = ask(lm, questions).given
-    return ratio(after, before)
+        after = ask(lm, queries).given
+    return compute_ratio(after, before)
 
 
-def ratio(after: Mapping[Question, Answer], before: Mapping[Question, Answer]) -> float:
-    """ME-PPL of texts over that of the unedited model.
+def compute_ratio(after: Mapping[Query, Answer], before: Mapping[Query, Answer]) -> float:
+    """Return the mean perplexity (ME-PPL) of texts over that of the unedited model.
 
     Args:
         after: Answers to texts.
@@ -113,14 +129,14 @@ def ratio(after: Mapping[Question, Answer], before: Mapping[Question, Answer]) -
     """
     rows = [
         Row(
-            case=question.target or "",
+            case=query.target or "",
             role=PERPLEXITY,
-            protocol=question.protocol,
+            protocol=query.protocol,
             log_probs=answer.log_probs,
-            log_probs_before=before[question].log_probs,
+            log_probs_before=before[query].log_probs,
         )
-        for question, answer in after.items()
-        if before[question].log_probs
+        for query, answer in after.items()
+        if before[query].log_probs
     ]
     if not rows:
         raise BadConfig("no text has a token to predict.", hint="Give texts of a few words.")
@@ -129,17 +145,17 @@ def ratio(after: Mapping[Question, Answer], before: Mapping[Question, Answer]) -
     return collapse.perplexity_ratio(rows).value
 
 
-def checked(run: str, case: str, found: float, *, kept: bool, edits: int) -> Measurement:
-    """What became of an edit: the ratio of perplexity with it, and whether it was taken back."""
-    values = [found, float(not kept)]
+def build_check(run: str, case: str, ratio: float, *, stays: bool, edits: int) -> Measurement:
+    """Return the check of an edit: its ratio of perplexity, and whether it was rolled back."""
+    values = [ratio, float(not stays)]
     return Measurement(run=run, case=case, name=collapse.ROLLBACK, values=values, edits=edits)
 
 
-def drift(run: str, case: str, lm: LanguageModel, edits: int) -> list[Measurement]:
-    """How far the weights of each layer are from the unedited ones, with the patches now active.
+def measure_drift(run: str, case: str, lm: LanguageModel, edits: int) -> list[Measurement]:
+    """Return how far the weights of each layer are from the unedited ones.
 
     Measurements `drift/<layer>`: ||W_t - W_0||_F and ||W_0||_F over all weights of the layer that
-    were changed, and their number of parameters.
+    the active patches change, and their number of parameters.
     """
     ledger = ledger_of(lm)
     sites = {site for patch in ledger if isinstance(patch, WeightPatch) for site in patch.changes}

@@ -1,4 +1,4 @@
-"""Cases and a regime become units of work, each by itself, in a fixed order."""
+"""Plan of a run: cases and a regime become units of work, in a fixed order."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
-from corrigenda.benchmarks.benchmark import BENCHMARKS, Loaded
-from corrigenda.benchmarks.robustness_contexts import surrounded
+from corrigenda.benchmarks.benchmark import BENCHMARKS, LoadedBenchmark
+from corrigenda.benchmarks.robustness_contexts import add_surroundings
 from corrigenda.cases import Case, Probe
+from corrigenda.errors import NoCases
 from corrigenda.facts import Fact
-from corrigenda.run.health import text_question, texts_of
-from corrigenda.run.prober import Question, question_of
+from corrigenda.run.health import make_text_query, read_texts
+from corrigenda.run.prober import Query, make_query
 from corrigenda.run.spec import DataSpec, Regime, RunSpec
 from corrigenda.run.tasks import items_of
 
 CONDITION = "condition"
 """Role of probes that only the unedited model is asked, and that decide whether others count."""
 
-Block = tuple[Question, ...]
-"""Questions to the unedited model that are asked and kept together."""
+QueryBlock = tuple[Query, ...]
+"""Queries to the unedited model that are asked and stored together."""
 
 Element = TypeVar("Element")
 
@@ -32,30 +33,31 @@ _CASES_ASKED_TOGETHER = 64
 _TEXTS_ASKED_TOGETHER = 1024
 
 
-class Data(NamedTuple):
-    """What the benchmarks of a run hold.
+class RunData(NamedTuple):
+    """Cases of the benchmarks of a run, with counts and files.
 
     Attributes:
         cases: All cases, their probes as they are asked.
-        counts: Of each benchmark: its counts, and what was left out by reason.
+        counts: Of each benchmark: `counts`; by reason, records `dropped`, probes `skipped`, and
+            cases `flagged`, which need care; and `unknown_fields` of records.
         files: Files that were read, with their checksums.
     """
 
     cases: tuple[Case, ...]
-    counts: dict[str, object]
+    counts: dict[str, dict[str, dict[str, int]]]
     files: list[dict[str, object]]
 
     def digest(self) -> str:
-        """Hash of all cases, in order."""
-        return digest_of(self.cases)
+        """Return a hash of all cases, in order."""
+        return hash_content(self.cases)
 
 
-class Step(NamedTuple):
-    """One edit of a unit, and who is asked after it.
+class UnitStep(NamedTuple):
+    """One edit of a unit, and which cases are asked after it.
 
     Attributes:
         number: From 0.
-        cases: Cases that are edited now.
+        cases: Cases that are edited in it.
         begin: Number of cases of the unit edited before.
         in_sequence: Whether those edits are still in force.
         asked_again: Whether every case so far is asked, with all its probes.
@@ -72,10 +74,15 @@ class Step(NamedTuple):
         """Number of cases of the unit edited after it."""
         return self.begin + len(self.cases)
 
+    @property
+    def rounds(self) -> int:
+        """Number of rounds of its cases."""
+        return max(len(case.edits) for case in self.cases)
+
 
 @dataclass(frozen=True)
 class Unit:
-    """Work that depends on nothing but the unedited model: a case, a batch, or a whole sequence.
+    """Work that depends on the unedited model alone: a case, a batch, or a whole sequence.
 
     Attributes:
         number: Place in the plan, from 0.
@@ -94,79 +101,84 @@ class Unit:
     @cached_property
     def id(self) -> str:
         """Hash of its content."""
-        return digest_of((self.cases, self.size, self.in_sequence, self.checkpoints))
+        return hash_content((self.cases, self.size, self.in_sequence, self.checkpoints))
 
     @property
     def label(self) -> str:
-        """How measurements call it."""
+        """Its name in measurements."""
         if self.in_sequence:
             return f"sequence {self.number}"
         return self.cases[0].id if len(self.cases) == 1 else f"batch {self.number}"
 
     @property
-    def steps(self) -> Iterator[Step]:
-        """Its edits, one after the other."""
+    def steps(self) -> Iterator[UnitStep]:
+        """Iterate over its edits."""
         for number, begin in enumerate(range(0, len(self.cases), self.size)):
             cases = self.cases[begin : begin + self.size]
             end = begin + len(cases)
             last = end == len(self.cases)
             again = any(begin < moment <= end for moment in self.checkpoints)
-            yield Step(number, cases, begin, self.in_sequence, last or again)
+            yield UnitStep(number, cases, begin, self.in_sequence, last or again)
 
-    def part(self, step: Step) -> str:
-        """Name of what a step records; names of later steps and units sort behind it."""
+    def part(self, step: UnitStep) -> str:
+        """Return the name of the part that a step records; later steps and units sort after it."""
         return f"{self.number:06d}-{self.id}-{step.number:06d}"
 
     @property
     def parts(self) -> list[str]:
-        """Names of everything it records."""
+        """Names of all its parts."""
         return [self.part(step) for step in self.steps]
 
 
-def load_data(spec: RunSpec) -> Data:
-    """Read the benchmarks of a run, and keep the probes that it asks.
+def load_data(spec: RunSpec) -> RunData:
+    """Read the benchmarks of a run, with the probes that it asks.
 
     Of several benchmarks, ids of cases begin with the name of theirs.
 
     Raises:
         MissingData (CG604), MalformedRecords (CG603), WrongChecksum (CG605): as `Benchmark.load`.
+        NoCases (CG607): no benchmark has a case that can be used, or no case a probe that is asked.
     """
     cases: list[Case] = []
-    counts: dict[str, object] = {}
+    counts: dict[str, dict[str, dict[str, int]]] = {}
     files: list[dict[str, object]] = []
     several = len(spec.benchmark) > 1
     for one in spec.benchmark:
-        loaded = _load(one)
+        loaded = _load_benchmark(one)
         title = f"{one.name} ({one.options['part']})" if "part" in one.options else one.name
         skipped = Counter(loaded.skipped)
         for case in loaded:
-            prepared = _asked(surrounded(case, spec.ask.surroundings, skipped), spec)
-            cases.append(_named(prepared, title) if several else prepared)
+            prepared = _select_probes(add_surroundings(case, spec.ask.surroundings, skipped), spec)
+            cases.append(_add_benchmark_name(prepared, title) if several else prepared)
         counts[title] = {
             "counts": dict(loaded.counts),
             "dropped": dict(loaded.dropped),
             "skipped": dict(skipped),
+            "flagged": dict(loaded.flagged),
+            "unknown_fields": dict(loaded.unknown_fields),
         }
         files += [file._asdict() for file in loaded.files]
-    return Data(tuple(cases), counts, files)
+    found = RunData(tuple(cases), counts, files)
+    _require_probes(found, spec)
+    return found
 
 
-def training_facts(data: DataSpec) -> list[Fact]:
-    """Facts of a benchmark as a training set: with their paraphrases and neighbours.
+def load_training_facts(data: DataSpec) -> list[Fact]:
+    """Return the facts of a benchmark as a training set, with paraphrases and neighbours.
 
     Raises:
         MissingData (CG604), MalformedRecords (CG603), WrongChecksum (CG605): as `Benchmark.load`.
     """
-    return [fact for case in _load(data) for fact in _with_prompts(case)]
+    return [fact for case in _load_benchmark(data) for fact in _add_prompts(case)]
 
 
-def units(spec: RunSpec, cases: Sequence[Case]) -> tuple[Unit, ...]:
-    """The units of a run, in the order in which they are recorded."""
+def plan_units(spec: RunSpec, cases: Sequence[Case]) -> tuple[Unit, ...]:
+    """Return the units of a run, in the order in which they are recorded."""
     regime = spec.regime
     ordered = list(cases)
     if regime.kind == "mix":
         random.Random(f"mix/{spec.seed}").shuffle(ordered)
-    portions = [*_portions(ordered, _length(regime, len(ordered)))]
+    portions = [*_split(ordered, _unit_length(regime, len(ordered)))]
     return tuple(
         Unit(
             number=number,
@@ -179,29 +191,29 @@ def units(spec: RunSpec, cases: Sequence[Case]) -> tuple[Unit, ...]:
     )
 
 
-def blocks(spec: RunSpec, cases: Sequence[Case]) -> tuple[Block, ...]:
-    """Questions to the unedited model, in portions that are asked and kept together."""
+def plan_queries(spec: RunSpec, cases: Sequence[Case]) -> tuple[QueryBlock, ...]:
+    """Return the queries to the unedited model, in blocks that are asked and stored together."""
     found = [
-        tuple(dict.fromkeys(question for case in some for question in questions_of(spec, case)))
-        for some in _portions(cases, _CASES_ASKED_TOGETHER)
+        tuple(dict.fromkeys(query for case in some for query in list_queries(spec, case)))
+        for some in _split(cases, _CASES_ASKED_TOGETHER)
     ]
-    texts = _portions(health_questions(spec), _TEXTS_ASKED_TOGETHER)
+    texts = _split(list_health_queries(spec), _TEXTS_ASKED_TOGETHER)
     return (*filter(None, found), *map(tuple, texts))
 
 
-def questions_of(spec: RunSpec, case: Case) -> list[Question]:
-    """What the probes of a case ask, in their order."""
-    return [question_of(probe, spec.ask.max_new_tokens) for probe in case.probes]
+def list_queries(spec: RunSpec, case: Case) -> list[Query]:
+    """Return what the probes of a case ask, in their order."""
+    return [make_query(probe, spec.ask.max_new_tokens) for probe in case.probes]
 
 
-def health_questions(spec: RunSpec) -> Block:
-    """Texts whose perplexity is taken, and items of other tasks."""
-    texts = [text_question(text) for text in texts_of(spec.health)]
+def list_health_queries(spec: RunSpec) -> QueryBlock:
+    """Return the texts whose perplexity is taken, and the items of other tasks."""
+    texts = [make_text_query(text) for text in read_texts(spec.health)]
     return tuple(dict.fromkeys([*texts, *(one.question for one in items_of(spec.health))]))
 
 
-def due(case: Case, rounds: int) -> Iterator[tuple[int, Probe]]:
-    """Probes of a case that are asked after some of its rounds, with their places.
+def list_due(case: Case, rounds: int) -> Iterator[tuple[int, Probe]]:
+    """Yield the probes of a case that are asked after some of its rounds, with their places.
 
     After 0 rounds: those that only the unedited model is asked.
     """
@@ -215,68 +227,101 @@ def due(case: Case, rounds: int) -> Iterator[tuple[int, Probe]]:
             yield index, probe
 
 
-def is_among(role: str, wanted: Iterable[str]) -> bool:
-    """Whether a role, or its family, is listed.
+def matches_role(role: str, wanted: Iterable[str]) -> bool:
+    """Return whether a role, or its family, is listed.
 
     Example:
-        >>> is_among("locality/neighborhood", ["locality"]), is_among("localities", ["locality"])
-        (True, False)
+        >>> [matches_role(role, ["locality"]) for role in ("locality/neighborhood", "localities")]
+        [True, False]
     """
     return any(role == one or role.startswith(f"{one}/") for one in wanted)
 
 
-def digest_of(content: object) -> str:
-    """Sixteen hexadecimal digits for plain values and records of them."""
+def hash_content(content: object) -> str:
+    """Return sixteen hexadecimal digits for plain values and records of them."""
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
-def _load(data: DataSpec) -> Loaded:
-    return BENCHMARKS.get(data.name)(**data.options).load(data.path, limit=data.limit)
+def _require_probes(data: RunData, spec: RunSpec) -> None:
+    """Refuse a run whose table would be empty.
+
+    Raises:
+        NoCases (CG607): it would.
+    """
+    if not data.cases:
+        losses = [_describe_losses(title, counts) for title, counts in data.counts.items()]
+        raise NoCases(
+            f"{'; '.join(losses)}.",
+            where=", ".join(one.path for one in spec.benchmark if one.path),
+            hint="Check that the file is the one of this benchmark; `corrigenda benchmarks` shows "
+            "what it holds.",
+        )
+    health = spec.health.texts or spec.health.file or spec.health.tasks
+    if not health and all(one.role == CONDITION for case in data.cases for one in case.probes):
+        asked = f"ask.roles = {[*spec.ask.roles]}, ask.without = {[*spec.ask.without]}"
+        raise NoCases(
+            f"no probe of {len(data.cases)} cases is asked.",
+            where=asked,
+            hint="Name roles, or families of roles, that the benchmark has.",
+        )
 
 
-def _asked(case: Case, spec: RunSpec) -> Case:
+def _describe_losses(title: str, counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Return what became of the records of a benchmark without cases."""
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in counts["dropped"].items())
+    read = f"{counts['counts']['records']} records read"
+    return f"{title} has no case that can be used: {read}" + (f", {reasons}" if reasons else "")
+
+
+def _load_benchmark(data: DataSpec) -> LoadedBenchmark:
+    return BENCHMARKS.get(data.name)(**data.options).load(
+        data.path, limit=data.limit, seed=data.seed
+    )
+
+
+def _select_probes(case: Case, spec: RunSpec) -> Case:
     ask = spec.ask
-    kept = tuple(
+    selected = tuple(
         probe
         for probe in case.probes
         if probe.role == CONDITION
         or (
-            (not ask.roles or is_among(probe.role, ask.roles))
-            and not is_among(probe.role, ask.without)
+            (not ask.roles or matches_role(probe.role, ask.roles))
+            and not matches_role(probe.role, ask.without)
         )
     )
-    case = dataclasses.replace(case, probes=kept)
+    case = dataclasses.replace(case, probes=selected)
     return case.under(*ask.protocols) if ask.protocols else case
 
 
-def _named(case: Case, benchmark: str) -> Case:
+def _add_benchmark_name(case: Case, benchmark: str) -> Case:
     meta: Mapping[str, object] = {**case.meta, "benchmark": benchmark}
     return dataclasses.replace(case, id=f"{benchmark}: {case.id}", meta=meta)
 
 
-def _with_prompts(case: Case) -> list[Fact]:
+def _add_prompts(case: Case) -> list[Fact]:
     if len(case.facts) > 1:
         return list(case.facts)
     return [
         dataclasses.replace(
             fact,
-            paraphrases=_prompts(case, "generalization"),
-            neighbours=_prompts(case, "locality"),
+            paraphrases=_list_prompts(case, "generalization"),
+            neighbours=_list_prompts(case, "locality"),
         )
         for fact in case.facts
     ]
 
 
-def _prompts(case: Case, family: str) -> tuple[str, ...]:
+def _list_prompts(case: Case, family: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(probe.prompt for probe in case.probes if probe.family == family))
 
 
-def _length(regime: Regime, count: int) -> int:
+def _unit_length(regime: Regime, count: int) -> int:
     if regime.kind == "single":
         return 1
     return regime.size if regime.kind == "batch" else regime.length or max(1, count)
 
 
-def _portions(whole: Sequence[Element], size: int) -> Iterator[Sequence[Element]]:
+def _split(whole: Sequence[Element], size: int) -> Iterator[Sequence[Element]]:
     for begin in range(0, len(whole), size):
         yield whole[begin : begin + size]

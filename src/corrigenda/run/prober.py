@@ -1,11 +1,14 @@
-"""Probes become questions, and questions answers: many at once, each once.
+"""Asking a model: probes become queries, and a batch of queries is answered at once.
 
-What the model is fed depends on the question alone, so the unedited model is asked the very same.
+What the model is fed depends on the query alone, so the unedited model is asked the very same.
 Edits that rewrite prompts or answer themselves are obeyed, see `corrigenda.lm.interception`.
 """
 
 from __future__ import annotations
 
+# Parts of torch and transformers have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,35 +19,39 @@ from torch import Tensor
 from corrigenda.cases import Probe, Protocol
 from corrigenda.errors import CorrigendaError, EmptyTarget
 from corrigenda.lm.decoding import continuations
-from corrigenda.lm.interception import through
+from corrigenda.lm.interception import ask_rewritten
 from corrigenda.lm.kv_cache import Continuation
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sampling import sample_to_length
 from corrigenda.lm.scoring import Fed, Rating, rate
 from corrigenda.lm.spans import encode
+
+SAMPLED = {"length": 100, "top_k": 5, "seed": 0}
+"""How texts are sampled: tokens with the prompt, and among how many each is drawn."""
 
 TEXTS = frozenset({"fluency", "consistency", "essence"})
 """Families whose greedy answers are texts: they do not end with the first line."""
 
 _Rated = tuple[Fed, Rating] | str
-"""A row with what the model makes of it, or why there is none."""
-_Plainly = Callable[[LanguageModel, list[int], list[str]], list[_Rated]]
+"""A row with its scores, or why there is none."""
+_Scorer = Callable[[LanguageModel, list[int], list[str]], list[_Rated]]
 
 
-class Question(NamedTuple):
-    """Everything about a probe that decides what a model answers.
+class Query(NamedTuple):
+    """One query to a model: everything about a probe that decides the answer.
 
     Attributes:
-        prompt: Everything the model reads; empty for a text that is scored as it stands.
+        prompt: Everything the model reads; empty for a text that is scored as it is.
         protocol: How the answer is taken.
         target: The expected string that is scored, or whose tokens are noted; None without one.
-        rivals: Answers scored beside it.
+        rivals: Other answers that are scored.
         separator: Text between prompt and target.
         max_new_tokens: Length of a greedy answer; 0 under the other protocols.
-        marker: Text behind which the greedy answer proper stands.
-        is_text: Whether a greedy answer goes on beyond its first line.
+        marker: Text after which the greedy answer proper begins.
+        is_text: Whether a greedy answer continues after its first line.
         divergence: Whether the distributions of the next token are compared too.
-        turns: What is said behind each of the model's own answers, before the one that counts.
-        examples: Worked examples to stand before the prompt, as many of the first as there is room.
+        turns: Texts that follow each of the model's own answers, before the one that counts.
+        examples: Worked examples before the prompt, as many of the first as there is room for.
     """
 
     prompt: str
@@ -62,10 +69,10 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model gave; the fields are those of `corrigenda.rows.Row`.
+    """Answer of a model to a query; the fields are those of `corrigenda.rows.Row`.
 
     Attributes:
-        answer: Greedy: the continuation, or of it what stands behind the marker.
+        answer: Greedy: the continuation, or its part after the marker.
         token_ids: Tokens of the target.
         predicted: Teacher forced: the argmax at each of them. Greedy: the tokens generated.
         log_probs: log p of each of them.
@@ -81,27 +88,27 @@ class Answer:
     skipped: str = ""
 
 
-class Answers(NamedTuple):
-    """Answers by question.
+class AnswerTable(NamedTuple):
+    """Answers by query.
 
     Attributes:
-        given: One for each question.
-        distributions: Natural log-probabilities of all tokens, for questions with `divergence`.
+        given: One for each query.
+        distributions: Natural log-probabilities of all tokens, for queries with `divergence`.
     """
 
-    given: dict[Question, Answer]
-    distributions: dict[Question, Float[Tensor, "reads vocab"]]
+    given: dict[Query, Answer]
+    distributions: dict[Query, Float[Tensor, "reads vocab"]]
 
 
-def question_of(probe: Probe, max_new_tokens: int) -> Question:
-    """What a probe asks.
+def make_query(probe: Probe, max_new_tokens: int) -> Query:
+    """Return the query of a probe.
 
     Args:
         probe: The probe.
         max_new_tokens: Length of a greedy answer where the probe does not say.
     """
     greedy = probe.protocol == Protocol.GREEDY
-    return Question(
+    return Query(
         prompt=probe.prompt,
         protocol=probe.protocol,
         target=probe.answer,
@@ -117,45 +124,46 @@ def question_of(probe: Probe, max_new_tokens: int) -> Question:
 
 def ask(
     lm: LanguageModel,
-    questions: Iterable[Question],
+    queries: Iterable[Query],
     *,
     distributions: bool = True,
     batch_tokens: int | None = None,
-) -> Answers:
-    """Ask a model, with whatever patches are active, every question once.
+) -> AnswerTable:
+    """Ask a model, with whatever patches are active, every query once.
 
-    A question that cannot be asked (a prompt beyond the context, an empty target) gets an answer
-    that says so; the others are not touched by it.
+    A query that cannot be asked (a prompt beyond the context, an empty target) gets an answer
+    that names the reason; it does not change the others.
 
     Args:
         lm: The model.
-        questions: Any number, equal ones count as one.
-        distributions: Whether to take those of questions with `divergence`.
+        queries: Any number, equal ones count as one.
+        distributions: Whether to take those of queries with `divergence`.
         batch_tokens: Most tokens in one batch, padding included; None takes what suits the device.
     """
-    unique = list(dict.fromkeys(questions))
-    asked = [shown(lm, one) for one in unique]
-    found = _Answers(asked)
+    unique = list(dict.fromkeys(queries))
+    asked = [add_examples(lm, one) for one in unique]
+    found = _AnswerCollector(asked)
     _score(lm, asked, found, distributions, batch_tokens)
     _generate(lm, asked, found, batch_tokens)
-    return Answers(dict(zip(unique, found.finished(), strict=True)), found.distributions)
+    _sample(lm, asked, found, batch_tokens)
+    return AnswerTable(dict(zip(unique, found.build(), strict=True)), found.distributions)
 
 
-def shown(lm: LanguageModel, question: Question) -> Question:
-    """A question with its worked examples in the prompt: as many as its context holds.
+def add_examples(lm: LanguageModel, query: Query) -> Query:
+    """Return a query with its worked examples in the prompt, as many as the context holds.
 
     There is room where prompt and answer fit, the longest of the answers that are scored, or one of
     `max_new_tokens`.
     """
-    for count in range(len(question.examples), 0, -1):
-        prompt = "".join(question.examples[:count]) + question.prompt
-        if _has_room(lm, question._replace(prompt=prompt)):
-            return question._replace(prompt=prompt, examples=())
-    return question._replace(examples=()) if question.examples else question
+    for count in range(len(query.examples), 0, -1):
+        prompt = "".join(query.examples[:count]) + query.prompt
+        if _has_room(lm, query._replace(prompt=prompt)):
+            return query._replace(prompt=prompt, examples=())
+    return query._replace(examples=()) if query.examples else query
 
 
-def _has_room(lm: LanguageModel, one: Question) -> bool:
-    greedy = one.protocol == Protocol.GREEDY
+def _has_room(lm: LanguageModel, one: Query) -> bool:
+    greedy = one.protocol in (Protocol.GREEDY, Protocol.SAMPLED)
     answers = ("",) if greedy else (one.target or "", *one.rivals)
     try:
         lengths = [
@@ -167,88 +175,88 @@ def _has_room(lm: LanguageModel, one: Question) -> bool:
     return max(lengths) + one.max_new_tokens <= lm.context_length
 
 
-def divergences(
+def compute_divergences(
     before: Float[Tensor, "reads vocab"], after: Float[Tensor, "reads vocab"]
 ) -> tuple[list[float], list[float]]:
-    """KL(unedited || edited) and KL(edited || unedited) in nats at each position, in float64."""
+    """Return KL(unedited || edited) and KL(edited || unedited), in nats at each position."""
     p, q = before.double(), after.double()
     forward = (p.exp() * (p - q)).nan_to_num(nan=0.0).sum(1)
     backward = (q.exp() * (q - p)).nan_to_num(nan=0.0).sum(1)
-    # Rounding may leave a trifle below zero.
+    # Rounding may leave a value below zero.
     return forward.clamp_min(0).tolist(), backward.clamp_min(0).tolist()
 
 
-def coded(error: Exception) -> str:
-    """Why something was skipped: the code and name of an error.
+def describe_error(error: Exception) -> str:
+    """Return the code and name of an error, the reason in a row without an answer.
 
     Example:
         >>> from corrigenda.errors import EmptyTarget
-        >>> coded(EmptyTarget("no target"))
+        >>> describe_error(EmptyTarget("no target"))
         'CG102 EmptyTarget'
     """
     code = f"{error.code} " if isinstance(error, CorrigendaError) else ""
     return f"{code}{type(error).__name__}"
 
 
-class _Answers:
-    """Answers as they come in, question by question."""
+class _AnswerCollector:
+    """Answers under construction, query by query."""
 
-    def __init__(self, questions: Sequence[Question]) -> None:
-        self.questions = questions
-        self.parts: list[dict[str, object]] = [{} for _ in questions]
-        self.distributions: dict[Question, Tensor] = {}
+    def __init__(self, queries: Sequence[Query]) -> None:
+        self.queries = queries
+        self.parts: list[dict[str, object]] = [{} for _ in queries]
+        self.distributions: dict[Query, Tensor] = {}
 
-    def note(self, index: int, **parts: object) -> None:
+    def add(self, index: int, **parts: object) -> None:
         self.parts[index] |= parts
 
-    def fails(self, index: int) -> bool:
+    def is_skipped(self, index: int) -> bool:
         return "skipped" in self.parts[index]
 
-    def finished(self) -> list[Answer]:
+    def build(self) -> list[Answer]:
         return [
             Answer(skipped=str(part["skipped"])) if "skipped" in part else Answer(**part)  # type: ignore[arg-type]  # names of fields
             for part in self.parts
         ]
 
 
-class _Scored(NamedTuple):
-    """One target to score: of which question, as which of its rivals (-1: the expected answer)."""
+class _ScoredTarget(NamedTuple):
+    """One target to score: of which query, as which of its rivals (-1: the expected answer)."""
 
-    question: int
+    query: int
     target: str
     rival: int
 
 
 def _score(
     lm: LanguageModel,
-    questions: Sequence[Question],
-    found: _Answers,
+    queries: Sequence[Query],
+    found: _AnswerCollector,
     distributions: bool,
     batch_tokens: int | None,
 ) -> None:
-    wanted: list[_Scored] = []
-    for index, one in enumerate(questions):
-        if one.protocol == Protocol.GREEDY:
-            _note_target(lm, index, one, found)
+    wanted: list[_ScoredTarget] = []
+    for index, one in enumerate(queries):
+        if one.protocol in (Protocol.GREEDY, Protocol.SAMPLED):
+            _add_target_ids(lm, index, one, found)
             if one.divergence and distributions:
-                wanted.append(_Scored(index, one.target or "", -1))
+                wanted.append(_ScoredTarget(index, one.target or "", -1))
         else:
-            wanted += _targets(index, one, found)
+            wanted += _list_targets(index, one, found)
 
-    def plainly(lm: LanguageModel, places: list[int], prompts: list[str]) -> list[_Rated]:
+    def score_prompts(lm: LanguageModel, places: list[int], prompts: list[str]) -> list[_Rated]:
         rows: dict[int, Fed] = {}
         results: dict[int, _Rated] = {}
         for number, (place, prompt) in enumerate(zip(places, prompts, strict=True)):
             one = wanted[place]
             try:
-                rows[number] = _fed(lm, prompt, one.target, questions[one.question].separator)
+                rows[number] = _build_row(lm, prompt, one.target, queries[one.query].separator)
             except CorrigendaError as error:
-                results[number] = coded(error)
+                results[number] = describe_error(error)
         whole = [
             at
             for at, number in enumerate(rows)
             if distributions
-            and questions[wanted[places[number]].question].divergence
+            and queries[wanted[places[number]].query].divergence
             and wanted[places[number]].rival < 0
         ]
         rated = rate(lm, list(rows.values()), whole=whole, batch_tokens=batch_tokens)
@@ -257,42 +265,44 @@ def _score(
         }
         return [results[number] for number in range(len(places))]
 
-    for one, result in zip(wanted, _through(lm, wanted, questions, plainly), strict=True):
+    for one, result in zip(
+        wanted, _score_rewritten(lm, wanted, queries, score_prompts), strict=True
+    ):
         if isinstance(result, str):
-            found.note(one.question, skipped=result)
-        elif not found.fails(one.question):
-            _note_rating(found, one, *result)
+            found.add(one.query, skipped=result)
+        elif not found.is_skipped(one.query):
+            _add_rating(found, one, *result)
 
 
-def _through(
-    lm: LanguageModel, wanted: Sequence[_Scored], questions: Sequence[Question], plainly: _Plainly
+def _score_rewritten(
+    lm: LanguageModel, wanted: Sequence[_ScoredTarget], queries: Sequence[Query], score: _Scorer
 ) -> list[_Rated]:
-    """Rated behind their prompts as rewritten; texts without a prompt are nobody's question."""
-    texts = [i for i, one in enumerate(wanted) if not questions[one.question].prompt]
-    others = [i for i, one in enumerate(wanted) if questions[one.question].prompt]
+    """Score targets after their prompts as patches rewrite them; texts have no prompt."""
+    texts = [i for i, one in enumerate(wanted) if not queries[one.query].prompt]
+    others = [i for i, one in enumerate(wanted) if queries[one.query].prompt]
 
-    def of_others(lm: LanguageModel, places: list[int], prompts: list[str]) -> list[_Rated]:
-        return plainly(lm, [others[place] for place in places], prompts)
+    def score_others(lm: LanguageModel, places: list[int], prompts: list[str]) -> list[_Rated]:
+        return score(lm, [others[place] for place in places], prompts)
 
-    prompts = [questions[wanted[i].question].prompt for i in others]
-    results = dict(zip(others, through(lm, prompts, of_others), strict=True))
-    results |= dict(zip(texts, plainly(lm, texts, [""] * len(texts)), strict=True))
+    prompts = [queries[wanted[i].query].prompt for i in others]
+    results = dict(zip(others, ask_rewritten(lm, prompts, score_others), strict=True))
+    results |= dict(zip(texts, score(lm, texts, [""] * len(texts)), strict=True))
     return [results[i] for i in range(len(wanted))]
 
 
-def _targets(index: int, one: Question, found: _Answers) -> list[_Scored]:
+def _list_targets(index: int, one: Query, found: _AnswerCollector) -> list[_ScoredTarget]:
     if not one.target:
         if one.divergence:
-            return [_Scored(index, "", -1)]
-        found.note(index, skipped="no expected answer")
+            return [_ScoredTarget(index, "", -1)]
+        found.add(index, skipped="no expected answer")
         return []
-    found.note(index, rival_log_probs=[[] for _ in one.rivals] if one.rivals else None)
-    rivals = [_Scored(index, rival, number) for number, rival in enumerate(one.rivals)]
-    return [_Scored(index, one.target, -1), *rivals]
+    found.add(index, rival_log_probs=[[] for _ in one.rivals] if one.rivals else None)
+    rivals = [_ScoredTarget(index, rival, number) for number, rival in enumerate(one.rivals)]
+    return [_ScoredTarget(index, one.target, -1), *rivals]
 
 
-def _fed(lm: LanguageModel, prompt: str, target: str, separator: str) -> Fed:
-    """The row in which a target is read behind a prompt; without target, the next token.
+def _build_row(lm: LanguageModel, prompt: str, target: str, separator: str) -> Fed:
+    """Return the row in which a target follows a prompt; without target, the next token is read.
 
     A text without prompt is cut to the context, and its first token only read: a BOS token, where
     the tokenizer puts one.
@@ -308,24 +318,24 @@ def _fed(lm: LanguageModel, prompt: str, target: str, separator: str) -> Fed:
     return Fed(row.ids[:-1], row.reads, row.target_ids)
 
 
-def _note_rating(found: _Answers, one: _Scored, row: Fed, rating: Rating) -> None:
-    question = found.questions[one.question]
+def _add_rating(found: _AnswerCollector, one: _ScoredTarget, row: Fed, rating: Rating) -> None:
+    query = found.queries[one.query]
     if rating.distributions is not None:
-        found.distributions[question] = rating.distributions
-    if question.protocol == Protocol.GREEDY or not row.labels:
+        found.distributions[query] = rating.distributions
+    if query.protocol == Protocol.GREEDY or not row.labels:
         return
     if one.rival >= 0:
-        rivals = found.parts[one.question]["rival_log_probs"]
+        rivals = found.parts[one.query]["rival_log_probs"]
         assert isinstance(rivals, list)
         rivals[one.rival] = list(rating.log_probs)
         return
-    found.note(one.question, token_ids=list(row.labels), log_probs=list(rating.log_probs))
-    if question.protocol == Protocol.TEACHER_FORCED:
-        found.note(one.question, predicted=list(rating.argmax_ids))
+    found.add(one.query, token_ids=list(row.labels), log_probs=list(rating.log_probs))
+    if query.protocol == Protocol.TEACHER_FORCED:
+        found.add(one.query, predicted=list(rating.argmax_ids))
 
 
-def _note_target(lm: LanguageModel, index: int, one: Question, found: _Answers) -> None:
-    """Note the tokens of an answer that is not fed; texts are compared as words."""
+def _add_target_ids(lm: LanguageModel, index: int, one: Query, found: _AnswerCollector) -> None:
+    """Add the tokens of an expected answer that is not fed; texts are compared as words."""
     if one.is_text or not one.target:
         return
     try:
@@ -333,89 +343,117 @@ def _note_target(lm: LanguageModel, index: int, one: Question, found: _Answers) 
     except CorrigendaError:
         # The prompt alone may still fit, and then the answer is judged by its words.
         return
-    found.note(index, token_ids=list(row.target_ids))
+    found.add(index, token_ids=list(row.target_ids))
 
 
 def _generate(
     lm: LanguageModel,
-    questions: Sequence[Question],
-    found: _Answers,
+    queries: Sequence[Query],
+    found: _AnswerCollector,
     batch_tokens: int | None,
 ) -> None:
-    fitting = [
-        index
-        for index, one in enumerate(questions)
-        if one.protocol == Protocol.GREEDY
-        and not found.fails(index)
-        and _fits(lm, one, index, found)
-    ]
+    fitting = _select_askable(lm, queries, found, Protocol.GREEDY)
+    # The dialogue so far, by query; each turn lengthens it.
+    dialogues = {index: queries[index].prompt for index in fitting}
 
-    # What has been said so far, by question: each turn lengthens it.
-    said = {index: questions[index].prompt for index in fitting}
-
-    def continued(several: list[int]) -> list[Continuation]:
-        own = [questions[index] for index in several]
+    def continue_all(several: list[int]) -> list[Continuation]:
+        own = [queries[index] for index in several]
         return continuations(
             lm,
-            [said[index] for index in several],
+            [dialogues[index] for index in several],
             max_new_tokens=[one.max_new_tokens for one in own],
             finished=lambda at, text: (
-                not own[at].is_text and _has_line(_behind(text, own[at].marker))
+                not own[at].is_text and _ends_line(_cut_marker(text, own[at].marker))
             ),
             batch_tokens=batch_tokens,
         )
 
     turn = 0
     while fitting:
-        given = _each(fitting, continued, found)
+        given = _ask_each(fitting, continue_all, found)
         for index, (text, ids) in given:
-            one = questions[index]
-            answer = text if one.is_text else _line(_behind(text, one.marker) or "")
+            one = queries[index]
+            answer = text if one.is_text else _first_line(_cut_marker(text, one.marker) or "")
             new = lm.tokenizer(text, add_special_tokens=False).input_ids if ids is None else ids
-            found.note(index, answer=answer, predicted=list(new))
+            found.add(index, answer=answer, predicted=list(new))
             if turn < len(one.turns):
-                said[index] += f"{answer.rstrip()}\n{one.turns[turn]}"
-        fitting = [index for index, _ in given if turn < len(questions[index].turns)]
+                dialogues[index] += f"{answer.rstrip()}\n{one.turns[turn]}"
+        fitting = [index for index, _ in given if turn < len(queries[index].turns)]
         turn += 1
 
 
-def _each(
-    members: list[int], ask_all: Callable[[list[int]], list[Continuation]], found: _Answers
+def _sample(
+    lm: LanguageModel,
+    queries: Sequence[Query],
+    found: _AnswerCollector,
+    batch_tokens: int | None,
+) -> None:
+    """Sample texts as long as those of the published programs."""
+
+    def continue_all(several: list[int]) -> list[Continuation]:
+        return sample_to_length(
+            lm,
+            [queries[index].prompt for index in several],
+            **SAMPLED,
+            batch_tokens=batch_tokens,
+        )
+
+    fitting = _select_askable(lm, queries, found, Protocol.SAMPLED)
+    for index, (text, ids) in _ask_each(fitting, continue_all, found) if fitting else ():
+        new = lm.tokenizer(text, add_special_tokens=False).input_ids if ids is None else ids
+        found.add(index, answer=text, predicted=list(new))
+
+
+def _ask_each(
+    members: list[int], ask_all: Callable[[list[int]], list[Continuation]], found: _AnswerCollector
 ) -> list[tuple[int, Continuation]]:
-    """Ask together; where a prompt cannot be asked as it was rewritten, one by one."""
+    """Ask together; where a rewritten prompt cannot be asked, one by one."""
     try:
         return list(zip(members, ask_all(members), strict=True))
     except CorrigendaError as error:
         if len(members) == 1:
-            found.note(members[0], skipped=coded(error))
+            found.add(members[0], skipped=describe_error(error))
             return []
-    return [pair for index in members for pair in _each([index], ask_all, found)]
+    return [pair for index in members for pair in _ask_each([index], ask_all, found)]
 
 
-def _fits(lm: LanguageModel, one: Question, index: int, found: _Answers) -> bool:
-    """Whether the prompt can be asked; notes why it cannot."""
+def _select_askable(
+    lm: LanguageModel, queries: Sequence[Query], found: _AnswerCollector, protocol: Protocol
+) -> list[int]:
+    """Return the places of the queries of a protocol whose prompts can be asked."""
+    return [
+        index
+        for index, one in enumerate(queries)
+        if one.protocol == protocol
+        and not found.is_skipped(index)
+        and _check_prompt(lm, one, index, found)
+    ]
+
+
+def _check_prompt(lm: LanguageModel, one: Query, index: int, found: _AnswerCollector) -> bool:
+    """Return whether the prompt can be asked; where not, record why."""
     try:
         encode(lm, one.prompt)
     except CorrigendaError as error:
-        found.note(index, skipped=coded(error))
+        found.add(index, skipped=describe_error(error))
         return False
     return True
 
 
-def _behind(text: str, marker: str) -> str | None:
-    """What stands behind the first marker; None as long as it has not come."""
+def _cut_marker(text: str, marker: str) -> str | None:
+    """Return the text after the first marker; None as long as there is no marker."""
     if not marker:
         return text
     _, found, rest = text.partition(marker)
     return rest if found else None
 
 
-def _has_line(text: str | None) -> bool:
-    """Whether a line with something in it has ended."""
+def _ends_line(text: str | None) -> bool:
+    """Return whether a line that is not blank has ended."""
     return text is not None and "\n" in text.lstrip()
 
 
-def _line(text: str) -> str:
-    """The first line with something in it, and the white space before it."""
+def _first_line(text: str) -> str:
+    """Return the first line that is not blank, with the white space before it."""
     shown = text.lstrip()
     return text[: len(text) - len(shown)] + shown.partition("\n")[0]

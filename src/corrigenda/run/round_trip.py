@@ -1,4 +1,4 @@
-"""Cases that are edited and edited back: what is left of the change, beside a graph of facts."""
+"""Round trips: cases that are edited and edited back, and what is left of the change."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ NOT_WEIGHTS = "the edit is no change of weights"
 IN_SEQUENCE = "other edits are in force"
 
 
-def goes_back(case: Case) -> bool:
-    """Whether the last round of a case restores what its first one replaced."""
+def is_round_trip(case: Case) -> bool:
+    """Return whether the last round of a case restores what its first one replaced."""
     if len(case.edits) != 2:
         return False
     there, back = case.edits
@@ -25,8 +25,8 @@ def goes_back(case: Case) -> bool:
     return old <= {(fact.prompt, fact.target) for fact in back}
 
 
-def distance(lm: LanguageModel) -> float | None:
-    """||W - W_0||_F over all weights changed by active patches; None if one is not of weights."""
+def measure_distance(lm: LanguageModel) -> float | None:
+    """Return ||W - W_0||_F over all weights under active patches; None if one is not of weights."""
     ledger = ledger_of(lm)
     sites = {site for patch in ledger if isinstance(patch, WeightPatch) for site in patch.changes}
     if any(not isinstance(patch, WeightPatch) for patch in ledger):
@@ -38,7 +38,7 @@ def distance(lm: LanguageModel) -> float | None:
     return sum(squares) ** 0.5
 
 
-def measurements(
+def build_measurements(
     run: str,
     label: str,
     cases: Sequence[Case],
@@ -47,18 +47,18 @@ def measurements(
     in_sequence: bool = False,
     failed: str = "",
 ) -> list[Measurement]:
-    """Distances after the edit and after the edit back: of the weights, and of a graph of facts.
+    """Return distances after the edit and the edit back: of the weights, and of a graph of facts.
 
     Args:
         run: Id of the run.
-        label: What measurements call the unit of work.
-        cases: Its cases, all of which go back.
-        moved: `distance` after each round.
+        label: Name of the unit of work in measurements.
+        cases: Its cases, all of them round trips.
+        moved: `measure_distance` after each round.
         in_sequence: Whether edits of other cases are in force too.
         failed: Why an edit failed; empty where none did.
     """
     found = [
-        Measurement(run=run, case=case.id, name=GRAPH, values=[*map(float, _graph(case))])
+        Measurement(run=run, case=case.id, name=GRAPH, values=[*map(float, _graph_distances(case))])
         for case in cases
     ]
     known = [one for one in moved if one is not None]
@@ -69,19 +69,19 @@ def measurements(
     return [*found, Measurement(run=run, case=label, name=RESIDUAL, values=values, skipped=reason)]
 
 
-def _graph(case: Case) -> tuple[int, int]:
-    """Distance of a graph of the facts, where a fact is replaced by another."""
+def _graph_distances(case: Case) -> tuple[int, int]:
+    """Return the distances of a graph of the facts, in which a fact replaces another."""
     there, back = case.edits
-    original = {_triple(fact, fact.before) for fact in there}
-    original |= {_triple(fact, fact.target) for fact in back}
+    original = {_make_triple(fact, fact.before) for fact in there}
+    original |= {_make_triple(fact, fact.target) for fact in back}
     graph = set(original)
     distances: list[int] = []
     for facts in (there, back):
-        graph -= {_triple(fact, fact.before) for fact in facts}
-        graph |= {_triple(fact, fact.target) for fact in facts}
+        graph -= {_make_triple(fact, fact.before) for fact in facts}
+        graph |= {_make_triple(fact, fact.target) for fact in facts}
         distances.append(graph_distance(original, graph))
     return distances[0], distances[1]
 
 
-def _triple(fact: Fact, value: str | None) -> Triple:
+def _make_triple(fact: Fact, value: str | None) -> Triple:
     return (fact.subject or "", fact.prompt, value or "")

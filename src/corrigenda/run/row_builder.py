@@ -1,4 +1,4 @@
-"""Answers to probes become rows: with those of the unedited model, place, moment and model."""
+"""Rows of a run: an answer with that of the unedited model, its place, moment and model."""
 
 from __future__ import annotations
 
@@ -7,65 +7,67 @@ from typing import NamedTuple
 
 from corrigenda.cases import Case, Probe
 from corrigenda.rows import Row, Stage, tags
-from corrigenda.run.prober import Answer, Answers, Question, divergences
+from corrigenda.run.prober import Answer, AnswerTable, Query, compute_divergences
 
 ROLLED_BACK = "rolled_back"
-"""Tag of rows whose edit was taken back: `rolled_back=<round>`."""
+"""Tag of rows whose edit was rolled back: `rolled_back=<round>`."""
 
-Before = Mapping[Question, Answer]
+BaselineAnswers = Mapping[Query, Answer]
 """Answers of the unedited model."""
 
 
-class Asked(NamedTuple):
-    """A probe that is due.
+class DueProbe(NamedTuple):
+    """A probe to be asked now, with its place and moment.
 
     Attributes:
         case: Its case.
         number: Its place in the case, from 0.
         probe: The probe.
-        question: What is asked.
+        query: What is asked.
         rounds: Rounds of the case done; 0 for the unedited model.
         position: Place of the case in a sequence, from 1; 0 outside a sequence.
         edits: Cases of the sequence edited; 0 outside a sequence.
-        rolled_back: Rounds whose edit was taken back.
+        rolled_back: Rounds whose edit was rolled back.
     """
 
     case: Case
     number: int
     probe: Probe
-    question: Question
+    query: Query
     rounds: int
     position: int = 0
     edits: int = 0
     rolled_back: tuple[int, ...] = ()
 
 
-class Models(NamedTuple):
-    """What answered: digests of the unedited model, and of the edited one."""
+class ModelDigests(NamedTuple):
+    """Digests of the unedited model and of the edited one."""
 
     before: str
     after: str
 
 
-def row_before(run: str, asked: Asked, given: Before, models: Models) -> Row:
-    """The row of a probe that only the unedited model is asked."""
-    return _row(run, asked, given[asked.question], Stage.BEFORE, model=models.before)
-
-
-def row_after(
-    run: str,
-    asked: Asked,
-    given: Answers,
-    before: Before,
-    distributions: Answers,
-    models: Models,
+def build_unedited_row(
+    run: str, due: DueProbe, given: BaselineAnswers, models: ModelDigests
 ) -> Row:
-    """The row of an answer of the edited model."""
-    answer, old = given.given[asked.question], before.get(asked.question, Answer())
+    """Return the row of a probe that only the unedited model is asked."""
+    return _build_row(run, due, given[due.query], Stage.BEFORE, model=models.before)
+
+
+def build_row(
+    run: str,
+    due: DueProbe,
+    given: AnswerTable,
+    baseline: BaselineAnswers,
+    distributions: AnswerTable,
+    models: ModelDigests,
+) -> Row:
+    """Return the row of an answer of the edited model."""
+    answer, old = given.given[due.query], baseline.get(due.query, Answer())
     more: dict[str, object] = {}
-    if asked.question in given.distributions and asked.question in distributions.distributions:
-        first = distributions.distributions[asked.question]
-        forward, backward = divergences(first, given.distributions[asked.question])
+    if due.query in given.distributions and due.query in distributions.distributions:
+        first = distributions.distributions[due.query]
+        forward, backward = compute_divergences(first, given.distributions[due.query])
         more = {
             "divergence": forward,
             "divergence_reversed": backward,
@@ -78,9 +80,9 @@ def row_after(
             "log_probs_before": old.log_probs,
             "rival_log_probs_before": old.rival_log_probs,
         }
-    return _row(
+    return _build_row(
         run,
-        asked,
+        due,
         answer,
         Stage.AFTER,
         model=models.after,
@@ -89,17 +91,17 @@ def row_after(
     )
 
 
-def row_skipped(run: str, asked: Asked, reason: str) -> Row:
-    """The row of a probe that could not be asked because its edit failed."""
-    return _row(run, asked, Answer(skipped=reason), Stage.AFTER)
+def build_skipped_row(run: str, due: DueProbe, reason: str) -> Row:
+    """Return the row of a probe that is not asked because its edit failed."""
+    return _build_row(run, due, Answer(skipped=reason), Stage.AFTER)
 
 
-def _row(run: str, asked: Asked, answer: Answer, stage: Stage, **more: object) -> Row:
-    probe = asked.probe
+def _build_row(run: str, due: DueProbe, answer: Answer, stage: Stage, **more: object) -> Row:
+    probe = due.probe
     values: dict[str, object] = {
         "run": run,
-        "case": asked.case.id,
-        "probe": asked.number,
+        "case": due.case.id,
+        "probe": due.number,
         "role": probe.role,
         "protocol": probe.protocol,
         "against": probe.against,
@@ -109,15 +111,15 @@ def _row(run: str, asked: Asked, answer: Answer, stage: Stage, **more: object) -
         "test": probe.test,
         "every": probe.every,
         "stage": stage,
-        "rounds": asked.rounds,
-        "position": asked.position,
-        "edits": asked.edits,
+        "rounds": due.rounds,
+        "position": due.position,
+        "edits": due.edits,
         "answer": answer.answer,
         "token_ids": answer.token_ids,
         "predicted": answer.predicted,
         "log_probs": answer.log_probs,
         "rival_log_probs": answer.rival_log_probs,
-        "tags": tags({**asked.case.meta, ROLLED_BACK: asked.rolled_back}),
+        "tags": tags({**due.case.meta, ROLLED_BACK: due.rolled_back}),
         "skipped": answer.skipped,
         **more,
     }

@@ -1,4 +1,4 @@
-"""What a run recorded, on disk: parts written as they come, found again by the id of the run.
+"""Folders of runs: parts are written as they come, and found again by the id of the run.
 
 ```text
 runs/<id>/run.json                          manifest: specification, digests, versions, finished
@@ -9,37 +9,44 @@ runs/<id>/measurements.parquet
 ```
 
 A part counts from the moment its rows are there, which is one step; its measurements come first. So
-a run that is killed has every part whole or not at all, and goes on with those that are missing.
+a run that is killed has every part whole or not at all, and resumes with those that are missing.
+Every file carries a checksum, and reading refuses one that was changed. A process that writes holds
+the lock of the folder (`corrigenda.run.lock`).
 """
 
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import shutil
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from corrigenda.errors import CorruptFile, MissingData, did_you_mean
-from corrigenda.files import write_atomically, write_text
+from corrigenda.files import make_folder, write_text
 from corrigenda.rows import Measurement, Record, Row, from_frame, to_frame
+from corrigenda.run.parquet import read_frame, write_frame
 from corrigenda.run.spec import RunSpec
+from corrigenda.text_files import read_text
 
 if TYPE_CHECKING:
     import polars
 
 FOLDER = "runs"
-"""Where runs are kept unless something else is said."""
+"""Default folder of runs."""
 
 _MANIFEST, _PARTS = "run.json", "parts"
 _ROWS, _MEASUREMENTS = "rows", "measurements"
 
 
 class Manifest(BaseModel):
-    """Everything about a run but its rows.
+    """Everything about a run except its rows.
 
     Attributes:
         run: Its id.
@@ -54,6 +61,7 @@ class Manifest(BaseModel):
         versions: Versions of the libraries.
         started: When it was first started, UTC.
         finished: When its last unit was done; empty as long as it is not.
+        checksum: Hash of all the others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,18 +74,19 @@ class Manifest(BaseModel):
     cases: int = 0
     units: int = 0
     counts: dict[str, JsonValue] = Field(default_factory=dict)
-    files: list[dict[str, JsonValue]] = Field(default_factory=list)
+    files: list[dict[str, JsonValue]] = Field(default_factory=list[dict[str, JsonValue]])
     versions: dict[str, str] = Field(default_factory=dict)
     started: str = ""
     finished: str = ""
+    checksum: str = ""
 
 
-class Part(NamedTuple):
-    """What is written at once.
+class RunPart(NamedTuple):
+    """Rows and measurements of one step, written at once.
 
     Attributes:
         name: Its name; parts of a run are read in the order of their names.
-        rows: Answers.
+        rows: AnswerTable.
         measurements: Other numbers.
     """
 
@@ -87,14 +96,14 @@ class Part(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """A run as it was recorded; hand `rows` and `measurements` to metrics.
+    """Rows, measurements and manifest of a run; metrics read the first two.
 
     Attributes:
-        rows: Answers, in the order of the plan.
+        rows: AnswerTable, in the order of the plan.
         measurements: Costs, drift and errors, in the same order.
         spec: What was run.
-        manifest: On what, with which versions, and whether it has finished.
-        folder: Where it is.
+        manifest: The model, versions and data, and whether the run has finished.
+        folder: Its folder.
     """
 
     rows: list[Row]
@@ -106,7 +115,7 @@ class Recorded(NamedTuple):
 
 @dataclass(frozen=True)
 class Store:
-    """The folder of one run, while it is written.
+    """Folder of one run, while it is written.
 
     Attributes:
         folder: Its folder, named after the id of the run.
@@ -116,21 +125,21 @@ class Store:
 
     @property
     def finished(self) -> bool:
-        """Whether every unit was done."""
+        """Whether every planned part is recorded."""
         return _has_manifest(self.folder) and bool(read_manifest(self.folder).finished)
 
     def begin(self, manifest: Manifest) -> None:
-        """Write the manifest of a run that starts; one that goes on keeps its own.
+        """Write the manifest of a run that starts; one that resumes keeps its own.
 
         Raises:
             WriteFailed (CG601): the folder cannot be written.
         """
         if not _has_manifest(self.folder):
-            (self.folder / _PARTS).mkdir(parents=True, exist_ok=True)
-            _write_manifest(self.folder, manifest.model_copy(update={"started": _now()}))
+            make_folder(self.folder / _PARTS)
+            _write_manifest(self.folder, manifest.model_copy(update={"started": _read_time()}))
 
-    def done(self) -> frozenset[str]:
-        """Names of the parts that are there."""
+    def list_parts(self) -> frozenset[str]:
+        """Return the names of the parts that are recorded."""
         ending = f".{_ROWS}.parquet"
         return frozenset(
             path.name.removesuffix(ending)
@@ -138,27 +147,46 @@ class Store:
             if not path.name.startswith(".")
         )
 
-    def add(self, part: Part) -> None:
+    def add(self, part: RunPart) -> None:
         """Write a part, completely or not at all.
 
         Raises:
             WriteFailed (CG601): the disk is full, or the folder is not writable.
         """
-        parts = self.folder / _PARTS
-        write_table(parts / f"{part.name}.{_MEASUREMENTS}.parquet", part.measurements, Measurement)
-        write_table(parts / f"{part.name}.{_ROWS}.parquet", part.rows, Row)
+        measurements = _part_path(self.folder, part.name, _MEASUREMENTS)
+        write_table(measurements, part.measurements, Measurement)
+        write_table(_part_path(self.folder, part.name, _ROWS), part.rows, Row)
 
-    def finish(self) -> None:
-        """Put all parts into one file of each kind, and say that the run has finished.
+    def drop_damaged(self) -> None:
+        """Remove parts that are damaged, with a warning; they are done again."""
+        for name in self.list_parts():
+            try:
+                for kind in (_MEASUREMENTS, _ROWS):
+                    read_frame(_part_path(self.folder, name, kind))
+            except CorruptFile as error:
+                warnings.warn(f"{error.message} It is recorded again.", stacklevel=2)
+                _part_path(self.folder, name, _ROWS).unlink(missing_ok=True)
+
+    def finish(self, planned: Collection[str]) -> None:
+        """Put all parts into one file of each kind, and mark the run as finished.
+
+        Args:
+            planned: Names of all parts of the run.
 
         Raises:
+            CorruptFile (CG402): a part is missing or damaged.
             WriteFailed (CG601): the disk is full, or the folder is not writable.
         """
+        if missing := sorted(set(planned) - self.list_parts()):
+            raise CorruptFile(
+                f"{len(missing)} of {len(planned)} parts of the run are missing: {missing[0]} ...",
+                where=str(self.folder),
+                hint="Run it again: the missing parts are done, and no other.",
+            )
         for kind in (_MEASUREMENTS, _ROWS):
-            frame = _joined(self.folder, kind)
-            write_atomically(self.folder / f"{kind}.parquet", frame.write_parquet)
+            write_frame(self.folder / f"{kind}.parquet", _join_parts(self.folder, kind, planned))
         manifest = read_manifest(self.folder)
-        _write_manifest(self.folder, manifest.model_copy(update={"finished": _now()}))
+        _write_manifest(self.folder, manifest.model_copy(update={"finished": _read_time()}))
         shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
 
 
@@ -167,29 +195,29 @@ def load(run: str | Path, folder: str | Path = FOLDER) -> Recorded:
 
     Args:
         run: Its folder; or its id, or the beginning of it, within `folder`.
-        folder: Where runs are kept.
+        folder: Folder of runs.
 
     Raises:
         MissingData (CG604): no such run, or several whose ids begin so.
         CorruptFile (CG402): its files were changed or damaged.
         MalformedRows (CG507): its rows were written by another version.
     """
-    place = find(run, folder)
+    place = find_run(run, folder)
     manifest = read_manifest(place)
     return Recorded(
-        _records(place, _ROWS, Row),
-        _records(place, _MEASUREMENTS, Measurement),
+        _read_records(place, _ROWS, Row),
+        _read_records(place, _MEASUREMENTS, Measurement),
         RunSpec.model_validate(manifest.spec),
         manifest,
         place,
     )
 
 
-def find(run: str | Path, folder: str | Path = FOLDER) -> Path:
-    """The folder of a run; see `load`."""
+def find_run(run: str | Path, folder: str | Path = FOLDER) -> Path:
+    """Return the folder of a run; see `load`."""
     if _has_manifest(Path(run)):
         return Path(run)
-    known = ids(folder)
+    known = list_ids(folder)
     fitting = [one for one in known if one.startswith(str(run))]
     if str(run) and len(fitting) == 1:
         return Path(folder) / fitting[0]
@@ -197,26 +225,38 @@ def find(run: str | Path, folder: str | Path = FOLDER) -> Path:
     raise MissingData(
         f'{"several runs begin with" if several else "no run"} "{run}"{several}.',
         where=str(folder),
-        hint=did_you_mean(str(run), known) if known else "Start one with `corrigenda bench`.",
+        hint=did_you_mean(str(run), known) if known else "Start one with `corrigenda evaluate`.",
     )
 
 
-def ids(folder: str | Path = FOLDER) -> list[str]:
-    """Ids of all runs in a folder, the one started last at the end."""
+def list_ids(folder: str | Path = FOLDER) -> list[str]:
+    """Return the ids of all runs in a folder, the one started last at the end."""
     found = [place for place in Path(folder).glob("*/") if _has_manifest(place)]
-    return [one.name for one in sorted(found, key=lambda one: (read_manifest(one).started, one))]
+
+    def read_start(place: Path) -> str:
+        try:
+            return read_manifest(place).started
+        except CorruptFile:
+            # Told when that run is read, not when another one is looked for.
+            return ""
+
+    return [one.name for one in sorted(found, key=lambda one: (read_start(one), one))]
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the run in a folder.
+    """Read the manifest of the run in a folder.
 
     Raises:
         CorruptFile (CG402): it cannot be read.
     """
     path = folder / _MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
+        text = read_text(path)
+        manifest = Manifest.model_validate_json(text)
+        if manifest.checksum != _hash_manifest(text):
+            raise ValueError("its checksum is another")
+        return manifest
+    except ValueError as error:
         raise CorruptFile(
             f"{path} is no manifest of a run.",
             where=str(error).splitlines()[0],
@@ -225,62 +265,59 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_table(path: Path, records: Iterable[Record], kind: type[Record]) -> None:
-    """Write records as one Parquet file, completely or not at all.
+    """Write records as one Parquet file with a checksum, completely or not at all.
 
     Raises:
         WriteFailed (CG601): the disk is full, or the folder is not writable.
     """
-    frame = to_frame(records, kind)
-    write_atomically(path, frame.write_parquet)
+    write_frame(path, to_frame(records, kind))
 
 
 def read_table(path: Path, kind: type[Record]) -> list[Record]:
-    """Records that `write_table` wrote.
+    """Read the records that `write_table` wrote.
 
     Raises:
         CorruptFile (CG402): the file is missing or damaged.
         MalformedRows (CG507): it was written by another version.
     """
-    return from_frame(_frame(path), kind)
+    return from_frame(read_frame(path), kind)
 
 
-def _records(folder: Path, kind: str, record: type[Record]) -> list[Record]:
+def _read_records(folder: Path, kind: str, record: type[Record]) -> list[Record]:
     whole = folder / f"{kind}.parquet"
     if read_manifest(folder).finished:
         return read_table(whole, record)
-    return from_frame(_joined(folder, kind), record)
+    return from_frame(_join_parts(folder, kind, Store(folder).list_parts()), record)
 
 
-def _joined(folder: Path, kind: str) -> polars.DataFrame:
-    """All parts that count, in the order of their names."""
+def _join_parts(folder: Path, kind: str, names: Collection[str]) -> polars.DataFrame:
+    """Return some parts, in the order of their names."""
     import polars
 
-    names = sorted(Store(folder).done())
-    frames = [_frame(folder / _PARTS / f"{name}.{kind}.parquet") for name in names]
+    frames = [read_frame(_part_path(folder, name, kind)) for name in sorted(names)]
     empty = to_frame([], Row) if kind == _ROWS else to_frame([], Measurement)
     return polars.concat([empty, *frames])
 
 
-def _frame(path: Path) -> polars.DataFrame:
-    import polars
-
-    try:
-        return polars.read_parquet(path)
-    except (OSError, polars.exceptions.PolarsError) as error:
-        raise CorruptFile(
-            f"{path} is damaged or missing.",
-            where=str(error).splitlines()[0],
-            hint="Remove the folder of the run and run again.",
-        ) from error
+def _part_path(folder: Path, name: str, kind: str) -> Path:
+    return folder / _PARTS / f"{name}.{kind}.parquet"
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    write_text(folder / _MANIFEST, manifest.model_dump_json(indent=1))
+    checksum = _hash_manifest(manifest.model_dump_json())
+    whole = manifest.model_copy(update={"checksum": checksum})
+    write_text(folder / _MANIFEST, whole.model_dump_json(indent=1))
+
+
+def _hash_manifest(text: str) -> str:
+    """Return a hash of everything in a manifest but its checksum."""
+    plain = {key: value for key, value in json.loads(text).items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _has_manifest(folder: Path) -> bool:
     return (folder / _MANIFEST).is_file()
 
 
-def _now() -> str:
+def _read_time() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""What a table of runs shows: estimates by metric and run. No model, nothing is drawn here."""
+"""Tables of runs: estimates by metric and run, as plain values."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.metrics.collapse import ROLLBACK
 from corrigenda.metrics.estimate import Bootstrap, Estimate
-from corrigenda.metrics.registry import Metric, Records, evaluate, metric
+from corrigenda.metrics.metric import Metric, RunRecords
+from corrigenda.metrics.registry import evaluate, metric
 from corrigenda.run.store import Recorded
 
-# Said by others of the same table, or of interest only when they are asked for.
-_LEFT_OUT = ("cost/", "errors_", "edit_wise", "locality_correct", "instance_wise")
-_SHOWN_ALL_THE_SAME = ("cost/edit_seconds",)
+# Shown by other lines of the same table, or of interest only on request.
+_LEFT_OUT = ("cost/", "errors_", "edit_wise", "locality_correct", "instance_wise", "graph_residual")
+_SHOWN_ANYWAY = ("cost/edit_seconds",)
 
 
 class Line(NamedTuple):
-    """A metric of several runs.
+    """One metric of several runs.
 
     Attributes:
         metric: What is measured.
@@ -28,13 +30,13 @@ class Line(NamedTuple):
     estimates: tuple[Estimate | None, ...]
 
 
-def lines(
+def make_lines(
     runs: Sequence[Recorded], metrics: Sequence[str] = (), bootstrap: Bootstrap | None = None
 ) -> list[Line]:
-    """Estimates of several runs, metric by metric.
+    """Return the estimates of several runs, metric by metric.
 
     Args:
-        runs: What was recorded.
+        runs: The runs.
         metrics: Names of metrics; without any, those of the first run's specification, else the
             default measure of all that the rows allow.
         bootstrap: How to find intervals; None as the first run's specification says.
@@ -46,29 +48,35 @@ def lines(
         return []
     wanted = list(metrics) or list(runs[0].spec.metrics)
     bootstrap = bootstrap or runs[0].spec.intervals.bootstrap()
-    found = [
-        evaluate(Records(run.rows, run.measurements), wanted or None, bootstrap=bootstrap)
-        for run in runs
-    ]
-    tables = [{one.metric: one for one in estimates} for estimates in found]
-    names = wanted or [name for name in _in_order(tables) if _is_shown(name)]
+    headline = [] if wanted else _list_headline(runs)
+    tables: list[dict[str, Estimate]] = []
+    for run in runs:
+        records = RunRecords(run.rows, run.measurements)
+        found = evaluate(records, wanted or None, bootstrap=bootstrap)
+        known = {one.metric for one in found}
+        further = [name for name in headline if name not in known and _is_asked(name, run)]
+        found += evaluate(records, further, bootstrap=bootstrap)
+        tables.append({one.metric: one for one in found})
+    names = wanted or _choose_names(headline, tables)
     return [
-        Line(metric(name), tuple(_known(table.get(name)) for table in tables)) for name in names
+        Line(metric(name), tuple(_drop_empty(table.get(name)) for table in tables))
+        for name in names
     ]
 
 
-def problems(run: Recorded) -> Counter[str]:
-    """Why answers are missing, with their number; edits that failed are told by their cases.
+def count_problems(run: Recorded) -> Counter[str]:
+    """Count answers that are missing, by reason, and edits that failed or were rolled back.
 
-    Edits that were taken back are counted too; their cases are asked all the same.
+    Of an edit that failed the error is a reason of its own; cases whose edit was rolled back are
+    asked all the same.
     """
     found = Counter(row.skipped for row in run.rows if row.skipped)
     found.update(one.skipped.splitlines()[0] for one in run.measurements if one.name == "error")
-    taken_back = sum(one.name == ROLLBACK and one.values[1] == 1 for one in run.measurements)
-    return found + Counter({"edit rolled back, perplexity rose too far": taken_back})
+    rolled_back = sum(one.name == ROLLBACK and one.values[1] == 1 for one in run.measurements)
+    return found + Counter({"edit rolled back, perplexity rose too far": rolled_back})
 
 
-def _in_order(tables: Sequence[dict[str, Estimate]]) -> list[str]:
+def _list_names(tables: Sequence[dict[str, Estimate]]) -> list[str]:
     from corrigenda.metrics.registry import names
 
     found = {name for table in tables for name in table}
@@ -76,11 +84,37 @@ def _in_order(tables: Sequence[dict[str, Estimate]]) -> list[str]:
     return [*known, *sorted(found.difference(known))]
 
 
+def _list_headline(runs: Sequence[Recorded]) -> list[str]:
+    """Return the metrics that the papers of the runs' benchmarks report, in their order."""
+    known = BENCHMARKS.names()
+    used = dict.fromkeys(one.name for run in runs for one in run.spec.benchmark)
+    found = [name for one in used if one in known for name in BENCHMARKS.get(one).headline]
+    return list(dict.fromkeys(found))
+
+
+def _is_asked(name: str, run: Recorded) -> bool:
+    """Return whether a run has answers, or measurements, that a metric reads."""
+    wanted = metric(name)
+    if wanted.protocol is None:
+        return any(wanted.reads in (one.name, one.family) for one in run.measurements)
+    family = wanted.reads.partition("/")[0]
+    return any((row.family, row.protocol) == (family, wanted.protocol) for row in run.rows)
+
+
+def _choose_names(headline: Sequence[str], tables: Sequence[dict[str, Estimate]]) -> list[str]:
+    """Return the headline metrics that were found, then the other default measures, none twice."""
+    names = _list_names(tables)
+    first = [name for name in headline if any(_drop_empty(table.get(name)) for table in tables)]
+    repeated = {metric(name).repeats for name in first}
+    others = [name for name in names if _is_shown(name) and name not in {*first, *repeated}]
+    return first + others
+
+
 def _is_shown(name: str) -> bool:
-    if name in _SHOWN_ALL_THE_SAME:
+    if name in _SHOWN_ANYWAY:
         return True
     return ":" not in name and not name.startswith(_LEFT_OUT)
 
 
-def _known(estimate: Estimate | None) -> Estimate | None:
+def _drop_empty(estimate: Estimate | None) -> Estimate | None:
     return estimate if estimate is not None and estimate.n else None

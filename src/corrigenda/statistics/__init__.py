@@ -1,4 +1,4 @@
-"""Statistics of keys over running text: second moments at many sites in one pass, kept on disk."""
+"""Statistics of keys over running text: second moments at many sites in one pass, cached."""
 
 from corrigenda.statistics.cache import cache_folder
 from corrigenda.statistics.corpus import Corpus, Source

@@ -1,19 +1,19 @@
-"""Where the text for statistics comes from: files, iterators, data sets, or the model itself."""
+"""Text for statistics: from files, iterators, data sets, or written by the model itself."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from corrigenda.errors import BadConfig, EmptyCorpus, MissingExtra
-from corrigenda.lm.decoding import sample
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sampling import sample
 from corrigenda.progress import Progress
 from corrigenda.statistics import cache
+from corrigenda.text_files import UnreadableText, check_plain_file, parse_json
 
 Source = str | Path | Iterable[str | Path]
 """Text for statistics.
@@ -30,14 +30,14 @@ OPENINGS: tuple[str, ...] = (
 """Words that texts written by the model itself begin with."""
 
 _DATASETS = "datasets:"
-# By name, since the pocket models stand above this layer.
+# By name, since the pocket models are a layer above this one.
 _SHIPPED = {
     "pocket": "corrigenda.pocket.corpus",
     "pocket-gpt2": "corrigenda.pocket.corpus",
 }
 _TOP_K = 50
 _NEW_TOKENS = 128
-_AT_ONCE = 64
+_TEXTS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Corpus:
                 raise BadConfig(f"{name} must be at least 1, got {value}.", where="corpus")
 
 
-def as_corpus(lm: LanguageModel, corpus: Corpus | Source | None) -> Corpus:
-    """Complete what a caller gave: wrap a source, put the shipped corpus where there is one.
+def complete_corpus(lm: LanguageModel, corpus: Corpus | Source | None) -> Corpus:
+    """Wrap a source as a `Corpus`; without a source, take the one shipped with a pocket model.
 
     Its documents are questions and statements as the pocket models are asked, so each is its own
     row.
@@ -87,7 +87,7 @@ def as_corpus(lm: LanguageModel, corpus: Corpus | Source | None) -> Corpus:
     return replace(wrapped, source=importlib.import_module(module).texts(), pack=False)
 
 
-def documents(source: Source) -> Iterator[str]:
+def read_documents(source: Source) -> Iterator[str]:
     """Stream the documents of a source; blank ones are skipped.
 
     Raises:
@@ -95,16 +95,16 @@ def documents(source: Source) -> Iterator[str]:
         MissingExtra (CG504): a data set is named and `datasets` is not installed.
     """
     for item in [Path(source)] if isinstance(source, str | Path) else source:
-        texts = _read(item) if isinstance(item, Path) else (item,)
+        texts = _read_file(item) if isinstance(item, Path) else (item,)
         yield from (text for text in texts if text.strip())
 
 
-def own_text(
+def write_own_text(
     lm: LanguageModel, num_tokens: int, *, seed: int, progress: Progress | None, keep: bool
 ) -> list[str]:
-    """Text written by the model itself, at least `num_tokens` long; kept in the cache.
+    """Let the model write text, at least `num_tokens` long; cached.
 
-    Each text goes on from one of `OPENINGS` for at most 128 tokens, drawn among the 50 likeliest.
+    Each text continues one of `OPENINGS` for at most 128 tokens, drawn among the 50 likeliest.
 
     Raises:
         EmptyCorpus (CG602): the model ends every text at once.
@@ -113,15 +113,15 @@ def own_text(
         "model": lm.digest(), "dtype": str(lm.dtype), "num_tokens": num_tokens, "seed": seed,
         "openings": OPENINGS, "top_k": _TOP_K, "new_tokens": _NEW_TOKENS,
     }  # fmt: skip
-    name = f"{cache.key(settings)}.jsonl"
-    kept = cache.read_texts(name) if keep else None
-    if kept is not None:
-        return kept
+    name = f"{cache.hash_settings(settings)}.jsonl"
+    cached = cache.read_texts(name) if keep else None
+    if cached is not None:
+        return cached
     room = min(_NEW_TOKENS, lm.context_length - 8)
     texts: list[str] = []
     done = part = 0
     while done < num_tokens:
-        count = min(_AT_ONCE, -(-(num_tokens - done) // room))
+        count = min(_TEXTS_AT_ONCE, -(-(num_tokens - done) // room))
         prompts = [OPENINGS[index % len(OPENINGS)] for index in range(count)]
         new = sample(lm, prompts, max_new_tokens=room, top_k=_TOP_K, seed=seed + part)
         new = [prompt + text for prompt, text in zip(prompts, new, strict=True) if text.strip()]
@@ -140,17 +140,18 @@ def own_text(
     return texts
 
 
-def _read(path: Path) -> Iterator[str]:
+def _read_file(path: Path) -> Iterator[str]:
     # A data set named on the command line arrives as a path.
     if str(path).startswith(_DATASETS):
-        yield from _data_set(str(path).removeprefix(_DATASETS))
+        yield from _read_data_set(str(path).removeprefix(_DATASETS))
         return
     try:
-        with path.open(encoding="utf-8") as file:
+        check_plain_file(path)
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 is_json = path.suffix.lower() == ".jsonl" and line.strip()
-                yield _json_text(line, f"{path}:{number}") if is_json else line.rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
+                yield _parse_line(line, f"{path}:{number}") if is_json else line.rstrip("\r\n")
+    except (OSError, UnicodeDecodeError, UnreadableText) as error:
         raise BadConfig(
             f"the text {path} cannot be read: {error}.",
             where="corpus",
@@ -158,18 +159,18 @@ def _read(path: Path) -> Iterator[str]:
         ) from error
 
 
-def _json_text(line: str, where: str) -> str:
+def _parse_line(line: str, where: str) -> str:
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadConfig(f"not JSON: {error.msg} at column {error.colno}.", where=where) from error
+        record = parse_json(line, strict=False)
+    except UnreadableText as error:
+        raise BadConfig(f"{error}.", where=where) from error
     text = record.get("text") if isinstance(record, dict) else record
     if not isinstance(text, str):
         raise BadConfig("a line must be a JSON string, or an object with `text`.", where=where)
     return text
 
 
-def _data_set(name: str) -> Iterator[str]:
+def _read_data_set(name: str) -> Iterator[str]:
     if importlib.util.find_spec("datasets") is None:
         raise MissingExtra(
             f'the data set "{name}" needs the package datasets.',
@@ -185,11 +186,11 @@ def _data_set(name: str) -> Iterator[str]:
             f'the data set "{name}" cannot be read: {error}.', where="corpus"
         ) from error
     for row in rows:
-        column = "text" if "text" in row else _first_text(row, name)
+        column = "text" if "text" in row else _find_text_column(row, name)
         yield row[column]
 
 
-def _first_text(row: dict[str, object], name: str) -> str:
+def _find_text_column(row: dict[str, object], name: str) -> str:
     for column, value in row.items():
         if isinstance(value, str):
             return column

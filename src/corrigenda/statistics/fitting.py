@@ -19,8 +19,14 @@ from corrigenda.patch.ledger import ledger_of
 from corrigenda.progress import Progress
 from corrigenda.state import State, automatic_shrinkage
 from corrigenda.statistics import cache
-from corrigenda.statistics.corpus import Corpus, Source, as_corpus, documents, own_text
-from corrigenda.statistics.token_rows import Rows, tokenise
+from corrigenda.statistics.corpus import (
+    Corpus,
+    Source,
+    complete_corpus,
+    read_documents,
+    write_own_text,
+)
+from corrigenda.statistics.token_rows import TokenRows, tokenise
 
 _FORMAT = 1
 _BATCH_TOKENS = 4096
@@ -40,16 +46,16 @@ def fit_moments(
     progress: Progress | None = None,
     keep: bool = True,
 ) -> State:
-    """Second moments C = E[k k^T] of the keys at `sites` over the tokens of a text, in one pass.
+    """Fit the second moments C = E[k k^T] of the keys at `sites` in one pass over a text.
 
     The pass stops after the highest site. Keys count at every token, special ones included and
-    padding excluded; at an expert only those routed to it. Results are kept on disk, site by site,
+    padding excluded; at an expert only those routed to it. Results are cached, site by site,
     under a hash of the model, the site, the tokens and the settings, so that another method with
-    the same site finds them. A killed run goes on where its last checkpoint was, with the same
-    result to the bit.
+    the same site finds them. A killed run resumes at its last checkpoint, with the same result to
+    the bit.
 
     With fewer than two keys per dimension the moment cannot be used as it is: `State.factor` then
-    draws it towards a multiple of the identity (`automatic_shrinkage`), and a warning says so.
+    draws it towards a multiple of the identity (`automatic_shrinkage`), with a warning.
 
     Args:
         lm: The model without active patches; the moment is of the model as it is.
@@ -82,24 +88,24 @@ def fit_moments(
             "and pass the state on.",
             stacklevel=2,
         )
-    wanted = as_corpus(lm, corpus)
-    rows = _rows(lm, sites, wanted, progress, keep=keep)
-    run = _Pass(lm, lm.digest(), rows, wanted.include_first_token, keep)
-    found = {site: cache.read_state(run.name(site)) if keep else None for site in sites}
+    wanted = complete_corpus(lm, corpus)
+    rows = _read_rows(lm, sites, wanted, progress, keep=keep)
+    run = _MomentPass(lm, lm.digest(), rows, wanted.include_first_token, keep)
+    found = {site: cache.read_state(run.name_moment(site)) if keep else None for site in sites}
     missing = [site for site, state in found.items() if state is None]
     if missing:
         running = run.run(missing, progress)
         for site in missing:
-            state = found[site] = _kept({site: running.pop(site)})
+            state = found[site] = _make_state({site: running.pop(site)})
             if keep:
-                cache.write_state(run.name(site), state)
-        cache.remove_state(run.checkpoint(missing))
-    return _together(run, wanted, {site: one for site, one in found.items() if one})
+                cache.write_state(run.name_moment(site), state)
+        cache.remove_state(run.name_checkpoint(missing))
+    return _merge_states(run, wanted, {site: one for site, one in found.items() if one})
 
 
 @dataclass
-class _Running:
-    """What is summed up for one site: the moment, and the part of tr S due to position 0."""
+class _RunningMoment:
+    """Sums for one site: the moment, and the part of tr S due to position 0."""
 
     moment: SecondMoment
     first: float = 0.0
@@ -111,12 +117,12 @@ class _Running:
 
 
 @dataclass
-class _Pass:
-    """One pass over the rows: its settings, and the names under which its results are kept."""
+class _MomentPass:
+    """One pass over the rows: its settings, and the names that its results are cached under."""
 
     lm: LanguageModel
     digest: str
-    rows: Rows
+    rows: TokenRows
     include_first: bool
     keep: bool
 
@@ -130,18 +136,19 @@ class _Pass:
             "batch_tokens": _BATCH_TOKENS,
         }
 
-    def name(self, site: Site) -> str:
-        """File name of the finished moment of a site."""
-        return f"{cache.key({**self.settings, 'site': str(site)})}.safetensors"
+    def name_moment(self, site: Site) -> str:
+        """Return the file name of the finished moment of a site."""
+        return f"{cache.hash_settings({**self.settings, 'site': str(site)})}.safetensors"
 
-    def checkpoint(self, sites: Sequence[Site]) -> str:
-        """File name of the unfinished moments of several sites."""
-        return f"{cache.key({**self.settings, 'sites': list(map(str, sites))})}.part.safetensors"
+    def name_checkpoint(self, sites: Sequence[Site]) -> str:
+        """Return the file name of the unfinished moments of several sites."""
+        settings = {**self.settings, "sites": list(map(str, sites))}
+        return f"{cache.hash_settings(settings)}.part.safetensors"
 
-    def run(self, sites: Sequence[Site], progress: Progress | None) -> dict[Site, _Running]:
+    def run(self, sites: Sequence[Site], progress: Progress | None) -> dict[Site, _RunningMoment]:
         """Sum over all batches, from the last checkpoint on."""
-        name = self.checkpoint(sites)
-        running, next_batch = self._resumed(sites, name)
+        name = self.name_checkpoint(sites)
+        running, next_batch = self._resume(sites, name)
         # Sums are flushed where a checkpoint is due, kept or not and whatever the sites are, so
         # that neither the cache nor an interruption nor the company of other sites changes a bit of
         # the result.
@@ -156,12 +163,12 @@ class _Pass:
                 continue
             self._add(batch, running)
             if due:
-                self._checkpoint(name, running, number + 1)
+                self._write_checkpoint(name, running, number + 1)
             if progress is not None:
                 progress("statistics", done, self.rows.num_tokens)
         return running
 
-    def _add(self, batch: list[int], running: Mapping[Site, _Running]) -> None:
+    def _add(self, batch: list[int], running: Mapping[Site, _RunningMoment]) -> None:
         tokens = Tokens.pad([self.rows[index] for index in batch], 0).to(self.lm.device)
         counted = tokens.mask.bool()
         if not self.include_first:
@@ -173,31 +180,33 @@ class _Pass:
             rows = keys.flatten(0, 1) if bool(counted.all()) else keys[counted]
             first = keys[:, 0]
             if site.expert is not None:
-                rows, first = _routed(rows), _routed(first)
+                rows, first = _select_routed(rows), _select_routed(first)
             one.add(rows, first)
 
-    def _checkpoint(self, name: str, running: Mapping[Site, _Running], next_batch: int) -> None:
-        state = _kept(running).updated({_NEXT_BATCH: torch.tensor(next_batch)})
+    def _write_checkpoint(
+        self, name: str, running: Mapping[Site, _RunningMoment], next_batch: int
+    ) -> None:
+        state = _make_state(running).updated({_NEXT_BATCH: torch.tensor(next_batch)})
         if self.keep:
             cache.write_state(name, state)
 
-    def _resumed(self, sites: Sequence[Site], name: str) -> tuple[dict[Site, _Running], int]:
+    def _resume(self, sites: Sequence[Site], name: str) -> tuple[dict[Site, _RunningMoment], int]:
         kept = cache.read_state(name) if self.keep else None
         # Some other accelerators have no float64.
         device = self.lm.device if self.lm.device.type == "cuda" else "cpu"
-        running: dict[Site, _Running] = {}
+        running: dict[Site, _RunningMoment] = {}
         for site in sites:
             if kept is None:
                 width = self.lm.weight(site).shape[1]
-                running[site] = _Running(SecondMoment(width, device=device))
+                running[site] = _RunningMoment(SecondMoment(width, device=device))
             else:
                 first = float(kept.tensors[f"{_FIRST}{site}"])
-                running[site] = _Running(kept.moment(site, device=device), first)
+                running[site] = _RunningMoment(kept.moment(site, device=device), first)
         return running, 0 if kept is None else int(kept.tensors[_NEXT_BATCH])
 
 
-def _kept(running: Mapping[Site, _Running]) -> State:
-    """What goes to disk: the sums and what belongs to position 0."""
+def _make_state(running: Mapping[Site, _RunningMoment]) -> State:
+    """Make the state that is saved: the sums and what belongs to position 0."""
     firsts = {
         f"{_FIRST}{site}": torch.tensor(one.first, dtype=torch.float64)
         for site, one in running.items()
@@ -205,26 +214,26 @@ def _kept(running: Mapping[Site, _Running]) -> State:
     return State.of_moments({site: one.moment for site, one in running.items()}).updated(firsts)
 
 
-def _routed(keys: Float[Tensor, "n d_in"]) -> Float[Tensor, "n_routed d_in"]:
-    """Rows of tokens that the expert saw; a tap fills the others with NaN."""
+def _select_routed(keys: Float[Tensor, "n d_in"]) -> Float[Tensor, "n_routed d_in"]:
+    """Return the rows of tokens that the expert saw; a tap fills the others with NaN."""
     return keys[~keys.isnan().all(dim=1)]
 
 
-def _rows(
+def _read_rows(
     lm: LanguageModel,
     sites: Sequence[Site],
     corpus: Corpus,
     progress: Progress | None,
     *,
     keep: bool,
-) -> Rows:
+) -> TokenRows:
     if corpus.source is None:
         width = max(lm.weight(site).shape[1] for site in sites)
         num_tokens = corpus.num_tokens or _OWN_TOKENS_PER_DIMENSION * width
-        texts = own_text(lm, num_tokens, seed=corpus.seed, progress=progress, keep=keep)
+        texts = write_own_text(lm, num_tokens, seed=corpus.seed, progress=progress, keep=keep)
     else:
         num_tokens = corpus.num_tokens or _TOKENS_OF_TEXT
-        texts = documents(corpus.source)
+        texts = read_documents(corpus.source)
     return tokenise(
         lm.tokenizer,
         texts,
@@ -236,8 +245,8 @@ def _rows(
 
 
 @dataclass(frozen=True)
-class _About:
-    """What people want to know about the moment of a site."""
+class _MomentSummary:
+    """Summary of the moment of a site."""
 
     count: int
     keys_per_dimension: float
@@ -245,15 +254,15 @@ class _About:
     first_token_share: float
 
 
-def _together(run: _Pass, corpus: Corpus, found: Mapping[Site, State]) -> State:
-    """One state from those of the sites."""
+def _merge_states(run: _MomentPass, corpus: Corpus, found: Mapping[Site, State]) -> State:
+    """Merge the states of the sites into one."""
     tensors = {
         name: tensor
         for state in found.values()
         for name, tensor in state.tensors.items()
         if not name.startswith(_FIRST)
     }
-    about = {str(site): _about(state, site, corpus) for site, state in found.items()}
+    about = {str(site): _summarise(state, site, corpus) for site, state in found.items()}
     _warn_of_few_keys(about)
     meta: dict[str, JsonValue] = {
         "base_digest": run.digest,
@@ -274,13 +283,13 @@ def _together(run: _Pass, corpus: Corpus, found: Mapping[Site, State]) -> State:
     return State(tensors, meta)
 
 
-def _about(state: State, site: Site, corpus: Corpus) -> _About:
+def _summarise(state: State, site: Site, corpus: Corpus) -> _MomentSummary:
     count = int(state.tensors[f"moment/{site}/count"])
     keys_per_dimension = count / len(state.tensors[f"moment/{site}/sum"])
     first = float(state.tensors[f"{_FIRST}{site}"])
     trace = float(state.tensors[f"moment/{site}/sum_of_products"].diagonal().sum())
     total = trace if corpus.include_first_token else trace + first
-    return _About(
+    return _MomentSummary(
         count=count,
         keys_per_dimension=keys_per_dimension,
         shrinkage=automatic_shrinkage(keys_per_dimension),
@@ -288,7 +297,7 @@ def _about(state: State, site: Site, corpus: Corpus) -> _About:
     )
 
 
-def _warn_of_few_keys(about: Mapping[str, _About]) -> None:
+def _warn_of_few_keys(about: Mapping[str, _MomentSummary]) -> None:
     few = {site: one for site, one in about.items() if one.shrinkage > 0}
     if few:
         most = max(one.shrinkage for one in few.values())

@@ -1,18 +1,27 @@
-"""Statistics published by the authors of ROME and MEMIT."""
+"""Reads the statistics published by the authors of ROME and MEMIT."""
 
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
+from numpy.typing import NDArray
 
 from corrigenda.errors import CorruptFile, PickleRefused
 from corrigenda.linalg.moments import SecondMoment
 from corrigenda.lm.sites import Site
 from corrigenda.state import State
+
+_MOST_KEYS = 1 << 53
+_DAMAGED = (
+    *(OSError, KeyError, EOFError, TypeError, RuntimeError, OverflowError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 def read_npz(files: Mapping[Site, str | Path]) -> State:
@@ -30,30 +39,22 @@ def read_npz(files: Mapping[Site, str | Path]) -> State:
         PickleRefused (CG403): its arrays are pickled objects.
     """
     return State.of_moments(
-        {site: _read(Path(path)) for site, path in files.items()},
+        {site: _read_moment(Path(path)) for site, path in files.items()},
         {"source": {str(site): Path(path).name for site, path in files.items()}},
     )
 
 
-def _read(path: Path) -> SecondMoment:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            total, count = arrays["mom2.mom2"], int(arrays["mom2.count"])
-    except ValueError as error:
-        if "pickle" in str(error).lower():
-            raise PickleRefused(
-                f"{path} holds pickled objects, which can run code when opened.",
-                hint="Fit the statistics yourself: `corrigenda fit`.",
-            ) from error
-        raise _corrupt(path, str(error)) from error
-    except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise _corrupt(path, str(error)) from error
-    if total.ndim != 2 or total.shape[0] != total.shape[1] or count < 1:
-        raise _corrupt(path, f"mom2.mom2 has shape {total.shape} and mom2.count is {count}")
-    unknown = torch.full((len(total),), float("nan"), dtype=torch.float64)
+def _read_moment(path: Path) -> SecondMoment:
+    total, count = _read_arrays(path)
+    width = len(total)
+    if total.shape != (width, width) or width == 0 or not 0 < count < _MOST_KEYS:
+        raise _report_corrupt(path, f"mom2.mom2 has shape {total.shape}, mom2.count is {count}")
+    if not np.isfinite(total).all():
+        raise _report_corrupt(path, "mom2.mom2 holds infinities or NaN")
+    unknown = torch.full((width,), float("nan"), dtype=torch.float64)
     return SecondMoment.from_tensors(
         {
-            "sum_of_products": torch.from_numpy(total).double().triu(),
+            "sum_of_products": torch.from_numpy(total).triu(),
             "sum": unknown,
             "largest": unknown,
             "count": torch.tensor(count),
@@ -61,5 +62,34 @@ def _read(path: Path) -> SecondMoment:
     )
 
 
-def _corrupt(path: Path, reason: str) -> CorruptFile:
+def _read_arrays(path: Path) -> tuple[NDArray[np.float64], int]:
+    """Read the sum of products and the number of keys.
+
+    What zipfile and numpy raise for damaged archives is not one class of errors: of an entry that
+    is encrypted, compressed in another way, or of another version, it is a RuntimeError.
+    """
+    try:
+        if not path.is_file():
+            raise OSError("there is no such file")
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, NpzFile):
+                raise TypeError("it is no archive of arrays")
+            with loaded as arrays:
+                total, count = arrays["mom2.mom2"], arrays["mom2.count"]
+        if total.ndim != 2 or total.dtype.kind not in "fiu" or count.dtype.kind not in "fiu":
+            raise TypeError(f"mom2.mom2 is {total.dtype} of shape {total.shape}")
+        return total.astype(np.float64), int(count.item())
+    except ValueError as error:
+        if "pickle" in str(error).lower():
+            raise PickleRefused(
+                f"{path} holds pickled objects, which can run code when opened.",
+                hint="Fit the statistics yourself: `corrigenda fit`.",
+            ) from error
+        raise _report_corrupt(path, str(error)) from error
+    except _DAMAGED as error:
+        raise _report_corrupt(path, str(error)) from error
+
+
+def _report_corrupt(path: Path, reason: str) -> CorruptFile:
     return CorruptFile(f"{path} is no file of second moments: {reason}.", hint="Get it again.")

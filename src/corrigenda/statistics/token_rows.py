@@ -1,4 +1,4 @@
-"""Text as rows of token ids, on disk, with a hash of exactly what will be run."""
+"""Text as rows of token ids, on disk, with a hash of the ids."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _LONGEST_PIECE = 100_000
 _CHARACTERS_PER_TOKEN = 64
 
 
-class Rows:
-    """Rows of token ids, read back from a temporary file that vanishes with the object.
+class TokenRows:
+    """Rows of token ids in a temporary file that is removed with the object.
 
     Attributes:
         lengths: Number of tokens of each row.
@@ -48,7 +48,7 @@ class Rows:
         self._ids = np.memmap(self._file, dtype=np.int32, mode="r") if self.num_tokens else None
 
     def __del__(self) -> None:
-        """Give the temporary file back."""
+        """Close the temporary file."""
         self._file.close()
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class Rows:
         return self._ids[self._starts[index] : self._starts[index + 1]].tolist()
 
     def batches(self, tokens: int) -> list[list[int]]:
-        """Indices of rows of nearly equal length, at most `tokens` tokens a batch with padding.
+        """Return indices of rows of nearly equal length, at most `tokens` a batch with padding.
 
         Rows of one length keep their order, so that the batches depend on nothing but the rows.
         """
@@ -85,19 +85,19 @@ def tokenise(
     pack: bool,
     num_tokens: int,
     progress: Progress | None = None,
-) -> Rows:
+) -> TokenRows:
     """Turn texts into rows of at most `length` tokens, stopping after `num_tokens`.
 
     One document a row: as the tokenizer encodes it, its special tokens included, cut at `length`.
-    Packed: documents follow each other, separated by the end-of-text token where there is one, and
-        are cut into rows of `length`, each
-    behind the token that the tokenizer puts before every text, if any.
+    Packed: documents follow each other, separated by the end-of-text token if there is one, and are
+    cut into rows of `length`, each after the token that the tokenizer puts before every text, if
+    any.
 
     Raises:
         EmptyCorpus (CG602): the texts hold no tokens.
     """
-    made = _packed(tokenizer, texts, length) if pack else _single(tokenizer, texts, length)
-    rows = Rows(_watched(made, num_tokens, progress), num_tokens=num_tokens)
+    made = _pack(tokenizer, texts, length) if pack else _encode_singly(tokenizer, texts, length)
+    rows = TokenRows(_report_progress(made, num_tokens, progress), num_tokens=num_tokens)
     if not rows.num_tokens:
         raise EmptyCorpus(
             "the text for statistics holds no tokens.",
@@ -106,16 +106,16 @@ def tokenise(
     return rows
 
 
-def _single(
+def _encode_singly(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], length: int
 ) -> Iterator[list[int]]:
     cut = (text[: _CHARACTERS_PER_TOKEN * length] for text in texts)
-    for ids in _encoded(tokenizer, cut, special=True):
+    for ids in _encode_batches(tokenizer, cut, special=True):
         if ids:
             yield ids[:length]
 
 
-def _packed(
+def _pack(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], length: int
 ) -> Iterator[list[int]]:
     first = tokenizer("a").input_ids[:1]
@@ -123,7 +123,7 @@ def _packed(
     end = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
     row: list[int] = []
     room = length - len(prefix)
-    for ids in _encoded(tokenizer, _pieces(texts), special=False):
+    for ids in _encode_batches(tokenizer, _split(texts), special=False):
         row += [*ids, *end]
         while len(row) >= room:
             yield prefix + row[:room]
@@ -132,13 +132,13 @@ def _packed(
         yield prefix + row
 
 
-def _pieces(texts: Iterable[str]) -> Iterator[str]:
+def _split(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         for start in range(0, len(text), _LONGEST_PIECE):
             yield text[start : start + _LONGEST_PIECE]
 
 
-def _encoded(
+def _encode_batches(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], *, special: bool
 ) -> Iterator[list[int]]:
     stream = iter(texts)
@@ -146,7 +146,7 @@ def _encoded(
         yield from tokenizer(batch, add_special_tokens=special, verbose=False).input_ids
 
 
-def _watched(
+def _report_progress(
     rows: Iterable[list[int]], num_tokens: int, progress: Progress | None
 ) -> Iterator[list[int]]:
     done = 0

@@ -13,6 +13,8 @@ Each law raises an `AssertionError` whose message names it.
 
 from __future__ import annotations
 
+import copy
+import pickle
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -49,7 +51,7 @@ def check_editor(
     3. Deterministic: the same model, facts and state give an equal patch.
     4. Neutral: no facts give the empty patch.
     5. Portable: a saved patch loads as an equal one; merged and run-time application agree.
-    6. Honest: what `supports` claims holds, and `requires` says all that is needed.
+    6. Honest: what `supports` claims holds, and `requires` lists all that is needed.
     7. Contained, where `supports` claims it: a question out of scope gives exactly what the
        unedited model gives.
 
@@ -91,7 +93,7 @@ class _Case:
         self.by_asking = False
 
     def edit(self, facts: Sequence[Fact] | None = None) -> Patch:
-        """The patch for some facts, or for as many as the editor takes at once."""
+        """Return the patch for some facts, or for as many as the editor takes at once."""
         facts = self.group if facts is None else facts
         patch = self.editor.edit(self.lm, facts, self.state).patch
         if not self.by_asking and isinstance(patch, PromptPatch | AnswerPatch):
@@ -100,9 +102,9 @@ class _Case:
         return patch
 
     def answers(self) -> Tensor:
-        """What the model makes of the prompts: its logits.
+        """Return the logits that the model gives for the prompts.
 
-        Where patches change what is asked or who answers, logits stay as they are, and it is the
+        Where patches change the prompt or answer themselves, logits stay as they are, and it is the
         log-probabilities of the targets followed by the text that is answered.
         """
         if not self.by_asking:
@@ -113,7 +115,7 @@ class _Case:
         return torch.tensor([*numbers, *"\n".join(texts).encode()], dtype=torch.float64)
 
     def require_untouched(self, law: str, when: str) -> None:
-        """Every parameter, every logit and the digest are to the bit what they were."""
+        """Check that every parameter, logit and the digest are to the bit as before."""
         for name, tensor in self.lm.model.state_dict().items():
             assert _same_bits(tensor, self.bits[name]), f"{law}: {name} changed {when}"
         same = _same_bits(self.lm.logits(self.tokens), self.logits)
@@ -162,6 +164,9 @@ def deterministic(case: _Case) -> None:
     one = case.edit()
     torch.manual_seed(2)
     assert one == case.edit(), "deterministic: the same edit gives another patch"
+    with torch.inference_mode():
+        asked_inside = case.edit()
+    assert one == asked_inside, "deterministic: in torch.inference_mode an edit gives another patch"
 
 
 def neutral(case: _Case) -> None:
@@ -178,6 +183,8 @@ def portable(case: _Case) -> None:
     with tempfile.TemporaryDirectory() as folder:
         loaded = load_patch(patch.save(Path(folder) / "patch.safetensors"))
     assert loaded == patch, "portable: the loaded patch differs from the saved one"
+    for copied in (copy.deepcopy(patch), pickle.loads(pickle.dumps(patch))):  # our own bytes
+        assert copied == patch, "portable: a copy of the patch differs from it"
     with patch.apply(case.lm):
         merged = case.answers().double()
     with loaded.apply(case.lm, mode="runtime"):
@@ -190,7 +197,7 @@ def portable(case: _Case) -> None:
 
 
 def honest(case: _Case) -> None:
-    """Law 6: what `supports` claims holds, and `requires` says all that is needed."""
+    """Law 6: what `supports` claims holds, and `requires` lists all that is needed."""
     supports, requires = case.editor.supports, case.editor.requires
     if requires.moments or requires.training_set:
         _require_error(case, case.group, None, MissingState)
@@ -232,7 +239,7 @@ def contained(case: _Case) -> None:
         assert answers() == before, "contained: a question out of scope is answered differently"
         logits = lm.logits(case.tokens)[rows.to(lm.device)]
     assert _same_bits(logits, case.logits[rows.to(lm.device)]), (
-        "contained: a question out of scope is answered differently beside one in scope"
+        "contained: a question out of scope is answered differently next to one in scope"
     )
 
 
@@ -271,7 +278,7 @@ def _require_error(
 
 
 def _require_close(case: _Case, ours: Patch, theirs: Patch, law: str) -> None:
-    """Equal up to rounding: change by change for weights, else by what the model answers."""
+    """Check equality up to rounding: of changes for weights, else of the model's answers."""
     allowed = _SAME[case.lm.dtype]
     if isinstance(ours, WeightPatch) and isinstance(theirs, WeightPatch):
         assert ours.sites == theirs.sites, f"{law}: other sites"

@@ -1,4 +1,4 @@
-"""What holds for every model that this library understands; for families declared by others.
+"""Checks of a family of models, also of one that a user declares.
 
 ```python
 from corrigenda.testing.family import check_family
@@ -78,7 +78,7 @@ def _weights(lm: LanguageModel) -> Iterator[str]:
 
 
 def _neighbours(lm: LanguageModel, site: Site) -> list[Site]:
-    """Other sites in the same module."""
+    """Return other sites in the same module."""
     path = lm.module_path(site)
     return [one for one in sites_of(lm) if one != site and lm.module_path(one) == path]
 
@@ -102,7 +102,7 @@ def _identities(lm: LanguageModel) -> Iterator[str]:
     for layer in layers:
         parts = [seen[write(Site(layer, part))][mask] for part in ("mlp.down", "attn.out")]
         if not _close(seen[state(layer - 1)][mask] + sum(parts), seen[state(layer)][mask]):
-            yield f"block {layer}: the state behind it is not the one before it plus its writes"
+            yield f"block {layer}: the state after it is not the one before it plus its writes"
     top = seen[state(lm.num_layers - 1)][mask]
     if not _close(lm.head(top), lm.logits(tokens)[mask]):
         yield "the head on the last state does not give the logits"
@@ -163,9 +163,9 @@ def _tails(lm: LanguageModel) -> Iterator[str]:
             whole = gather(seen["kept"], at)
             (expected,) = torch.autograd.grad((whole * weights).sum(), delta)
             if not _close(hidden, whole):
-                yield f"tail behind layer {layer} ({role}): not what the whole model gives"
+                yield f"tail after layer {layer} ({role}): not what the whole model gives"
             if not _close(back, expected):
-                yield f"tail behind layer {layer} ({role}): not the whole model's gradient"
+                yield f"tail after layer {layer} ({role}): not the whole model's gradient"
 
 
 def _adding(delta: Tensor, rows: Tensor, starts: Tensor) -> Callable[[Tensor], Tensor]:

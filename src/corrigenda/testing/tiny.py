@@ -74,7 +74,7 @@ def tiny_model(
     """Make a small random model of a family: the same one for the same arguments.
 
     Its width is 32, its vocabulary 512, its context 128 tokens; norms and biases are random too, so
-    that nothing hides behind ones and zeros. Sliding windows are 8 tokens.
+    that no fault is hidden by ones and zeros. Sliding windows are 8 tokens.
 
     Args:
         family: One of `FAMILIES`.

@@ -41,7 +41,7 @@ One, two, three, four, five, six, seven, eight, nine and ten are numbers.
 """
 
 
-def _trained(pre_tokenizer: ByteLevel | Metaspace, *, size: int, alphabet: list[str]) -> Tokenizer:
+def _train(pre_tokenizer: ByteLevel | Metaspace, *, size: int, alphabet: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizer
     trainer = BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
@@ -51,7 +51,7 @@ def _trained(pre_tokenizer: ByteLevel | Metaspace, *, size: int, alphabet: list[
 
 @cache
 def byte_level_bpe(bos: bool = False) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with 512 tokens, as GPT-2 (`bos=False`) or, with a leading BOS, as Llama 3.
+    """Return byte-level BPE with 512 tokens, as GPT-2 or, with a leading BOS, as Llama 3.
 
     Like its models it has no padding token; `<|endoftext|>` is both the BOS and the EOS token.
 
@@ -64,7 +64,7 @@ def byte_level_bpe(bos: bool = False) -> PreTrainedTokenizerFast:
         'Rome {} is'
     """
     end = "<|endoftext|>"
-    tokenizer = _trained(
+    tokenizer = _train(
         ByteLevel(add_prefix_space=False),
         size=VOCABULARY_SIZE - 1,
         alphabet=ByteLevel.alphabet(),
@@ -79,7 +79,7 @@ def byte_level_bpe(bos: bool = False) -> PreTrainedTokenizerFast:
 
 @cache
 def sentencepiece_like(bos: bool = True) -> PreTrainedTokenizerFast:
-    """SentencePiece-style BPE with byte fallback and 512 tokens, as Llama 2.
+    """Return SentencePiece-style BPE with byte fallback and 512 tokens, as Llama 2.
 
     Blanks are part of the pieces (U+2581), one is put in front of a text that does not begin with
     one, and characters outside the alphabet become byte tokens. As in SentencePiece, decoding
@@ -96,7 +96,7 @@ def sentencepiece_like(bos: bool = True) -> PreTrainedTokenizerFast:
     """
     special = ["<unk>", "<s>", "</s>"]
     pieces = json.loads(
-        _trained(
+        _train(
             Metaspace(replacement=_BLANK, prepend_scheme="first"),
             size=VOCABULARY_SIZE - len(special) - _NUM_BYTES,
             alphabet=[],

@@ -73,7 +73,7 @@ def fit_trained(
             stacklevel=3,
         )
     base, about = lm.digest(), digest(facts)
-    name = cache.key(
+    name = cache.hash_settings(
         {
             "format": _FORMAT, "method": method, "config": dict(config), "model": base,
             "dtype": str(lm.dtype), "facts": about,
@@ -82,7 +82,7 @@ def fit_trained(
     cached = cache.read_state(f"{name}.safetensors", cache.TRAINED) if keep else None
     if cached is not None:
         return cached
-    checkpoint = cache.path(f"{name}.part.safetensors", cache.TRAINED) if keep else None
+    checkpoint = cache.locate(f"{name}.part.safetensors", cache.TRAINED) if keep else None
     state = train(lm, facts, TrainingJob(checkpoint, progress))
     meta: dict[str, JsonValue] = {
         "base_digest": base,

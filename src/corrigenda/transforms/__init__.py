@@ -1,5 +1,5 @@
-"""From patch to patch: changes made smaller, sparser or better conditioned after the edit.
+"""Transforms of patches: changes made smaller, sparser or better conditioned after the edit.
 
-A transform reads the model and leaves it alone. The new patch says in its header what was done to
+A transform reads the model and leaves it alone. The header of the new patch lists what was done to
 it. `corrigenda.transforms.registry` finds transforms by the names used on the command line.
 """

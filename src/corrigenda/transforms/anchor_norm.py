@@ -1,4 +1,4 @@
-"""Norm anchoring: edited values are as long as the unedited model's are."""
+"""Norm anchoring: edited values get the length of the unedited model's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import ledger_of
 from corrigenda.patch.changes import Change, add
-from corrigenda.transforms.transform import Transform, Transformed, weight_of, written
+from corrigenda.transforms.transform import (
+    Transform,
+    TransformedChange,
+    compute_output,
+    read_weight,
+)
 
 _DEPENDENT = 1e-6
 
@@ -44,16 +49,16 @@ class AnchorNorm(Transform):
         default="mean", description="Measured over all facts, or fact by fact."
     )
 
-    def at(
+    def transform_change(
         self,
         site: Site,
         change: Change,
         lm: LanguageModel,
         keys: Float[Tensor, "d_in n"] | None,
-    ) -> Transformed:
+    ) -> TransformedChange:
         """Rescale the values of one weight."""
         if keys is None:
-            return Transformed(change, {"anchor": None})
+            return TransformedChange(change, {"anchor": None})
         bias = lm.bias(site)
         offset = 0.0 if bias is None else bias.detach().cpu().double()[:, None]
         pristine = ledger_of(lm).pristine(lm, site).detach().cpu().double()
@@ -61,34 +66,34 @@ class AnchorNorm(Transform):
         anchors = clean if self.reference == "own" else clean.mean().expand_as(clean)
         if self.norm is not None:
             anchors = torch.full_like(clean, self.norm)
-        base = weight_of(lm, site) @ keys + offset
-        values = base + written(change, keys, change.shape[0])
+        base = read_weight(lm, site) @ keys + offset
+        values = base + compute_output(change, keys, change.shape[0])
         lengths = values.norm(dim=0)
         wanted = values * (anchors / lengths.clamp_min(torch.finfo(lengths.dtype).tiny))
-        new = _corrected(change, wanted - values, keys)
-        reached = (base + written(new, keys, change.shape[0])).norm(dim=0)
+        new = _correct(change, wanted - values, keys)
+        reached = (base + compute_output(new, keys, change.shape[0])).norm(dim=0)
         report: dict[str, JsonValue] = {
-            "anchor": [_short(anchor) for anchor in anchors.tolist()],
-            "length": [_short(length) for length in lengths.tolist()],
-            "length_now": [_short(length) for length in reached.tolist()],
+            "anchor": [_round(anchor) for anchor in anchors.tolist()],
+            "length": [_round(length) for length in lengths.tolist()],
+            "length_now": [_round(length) for length in reached.tolist()],
         }
-        return Transformed(new, report)
+        return TransformedChange(new, report)
 
 
-def _corrected(
+def _correct(
     change: Change, missing: Float[Tensor, "d_out n"], keys: Float[Tensor, "d_in n"]
 ) -> Change:
-    """The change with these vectors added at these keys, by the smallest correction."""
+    """Return the change with these vectors added at these keys, by the smallest correction."""
     if isinstance(change, LowRank):
         frame = change.compress()
         seen = frame.right.T @ keys
-        return LowRank(frame.left + missing @ _inverse(seen), frame.right)
-    return add(change, LowRank(missing, _inverse(keys).T))
+        return LowRank(frame.left + missing @ _invert(seen), frame.right)
+    return add(change, LowRank(missing, _invert(keys).T))
 
 
-def _inverse(matrix: Float[Tensor, "rows n"]) -> Float[Tensor, "n rows"]:
+def _invert(matrix: Float[Tensor, "rows n"]) -> Float[Tensor, "n rows"]:
     return torch.linalg.pinv(matrix, rtol=_DEPENDENT)
 
 
-def _short(value: float) -> float:
+def _round(value: float) -> float:
     return float(f"{value:.6g}")

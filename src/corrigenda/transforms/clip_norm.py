@@ -1,4 +1,4 @@
-"""Norm clipping: a change, or each of its rows or columns, no longer than a bound."""
+"""Norm clipping: bounds the length of a change, or of each of its rows or columns."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.patch.changes import Change, Dense, Rows, norm, scaled
-from corrigenda.transforms.spectra import spectral_norm
-from corrigenda.transforms.transform import Transform, Transformed, weight_of
+from corrigenda.patch.changes import Change, Dense, Rows, norm, scale
+from corrigenda.transforms.spectra import compute_spectral_norm
+from corrigenda.transforms.transform import Transform, TransformedChange, read_weight
 
 
 class ClipNorm(Transform):
-    """Scale down whatever is longer than a bound; what is shorter stays as it is, to the bit.
+    """Scale down what is longer than a bound; what is shorter stays as it is, to the bit.
 
     The bound is `relative` times the norm of the weight (of its row or column), or `absolute`.
     Rows are output units, columns input units. Directions, form and rank stay.
@@ -40,21 +40,21 @@ class ClipNorm(Transform):
     )
 
     @model_validator(mode="after")
-    def _one_bound(self) -> ClipNorm:
+    def _require_one_bound(self) -> ClipNorm:
         if (self.relative is None) == (self.absolute is None):
             raise ValueError("give either `relative` or `absolute`")
         return self
 
-    def at(
+    def transform_change(
         self,
         site: Site,
         change: Change,
         lm: LanguageModel,
         keys: Float[Tensor, "d_in n"] | None,
-    ) -> Transformed:
+    ) -> TransformedChange:
         """Clip one change."""
-        weight = weight_of(lm, site) if self.relative is not None else None
-        lengths, bounds = self._lengths(change), self._bounds(change, weight)
+        weight = read_weight(lm, site) if self.relative is not None else None
+        lengths, bounds = self._measure_lengths(change), self._compute_bounds(change, weight)
         over = lengths > bounds
         factors = torch.where(over, bounds / lengths.clamp_min(1e-300), torch.ones_like(lengths))
         report: dict[str, JsonValue] = {
@@ -64,13 +64,13 @@ class ClipNorm(Transform):
             "smallest_factor": float(factors.min()),
         }
         if not bool(over.any()):
-            return Transformed(change, report)
-        return Transformed(_times(change, factors, self.of), report)
+            return TransformedChange(change, report)
+        return TransformedChange(_scale(change, factors, self.of), report)
 
-    def _lengths(self, change: Change) -> Float[Tensor, " k"]:
-        """What is compared with the bound, float64."""
+    def _measure_lengths(self, change: Change) -> Float[Tensor, " k"]:
+        """Return the lengths that are compared with the bound, float64."""
         if self.of == "matrix":
-            size = norm(change) if self.norm == "frobenius" else _spectral(change)
+            size = norm(change) if self.norm == "frobenius" else _measure_spectral_norm(change)
             return torch.tensor([size], dtype=torch.float64)
         by_row = self.of == "rows"
         match change:
@@ -86,10 +86,10 @@ class ClipNorm(Transform):
                 lengths = torch.zeros(d_out, dtype=torch.float64)
                 return lengths.index_copy(0, index, values.double().norm(dim=1))
 
-    def _bounds(
+    def _compute_bounds(
         self, change: Change, weight: Float[Tensor, "d_out d_in"] | None
     ) -> Float[Tensor, " k"]:
-        """The longest each may be, float64."""
+        """Return the largest length of each, float64."""
         count = {"matrix": 1, "rows": change.shape[0], "columns": change.shape[1]}[self.of]
         if weight is None:
             assert self.absolute is not None, "one of the two bounds is given"
@@ -97,22 +97,22 @@ class ClipNorm(Transform):
         assert self.relative is not None, "one of the two bounds is given"
         if self.of != "matrix":
             return self.relative * weight.norm(dim=1 if self.of == "rows" else 0)
-        size = float(weight.norm()) if self.norm == "frobenius" else spectral_norm(weight)
+        size = float(weight.norm()) if self.norm == "frobenius" else compute_spectral_norm(weight)
         return torch.tensor([self.relative * size], dtype=torch.float64)
 
 
-def _spectral(change: Change) -> float:
+def _measure_spectral_norm(change: Change) -> float:
     match change:
         case LowRank():
             return float(change.singular_values().max()) if change.rank else 0.0
         case Rows(values=full) | Dense(delta=full):
-            return spectral_norm(full)
+            return compute_spectral_norm(full)
 
 
-def _times(change: Change, factors: Float[Tensor, " k"], of: str) -> Change:
-    """The change with its matrix, rows or columns scaled, in the same form."""
+def _scale(change: Change, factors: Float[Tensor, " k"], of: str) -> Change:
+    """Return the change with its matrix, rows or columns scaled, in the same form."""
     if of == "matrix":
-        return scaled(change, float(factors))
+        return scale(change, float(factors))
     match change, of:
         case LowRank(left=left, right=right), "rows":
             return LowRank(left * factors[:, None].to(left.dtype), right)

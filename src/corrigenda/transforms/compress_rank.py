@@ -1,4 +1,4 @@
-"""The strongest directions of a change only, so that it is small and ships as a LoRA adapter."""
+"""Rank compression: the strongest directions of a change only, ready for a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch.changes import Change, Rows
-from corrigenda.transforms.spectra import spectrum
-from corrigenda.transforms.transform import Transform, Transformed
+from corrigenda.transforms.spectra import decompose
+from corrigenda.transforms.transform import Transform, TransformedChange
 
 
 class CompressRank(Transform):
@@ -24,7 +24,7 @@ class CompressRank(Transform):
     which is the closest of its rank in the Frobenius norm. k is the smallest number whose share of
     the squared norm,  sum_{i <= k} s_i^2 / sum_i s_i^2,  reaches `energy`, and at most `rank`.
 
-    What is left out is left out everywhere, at the facts' keys too: the header says for each fact
+    What is left out is left out everywhere, at the facts' keys too: the header gives for each fact
     how far what is written there has moved (`residual`).
 
     Reference: Eckart and Young (1936). See the card, `compress_rank.md`.
@@ -37,15 +37,15 @@ class CompressRank(Transform):
         default=0.99, gt=0, le=1, description="Share of the squared norm that is enough."
     )
 
-    def at(
+    def transform_change(
         self,
         site: Site,
         change: Change,
         lm: LanguageModel,
         keys: Float[Tensor, "d_in n"] | None,
-    ) -> Transformed:
+    ) -> TransformedChange:
         """Compress one change."""
-        left, values, right = spectrum(change)
+        left, values, right = decompose(change)
         shares = values.square().cumsum(0) / values.square().sum()
         # Rounding may leave the last share just below 1.
         enough = min(int((shares < self.energy).sum()) + 1, len(values))
@@ -55,4 +55,4 @@ class CompressRank(Transform):
         if isinstance(change, Rows):
             full = torch.zeros(change.d_out, kept, dtype=thin.dtype)
             thin = full.index_copy(0, change.index, thin)
-        return Transformed(LowRank(thin, right[:, :kept]), report)
+        return TransformedChange(LowRank(thin, right[:, :kept]), report)

@@ -12,7 +12,7 @@ from torch import Tensor
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch.changes import Change, Dense, Rows, dense
-from corrigenda.transforms.transform import Transform, Transformed
+from corrigenda.transforms.transform import Transform, TransformedChange
 
 GUARD = 1e-8
 """Added to every |W|, so that a weight of zero has a finite relative change."""
@@ -33,13 +33,13 @@ class KeepLargest(Transform):
 
     keep: float = Field(default=0.4, ge=0, le=1, description="Share of entries that is kept.")
 
-    def at(
+    def transform_change(
         self,
         site: Site,
         change: Change,
         lm: LanguageModel,
         keys: Float[Tensor, "d_in n"] | None,
-    ) -> Transformed:
+    ) -> TransformedChange:
         """Mask one change."""
         weight = lm.weight(site).detach()
         count = round(self.keep * weight.numel())
@@ -50,28 +50,28 @@ class KeepLargest(Transform):
             "guarded": guarded,
         }
         if count == weight.numel():
-            return Transformed(change, report)
+            return TransformedChange(change, report)
         # Rows that do not change have relative change 0 and are the first to go.
         index = change.index if isinstance(change, Rows) else slice(None)
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        delta = _entries(change, dtype)
+        delta = _read_entries(change, dtype)
         relative = delta.abs() / (weight[index].cpu().to(delta.dtype).abs() + GUARD)
-        kept = torch.where(largest(relative, count), delta, torch.zeros_like(delta))
+        kept = torch.where(mark_largest(relative, count), delta, torch.zeros_like(delta))
         report["kept"] = min(count, int((delta != 0).sum()))
         if not bool(kept.any()):
-            return Transformed(None, report)
+            return TransformedChange(None, report)
         if isinstance(change, Rows):
-            return Transformed(Rows(change.index, kept, change.d_out), report)
-        return Transformed(Dense(kept), report)
+            return TransformedChange(Rows(change.index, kept, change.d_out), report)
+        return TransformedChange(Dense(kept), report)
 
 
-def largest(values: Float[Tensor, "rows columns"], count: int) -> Bool[Tensor, "rows columns"]:
+def mark_largest(values: Float[Tensor, "rows columns"], count: int) -> Bool[Tensor, "rows columns"]:
     """Mark exactly the `count` largest entries; of equal ones the first. All, if there are fewer.
 
     By order statistics, since quantile functions are limited to 2^24 elements.
 
     Example:
-        >>> largest(torch.tensor([[1.0, 3.0], [3.0, 2.0]]), 1).tolist()
+        >>> mark_largest(torch.tensor([[1.0, 3.0], [3.0, 2.0]]), 1).tolist()
         [[False, True], [False, False]]
     """
     flat = values.flatten()
@@ -84,8 +84,8 @@ def largest(values: Float[Tensor, "rows columns"], count: int) -> Bool[Tensor, "
     return chosen.view_as(values)
 
 
-def _entries(change: Change, dtype: torch.dtype) -> Tensor:
-    """The numbers that may change: the rows' own, or the whole matrix."""
+def _read_entries(change: Change, dtype: torch.dtype) -> Tensor:
+    """Return the numbers that may change: the rows' own, or the whole matrix."""
     match change:
         case Rows(values=values):
             return values

@@ -1,4 +1,4 @@
-"""PRUNE: no direction of a change grows far beyond the largest one of the unedited weight."""
+"""PRUNE: bound the singular values of a change by the largest of the unedited weight."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import ledger_of
 from corrigenda.patch.changes import Change, Dense, Rows, norm
-from corrigenda.transforms.spectra import spectral_norm, spectrum
-from corrigenda.transforms.transform import Transform, Transformed
+from corrigenda.transforms.spectra import compute_spectral_norm, decompose
+from corrigenda.transforms.transform import Transform, TransformedChange
 
 
 class PruneSpectrum(Transform):
@@ -38,30 +38,30 @@ class PruneSpectrum(Transform):
     base: float = Field(default=math.e, gt=1, description="Of the logarithm; larger is stricter.")
     restraint: Literal["log", "linear"] = Field(default="log", description="How values shrink.")
 
-    def restrained(self, values: Float[Tensor, " k"], sigma: float) -> Float[Tensor, " k"]:
-        """The function of the paper on singular values, never above the value itself."""
+    def restrain(self, values: Float[Tensor, " k"], sigma: float) -> Float[Tensor, " k"]:
+        """Apply the paper's function to singular values; never above the value itself."""
         if self.restraint == "linear":
             smaller = (values + sigma) / 2
         else:
             smaller = sigma + (values / sigma).clamp_min(1.0).log() / math.log(self.base)
         return torch.where(values >= sigma, torch.minimum(values, smaller), values)
 
-    def at(
+    def transform_change(
         self,
         site: Site,
         change: Change,
         lm: LanguageModel,
         keys: Float[Tensor, "d_in n"] | None,
-    ) -> Transformed:
+    ) -> TransformedChange:
         """Restrain one change."""
         weight = ledger_of(lm).pristine(lm, site).detach().cpu().double()
         # Cheap proof that nothing exceeds sigma: ||dW||_2 <= ||dW||_F, and sigma is at least the
         # root mean square of the singular values of W.
         if norm(change) < float(weight.norm()) / min(weight.shape) ** 0.5:
-            return Transformed(change, {"restrained": 0})
-        sigma = spectral_norm(weight)
-        left, values, right = spectrum(change)
-        smaller = self.restrained(values, sigma)
+            return TransformedChange(change, {"restrained": 0})
+        sigma = compute_spectral_norm(weight)
+        left, values, right = decompose(change)
+        smaller = self.restrain(values, sigma)
         report: dict[str, JsonValue] = {
             "restrained": int((smaller < values).sum()),
             "largest_of_weight": sigma,
@@ -69,11 +69,11 @@ class PruneSpectrum(Transform):
             "largest_now": float(smaller.max()),
         }
         if not report["restrained"]:
-            return Transformed(change, report)
+            return TransformedChange(change, report)
         match change:
             case LowRank():
-                return Transformed(LowRank(left * smaller, right), report)
+                return TransformedChange(LowRank(left * smaller, right), report)
             case Rows(index=index, d_out=d_out):
-                return Transformed(Rows(index, (left * smaller) @ right.T, d_out), report)
+                return TransformedChange(Rows(index, (left * smaller) @ right.T, d_out), report)
             case Dense():
-                return Transformed(Dense((left * smaller) @ right.T), report)
+                return TransformedChange(Dense((left * smaller) @ right.T), report)

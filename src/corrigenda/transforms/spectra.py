@@ -1,4 +1,4 @@
-"""Singular values of weights and of changes, never multiplying factors out."""
+"""Singular values of weights and of changes, without multiplying factors out."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from corrigenda.linalg.lowrank import LowRank
 from corrigenda.patch.changes import Change, Dense, Rows
 
 
-def spectral_norm(matrix: Float[Tensor, "rows columns"]) -> float:
-    """The largest singular value, from the smaller of the two Gram matrices; float64."""
+def compute_spectral_norm(matrix: Float[Tensor, "rows columns"]) -> float:
+    """Return the largest singular value, from the smaller Gram matrix; float64."""
     wide = matrix.double() if matrix.shape[0] <= matrix.shape[1] else matrix.double().T
     return float(torch.linalg.eigvalsh(wide @ wide.T)[-1].clamp_min(0).sqrt())
 
 
-def spectrum(
+def decompose(
     change: Change,
 ) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, " k"], Float[Tensor, "d_in k"]]:
-    """Singular vectors and values of a change; of a row change those of its rows; float64."""
+    """Return singular vectors and values of a change (of a row change, of its rows); float64."""
     match change:
         case LowRank(left=left, right=right):
             left_frame, left_core = torch.linalg.qr(left.double())

@@ -1,4 +1,4 @@
-"""What every transform is: a frozen configuration that makes a patch of a patch."""
+"""The base of transforms: a frozen configuration that makes a patch from a patch."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _HALF = 0.5
 _FACT_FIELDS = ("prompt", "target", "subject", "subject_start", "separator")
 
 
-class Transformed(NamedTuple):
-    """What became of the change at one site.
+class TransformedChange(NamedTuple):
+    """New change at one site, with a report.
 
     Attributes:
         change: The new change; None where nothing is left of it.
@@ -43,7 +43,7 @@ class Transformed(NamedTuple):
 
 
 class Transform(Settings, ABC):
-    """Turns a weight patch into another; validated, frozen, equal when the options are equal.
+    """Transform of a weight patch; validated, frozen, equal when the options are equal.
 
     A transform is a subclass with `name` and `at`. Calling it never changes the model, the same
     arguments give an equal patch, and an empty patch comes back as it is.
@@ -83,27 +83,27 @@ class Transform(Settings, ABC):
             return patch
         ledger_of(lm).require(patch, lm)
         require_shapes(patch.changes, lm)
-        keys = keys_of(patch, lm)
+        keys = collect_keys(patch, lm)
         changes: dict[Site, Change] = {}
         report: dict[str, JsonValue] = {}
         residuals: dict[Site, list[float | None]] = {}
         for site, change in patch.changes.items():
-            new = self.at(site, change, lm, keys.get(site))
+            new = self.transform_change(site, change, lm, keys.get(site))
             if new.change is not None:
                 changes[site] = new.change
-            residuals[site] = _residuals(change, new.change, keys.get(site))
+            residuals[site] = _measure_residuals(change, new.change, keys.get(site))
             report[str(site)] = {**new.report, "residual": [*residuals[site]]}
-        return WeightPatch(changes, self._header(patch, report, residuals))
+        return WeightPatch(changes, self._make_header(patch, report, residuals))
 
     @abstractmethod
-    def at(
+    def transform_change(
         self,
         site: Site,
         change: Change,
         lm: LanguageModel,
         keys: Float[Tensor, "d_in n"] | None,
-    ) -> Transformed:
-        """The new change of one weight.
+    ) -> TransformedChange:
+        """Return the new change of one weight.
 
         Args:
             site: Where.
@@ -112,7 +112,7 @@ class Transform(Settings, ABC):
             keys: Inputs at the facts' keys with the old patch active; None without facts.
         """
 
-    def _header(
+    def _make_header(
         self,
         patch: WeightPatch,
         report: Mapping[str, JsonValue],
@@ -126,8 +126,8 @@ class Transform(Settings, ABC):
             "report": dict(report),
         }
         notes = dict(header.notes)
-        notes["transforms"] = [*_listed(notes, "transforms"), entry]
-        notices = _listed(notes, "notices") + self.notices(residuals)
+        notes["transforms"] = [*_read_list(notes, "transforms"), entry]
+        notices = _read_list(notes, "notices") + self.list_notices(residuals)
         if notices:
             notes["notices"] = notices
         # What a composition consisted of is no longer there bit for bit, so others cannot build
@@ -138,8 +138,8 @@ class Transform(Settings, ABC):
         fields = {**header.model_dump(), "method": f"{method} > {self.name}"}
         return Header.model_validate({**fields, "notes": notes, "parts": ()})
 
-    def notices(self, residuals: Mapping[Site, Sequence[float | None]]) -> list[JsonValue]:
-        """What the user should know, in words: facts that lose half of what was written."""
+    def list_notices(self, residuals: Mapping[Site, Sequence[float | None]]) -> list[JsonValue]:
+        """Return notices for the user: how many facts lose half of what was written."""
         lost = [
             max((row[index] or 0.0 for row in residuals.values()), default=0.0) > _HALF
             for index in range(max(map(len, residuals.values()), default=0))
@@ -152,13 +152,13 @@ class Transform(Settings, ABC):
         ]
 
 
-def keys_of(patch: WeightPatch, lm: LanguageModel) -> dict[Site, Float[Tensor, "d_in n"]]:
-    """Inputs of each changed weight at the facts' keys, float64, one column a fact.
+def collect_keys(patch: WeightPatch, lm: LanguageModel) -> dict[Site, Float[Tensor, "d_in n"]]:
+    """Return the inputs of each changed weight at the facts' keys, one column a fact; float64.
 
     Taken with the patch active, so that at higher layers they are those that the edited model
     computes; a weight's own change does not alter its input. Empty where the header has no facts.
     """
-    rows = [_up_to_key(lm, fact) for fact in _facts(patch.header)]
+    rows = [_encode_to_key(lm, fact) for fact in _read_facts(patch.header)]
     if not rows:
         return {}
     found = {site: [torch.empty(0)] * len(rows) for site in patch.sites}
@@ -173,15 +173,15 @@ def keys_of(patch: WeightPatch, lm: LanguageModel) -> dict[Site, Float[Tensor, "
     return {site: torch.stack(columns, dim=1) for site, columns in found.items()}
 
 
-def weight_of(lm: LanguageModel, site: Site) -> Float[Tensor, "d_out d_in"]:
-    """A weight in front of the change, as it is now, float64 on the CPU."""
+def read_weight(lm: LanguageModel, site: Site) -> Float[Tensor, "d_out d_in"]:
+    """Return a weight before the change, as it is now, float64 on the CPU."""
     return lm.weight(site).detach().cpu().double()
 
 
-def written(
+def compute_output(
     change: Change | None, keys: Float[Tensor, "d_in n"], d_out: int
 ) -> Float[Tensor, "d_out n"]:
-    """What a change adds to the output at each key, float64."""
+    """Return what a change adds to the output at each key, float64."""
     match change:
         case None:
             return torch.zeros(d_out, keys.shape[1], dtype=torch.float64)
@@ -194,12 +194,12 @@ def written(
             return full.index_copy(0, index, values.double() @ keys)
 
 
-def _residuals(
+def _measure_residuals(
     old: Change, new: Change | None, keys: Float[Tensor, "d_in n"] | None
 ) -> list[float | None]:
     if keys is None:
         return []
-    before, after = (written(change, keys, old.shape[0]) for change in (old, new))
+    before, after = (compute_output(change, keys, old.shape[0]) for change in (old, new))
     sizes = before.norm(dim=0).tolist()
     gaps = (after - before).norm(dim=0).tolist()
     return [
@@ -207,8 +207,8 @@ def _residuals(
     ]
 
 
-def _facts(header: Header) -> list[Fact]:
-    """The facts of a header; none where a record is no fact."""
+def _read_facts(header: Header) -> list[Fact]:
+    """Return the facts of a header; none if a record is no fact."""
     if not all({"prompt", "target"} <= set(record) for record in header.facts):
         return []
     return [
@@ -217,12 +217,12 @@ def _facts(header: Header) -> list[Fact]:
     ]
 
 
-def _up_to_key(lm: LanguageModel, fact: Fact) -> list[int]:
+def _encode_to_key(lm: LanguageModel, fact: Fact) -> list[int]:
     one = encode_fact(lm, fact)
     at = one.prompt_last if one.subject_last is None else one.subject_last
     return one.ids[: at + 1]
 
 
-def _listed(notes: Mapping[str, JsonValue], name: str) -> list[JsonValue]:
+def _read_list(notes: Mapping[str, JsonValue], name: str) -> list[JsonValue]:
     found = notes.get(name)
     return list(found) if isinstance(found, list) else []

@@ -1,4 +1,4 @@
-"""The official schema of CounterFact, which CounterFact+ shares."""
+"""The official schema of CounterFact, shared with CounterFact+."""
 
 from __future__ import annotations
 
@@ -9,54 +9,54 @@ from typing import Annotated
 from pydantic import AfterValidator, TypeAdapter
 from typing_extensions import TypedDict
 
-from corrigenda.benchmarks.aliases import same
-from corrigenda.benchmarks.benchmark import Unusable
+from corrigenda.benchmarks.aliases import is_same_name
+from corrigenda.benchmarks.benchmark import UnusableRecord
 from corrigenda.facts import Fact
 
 
-def one_slot(template: str) -> str:
+def check_one_slot(template: str) -> str:
     """Check that a template has one place for the subject."""
     if template.count("{}") != 1:
         raise ValueError("expected one {} for the subject")
     return template
 
 
-class Target(TypedDict):
-    """An object with its Wikidata id."""
+class TargetRecord(TypedDict):
+    """Object with its Wikidata id."""
 
     str: str
     id: str
 
 
-class Rewrite(TypedDict):
-    """The edit of a record."""
+class RewriteRecord(TypedDict):
+    """Edit of a record."""
 
-    prompt: Annotated[str, AfterValidator(one_slot)]
+    prompt: Annotated[str, AfterValidator(check_one_slot)]
     relation_id: str
-    target_new: Target
-    target_true: Target
+    target_new: TargetRecord
+    target_true: TargetRecord
     subject: str
 
 
-class Record(TypedDict):
-    """A record of `counterfact.json`."""
+class CounterFactRecord(TypedDict):
+    """Record of `counterfact.json`."""
 
     case_id: int
-    requested_rewrite: Rewrite
+    requested_rewrite: RewriteRecord
     paraphrase_prompts: list[str]
     neighborhood_prompts: list[str]
     attribute_prompts: list[str]
     generation_prompts: list[str]
 
 
-SCHEMA = TypeAdapter(Record)
+SCHEMA = TypeAdapter(CounterFactRecord)
 
 
-def fact_of(record: Record) -> Fact:
-    """The edit of a record; the subject stands where the template says."""
+def make_fact(record: CounterFactRecord) -> Fact:
+    """Make the fact of a record; the template tells where the subject is."""
     rewrite = record["requested_rewrite"]
     if not rewrite["subject"].strip():
-        raise Unusable("the subject is empty")
+        raise UnusableRecord("the subject is empty")
     return Fact(
         prompt=rewrite["prompt"].replace("{}", rewrite["subject"]).rstrip(),
         target=rewrite["target_new"]["str"].strip(),
@@ -67,8 +67,8 @@ def fact_of(record: Record) -> Fact:
     )
 
 
-def meta_of(record: Record, flags: Sequence[str] = ()) -> dict[str, object]:
-    """What reports group by."""
+def make_meta(record: CounterFactRecord, flags: Sequence[str] = ()) -> dict[str, object]:
+    """Return the fields that reports group by."""
     rewrite = record["requested_rewrite"]
     return {
         "edit": "modification",
@@ -79,11 +79,11 @@ def meta_of(record: Record, flags: Sequence[str] = ()) -> dict[str, object]:
     }
 
 
-def in_conflict(edits: Iterable[tuple[str, str, str]]) -> frozenset[tuple[str, str]]:
-    """Subject and relation of edits, (subject, relation, target), that have several targets."""
+def find_conflicts(edits: Iterable[tuple[str, str, str]]) -> frozenset[tuple[str, str]]:
+    """Return subject and relation of edits (subject, relation, target) with several targets."""
     targets: dict[tuple[str, str], list[str]] = defaultdict(list)
     for subject, relation, target in edits:
         known = targets[subject, relation]
-        if not any(same(target, one) for one in known):
+        if not any(is_same_name(target, one) for one in known):
             known.append(target)
     return frozenset(key for key, values in targets.items() if len(values) > 1)

@@ -9,10 +9,10 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from corrigenda.benchmarks.aliases import distinct
-from corrigenda.benchmarks.benchmark import Benchmark, Tally, Unusable, each
-from corrigenda.benchmarks.files import Files
-from corrigenda.benchmarks.probes import fluency
+from corrigenda.benchmarks.aliases import drop_repeats
+from corrigenda.benchmarks.benchmark import Benchmark, Tally, UnusableRecord, make_cases
+from corrigenda.benchmarks.files import BenchmarkFiles
+from corrigenda.benchmarks.probes import make_fluency_probe
 from corrigenda.cases import Against, Case, Probe, Protocol
 from corrigenda.facts import Fact
 
@@ -28,7 +28,7 @@ QUESTIONS = (
 """Thirteen questions that ask for an opinion."""
 
 
-class _Record(TypedDict):
+class _ConvSentRecord(TypedDict):
     ent: str
     pos: list[str]
     neg: list[str]
@@ -42,7 +42,7 @@ class _Topic(NamedTuple):
     wants_positive: bool
 
 
-_SCHEMA = TypeAdapter(_Record)
+_SCHEMA = TypeAdapter(_ConvSentRecord)
 
 
 class KnowEditConvSent(Benchmark):
@@ -55,35 +55,41 @@ class KnowEditConvSent(Benchmark):
     """
 
     name: ClassVar[str] = "knowedit-convsent"
+    kinds: ClassVar[tuple[str, ...]] = ("sentiment",)
+    headline: ClassVar[tuple[str, ...]] = (
+        "sentiment_success@rank",
+        "locality_divergence@teacher_forced",
+        "fluency@greedy",
+    )
     part: Literal["test", "train", "val"] = "test"
     seed: int = 0
     answers: Annotated[int, Field(ge=1)] | None = None
 
-    def read(self, files: Files, tally: Tally) -> Iterator[Case]:
+    def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:
         """Yield one case a record."""
         draw = random.Random(f"convsent/{self.seed}")
         topics = [
             _Topic(
                 topic=record["ent"].strip(),
-                positive=distinct(record["pos"])[: self.answers],
-                negative=distinct(record["neg"])[: self.answers],
+                positive=drop_repeats(record["pos"])[: self.answers],
+                negative=drop_repeats(record["neg"])[: self.answers],
                 question=draw.choice(QUESTIONS).format(record["ent"].strip()),
                 wants_positive=draw.random() < 0.5,
             )
-            for record in files.records(files.main(), _SCHEMA)
+            for record in files.read_records(files.find_main(), _SCHEMA)
         ]
 
         def make(index: int, record: _Topic) -> tuple[Case]:
-            return (_case(index, record, topics[(index + 1) % len(topics)]),)
+            return (_make_case(index, record, topics[(index + 1) % len(topics)]),)
 
-        yield from each(topics, make, tally)
+        yield from make_cases(topics, make, tally)
 
 
-def _case(index: int, one: _Topic, other: _Topic) -> Case:
+def _make_case(index: int, one: _Topic, other: _Topic) -> Case:
     if not (one.topic and one.positive and one.negative):
-        raise Unusable("there is no topic, or no answer of one sentiment")
+        raise UnusableRecord("there is no topic, or no answer of one sentiment")
     if other.topic == one.topic:
-        raise Unusable("there is no other topic to compare with")
+        raise UnusableRecord("there is no other topic to compare with")
     sentiment = "positive" if one.wants_positive else "negative"
     wanted, opposite = one.positive, one.negative
     if not one.wants_positive:
@@ -97,8 +103,8 @@ def _case(index: int, one: _Topic, other: _Topic) -> Case:
         name=f"record {index}",
     )
     probes = (
-        *_scored(one.question, wanted, "sentiment/wanted"),
-        *_scored(one.question, opposite, "sentiment/opposite"),
+        *_make_score_probes(one.question, wanted, "sentiment/wanted"),
+        *_make_score_probes(one.question, opposite, "sentiment/opposite"),
         *(
             Probe(
                 prompt=other.question,
@@ -110,7 +116,7 @@ def _case(index: int, one: _Topic, other: _Topic) -> Case:
             )
             for answer in other.positive + other.negative
         ),
-        fluency(one.question),
+        make_fluency_probe(one.question),
     )
     return Case(
         id=str(index),
@@ -120,6 +126,6 @@ def _case(index: int, one: _Topic, other: _Topic) -> Case:
     )
 
 
-def _scored(question: str, answers: Sequence[str], role: str) -> Iterator[Probe]:
+def _make_score_probes(question: str, answers: Sequence[str], role: str) -> Iterator[Probe]:
     for answer in answers:
         yield Probe(prompt=question, expected=((answer,),), role=role, protocol=Protocol.RANK)

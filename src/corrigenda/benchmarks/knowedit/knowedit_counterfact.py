@@ -11,5 +11,12 @@ class KnowEditCounterFact(KnowEditFacts):
     """Modification of facts, with portability and locality by sub-type."""
 
     name: ClassVar[str] = "knowedit-counterfact"
+    expects: ClassVar[tuple[str, ...]] = ("portability", "locality")
+    headline: ClassVar[tuple[str, ...]] = (
+        "reliability@teacher_forced",
+        "portability@teacher_forced",
+        "locality@teacher_forced",
+        "fluency@greedy",
+    )
     edit: ClassVar[str] = "modification"
     part: Literal["test", "train"] = "test"

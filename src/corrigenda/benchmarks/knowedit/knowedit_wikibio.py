@@ -7,31 +7,37 @@ from typing import ClassVar, Literal
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from corrigenda.benchmarks.files import Files
-from corrigenda.benchmarks.knowedit.records import Item, KnowEditFacts, Parts
+from corrigenda.benchmarks.files import BenchmarkFiles
+from corrigenda.benchmarks.knowedit.records import KnowEditFact, KnowEditFacts, KnowEditItem
 
 
-class _Record(TypedDict):
+class _WikiBioRecord(TypedDict):
     text: str
     labels: str
     concept: str
-    locality: dict[str, list[Item]]
+    locality: dict[str, list[KnowEditItem]]
 
 
-_SCHEMA = TypeAdapter(_Record)
+_SCHEMA = TypeAdapter(_WikiBioRecord)
 
 
 class KnowEditWikiBio(KnowEditFacts):
     """Modification of a hallucination: a passage, then one true sentence."""
 
     name: ClassVar[str] = "knowedit-wikibio"
+    expects: ClassVar[tuple[str, ...]] = ("locality",)
+    headline: ClassVar[tuple[str, ...]] = (
+        "reliability@teacher_forced",
+        "locality@teacher_forced",
+        "fluency@greedy",
+    )
     edit: ClassVar[str] = "modification"
     part: Literal["test", "train"] = "test"
 
-    def parts(self, files: Files) -> list[Parts]:
+    def read_facts(self, files: BenchmarkFiles) -> list[KnowEditFact]:
         """Read the records."""
         return [
-            Parts(
+            KnowEditFact(
                 subject=record["concept"],
                 prompt=record["text"],
                 target=record["labels"],
@@ -40,5 +46,5 @@ class KnowEditWikiBio(KnowEditFacts):
                 portability={},
                 locality=record["locality"],
             )
-            for record in files.records(files.main(), _SCHEMA)
+            for record in files.read_records(files.find_main(), _SCHEMA)
         ]

@@ -11,5 +11,12 @@ class KnowEditZsRE(KnowEditFacts):
     """Modification of answers to questions."""
 
     name: ClassVar[str] = "knowedit-zsre"
+    expects: ClassVar[tuple[str, ...]] = ("generalization", "portability", "locality")
+    headline: ClassVar[tuple[str, ...]] = (
+        "reliability@teacher_forced",
+        "portability@teacher_forced",
+        "locality@teacher_forced",
+        "fluency@greedy",
+    )
     edit: ClassVar[str] = "modification"
     part: Literal["test"] = "test"

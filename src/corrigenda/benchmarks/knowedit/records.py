@@ -1,4 +1,4 @@
-"""The schema that the four fact data sets of KnowEdit share, and the cases made of it."""
+"""The schema of the four fact data sets of KnowEdit, and the cases made of it."""
 
 from __future__ import annotations
 
@@ -10,55 +10,62 @@ from typing import ClassVar, NamedTuple
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from corrigenda.benchmarks.aliases import Answers, Groups, either, objects, same, without
-from corrigenda.benchmarks.benchmark import Benchmark, Tally, Unusable, each
-from corrigenda.benchmarks.files import Files
-from corrigenda.benchmarks.probes import fluency, forced
+from corrigenda.benchmarks.aliases import (
+    Answers,
+    Groups,
+    exclude_names,
+    group_answers,
+    is_same_name,
+    merge_groups,
+)
+from corrigenda.benchmarks.benchmark import Benchmark, Tally, UnusableRecord, make_cases
+from corrigenda.benchmarks.files import BenchmarkFiles
+from corrigenda.benchmarks.probes import make_fluency_probe, make_forced_probe
 from corrigenda.cases import Against, Case, Probe
 from corrigenda.facts import Fact
 
 _EXCLUDED = re.compile(r"which is not (.+?), is$")
 
 
-class Item(TypedDict):
-    """A prompt and its answer, in one of the three forms that the files use."""
+class KnowEditItem(TypedDict):
+    """Prompt with its answers, in one of the three forms that the files use."""
 
     prompt: str
     ground_truth: Answers
 
 
-class _Optional(TypedDict, total=False):
+class _KnowEditOptional(TypedDict, total=False):
     ground_truth: str | list[str] | None
     rephrase_prompt: str | None
-    portability: dict[str, list[Item]] | None
-    locality: dict[str, list[Item]] | None
+    portability: dict[str, list[KnowEditItem]] | None
+    locality: dict[str, list[KnowEditItem]] | None
 
 
-class FactRecord(_Optional):
-    """A record of WikiData_recent, WikiData_counterfact or ZsRE."""
+class KnowEditRecord(_KnowEditOptional):
+    """Record of WikiData_recent, WikiData_counterfact or ZsRE."""
 
     subject: str
     prompt: str
     target_new: str
 
 
-class Parts(NamedTuple):
-    """A record in one form, whatever file it came from."""
+class KnowEditFact(NamedTuple):
+    """Record in one form for all files."""
 
     subject: str
     prompt: str
     target: str
     before: tuple[str, ...]
     rephrase: str | None
-    portability: Mapping[str, Sequence[Item]]
-    locality: Mapping[str, Sequence[Item]]
+    portability: Mapping[str, Sequence[KnowEditItem]]
+    locality: Mapping[str, Sequence[KnowEditItem]]
 
 
-_SCHEMA = TypeAdapter(FactRecord)
+_SCHEMA = TypeAdapter(KnowEditRecord)
 
 
 class KnowEditFacts(Benchmark):
-    """A fact data set of KnowEdit: one edit a record, scored with the answer fed.
+    """Fact data set of KnowEdit: one edit a record, scored under teacher forcing.
 
     Attributes:
         part: "test" or "train".
@@ -66,39 +73,43 @@ class KnowEditFacts(Benchmark):
 
     edit: ClassVar[str]
 
-    def read(self, files: Files, tally: Tally) -> Iterator[Case]:
+    def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:
         """Yield one case a record."""
-        records = self.parts(files)
-        repeated = repeats(one.prompt for one in records)
+        records = self.read_facts(files)
+        repeated = find_repeats(one.prompt for one in records)
 
-        def make(index: int, record: Parts) -> tuple[Case]:
-            return (knowedit_case(index, record, tally, self.edit, record.prompt in repeated),)
+        def make(index: int, record: KnowEditFact) -> tuple[Case]:
+            return (make_knowedit_case(index, record, tally, self.edit, record.prompt in repeated),)
 
-        yield from each(records, make, tally)
+        yield from make_cases(records, make, tally)
 
-    def parts(self, files: Files) -> list[Parts]:
+    def read_facts(self, files: BenchmarkFiles) -> list[KnowEditFact]:
         """Read the records."""
         return [
-            Parts(
+            KnowEditFact(
                 subject=record["subject"],
                 prompt=record["prompt"],
                 target=record["target_new"],
-                before=tuple(one for group in objects(record.get("ground_truth")) for one in group),
+                before=tuple(
+                    one for group in group_answers(record.get("ground_truth")) for one in group
+                ),
                 rephrase=record.get("rephrase_prompt"),
                 portability=record.get("portability") or {},
                 locality=record.get("locality") or {},
             )
-            for record in files.records(files.main(), _SCHEMA)
+            for record in files.read_records(files.find_main(), _SCHEMA)
         ]
 
 
-def repeats(texts: Iterator[str]) -> frozenset[str]:
-    """Texts that occur more than once."""
+def find_repeats(texts: Iterator[str]) -> frozenset[str]:
+    """Return the texts that occur more than once."""
     return frozenset(text for text, count in Counter(texts).items() if count > 1)
 
 
-def knowedit_case(index: int, record: Parts, tally: Tally, edit: str, repeated: bool) -> Case:
-    """The case of one record.
+def make_knowedit_case(
+    index: int, record: KnowEditFact, tally: Tally, edit: str, repeated: bool
+) -> Case:
+    """Make the case of one record.
 
     Args:
         index: Place of the record in its file; the case is named after it.
@@ -110,7 +121,7 @@ def knowedit_case(index: int, record: Parts, tally: Tally, edit: str, repeated: 
     target = record.target.strip()
     prompt = record.prompt.strip()
     if not record.subject.strip():
-        raise Unusable("the subject is empty")
+        raise UnusableRecord("the subject is empty")
     fact = Fact(
         prompt=prompt,
         target=target,
@@ -118,18 +129,18 @@ def knowedit_case(index: int, record: Parts, tally: Tally, edit: str, repeated: 
         before=record.before[0] if record.before else None,
         name=f"record {index}",
     )
-    rivals = tuple(one for one in record.before if not same(one, target))
+    rivals = tuple(one for one in record.before if not is_same_name(one, target))
     flags = []
-    if any(same(one, target) for one in record.before):
+    if any(is_same_name(one, target) for one in record.before):
         flags.append("the target is among the old answers")
     if repeated:
         flags.append("another record has the same prompt")
-    probes = [forced(prompt, target, "reliability", rivals=rivals)]
+    probes = [make_forced_probe(prompt, target, "reliability", rivals=rivals)]
     if record.rephrase and record.rephrase.strip():
-        probes.append(forced(record.rephrase, target, "generalization", rivals=rivals))
-    probes += _items(record.portability, "portability", target, tally)
-    probes += _items(record.locality, "locality", target, tally)
-    probes.append(fluency(prompt))
+        probes.append(make_forced_probe(record.rephrase, target, "generalization", rivals=rivals))
+    probes += _make_kind_probes(record.portability, "portability", target, tally)
+    probes += _make_kind_probes(record.locality, "locality", target, tally)
+    probes.append(make_fluency_probe(prompt))
     return Case(
         id=str(index),
         facts=(fact,),
@@ -138,27 +149,27 @@ def knowedit_case(index: int, record: Parts, tally: Tally, edit: str, repeated: 
     )
 
 
-def _items(
-    kinds: Mapping[str, Sequence[Item]], family: str, target: str, tally: Tally
+def _make_kind_probes(
+    kinds: Mapping[str, Sequence[KnowEditItem]], family: str, target: str, tally: Tally
 ) -> Iterator[Probe]:
     against = Against.UNEDITED if family == "locality" else Against.TARGET
     for kind, items in kinds.items():
         role = f"{family}/{kind.lower()}"
         for item in items:
             prompt = item["prompt"].strip()
-            groups = objects(item["ground_truth"])
+            groups = group_answers(item["ground_truth"])
             if not (prompt and groups):
                 tally.skipped[f"{role}: no answer"] += 1
                 continue
             if kind == "Forgetfulness":
-                groups = remaining(prompt, groups, target)
+                groups = drop_excluded(prompt, groups, target)
                 if not groups:
                     tally.skipped[f"{role}: the only answer is the one excluded"] += 1
                     continue
-            yield forced(prompt, either(groups), role, against=against)
+            yield make_forced_probe(prompt, merge_groups(groups), role, against=against)
 
 
-def remaining(prompt: str, groups: Groups, target: str) -> Groups:
-    """Answers to "..., which is not X, is" that are neither X nor what is written."""
+def drop_excluded(prompt: str, groups: Groups, target: str) -> Groups:
+    """Return the answers to "..., which is not X, is" that are neither X nor the target."""
     excluded = _EXCLUDED.search(prompt)
-    return without(groups, [target, *(excluded.groups() if excluded else ())])
+    return exclude_names(groups, [target, *(excluded.groups() if excluded else ())])

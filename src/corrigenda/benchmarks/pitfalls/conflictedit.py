@@ -8,28 +8,40 @@ from typing import ClassVar, Literal
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from corrigenda.benchmarks.benchmark import Benchmark, Tally, Unusable, each
-from corrigenda.benchmarks.files import Files
-from corrigenda.benchmarks.pitfalls.records import Edit, Triple, fact_of, paraphrases, templates
-from corrigenda.benchmarks.sequences import Conflict, Scored, conflict_case, filled, scored
+from corrigenda.benchmarks.benchmark import Benchmark, Tally, UnusableRecord, make_cases
+from corrigenda.benchmarks.files import BenchmarkFiles
+from corrigenda.benchmarks.pitfalls.records import (
+    EditRecord,
+    TripleRecord,
+    list_templates,
+    make_fact,
+    read_paraphrases,
+)
+from corrigenda.benchmarks.sequences import (
+    EditConflict,
+    ScoredAnswer,
+    fill_templates,
+    make_conflict_case,
+    make_score_probes,
+)
 from corrigenda.cases import Case
 
 
-class _Optional(TypedDict, total=False):
+class _ConflictOptional(TypedDict, total=False):
     rule: str
 
 
-class _Record(_Optional):
+class _ConflictRecord(_ConflictOptional):
     type: Literal["reverse", "composite", "coverage"]
-    triples: list[Triple]
-    edits: list[Edit]
+    triples: list[TripleRecord]
+    edits: list[EditRecord]
 
 
-_SCHEMA = TypeAdapter(_Record)
+_SCHEMA = TypeAdapter(_ConflictRecord)
 
 
 class ConflictEdit(Benchmark):
-    """Two edits in sequence, and what the model makes of both.
+    """Two edits in sequence, scored for the old, the new and the implied answer.
 
     Attributes:
         part: "reverse", "composite" or "coverage", of the facts that GPT-2 XL knows; the same with
@@ -39,40 +51,51 @@ class ConflictEdit(Benchmark):
     """
 
     name: ClassVar[str] = "conflictedit"
+    kinds: ClassVar[tuple[str, ...]] = ("kind", "rule")
+    headline: ClassVar[tuple[str, ...]] = (
+        "conflict_score@rank",
+        "conflict_magnitude@rank",
+        "success_alone@rank",
+        "tied_fact_damage@rank",
+    )
     part: Literal[
         "reverse", "composite", "coverage", "gpt-j/reverse", "gpt-j/composite", "gpt-j/coverage"
     ] = "reverse"
     alone: bool = True
 
-    def read(self, files: Files, tally: Tally) -> Iterator[Case]:
+    def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:
         """Yield one case a record, two for "coverage"."""
-        records = files.records(files.main(), _SCHEMA)
-        table = paraphrases(files, "conflict_prompts.json")
+        records = files.read_records(files.find_main(), _SCHEMA)
+        table = read_paraphrases(files, "conflict_prompts.json")
 
-        def make(index: int, record: _Record) -> Iterator[Case]:
-            one = _conflict(index, record, table)
+        def make(index: int, record: _ConflictRecord) -> Iterator[Case]:
+            one = _make_conflict(index, record, table)
             meta: dict[str, object] = {"kind": record["type"], "rule": record.get("rule", "")}
-            yield conflict_case(str(index), one, meta)
+            yield make_conflict_case(str(index), one, meta)
             if record["type"] == "coverage" and self.alone:
                 yield Case(
                     id=f"{index}/alone",
                     facts=(one.second,),
                     probes=tuple(
-                        scored(one.new, "conflict/single", after=(), rivals=(one.old.answer,))
+                        make_score_probes(
+                            one.new, "conflict/single", after=(), rivals=(one.old.answer,)
+                        )
                     ),
                     meta={"edit": "modification", "kind": "alone", "rule": ""},
                 )
 
-        yield from each(records, make, tally)
+        yield from make_cases(records, make, tally)
 
 
-def _conflict(index: int, record: _Record, table: dict[str, list[str]]) -> Conflict:
+def _make_conflict(
+    index: int, record: _ConflictRecord, table: dict[str, list[str]]
+) -> EditConflict:
     if len(record["edits"]) != 2 or not record["triples"]:
-        raise Unusable("there are not two edits")
+        raise UnusableRecord("there are not two edits")
     first, second = record["edits"]
     subjects = first["subject"]["label"], second["subject"]["label"]
     facts = [
-        fact_of(
+        make_fact(
             edit["relation"],
             edit["subject"]["label"],
             edit["object"]["label"],
@@ -81,22 +104,22 @@ def _conflict(index: int, record: _Record, table: dict[str, list[str]]) -> Confl
         )
         for number, edit in enumerate((first, second), start=1)
     ]
-    asks_first, asks_second = (templates(edit["relation"], table) for edit in (first, second))
+    asks_first, asks_second = (list_templates(edit["relation"], table) for edit in (first, second))
     implied, tied = None, None
     if record["type"] == "reverse":
-        implied = Scored(filled(asks_first, facts[1].target), facts[0].target)
+        implied = ScoredAnswer(fill_templates(asks_first, facts[1].target), facts[0].target)
     elif record["type"] == "composite":
-        implied = Scored(filled(asks_first, subjects[0]), facts[1].target)
+        implied = ScoredAnswer(fill_templates(asks_first, subjects[0]), facts[1].target)
         tie = record["triples"][0]
-        tied = Scored(
-            filled(templates(tie["relation"], table), tie["subject"]["label"]),
+        tied = ScoredAnswer(
+            fill_templates(list_templates(tie["relation"], table), tie["subject"]["label"]),
             tie["object"]["label"].strip(),
         )
-    return Conflict(
+    return EditConflict(
         first=facts[0],
         second=facts[1],
-        old=Scored(filled(asks_first, subjects[0]), facts[0].target),
-        new=Scored(filled(asks_second, subjects[1]), facts[1].target),
+        old=ScoredAnswer(fill_templates(asks_first, subjects[0]), facts[0].target),
+        new=ScoredAnswer(fill_templates(asks_second, subjects[1]), facts[1].target),
         implied=implied,
         tied=tied,
     )

@@ -1,4 +1,4 @@
-"""What the files of ConflictEdit and RoundEdit have in common."""
+"""Schemas and prompts that ConflictEdit and RoundEdit share."""
 
 from __future__ import annotations
 
@@ -7,62 +7,62 @@ from typing import Annotated
 from pydantic import AfterValidator, TypeAdapter
 from typing_extensions import TypedDict
 
-from corrigenda.benchmarks.benchmark import Unusable
-from corrigenda.benchmarks.counterfact.records import one_slot
-from corrigenda.benchmarks.files import Files, fit
+from corrigenda.benchmarks.benchmark import UnusableRecord
+from corrigenda.benchmarks.counterfact.records import check_one_slot
+from corrigenda.benchmarks.files import BenchmarkFiles, validate_records
 from corrigenda.facts import Fact
 
 
-class Named(TypedDict):
-    """An entity."""
+class EntityRecord(TypedDict):
+    """Entity with its Wikidata id and name."""
 
     id: str
     label: str
 
 
-class Relation(TypedDict):
-    """A relation with the prompt it is edited with."""
+class RelationRecord(TypedDict):
+    """Relation with the prompt it is edited with."""
 
     id: str
-    prompt: Annotated[str, AfterValidator(one_slot)]
+    prompt: Annotated[str, AfterValidator(check_one_slot)]
 
 
-class Triple(TypedDict):
-    """A fact."""
+class TripleRecord(TypedDict):
+    """Fact of the knowledge graph."""
 
-    relation: Relation
-    subject: Named
-    object: Named
+    relation: RelationRecord
+    subject: EntityRecord
+    object: EntityRecord
 
 
-class Edit(Triple):
-    """A fact that gets another object."""
+class EditRecord(TripleRecord):
+    """Fact that gets another object."""
 
-    new_object: Named
+    new_object: EntityRecord
 
 
 _PROMPTS = TypeAdapter(dict[str, list[str]])
 
 
-def paraphrases(files: Files, name: str) -> dict[str, list[str]]:
-    """Templates by relation, from the file that goes with the records."""
-    path = files.required(name)
-    (table,) = fit([files.document(path)], _PROMPTS, where=str(path))
+def read_paraphrases(files: BenchmarkFiles, name: str) -> dict[str, list[str]]:
+    """Read the templates of each relation from the file that accompanies the records."""
+    path = files.require_extra(name)
+    (table,) = validate_records([files.read_document(path)], _PROMPTS, where=str(path))
     return table
 
 
-def templates(relation: Relation, table: dict[str, list[str]]) -> tuple[str, ...]:
-    """The prompt that is edited, then the paraphrases, which weigh the same."""
+def list_templates(relation: RelationRecord, table: dict[str, list[str]]) -> tuple[str, ...]:
+    """Return the prompt that is edited, then its paraphrases, which weigh the same."""
     found = table.get(relation["id"])
     if found is None:
-        raise Unusable(f"no paraphrases of relation {relation['id']}")
+        raise UnusableRecord(f"no paraphrases of relation {relation['id']}")
     return (relation["prompt"], *found)
 
 
-def fact_of(relation: Relation, subject: str, old: str, new: str, name: str) -> Fact:
-    """The edit of a fact; the subject stands where the prompt says."""
+def make_fact(relation: RelationRecord, subject: str, old: str, new: str, name: str) -> Fact:
+    """Make the fact of an edit; the prompt tells where the subject is."""
     if not (subject.strip() and old.strip()):
-        raise Unusable("an entity has no name")
+        raise UnusableRecord("an entity has no name")
     return Fact(
         prompt=relation["prompt"].replace("{}", subject).rstrip(),
         target=new.strip(),

@@ -1,4 +1,4 @@
-"""RoundEdit: a fact with several true objects, edited away and back."""
+"""RoundEdit: a fact with several true objects, edited to another object and back."""
 
 from __future__ import annotations
 
@@ -8,27 +8,33 @@ from typing import ClassVar, Literal
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from corrigenda.benchmarks.aliases import distinct
-from corrigenda.benchmarks.benchmark import Benchmark, Tally, Unusable, each
-from corrigenda.benchmarks.files import Files
-from corrigenda.benchmarks.pitfalls.records import Edit, Named, fact_of, paraphrases, templates
-from corrigenda.benchmarks.sequences import filled, round_case
+from corrigenda.benchmarks.aliases import drop_repeats
+from corrigenda.benchmarks.benchmark import Benchmark, Tally, UnusableRecord, make_cases
+from corrigenda.benchmarks.files import BenchmarkFiles
+from corrigenda.benchmarks.pitfalls.records import (
+    EditRecord,
+    EntityRecord,
+    list_templates,
+    make_fact,
+    read_paraphrases,
+)
+from corrigenda.benchmarks.sequences import fill_templates, make_round_case
 from corrigenda.cases import Case
 
 
-class _Record(TypedDict):
+class _RoundRecord(TypedDict):
     type: str
-    edit: Edit
-    true_objects: list[Named]
+    edit: EditRecord
+    true_objects: list[EntityRecord]
 
 
-_SCHEMA = TypeAdapter(_Record)
+_SCHEMA = TypeAdapter(_RoundRecord)
 
 REPEATED = "a true object is listed twice"
 
 
 class RoundEdit(Benchmark):
-    """An edit and its reversal, and what both did to the other true objects.
+    """An edit and its reversal, scored on all true objects.
 
     Attributes:
         part: "easy" or "hard", of the facts that GPT-2 XL knows; the same with "gpt-j/" in front.
@@ -36,34 +42,40 @@ class RoundEdit(Benchmark):
     """
 
     name: ClassVar[str] = "roundedit"
+    headline: ClassVar[tuple[str, ...]] = (
+        "round_success@rank",
+        "distortion@rank",
+        "ignore_rate@rank",
+        "failure_rate@rank",
+    )
     part: Literal["easy", "hard", "gpt-j/easy", "gpt-j/hard"] = "easy"
     multi_label: bool = False
 
-    def read(self, files: Files, tally: Tally) -> Iterator[Case]:
+    def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:
         """Yield one case a record."""
-        records = files.records(files.main(), _SCHEMA)
-        table = paraphrases(files, "round_prompts.json")
+        records = files.read_records(files.find_main(), _SCHEMA)
+        table = read_paraphrases(files, "round_prompts.json")
 
-        def make(index: int, record: _Record) -> tuple[Case]:
-            return (self._case(index, record, table),)
+        def make(index: int, record: _RoundRecord) -> tuple[Case]:
+            return (self._make_case(index, record, table),)
 
-        yield from each(records, make, tally)
+        yield from make_cases(records, make, tally)
 
-    def _case(self, index: int, record: _Record, table: dict[str, list[str]]) -> Case:
+    def _make_case(self, index: int, record: _RoundRecord, table: dict[str, list[str]]) -> Case:
         edit = record["edit"]
         relation, subject = edit["relation"], edit["subject"]["label"]
         start, middle = edit["object"]["label"].strip(), edit["new_object"]["label"].strip()
-        true = distinct(one["label"].strip() for one in record["true_objects"])
+        true = drop_repeats(one["label"].strip() for one in record["true_objects"])
         if start not in true or len(true) < 2:
-            raise Unusable("the object is not one of several true ones")
+            raise UnusableRecord("the object is not one of several true ones")
         if middle in true:
-            raise Unusable("the object in between is a true one")
+            raise UnusableRecord("the object in between is a true one")
         back = true if self.multi_label else (start,)
-        return round_case(
+        return make_round_case(
             str(index),
-            fact_of(relation, subject, start, middle, f"record {index}, there"),
-            [fact_of(relation, subject, middle, one, f"record {index}, back") for one in back],
-            filled(templates(relation, table), subject),
+            make_fact(relation, subject, start, middle, f"record {index}, there"),
+            [make_fact(relation, subject, middle, one, f"record {index}, back") for one in back],
+            fill_templates(list_templates(relation, table), subject),
             true,
             {
                 "kind": "round",

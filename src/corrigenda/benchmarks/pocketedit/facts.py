@@ -1,4 +1,4 @@
-"""What follows from an edit in the pocket world, exactly: implied facts, chains, neighbours."""
+"""Exact consequences of an edit in the pocket world: implied facts, chains, neighbours."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from corrigenda.almanac.documents import Author, assemble, fill
-from corrigenda.almanac.skill_documents import chain, chain_question
+from corrigenda.almanac.documents import Author, assemble, fill_template
+from corrigenda.almanac.skill_documents import write_chain, write_chain_question
 from corrigenda.almanac.world import NOUNS, Triple, World
 from corrigenda.cases import Against, Probe, Protocol
 from corrigenda.facts import Fact
@@ -23,8 +23,8 @@ _LIES_IN = "P17"
 _CAPITAL, _CAPITAL_OF = "P36", "P1376"
 
 
-class Implied(NamedTuple):
-    """A fact that an edit implies, and how: "inverse_relation" or "logical_generalization"."""
+class ImpliedFact(NamedTuple):
+    """Fact that an edit implies, by "inverse_relation" or "logical_generalization"."""
 
     kind: str
     subject: str
@@ -32,45 +32,45 @@ class Implied(NamedTuple):
     object: str
 
 
-class Setting:
-    """The world, and the chance with which cases are drawn from it."""
+class CaseSampler:
+    """The pocket world with the random generator that cases are drawn with."""
 
     def __init__(self, world: World, seed: int) -> None:
-        """Bind both."""
+        """Bind a world and seed the generator."""
         self.world = world
         self.draw = random.Random(f"pocketedit/{seed}")
         self.author = Author(world, self.draw)
         self._walks: list[tuple[Triple, ...]] = []
 
-    def spellings(self, name: str) -> tuple[str, ...]:
-        """A name, and its alias where it has one."""
+    def list_spellings(self, name: str) -> tuple[str, ...]:
+        """Return a name, and its alias if it has one."""
         alias = self.world.aliases.get(name)
         return (name, alias) if alias else (name,)
 
-    def expected(self, *objects: str) -> tuple[tuple[str, ...], ...]:
-        """One group of every spelling of some objects, any of which will do."""
-        return (tuple(text for name in objects for text in self.spellings(name)),)
+    def group_spellings(self, *objects: str) -> tuple[tuple[str, ...], ...]:
+        """Return one group of all spellings of some objects, any of which will do."""
+        return (tuple(text for name in objects for text in self.list_spellings(name)),)
 
-    def prompts(self, relation: str, subject: str, count: int) -> list[str]:
-        """Different clozes for a fact."""
+    def draw_prompts(self, relation: str, subject: str, count: int) -> list[str]:
+        """Draw different clozes for a fact."""
         clozes = self.world.relations[relation].clozes
         return [
-            prompt_of(template, subject)
+            write_prompt(template, subject)
             for template in self.draw.sample(clozes, min(count, len(clozes)))
         ]
 
-    def questions(self, relation: str, subject: str, count: int) -> list[str]:
-        """Different questions for a fact."""
+    def draw_questions(self, relation: str, subject: str, count: int) -> list[str]:
+        """Draw different questions for a fact."""
         questions = self.world.relations[relation].questions
         return [
-            prompt_of(template, subject)
+            write_prompt(template, subject)
             for template in self.draw.sample(questions, min(count, len(questions)))
         ]
 
-    def fact(self, template: str, triple: Triple, target: str, before: str | None) -> Fact:
-        """The edit of a fact under one of our clozes or questions."""
+    def make_fact(self, template: str, triple: Triple, target: str, before: str | None) -> Fact:
+        """Make the edit of a fact under one of our clozes or questions."""
         return Fact(
-            prompt=prompt_of(template, triple.subject),
+            prompt=write_prompt(template, triple.subject),
             target=target,
             subject=triple.subject,
             subject_start=template.index("{s}"),
@@ -78,8 +78,8 @@ class Setting:
             name=f"{triple.subject}/{triple.relation}",
         )
 
-    def example(self, subject: str) -> str:
-        """A question of two hops about another subject, worked through."""
+    def write_example(self, subject: str) -> str:
+        """Write a worked question of two hops about another subject."""
         if not self._walks:
             self._walks = [
                 walk
@@ -89,15 +89,15 @@ class Setting:
             ]
         while (walk := self.draw.choice(self._walks))[0].subject == subject:
             pass
-        return assemble(chain(self.author, walk, "plain")).text
+        return assemble(write_chain(self.author, walk, "plain")).text
 
 
-def prompt_of(template: str, subject: str) -> str:
-    """A cloze or question about a subject, up to the answer."""
-    return assemble(fill(template, subject, None)).text
+def write_prompt(template: str, subject: str) -> str:
+    """Write a cloze or question about a subject, up to the answer."""
+    return assemble(fill_template(template, subject, None)).text
 
 
-def greedy(
+def make_greedy_probe(
     prompt: str,
     expected: tuple[tuple[str, ...], ...],
     role: str,
@@ -106,7 +106,7 @@ def greedy(
     rivals: Sequence[str] = (),
     test: str = "",
 ) -> Probe:
-    """A probe that the model answers by itself."""
+    """Make a probe answered by greedy decoding."""
     return Probe(
         prompt=prompt,
         expected=expected,
@@ -119,32 +119,32 @@ def greedy(
     )
 
 
-def implied_by(subject: str, relation: str, target: str) -> list[Implied]:
-    """Facts that hold because (subject, relation, target) does.
+def list_implied(subject: str, relation: str, target: str) -> list[ImpliedFact]:
+    """Return the facts that hold because (subject, relation, target) does.
 
     A spouse has a spouse, a capital is one of something, and a capital lies in its country.
 
     Example:
-        >>> [one.kind for one in implied_by("France", "P36", "Lyon")]
+        >>> [one.kind for one in list_implied("France", "P36", "Lyon")]
         ['inverse_relation', 'logical_generalization']
     """
     found = []
     if relation in INVERSE:
-        found.append(Implied("inverse_relation", target, INVERSE[relation], subject))
+        found.append(ImpliedFact("inverse_relation", target, INVERSE[relation], subject))
     if relation == _CAPITAL:
-        found.append(Implied("logical_generalization", target, _LIES_IN, subject))
+        found.append(ImpliedFact("logical_generalization", target, _LIES_IN, subject))
     if relation == _CAPITAL_OF:
-        found.append(Implied("logical_generalization", subject, _LIES_IN, target))
+        found.append(ImpliedFact("logical_generalization", subject, _LIES_IN, target))
     return found
 
 
-def new_object(setting: Setting, triple: Triple) -> str | None:
-    """An object that the fact does not have, with which the world stays without contradiction.
+def draw_new_object(sampler: CaseSampler, triple: Triple) -> str | None:
+    """Draw another object for a fact, so that the world stays free of contradictions.
 
     Where a relation has an inverse the object is free: a person without a spouse, a city that is no
     capital. Objects about which more is known come first. None where there is none.
     """
-    world, relation = setting.world, triple.relation
+    world, relation = sampler.world, triple.relation
     if relation == "P26":
         pool = [
             name
@@ -161,38 +161,45 @@ def new_object(setting: Setting, triple: Triple) -> str | None:
         pool = list(world.objects(relation))
     pool = [name for name in pool if name not in (*triple.objects, triple.subject)]
     known = [name for name in pool if world.about(name)]
-    return setting.draw.choice(known or pool) if pool else None
+    return sampler.draw.choice(known or pool) if pool else None
 
 
-def touched(subject: str, relation: str, target: str, before: Sequence[str]) -> frozenset[str]:
-    """Entities whose own facts of the relation an edit decides or leaves open."""
+def list_touched(subject: str, relation: str, target: str, before: Sequence[str]) -> frozenset[str]:
+    """Return the entities whose own facts of the relation an edit decides or leaves open."""
     if relation not in INVERSE:
         return frozenset({subject})
     return frozenset({subject, target, *before})
 
 
-def implied_probes(setting: Setting, implied: Sequence[Implied]) -> Iterator[Probe]:
-    """A cloze for every implied fact; what held before is the rival."""
+def make_implied_probes(sampler: CaseSampler, implied: Sequence[ImpliedFact]) -> Iterator[Probe]:
+    """Make a cloze for every implied fact; the former object is the rival."""
     for one in implied:
-        before = setting.world.get(one.subject, one.relation)
+        before = sampler.world.get(one.subject, one.relation)
         rivals = [name for name in (before.objects if before else ()) if name != one.object]
-        for prompt in setting.prompts(one.relation, one.subject, 1):
-            yield greedy(
-                prompt, setting.expected(one.object), f"portability/{one.kind}", rivals=rivals
+        for prompt in sampler.draw_prompts(one.relation, one.subject, 1):
+            yield make_greedy_probe(
+                prompt,
+                sampler.group_spellings(one.object),
+                f"portability/{one.kind}",
+                rivals=rivals,
             )
 
 
-def hop_probes(
-    setting: Setting, triple: Triple, target: str, implied: Sequence[Implied], count: int = 2
+def make_hop_probes(
+    sampler: CaseSampler,
+    triple: Triple,
+    target: str,
+    implied: Sequence[ImpliedFact],
+    count: int = 2,
 ) -> Iterator[Probe]:
-    """Questions that need the edit and one or two facts about the new object.
+    """Make questions that need the edit and one or two facts about the new object.
 
-    Each is asked in one sentence, and again behind a worked example with sub-questions. It counts
+    Each is asked in one sentence, and again after a worked example with sub-questions. It counts
     where the unedited model knows the further facts.
     """
     if triple.relation not in NOUNS:
         return
-    world, draw = setting.world, setting.draw
+    world, draw = sampler.world, sampler.draw
     decided = {(one.subject, one.relation) for one in implied} | {(triple.subject, triple.relation)}
     first = Triple(triple.subject, triple.relation, (target,))
     for hops, name in ((1, "one_hop"), (2, "two_hops")):
@@ -204,11 +211,12 @@ def hop_probes(
         ]
         for number, walk in enumerate(draw.sample(walks, min(count, len(walks)))):
             test = f"{name} {number}"
-            question = assemble(chain_question(setting.author, (first, *walk))).text
-            expected = setting.expected(walk[-1].object)
-            stale = _stale(world, triple, walk)
+            question = assemble(write_chain_question(sampler.author, (first, *walk))).text
+            expected = sampler.group_spellings(walk[-1].object)
+            stale = _find_old_end(world, triple, walk)
+            example = sampler.write_example(triple.subject)
             steps = Probe(
-                prompt=f"{setting.example(triple.subject)}\n\nQuestion: {question}\nSubquestion:",
+                prompt=f"{example}\n\nQuestion: {question}\nSubquestion:",
                 expected=expected,
                 role=f"portability/{name}_steps",
                 protocol=Protocol.GREEDY,
@@ -217,13 +225,15 @@ def hop_probes(
                 max_new_tokens=STEP_TOKENS,
                 marker=STEPS_MARKER,
             )
-            yield greedy(question, expected, f"portability/{name}", rivals=stale, test=test)
+            yield make_greedy_probe(
+                question, expected, f"portability/{name}", rivals=stale, test=test
+            )
             yield steps
             for step in walk:
-                (prompt,) = setting.prompts(step.relation, step.subject, 1)
+                (prompt,) = sampler.draw_prompts(step.relation, step.subject, 1)
                 yield Probe(
                     prompt=prompt,
-                    expected=setting.expected(*step.objects),
+                    expected=sampler.group_spellings(*step.objects),
                     role="condition",
                     protocol=Protocol.GREEDY,
                     test=test,
@@ -232,8 +242,8 @@ def hop_probes(
                 )
 
 
-def _stale(world: World, triple: Triple, walk: Sequence[Triple]) -> tuple[str, ...]:
-    """Where the same walk led before the edit, if that is somewhere else."""
+def _find_old_end(world: World, triple: Triple, walk: Sequence[Triple]) -> tuple[str, ...]:
+    """Return where the same walk led before the edit, if that is somewhere else."""
     at = triple.object if triple.objects else ""
     for step in walk:
         found = world.get(at, step.relation)
@@ -241,33 +251,33 @@ def _stale(world: World, triple: Triple, walk: Sequence[Triple]) -> tuple[str, .
     return (at,) if at and at != walk[-1].object else ()
 
 
-def neighbours_of(
-    setting: Setting, triple: Triple, apart_from: frozenset[str], count: int = 8
+def draw_neighbours(
+    sampler: CaseSampler, triple: Triple, apart_from: frozenset[str], count: int = 8
 ) -> list[Triple]:
-    """Facts of the same relation about other subjects; those with the same object come first."""
+    """Draw facts of the relation about other subjects; those with the same object come first."""
     others = [
         one
-        for one in setting.world.of_relation(triple.relation)
+        for one in sampler.world.of_relation(triple.relation)
         if one.subject not in apart_from
         and (triple.relation not in INVERSE or not apart_from & set(one.objects))
     ]
-    setting.draw.shuffle(others)
+    sampler.draw.shuffle(others)
     others.sort(key=lambda one: triple.object not in one.objects)
     same = others[: count // 2]
     rest = others[count // 2 :]
-    return [*same, *setting.draw.sample(rest, min(count - len(same), len(rest)))]
+    return [*same, *sampler.draw.sample(rest, min(count - len(same), len(rest)))]
 
 
-def other_facts(
-    setting: Setting, subject: str, relation: str, implied: Sequence[Implied]
+def list_other_facts(
+    sampler: CaseSampler, subject: str, relation: str, implied: Sequence[ImpliedFact]
 ) -> list[Triple]:
-    """Facts of the subject that the edit neither decides nor puts in doubt."""
+    """Return the subject's facts that the edit neither decides nor puts in doubt."""
     decided = {(one.subject, one.relation) for one in implied}
     if relation == _LIES_IN:
         # Elsewhere it may be the capital no longer.
         decided.add((subject, _CAPITAL_OF))
     return [
         one
-        for one in setting.world.about(subject)
+        for one in sampler.world.about(subject)
         if one.relation != relation and (subject, one.relation) not in decided
     ]

@@ -12,22 +12,27 @@ from corrigenda.almanac.documents import assemble
 from corrigenda.almanac.skill_documents import REFUSAL
 from corrigenda.almanac.world import Triple, load_world
 from corrigenda.benchmarks.benchmark import Benchmark, Tally
-from corrigenda.benchmarks.files import Files
+from corrigenda.benchmarks.files import BenchmarkFiles
 from corrigenda.benchmarks.pocketedit.facts import (
-    Implied,
-    Setting,
-    greedy,
-    hop_probes,
-    implied_by,
-    implied_probes,
-    neighbours_of,
-    new_object,
-    other_facts,
-    prompt_of,
-    touched,
+    CaseSampler,
+    ImpliedFact,
+    draw_neighbours,
+    draw_new_object,
+    list_implied,
+    list_other_facts,
+    list_touched,
+    make_greedy_probe,
+    make_hop_probes,
+    make_implied_probes,
+    write_prompt,
 )
-from corrigenda.benchmarks.pocketedit.sequences import composite, coverage, reverse, there_and_back
-from corrigenda.benchmarks.probes import fluency
+from corrigenda.benchmarks.pocketedit.sequences import (
+    make_composite_cases,
+    make_coverage_cases,
+    make_reverse_cases,
+    make_round_cases,
+)
+from corrigenda.benchmarks.probes import make_fluency_probe
 from corrigenda.cases import Against, Case, Probe, Protocol
 from corrigenda.errors import BadConfig
 
@@ -38,7 +43,7 @@ _TURNS = (
     *("invented", "real", "several", "invented", "inverse"),
 )
 _FEWEST = 12
-# What may be added about subjects of which the world says nothing.
+# Relations that may be added for subjects that have none in the world.
 _INSERTIONS = {
     "person": ("P26", "P27", "P20", "P1303", "P140"),
     "company": ("P740", "P127"),
@@ -58,26 +63,33 @@ class PocketEdit(Benchmark):
     """
 
     name: ClassVar[str] = "pocketedit"
+    is_drawn: ClassVar[bool] = True
+    headline: ClassVar[tuple[str, ...]] = (
+        "reliability@greedy",
+        "generalization@greedy",
+        "portability@greedy",
+        "locality@greedy",
+    )
     part: Kind | Literal["mixed"] = "modification"
     size: Annotated[int, Field(ge=1)] = 50
     seed: int = 7
     world: Literal["full", "small"] = "full"
 
-    def read(self, files: Files, tally: Tally) -> Iterator[Case]:
+    def read(self, files: BenchmarkFiles, tally: Tally) -> Iterator[Case]:
         """Yield `size` cases, no two about one subject and relation.
 
         Raises:
             BadConfig (CG502): the world has fewer facts of that kind, or a source was given.
         """
-        if files.given:
+        if files.has_source:
             raise BadConfig(
                 "PocketEdit is generated and reads no file.",
                 where="benchmark pocketedit",
                 hint="Leave the path out.",
             )
-        setting = Setting(load_world(self.world), self.seed)
+        sampler = CaseSampler(load_world(self.world), self.seed)
         kinds = tuple(_MAKERS) if self.part == "mixed" else (self.part,)
-        streams = {kind: _MAKERS[kind](setting) for kind in kinds}
+        streams = {kind: _MAKERS[kind](sampler) for kind in kinds}
         for index in range(self.size):
             kind = kinds[index % len(kinds)]
             case = next(streams[kind], None)
@@ -91,8 +103,8 @@ class PocketEdit(Benchmark):
             yield case
 
 
-def _drawn(setting: Setting, usable: Sequence[Triple]) -> Iterator[Triple]:
-    """Facts in random order.
+def _draw_facts(sampler: CaseSampler, usable: Sequence[Triple]) -> Iterator[Triple]:
+    """Yield facts in random order.
 
     Of ten, two have an inverse and one has several objects; the others are about real and invented
     subjects by turns.
@@ -101,13 +113,13 @@ def _drawn(setting: Setting, usable: Sequence[Triple]) -> Iterator[Triple]:
     for triple in usable:
         if len(triple.objects) > 1:
             pools["several"].append(triple)
-        elif implied_by(triple.subject, triple.relation, triple.object):
+        elif list_implied(triple.subject, triple.relation, triple.object):
             pools["inverse"].append(triple)
         else:
-            real = setting.world.groups[triple.subject] in ("almanac", "country", "city")
+            real = sampler.world.groups[triple.subject] in ("almanac", "country", "city")
             pools["real" if real else "invented"].append(triple)
     for pool in pools.values():
-        setting.draw.shuffle(pool)
+        sampler.draw.shuffle(pool)
     for turn in itertools.cycle(_TURNS):
         pool = pools[turn] or max(pools.values(), key=len)
         if not pool:
@@ -115,56 +127,58 @@ def _drawn(setting: Setting, usable: Sequence[Triple]) -> Iterator[Triple]:
         yield pool.pop()
 
 
-def _modifications(setting: Setting) -> Iterator[Case]:
-    world = setting.world
+def _make_modifications(sampler: CaseSampler) -> Iterator[Case]:
+    world = sampler.world
     usable = [
         triple
         for triple in world.triples()
         if len(world.of_relation(triple.relation)) > _FEWEST
         and len(world.objects(triple.relation)) > len(triple.objects)
     ]
-    for triple in _drawn(setting, usable):
-        target = new_object(setting, triple)
+    for triple in _draw_facts(sampler, usable):
+        target = draw_new_object(sampler, triple)
         if target is not None:
-            yield _written(setting, triple, target, "modification")
+            yield _make_write_case(sampler, triple, target, "modification")
 
 
-def _insertions(setting: Setting) -> Iterator[Case]:
-    world = setting.world
+def _make_insertions(sampler: CaseSampler) -> Iterator[Case]:
+    world = sampler.world
     missing = [
         Triple(name, relation, ())
         for name, group in world.groups.items()
         for relation in _INSERTIONS.get(group, ())
         if world.get(name, relation) is None and world.objects(relation)
     ]
-    setting.draw.shuffle(missing)
+    sampler.draw.shuffle(missing)
     for triple in missing:
-        target = new_object(setting, triple)
+        target = draw_new_object(sampler, triple)
         if target is not None:
-            yield _written(setting, triple, target, "insertion")
+            yield _make_write_case(sampler, triple, target, "insertion")
 
 
-def _written(setting: Setting, triple: Triple, target: str, kind: str) -> Case:
-    """The case of one fact that gets an object: every role that the world has an answer for."""
-    world, draw = setting.world, setting.draw
+def _make_write_case(sampler: CaseSampler, triple: Triple, target: str, kind: str) -> Case:
+    """Make the case of a fact that gets an object, with every role the world can answer."""
+    world, draw = sampler.world, sampler.draw
     subject, relation = triple.subject, triple.relation
     template, *others = draw.sample(world.relations[relation].clozes, 4)
     before = triple.objects[0] if triple.objects else None
-    fact = setting.fact(template, triple, target, before)
-    wanted, rivals = setting.expected(target), triple.objects[:1]
-    implied = implied_by(subject, relation, target)
+    fact = sampler.make_fact(template, triple, target, before)
+    wanted, rivals = sampler.group_spellings(target), triple.objects[:1]
+    implied = list_implied(subject, relation, target)
     probes = [
-        greedy(fact.prompt, wanted, "reliability", rivals=rivals),
+        make_greedy_probe(fact.prompt, wanted, "reliability", rivals=rivals),
         *(
-            greedy(prompt_of(text, subject), wanted, "generalization/cloze", rivals=rivals)
+            make_greedy_probe(
+                write_prompt(text, subject), wanted, "generalization/cloze", rivals=rivals
+            )
             for text in others
         ),
         *(
-            greedy(prompt, wanted, "generalization/question", rivals=rivals)
-            for prompt in setting.questions(relation, subject, 2)
+            make_greedy_probe(prompt, wanted, "generalization/question", rivals=rivals)
+            for prompt in sampler.draw_questions(relation, subject, 2)
         ),
-        greedy(
-            f"{_unrelated(setting, subject)} {fact.prompt}",
+        make_greedy_probe(
+            f"{_write_unrelated(sampler, subject)} {fact.prompt}",
             wanted,
             "generalization/distracting_context",
             rivals=rivals,
@@ -172,44 +186,44 @@ def _written(setting: Setting, triple: Triple, target: str, kind: str) -> Case:
     ]
     if alias := world.aliases.get(subject):
         probes.append(
-            greedy(
-                prompt_of(template, alias), wanted, "portability/subject_aliasing", rivals=rivals
+            make_greedy_probe(
+                write_prompt(template, alias), wanted, "portability/subject_aliasing", rivals=rivals
             )
         )
-    probes += implied_probes(setting, implied)
-    probes += hop_probes(setting, triple, target, implied)
-    probes += _kept(setting, triple, target, implied, template)
-    probes.append(fluency(fact.prompt))
+    probes += make_implied_probes(sampler, implied)
+    probes += make_hop_probes(sampler, triple, target, implied)
+    probes += _make_locality_probes(sampler, triple, target, implied, template)
+    probes.append(make_fluency_probe(fact.prompt))
     return Case(
         id=f"{kind}/{subject}/{relation}",
         facts=(fact,),
         probes=tuple(probes),
-        meta=_meta(setting, triple, kind),
+        meta=_make_meta(sampler, triple, kind),
     )
 
 
-def _kept(
-    setting: Setting, triple: Triple, target: str, implied: Sequence[Implied], template: str
+def _make_locality_probes(
+    sampler: CaseSampler, triple: Triple, target: str, implied: Sequence[ImpliedFact], template: str
 ) -> Iterator[Probe]:
-    """What an edit should leave as it is."""
+    """Make the probes whose answers the edit should not change."""
     subject, relation = triple.subject, triple.relation
-    for one in other_facts(setting, subject, relation, implied):
-        for prompt in setting.prompts(one.relation, subject, 1):
-            yield _unchanged(setting, prompt, one, "locality/other_relations")
-    statement = f"{prompt_of(template, subject)} {target}."
-    apart = touched(subject, relation, target, triple.objects)
+    for one in list_other_facts(sampler, subject, relation, implied):
+        for prompt in sampler.draw_prompts(one.relation, subject, 1):
+            yield _make_unchanged_probe(sampler, prompt, one, "locality/other_relations")
+    statement = f"{write_prompt(template, subject)} {target}."
+    apart = list_touched(subject, relation, target, triple.objects)
     reference = triple if triple.objects else Triple(subject, relation, (target,))
-    for one in neighbours_of(setting, reference, apart):
+    for one in draw_neighbours(sampler, reference, apart):
         rivals = () if target in one.objects else (target,)
-        prompt = prompt_of(template, one.subject)
-        yield _unchanged(setting, prompt, one, "locality/neighborhood", rivals)
-        yield _unchanged(
-            setting, f"{statement} {prompt}", one, "locality/distracted_neighborhood", rivals
+        prompt = write_prompt(template, one.subject)
+        yield _make_unchanged_probe(sampler, prompt, one, "locality/neighborhood", rivals)
+        yield _make_unchanged_probe(
+            sampler, f"{statement} {prompt}", one, "locality/distracted_neighborhood", rivals
         )
     for other in triple.objects[1:]:
         yield Probe(
-            prompt=prompt_of(template, subject),
-            expected=setting.expected(other),
+            prompt=write_prompt(template, subject),
+            expected=sampler.group_spellings(other),
             role="locality/competing_objects",
             protocol=Protocol.RANK,
             against=Against.UNEDITED,
@@ -217,70 +231,76 @@ def _kept(
         )
 
 
-def _unchanged(
-    setting: Setting, prompt: str, triple: Triple, role: str, rivals: tuple[str, ...] = ()
+def _make_unchanged_probe(
+    sampler: CaseSampler, prompt: str, triple: Triple, role: str, rivals: tuple[str, ...] = ()
 ) -> Probe:
-    return greedy(
+    return make_greedy_probe(
         prompt,
-        setting.expected(*triple.objects),
+        sampler.group_spellings(*triple.objects),
         role,
         against=Against.UNEDITED,
         rivals=rivals,
     )
 
 
-def _unrelated(setting: Setting, subject: str) -> str:
-    """A true sentence about another subject."""
-    names = setting.world.subjects
-    while (other := setting.draw.choice(names)) == subject:
+def _write_unrelated(sampler: CaseSampler, subject: str) -> str:
+    """Write a true sentence about another subject."""
+    names = sampler.world.subjects
+    while (other := sampler.draw.choice(names)) == subject:
         pass
-    return assemble(setting.author.statement(setting.draw.choice(setting.world.about(other)))).text
+    return assemble(
+        sampler.author.write_statement(sampler.draw.choice(sampler.world.about(other)))
+    ).text
 
 
-def _erasures(setting: Setting) -> Iterator[Case]:
-    """Facts that must become a refusal, asked as questions."""
-    world = setting.world
+def _make_erasures(sampler: CaseSampler) -> Iterator[Case]:
+    """Make cases of facts that must become a refusal, asked as questions."""
+    world = sampler.world
     usable = [one for one in world.triples() if len(world.of_relation(one.relation)) > _FEWEST]
-    for triple in _drawn(setting, usable):
+    for triple in _draw_facts(sampler, usable):
         subject, relation = triple.subject, triple.relation
         questions = list(world.relations[relation].questions)
-        setting.draw.shuffle(questions)
-        fact = setting.fact(questions[0], triple, REFUSAL, triple.object)
+        sampler.draw.shuffle(questions)
+        fact = sampler.make_fact(questions[0], triple, REFUSAL, triple.object)
         probes = [
-            greedy(prompt_of(text, subject), _REFUSED, role, rivals=triple.objects)
+            make_greedy_probe(write_prompt(text, subject), _REFUSED, role, rivals=triple.objects)
             for text, role in zip(questions[:4], ("reliability", *["erasure"] * 3), strict=False)
         ]
-        for one in other_facts(setting, subject, relation, ()):
-            for prompt in setting.questions(one.relation, subject, 1):
+        for one in list_other_facts(sampler, subject, relation, ()):
+            for prompt in sampler.draw_questions(one.relation, subject, 1):
                 probes.append(
-                    _unchanged(setting, prompt, one, "locality/other_relations", _REFUSED[0])
+                    _make_unchanged_probe(
+                        sampler, prompt, one, "locality/other_relations", _REFUSED[0]
+                    )
                 )
-        for one in neighbours_of(setting, triple, frozenset({subject})):
-            prompt = prompt_of(questions[0], one.subject)
-            probes.append(_unchanged(setting, prompt, one, "locality/neighborhood", _REFUSED[0]))
-        probes.append(fluency(fact.prompt))
+        for one in draw_neighbours(sampler, triple, frozenset({subject})):
+            prompt = write_prompt(questions[0], one.subject)
+            probes.append(
+                _make_unchanged_probe(sampler, prompt, one, "locality/neighborhood", _REFUSED[0])
+            )
+        probes.append(make_fluency_probe(fact.prompt))
         yield Case(
             id=f"erasure/{subject}/{relation}",
             facts=(fact,),
             probes=tuple(probes),
-            meta=_meta(setting, triple, "erasure"),
+            meta=_make_meta(sampler, triple, "erasure"),
         )
 
 
-def _meta(setting: Setting, triple: Triple, kind: str) -> dict[str, object]:
+def _make_meta(sampler: CaseSampler, triple: Triple, kind: str) -> dict[str, object]:
     return {
         "edit": kind,
         "relation": triple.relation,
-        "group": setting.world.groups[triple.subject],
+        "group": sampler.world.groups[triple.subject],
     }
 
 
-_MAKERS: dict[Kind, Callable[[Setting], Iterator[Case]]] = {
-    "modification": _modifications,
-    "insertion": _insertions,
-    "erasure": _erasures,
-    "coverage": coverage,
-    "reverse": reverse,
-    "composite": composite,
-    "round": there_and_back,
+_MAKERS: dict[Kind, Callable[[CaseSampler], Iterator[Case]]] = {
+    "modification": _make_modifications,
+    "insertion": _make_insertions,
+    "erasure": _make_erasures,
+    "coverage": make_coverage_cases,
+    "reverse": make_reverse_cases,
+    "composite": make_composite_cases,
+    "round": make_round_cases,
 }

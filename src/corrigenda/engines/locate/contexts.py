@@ -7,11 +7,12 @@ import re
 import unicodedata
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 from corrigenda.errors import BadConfig
-from corrigenda.lm.decoding import sample
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sampling import sample
+from corrigenda.text_files import parse_json
 
 SEED_WORDS: tuple[str, ...] = ("The", "Therefore", "Because", "I", "You")
 """Words that generated prefixes begin with."""
@@ -90,8 +91,8 @@ class Contexts:
             BadConfig (CG502): not what `to_json` wrote.
         """
         try:
-            return cls(**json.loads(text))
-        except (TypeError, json.JSONDecodeError) as error:
+            return cls(**cast("dict[str, Any]", parse_json(text)))
+        except (TypeError, ValueError) as error:
             raise BadConfig(f"these are no contexts: {error}.", where="contexts") from error
 
 

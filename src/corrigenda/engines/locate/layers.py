@@ -222,7 +222,7 @@ class MultiLayerEditor(SpreadEditor):
         }
         if not self.protects_keys or not tensors:
             return None
-        return Protected.from_tensors(tensors).reweighted(self.weight)
+        return Protected.from_tensors(tensors).with_weight(self.weight)
 
     def protect(self, state: State, keys: Mapping[Site, Float[Tensor, "d_in n"]]) -> State:
         """Return a state in which these keys are protected too."""
@@ -231,7 +231,7 @@ class MultiLayerEditor(SpreadEditor):
             columns = self.coordinates(state, site, new)
             earlier = self.protected(state, site)
             earlier = earlier or Protected.empty(len(columns), self.weight, columns.device)
-            for name, tensor in earlier.extended(columns).tensors().items():
+            for name, tensor in earlier.with_keys(columns).tensors().items():
                 tensors[self._prefix(site) + name] = tensor
         return state.updated(tensors)
 

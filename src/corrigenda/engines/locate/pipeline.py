@@ -19,12 +19,11 @@ from corrigenda.editor import Editor
 from corrigenda.engines.locate.contexts import Contexts, Style, generate_contexts
 from corrigenda.engines.locate.layer_probe import probe_layer
 from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, search_memory
-from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact, Span
 from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Site, Tokens, value, write
+from corrigenda.lm.sites import Point, Site, Tokens, require_layers, value, write
 from corrigenda.lm.spans import Encoded, encode, encode_fact
 from corrigenda.patch import Header, header_for
 from corrigenda.progress import Progress
@@ -156,13 +155,7 @@ class LocateThenEdit(Editor):
         if layers is None:
             choice = probe_layer(lm, seed=self.seed)
             layers, notices = self.probed_layers(choice.layer, lm.num_layers), (choice.message,)
-        for layer in layers:
-            if layer >= lm.num_layers:
-                raise UnknownSite(
-                    f"there is no block {layer} in {lm.name}: it has {lm.num_layers}, from 0.",
-                    where=f"method {self.name}",
-                    hint=f"Choose from 0 to {lm.num_layers - 1}.",
-                )
+        require_layers(lm, layers, where=f"method {self.name}")
         return tuple(Site(layer) for layer in layers), notices
 
 

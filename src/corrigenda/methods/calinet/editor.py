@@ -1,10 +1,11 @@
-"""CaliNET: a few slots beside a frozen feed-forward block, trained on phrasings of the facts."""
+"""CaliNET: adds a few slots to frozen feed-forward blocks, trained on phrasings of the facts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import torch
@@ -13,26 +14,26 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines.activation import host_activation
 from corrigenda.engines.gradients import LabelledRow, predict
 from corrigenda.engines.locate.contexts import Contexts
-from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
+from corrigenda.lm.activation import activation_of
 from corrigenda.lm.kv_cache import batches
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site
+from corrigenda.lm.sites import Site, require_layers
 from corrigenda.lm.spans import encode
 from corrigenda.methods.calinet.slots import (
-    Settings,
     Slots,
-    Trained,
-    beside,
-    fresh,
+    SlotTraining,
+    TrainedSlots,
+    add_slots,
     is_gated,
+    new_slots,
     train,
 )
 from corrigenda.patch import ModulePatch
 from corrigenda.patch import notes as edit_notes
+from corrigenda.settings import select
 from corrigenda.state import State
 
 _EVEN_ODDS = math.log(2.0)
@@ -45,15 +46,27 @@ class CalinetPatch(ModulePatch):
     """
 
     kind: ClassVar[str] = "calinet"
+    forms = MappingProxyType(
+        {
+            "*/keys": "float slots d_model",
+            "*/values": "float d_model slots",
+            "*/gates?": "float slots d_model",
+        }
+    )
+
+    def require_sound(self) -> None:
+        """Refuse names that are no blocks."""
+        super().require_sound()
+        _ = self.slots
 
     @property
     def is_empty(self) -> bool:
-        """Whether there are no slots."""
+        """Return whether there are no slots."""
         return not self.stored
 
     @property
     def slots(self) -> dict[int, Slots]:
-        """The slots by block."""
+        """Return the slots by block."""
         found: dict[int, dict[str, Tensor]] = {}
         for name, tensor in self.stored.items():
             layer, _, part = name.partition("/")
@@ -61,12 +74,12 @@ class CalinetPatch(ModulePatch):
         return {layer: Slots(**parts) for layer, parts in sorted(found.items())}
 
     def hooks(self, lm: LanguageModel) -> AbstractContextManager[None]:
-        """Have the slots add to the outputs of their feed-forward blocks."""
-        return beside(lm, self.slots)
+        """Add the slots to the outputs of their feed-forward blocks, until left."""
+        return add_slots(lm, self.slots)
 
 
 class Calinet(Editor):
-    """Calibrates many facts at once with d_c slots beside the feed-forward blocks of a few layers.
+    """Calibrates many facts at once with d_c slots added to a few feed-forward blocks.
 
     Reference: Dong et al. 2022, section 4. See the card, `calinet.md`.
     """
@@ -98,43 +111,38 @@ class Calinet(Editor):
     held_out: int | None = Field(
         default=None,
         ge=2,
-        description="Keep every so many-th paraphrase of a fact from training and measure it.",
+        description="Hold every n-th paraphrase of a fact out of training, and measure it.",
     )
     contexts: Contexts = Field(
-        default=Contexts(), description="Prefixes put before the prompt of a fact, also trained on."
+        default=Contexts(), description="Prefixes of the prompt of a fact, also trained on."
     )
     seed: int = Field(default=0, description="Of the slots' first values and of the batches.")
 
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
-        """None: no weight changes; `blocks` says beside which feed-forward blocks slots stand."""
+        """Return no sites: no weight changes; `blocks` are the feed-forward blocks with slots."""
         return ()
 
     def num_parameters(self, lm: LanguageModel) -> int:
-        """Parameters added: 2 d_model a slot, 3 where the block has a gate."""
+        """Return the number of parameters added: 2 d_model a slot, 3 where the block has a gate."""
         return len(self.blocks(lm)) * self.slots * lm.d_model * (3 if is_gated(lm) else 2)
 
     def blocks(self, lm: LanguageModel) -> tuple[int, ...]:
-        """Blocks that get slots, lowest first.
+        """Return the blocks that get slots, lowest first.
 
         Raises:
             UnknownSite (CG303): the model has no such block, or it is one of experts.
         """
         last = lm.num_layers - 1
         layers = (max(last - 1, 0), last) if self.layers is None else self.layers
+        require_layers(lm, layers, where=f"method {self.name}")
         for layer in layers:
-            if not 0 <= layer <= last:
-                raise UnknownSite(
-                    f"there is no block {layer} in {lm.name}: it has {last + 1}, from 0.",
-                    where=f"method {self.name}",
-                    hint=f"Choose from 0 to {last}.",
-                )
             lm.module_path(Site(layer, "mlp.up"))
         return tuple(sorted(set(layers)))
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
         """Train one group of slots on all facts together; the model is left as it is.
 
-        A fact is trained under its prompt and its paraphrases. If the model says all of them
+        A fact is trained under its prompt and its paraphrases. If the model answers all of them
         already, nothing is trained and the patch is empty.
 
         Raises:
@@ -145,33 +153,32 @@ class Calinet(Editor):
         state = state or State()
         config = self.model_dump(mode="json")
         if not facts:
-            return Edit(CalinetPatch.made(lm, {}, method=self.name, config=config), state)
+            return Edit(CalinetPatch.make(lm, {}, method=self.name, config=config), state)
         rows = self._rows(lm, facts)
-        trained = train(lm, fresh(lm, self.blocks(lm), self.slots, self.seed), rows, self._settings)
+        trained = train(
+            lm,
+            new_slots(lm, self.blocks(lm), self.slots, self.seed),
+            rows,
+            self.training,
+        )
         tensors = {
             f"{layer}/{name}": tensor
             for layer, own in (trained.slots.items() if trained.steps else ())
             for name, tensor in own.tensors().items()
         }
-        notes = self._notes(lm, facts, rows, trained, beside(lm, trained.slots))
-        patch = CalinetPatch.made(
+        notes = self._notes(lm, facts, rows, trained, add_slots(lm, trained.slots))
+        patch = CalinetPatch.make(
             lm, tensors, method=self.name, config=config, facts=facts, notes=notes
         )
         return Edit(patch, state)
 
     @property
-    def _settings(self) -> Settings:
-        return Settings(
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            optimiser=self.optimiser,
-            batch_size=self.batch_size,
-            stop_loss=self.stop_loss,
-            seed=self.seed,
-        )
+    def training(self) -> SlotTraining:
+        """Return the settings of the training."""
+        return select(SlotTraining, self)
 
     def prompts(self, fact: Fact) -> tuple[list[str], list[str]]:
-        """Prompts of a fact that are trained on, its own first, and those that are held out."""
+        """Return the prompts of a fact for training, its own first, and those held out."""
         every = self.held_out or len(fact.paraphrases) + 1
         kept = [text for at, text in enumerate(fact.paraphrases, start=1) if at % every]
         own = [prefix + fact.prompt for prefix in self.contexts.prefixes]
@@ -197,15 +204,15 @@ class Calinet(Editor):
         lm: LanguageModel,
         facts: Sequence[Fact],
         rows: Sequence[LabelledRow],
-        trained: Trained,
+        trained: TrainedSlots,
         active: AbstractContextManager[None],
     ) -> dict[str, object]:
         own = [next(row for row in rows if row.fact == index) for index in range(len(facts))]
         others = self._rows(lm, facts, held_out=True)
-        before = [loss for loss, _ in _measured(lm, own)]
+        before = [loss for loss, _ in _measure(lm, own)]
         with active:
-            after = [loss for loss, _ in _measured(lm, own)]
-            recall = [_share_right(lm, some) for some in (rows, others)]
+            after = [loss for loss, _ in _measure(lm, own)]
+            recall = [_measure_recall(lm, some) for some in (rows, others)]
         statuses = ["written" if loss <= _EVEN_ODDS else "not converged" for loss in after]
         series = {"initial_losses": before, "final_losses": after, "losses": trained.losses}
         return {
@@ -216,14 +223,14 @@ class Calinet(Editor):
             "prompts": len(rows),
             "recall": recall[0],
             "recall_held_out": recall[1],
-            "activation": type(host_activation(lm)).__name__,
+            "activation": type(activation_of(lm)).__name__,
             "layers": list(trained.slots),
         }
 
 
 @torch.no_grad()
-def _measured(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[tuple[float, bool]]:
-    """Mean loss of each row's labels, and whether all of them are the model's first choices."""
+def _measure(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[tuple[float, bool]]:
+    """Return the mean loss of each row's labels, and whether all are the model's first choices."""
     found: dict[int, tuple[float, bool]] = {}
     for group in batches(lm, [len(row.ids) for row in rows], None):
         logits, labels = predict(lm, [rows[index] for index in group])
@@ -237,7 +244,7 @@ def _measured(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[tuple[floa
     return [found[index] for index in range(len(rows))]
 
 
-def _share_right(lm: LanguageModel, rows: Sequence[LabelledRow]) -> float | None:
+def _measure_recall(lm: LanguageModel, rows: Sequence[LabelledRow]) -> float | None:
     if not rows:
         return None
-    return sum(right for _, right in _measured(lm, rows)) / len(rows)
+    return sum(right for _, right in _measure(lm, rows)) / len(rows)

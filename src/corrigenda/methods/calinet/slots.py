@@ -1,4 +1,4 @@
-"""Calibration slots beside feed-forward blocks, and their training on prompts with answers.
+"""CaliNET's calibration slots in feed-forward blocks, and their training on prompts and answers.
 
 The model is frozen, so everything below the lowest slots is computed once: a step runs only the
 blocks from there on, and the head only where a label is read.
@@ -18,19 +18,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers.optimization import Adafactor
 
-from corrigenda.engines.activation import host_activation
-from corrigenda.engines.gradients import LabelledRow, by_length
+from corrigenda.engines.gradients import LabelledRow, by_length, loss_scale
 from corrigenda.errors import NonFinite
-from corrigenda.lm.hooks import TensorMap
-from corrigenda.lm.kv_cache import batches, pad_id, widened
+from corrigenda.lm.activation import activation_of
+from corrigenda.lm.hooks import Copies, Term
+from corrigenda.lm.kv_cache import batches, pad_id, widen
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Site, Tokens, key, value
+from corrigenda.lm.sites import Site, Tokens, key
 from corrigenda.lm.tail import Tail
 
 Activation = Callable[[Tensor], Tensor]
-
-# Gradients inside a float16 model may fall below its smallest number.
-_LOSS_SCALE = {torch.float16: 1024.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +47,7 @@ class Slots:
     def branch(
         self, hidden: Float[Tensor, "*rows d_model"], activation: Activation
     ) -> Float[Tensor, "*rows d_model"]:
-        """What the slots add: act(h Kc^T) Vc^T, gated (act(h Gc^T) * (h Uc^T)) Vc^T."""
+        """Return the slots' term act(h Kc^T) Vc^T, where gated (act(h Gc^T) * (h Uc^T)) Vc^T."""
         hidden = hidden.to(self.keys.dtype)
         inner = hidden @ self.keys.T
         inner = (
@@ -59,18 +56,24 @@ class Slots:
         return inner @ self.values.T
 
     def tensors(self) -> dict[str, Tensor]:
-        """The weights by name, without gradients."""
-        named = {"keys": self.keys, "values": self.values, "gates": self.gates}
-        return {name: one.detach() for name, one in named.items() if one is not None}
+        """Return the weights by name, without gradients."""
+        return {name: one.detach() for name, one in self.named().items()}
+
+    def named(self) -> dict[str, Tensor]:
+        """Return the weights by name."""
+        every = {"keys": self.keys, "values": self.values, "gates": self.gates}
+        return {name: one for name, one in every.items() if one is not None}
 
 
 def is_gated(lm: LanguageModel) -> bool:
-    """Whether the feed-forward blocks of a model have a gate."""
+    """Return whether the feed-forward blocks of a model have a gate."""
     return "mlp.gate" in lm.family.slots
 
 
-def fresh(lm: LanguageModel, layers: Sequence[int], num_slots: int, seed: int) -> dict[int, Slots]:
-    """Slots that change nothing yet: Kc (and Gc) normal with deviation d^-1/2, Vc zero.
+def new_slots(
+    lm: LanguageModel, layers: Sequence[int], num_slots: int, seed: int
+) -> dict[int, Slots]:
+    """Return slots that change nothing yet: Kc (and Gc) normal with deviation d^-1/2, Vc zero.
 
     Raises:
         UnknownSite (CG303): no such block, or one of experts.
@@ -90,43 +93,34 @@ def fresh(lm: LanguageModel, layers: Sequence[int], num_slots: int, seed: int) -
     return slots
 
 
-def beside(lm: LanguageModel, slots: Mapping[int, Slots]) -> AbstractContextManager[None]:
-    """Have slots add to the outputs of their feed-forward blocks, until left.
+def add_slots(lm: LanguageModel, slots: Mapping[int, Slots]) -> AbstractContextManager[None]:
+    """Add slots to the outputs of their feed-forward blocks, until left.
 
-    They read what the block reads, behind the norm in front of it, and their sum joins the output
-    of the down projection.
+    They read the input of the block, after its norm, and their sum is added to the output of the
+    down projection.
 
     Raises:
         BadConfig (CG502): the model's configuration names no activation function.
         UnknownSite (CG303): no such block, or one of experts.
     """
-    activation = host_activation(lm)
-    transforms: dict[Point, TensorMap] = {}
-    for layer, own in slots.items():
-        transforms |= _hooks_of(layer, own, activation)
-    return lm.swap(transforms)
+    activation = activation_of(lm)
+    terms = {Site(layer): _term(own, activation) for layer, own in slots.items()}
+    return lm.add(terms, inputs={Site(layer): key(Site(layer, "mlp.up")) for layer in slots})
 
 
-def _hooks_of(layer: int, slots: Slots, activation: Activation) -> dict[Point, TensorMap]:
-    read: list[Tensor] = []
-    moved = slots
+def _term(slots: Slots, activation: Activation) -> Term:
+    names, tensors = zip(*slots.named().items(), strict=True)
+    copies = Copies(tensors)
 
-    def remember(hidden: Tensor) -> Tensor:
-        read[:] = [hidden]
-        return hidden
+    def term(hidden: Tensor, output: Tensor) -> Tensor:
+        placed = Slots(**dict(zip(names, copies.like(hidden), strict=True)))
+        return placed.branch(hidden, activation).to(output.dtype)
 
-    def add(output: Tensor) -> Tensor:
-        nonlocal moved
-        hidden = read.pop()
-        if moved.keys.device != hidden.device:
-            moved = Slots(**{name: one.to(hidden.device) for name, one in moved.tensors().items()})
-        return output + moved.branch(hidden, activation).to(output.dtype)
-
-    return {key(Site(layer, "mlp.up")): remember, value(Site(layer)): add}
+    return term
 
 
-class Settings(NamedTuple):
-    """Settings of the training.
+class SlotTraining(NamedTuple):
+    """Settings of the training of slots; see the options of `Calinet`.
 
     Attributes:
         steps: Steps of the optimiser, at most.
@@ -147,14 +141,14 @@ class Settings(NamedTuple):
 
 
 @dataclass
-class Trained:
-    """What a training made; no gradients.
+class TrainedSlots:
+    """Trained slots, with the course of their training; no gradients.
 
     Attributes:
         slots: By block, on the CPU.
-        losses: Mean loss of the labels each time prompts were looked at, in nats.
-        steps: Steps made.
-        stop: "true already" where none was made, "recall" where a pass went by without one, else
+        losses: Mean loss of the labels in each step, in nats.
+        steps: Number of steps.
+        stop: "true already" where there was none, "recall" where a whole pass had none, else
             "steps".
     """
 
@@ -168,18 +162,18 @@ def train(
     lm: LanguageModel,
     slots: Mapping[int, Slots],
     rows: Sequence[LabelledRow],
-    settings: Settings,
+    training: SlotTraining,
     report: Callable[[int, int], object] | None = None,
-) -> Trained:
+) -> TrainedSlots:
     """Lower the mean -log p of the rows' labels over the slots' weights alone.
 
     The rows are put into an order of their own first, so theirs does not matter.
 
     Args:
         lm: The model, with whatever patches are active; left as it is.
-        slots: What to start from.
+        slots: Their first values.
         rows: Prompts with their labels.
-        settings: Settings of the training.
+        training: Settings of the training.
         report: Called with steps done and steps in all.
 
     Raises:
@@ -192,27 +186,27 @@ def train(
         }
         for layer, own in slots.items()
     }
-    optimiser = _optimiser(settings, [one for own in leaves.values() for one in own.values()])
-    turns = _turns(lm, rows, min(slots), settings.batch_size)
-    order = torch.Generator().manual_seed(settings.seed)
-    trained, idle = Trained({}), 0
+    optimiser = _make_optimiser(training, [one for own in leaves.values() for one in own.values()])
+    steps = _make_steps(lm, rows, min(slots), training.batch_size)
+    order = torch.Generator().manual_seed(training.seed)
+    trained, idle = TrainedSlots({}), 0
     queue: list[int] = []
-    with beside(lm, {layer: Slots(**own) for layer, own in leaves.items()}), torch.enable_grad():
-        while idle < len(turns):
-            queue = queue or torch.randperm(len(turns), generator=order).tolist()
+    with add_slots(lm, {layer: Slots(**own) for layer, own in leaves.items()}), torch.enable_grad():
+        while idle < len(steps):
+            queue = queue or torch.randperm(len(steps), generator=order).tolist()
             optimiser.zero_grad()
-            loss, right = _backward(lm, turns[queue.pop()])
+            loss, right = _accumulate(lm, steps[queue.pop()])
             trained.losses.append(loss)
-            if right and loss <= settings.stop_loss:
+            if right and loss <= training.stop_loss:
                 idle += 1
                 continue
             idle = 0
-            if trained.steps == settings.steps:
+            if trained.steps == training.steps:
                 break
             optimiser.step()
             trained.steps += 1
             if report is not None:
-                report(trained.steps, settings.steps)
+                report(trained.steps, training.steps)
     if idle:
         trained.stop = "recall" if trained.steps else "true already"
     trained.slots = {
@@ -223,8 +217,8 @@ def train(
 
 
 @dataclass(eq=False)
-class _Group:
-    """Rows of nearly equal length whose states below the slots are kept."""
+class _SlotGroup:
+    """Rows of nearly equal length, with their states below the lowest slots."""
 
     tail: Tail
     at: Int[Tensor, "rows k"]
@@ -233,7 +227,7 @@ class _Group:
     zero: Float[Tensor, "rows d_model"]
 
     @classmethod
-    def build(cls, lm: LanguageModel, rows: Sequence[LabelledRow], lowest: int) -> _Group:
+    def build(cls, lm: LanguageModel, rows: Sequence[LabelledRow], lowest: int) -> _SlotGroup:
         """Run the blocks below the slots once."""
         tokens = Tokens.pad([row.ids for row in rows], pad_id(lm)).to(lm.device)
         width = max(len(row.reads) for row in rows)
@@ -253,24 +247,24 @@ class _Group:
         )
 
 
-def _turns(
+def _make_steps(
     lm: LanguageModel, rows: Sequence[LabelledRow], lowest: int, batch_size: int | None
-) -> list[list[_Group]]:
-    """The groups that make up each step, in an order that does not depend on that of the rows."""
+) -> list[list[_SlotGroup]]:
+    """Return the groups of rows of each step, in an order independent of that of the rows."""
     if batch_size is not None:
-        return [[_Group.build(lm, part, lowest)] for part in by_length(rows, batch_size)]
+        return [[_SlotGroup.build(lm, part, lowest)] for part in by_length(rows, batch_size)]
     (whole,) = by_length(rows, len(rows))
     parts = batches(lm, [len(row.ids) for row in whole], None)
-    return [[_Group.build(lm, [whole[index] for index in part], lowest) for part in parts]]
+    return [[_SlotGroup.build(lm, [whole[index] for index in part], lowest) for part in parts]]
 
 
-def _backward(lm: LanguageModel, turn: Sequence[_Group]) -> tuple[float, bool]:
-    """Add up gradients; the mean loss of the labels, and whether all are first choices."""
-    total, right, count = 0.0, True, sum(len(group.labels) for group in turn)
-    scale = _LOSS_SCALE.get(lm.dtype, 1.0)
-    for group in turn:
+def _accumulate(lm: LanguageModel, step: Sequence[_SlotGroup]) -> tuple[float, bool]:
+    """Accumulate gradients; return the mean loss, and whether all labels are first choices."""
+    total, right, count = 0.0, True, sum(len(group.labels) for group in step)
+    scale = loss_scale(lm)
+    for group in step:
         hidden = group.tail.run(group.zero, group.at)[group.real]
-        logits = widened(lm.head(hidden))
+        logits = widen(lm.head(hidden))
         loss = cross_entropy(logits, group.labels, reduction="sum") / count
         if not math.isfinite(float(loss.detach())):
             raise NonFinite(
@@ -285,7 +279,7 @@ def _backward(lm: LanguageModel, turn: Sequence[_Group]) -> tuple[float, bool]:
     return total, right
 
 
-def _optimiser(settings: Settings, weights: list[Tensor]) -> torch.optim.Optimizer:
-    if settings.optimiser == "adam":
-        return torch.optim.Adam(weights, lr=settings.learning_rate)
-    return Adafactor(weights, lr=settings.learning_rate, relative_step=False, scale_parameter=False)
+def _make_optimiser(training: SlotTraining, weights: list[Tensor]) -> torch.optim.Optimizer:
+    if training.optimiser == "adam":
+        return torch.optim.Adam(weights, lr=training.learning_rate)
+    return Adafactor(weights, lr=training.learning_rate, relative_step=False, scale_parameter=False)

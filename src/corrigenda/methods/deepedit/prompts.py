@@ -1,4 +1,4 @@
-"""The prompts DeepEdit asks the model with; people and places in them exist nowhere."""
+"""Prompts of DeepEdit; the people and places in them are invented."""
 
 from __future__ import annotations
 
@@ -182,15 +182,15 @@ THREE_QUESTIONS = tuple(
 """The three questions of the authors' release, all of which a conflict must answer with yes."""
 
 
-class Prompts(BaseModel):
-    """The prompts; an empty one is decided from the text alone, as `DeepEdit` says.
+class DeepEditPrompts(BaseModel):
+    """The prompts of DeepEdit; an empty one is decided from the text alone.
 
     Attributes:
         chain: Asks for the chain of a `{question}`, step by step.
         question_entity: Asks for the entity a `{question}` begins with.
         new_entity: Asks for the entity of `{step}` that `{previous}` does not mention.
         strip: Asks for `{step}` without that entity.
-        exists: Asks whether `{fact}` speaks of `{entity}`, where the name does not stand in it.
+        exists: Asks whether `{fact}` mentions `{entity}`, where it does not contain the name.
         conflict: Asks whether `{fact}` and `{step}` contradict each other; several prompts are
             joined by AND.
     """

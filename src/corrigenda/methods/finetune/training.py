@@ -21,7 +21,7 @@ from torch.nn.functional import linear, pad
 
 from corrigenda.errors import NonFinite
 from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, graph_bytes, head_bytes
-from corrigenda.lm.kv_cache import batches, pad_id, widened
+from corrigenda.lm.kv_cache import batches, pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, key
 from corrigenda.lm.tail import Tail, memory_budget
@@ -349,7 +349,7 @@ def _nll(
     if training.bias:
         keys = pad(keys, (0, 1), value=1.0)
     hidden = held.tail.run(linear(keys, delta), at, rows=picked_rows)[valid]
-    log_p = torch.log_softmax(widened(lm.head(hidden)), dim=-1)
+    log_p = torch.log_softmax(widen(lm.head(hidden)), dim=-1)
 
     owners = torch.arange(len(chosen), device=device).repeat_interleave(counts)
     labels = torch.tensor([label for example in chosen for label in example.labels], device=device)

@@ -1,9 +1,9 @@
-"""GRACE's codebook: keys with balls around them, and the rules by which balls come, grow and split.
+"""GRACE's codebook: keys with balls around them, and the rules that add, expand and split balls.
 
-A patch records what its edit did: the entry it added, or whose entry it took over, and the radius
-that an earlier entry got. The codebook follows from the records of all active patches in order, so
-an edit that goes takes along what it did to the balls of others. A record that took over an entry
-which is gone stands for itself.
+A patch records what its edit did: the entry it added, or the entry it took over, and the radius
+that an earlier entry got. The codebook is computed from the records of all active patches in order,
+so reverting an edit also undoes what it did to the balls of other edits. A record that took over an
+entry which is no longer active becomes an entry of its own.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corrigenda.engines.shared_memory import identity
-from corrigenda.linalg.nearest import Found, Nearest
+from corrigenda.engines.shared_memory import entry_id
+from corrigenda.linalg.nearest import NearestSearch, NearestVectors
 
 ADDED, SPLIT, TAKEN_OVER = 0, 1, 2
-"""What a record did: a ball of its own, one that halves an earlier one, or an earlier one's use."""
+"""Act of a record: it added a ball, added one that halves an earlier ball, or took one over."""
 
-NAMES = ("added", "split", "expanded")
+ACT_NAMES = ("added", "split", "expanded")
 
 _GAP = 1e-5
 
 
-class Records(NamedTuple):
-    """What edits did, one row each.
+class CodebookRecords(NamedTuple):
+    """Records of edits, one row each.
 
     Attributes:
         keys: Inputs of the layer at the prompts' last tokens.
-        values: What the layer's output is replaced by.
-        radii: Of the record's own ball; of one that took over, should its entry be gone.
+        values: Vectors that replace the layer's output.
+        radii: Of the record's own ball; after a take-over, of the ball it needs without its entry.
         acts: `ADDED`, `SPLIT` or `TAKEN_OVER`.
-        ids: Number of each record, see `identity`.
+        ids: Number of each record, see `entry_id`.
         roots: Number of the entry that was split or taken over; 0 for none.
         root_radii: Radius that this entry got; 0 for none.
         targets: Tokens of the answers, one after another.
@@ -56,48 +56,48 @@ class Records(NamedTuple):
     facts: Int[Tensor, " n"]
 
     @classmethod
-    def joined(cls, parts: Sequence[Mapping[str, Tensor]]) -> Records:
-        """Records of several patches, in order; parts without records are left out."""
+    def concatenate(cls, parts: Sequence[Mapping[str, Tensor]]) -> CodebookRecords:
+        """Return the records of several patches, in order; parts without records are left out."""
         full = [part for part in parts if part]
         return cls(*(torch.cat([part[name] for part in full]) for name in cls._fields))
 
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """Entries, as they follow from records.
+    """Entries of the codebook, computed from records.
 
     Attributes:
         records: All records.
         places: Record of each entry.
-        used: Record whose value and target an entry has: its own, or of the last to take it over.
+        used: Record that gives an entry its value and target: its own, or the last that took it.
         radii: Of the entries, float64.
     """
 
-    records: Records
+    records: CodebookRecords
     places: Int[Tensor, " entries"]
     used: Int[Tensor, " entries"]
     radii: Float[Tensor, " entries"]
 
     @classmethod
-    def of(cls, records: Records) -> Codebook:
-        """Apply records in order."""
+    def of(cls, records: CodebookRecords) -> Codebook:
+        """Return the codebook after all records, applied in order."""
         radii = records.radii.clone()
         used = torch.arange(len(radii))
         own = records.acts != TAKEN_OVER
-        place: dict[int, int] = {}
+        entry: dict[int, int] = {}
         changing = (records.acts != ADDED).nonzero().squeeze(1).tolist()
         if changing:
             ids = records.ids.tolist()
             for row in own.nonzero().squeeze(1).tolist():
-                place.setdefault(ids[row], row)
+                entry.setdefault(ids[row], row)
             for row in changing:
-                root = place.get(int(records.roots[row]))
+                root = entry.get(int(records.roots[row]))
                 if records.acts[row] == SPLIT:
                     if root is not None:
                         radii[root] = records.root_radii[row]
                 elif root is None:
                     own[row] = True
-                    place.setdefault(ids[row], row)
+                    entry.setdefault(ids[row], row)
                 else:
                     radii[root] = max(radii[root], records.root_radii[row])
                     used[root] = row
@@ -109,26 +109,26 @@ class Codebook:
 
     @cached_property
     def keys(self) -> Float[Tensor, "entries d_in"]:
-        """Keys of the entries."""
+        """Return the keys of the entries."""
         if len(self.places) == len(self.records.keys):
             return self.records.keys
         return self.records.keys[self.places]
 
     def values(self, entries: Int[Tensor, " some"]) -> Float[Tensor, "some d_out"]:
-        """Values of some entries, float32, on the CPU."""
+        """Return the values of some entries; float32, on the CPU."""
         return self.records.values[self.used[entries]]
 
     def target(self, entry: int) -> tuple[int, ...]:
-        """Tokens of an entry's answer."""
+        """Return the tokens of an entry's answer."""
         return self.answer(int(self.used[entry]))
 
     def answer(self, row: int) -> tuple[int, ...]:
-        """Tokens of a record's answer."""
+        """Return the tokens of a record's answer."""
         end = int(self._ends[row])
         return tuple(self.records.targets[end - int(self.records.lengths[row]) : end].tolist())
 
-    def hits(self, found: Found) -> Int[Tensor, " queries"]:
-        """Entry in whose ball each query lies, -1 for none."""
+    def hits(self, found: NearestVectors) -> Int[Tensor, " queries"]:
+        """Return the entry in whose ball each query lies, -1 for none."""
         inside = found.distances <= self.radii[found.indices]
         return torch.where(inside, found.indices, -1)
 
@@ -137,16 +137,16 @@ class Codebook:
         return self.records.lengths.cumsum(0)
 
 
-class Placed(NamedTuple):
-    """What the rules make of one fact.
+class FactPlacement(NamedTuple):
+    """Where one fact goes in the codebook.
 
     Attributes:
-        act: `ADDED`, `SPLIT` or `TAKEN_OVER`; None where nothing is to be done.
+        act: `ADDED`, `SPLIT` or `TAKEN_OVER`; None where nothing has to be done.
         radius: Of the fact's own ball.
         root: Number of the entry it splits or takes over, 0 for none.
         root_radius: Radius this entry gets.
-        continues: Whose value it goes on from: an entry of the codebook, or None.
-        follows: Whose value it goes on from: an earlier fact of the batch, or None.
+        continues: Entry of the codebook whose value is trained further, or None.
+        follows: Earlier fact of the batch whose value is trained further, or None.
         id: The record's number.
         distance: To the nearest key; infinite where there is none.
     """
@@ -170,7 +170,7 @@ class _Ball:
     fact: int | None
 
 
-def place(
+def place_facts(
     book: Codebook | None,
     keys: Float[Tensor, "n d_in"],
     targets: Sequence[tuple[int, ...]],
@@ -178,12 +178,13 @@ def place(
     *,
     radius: float,
     noise: Sequence[float],
-) -> list[Placed]:
-    """Say for facts, one after another, what becomes of them and of the balls they meet.
+) -> list[FactPlacement]:
+    """Decide where facts go, one after another, and how the balls they meet change.
 
-    A fact the model gets right without help is left alone. A ball that would not touch the nearest
-    one is added; otherwise the nearest ball grows to hold the key if it has the same target, or is
-    halved if it has another. A key that cannot be told from the nearest one takes over its entry.
+    A fact that the model answers already is left alone. A ball that would not touch the nearest one
+    is added; otherwise the nearest ball expands to hold the key if it has the same target, or is
+    split if it has another. A key that equals the nearest one, up to rounding, takes over its
+    entry.
 
     Args:
         book: The codebook that is active, if any.
@@ -191,15 +192,15 @@ def place(
         targets: Their answers' tokens, compared exactly.
         right: Whether the model answers with the target already.
         radius: epsilon of a new ball.
-        noise: How far each key may lie from itself, read again.
+        noise: How far each key may lie from itself when read again.
 
-    Reference: Hartvigsen et al. 2023, algorithm 1. A ball that grows gets the noise on top.
+    Reference: Hartvigsen et al. 2023, algorithm 1. A ball that expands gets the noise on top.
     """
-    found = Nearest(keys[:0] if book is None else book.keys).search(keys)
+    found = NearestSearch(keys[:0] if book is None else book.keys).search(keys)
     changed: dict[int, _Ball] = {}
     new: list[_Ball] = []
     new_keys = keys[:0].double()
-    placed: list[Placed] = []
+    placements: list[FactPlacement] = []
     for fact, target in enumerate(targets):
         nearest, distance = None, float(found.distances[fact])
         if book is not None:
@@ -213,47 +214,47 @@ def place(
             apart = (new_keys - keys[fact].double()).norm(dim=1)
             if float(apart.min()) < distance:
                 nearest, distance = new[int(apart.argmin())], float(apart.min())
-        one = _placed(nearest, distance, target, right[fact], radius, noise[fact])
-        one = one._replace(id=identity(keys[fact], target), distance=distance)
-        placed.append(one)
+        one = _place_fact(nearest, distance, target, right[fact], radius, noise[fact])
+        one = one._replace(id=entry_id(keys[fact], target), distance=distance)
+        placements.append(one)
         if one.act is None:
             continue
         if nearest is not None and one.root:
             nearest.radius = one.root_radius
         if one.act == TAKEN_OVER:
-            assert nearest is not None, "something is taken over"
+            assert nearest is not None, "there is an entry to take over"
             nearest.target, nearest.entry, nearest.fact = target, None, fact
         else:
             new.append(_Ball(one.id, one.radius, target, None, fact))
             new_keys = torch.cat([new_keys, keys[fact, None].double()])
-    return placed
+    return placements
 
 
-def _placed(
+def _place_fact(
     nearest: _Ball | None,
     distance: float,
     target: tuple[int, ...],
     right: bool,
     radius: float,
     noise: float,
-) -> Placed:
+) -> FactPlacement:
     inside = nearest is not None and distance <= nearest.radius
     if right and not inside:
-        return Placed(None)
+        return FactPlacement(None)
     if nearest is None or distance > nearest.radius + radius:
-        return Placed(ADDED, radius)
+        return FactPlacement(ADDED, radius)
     same = target == nearest.target
     if same or distance <= noise:
         grown = nearest.radius if inside else distance + noise
-        goes_on = (nearest.entry, nearest.fact) if same else (None, None)
-        return Placed(TAKEN_OVER, radius, nearest.id, grown, *goes_on)
-    return Placed(SPLIT, distance / 2, nearest.id, max(0.0, distance / 2 - _GAP))
+        trained_from = (nearest.entry, nearest.fact) if same else (None, None)
+        return FactPlacement(TAKEN_OVER, radius, nearest.id, grown, *trained_from)
+    return FactPlacement(SPLIT, distance / 2, nearest.id, max(0.0, distance / 2 - _GAP))
 
 
 def out_of_reach(book: Codebook) -> list[int]:
-    """Records that took an entry over and lie in no ball with their target any more."""
+    """Return the records that took over an entry and no longer lie in a ball with their target."""
     taken = (book.records.acts == TAKEN_OVER).nonzero().squeeze(1)
-    hits = book.hits(Nearest(book.keys).search(book.records.keys[taken]))
+    hits = book.hits(NearestSearch(book.keys).search(book.records.keys[taken]))
     return [
         row
         for row, hit in zip(taken.tolist(), hits.tolist(), strict=True)

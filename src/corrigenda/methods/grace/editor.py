@@ -1,4 +1,4 @@
-"""GRACE: a codebook beside one layer, which replaces its output where a known prompt comes by."""
+"""GRACE: a codebook at one layer replaces its output where the prompt's key is in the codebook."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import torch
@@ -14,64 +15,98 @@ from pydantic import Field
 from torch import Tensor
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines import shared_memory
-from corrigenda.engines.answer_loss import scored
+from corrigenda.engines.answer_loss import score_answers
 from corrigenda.engines.gradients import LabelledRow, labelled_rows
-from corrigenda.engines.shared_memory import Memory, joined, keys_at, memory_of, suspended
+from corrigenda.engines.shared_memory import (
+    KeyDistances,
+    SharedMemory,
+    join,
+    key_distances,
+    key_noise,
+    keys_at,
+    memory_of,
+    suspend,
+)
 from corrigenda.facts import Fact
-from corrigenda.linalg.nearest import Nearest
+from corrigenda.linalg.nearest import NearestSearch
 from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.model import LanguageModel, gather
 from corrigenda.lm.sites import Point, Site, key, value
 from corrigenda.methods.grace.codebook import (
-    NAMES,
+    ACT_NAMES,
     TAKEN_OVER,
     Codebook,
-    Placed,
-    Records,
+    CodebookRecords,
+    FactPlacement,
     out_of_reach,
-    place,
+    place_facts,
 )
 from corrigenda.methods.grace.training import (
     Replace,
-    Settings,
-    Trace,
-    replaced,
+    ValueTrace,
+    ValueTraining,
+    replaced_at,
     train_values,
 )
 from corrigenda.patch import ModulePatch
+from corrigenda.settings import select
 from corrigenda.state import State
 
 _DEPTH = 27 / 32
 
 
 class GracePatch(ModulePatch):
-    """Entries of a codebook, and what they did to entries of earlier patches.
+    """Entries of a codebook, with their effect on the entries of earlier patches.
 
-    While several are active at one site, they share one codebook.
+    Patches that are active at one site share one codebook.
     """
 
     kind: ClassVar[str] = "grace"
+    may_be_bare = True
+    forms = MappingProxyType(
+        {
+            "keys": "float n d_in",
+            "values": "float n d_out",
+            **dict.fromkeys(("radii", "root_radii"), "float n"),
+            **dict.fromkeys(("acts", "ids", "roots", "lengths", "facts"), "int n"),
+            "targets": "int tokens",
+        }
+    )
+    options = MappingProxyType({"layer": int, "part": str, "replace": ("last", "prompt", "all")})
+
+    def require_sound(self) -> None:
+        """Refuse a site that is none, and answers that do not belong to the keys."""
+        super().require_sound()
+        if not self.stored:
+            return
+        _ = self.site
+        if int(self.stored["lengths"].sum()) != len(self.stored["targets"]):
+            raise ValueError("the lengths of the answers do not add up to their tokens")
+
+    def sizes_in(self, lm: LanguageModel) -> dict[str, int]:
+        """Return the widths of its site in a model."""
+        d_out, d_in = lm.weight(self.site).shape
+        return {"d_in": d_in, "d_out": d_out}
 
     @property
     def site(self) -> Site:
-        """The layer whose output is replaced."""
+        """Return the layer whose output is replaced."""
         config = self.header.config
         return Site.parse(f"{config['layer']}.{config['part']}")
 
     @property
     def replace(self) -> Replace:
-        """Which tokens' output is replaced."""
+        """Return which tokens' output is replaced."""
         return self.header.config["replace"]  # type: ignore[return-value]  # what `Grace` wrote
 
     def hooks(self, lm: LanguageModel) -> AbstractContextManager[object]:
-        """Join the codebook of the model."""
+        """Add the entries to the codebook of the model, until left."""
         group = _group(self.site, self.replace)
-        return joined(lm, self, group, lambda: _Beside(lm, self.site, self.replace))
+        return join(lm, self, group, lambda: _ActiveCodebook(lm, self.site, self.replace))
 
 
-class _Beside(Memory[GracePatch]):
-    """The codebook of all active patches at one site, at work."""
+class _ActiveCodebook(SharedMemory[GracePatch]):
+    """Codebook of all active patches at one site, with the hooks that search it and replace."""
 
     def __init__(self, lm: LanguageModel, site: Site, replace: Replace) -> None:
         super().__init__(lm)
@@ -81,17 +116,17 @@ class _Beside(Memory[GracePatch]):
 
     @cached_property
     def book(self) -> Codebook | None:
-        """The codebook; None while no patch has an entry."""
+        """Return the codebook; None while no patch has an entry."""
         parts = [patch.stored for patch in self.patches if patch.stored]
-        # It outlives the pass that asks for it first.
+        # It outlives the pass that needs it first.
         with torch.inference_mode(False):
-            return Codebook.of(Records.joined(parts)) if parts else None
+            return Codebook.of(CodebookRecords.concatenate(parts)) if parts else None
 
     @cached_property
-    def _nearest(self) -> Nearest:
-        assert self.book is not None, "somebody has an entry"
+    def _nearest(self) -> NearestSearch:
+        assert self.book is not None, "some patch has an entry"
         with torch.inference_mode(False):
-            return Nearest(self.book.keys.to(self.lm.weight(self.site).device))
+            return NearestSearch(self.book.keys.to(self.lm.weight(self.site).device))
 
     def forget(self) -> None:
         for name in ("book", "_nearest"):
@@ -102,15 +137,15 @@ class _Beside(Memory[GracePatch]):
         return {key(self.site): self._read, value(self.site): self._write}
 
     def _read(self, inputs: Float[Tensor, "batch pos d_in"]) -> Tensor:
-        prompts, book = self.lm.prompts, self.book
+        ends, book = self.lm.prompt_ends, self.book
         self._route = None
-        if not (self.suspended or book is None or (prompts.continued and self.replace != "all")):
+        if not (self.suspended or book is None or (ends.continued and self.replace != "all")):
 
             def decide(ends: Int[Tensor, " batch"]) -> Tensor:
                 found = self._nearest.search(gather(inputs, ends))
                 return book.hits(found).to(inputs.device)
 
-            self._route = prompts.once(self, decide)
+            self._route = ends.decide_once(self, decide)
         return inputs
 
     def _write(self, output: Float[Tensor, "batch pos d_out"]) -> Tensor:
@@ -122,15 +157,15 @@ class _Beside(Memory[GracePatch]):
             return output
         values = book.values(route[rows].cpu()).to(output)
         columns = torch.arange(output.shape[1], device=output.device).expand(len(rows), -1)
-        ends = columns[:, :1] if self.replace == "all" else self.lm.prompts.ends[rows, None]
-        where = replaced(columns, ends.to(columns.device), self.replace)
+        ends = columns[:, :1] if self.replace == "all" else self.lm.prompt_ends.ends[rows, None]
+        where = replaced_at(columns, ends.to(columns.device), self.replace)
         output = output.clone()
         output[rows] = torch.where(where[..., None], values[:, None], output[rows])
         return output
 
 
 class Grace(Editor):
-    """One vector an edit, found by the prompt's key; nothing else ever changes.
+    """Stores one vector for each edit in a codebook, found by the prompt's key; weights stay.
 
     Reference: Hartvigsen et al. 2023, sections 2 and 3, algorithm 1. See the card, `grace.md`.
     """
@@ -171,11 +206,11 @@ class Grace(Editor):
     seed: int = Field(default=0, description="Of cold first values.")
 
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
-        """None: no weight changes; `site` says beside which layer the codebook stands."""
+        """Return no sites: no weight changes; `site` is the layer with the codebook."""
         return ()
 
     def site(self, lm: LanguageModel) -> Site:
-        """The layer beside which the codebook stands.
+        """Return the layer with the codebook.
 
         Raises:
             UnknownSite (CG303): the model has no such layer, or it belongs to experts.
@@ -185,15 +220,15 @@ class Grace(Editor):
         lm.module(site)
         return site
 
-    def distances(self, lm: LanguageModel, facts: Sequence[Fact]) -> shared_memory.Distances:
-        """How far keys of paraphrases, neighbours and other facts lie apart, to set `radius` by."""
-        return shared_memory.distances(lm, facts, key(self.site(lm)))
+    def distances(self, lm: LanguageModel, facts: Sequence[Fact]) -> KeyDistances:
+        """Measure distances of keys of paraphrases, neighbours and other facts, to set `radius`."""
+        return key_distances(lm, facts, key(self.site(lm)))
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
         """Add entries for the facts to the codebook that is active; the model is left as it is.
 
-        Facts that the model gets right without help are left alone. The state is handed through:
-        the codebook is that of the patches that are active.
+        Facts that the model answers already are left alone. The state is returned as it is: the
+        codebook is that of the active patches.
 
         Raises:
             PromptTooLong (CG105): a fact does not fit into the context.
@@ -203,42 +238,41 @@ class Grace(Editor):
         site = self.site(lm)
         config = {**self.model_dump(mode="json"), "layer": site.layer}
         if not facts:
-            return Edit(GracePatch.made(lm, {}, method=self.name, config=config), state)
+            return Edit(GracePatch.make(lm, {}, method=self.name, config=config), state)
         rows = labelled_rows(lm, facts)
-        beside = memory_of(lm, _Beside, _group(site, self.replace))
-        book = None if beside is None else beside.book
-        before, right = scored(lm, rows)
+        active = memory_of(lm, _ActiveCodebook, _group(site, self.replace))
+        book = None if active is None else active.book
+        before, right = score_answers(lm, rows)
         keys = keys_at(lm, [row.ids[: row.reads[0] + 1] for row in rows], key(site))
-        noise = shared_memory.noise(lm, keys)
+        noise = key_noise(lm, keys)
         targets = [row.labels for row in rows]
-        plan = place(book, keys, targets, right, radius=self.radius, noise=noise)
+        plan = place_facts(book, keys, targets, right, radius=self.radius, noise=noise)
         names = [fact.label for fact in facts]
-        with suspended(beside):
-            idle = () if beside is None else beside.patches
-            values, traces = self._values(lm, site, rows, plan, book, keys, names, idle)
+        with suspend(active):
+            idle = () if active is None else active.patches
+            values, traces = self._train_values(lm, site, rows, plan, book, names, idle)
         done = [index for index, one in enumerate(plan) if one.act is not None]
-        stored = _stored(done, plan, keys, values, targets) if done else {}
-        notes = _notes(facts, plan, before, traces, noise, lost=_lost(beside, stored, facts))
-        patch = GracePatch.made(
+        stored = _to_records(done, plan, keys, values, targets) if done else {}
+        notes = _notes(facts, plan, before, traces, noise, lost=_find_lost(active, stored, facts))
+        patch = GracePatch.make(
             lm, stored, method=self.name, config=config, facts=facts, notes=notes
         )
         return Edit(patch, state)
 
-    def _values(
+    def _train_values(
         self,
         lm: LanguageModel,
         site: Site,
         rows: Sequence[LabelledRow],
-        plan: Sequence[Placed],
+        plan: Sequence[FactPlacement],
         book: Codebook | None,
-        keys: Float[Tensor, "n d_in"],
         names: Sequence[str],
         idle: Sequence[object],
-    ) -> tuple[Float[Tensor, "n d_out"], dict[int, Trace]]:
-        """Train values, those that go on from another fact's of the batch after that one's."""
+    ) -> tuple[Float[Tensor, "n d_out"], dict[int, ValueTrace]]:
+        """Train values; one that continues another fact's value is trained after that one."""
         values = self._first_values(lm, site, rows)
-        traces: dict[int, Trace] = {}
-        settings = Settings(self.steps, self.learning_rate, self.stop_loss, self.replace)
+        traces: dict[int, ValueTrace] = {}
+        training = select(ValueTraining, self)
         open_ones = [index for index, one in enumerate(plan) if one.act is not None]
         while open_ones:
             now = [i for i in open_ones if plan[i].follows is None or plan[i].follows in traces]
@@ -255,7 +289,7 @@ class Grace(Editor):
                 site,
                 [rows[index] for index in now],
                 values[now],
-                settings,
+                training,
                 continued=continued,
                 names=[names[index] for index in now],
                 suspended=idle,
@@ -284,15 +318,15 @@ def _group(site: Site, replace: Replace) -> tuple[str, Site, Replace]:
     return "grace", site, replace
 
 
-def _stored(
+def _to_records(
     done: Sequence[int],
-    plan: Sequence[Placed],
+    plan: Sequence[FactPlacement],
     keys: Float[Tensor, "n d_in"],
     values: Float[Tensor, "n d_out"],
     targets: Sequence[tuple[int, ...]],
 ) -> dict[str, Tensor]:
     own = [plan[index] for index in done]
-    return Records(
+    return CodebookRecords(
         keys=keys[done],
         values=values[done],
         radii=torch.tensor([one.radius for one in own], dtype=torch.float64),
@@ -306,11 +340,13 @@ def _stored(
     )._asdict()
 
 
-def _lost(beside: _Beside | None, stored: Mapping[str, Tensor], facts: Sequence[Fact]) -> list[str]:
-    """Facts, of this edit or before, that the new balls took out of reach."""
+def _find_lost(
+    active: _ActiveCodebook | None, stored: Mapping[str, Tensor], facts: Sequence[Fact]
+) -> list[str]:
+    """Return the facts, of this edit or before, that the new balls moved out of reach."""
     if not stored:
         return []
-    earlier = [] if beside is None else [patch for patch in beside.patches if patch.stored]
+    earlier = [] if active is None else [patch for patch in active.patches if patch.stored]
     parts = [*(patch.stored for patch in earlier), stored]
     everyone = [*(patch.facts for patch in earlier), facts]
     owners = [
@@ -318,9 +354,9 @@ def _lost(beside: _Beside | None, stored: Mapping[str, Tensor], facts: Sequence[
         for own, part in zip(everyone, parts, strict=True)
         for fact in part["facts"].tolist()
     ]
-    lost = set(out_of_reach(Codebook.of(Records.joined(parts))))
+    lost = set(out_of_reach(Codebook.of(CodebookRecords.concatenate(parts))))
     if earlier:
-        lost -= set(out_of_reach(Codebook.of(Records.joined(parts[:-1]))))
+        lost -= set(out_of_reach(Codebook.of(CodebookRecords.concatenate(parts[:-1]))))
     edited_again = {fact.prompt for fact in facts}
     new = len(owners) - len(parts[-1]["facts"])
     return [
@@ -332,9 +368,9 @@ def _lost(beside: _Beside | None, stored: Mapping[str, Tensor], facts: Sequence[
 
 def _notes(
     facts: Sequence[Fact],
-    plan: Sequence[Placed],
+    plan: Sequence[FactPlacement],
     before: Sequence[float],
-    traces: Mapping[int, Trace],
+    traces: Mapping[int, ValueTrace],
     noise: Sequence[float],
     *,
     lost: Sequence[str],
@@ -360,7 +396,7 @@ def _notes(
     return {
         "status": statuses,
         "notices": notices,
-        "acts": ["none" if one.act is None else NAMES[one.act] for one in plan],
+        "acts": ["none" if one.act is None else ACT_NAMES[one.act] for one in plan],
         "nearest": [float(f"{min(one.distance, 1e30):.6g}") for one in plan],
         "losses": [
             [float(f"{loss:.6g}") for loss in (traces[i].losses if i in traces else [early])]

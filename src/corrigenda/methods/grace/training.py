@@ -1,4 +1,4 @@
-"""Training of vectors that take the place of a layer's output, one for each fact, model frozen."""
+"""Training of GRACE's values: vectors that replace a layer's output, one for each fact."""
 
 from __future__ import annotations
 
@@ -11,29 +11,24 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from corrigenda.engines.answer_loss import LOSS_SCALE, AnswerPasses
-from corrigenda.engines.gradients import LabelledRow
-from corrigenda.errors import NonFinite
-from corrigenda.lm.kv_cache import batches
+from corrigenda.engines.answer_loss import AnswerPasses, group_by_length, require_finite
+from corrigenda.engines.gradients import LabelledRow, backward_scaled
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, value
 
 Replace = Literal["last", "prompt", "all"]
-"""Whose output is replaced: the prompt's last token's, that of all tokens before it, or every
-token's, those of the answer included."""
-
-# Tokens run together with gradients.
-_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Tokens whose output is replaced: the prompt's last one, all before it, or every token, also those
+of the answer."""
 
 
-class Settings(NamedTuple):
-    """Settings of the training.
+class ValueTraining(NamedTuple):
+    """Settings of the training of values; see the options of `Grace`.
 
     Attributes:
         steps: Steps of Adam, at most.
         learning_rate: Of Adam (betas 0.9 and 0.999, eps 1e-8).
-        stop_loss: A fact below it whose every token is the model's first choice takes no step.
-        replace: Where the vectors stand.
+        stop_loss: A fact with a lower loss whose tokens are all first choices takes no step.
+        replace: Tokens whose output the vectors replace.
     """
 
     steps: int
@@ -43,14 +38,14 @@ class Settings(NamedTuple):
 
 
 @dataclass
-class Trace:
-    """What the training did for one fact.
+class ValueTrace:
+    """Course of the training for one fact.
 
     Attributes:
         losses: Mean loss of the answer's tokens in each pass, in nats.
-        stop: "loss" where it fell below the stopping value, "right already" where the vector it
-            began with gave the answer, else "steps".
-        right: Whether the vector that was kept gives the answer, token by token.
+        stop: "loss" where it fell below the stopping value, "right already" where the first vector
+            gave the answer, else "steps".
+        right: Whether the vector that was chosen gives the answer, token by token.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -58,17 +53,17 @@ class Trace:
     right: bool = False
 
 
-class Trained(NamedTuple):
-    """Vectors, float32 on the CPU, and how they came to be."""
+class TrainedValues(NamedTuple):
+    """Trained vectors, float32 on the CPU, and the course of their training."""
 
     values: Float[Tensor, "n d_out"]
-    traces: list[Trace]
+    traces: list[ValueTrace]
 
 
-def replaced(
+def replaced_at(
     columns: Int[Tensor, "batch pos"], ends: Int[Tensor, "batch 1"], replace: Replace
 ) -> Bool[Tensor, "batch pos"]:
-    """At which columns the output is replaced; `ends` are those of the prompts' last tokens."""
+    """Return the columns at which the output is replaced; `ends` are the prompts' last tokens."""
     if replace == "last":
         return columns == ends
     return columns < ends if replace == "prompt" else torch.ones_like(columns, dtype=torch.bool)
@@ -79,25 +74,25 @@ def train_values(
     site: Site,
     rows: Sequence[LabelledRow],
     first: Float[Tensor, "n d_out"],
-    settings: Settings,
+    training: ValueTraining,
     *,
     continued: Sequence[bool],
     names: Sequence[str],
     suspended: Sequence[object] = (),
-) -> Trained:
-    """Train one vector a fact; rows are independent under Adam, so company changes nothing.
+) -> TrainedValues:
+    """Train one vector for each fact; the result does not depend on the other facts of a batch.
 
-    Minimises the mean of -log p over the answer's tokens. Of the vectors seen, the one with the
-    lowest loss is kept where the stopping value is not reached.
+    Minimises the mean of -log p over the answer's tokens. Where the stopping value is not reached,
+    the vector with the lowest loss is returned.
 
     Args:
         lm: The model, as it is now.
-        site: Whose output is replaced.
+        site: Layer whose output is replaced.
         rows: The facts in tokens.
-        first: What each training begins with.
-        settings: Of the training.
-        continued: Of each fact, whether its vector is in use already: if it gives the answer, it
-            stays.
+        first: First vector of each fact.
+        training: Settings of the training.
+        continued: Of each fact, whether its vector is in use already: if it gives the answer, it is
+            left as it is.
         names: How messages refer to each fact.
         suspended: Active patches that do nothing meanwhile.
 
@@ -106,38 +101,34 @@ def train_values(
 
     Reference: Hartvigsen et al. 2023, section 3.
     """
-    traces = [Trace() for _ in rows]
+    traces = [ValueTrace() for _ in rows]
     values = first.float().clone()
-    for group in batches(lm, [len(row.ids) for row in rows], _TOKENS[_kind(lm)]):
-        one = _Group(
+    for group in group_by_length(lm, rows):
+        one = _FactGroup(
             AnswerPasses(
                 lm,
                 [rows[index] for index in group],
                 site.layer,
-                from_prompt_end=settings.replace == "last",
+                from_prompt_end=training.replace == "last",
                 suspended=suspended,
             ),
             site,
-            settings.replace,
+            training.replace,
             lm,
         )
         values[group] = one.train(
             values[group],
-            settings,
+            training,
             [traces[index] for index in group],
             [continued[index] for index in group],
             [names[index] for index in group],
         )
-    return Trained(values, traces)
-
-
-def _kind(lm: LanguageModel) -> str:
-    return "cpu" if lm.device.type == "cpu" else "cuda"
+    return TrainedValues(values, traces)
 
 
 @dataclass(eq=False)
-class _Group:
-    """Facts that run together."""
+class _FactGroup:
+    """Facts of similar length that run together."""
 
     passes: AnswerPasses
     site: Site
@@ -148,40 +139,37 @@ class _Group:
     def train(
         self,
         first: Float[Tensor, "n d_out"],
-        settings: Settings,
-        traces: Sequence[Trace],
+        training: ValueTraining,
+        traces: Sequence[ValueTrace],
         continued: Sequence[bool],
         names: Sequence[str],
     ) -> Float[Tensor, "n d_out"]:
         values = first.to(self.lm.device, copy=True).requires_grad_()
-        optimiser = torch.optim.Adam([values], lr=settings.learning_rate)
+        optimiser = torch.optim.Adam([values], lr=training.learning_rate)
         kept = first.clone()
         running = list(range(len(traces)))
-        scale = LOSS_SCALE.get(self.lm.dtype, 1.0)
-        for step in range(settings.steps + 1):
+        for step in range(training.steps + 1):
             means, right = self._run(values, running)
             stays = []
             for row, loss, hit in zip(running, means.tolist(), right, strict=True):
                 trace = traces[row]
-                _require_finite(loss, names[row])
+                require_finite(loss, names[row])
                 if loss < min(trace.losses, default=math.inf):
                     kept[row], trace.right = values[row].detach().cpu(), hit
                 trace.losses.append(loss)
                 if step == 0 and continued[row] and hit:
                     trace.stop = "right already"
-                elif hit and loss < settings.stop_loss:
+                elif hit and loss < training.stop_loss:
                     trace.stop = "loss"
                 else:
                     stays.append(row)
                     continue
                 kept[row], trace.right = values[row].detach().cpu(), hit
-            if not stays or step == settings.steps or not means.requires_grad:
+            if not stays or step == training.steps or not means.requires_grad:
                 break
             chosen = [running.index(row) for row in stays]
             optimiser.zero_grad()
-            (means[chosen].sum() * scale).backward()
-            assert values.grad is not None, "the vectors are in the graph"
-            values.grad /= scale
+            backward_scaled(self.lm, means[chosen].sum(), [values])
             optimiser.step()
             running = stays
         return kept
@@ -194,20 +182,10 @@ class _Group:
 
         def put(output: Float[Tensor, "batch pos d_out"]) -> Tensor:
             columns = starts + torch.arange(output.shape[1], device=starts.device)
-            where = replaced(columns, ends, self.replace).to(output.device)
+            where = replaced_at(columns, ends, self.replace).to(output.device)
             own = values[list(running), None].to(output)
             return torch.where(where[..., None], own, output)
 
         with self.lm.swap({value(self.site): put}):
             scores = self.passes.scores(running)
         return scores.means, scores.right
-
-
-def _require_finite(loss: float, name: str) -> None:
-    if not math.isfinite(loss):
-        raise NonFinite(
-            f"the loss of an answer is {loss}.",
-            where=name,
-            hint="The model gives no finite probabilities here: earlier edits may have broken it, "
-            "the learning rate is too high, or its number format overflows (try float32).",
-        )

@@ -1,4 +1,4 @@
-"""ICE: the new fact alone is put before the question."""
+"""ICE: the new fact alone is written before the question."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from corrigenda.engines.in_context import InContextEditor, InContextPatch
 
 
 class IcePatch(InContextPatch):
-    """New facts, each put before the questions that are nearest to it."""
+    """New facts, each written before the questions nearest to it."""
 
     kind: ClassVar[str] = "ice"
 

@@ -1,4 +1,4 @@
-"""IKE: demonstrations of copying, carrying over and leaving alone, then the new fact."""
+"""IKE: demonstrations that copy, update and retain answers are written before the new fact."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from corrigenda.retrieval import Index, embedder
 from corrigenda.state import State
 from corrigenda.training import QUIET, TrainingJob
 
-Type = Literal["copy", "update", "retain"]
+DemonstrationType = Literal["copy", "update", "retain"]
 
 _POOL, _VECTORS = "ike/pool", "ike/vectors"
 _ASKED_AT_ONCE = 256
 _SENTENCE_START = re.compile(r".*[.!?]\s+|.*\n", re.DOTALL)
 
 
-class Record(NamedTuple):
-    """What one fact of the pool can demonstrate.
+class PoolRecord(NamedTuple):
+    """A fact of the pool, with the probes that it can demonstrate.
 
     Attributes:
         fact: The new fact, with its name and subject.
         paraphrase: Another prompt for it; empty where it has none.
         neighbour: A prompt it should not touch; empty where it has none.
-        kept: What the unedited model answers to that.
+        kept: The unedited model's answer to the neighbour.
     """
 
     fact: Fact
@@ -45,7 +45,7 @@ class Record(NamedTuple):
 
 
 class IkePatch(InContextPatch):
-    """New facts with their demonstrations, put before the questions that are nearest to them."""
+    """New facts with their demonstrations, written before the questions nearest to them."""
 
     kind: ClassVar[str] = "ike"
 
@@ -80,7 +80,7 @@ class IKE(InContextEditor):
     ) -> State:
         """Build the pool of demonstrations: facts disjoint from those to be edited.
 
-        The answer that a neighbour keeps is what the model says now.
+        The answer that a neighbour keeps is the model's present one.
         """
         chance = random.Random(f"pool/{self.seed}")
         if self.pool_size is not None and self.pool_size < len(facts):
@@ -97,7 +97,7 @@ class IKE(InContextEditor):
         kept: dict[str, str] = {"": ""}
         for start in range(0, len(asked), _ASKED_AT_ONCE):
             part = asked[start : start + _ASKED_AT_ONCE]
-            kept |= dict(zip(part, map(_without_stop, answer(lm, part)), strict=True))
+            kept |= dict(zip(part, map(_strip_stop, answer(lm, part)), strict=True))
             if job.progress is not None:
                 job.progress("asking what is kept", start + len(part), len(asked))
         rows = [
@@ -108,14 +108,14 @@ class IKE(InContextEditor):
         texts = [layout.new_fact(fact) for fact in facts]
         return State(
             {
-                f"{_POOL}/facts": text_tensors.facts_as_tensor(facts),
-                f"{_POOL}/probes": text_tensors.as_tensor([list(row) for row in rows]),
+                f"{_POOL}/facts": text_tensors.encode_facts(facts),
+                f"{_POOL}/probes": text_tensors.encode_value([list(row) for row in rows]),
                 _VECTORS: embedder(self.embedder).embed(lm, texts),
             }
         )
 
-    def pool(self, state: State) -> list[Record]:
-        """The records of a pool.
+    def pool(self, state: State) -> list[PoolRecord]:
+        """Return the records of a pool.
 
         Raises:
             MissingState (CG503): the state holds none.
@@ -127,11 +127,11 @@ class IKE(InContextEditor):
                 hint="Call `editor.fit(lm, facts)` with facts disjoint from those to be edited, "
                 "and pass its state.",
             )
-        facts = text_tensors.facts_of(state.tensors[f"{_POOL}/facts"])
-        probes = text_tensors.as_value(state.tensors[f"{_POOL}/probes"])
+        facts = text_tensors.decode_facts(state.tensors[f"{_POOL}/facts"])
+        probes = text_tensors.decode_value(state.tensors[f"{_POOL}/probes"])
         assert isinstance(probes, list), "one row of probes a fact"
         rows = [[str(text) for text in row] for row in probes if isinstance(row, list)]
-        return [Record(fact, *row) for fact, row in zip(facts, rows, strict=True)]
+        return [PoolRecord(fact, *row) for fact, row in zip(facts, rows, strict=True)]
 
     def _demonstrate(
         self, lm: LanguageModel, facts: Sequence[Fact], state: State | None
@@ -140,7 +140,7 @@ class IKE(InContextEditor):
         pool = self.pool(state)
         layout = Layout.of(self.model_dump(mode="json"))
         vectors = embedder(self.embedder).embed(lm, [layout.new_fact(fact) for fact in facts])
-        banned = [sum(_overlaps(record.fact, fact) for record in pool) for fact in facts]
+        banned = [sum(_may_be_same_fact(record.fact, fact) for record in pool) for fact in facts]
         index = Index(state.tensors[_VECTORS])
         found = index.search(vectors, max(1, self.num_demonstrations + max(banned)))
         demonstrations, types, similarities = [], [], []
@@ -150,14 +150,17 @@ class IKE(InContextEditor):
                 for place, score in zip(
                     found.indices[row].tolist(), found.scores[row].tolist(), strict=True
                 )
-                if not _overlaps(pool[place].fact, fact)
+                if not _may_be_same_fact(pool[place].fact, fact)
             ][: self.num_demonstrations]
             hits.reverse()
             wanted = assign_types(len(hits), random.Random(f"{self.seed}/{layout.new_fact(fact)}"))
-            shown: list[Type] = [
-                _possible(one, hit[0]) for one, hit in zip(wanted, hits, strict=True)
+            shown: list[DemonstrationType] = [
+                _shown_type(one, hit[0]) for one, hit in zip(wanted, hits, strict=True)
             ]
-            own = [_show(layout, one, hit[0]) for one, hit in zip(shown, hits, strict=True)]
+            own = [
+                _write_demonstration(layout, one, hit[0])
+                for one, hit in zip(shown, hits, strict=True)
+            ]
             if self.repeat_fact:
                 own.append(layout.demonstration(fact, fact.prompt, fact.target))
             demonstrations.append(own)
@@ -174,8 +177,8 @@ _NEVER_LEFT_ALONE = (
 )
 
 
-def assign_types(count: int, chance: random.Random) -> list[Type]:
-    """Types in random order, in the ratio of copy to update to retain of 1 to 3 to 4.
+def assign_types(count: int, chance: random.Random) -> list[DemonstrationType]:
+    """Return types in random order; copy, update and retain are in the ratio 1 to 3 to 4.
 
     Example:
         >>> from collections import Counter
@@ -183,7 +186,7 @@ def assign_types(count: int, chance: random.Random) -> list[Type]:
         [('copy', 4), ('retain', 16), ('update', 12)]
     """
     copies, updates = round(count / 8), round(3 * count / 8)
-    types: list[Type] = ["retain"] * (count - copies - updates)
+    types: list[DemonstrationType] = ["retain"] * (count - copies - updates)
     types.extend(itertools.repeat("copy", copies))
     types.extend(itertools.repeat("update", updates))
     chance.shuffle(types)
@@ -191,7 +194,7 @@ def assign_types(count: int, chance: random.Random) -> list[Type]:
 
 
 def subject_sentence(text: str, subject: str | None) -> str:
-    r"""Leave out sentences before the one with the subject, as CounterFact's paraphrases have them.
+    r"""Cut off the sentences before the one with the subject, which CounterFact paraphrases have.
 
     Example:
         >>> subject_sentence("He left. It rained.\nIn Rome, Monet died in", "Monet")
@@ -202,13 +205,13 @@ def subject_sentence(text: str, subject: str | None) -> str:
     return text[before.end() :] if before else text
 
 
-def _possible(wanted: Type, record: Record) -> Type:
-    """The type wanted, or a copy where the record lacks what it takes."""
+def _shown_type(wanted: DemonstrationType, record: PoolRecord) -> DemonstrationType:
+    """Return the type wanted, or "copy" where the record lacks the probe for it."""
     possible = {"copy": True, "update": bool(record.paraphrase), "retain": bool(record.neighbour)}
     return wanted if possible[wanted] else "copy"
 
 
-def _show(layout: Layout, shown: Type, record: Record) -> str:
+def _write_demonstration(layout: Layout, shown: DemonstrationType, record: PoolRecord) -> str:
     fact = record.fact
     if shown == "retain":
         return layout.demonstration(fact, record.neighbour, record.kept)
@@ -216,12 +219,12 @@ def _show(layout: Layout, shown: Type, record: Record) -> str:
     return layout.demonstration(fact, probe, fact.target)
 
 
-def _overlaps(one: Fact, other: Fact) -> bool:
-    """Whether a record is, or may be, the fact that is edited: the same case, prompt or subject."""
+def _may_be_same_fact(one: Fact, other: Fact) -> bool:
+    """Return whether two facts may be one: they share the case, the prompt or the subject."""
     same_case = bool(one.name) and one.name == other.name
     same_subject = one.subject is not None and one.subject == other.subject
     return same_case or same_subject or one.prompt == other.prompt
 
 
-def _without_stop(text: str) -> str:
+def _strip_stop(text: str) -> str:
     return text.rstrip(".")

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from corrigenda.engines.gradients import LabelledRow, predict
+from corrigenda.engines.gradients import LabelledRow, backward_scaled, predict
 from corrigenda.errors import MissingExtra, MissingState, NonFinite, UnknownFamily
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.kv_cache import batches
@@ -30,8 +30,6 @@ from corrigenda.lm.storage import is_transposed
 NAME = "edit"
 """What `peft` calls the adapter while it is in the model."""
 
-# Gradients inside a float16 model may fall below its smallest number.
-_LOSS_SCALE = {torch.float16: 1024.0}
 
 Adapter = Mapping[str, Tensor]
 """Tensors of one adapted module: A (r, d_in), B (d_out, r), and what else the method has."""
@@ -242,12 +240,8 @@ def _step(
     loss: Float[Tensor, ""],
     clip: float | None,
 ) -> None:
-    scale = _LOSS_SCALE.get(lm.dtype, 1.0)
-    (loss * scale).backward()
     parameters: list[nn.Parameter] = optimiser.param_groups[0]["params"]
-    for parameter in parameters:
-        if scale != 1.0 and parameter.grad is not None:
-            parameter.grad /= scale
+    backward_scaled(lm, loss, parameters)
     if clip is not None:
         nn.utils.clip_grad_norm_(parameters, clip)
     optimiser.step()

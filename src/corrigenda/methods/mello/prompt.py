@@ -1,4 +1,4 @@
-"""The worked examples that MeLLo shows, with people and places that exist nowhere."""
+"""Worked examples of MeLLo; the people and places in them are invented."""
 
 DEMONSTRATIONS = """\
 Question: In which city was the founder of the company that employs Tamsin Orlov born?

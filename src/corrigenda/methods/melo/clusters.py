@@ -1,9 +1,9 @@
-"""MELO's database: clusters of keys, each with a label, and the block that each key switches on.
+"""MELO's database: clusters of keys, each with a label, and the block that each key selects.
 
 A patch records for each of its facts whether it opened a cluster, joined one, or was in conflict
-with one. The clusters follow from the records of all active patches in order, by the published
-rules; so what an edit did to the clusters of others goes when it goes. A record whose cluster is
-gone opens one of its own.
+with one. The clusters are computed from the records of all active patches in order, by the
+published rules, so reverting an edit also undoes what it did to the clusters of other edits. A
+record whose cluster is no longer active opens one of its own.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corrigenda.linalg.nearest import Nearest
+from corrigenda.linalg.nearest import NearestSearch
 
 OPENED, JOINED, IN_CONFLICT, REPLACED = 0, 1, 2, 3
-"""What a record did: a cluster of its own, a place in another, one that shrinks another, or one
-that stands in the very place of another."""
+"""Act of a record: it opened a cluster, joined one, opened one that shrinks another, or opened one
+with the same centre as another."""
 
-NAMES = ("opened", "joined", "in conflict", "replaced")
+ACT_NAMES = ("opened", "joined", "in conflict", "replaced")
 
 _GAP = 1e-5
 
 
-class Records(NamedTuple):
-    """What edits did, one row each.
+class ClusterRecords(NamedTuple):
+    """Records of edits, one row each.
 
     Attributes:
         keys: Output of the index layer at the prompts' last tokens.
         radii: Radius of a new cluster.
-        noise: How far a key may lie from itself, read again.
+        noise: How far a key may lie from itself when read again.
         acts: `OPENED`, `JOINED`, `IN_CONFLICT` or `REPLACED`.
         ids: Number of each record.
         roots: Number of the record that opened the cluster it met; 0 for none.
-        blocks: Which block the key switches on.
+        blocks: Block that the key selects.
         targets: Tokens of the answers, one after another.
         lengths: How many of them each record has.
     """
@@ -53,8 +53,10 @@ class Records(NamedTuple):
     lengths: Int[Tensor, " n"]
 
     @classmethod
-    def joined(cls, parts: Sequence[Mapping[str, Tensor]], counts: Sequence[int]) -> Records:
-        """Records of several patches, in order, their blocks numbered through.
+    def concatenate(
+        cls, parts: Sequence[Mapping[str, Tensor]], counts: Sequence[int]
+    ) -> ClusterRecords:
+        """Return the records of several patches, in order, with blocks numbered consecutively.
 
         Args:
             parts: Tensors of the patches, each with the fields by name.
@@ -73,8 +75,8 @@ class Cluster:
 
     Attributes:
         id: Number of the record that opened it.
-        centre: Mean of its keys; where all are forgotten, what it was last.
-        radius: How far it reaches.
+        centre: Mean of its keys; where all are forgotten, the last mean.
+        radius: Largest distance from the centre at which a query belongs to it.
         label: Tokens of the answer.
         points: Records of its keys.
     """
@@ -87,8 +89,8 @@ class Cluster:
 
 
 @dataclass(eq=False)
-class Database:
-    """Clusters as they follow from records.
+class ClusterDatabase:
+    """Clusters computed from records.
 
     Attributes:
         keys: Of the records.
@@ -102,8 +104,8 @@ class Database:
     _by_id: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, records: Records) -> Database:
-        """Apply records in order."""
+    def of(cls, records: ClusterRecords) -> ClusterDatabase:
+        """Return the clusters after all records, applied in order."""
         found = cls()
         ends = records.lengths.cumsum(0).tolist()
         targets = records.targets.tolist()
@@ -131,7 +133,7 @@ class Database:
         number: int,
         root: int,
     ) -> None:
-        """Take in one record; see `Records` for the arguments."""
+        """Apply one record; see `ClusterRecords` for the arguments."""
         row = len(self.keys)
         self.keys.append(key)
         place = self._by_id.get(root)
@@ -146,13 +148,13 @@ class Database:
             reach = float((own - cluster.centre).norm(dim=1).max()) + noise
             cluster.radius = max(radius, reach) if len(cluster.points) > 1 else radius
             return
-        half = _apart(key, cluster.centre) / 2
+        half = _distance(key, cluster.centre) / 2
         cluster.radius = -1.0 if act == REPLACED else max(0.0, half - _GAP)
         self._drop(cluster)
         self._open(row, number, radius if act == REPLACED else half + _GAP, label)
 
     def nearest(self, key: Float[Tensor, " d"]) -> tuple[Cluster | None, float]:
-        """The cluster whose centre is nearest, and how far it is; those shrunk to nothing apart."""
+        """Return the living cluster with the nearest centre, and its distance."""
         living = [cluster for cluster in self.clusters if cluster.radius >= 0]
         if not living:
             return None, torch.inf
@@ -165,27 +167,29 @@ class Database:
         self.clusters.append(Cluster(number, self.keys[row], radius, label, [row]))
 
     def _drop(self, cluster: Cluster) -> None:
-        kept = [
+        remaining = [
             row
             for row in cluster.points
-            if _apart(self.keys[row], cluster.centre) <= cluster.radius
+            if _distance(self.keys[row], cluster.centre) <= cluster.radius
         ]
-        self.forgotten += [row for row in cluster.points if row not in kept]
-        cluster.points = kept
+        self.forgotten += [row for row in cluster.points if row not in remaining]
+        cluster.points = remaining
 
 
-class Router:
-    """Finds the block of each query: nearest centre, then the nearest key of that cluster."""
+class ClusterIndex:
+    """Index that finds a query's block: the nearest centre, then that cluster's nearest key."""
 
-    def __init__(self, database: Database, blocks: Int[Tensor, " n"], device: torch.device) -> None:
+    def __init__(
+        self, database: ClusterDatabase, blocks: Int[Tensor, " n"], device: torch.device
+    ) -> None:
         """Prepare to search, on a device."""
         self._clusters = [one for one in database.clusters if one.radius >= 0]
         self._keys, self._blocks = database.keys, blocks
         centres = [one.centre for one in self._clusters]
-        self._nearest = Nearest(torch.stack([one.float() for one in centres]).to(device))
+        self._nearest = NearestSearch(torch.stack([one.float() for one in centres]).to(device))
 
-    def __call__(self, queries: Float[Tensor, "queries d"]) -> Int[Tensor, " queries"]:
-        """The block each query switches on, -1 for none; on the CPU."""
+    def find_blocks(self, queries: Float[Tensor, "queries d"]) -> Int[Tensor, " queries"]:
+        """Return the block that each query selects, -1 for none; on the CPU."""
         found = self._nearest.search(queries)
         routes = []
         for query, distance, index in zip(
@@ -204,12 +208,12 @@ class Router:
         return torch.tensor(routes)
 
 
-def _apart(one: Float[Tensor, " d"], other: Float[Tensor, " d"]) -> float:
+def _distance(one: Float[Tensor, " d"], other: Float[Tensor, " d"]) -> float:
     return float((one.double() - other.double()).norm())
 
 
-class Placed(NamedTuple):
-    """What the rules make of one fact.
+class ClusterPlacement(NamedTuple):
+    """Where one fact goes in the database.
 
     Attributes:
         act: `OPENED`, `JOINED`, `IN_CONFLICT` or `REPLACED`.
@@ -222,30 +226,30 @@ class Placed(NamedTuple):
     distance: float
 
 
-def placed(
-    database: Database,
+def place_fact(
+    database: ClusterDatabase,
     key: Float[Tensor, " d"],
     label: tuple[int, ...],
     radius: float,
     noise: float,
     *,
     is_first: bool,
-) -> Placed:
-    """Say what becomes of a fact, given the clusters that there are.
+) -> ClusterPlacement:
+    """Decide where a fact goes, given the present clusters.
 
     Args:
         database: The clusters; not changed.
         key: Of the fact.
         label: Tokens of its answer, compared exactly.
         radius: R_init.
-        noise: How far the key may lie from itself, read again.
+        noise: How far the key may lie from itself when read again.
         is_first: Whether the database was empty before the batch: then all open clusters.
 
     Reference: Yu et al. 2024, section 3.3, algorithm 1.
     """
     nearest, distance = (None, torch.inf) if is_first else database.nearest(key)
     if nearest is None or distance > nearest.radius + radius:
-        return Placed(OPENED, 0, distance)
+        return ClusterPlacement(OPENED, 0, distance)
     if nearest.label == label:
-        return Placed(JOINED, nearest.id, distance)
-    return Placed(REPLACED if distance <= noise else IN_CONFLICT, nearest.id, distance)
+        return ClusterPlacement(JOINED, nearest.id, distance)
+    return ClusterPlacement(REPLACED if distance <= noise else IN_CONFLICT, nearest.id, distance)

@@ -1,4 +1,4 @@
-"""Training of one low-rank block beside several layers, for the facts that will switch it on."""
+"""Training of one low-rank block of MELO, at several layers, on the facts that will use it."""
 
 from __future__ import annotations
 
@@ -11,40 +11,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.engines.answer_loss import LOSS_SCALE, AnswerPasses
-from corrigenda.engines.gradients import LabelledRow
-from corrigenda.errors import NonFinite
-from corrigenda.lm.hooks import TensorMap
-from corrigenda.lm.kv_cache import batches
+from corrigenda.engines.answer_loss import AnswerPasses, group_by_length, require_finite
+from corrigenda.engines.gradients import LabelledRow, loss_scale
+from corrigenda.lm.hooks import Term
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Site, key, value
-
-_TOKENS = {"cpu": 1024, "cuda": 16384}
+from corrigenda.lm.sites import Site
 
 
-class Block(NamedTuple):
-    """A low-rank term beside one layer: x A B.
+class LowRankBlock(NamedTuple):
+    """Low-rank term at one layer: x A B is added to the output.
 
     Attributes:
-        a: What is read from the input, float32.
-        b: What is added to the output, float32; zero in a new block.
+        a: A, float32.
+        b: B, float32; zero in a new block.
     """
 
     a: Float[Tensor, "d_in p"]
     b: Float[Tensor, "p d_out"]
 
 
-class Settings(NamedTuple):
-    """Settings of the training.
+class BlockTraining(NamedTuple):
+    """Settings of the training of blocks; see the options of `Melo`.
 
     Attributes:
         steps: Steps of Adam, at most.
         learning_rate: Of Adam (betas 0.9 and 0.999, eps 1e-8), at the beginning.
-        decay_every: Steps after which the learning rate is multiplied by `decay`, again and again.
+        decay_every: Steps after which the learning rate is multiplied by `decay`, repeatedly.
         decay: See there.
-        stop_loss: Once every fact is below it with every token the model's first choice, it is
-            done.
-        gain: What the term is multiplied by.
+        stop_loss: The training ends once every fact has a lower loss and all tokens are the model's
+            first choices.
+        gain: Factor of the term.
     """
 
     steps: int
@@ -56,62 +52,55 @@ class Settings(NamedTuple):
 
 
 @dataclass
-class Trained:
-    """What a training made.
+class TrainedBlocks:
+    """Trained blocks, one a layer, with the course of their training.
 
     Attributes:
         blocks: By layer, on the CPU.
-        losses: Mean loss of each fact's answer in each pass, the last behind the last step.
+        losses: Mean loss of each fact's answer in each pass, the last one after the last step.
         right: Whether each fact is the model's answer in the end, token by token.
         stop: "loss" where the stopping value was reached, else "steps".
     """
 
-    blocks: dict[Site, Block]
+    blocks: dict[Site, LowRankBlock]
     losses: list[list[float]] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)
     stop: str = "steps"
 
 
-def new_block(d_in: int, d_out: int, rank: int, generator: torch.Generator) -> Block:
-    """A block that does nothing yet: A uniform within 1 / sqrt(d_in), B zero."""
+def new_block(d_in: int, d_out: int, rank: int, generator: torch.Generator) -> LowRankBlock:
+    """Return a block that changes nothing yet: A uniform within 1 / sqrt(d_in), B zero."""
     a = torch.empty(d_in, rank).uniform_(-1.0, 1.0, generator=generator) / math.sqrt(d_in)
-    return Block(a, torch.zeros(rank, d_out))
+    return LowRankBlock(a, torch.zeros(rank, d_out))
 
 
-def beside(site: Site, added: Mapping[Site, Block], gain: float) -> dict[Point, TensorMap]:
-    """Transforms that add one block's term to every row of a pass."""
-    inputs: list[Tensor] = []
+def _term(block: LowRankBlock, gain: float) -> Term:
+    def term(x: Float[Tensor, "batch pos d_in"], _: Tensor) -> Tensor:
+        a, b = (part.to(x.device, x.dtype) for part in block)
+        return gain * (x @ a) @ b
 
-    def remember(tensor: Float[Tensor, "batch pos d_in"]) -> Tensor:
-        inputs[:] = [tensor]
-        return tensor
-
-    def add(output: Float[Tensor, "batch pos d_out"]) -> Tensor:
-        a, b = (part.to(output.device) for part in added[site])
-        return (output.float() + gain * (inputs.pop().float() @ a) @ b).to(output.dtype)
-
-    return {key(site): remember, value(site): add}
+    return term
 
 
 @torch.enable_grad()
 def train_block(
     lm: LanguageModel,
-    first: Mapping[Site, Block],
+    first: Mapping[Site, LowRankBlock],
     rows: Sequence[LabelledRow],
-    settings: Settings,
+    training: BlockTraining,
     *,
     names: Sequence[str],
     suspended: Sequence[object] = (),
-) -> Trained:
-    """Train a block on facts, all of them in each step, whatever their prompts switch on.
+) -> TrainedBlocks:
+    """Train a block on facts, all of them in each step, whichever block their prompts select.
 
     Minimises the mean of -log p over all tokens of the answers.
 
     Args:
         lm: The model, as it is now; never changed.
-        first: By layer, what the training begins with.
+        first: By layer, the first values.
         rows: The facts in tokens.
-        settings: Of the training.
+        training: Settings of the training.
         names: How messages refer to each fact.
         suspended: Active patches that do nothing meanwhile.
 
@@ -121,14 +110,14 @@ def train_block(
     Reference: Yu et al. 2024, section 3.2; LoRA (Hu et al. 2022), section 4.1.
     """
     blocks = {
-        site: Block(*(part.to(lm.device, copy=True).requires_grad_() for part in block))
+        site: LowRankBlock(*(part.to(lm.device, copy=True).requires_grad_() for part in block))
         for site, block in first.items()
     }
     trainable = [part for block in blocks.values() for part in block]
-    optimiser = torch.optim.Adam(trainable, lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.StepLR(optimiser, settings.decay_every, settings.decay)
+    optimiser = torch.optim.Adam(trainable, lr=training.learning_rate)
+    schedule = torch.optim.lr_scheduler.StepLR(optimiser, training.decay_every, training.decay)
     lowest = min(site.layer for site in first)
-    together = list(batches(lm, [len(row.ids) for row in rows], _TOKENS[_kind(lm)]))
+    together = group_by_length(lm, rows)
     passes = [
         AnswerPasses(
             lm, [rows[i] for i in group], lowest, from_prompt_end=False, suspended=suspended
@@ -136,24 +125,21 @@ def train_block(
         for group in together
     ]
     tokens = sum(len(row.labels) for row in rows)
-    scale = LOSS_SCALE.get(lm.dtype, 1.0)
-    transforms: dict[Point, TensorMap] = {}
-    for site in blocks:
-        transforms |= beside(site, blocks, settings.gain)
-    trained = Trained({}, [[] for _ in rows], [False] * len(rows))
-    for step in range(settings.steps + 1):
-        is_last = step == settings.steps
+    scale = loss_scale(lm)
+    terms = {site: _term(block, training.gain) for site, block in blocks.items()}
+    trained = TrainedBlocks({}, [[] for _ in rows], [False] * len(rows))
+    for step in range(training.steps + 1):
+        is_last = step == training.steps
         for group, one in zip(together, passes, strict=True):
-            with lm.swap(transforms), torch.set_grad_enabled(not is_last):
+            with lm.add(terms), torch.set_grad_enabled(not is_last):
                 scores = one.scores()
             for index, loss, hit in zip(group, scores.means.tolist(), scores.right, strict=True):
-                if not math.isfinite(loss):
-                    raise _not_finite(loss, names[index])
+                require_finite(loss, names[index])
                 trained.losses[index].append(loss)
                 trained.right[index] = hit
             if not is_last:
                 (scores.losses.sum() / tokens * scale).backward()
-        if all(trained.right) and max(own[-1] for own in trained.losses) < settings.stop_loss:
+        if all(trained.right) and max(own[-1] for own in trained.losses) < training.stop_loss:
             trained.stop = "loss"
             break
         if is_last:
@@ -165,19 +151,7 @@ def train_block(
         schedule.step()
         optimiser.zero_grad()
     trained.blocks = {
-        site: Block(*(part.detach().cpu() for part in block)) for site, block in blocks.items()
+        site: LowRankBlock(*(part.detach().cpu() for part in block))
+        for site, block in blocks.items()
     }
     return trained
-
-
-def _kind(lm: LanguageModel) -> str:
-    return "cpu" if lm.device.type == "cpu" else "cuda"
-
-
-def _not_finite(loss: float, name: str) -> NonFinite:
-    return NonFinite(
-        f"the loss of an answer is {loss}.",
-        where=name,
-        hint="The model gives no finite probabilities here: earlier edits may have broken it, the "
-        "learning rate is too high, or its number format overflows (try float32).",
-    )

@@ -26,7 +26,7 @@ from corrigenda.engines.weight_shift import (
 )
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site
+from corrigenda.lm.sites import Site, resolve_sites
 from corrigenda.methods.mend.network import (
     Factors,
     Networks,
@@ -94,7 +94,7 @@ class Mend(HypernetworkEditor):
         if not isinstance(layers, dict):
             parts = self.parts or [part for part in self.default_parts if part in lm.family.slots]
             layers = dict.fromkeys(parts, layers)
-        sites = {Site(layer, part) for part, own in layers.items() for layer in own}
+        sites = resolve_sites(lm, layers, where=f"method {self.name}")
         for site in sites:
             lm.weight(site)
         places = {part: place for place, part in enumerate(layers)}

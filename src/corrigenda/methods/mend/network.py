@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from corrigenda.engines.gradients import LabelledRow, gradient_samples
 from corrigenda.engines.hypernetwork import RunningNorm
-from corrigenda.engines.weight_shift import add_terms
-from corrigenda.lm.hooks import TensorMap
+from corrigenda.lm.hooks import Term
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 
@@ -253,16 +252,16 @@ def apply_factors(
         owners: Number of the edit that applies to each row of the pass.
     """
 
-    def make_term(edit: Factors) -> TensorMap:
+    def make_term(edit: Factors) -> Term:
         own = (owners[:, None] == edit.owners[None, :])[:, None, :]
 
-        def multiply(read: Tensor) -> Tensor:
+        def multiply(read: Tensor, _: Tensor) -> Tensor:
             along = read.to(edit.inputs.dtype) @ edit.inputs.T
             return (along * own.to(along)) @ edit.outputs
 
         return multiply
 
-    return add_terms(lm, {site: make_term(edit) for site, edit in edits.items()})
+    return lm.add({site: make_term(edit) for site, edit in edits.items()})
 
 
 def _run_layers(layers: nn.Module, z: Tensor, member: Tensor) -> Tensor:

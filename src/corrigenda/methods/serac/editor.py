@@ -1,4 +1,4 @@
-"""SERAC: edits in a cache, a classifier of scope, and another model that answers in scope."""
+"""SERAC: edits in a cache, a scope classifier, and a counterfactual model that answers in scope."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -14,21 +15,21 @@ from pydantic import Field, JsonValue
 from torch import Tensor
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines.patch_cache import Kept, partners
+from corrigenda.engines.patch_cache import PatchCache, active_group
 from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
-from corrigenda.lm.interception import Asked
+from corrigenda.lm.interception import RewrittenPrompt
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode
 from corrigenda.methods.serac.scope import (
-    Codes,
-    Questions,
+    CachedCodes,
     ScopeHead,
-    about,
-    distances,
-    loss,
-    mined,
+    ScopeQuestions,
+    mine_neighbours,
+    scope_loss,
+    squared_distances,
+    topic_of,
 )
 from corrigenda.patch.changes import digest_of
 from corrigenda.patch.module import ModulePatch
@@ -44,42 +45,63 @@ _CLIP = 100.0
 
 
 class SeracPatch(ModulePatch):
-    """A cache of edits with the classifier that says which questions they are for.
+    """Cache of edits, with the classifier that decides which questions are in their scope.
 
-    The active patches with equal settings and the same classifier are one cache: the first of them
-    routes for all. Of edits with the same prompt the one that came last counts.
+    The active patches with equal settings and the same classifier form one cache, and the first of
+    them routes for all. Of edits with the same prompt the last one counts.
     """
 
     kind: ClassVar[str] = "serac"
+    forms = MappingProxyType(
+        {
+            _CODES: "float facts width",
+            f"{_PATCH_HEAD}linear.weight": "float width width",
+            f"{_PATCH_HEAD}inner.weight": "float hidden width",
+            f"{_PATCH_HEAD}inner.bias": "float hidden",
+            f"{_PATCH_HEAD}outer.weight": "float width hidden",
+        }
+    )
+    options = MappingProxyType(
+        {
+            "threshold": float,
+            "counterfactual": (str, type(None)),
+            "embedder": str,
+            "opening": str,
+            "between": str,
+            "classifier": str,
+        }
+    )
 
     def similarities(
         self, lm: LanguageModel, prompts: Sequence[str]
     ) -> Float[Tensor, "prompts facts"]:
-        """Similarity s of each prompt and each fact of this patch, float64, in (0, 1]."""
-        head = ScopeHead.of(_under(self.stored, _PATCH_HEAD))
-        codes = head(self._embed(lm, prompts)).double()
+        """Return the similarity s of each prompt and each fact of this patch, in (0, 1]."""
         cached = self.stored[_CODES].double()
+        if not prompts:
+            return cached.new_zeros(0, len(cached))
+        head = ScopeHead.of(_select_prefix(self.stored, _PATCH_HEAD))
+        codes = head(self._embed(lm, prompts)).double()
         return torch.exp(-(codes[:, None] - cached[None]).square().sum(-1))
 
-    def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[Asked]:
-        """Hand prompts in scope of an edit to the counterfactual model, behind that edit.
+    def rewrite(self, lm: LanguageModel, prompts: Sequence[str]) -> list[RewrittenPrompt]:
+        """Send prompts in scope of an edit to the counterfactual model, after that edit.
 
-        Any other prompt is asked of the model as it stands.
+        Any other prompt goes to the model unchanged.
         """
-        together = partners(self, lm)
-        if together[0] is not self:
-            return [Asked(prompt) for prompt in prompts]
-        facts, codes = _CACHES.of(together)
+        together = active_group(self, lm)
+        if together[0] is not self or not prompts:
+            return [RewrittenPrompt(prompt) for prompt in prompts]
+        facts, codes = _CACHES.get(together)
         config = self.header.config
-        head = ScopeHead.of(_under(self.stored, _PATCH_HEAD))
+        head = ScopeHead.of(_select_prefix(self.stored, _PATCH_HEAD))
         found = codes.route(head(self._embed(lm, prompts)))
         least = float(str(config["threshold"]))
         name = config["counterfactual"]
-        answering = None if name is None else counterfactual(str(name), lm.dtype, lm.device)
+        answering = None if name is None else load_counterfactual(str(name), lm.dtype, lm.device)
         return [
-            Asked(composed(config, facts[place], prompt), answering)
+            RewrittenPrompt(compose_prompt(config, facts[place], prompt), answering)
             if similarity >= least
-            else Asked(prompt)
+            else RewrittenPrompt(prompt)
             for prompt, similarity, place in zip(
                 prompts, found.similarities.tolist(), found.places.tolist(), strict=True
             )
@@ -89,18 +111,18 @@ class SeracPatch(ModulePatch):
         return embedder(str(self.header.config["embedder"])).embed(lm, texts)
 
 
-def _cache(patches: Sequence[ModulePatch]) -> tuple[list[Fact], Codes]:
-    """Facts of all patches with their codes; among equal prompts the last."""
+def _join_caches(patches: Sequence[ModulePatch]) -> tuple[list[Fact], CachedCodes]:
+    """Return the facts of all patches with their codes; of those with equal prompts the last."""
     cache: dict[str, tuple[Fact, Tensor]] = {}
     for patch in patches:
         for fact, code in zip(patch.facts, patch.stored[_CODES], strict=True):
             cache.pop(fact.prompt, None)
             cache[fact.prompt] = (fact, code)
     facts, codes = zip(*cache.values(), strict=True)
-    return list(facts), Codes(torch.stack(codes))
+    return list(facts), CachedCodes(torch.stack(codes))
 
 
-_CACHES = Kept(_cache)
+_CACHES = PatchCache(_join_caches)
 
 
 class SERAC(Editor):
@@ -120,18 +142,18 @@ class SERAC(Editor):
     )
     counterfactual: str | None = Field(
         default=None,
-        description="Model that answers in scope, by name or folder; the edited model itself, told "
-        "the edit, if None.",
+        description="Model that answers in scope, by name or folder; if None the edited model "
+        "itself, with the edit in its prompt.",
     )
-    opening: str = Field(default="", description="Stands before the edit that is told.")
-    between: str = Field(default="\n", description="Stands between the edit and the question.")
+    opening: str = Field(default="", description="Text before the edit in that prompt.")
+    between: str = Field(default="\n", description="Text between the edit and the question.")
     embedder: str = Field(
         default="minilm",
         description='What turns texts into vectors: "minilm", "states", "states:<layer>", or a '
         "model of sentence-transformers.",
     )
     cached_text: Literal["fact", "prompt"] = Field(
-        default="fact", description="What of an edit is compared with questions."
+        default="fact", description="Part of an edit that questions are compared with."
     )
     hidden: int = Field(default=256, ge=1, description="Inner width of the classifier's head.")
     steps: int = Field(default=2000, ge=1, description="Optimiser steps, at most.")
@@ -150,7 +172,7 @@ class SERAC(Editor):
     seed: int = Field(default=0, description="Of the split, the head and all draws.")
 
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
-        """None: no weight changes."""
+        """Return no sites: no weight changes."""
         return ()
 
     def train(
@@ -171,14 +193,14 @@ class SERAC(Editor):
         parts = split(facts, validation=max(1, int(_VALIDATION * len(facts))), seed=self.seed)
         if job.progress is not None:
             job.progress("embedding", 0, 1)
-        lessons = [_Lessons.of(self, lm, part, facts, chance) for part in parts]
+        examples = [_ScopeExamples.of(self, lm, part, facts, chance) for part in parts]
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
-            head = ScopeHead(lessons[0].vectors.shape[1], self.hidden)
+            head = ScopeHead(examples[0].vectors.shape[1], self.hidden)
 
         def step(turn: Turn) -> float:
-            close, apart = loss(
-                *lessons[0].pairs(head, turn.items, turn.chance, self.hard_negatives)
+            close, apart = scope_loss(
+                *examples[0].pairs(head, turn.items, turn.chance, self.hard_negatives)
             )
             total = close + apart
             total.backward()
@@ -189,7 +211,7 @@ class SERAC(Editor):
             torch.optim.Adam(head.parameters(), lr=self.learning_rate),
             num_items=len(parts.training),
             step=step,
-            validate=lambda: self._validation(head, lessons[1]),
+            validate=lambda: self._validation(head, examples[1]),
             schedule=Schedule(
                 steps=self.steps,
                 batch_size=min(self.batch_size, len(parts.training)),
@@ -202,19 +224,19 @@ class SERAC(Editor):
             key=self.model_dump_json(),
         )
         tensors = {_HEAD + name: one.detach().clone() for name, one in head.state_dict().items()}
-        told: dict[str, JsonValue] = {
+        notes: dict[str, JsonValue] = {
             **trained.to_json(),
             "facts": [len(parts.training), len(parts.validation)],
         }
-        return State(tensors, {self.name: told})
+        return State(tensors, {self.name: notes})
 
     @torch.no_grad()
-    def _validation(self, head: ScopeHead, lessons: _Lessons) -> Mapping[str, float]:
-        items = range(len(lessons.questions))
+    def _validation(self, head: ScopeHead, examples: _ScopeExamples) -> Mapping[str, float]:
+        items = range(len(examples.questions))
         chance = random.Random(f"validation/{self.seed}")
-        rounds = [lessons.pairs(head, items, chance, self.hard_negatives) for _ in range(4)]
+        rounds = [examples.pairs(head, items, chance, self.hard_negatives) for _ in range(4)]
         inside, outside = (torch.cat(parts) for parts in zip(*rounds, strict=True))
-        close, apart = loss(inside, outside)
+        close, apart = scope_loss(inside, outside)
         return {
             "loss": float(close + apart),
             "kept_in": float((torch.exp(-inside) >= self.threshold).double().mean()),
@@ -222,7 +244,7 @@ class SERAC(Editor):
         }
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
-        """Put the facts into the cache; the model is left as it is.
+        """Store the facts in the cache; the model is left as it is.
 
         Raises:
             MissingState (CG503): the state holds no scope classifier.
@@ -232,9 +254,9 @@ class SERAC(Editor):
         """
         config = self.model_dump(mode="json")
         if not facts:
-            patch = SeracPatch.made(lm, {}, method=self.name, config=config)
+            patch = SeracPatch.make(lm, {}, method=self.name, config=config)
             return Edit(patch, state or State())
-        parameters = {} if state is None else _under(state.tensors, _HEAD)
+        parameters = {} if state is None else _select_prefix(state.tensors, _HEAD)
         if state is None or not parameters:
             raise MissingState(
                 "there is no scope classifier.",
@@ -244,22 +266,22 @@ class SERAC(Editor):
         state.require_base(lm)
         answering = lm
         if self.counterfactual is not None:
-            answering = counterfactual(self.counterfactual, lm.dtype, lm.device)
+            answering = load_counterfactual(self.counterfactual, lm.dtype, lm.device)
         for fact in facts:
-            asked = composed(config, fact, fact.prompt)
+            asked = compose_prompt(config, fact, fact.prompt)
             encode(answering, asked, target=fact.target, where=fact.label)
         head = ScopeHead.of(parameters)
         one = embedder(self.embedder)
         codes = head(one.embed(lm, [self.cached(fact) for fact in facts]))
         own = head(one.embed(lm, [fact.prompt for fact in facts]))
-        similar = torch.exp(-distances(own.double(), codes.double())).tolist()
+        similar = torch.exp(-squared_distances(own.double(), codes.double())).tolist()
         statuses = ["cached" if s >= self.threshold else "out of its own scope" for s in similar]
         stored = {_PATCH_HEAD + name: tensor for name, tensor in parameters.items()}
-        patch = SeracPatch.made(
+        patch = SeracPatch.make(
             lm,
             {_CODES: codes, **stored},
             method=self.name,
-            config={**config, "classifier": _digest(parameters)},
+            config={**config, "classifier": _head_digest(parameters)},
             facts=facts,
             notes={
                 "status": statuses,
@@ -276,16 +298,16 @@ class SERAC(Editor):
         return Edit(patch, state)
 
     def cached(self, fact: Fact) -> str:
-        """The text of an edit that questions are compared with."""
+        """Return the text of an edit that questions are compared with."""
         if self.cached_text == "prompt":
             return fact.prompt
         return f"{fact.prompt}{fact.separator}{fact.target}"
 
 
-class _Lessons(NamedTuple):
-    """Questions of facts, with the frozen vectors of all their texts."""
+class _ScopeExamples(NamedTuple):
+    """Training examples of the classifier: questions of facts, and embeddings of all texts."""
 
-    questions: list[Questions]
+    questions: list[ScopeQuestions]
     vectors: Float[Tensor, "texts d"]
     places: dict[str, int]
 
@@ -297,8 +319,8 @@ class _Lessons(NamedTuple):
         facts: Sequence[Fact],
         all_facts: Sequence[Fact],
         chance: random.Random,
-    ) -> _Lessons:
-        """The lessons of some facts; those without neighbours are told from others of all facts."""
+    ) -> _ScopeExamples:
+        """Return the examples of some facts; other facts replace missing neighbours."""
         one = embedder(editor.embedder)
         found = [
             tuple(chance.sample(fact.neighbours, min(_MOST_NEIGHBOURS, len(fact.neighbours))))
@@ -306,10 +328,12 @@ class _Lessons(NamedTuple):
         ]
         if not all(found):
             prompts = one.embed(lm, [fact.prompt for fact in all_facts])
-            others = mined(facts, all_facts, prompts, chance, _MOST_NEIGHBOURS)
+            others = mine_neighbours(facts, all_facts, prompts, chance, _MOST_NEIGHBOURS)
             found = [own or other for own, other in zip(found, others, strict=True)]
         questions = [
-            Questions(about(fact), editor.cached(fact), (fact.prompt, *fact.paraphrases), hard)
+            ScopeQuestions(
+                topic_of(fact), editor.cached(fact), (fact.prompt, *fact.paraphrases), hard
+            )
             for fact, hard in zip(facts, found, strict=True)
         ]
         texts = dict.fromkeys(
@@ -324,38 +348,38 @@ class _Lessons(NamedTuple):
     def pairs(
         self, head: ScopeHead, items: Sequence[int], chance: random.Random, hard: float
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """Squared distances of each edit to one question in and one out of its scope."""
+        """Return squared distances of each edit to one question in and one out of its scope."""
         triples = []
         for item in items:
             row = self.questions[item]
             other = self.questions[chance.randrange(len(self.questions))]
-            close = chance.random() < hard or other.about == row.about
+            close = chance.random() < hard or other.topic == row.topic
             outside = chance.choice(row.hard if close and row.hard else other.inside)
             triples.append((row.cached, chance.choice(row.inside), outside))
         edits, inside, outside = (
             head(self.vectors[[self.places[text] for text in texts]])
             for texts in zip(*triples, strict=True)
         )
-        return distances(edits, inside), distances(edits, outside)
+        return squared_distances(edits, inside), squared_distances(edits, outside)
 
 
-def composed(config: Mapping[str, object], fact: Fact, question: str) -> str:
-    """What the counterfactual model is asked: the edit, then the question."""
-    told = f"{fact.prompt}{fact.separator}{fact.target}"
-    return f"{config['opening']}{told}{config['between']}{question}"
+def compose_prompt(config: Mapping[str, object], fact: Fact, question: str) -> str:
+    """Return the counterfactual model's prompt: the edit, then the question."""
+    statement = f"{fact.prompt}{fact.separator}{fact.target}"
+    return f"{config['opening']}{statement}{config['between']}{question}"
 
 
 @lru_cache(maxsize=2)
-def counterfactual(name: str, dtype: torch.dtype, device: torch.device) -> LanguageModel:
-    """The model that answers in scope, loaded once."""
+def load_counterfactual(name: str, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+    """Load the model that answers in scope; once for each name, dtype and device."""
     return LanguageModel.load(name, dtype=dtype, device=device)
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)
     }
 
 
-def _digest(parameters: Mapping[str, Tensor]) -> str:
+def _head_digest(parameters: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(digest_of(parameters).encode()).hexdigest()[:16]

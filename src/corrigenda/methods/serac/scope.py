@@ -1,4 +1,4 @@
-"""SERAC's scope classifier: how far a question is from an edit, in a space that is learnt."""
+"""SERAC's scope classifier: distances of questions and edits in a learned space."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _RECHECKED = 8
 
 
 class ScopeHead(nn.Module):
-    """E(v) = A v + B gelu(C v + c), learnt on top of frozen sentence vectors.
+    """Head E(v) = A v + B gelu(C v + c), learned on top of frozen sentence embeddings.
 
-    It starts as the identity: for unit vectors the similarity then passes 1/2 at cosine 0.653.
+    It begins as the identity; for unit vectors the similarity is then 1/2 at cosine 0.653.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
-        """Start as the identity; the inner layer is drawn from torch's generator."""
+        """Create the identity; the inner layer is drawn from torch's generator."""
         super().__init__()
         self.linear = nn.Linear(width, width, bias=False)
         self.inner = nn.Linear(width, hidden)
@@ -36,28 +36,30 @@ class ScopeHead(nn.Module):
         nn.init.zeros_(self.outer.weight)
 
     def forward(self, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Codes whose squared distances are minus the logarithm of similarity."""
+        """Return codes whose squared distances are minus the logarithm of similarity."""
         bent: Tensor = self.outer(nn.functional.gelu(self.inner(vectors)))
         return self.linear(vectors) + bent
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> ScopeHead:
-        """The head with these parameters, frozen."""
+        """Return the head with these parameters, frozen."""
         hidden, width = tensors["inner.weight"].shape
         head = cls(width, hidden)
         head.load_state_dict(dict(tensors))
         return head.eval().requires_grad_(False)
 
 
-def distances(ours: Float[Tensor, "n d"], theirs: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Squared distances d^2 of codes, row by row; the similarity is s = exp(-d^2)."""
+def squared_distances(
+    ours: Float[Tensor, "n d"], theirs: Float[Tensor, "n d"]
+) -> Float[Tensor, " n"]:
+    """Return squared distances d^2 of codes, row by row; the similarity is s = exp(-d^2)."""
     return (ours - theirs).square().sum(-1)
 
 
-def loss(
+def scope_loss(
     inside: Float[Tensor, " n"], outside: Float[Tensor, " m"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Means of -log s over pairs in scope and of -log(1 - s) over pairs out of scope.
+    """Return the means of -log s over pairs in scope and of -log(1 - s) over pairs out of scope.
 
     Args:
         inside: Squared distances of edits and questions in their scope.
@@ -68,28 +70,28 @@ def loss(
     return inside.mean(), -torch.log(-torch.expm1(-outside.clamp_min(_CLOSEST))).mean()
 
 
-class Routes(NamedTuple):
-    """Where questions go.
+class ScopeRoutes(NamedTuple):
+    """Closest edit of each question.
 
     Attributes:
         similarities: s of the closest edit, float64.
-        places: Which edit that is.
+        places: Index of that edit.
     """
 
     similarities: Float[Tensor, " queries"]
     places: Int[Tensor, " queries"]
 
 
-class Codes:
-    """Cached codes, laid out once for many questions."""
+class CachedCodes:
+    """Index of cached codes, prepared once for many questions."""
 
     def __init__(self, cached: Float[Tensor, "n d"]) -> None:
-        """Lay out the codes, in the order in which they were added."""
+        """Index the codes, given in the order in which they were added."""
         self._latest_first = cached.double().flip(0)
         half = self._latest_first.square().sum(1, keepdim=True) / 2
         self._index = Index(torch.cat([self._latest_first, -half], dim=1))
 
-    def route(self, queries: Float[Tensor, "queries d"]) -> Routes:
+    def route(self, queries: Float[Tensor, "queries d"]) -> ScopeRoutes:
         """Find the closest cached code for each query; among equally close ones the one added last.
 
         The closest few are found by inner products, since
@@ -103,38 +105,38 @@ class Codes:
         exact = (asked[:, None] - self._latest_first[found.indices]).square().sum(-1)
         near, best = exact.sort(dim=1, stable=True)
         places = len(self._latest_first) - 1 - found.indices.gather(1, best[:, :1])[:, 0]
-        return Routes(torch.exp(-near[:, 0]), places)
+        return ScopeRoutes(torch.exp(-near[:, 0]), places)
 
 
-class Questions(NamedTuple):
-    """What a fact of the training set teaches about scope.
+class ScopeQuestions(NamedTuple):
+    """Questions in and out of the scope of one fact of the training set.
 
     Attributes:
-        about: What the fact is about, see `about`.
+        topic: Subject of the fact, see `topic_of`.
         cached: Text of the edit as it is cached.
         inside: Questions in scope: its prompt and paraphrases.
         hard: Questions out of scope that are close to it.
     """
 
-    about: str
+    topic: str
     cached: str
     inside: tuple[str, ...]
     hard: tuple[str, ...]
 
 
-def about(fact: Fact) -> str:
-    """The subject of a fact; of one that names none, its prompt."""
+def topic_of(fact: Fact) -> str:
+    """Return the subject of a fact, or its prompt where it names none."""
     return fact.subject or fact.prompt
 
 
-def mined(
+def mine_neighbours(
     facts: Sequence[Fact],
     others: Sequence[Fact],
     vectors: Float[Tensor, "n d"],
     chance: random.Random,
     count: int,
 ) -> list[tuple[str, ...]]:
-    """Prompts of other facts that are close to each fact, but not the closest.
+    """Draw prompts of other facts that are close to each fact, but not the closest ones.
 
     Of the others by falling cosine, those from the 25th to the 100th are drawn with a probability
     in proportion to exp(cosine / 0.1): the closest may be in scope. Where there are fewer, all are.
@@ -150,14 +152,14 @@ def mined(
     rows = {fact.prompt: row for row, fact in enumerate(others)}
     chosen = []
     for fact in facts:
-        same = sum(about(other) == about(fact) for other in others)
+        same = sum(topic_of(other) == topic_of(fact) for other in others)
         found = index.search(vectors[rows[fact.prompt]][None], _FARTHEST + same)
         ranked = [
             (other, score)
             for other, score in zip(
                 found.indices[0].tolist(), found.scores[0].tolist(), strict=True
             )
-            if about(others[other]) != about(fact)
+            if topic_of(others[other]) != topic_of(fact)
         ]
         close = ranked[_SKIPPED:] or ranked
         weights = [math.exp(score / _TEMPERATURE) for _, score in close]

@@ -1,10 +1,11 @@
-"""T-Patcher: a neuron beside the last feed-forward block for every wrong token of an answer."""
+"""T-Patcher: adds a neuron to the last feed-forward block for every wrong token of an answer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import torch
@@ -13,21 +14,22 @@ from pydantic import Field
 from torch import Tensor
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines.activation import host_activation
-from corrigenda.engines.ordinary_text import ordinary_rows, tapped
+from corrigenda.engines.ordinary_text import draw_rows, tap_tokens
 from corrigenda.facts import Fact
+from corrigenda.lm.activation import activation_of
 from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, head_bytes
+from corrigenda.lm.hooks import Copies, Term
 from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Site, Tokens, key, value
+from corrigenda.lm.sites import Point, Site, Tokens, key
 from corrigenda.lm.spans import encode_fact
 from corrigenda.lm.tail import Tail
 from corrigenda.methods.t_patcher.neurons import (
-    Example,
-    Memory,
+    FactRun,
     Neurons,
-    Settings,
-    Trained,
+    NeuronTraining,
+    QueryMemory,
+    TrainedNeurons,
     train,
     wrong_tokens,
 )
@@ -35,6 +37,7 @@ from corrigenda.patch import header_for
 from corrigenda.patch import notes as edit_notes
 from corrigenda.patch.module import ModulePatch
 from corrigenda.progress import Progress
+from corrigenda.settings import select
 from corrigenda.state import State
 from corrigenda.training.dataset import TrainingSet, text_only
 
@@ -43,9 +46,9 @@ _ROW_OF_TEXT = 48
 _MEMORY, _VALIDATION, _EDITS = "t-patcher/memory", "t-patcher/validation", "t-patcher/edits"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NeuronPatch(ModulePatch):
-    """Neurons beside the last feed-forward block of a model.
+    """Neurons added to the last feed-forward block of a model.
 
     Attributes:
         stored: `keys` and `values` (neuron d_model), `biases` (neuron), `owners` (neuron): index of
@@ -54,14 +57,23 @@ class NeuronPatch(ModulePatch):
     """
 
     kind: ClassVar[str] = "t-patcher"
+    forms = MappingProxyType(
+        {
+            "keys": "float neurons d_model",
+            "biases": "float neurons",
+            "values": "float neurons d_model",
+            "owners": "int neurons",
+        }
+    )
+    noted = MappingProxyType({"activation": str})
 
     @property
     def neurons(self) -> Neurons:
-        """The neurons, float32."""
+        """Return the neurons, float32."""
         return Neurons(*(self.stored[name] for name in ("keys", "biases", "values")))
 
     def without(self, fact: int) -> NeuronPatch:
-        """The patch without the neurons of one fact, by its index; the others stay bit for bit."""
+        """Return the patch without the neurons of one fact; the others keep their bits."""
         owners = self.stored["owners"]
         kept = owners != fact
         stored = {name: tensor[kept] for name, tensor in self.stored.items()}
@@ -73,49 +85,38 @@ class NeuronPatch(ModulePatch):
     def hooks(self, lm: LanguageModel) -> Generator[None]:
         """Add act(q K_p^T + b_p) V_p to the block's output at every token where a neuron fires.
 
-        Where none does, the output is the very tensor that came in.
+        Where no neuron fires, the output tensor is left as it is.
         """
         if not len(self.stored["owners"]):
             yield
             return
         notes = self.header.notes
-        act = _activation(lm, str(notes["activation"]))
-        bank = _Bank(self.neurons, act)
+        act = _find_activation(lm, str(notes["activation"]))
         (site,) = _sites(lm)
-        with lm.swap({_queries(site): bank.remember, value(site): bank.add}):
+        with lm.add({site: _term(self.neurons, act)}, inputs={site: _query_point(site)}):
             yield
 
 
-class _Bank:
-    """Carries the block's input to its output, and adds what the neurons say."""
+def _term(neurons: Neurons, act: Callable[[Tensor], Tensor]) -> Term:
+    """Return what neurons add at the tokens where one of them fires."""
+    copies = Copies(neurons)
 
-    def __init__(self, neurons: Neurons, act: Callable[[Tensor], Tensor]) -> None:
-        self._neurons, self._act = neurons, act
-        self._placed: dict[tuple[torch.device, torch.dtype], Neurons] = {}
-        self._query: Tensor | None = None
-
-    def remember(self, query: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
-        self._query = query
-        return query
-
-    def add(self, output: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
-        query, self._query = self._query, None
-        assert query is not None, "the input of the block is seen before its output"
-        dtype = torch.promote_types(output.dtype, torch.float32)
-        place = (output.device, dtype)
-        if place not in self._placed:
-            self._placed[place] = Neurons(*(one.to(*place) for one in self._neurons))
-        neurons = self._placed[place]
-        fired = self._act(neurons.activations(query.to(*place)))
+    def term(
+        queries: Float[Tensor, "batch pos d"], _: Float[Tensor, "batch pos d"]
+    ) -> Float[Tensor, "batch pos d"] | None:
+        placed = Neurons(*copies.like(queries))
+        fired = act(placed.activations(queries))
         active = (fired != 0).any(-1, keepdim=True)
         if not bool(active.any()):
-            return output
-        patched = (output.to(dtype) + fired @ neurons.values).to(output.dtype)
-        return torch.where(active, patched, output)
+            return None
+        # Adding -0.0 leaves every number as it is.
+        return torch.where(active, fired @ placed.values, -0.0)
+
+    return term
 
 
 class TPatcher(Editor):
-    """One mistake, one neuron: neurons that fire on one query each, added and never changed again.
+    """Adds one neuron for each mistake, which fires on one query, and never changes it again.
 
     Reference: Huang et al. 2023, sections 3 and 4. See the card, `t_patcher.md`.
     """
@@ -130,8 +131,8 @@ class TPatcher(Editor):
 
     @property
     def supports(self) -> Supports:  # pyright: ignore[reportIncompatibleVariableOverride]  # by option
-        """Only neurons that are exactly silent leave other questions to the bit as they were."""
-        silent = self.activation == "relu"
+        """Return what the method supports; it is contained where neurons are silent by a margin."""
+        silent = self.activation == "relu" and self.gate > 0
         return Supports(single=True, batch=True, sequential=True, contained=silent)
 
     memory_size: int = Field(default=4000, ge=1, description="Queries of text to be silent on.")
@@ -154,10 +155,17 @@ class TPatcher(Editor):
     top_memory: int = Field(default=1000, ge=1, description="Terms averaged in a memory loss.")
     amplifier: float = Field(default=10.0, gt=0, description="First factor of each value.")
     value_noise: float = Field(default=0.0, ge=0, description="Size of values at the start.")
+    gate: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of its own activation value below which a neuron with relu is silent; "
+        "above 0 the edit is contained.",
+    )
     seed: int = Field(default=0, description="Of the text drawn and of values at the start.")
 
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
-        """The down projection of the last block.
+        """Return the down projection of the last block.
 
         Raises:
             UnknownSite (CG303): a mixture of experts, which has no one down projection.
@@ -165,15 +173,15 @@ class TPatcher(Editor):
         return _sites(lm)
 
     def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
-        """Bytes of the memory of queries, what one fact keeps of it, and its logits."""
+        """Return the bytes of the memory of queries, of one fact's terms for it, and of logits."""
         queries = self.memory_size + self.validation_size + num_facts * USUAL_TOKENS
         terms = 2 * self.memory_size * self.max_neurons
         return (queries * lm.d_model + terms) * FLOAT + head_bytes(lm, USUAL_TOKENS)
 
     @property
-    def settings(self) -> Settings:
-        """Settings of the training."""
-        return Settings(**{name: getattr(self, name) for name in Settings._fields})
+    def training(self) -> NeuronTraining:
+        """Return the settings of the training."""
+        return select(NeuronTraining, self)
 
     def fit(
         self,
@@ -187,7 +195,7 @@ class TPatcher(Editor):
         Args:
             lm: The model.
             corpus: The text; see `corrigenda.statistics.Corpus`.
-            progress: Told of text that the model writes.
+            progress: Called while the model writes text.
 
         Raises:
             EmptyCorpus (CG602): the text holds no tokens.
@@ -195,7 +203,7 @@ class TPatcher(Editor):
         """
         (site,) = self.sites(lm)
         wanted = self.memory_size + self.validation_size
-        rows = ordinary_rows(
+        rows = draw_rows(
             lm,
             text_only(corpus, where=self.name),
             count=-(-wanted // _QUERIES_OF_TEXT),
@@ -203,7 +211,7 @@ class TPatcher(Editor):
             seed=self.seed,
             progress=progress,
         )
-        queries = torch.cat(tapped(lm, rows, _queries(site))).cpu()
+        queries = torch.cat(tap_tokens(lm, rows, _query_point(site))).cpu()
         generator = torch.Generator().manual_seed(self.seed)
         queries = queries[torch.randperm(len(queries), generator=generator)[:wanted]]
         split = max(1, len(queries) * self.memory_size // wanted)
@@ -228,63 +236,65 @@ class TPatcher(Editor):
         """
         config = self.model_dump(mode="json")
         if not facts:
-            patch = NeuronPatch.made(lm, self._stored(lm, [], []), method=self.name, config=config)
+            patch = NeuronPatch.make(lm, self._stored(lm, [], []), method=self.name, config=config)
             return Edit(patch, state or State())
         if state is None or _MEMORY not in state.tensors:
             state = self.fit(lm)
         state.require_base(lm)
         (site,) = self.sites(lm)
-        act = _activation(lm, self.activation)
-        examples: list[Example] = []
-        bank: list[list[Trained]] = []
+        act = _find_activation(lm, self.activation)
+        runs: list[FactRun] = []
+        bank: list[list[TrainedNeurons]] = []
         grown = state.tensors.get(_EDITS, state.tensors[_MEMORY][:0])
         for index, fact in enumerate(facts):
-            one, queries = self._example(lm, fact, site)
-            examples.append(one)
-            memory = Memory(
+            one, queries = self._run_fact(lm, fact, site)
+            runs.append(one)
+            memory = QueryMemory(
                 torch.cat([state.tensors[_MEMORY], grown]).to(one.queries),
                 state.tensors[_VALIDATION].to(one.queries),
             )
             earlier = [trained for rounds in bank for trained in rounds]
-            bank.append(self._mend(lm, _behind(one, earlier, act), memory, act, fact, index))
+            bank.append(
+                self._patch_tokens(lm, _add_neurons(one, earlier, act), memory, act, fact, index)
+            )
             grown = torch.cat([grown, queries.to(grown)])
-        stored = self._stored(lm, bank, examples)
-        notes = self._notes(lm, facts, examples, bank, state.tensors[_VALIDATION], act)
-        patch = NeuronPatch.made(
+        stored = self._stored(lm, bank, runs)
+        notes = self._notes(lm, facts, runs, bank, state.tensors[_VALIDATION], act)
+        patch = NeuronPatch.make(
             lm, stored, method=self.name, config=config, facts=facts, notes=notes
         )
         return Edit(patch, state.updated({_EDITS: grown}))
 
-    def _example(
+    def _run_fact(
         self, lm: LanguageModel, fact: Fact, site: Site
-    ) -> tuple[Example, Float[Tensor, "pos d_model"]]:
-        """A fact run up to the last block, and the block's input at all its tokens."""
+    ) -> tuple[FactRun, Float[Tensor, "pos d_model"]]:
+        """Run a fact up to the last block; return also the block's input at all its tokens."""
         encoded = encode_fact(lm, fact, drop_last_target=True)
         tokens = Tokens.pad([encoded.ids], pad_id(lm)).to(lm.device)
         starts = torch.tensor([encoded.prompt_last])
         tail = Tail.build(lm, tokens, site.layer, starts, role="value")
-        (queries,) = tapped(lm, [encoded.ids], _queries(site))
+        (queries,) = tap_tokens(lm, [encoded.ids], _query_point(site))
         reads = torch.tensor(list(encoded.reads), device=lm.device)
         labels = torch.tensor(encoded.target_ids, device=lm.device)
         own = queries[reads]
-        return Example(tail, reads, labels, own, torch.zeros_like(own)), queries
+        return FactRun(tail, reads, labels, own, torch.zeros_like(own)), queries
 
-    def _mend(
+    def _patch_tokens(
         self,
         lm: LanguageModel,
-        one: Example,
-        memory: Memory,
+        one: FactRun,
+        memory: QueryMemory,
         act: Callable[[Tensor], Tensor],
         fact: Fact,
         index: int,
-    ) -> list[Trained]:
-        """Neurons for the wrong tokens, and again for tokens that went wrong because of them."""
-        rounds: list[Trained] = []
+    ) -> list[TrainedNeurons]:
+        """Train neurons for the wrong tokens, then for tokens that these neurons made wrong."""
+        rounds: list[TrainedNeurons] = []
         left = self.max_neurons
         while left:
             seed = self.seed + index * self.max_neurons + len(rounds)
             trained = train(
-                lm, one, memory, self.settings, act=act, most=left, seed=seed, where=fact.label
+                lm, one, memory, self.training, act=act, most=left, seed=seed, where=fact.label
             )
             if rounds and not trained.tokens:
                 break
@@ -293,13 +303,13 @@ class TPatcher(Editor):
             wrong = set(wrong_tokens(lm, one, trained.neurons, act))
             if not wrong - set(trained.tokens):
                 break
-            one = _behind(one, [trained], act)
+            one = _add_neurons(one, [trained], act)
         return rounds
 
     def _stored(
-        self, lm: LanguageModel, bank: Sequence[Sequence[Trained]], examples: Sequence[Example]
+        self, lm: LanguageModel, bank: Sequence[Sequence[TrainedNeurons]], runs: Sequence[FactRun]
     ) -> dict[str, Tensor]:
-        dtype = examples[0].queries.dtype if examples else torch.float32
+        dtype = runs[0].queries.dtype if runs else torch.float32
         empty = torch.zeros(0, lm.d_model, dtype=dtype, device=lm.device)
         neurons = Neurons(empty, empty[:, 0], empty)
         owners: list[int] = []
@@ -313,14 +323,16 @@ class TPatcher(Editor):
         self,
         lm: LanguageModel,
         facts: Sequence[Fact],
-        examples: Sequence[Example],
-        bank: Sequence[Sequence[Trained]],
+        runs: Sequence[FactRun],
+        bank: Sequence[Sequence[TrainedNeurons]],
         validation: Float[Tensor, "m d_model"],
         act: Callable[[Tensor], Tensor],
     ) -> dict[str, object]:
-        """What became of each fact with all neurons in place, and what they say elsewhere."""
+        """Return the result of each fact with all neurons in place, and activations elsewhere."""
         everything = [trained for rounds in bank for trained in rounds]
-        left = [len(wrong_tokens(lm, _behind(one, everything, act), None, act)) for one in examples]
+        left = [
+            len(wrong_tokens(lm, _add_neurons(one, everything, act), None, act)) for one in runs
+        ]
         notices = [
             f"{fact.label}: not converged; {count} of its tokens are not the likeliest."
             for fact, count in zip(facts, left, strict=True)
@@ -342,8 +354,8 @@ class TPatcher(Editor):
             "tokens": [[token for one in rounds for token in one.tokens] for rounds in bank],
             "steps": [sum(trained.steps for trained in rounds) for rounds in bank],
             "stop": [rounds[-1].stop for rounds in bank],
-            "losses": [_traces(rounds, "losses") for rounds in bank],
-            "memory_losses": [_traces(rounds, "memory_losses") for rounds in bank],
+            "losses": [_round_traces(rounds, "losses") for rounds in bank],
+            "memory_losses": [_round_traces(rounds, "memory_losses") for rounds in bank],
             "heard_on_memory": float((heard > 0).double().sum()) / max(1, heard.numel()),
             "sum_on_memory": float(act(heard).abs().sum()) / max(1, len(heard)),
         }
@@ -355,17 +367,19 @@ def _sites(lm: LanguageModel) -> tuple[Site, ...]:
     return (site,)
 
 
-def _queries(site: Site) -> Point:
-    """Input of the whole feed-forward block."""
+def _query_point(site: Site) -> Point:
+    """Return the point at the input of the whole feed-forward block."""
     return key(replace(site, part="mlp.up"))
 
 
-def _activation(lm: LanguageModel, name: str) -> Callable[[Tensor], Tensor]:
-    return torch.relu if name == "relu" else host_activation(lm)
+def _find_activation(lm: LanguageModel, name: str) -> Callable[[Tensor], Tensor]:
+    return torch.relu if name == "relu" else activation_of(lm)
 
 
-def _behind(one: Example, earlier: Sequence[Trained], act: Callable[[Tensor], Tensor]) -> Example:
-    """A fact with neurons of the same edit in place."""
+def _add_neurons(
+    one: FactRun, earlier: Sequence[TrainedNeurons], act: Callable[[Tensor], Tensor]
+) -> FactRun:
+    """Return a fact with neurons of the same edit added."""
     added = one.added
     for trained in earlier:
         neurons = trained.neurons
@@ -373,5 +387,5 @@ def _behind(one: Example, earlier: Sequence[Trained], act: Callable[[Tensor], Te
     return one._replace(added=added)
 
 
-def _traces(rounds: Sequence[Trained], name: str) -> list[float]:
+def _round_traces(rounds: Sequence[TrainedNeurons], name: str) -> list[float]:
     return [loss for one in rounds for loss in edit_notes.round_values(getattr(one, name))]

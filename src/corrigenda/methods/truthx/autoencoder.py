@@ -1,4 +1,4 @@
-"""An auto-encoder with a semantic and a truthful code, its losses, and the edit it makes.
+"""TruthX's auto-encoder with a semantic and a truthful code, its losses, and its edit of a state.
 
 Letters: x state (d) - h_s semantic code, h_t truthful code of length one (code) - delta from the
 untruthful to the truthful centre (code) - tau temperature.
@@ -16,8 +16,8 @@ from torch.nn.functional import linear, mse_loss, normalize
 _SMALL = 1e-12
 
 
-class Codes(NamedTuple):
-    """What a state becomes.
+class TruthCodes(NamedTuple):
+    """Semantic and truthful code of a state.
 
     Attributes:
         semantic: h_s.
@@ -28,7 +28,7 @@ class Codes(NamedTuple):
     truthful: Float[Tensor, "*rows code"]
 
 
-class Losses(NamedTuple):
+class AutoEncoderLosses(NamedTuple):
     """The four parts of the training loss, weighed alike.
 
     Attributes:
@@ -45,7 +45,7 @@ class Losses(NamedTuple):
 
     @property
     def total(self) -> Float[Tensor, ""]:
-        """Their sum."""
+        """Return their sum."""
         return self.reconstruction + self.truthful + self.semantic + self.editing
 
 
@@ -72,31 +72,34 @@ class AutoEncoder(nn.Module):
         self.fusion = nn.Linear(code, code)
         self.decoder = nn.Sequential(*_layer(code, hidden), nn.Linear(hidden, width))
 
-    def encode(self, states: Float[Tensor, "*rows d"]) -> Codes:
-        """Both codes of each state."""
-        return Codes(self.semantic(states), self.truth(states))
+    def encode(self, states: Float[Tensor, "*rows d"]) -> TruthCodes:
+        """Return both codes of each state."""
+        return TruthCodes(self.semantic(states), self.truth(states))
 
     def truth(self, states: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows code"]:
-        """h_t = E_t(x) / ||E_t(x)||."""
+        """Return h_t = E_t(x) / ||E_t(x)||."""
         return normalize(self.truthful(states), dim=-1)
 
-    def decode(self, codes: Codes) -> Float[Tensor, "*rows d"]:
-        """A state from a semantic and a truthful code: Dec(h_s + Attn(h_s, h_t))."""
+    def decode(self, codes: TruthCodes) -> Float[Tensor, "*rows d"]:
+        """Return the state Dec(h_s + Attn(h_s, h_t)) of a semantic and a truthful code."""
         return self.decoder(codes.semantic + self.fusion(codes.truthful))
 
-    def losses(self, states: Float[Tensor, "pairs 2 d"], *, temperature: float) -> Losses:
-        """The losses of some pairs of one module, the truthful state of each first.
+    def losses(
+        self, states: Float[Tensor, "pairs 2 d"], *, temperature: float
+    ) -> AutoEncoderLosses:
+        """Return the losses of some pairs of one module, the truthful state of each first.
 
         Reference: TruthX, section 3.2.
         """
         codes = self.encode(states)
-        swapped = Codes(codes.semantic, codes.truthful.flip(1))
+        swapped = TruthCodes(codes.semantic, codes.truthful.flip(1))
         good, bad = codes.truthful.unbind(1)
         first, second = codes.semantic.unbind(1)
-        return Losses(
+        return AutoEncoderLosses(
             reconstruction=mse_loss(self.decode(codes), states),
-            truthful=grouping(good, bad, temperature) + grouping(bad, good, temperature),
-            semantic=pairing(first, second, temperature) + pairing(second, first, temperature),
+            truthful=grouping_loss(good, bad, temperature) + grouping_loss(bad, good, temperature),
+            semantic=pairing_loss(first, second, temperature)
+            + pairing_loss(second, first, temperature),
             editing=mse_loss(self.decode(swapped), states.flip(1)),
         )
 
@@ -105,7 +108,7 @@ class AutoEncoder(nn.Module):
         states: Float[Tensor, "rows d"],
         delta: Float[Tensor, " code"],
     ) -> Float[Tensor, "rows d"]:
-        """Direction from less to more truth at each state, as long as the state itself.
+        """Return the direction from less to more truth at each state, as long as the state itself.
 
         D = Dec(h_s, norm(h_t + delta)) - Dec(h_s, norm(h_t - delta)), scaled to the length of x.
 
@@ -113,16 +116,16 @@ class AutoEncoder(nn.Module):
         """
         semantic, truthful = self.encode(states)
         both = torch.stack([truthful + delta, truthful - delta])
-        more, less = self.decode(Codes(semantic.expand_as(both), normalize(both, dim=-1)))
+        more, less = self.decode(TruthCodes(semantic.expand_as(both), normalize(both, dim=-1)))
         return normalize(more - less, dim=-1, eps=_SMALL) * states.norm(dim=-1, keepdim=True)
 
 
-def grouping(
+def grouping_loss(
     anchors: Float[Tensor, "n code"], others: Float[Tensor, "n code"], temperature: float
 ) -> Float[Tensor, ""]:
-    """InfoNCE of each anchor with the other anchors as positives and `others` as negatives.
+    """Return InfoNCE with the other anchors as positives and `others` as negatives.
 
-    With one anchor there is no positive, and nothing to learn: 0.
+    One anchor alone has no positive, and its loss is 0.
     """
     if len(anchors) == 1:
         return anchors.sum() * 0.0
@@ -132,10 +135,10 @@ def grouping(
     return (every.logsumexp(1) - same.logsumexp(1)).mean()
 
 
-def pairing(
+def pairing_loss(
     anchors: Float[Tensor, "n code"], partners: Float[Tensor, "n code"], temperature: float
 ) -> Float[Tensor, ""]:
-    """InfoNCE of each anchor with its partner as positive and the other partners as negatives."""
+    """Return InfoNCE with each anchor's partner as positive and the other partners as negatives."""
     every = cosines(anchors, partners) / temperature
     return (every.logsumexp(1) - every.diagonal()).mean()
 
@@ -143,16 +146,16 @@ def pairing(
 def cosines(
     rows: Float[Tensor, "n code"], columns: Float[Tensor, "m code"]
 ) -> Float[Tensor, "n m"]:
-    """Cosine of each row of one with each row of the other."""
+    """Return the cosine of each row of one with each row of the other."""
     return linear(normalize(rows, dim=-1), normalize(columns, dim=-1))
 
 
-def untruth(
+def measure_untruth(
     truthful: Float[Tensor, "*rows code"],
     positive: Float[Tensor, " code"],
     negative: Float[Tensor, " code"],
 ) -> Float[Tensor, "*rows"]:
-    """How untrue states look: cosine with the untruthful centre less that with the truthful one."""
+    """Return the cosine with the untruthful centre less that with the truthful one."""
     centres = normalize(torch.stack([negative, positive]), dim=-1)
     near, far = linear(normalize(truthful, dim=-1), centres).unbind(-1)
     return near - far

@@ -1,4 +1,4 @@
-"""TruthX: states are moved along a learned direction of truth in the modules that tell it best."""
+"""TruthX: moves states along a learned direction of truth, in the modules that separate best."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import torch
@@ -21,12 +22,12 @@ from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.kv_cache import batches
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods.truthx.autoencoder import AutoEncoder, untruth
+from corrigenda.methods.truthx.autoencoder import AutoEncoder, measure_untruth
 from corrigenda.methods.truthx.states import (
-    Pairs,
-    capture,
+    StatePairs,
     module_name,
-    modules,
+    module_points,
+    read_pairs,
     require_pairs,
 )
 from corrigenda.patch import ModulePatch
@@ -59,31 +60,41 @@ class TruthxPatch(ModulePatch):
     """Auto-encoders by width (`space/<width>/...`) and centres by module (`centres/<module>`).
 
     Strength, and the positions that are moved, are in the configuration of the header. The facts
-    of the header name what is hoped for and decide nothing.
+    of the header have no influence.
     """
 
     kind: ClassVar[str] = "truthx"
+    forms = MappingProxyType({"space/*?": "float ...", "centres/*?": "float 2 code"})
+    options = MappingProxyType({"strength": float, "scoring": ("generation", "choice")})
+
+    def require_sound(self) -> None:
+        """Refuse auto-encoders whose parts do not fit, and centres of no module."""
+        super().require_sound()
+        _load_spaces(self.stored, "space/")
+        for name in self.stored:
+            if name.startswith("centres/"):
+                int(name.removeprefix("centres/"))
 
     @contextmanager
     def hooks(self, lm: LanguageModel) -> Generator[None]:
-        """Move states at the chosen modules: those of the answer as it is read or written."""
+        """Move the states of the answer, as it is read or written, at the chosen modules."""
         strength = float(self.header.config["strength"])  # type: ignore[arg-type]  # a number
         scoring: Scoring = self.header.config["scoring"]  # type: ignore[assignment]  # validated
-        spaces = _spaces(self.stored, "space/")
-        points = modules(lm)
+        spaces = _load_spaces(self.stored, "space/")
+        points = module_points(lm)
         transforms = {}
         for name, centres in self.stored.items():
             if name.startswith("centres/") and strength:
                 point = points[int(name.removeprefix("centres/"))]
-                transforms[point] = _steering(lm, spaces, centres, strength, scoring)
+                transforms[point] = _steer_module(lm, spaces, centres, strength, scoring)
         with ExitStack() as stack:
-            stack.enter_context(lm.prompts.watched())
+            stack.enter_context(lm.prompt_ends.follow())
             stack.enter_context(lm.swap(transforms))
             yield
 
 
 class TruthX(Editor):
-    """Moves what a model represents towards truth, whatever it is asked; no fact is written.
+    """Moves the model's states towards truth, whatever the question; no fact is written.
 
     Reference: Zhang, Yu, Feng 2024. See the card, `truthx.md`.
     """
@@ -100,8 +111,8 @@ class TruthX(Editor):
     )
     scoring: Scoring = Field(
         default="generation",
-        description="`generation` moves the last token of the prompt and all behind it; `choice` "
-        "those behind the prompt, by how untrue they look.",
+        description="`generation` moves the last token of the prompt and all after it; `choice` "
+        "those after the prompt, by how untrue they look.",
     )
     hidden: int = Field(default=2048, ge=1, description="Width between state and code.")
     code: int = Field(default=1024, ge=1, description="Width of both codes.")
@@ -115,11 +126,11 @@ class TruthX(Editor):
     seed: int = Field(default=0, description="Of first weights, facts taken, and batches.")
 
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
-        """None: no weight changes."""
+        """Return no sites: no weight changes."""
         return ()
 
     def num_parameters(self, lm: LanguageModel) -> int:
-        """Parameters added: an auto-encoder for each width of states, and two centres a module."""
+        """Return the parameters added: an auto-encoder by width, and two centres a module."""
         widths = {lm.weight(Site(0, "attn.out")).shape[1], lm.d_model}
         with torch.device("meta"):
             spaces = [AutoEncoder(width, self.hidden, self.code) for width in widths]
@@ -133,7 +144,7 @@ class TruthX(Editor):
         *,
         progress: Progress | None = None,
     ) -> State:
-        """Learn the truthful space of a model; cached by content.
+        """Learn the truthful space of a model; the result is cached by content.
 
         Args:
             lm: The model without active patches.
@@ -147,7 +158,7 @@ class TruthX(Editor):
             BadConfig (CG502): text, or facts without `before`.
         """
         if corpus is None and (module := _SHIPPED.get(lm.name)) is not None:
-            corpus = tuple(importlib.import_module(module).truths())
+            corpus = tuple(importlib.import_module(module).truth_facts())
         config = self.model_dump(mode="json", exclude=_EDITING)
         return fit_trained(
             lm, corpus, self.train, method=self.name, config=config, progress=progress
@@ -163,7 +174,7 @@ class TruthX(Editor):
         require_pairs(facts)
         parts = split(facts, validation=max(1, int(_VALIDATION * len(facts))), seed=self.seed)
         learnt, judged = (
-            capture(lm, part, max_pairs=size, seed=self.seed, progress=job.progress)
+            read_pairs(lm, part, max_pairs=size, seed=self.seed, progress=job.progress)
             for part, size in zip(
                 parts, (self.max_pairs, max(2, int(_VALIDATION * self.max_pairs))), strict=True
             )
@@ -198,14 +209,14 @@ class TruthX(Editor):
             job=job,
             key=f"{self.model_dump_json(exclude=_EDITING)}/{lm.digest()}",
         )
-        centres = torch.stack([_centres(spaces, states) for states in learnt.states])
+        centres = torch.stack([_measure_centres(spaces, states) for states in learnt.states])
         accuracy = torch.tensor(
             [
-                _accuracy(spaces, states, own)
+                _measure_accuracy(spaces, states, own)
                 for states, own in zip(judged.states, centres, strict=True)
             ]
         )
-        tensors = {f"{self.name}/space/{name}": one for name, one in _named(spaces).items()}
+        tensors = {f"{self.name}/space/{name}": one for name, one in _name_tensors(spaces).items()}
         tensors |= {f"{self.name}/centres": centres, f"{self.name}/accuracy": accuracy}
         about: dict[str, JsonValue] = {
             **trained.to_json(),
@@ -228,15 +239,15 @@ class TruthX(Editor):
         """
         config = self.model_dump(mode="json")
         if not facts:
-            return Edit(TruthxPatch.made(lm, {}, method=self.name, config=config), state)
-        accuracy = _of_state(state, f"{self.name}/accuracy").tolist()
+            return Edit(TruthxPatch.make(lm, {}, method=self.name, config=config), state)
+        accuracy = _require_tensor(state, f"{self.name}/accuracy").tolist()
         assert state is not None
         state.require_base(lm)
         ranked = sorted(range(len(accuracy)), key=lambda module: (-accuracy[module], module))
         chosen = sorted(ranked[: self.top_k])
-        centres = _of_state(state, f"{self.name}/centres")
+        centres = _require_tensor(state, f"{self.name}/centres")
         tensors = {f"centres/{module}": centres[module] for module in chosen}
-        points = modules(lm)
+        points = module_points(lm)
         widths = {
             str(lm.d_model if points[one].role == "write" else lm.weight(points[one].site).shape[1])
             for one in chosen
@@ -247,7 +258,7 @@ class TruthX(Editor):
                 tensors[kept] = tensor
 
         def made(notes: Mapping[str, object]) -> TruthxPatch:
-            return TruthxPatch.made(
+            return TruthxPatch.make(
                 lm, tensors, method=self.name, config=config, facts=facts, notes=notes
             )
 
@@ -260,7 +271,7 @@ class TruthX(Editor):
         return space.losses(states.float(), temperature=self.temperature).total
 
     @torch.no_grad()
-    def _validation(self, spaces: nn.ModuleDict, judged: Pairs, size: int) -> dict[str, float]:
+    def _validation(self, spaces: nn.ModuleDict, judged: StatePairs, size: int) -> dict[str, float]:
         device = next(spaces.parameters()).device
         losses = [
             [
@@ -281,9 +292,9 @@ class TruthX(Editor):
     ) -> dict[str, object]:
         others = [fact for fact in facts if fact.before is not None]
         asked = [*facts, *(replace(fact, target=str(fact.before)) for fact in others)]
-        before = _log_probs(lm, asked)
+        before = _measure_log_probs(lm, asked)
         with patch.hooks(lm):
-            after = _log_probs(lm, asked)
+            after = _measure_log_probs(lm, asked)
         gains = [late - early for early, late in zip(before, after, strict=True)]
         rivals = iter(gains[len(facts) :])
         margins = [
@@ -301,17 +312,17 @@ class TruthX(Editor):
         }
 
 
-def _steering(
+def _steer_module(
     lm: LanguageModel,
     spaces: nn.ModuleDict,
     centres: Float[Tensor, "2 code"],
     strength: float,
     scoring: Scoring,
 ) -> TensorMap:
-    """The transform of one module; positions that it leaves alone keep their bits."""
+    """Return the transform of one module; positions outside the answer keep their bits."""
 
     def steer(states: Tensor) -> Tensor:
-        at = _moved(lm, states, scoring)
+        at = _find_moved(lm, states, scoring)
         if not bool(at.any()):
             return states
         space = _space_for(spaces, states).to(states.device)
@@ -320,7 +331,8 @@ def _steering(
         weight = strength
         if scoring == "choice":
             weight = (
-                strength * untruth(space.truth(chosen), positive, negative).clamp_min(0)[:, None]
+                strength
+                * measure_untruth(space.truth(chosen), positive, negative).clamp_min(0)[:, None]
             )
         moved = chosen + weight * space.displacement(chosen, positive - negative)
         new = states.clone()
@@ -330,19 +342,19 @@ def _steering(
     return steer
 
 
-def _moved(lm: LanguageModel, states: Tensor, scoring: Scoring) -> Bool[Tensor, "batch pos"]:
-    """Which positions of the running pass belong to the answer."""
-    prompts = lm.prompts
-    at = prompts.mask.to(states.device)
-    if prompts.continued:
+def _find_moved(lm: LanguageModel, states: Tensor, scoring: Scoring) -> Bool[Tensor, "batch pos"]:
+    """Return which positions of the running pass belong to the answer."""
+    prompt_ends = lm.prompt_ends
+    at = prompt_ends.mask.to(states.device)
+    if prompt_ends.continued:
         return at
     columns = torch.arange(states.shape[1], device=states.device)
-    ends = prompts.ends.to(states.device)[:, None]
+    ends = prompt_ends.ends.to(states.device)[:, None]
     return at & (columns >= ends if scoring == "generation" else columns > ends)
 
 
-def _spaces(tensors: Mapping[str, Tensor], prefix: str) -> nn.ModuleDict:
-    """Auto-encoders from their tensors, frozen."""
+def _load_spaces(tensors: Mapping[str, Tensor], prefix: str) -> nn.ModuleDict:
+    """Return auto-encoders from their tensors, frozen."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix):
@@ -357,8 +369,8 @@ def _spaces(tensors: Mapping[str, Tensor], prefix: str) -> nn.ModuleDict:
     return spaces.eval().requires_grad_(False)
 
 
-def _named(spaces: nn.ModuleDict) -> dict[str, Tensor]:
-    """Tensors of all auto-encoders, named `<width>/<parameter>`."""
+def _name_tensors(spaces: nn.ModuleDict) -> dict[str, Tensor]:
+    """Return the tensors of all auto-encoders, named `<width>/<parameter>`."""
     return {
         f"{width}/{name}": tensor.cpu()
         for width, space in spaces.items()
@@ -373,24 +385,26 @@ def _space_for(spaces: nn.ModuleDict, states: Tensor) -> AutoEncoder:
 
 
 @torch.no_grad()
-def _centres(spaces: nn.ModuleDict, states: Float[Tensor, "pairs 2 d"]) -> Float[Tensor, "2 code"]:
-    """Mean truthful code of truthful states, and of untruthful ones."""
+def _measure_centres(
+    spaces: nn.ModuleDict, states: Float[Tensor, "pairs 2 d"]
+) -> Float[Tensor, "2 code"]:
+    """Return the mean truthful code of truthful states, and of untruthful ones."""
     device = next(spaces.parameters()).device
     return _space_for(spaces, states).truth(states.to(device).float()).mean(0).cpu()
 
 
 @torch.no_grad()
-def _accuracy(
+def _measure_accuracy(
     spaces: nn.ModuleDict, states: Float[Tensor, "pairs 2 d"], centres: Float[Tensor, "2 code"]
 ) -> float:
-    """Share of states that lie nearer, by cosine, to the centre of their own kind."""
+    """Return the share of states nearer, by cosine, to the centre of their own kind."""
     device = next(spaces.parameters()).device
     codes = _space_for(spaces, states).truth(states.to(device).float()).cpu()
-    away = untruth(codes, *centres)
+    away = measure_untruth(codes, *centres)
     return float(((away[:, 0] < 0).float().mean() + (away[:, 1] > 0).float().mean()) / 2)
 
 
-def _of_state(state: State | None, name: str) -> Tensor:
+def _require_tensor(state: State | None, name: str) -> Tensor:
     if state is None or name not in state.tensors:
         raise MissingState(
             "no truthful space was learned.",
@@ -401,13 +415,13 @@ def _of_state(state: State | None, name: str) -> Tensor:
 
 
 @torch.no_grad()
-def _log_probs(lm: LanguageModel, facts: Sequence[Fact]) -> list[float]:
-    """Log-probability of each fact's target behind its prompt."""
+def _measure_log_probs(lm: LanguageModel, facts: Sequence[Fact]) -> list[float]:
+    """Return the log-probability of each fact's target after its prompt."""
     rows = labelled_rows(lm, facts)
     found: dict[int, float] = {}
     for group in batches(lm, [len(row.ids) for row in rows], None):
         part = [rows[index] for index in group]
-        with lm.prompts.told(torch.tensor([row.reads[0] for row in part], device=lm.device)):
+        with lm.prompt_ends.mark(torch.tensor([row.reads[0] for row in part], device=lm.device)):
             logits, labels = predict(lm, part)
         chosen = logits.log_softmax(-1).gather(1, labels[:, None]).squeeze(1)
         sums = [float(one.sum()) for one in chosen.split([len(row.labels) for row in part])]

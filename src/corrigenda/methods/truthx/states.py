@@ -1,4 +1,4 @@
-"""States of a model's modules while it reads truthful and untruthful answers, token by token."""
+"""TruthX's training states: a model's modules at tokens of truthful and untruthful answers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from corrigenda.lm.spans import Encoded, encode
 from corrigenda.progress import Progress
 
 
-class Pairs(NamedTuple):
-    """States at tokens that two answers share.
+class StatePairs(NamedTuple):
+    """Pairs of states at tokens that two answers share.
 
     Attributes:
         states: By module, pairs of states, the one within the truthful answer first; in the dtype
             of the model, on the CPU.
         num_facts: Facts they come from.
-        num_without: Facts looked at whose answers share no token behind their first difference.
+        num_without: Further facts whose answers share no token after their first difference.
     """
 
     states: tuple[Float[Tensor, "pairs 2 d"], ...]
@@ -35,8 +35,8 @@ class Pairs(NamedTuple):
     num_without: int
 
 
-def modules(lm: LanguageModel) -> tuple[Point, ...]:
-    """The 2n modules of a model of n blocks, by their ids.
+def module_points(lm: LanguageModel) -> tuple[Point, ...]:
+    """Return the 2n modules of a model of n blocks, by their ids.
 
     Module 2l is the attention of block l, seen before its output projection; module 2l + 1 its
     feed-forward block, seen where it joins the residual stream.
@@ -49,7 +49,7 @@ def modules(lm: LanguageModel) -> tuple[Point, ...]:
 
 
 def module_name(module: int) -> str:
-    """What a module is called in files and notes.
+    """Return the name of a module in files and notes.
 
     Example:
         >>> module_name(5)
@@ -67,16 +67,16 @@ def require_pairs(facts: Sequence[Fact]) -> None:
     for fact in facts:
         if fact.before is None or fact.before == fact.target:
             raise BadConfig(
-                "a truthful answer (`target`) needs an untruthful one (`before`) beside it.",
+                "a truthful answer (`target`) needs an untruthful one (`before`) with it.",
                 where=fact.label,
                 hint="Give facts whose target is the truth and whose `before` is another answer.",
             )
 
 
 def shared_tokens(first: Sequence[int], second: Sequence[int]) -> list[tuple[int, int]]:
-    """Places of equal tokens in two answers behind their first difference, each used once.
+    """Return places of equal tokens in two answers after their first difference, each used once.
 
-    In front of it both are read in the same state.
+    Before it both answers have the same states.
 
     Example:
         >>> shared_tokens([5, 7, 1, 2], [5, 8, 9, 1, 2])
@@ -92,14 +92,14 @@ def shared_tokens(first: Sequence[int], second: Sequence[int]) -> list[tuple[int
     return [(at, places[first[at]].pop()) for at in range(start, len(first)) if places[first[at]]]
 
 
-def capture(
+def read_pairs(
     lm: LanguageModel,
     facts: Sequence[Fact],
     *,
     max_pairs: int,
     seed: int,
     progress: Progress | None = None,
-) -> Pairs:
+) -> StatePairs:
     """Read both answers of facts until there are enough pairs of states.
 
     Args:
@@ -134,7 +134,7 @@ def capture(
                 places.append([one.labels[place] for place in at])
     if not rows:
         raise BadConfig(
-            "the two answers of a fact never share a token behind their first difference.",
+            "the two answers of a fact never share a token after their first difference.",
             where=f"{len(order)} facts",
             hint="Write answers as sentences: states are compared at the words both have.",
         )
@@ -155,19 +155,19 @@ def capture(
         )
         for module in range(2 * lm.num_layers)
     )
-    return Pairs(states, len(rows) // 2, without)
+    return StatePairs(states, len(rows) // 2, without)
 
 
 def _read(
     lm: LanguageModel, rows: Sequence[Encoded], places: Sequence[list[int]], group: Sequence[int]
 ) -> list[list[Tensor]]:
-    """States of each row of a batch, by module, at its places."""
+    """Return the states of each row of a batch, by module, at its places."""
     width = max(len(places[index]) for index in group)
     at = torch.tensor(
         [[*places[index], *[places[index][-1]] * (width - len(places[index]))] for index in group]
     )
     tokens = Tokens.pad([rows[index].ids for index in group], pad_id(lm)).to(lm.device)
-    points = modules(lm)
+    points = module_points(lm)
     seen = lm.tap(tokens, points, positions=at.to(lm.device))
     return [
         [seen[point][row, : len(places[index])].cpu() for point in points]

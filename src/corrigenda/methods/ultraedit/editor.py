@@ -21,18 +21,17 @@ from corrigenda.engines.gradients import (
     labelled_rows,
     mean_losses,
 )
-from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.running import RunningStatistics
 from corrigenda.linalg.solve import ridge
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site
+from corrigenda.lm.sites import Site, resolve_sites
 from corrigenda.patch import Header, WeightPatch, header_for
 from corrigenda.patch.notes import EVEN_ODDS, round_series, round_values
 from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.statistics.corpus import as_corpus, documents, own_text
+from corrigenda.statistics.corpus import complete_corpus, read_documents, write_own_text
 from corrigenda.training.dataset import TrainingSet, text_only
 
 _EPSILON = 1e-7
@@ -100,17 +99,7 @@ class UltraEdit(Editor):
         if layers is None:
             last = lm.num_layers - 1
             layers = tuple(range(2 * lm.num_layers // 3, last)) or (last,)
-        if not isinstance(layers, dict):
-            layers = {"mlp.down": layers}
-        sites = [Site.parse(f"{layer}.{part}") for part, own in layers.items() for layer in own]
-        for site in sites:
-            if site.layer >= lm.num_layers:
-                raise UnknownSite(
-                    f"there is no block {site.layer} in {lm.name}: it has {lm.num_layers}, from 0.",
-                    where=f"method {self.name}",
-                    hint=f"Choose from 0 to {lm.num_layers - 1}.",
-                )
-        return tuple(sorted(set(sites)))
+        return resolve_sites(lm, layers, where=f"method {self.name}")
 
     def fit(
         self,
@@ -171,7 +160,7 @@ class UltraEdit(Editor):
                 found[site].append(samples)
                 joint, shape = torch.cat(samples, dim=1), _shape_name(samples)
                 before = statistics.get(shape) or RunningStatistics.empty(joint.shape[1])
-                statistics[shape] = before.updated(joint, unbiased_squares=self.parity)
+                statistics[shape] = before.with_samples(joint, unbiased_squares=self.parity)
         together = {
             site: Samples(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
             for site, batches in found.items()
@@ -272,13 +261,13 @@ class UltraEdit(Editor):
     def _text_rows(
         self, lm: LanguageModel, corpus: TrainingSet | None, progress: Progress | None
     ) -> list[LabelledRow]:
-        wanted = as_corpus(lm, text_only(corpus, where=self.name))
+        wanted = complete_corpus(lm, text_only(corpus, where=self.name))
         count = -(-self.warm_up // _ANSWER_OF_TEXT)
         source = wanted.source
         if source is None:
             tokens = count * _ROW_OF_TEXT
-            source = own_text(lm, tokens, seed=wanted.seed, progress=progress, keep=True)
-        texts = list(islice(documents(source), _DOCUMENTS_TO_DRAW_FROM * count))
+            source = write_own_text(lm, tokens, seed=wanted.seed, progress=progress, keep=True)
+        texts = list(islice(read_documents(source), _DOCUMENTS_TO_DRAW_FROM * count))
         random.Random(self.seed).shuffle(texts)
         rows: list[LabelledRow] = []
         for text in texts:

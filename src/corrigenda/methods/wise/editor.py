@@ -14,41 +14,43 @@ import torch
 from pydantic import Field, JsonValue
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines.activation import host_activation
 from corrigenda.engines.locate.contexts import Contexts
-from corrigenda.engines.ordinary_text import ordinary_rows
+from corrigenda.engines.ordinary_text import draw_rows
 from corrigenda.facts import Fact
-from corrigenda.lm.decoding import sample
+from corrigenda.lm.activation import activation_of
 from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, graph_bytes, head_bytes
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sampling import sample
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode, encode_fact
-from corrigenda.methods.wise.router import SidePatch, silent
-from corrigenda.methods.wise.sequence import read_past, with_past
+from corrigenda.methods.wise.router import SidePatch, silence
 from corrigenda.methods.wise.side_memory import (
-    Memory,
     Merge,
-    Mergers,
-    packed,
+    MergePolicy,
+    SideMemory,
+    pack,
     random_mask,
+    read_sequence,
+    write_sequence,
 )
 from corrigenda.methods.wise.training import (
-    Inputs,
-    Settings,
-    Trained,
-    inputs_of,
-    lesson,
-    replies_of,
+    SideInputs,
+    SideTraining,
+    TrainedSide,
+    prepare_batch,
+    read_inputs,
+    route_answers,
     train,
 )
 from corrigenda.patch import header_for
 from corrigenda.patch import notes as edit_notes
 from corrigenda.progress import Progress
+from corrigenda.settings import select
 from corrigenda.state import State
 from corrigenda.training.dataset import TrainingSet, text_only
 
 SEED_WORDS: tuple[str, ...] = ("I", "You", "Because", "Yes", "Q:")
-"""Words that the prefixes in front of prompts begin with."""
+"""Words with which the prefixes of prompts begin."""
 
 _LENGTHS = (5, 10)
 _TOP_K = 5
@@ -92,7 +94,7 @@ class Wise(Editor):
         default=0.6, ge=0, le=1, description="Of the side memory, when more is merged into it."
     )
     score: Literal["difference", "activated"] = Field(
-        default="difference", description="Of outputs, or behind the activation function."
+        default="difference", description="Of outputs, or after the activation function."
     )
     routing: Literal["prompt", "pass"] = Field(
         default="prompt", description="Decide once, on the prompt, or in each pass, on its tokens."
@@ -111,7 +113,7 @@ class Wise(Editor):
     seed: int = Field(default=0, description="Of masks, texts, prefixes and replay.")
 
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
-        """The down projection with the side memory.
+        """Return the down projection with the side memory.
 
         Raises:
             UnknownSite (CG303): no such block, or a mixture of experts.
@@ -121,7 +123,7 @@ class Wise(Editor):
         return (site,)
 
     def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
-        """Bytes of the side memory, its gradient and shards, and of one graph behind it."""
+        """Return the bytes of the side memory, its gradient and shards, and of one graph above."""
         (site,) = self.sites(lm)
         prefixes = len(_LENGTHS) * len(SEED_WORDS) + 1
         if self.contexts is not None:
@@ -132,21 +134,14 @@ class Wise(Editor):
         return shards * lm.d_model * lm.d_inner * FLOAT + graph
 
     @property
-    def settings(self) -> Settings:
-        """Settings of the training."""
-        return Settings(
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            irrelevant=self.irrelevant_margin,
-            relevant=self.relevant_margin,
-            apart=self.apart_margin,
-            bound=self.bound,
-        )
+    def training(self) -> SideTraining:
+        """Return the settings of the training."""
+        return select(SideTraining, self)
 
     @property
-    def mergers(self) -> Mergers:
-        """How sub-spaces become memories."""
-        return Mergers(self.mode == "retrieve", self.merge, self.density, self.present_weight)
+    def merge_policy(self) -> MergePolicy:
+        """Return how sub-spaces are merged into memories."""
+        return MergePolicy(self.mode == "retrieve", self.merge, self.density, self.present_weight)
 
     def fit(
         self,
@@ -160,12 +155,12 @@ class Wise(Editor):
         Args:
             lm: The model, before any edit.
             corpus: The text; see `corrigenda.statistics.Corpus`.
-            progress: Told of text that the model writes.
+            progress: Called while the model writes text.
 
         Raises:
             EmptyCorpus (CG602): the text holds no tokens.
         """
-        rows = ordinary_rows(
+        rows = draw_rows(
             lm,
             text_only(corpus, where=self.name),
             count=self.irrelevant_texts,
@@ -174,7 +169,7 @@ class Wise(Editor):
             progress=progress,
         )
         texts: list[JsonValue] = [list[JsonValue](row) for row in rows]
-        contexts = self.contexts or written_prefixes(lm, seed=self.seed)
+        contexts = self.contexts or write_prefixes(lm, seed=self.seed)
         header = header_for(lm, method=self.name)
         return State(
             meta={
@@ -189,7 +184,7 @@ class Wise(Editor):
         """Write facts into the side memory; the model is left as it is.
 
         Returns:
-            A patch with the whole side memory of the sequence, and the state to go on from.
+            A patch with the whole side memory of the sequence, and the state for the next edit.
 
         Raises:
             PromptTooLong (CG105): a fact does not fit into the context.
@@ -200,84 +195,84 @@ class Wise(Editor):
         """
         config = self.model_dump(mode="json")
         if not facts:
-            return Edit(SidePatch.made(lm, {}, method=self.name, config=config), state or State())
+            return Edit(SidePatch.make(lm, {}, method=self.name, config=config), state or State())
         if state is None or f"{_PREFIX}irrelevant" not in state.meta:
             state = self.fit(lm)
         state.require_base(lm)
         (site,) = self.sites(lm)
-        work = _Work(self, lm, site, state)
-        with silent(work.past.name):
+        work = _SideWriter(self, lm, site, state)
+        with silence(work.sequence.name):
             for begin in range(0, len(facts), self.batch_size):
                 work.write(facts[begin : begin + self.batch_size])
-            memories = work.past.side.chosen_from(self.mergers)
+            memories = work.sequence.side.all_memories(self.merge_policy)
             notes = work.notes(facts, memories)
-        past = work.past._replace(
-            name=work.past.name or _named(str(state.meta["base_digest"]), facts),
-            turn=work.past.turn + 1,
+        sequence = work.sequence._replace(
+            name=work.sequence.name or _name_sequence(str(state.meta["base_digest"]), facts),
+            turn=work.sequence.turn + 1,
         )
-        notes |= {"sequence": past.name, "turn": past.turn, "layer": site.layer}
+        notes |= {"sequence": sequence.name, "turn": sequence.turn, "layer": site.layer}
         stored = {
             f"{number}/{part}": tensor
             for number, one in enumerate(memories)
             for part, tensor in {
-                **packed(one.delta),
+                **pack(one.delta),
                 "threshold": torch.tensor(self.act_ratio * one.score, dtype=torch.float64),
             }.items()
         }
-        patch = SidePatch.made(
+        patch = SidePatch.make(
             lm, stored, method=self.name, config=config, facts=facts, notes=notes
         )
-        return Edit(patch, with_past(state, past))
+        return Edit(patch, write_sequence(state, sequence))
 
 
-class _Work:
-    """One call of `edit`: facts go into the side memory, group after group."""
+class _SideWriter:
+    """Writes the facts of one call of `edit` into the side memory, group after group."""
 
     def __init__(self, editor: Wise, lm: LanguageModel, site: Site, state: State) -> None:
         self.editor, self.lm, self.site = editor, lm, site
-        self.act = host_activation(lm) if editor.score == "activated" else None
+        self.act = activation_of(lm) if editor.score == "activated" else None
         self.texts: list[list[int]] = json.loads(json.dumps(state.meta[f"{_PREFIX}irrelevant"]))
         written = str(state.meta[f"{_PREFIX}contexts"])
         self.contexts = editor.contexts or Contexts.from_json(written)
         d_out, d_in = lm.weight(site).shape
         dtype = torch.promote_types(lm.dtype, torch.float32)
-        self.past = read_past(state, (d_out, d_in), dtype)
-        self.trainings: list[Trained] = []
+        self.sequence = read_sequence(state, (d_out, d_in), dtype)
+        self.trainings: list[TrainedSide] = []
 
     def write(self, facts: Sequence[Fact]) -> None:
-        """Train some facts together, and take what they wrote into the side memory."""
-        editor, lm, past = self.editor, self.lm, self.past
-        side = past.side
+        """Train some facts together in the current sub-space; merge sub-spaces when due."""
+        editor, lm, sequence = self.editor, self.lm, self.sequence
+        side = sequence.side
         rows, owners = [], []
         for index, fact in enumerate(facts):
             for prefix in self.contexts.prefixes:
                 rows.append(encode_fact(lm, fact, prefix=prefix, drop_last_target=True))
                 owners.append(index)
         count = editor.irrelevant_per_edit
-        first = past.edits * count
+        first = sequence.edits * count
         texts = [self.texts[(first + i) % len(self.texts)] for i in range(count * len(facts))]
         text_owners = [i // count for i in range(len(texts))]
-        one = lesson(lm, self.site, rows, owners, texts, text_owners, self._replayed())
+        one = prepare_batch(lm, self.site, rows, owners, texts, text_owners, self._draw_replay())
         mask = random_mask(
             side.current.shape, editor.mask_ratio, seed=editor.seed, number=side.num_masks
         )
         where = ", ".join(fact.label for fact in facts)
-        trained = train(lm, one, side.current, mask, editor.settings, act=self.act, where=where)
+        trained = train(lm, one, side.current, mask, editor.training, act=self.act, where=where)
         self.trainings.append(trained)
         counted = [score for score in trained.scores if score >= editor.irrelevant_margin]
-        side = side.noted(trained.delta.cpu(), counted, len(facts))
+        side = side.add_edits(trained.delta.cpu(), counted, len(facts))
         memory = len(side.memories)
         if side.written >= editor.save_frequency:
-            side = side.sealed()
+            side = side.finish_shard()
         if len(side.shards) * editor.save_frequency >= editor.merge_frequency:
-            side = side.merged(editor.mergers)
+            side = side.merge(editor.merge_policy)
         new = tuple((fact.prompt, memory) for fact in facts) if editor.replay else ()
-        self.past = past._replace(
-            edits=past.edits + len(facts), side=side, history=past.history + new
+        self.sequence = sequence._replace(
+            edits=sequence.edits + len(facts), side=side, history=sequence.history + new
         )
 
-    def notes(self, facts: Sequence[Fact], memories: Sequence[Memory]) -> dict[str, object]:
-        """What became of each fact with all memories in place, and how training went."""
+    def notes(self, facts: Sequence[Fact], memories: Sequence[SideMemory]) -> dict[str, object]:
+        """Return the result of each fact with all memories in place, and the course of training."""
         editor = self.editor
         scores = [score for one in self.trainings for score in one.scores]
         thresholds = [editor.act_ratio * one.score for one in memories]
@@ -285,7 +280,7 @@ class _Work:
         replies = [
             reply
             for begin in range(0, len(rows), _ASKED_AT_ONCE)
-            for reply in replies_of(
+            for reply in route_answers(
                 self.lm,
                 self.site,
                 rows[begin : begin + _ASKED_AT_ONCE],
@@ -308,7 +303,7 @@ class _Work:
                 notices.append(f"{fact.label}: its prompt stays with the main memory.")
             elif not took:
                 notices.append(f"{fact.label}: the answer's loss is {reply.loss:.3g} nats.")
-        side = self.past.side
+        side = self.sequence.side
         return {
             "status": statuses,
             "notices": notices,
@@ -323,29 +318,30 @@ class _Work:
             "traces": [edit_notes.round_values(one.totals) for one in self.trainings],
             "stop": [one.stop for one in self.trainings],
             "memories": len(memories),
-            "edits": self.past.edits,
+            "edits": self.sequence.edits,
             "subspaces": side.num_masks,
         }
 
-    def _replayed(self) -> tuple[Inputs | None, Inputs | None]:
-        """Earlier prompts: some written to other memories, some to the one being written."""
-        editor, past = self.editor, self.past
-        draw = random.Random(f"{editor.seed}/{past.edits}")
-        number = len(past.side.memories)
-        drawn: list[Inputs | None] = []
+    def _draw_replay(self) -> tuple[SideInputs | None, SideInputs | None]:
+        """Draw earlier prompts: some written to other memories, some to the one being written."""
+        editor, sequence = self.editor, self.sequence
+        draw = random.Random(f"{editor.seed}/{sequence.edits}")
+        number = len(sequence.side.memories)
+        drawn: list[SideInputs | None] = []
         for here in (False, True):
-            prompts = [prompt for prompt, memory in past.history if (memory == number) is here]
+            prompts = [prompt for prompt, memory in sequence.history if (memory == number) is here]
             chosen = draw.sample(prompts, min(editor.replay, len(prompts)))
             rows = [encode(self.lm, prompt).ids for prompt in chosen]
             last = [len(row) - 1 for row in rows]
-            drawn.append(inputs_of(self.lm, self.site, rows, last) if rows else None)
+            drawn.append(read_inputs(self.lm, self.site, rows, last) if rows else None)
         return drawn[0], drawn[1]
 
 
-def written_prefixes(lm: LanguageModel, *, seed: int) -> Contexts:
-    """Let the model write prefixes: of 5 and of 10 tokens from each of `SEED_WORDS`, and none.
+def write_prefixes(lm: LanguageModel, *, seed: int) -> Contexts:
+    """Let the model write prefixes of 5 and of 10 tokens after each of `SEED_WORDS`.
 
-    Sampled among the five likeliest tokens. A prefix and the prompt are separated by a space.
+    Sampled among the five likeliest tokens; the empty prefix comes first. A prefix and the prompt
+    are separated by a space.
 
     Reference: Wang et al. 2024, appendix A.4.
     """
@@ -358,7 +354,7 @@ def written_prefixes(lm: LanguageModel, *, seed: int) -> Contexts:
     return Contexts(("", *(f"{text} " for text in texts)), seed=seed)
 
 
-def _named(base_digest: str, facts: Sequence[Fact]) -> str:
-    """A name for a sequence that begins with these facts on this model."""
+def _name_sequence(base_digest: str, facts: Sequence[Fact]) -> str:
+    """Return a name for a sequence of edits that begins with these facts on this model."""
     content = json.dumps([base_digest, *(asdict(fact) for fact in facts)])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Side memories as a patch: each query is routed to the memory that responds, or to none."""
+"""WISE's patch: side memories, and the router that sends each query to one of them or to none."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -13,28 +14,30 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
-from corrigenda.engines.activation import host_activation
+from corrigenda.lm.activation import activation_of
+from corrigenda.lm.hooks import Copies, scatter_rows
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site, key, value
+from corrigenda.lm.sites import Site
 from corrigenda.methods.wise.side_memory import (
-    Memory,
+    SideMemory,
     choose,
     query_scores,
     response_scores,
-    unpacked,
+    unpack,
 )
 from corrigenda.patch.module import ModulePatch
 
-# The sequence of edits whose memory is being trained: its patches let the main memory answer.
+# The sequence of edits whose memory is being trained; its patches do nothing meanwhile.
 _TRAINED: ContextVar[str] = ContextVar("sequence in training", default="")
+_PACKED = ("bits", "values", "shape")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SidePatch(ModulePatch):
-    """Side memories of one down projection, with the scores from which on they are asked.
+    """Side memories of one down projection, with the score above which each of them responds.
 
     It holds everything that its sequence of edits has written so far. Of several active patches of
-    one sequence the latest speaks, and the others are silent as long as it is active.
+    one sequence only the latest responds; the others are silent as long as it is active.
 
     Attributes:
         stored: By memory, `<i>/bits`, `<i>/values`, `<i>/shape` (the entries that are not zero) and
@@ -43,15 +46,40 @@ class SidePatch(ModulePatch):
     """
 
     kind: ClassVar[str] = "wise"
+    forms = MappingProxyType(
+        {
+            "*/bits": "bytes eighths",
+            "*/values": "float entries",
+            "*/shape": "int 2",
+            "*/threshold": "float",
+        }
+    )
+    options = MappingProxyType(
+        {
+            "routing": ("prompt", "pass"),
+            "score": ("difference", "activated"),
+            "longest_mean": (int, type(None)),
+        }
+    )
+    noted = MappingProxyType({"layer": int, "sequence": str, "turn": int})
 
-    def memories(self) -> list[Memory]:
-        """Change and threshold of each memory."""
+    def require_sound(self) -> None:
+        """Refuse memories whose bits, values and shape do not belong together."""
+        super().require_sound()
+        for name in sorted({name.partition("/")[0] for name in self.stored}):
+            bits, values, shape = (self.stored[f"{int(name)}/{one}"] for one in _PACKED)
+            d_out, d_in = shape.tolist()
+            eighths = -(-d_out * d_in // 8)
+            ones = sum(byte.bit_count() for byte in bits.tolist())
+            if min(d_out, d_in) < 1 or len(bits) != eighths or ones != len(values):
+                raise ValueError(f"the bits, values and shape of memory {name} do not agree")
+
+    def memories(self) -> list[SideMemory]:
+        """Return the change and the threshold of each memory."""
         names = sorted({name.partition("/")[0] for name in self.stored}, key=int)
         return [
-            Memory(
-                unpacked(
-                    {part: self.stored[f"{i}/{part}"] for part in ("bits", "values", "shape")}
-                ),
+            SideMemory(
+                unpack({part: self.stored[f"{i}/{part}"] for part in ("bits", "values", "shape")}),
                 float(self.stored[f"{i}/threshold"]),
             )
             for i in names
@@ -59,22 +87,21 @@ class SidePatch(ModulePatch):
 
     @contextmanager
     def hooks(self, lm: LanguageModel) -> Generator[None]:
-        """Route each query: to the memory that responds most of those above their threshold.
+        """Route each query to the memory with the largest response above its threshold.
 
-        Where no row is routed to a side memory, the output is the very tensor that came in.
+        Where no row is routed to a side memory, the output tensor is left as it is.
         """
         memories = self.memories()
         if not memories:
             yield
             return
         site = Site(int(str(self.header.notes["layer"])))
-        router = _Router(self, lm, memories)
-        points = {key(site): router.remember, value(site): router.route}
-        with lm.prompts.watched(), lm.swap(points):
+        router = _ResponseRouter(self, lm, memories)
+        with lm.prompt_ends.follow(), lm.add({site: router.respond}):
             yield
 
     def is_silent(self, lm: LanguageModel) -> bool:
-        """Whether a later patch of its sequence is active, or the sequence is being trained."""
+        """Return whether a later patch of its sequence is active or the sequence is in training."""
         mine = self.header.notes
         if mine["sequence"] == _TRAINED.get():
             return True
@@ -86,50 +113,40 @@ class SidePatch(ModulePatch):
         )
 
 
-class _Router:
-    """Carries the projection's input to its output, and asks the memory that was chosen."""
+class _ResponseRouter:
+    """Chooses a side memory for each row of a pass, and gives its response."""
 
-    def __init__(self, patch: SidePatch, lm: LanguageModel, memories: Sequence[Memory]) -> None:
+    def __init__(self, patch: SidePatch, lm: LanguageModel, memories: Sequence[SideMemory]) -> None:
         self._patch, self._lm = patch, lm
         config = patch.header.config
         self._routing = config["routing"]
         longest = config["longest_mean"]
         self._longest = None if longest is None else int(str(longest))
-        self._act = host_activation(lm) if config["score"] == "activated" else None
+        self._act = activation_of(lm) if config["score"] == "activated" else None
         self._thresholds = torch.tensor([one.score for one in memories], dtype=torch.float64)
-        self._deltas = [one.delta for one in memories]
-        self._placed: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        self._input: Tensor | None = None
+        self._deltas = Copies([one.delta for one in memories])
 
-    def remember(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        self._input = x
-        return x
-
-    def route(self, output: Float[Tensor, "batch pos d_out"]) -> Float[Tensor, "batch pos d_out"]:
-        x, self._input = self._input, None
-        assert x is not None, "the key hook runs before the value hook"
+    def respond(
+        self, x: Float[Tensor, "batch pos d_in"], output: Float[Tensor, "batch pos d_out"]
+    ) -> Float[Tensor, "batch pos d_out"] | None:
+        """Return the response of the chosen memory for each row; None where none was chosen."""
         if self._patch.is_silent(self._lm):
-            return output
-        dtype = torch.promote_types(output.dtype, torch.float32)
-        place = (output.device, dtype)
-        if place not in self._placed:
-            self._placed[place] = [one.to(*place) for one in self._deltas]
-        deltas, x = self._placed[place], x.to(*place)
+            return None
+        deltas = self._deltas.like(x)
         if self._routing == "prompt":
-            chosen = self._lm.prompts.once(
+            chosen = self._lm.prompt_ends.decide_once(
                 self, lambda ends: self._choose(x, output, deltas, ends.to(x.device))
             )
         else:
             chosen = self._choose(x, output, deltas, None)
         routed = (chosen >= 0).nonzero().flatten()
         if not len(routed):
-            return output
-        output = output.clone()
+            return None
+        responses = torch.empty(len(routed), *output.shape[1:], dtype=x.dtype, device=x.device)
         for number in chosen[routed].unique().tolist():
-            rows = (chosen == number).nonzero().flatten()
-            response = linear(x[rows], deltas[number])
-            output[rows] = (output[rows].to(dtype) + response).to(output.dtype)
-        return output
+            own = chosen[routed] == number
+            responses[own] = linear(x[routed[own]], deltas[number])
+        return scatter_rows(responses, routed, len(x))
 
     def _choose(
         self,
@@ -138,7 +155,7 @@ class _Router:
         deltas: Sequence[Tensor],
         ends: Int[Tensor, " batch"] | None,
     ) -> Int[Tensor, " batch"]:
-        inside = self._lm.prompts.mask.to(x.device)
+        inside = self._lm.prompt_ends.mask.to(x.device)
         if ends is not None:
             inside = inside & (torch.arange(x.shape[1], device=x.device) <= ends[:, None])
         scores = [
@@ -151,8 +168,8 @@ class _Router:
 
 
 @contextmanager
-def silent(sequence: str) -> Generator[None]:
-    """Let the main memory answer in place of this sequence's patches, until left."""
+def silence(sequence: str) -> Generator[None]:
+    """Let the patches of a sequence do nothing, so that the main memory answers, until left."""
     token = _TRAINED.set(sequence)
     try:
         yield

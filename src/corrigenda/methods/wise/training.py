@@ -1,4 +1,4 @@
-"""Training of a side memory on facts: the answer's loss, and margins between scores.
+"""Training of WISE's side memory on facts: the answer's loss, and margins between scores.
 
 Everything up to the main memory is the same in every step, so inputs of the projection are computed
 once, for the prompts in their contexts and for the irrelevant texts. A step adds the side memory's
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, relu
 
 from corrigenda.errors import NonFinite
-from corrigenda.lm.kv_cache import pad_id, widened
+from corrigenda.lm.kv_cache import pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, key, value
 from corrigenda.lm.spans import Encoded
@@ -37,28 +37,28 @@ _SETTLED_LOSS = 0.02
 _SETTLED_CHANGE = 1e-4
 
 
-class Settings(NamedTuple):
-    """Settings of the training, in the letters of the paper.
+class SideTraining(NamedTuple):
+    """Settings of the training of a side memory; see the options of `Wise`.
 
     Attributes:
         steps: Of gradient descent, at most.
         learning_rate: eta.
-        irrelevant: alpha, above which an irrelevant text costs.
-        relevant: beta, below which an edit costs.
-        apart: gamma, by which an edit should score above its irrelevant texts.
+        irrelevant_margin: alpha, above which an irrelevant text costs.
+        relevant_margin: beta, below which an edit costs.
+        apart_margin: gamma, by which an edit should score above its irrelevant texts.
         bound: Largest change of an entry.
     """
 
     steps: int
     learning_rate: float
-    irrelevant: float
-    relevant: float
-    apart: float
+    irrelevant_margin: float
+    relevant_margin: float
+    apart_margin: float
     bound: float
 
 
-class Inputs(NamedTuple):
-    """What the side memory sees of some rows.
+class SideInputs(NamedTuple):
+    """Inputs and outputs of the projection for some rows.
 
     Attributes:
         keys: Inputs a of the projection, at least float32.
@@ -73,12 +73,12 @@ class Inputs(NamedTuple):
     def scores(
         self, delta: Float[Tensor, "d_out d_in"], act: Activation | None
     ) -> Float[Tensor, " batch"]:
-        """Score of each row: the mean over its own tokens."""
+        """Return the score of each row: the mean over its own tokens."""
         return query_scores(token_scores(self.keys, delta, self.outputs, act), self.inside)
 
 
-class Lesson(NamedTuple):
-    """Facts that are trained together.
+class EditBatch(NamedTuple):
+    """Facts that are trained together, prepared for the blocks above the projection.
 
     Attributes:
         inputs: Rows of prompts in their contexts with targets.
@@ -93,20 +93,20 @@ class Lesson(NamedTuple):
         replayed: Prompts of earlier edits, in the memories they were written to and in this one.
     """
 
-    inputs: Inputs
+    inputs: SideInputs
     tail: Tail
     reads: Int[Tensor, "batch k"]
     labels: Int[Tensor, " labels"]
     valid: Bool[Tensor, "batch k"]
     owners: Int[Tensor, " batch"]
-    irrelevant: Inputs
+    irrelevant: SideInputs
     irrelevant_owners: Int[Tensor, " texts"]
-    replayed: tuple[Inputs | None, Inputs | None] = (None, None)
+    replayed: tuple[SideInputs | None, SideInputs | None] = (None, None)
 
 
 @dataclass
-class Trained:
-    """What a training made.
+class TrainedSide:
+    """A trained side memory, with the course of its training.
 
     Attributes:
         delta: D, no gradients.
@@ -126,29 +126,29 @@ class Trained:
 
 
 @torch.no_grad()
-def inputs_of(
+def read_inputs(
     lm: LanguageModel, site: Site, rows: Sequence[Sequence[int]], prompt_lasts: Sequence[int]
-) -> Inputs:
-    """Run the lower part of the model and keep what enters and leaves the projection."""
+) -> SideInputs:
+    """Run the model up to the projection; return the projection's inputs and outputs."""
     tokens = Tokens.pad(rows, pad_id(lm)).to(lm.device)
     seen = lm.tap(tokens, [key(site), value(site)])
     keys, outputs = seen[key(site)], seen[value(site)]
     dtype = torch.promote_types(keys.dtype, torch.float32)
     last = torch.tensor(prompt_lasts, device=keys.device)
     inside = torch.arange(keys.shape[1], device=keys.device) <= last[:, None]
-    return Inputs(keys.to(dtype), outputs, inside)
+    return SideInputs(keys.to(dtype), outputs, inside)
 
 
 @torch.no_grad()
-def lesson(
+def prepare_batch(
     lm: LanguageModel,
     site: Site,
     rows: Sequence[Encoded],
     owners: Sequence[int],
     irrelevant: Sequence[Sequence[int]],
     irrelevant_owners: Sequence[int],
-    replayed: tuple[Inputs | None, Inputs | None] = (None, None),
-) -> Lesson:
+    replayed: tuple[SideInputs | None, SideInputs | None] = (None, None),
+) -> EditBatch:
     """Prepare facts for training.
 
     Args:
@@ -158,21 +158,21 @@ def lesson(
         owners: Fact of each row.
         irrelevant: Token rows that should stay with the main memory.
         irrelevant_owners: Fact of each.
-        replayed: See `Lesson`.
+        replayed: See `EditBatch`.
     """
-    return Lesson(
-        *_prepared(lm, site, rows),
+    return EditBatch(
+        *_prepare(lm, site, rows),
         torch.tensor(owners, device=lm.device),
-        inputs_of(lm, site, irrelevant, [len(row) - 1 for row in irrelevant]),
+        read_inputs(lm, site, irrelevant, [len(row) - 1 for row in irrelevant]),
         torch.tensor(irrelevant_owners, device=lm.device),
         replayed,
     )
 
 
-class _Prepared(NamedTuple):
-    """Rows run up to the side memory, and where their targets are read; see `Lesson`."""
+class _PreparedRows(NamedTuple):
+    """Rows run up to the side memory, and where their targets are read; see `EditBatch`."""
 
-    inputs: Inputs
+    inputs: SideInputs
     tail: Tail
     reads: Int[Tensor, "batch k"]
     labels: Int[Tensor, " labels"]
@@ -180,7 +180,7 @@ class _Prepared(NamedTuple):
 
 
 @torch.no_grad()
-def _prepared(lm: LanguageModel, site: Site, rows: Sequence[Encoded]) -> _Prepared:
+def _prepare(lm: LanguageModel, site: Site, rows: Sequence[Encoded]) -> _PreparedRows:
     device = lm.device
     ids = [row.ids for row in rows]
     tokens = Tokens.pad(ids, pad_id(lm)).to(device)
@@ -190,8 +190,8 @@ def _prepared(lm: LanguageModel, site: Site, rows: Sequence[Encoded]) -> _Prepar
         [[*row.reads, *[row.reads[-1]] * (width - len(row.reads))] for row in rows], device=device
     )
     counts = torch.tensor([len(row.labels) for row in rows], device=device)
-    return _Prepared(
-        inputs_of(lm, site, ids, [row.prompt_last for row in rows]),
+    return _PreparedRows(
+        read_inputs(lm, site, ids, [row.prompt_last for row in rows]),
         Tail.build(lm, tokens, site.layer, starts, role="value"),
         reads,
         torch.tensor([token for row in rows for token in row.target_ids], device=device),
@@ -201,14 +201,14 @@ def _prepared(lm: LanguageModel, site: Site, rows: Sequence[Encoded]) -> _Prepar
 
 def train(
     lm: LanguageModel,
-    one: Lesson,
+    one: EditBatch,
     start: Float[Tensor, "d_out d_in"],
     mask: Bool[Tensor, "d_out d_in"],
-    settings: Settings,
+    training: SideTraining,
     *,
     act: Activation | None,
     where: str,
-) -> Trained:
+) -> TrainedSide:
     """Write facts into the sub-space `mask` of a side memory, on top of what is there.
 
     Plain gradient descent on  nll + margins, see `margin_loss`; only entries of the mask change,
@@ -217,9 +217,9 @@ def train(
     Args:
         lm: The model; never changed.
         one: The facts.
-        start: D as earlier edits of the sub-space left it.
+        start: D after the earlier edits of the sub-space.
         mask: The sub-space.
-        settings: Of the training.
+        training: Settings of the training.
         act: Activation function of the scores; None for the plain difference.
         where: How messages refer to the facts.
 
@@ -230,12 +230,12 @@ def train(
     """
     delta = start.to(one.inputs.keys).clone().requires_grad_()
     mask = mask.to(delta.device)
-    trained = Trained(delta)
+    trained = TrainedSide(delta)
     with torch.enable_grad():
-        for _ in range(settings.steps):
+        for _ in range(training.steps):
             response = linear(one.inputs.keys, delta)
             answer = answer_losses(lm, one, response).mean()
-            loss = answer + margin_loss(one, delta, response, settings, act)
+            loss = answer + margin_loss(one, delta, response, training, act)
             total = loss.item()
             if not math.isfinite(total):
                 raise NonFinite(
@@ -250,38 +250,38 @@ def train(
                 break
             (gradient,) = torch.autograd.grad(loss, [delta])
             with torch.no_grad():
-                delta -= settings.learning_rate * gradient * mask
-                delta.clamp_(-settings.bound, settings.bound)
-    return _finished(lm, one, trained, act)
+                delta -= training.learning_rate * gradient * mask
+                delta.clamp_(-training.bound, training.bound)
+    return _score_facts(lm, one, trained, act)
 
 
 def answer_losses(
-    lm: LanguageModel, one: Lesson, response: Float[Tensor, "batch pos d_out"]
+    lm: LanguageModel, one: EditBatch, response: Float[Tensor, "batch pos d_out"]
 ) -> Float[Tensor, " batch"]:
-    """Mean of -log p over the target's tokens of each row, the side memory in place."""
-    return _nll(lm, one.tail.run(response, one.reads), one.labels, one.valid)
+    """Return the mean of -log p over each row's target tokens, with the side memory in place."""
+    return _target_losses(lm, one.tail.run(response, one.reads), one.labels, one.valid)
 
 
-def _nll(
+def _target_losses(
     lm: LanguageModel,
     hidden: Float[Tensor, "batch k d_model"],
     labels: Int[Tensor, " labels"],
     valid: Bool[Tensor, "batch k"],
 ) -> Float[Tensor, " batch"]:
-    nll = cross_entropy(widened(lm.head(hidden[valid])), labels, reduction="none")
+    nll = cross_entropy(widen(lm.head(hidden[valid])), labels, reduction="none")
     counts = valid.sum(1)
     rows = torch.arange(len(counts), device=nll.device).repeat_interleave(counts)
     return nll.new_zeros(len(counts)).index_add(0, rows, nll / counts[rows])
 
 
 def margin_loss(
-    one: Lesson,
+    one: EditBatch,
     delta: Float[Tensor, "d_out d_in"],
     response: Float[Tensor, "batch pos d_out"],
-    settings: Settings,
+    training: SideTraining,
     act: Activation | None,
 ) -> Float[Tensor, ""]:
-    """Keep irrelevant texts below alpha, edits above beta, and both gamma apart.
+    """Return the loss that keeps irrelevant texts below alpha, edits above beta, both gamma apart.
 
     max(0, D(x_irr) - alpha) + max(0, beta - D(x_e)) + max(0, gamma - (D(x_e) - D(x_irr))), each
     averaged over its positive terms; with replay also max(0, D(x_old) - alpha) for prompts written
@@ -295,26 +295,26 @@ def margin_loss(
     pairs = one.owners[:, None] == one.irrelevant_owners
     gaps = (edits[:, None] - others)[pairs]
     loss = (
-        positive_mean(others - settings.irrelevant)
-        + positive_mean(settings.relevant - edits)
-        + positive_mean(settings.apart - gaps)
+        positive_mean(others - training.irrelevant_margin)
+        + positive_mean(training.relevant_margin - edits)
+        + positive_mean(training.apart_margin - gaps)
     )
     elsewhere, here = one.replayed
     if elsewhere is not None:
-        loss = loss + positive_mean(elsewhere.scores(delta, act) - settings.irrelevant)
+        loss = loss + positive_mean(elsewhere.scores(delta, act) - training.irrelevant_margin)
     if here is not None:
-        loss = loss + positive_mean(settings.relevant - here.scores(delta, act))
+        loss = loss + positive_mean(training.relevant_margin - here.scores(delta, act))
     return loss
 
 
 def positive_mean(terms: Float[Tensor, " n"]) -> Float[Tensor, ""]:
-    """Mean of the terms above zero; zero, with a gradient, where there is none."""
+    """Return the mean of the terms above zero; zero, with a gradient, where there are none."""
     above = relu(terms)
     return above.sum() / (terms > 0).sum().clamp_min(1)
 
 
-class Reply(NamedTuple):
-    """How a fact is answered.
+class RoutedAnswer(NamedTuple):
+    """Route and loss of one fact.
 
     Attributes:
         memory: Number of the side memory its prompt is routed to; -1 is the main memory.
@@ -326,15 +326,15 @@ class Reply(NamedTuple):
 
 
 @torch.no_grad()
-def replies_of(
+def route_answers(
     lm: LanguageModel,
     site: Site,
     rows: Sequence[Encoded],
     deltas: Sequence[Float[Tensor, "d_out d_in"]],
     thresholds: Sequence[float],
     act: Activation | None,
-) -> list[Reply]:
-    """Route facts, without context, and rate their targets.
+) -> list[RoutedAnswer]:
+    """Route facts, without context, and measure the losses of their targets.
 
     Args:
         lm: The model, the side memories not active.
@@ -344,7 +344,7 @@ def replies_of(
         thresholds: Of each.
         act: Activation function of the scores.
     """
-    inputs, tail, reads, labels, valid = _prepared(lm, site, rows)
+    inputs, tail, reads, labels, valid = _prepare(lm, site, rows)
     response = torch.zeros_like(inputs.outputs, dtype=inputs.keys.dtype)
     chosen = torch.full((len(rows),), -1, device=response.device)
     if deltas:
@@ -358,13 +358,15 @@ def replies_of(
         chosen = choose(scores, torch.tensor(thresholds, dtype=torch.float64))
         for row in (chosen >= 0).nonzero().flatten().tolist():
             response[row] = responses[chosen[row], row]
-    losses = _nll(lm, tail.run(response, reads), labels, valid)
-    return [Reply(*pair) for pair in zip(chosen.tolist(), losses.tolist(), strict=True)]
+    losses = _target_losses(lm, tail.run(response, reads), labels, valid)
+    return [RoutedAnswer(*pair) for pair in zip(chosen.tolist(), losses.tolist(), strict=True)]
 
 
 @torch.no_grad()
-def _finished(lm: LanguageModel, one: Lesson, trained: Trained, act: Activation | None) -> Trained:
-    """Score every fact once more, with the memory as it was left."""
+def _score_facts(
+    lm: LanguageModel, one: EditBatch, trained: TrainedSide, act: Activation | None
+) -> TrainedSide:
+    """Score every fact once more, with the trained memory."""
     delta = trained.delta.detach()
     scores = one.inputs.scores(delta, act)
     losses = answer_losses(lm, one, linear(one.inputs.keys, delta))

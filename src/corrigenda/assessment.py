@@ -1,0 +1,403 @@
+"""Assessment of a patch: answers without and with it, the size of the change, success by fact."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from corrigenda.engines.pocket_world import add_related_prompts
+from corrigenda.errors import BadConfig
+from corrigenda.facts import Fact, FactLike, as_facts
+from corrigenda.linalg.lowrank import LowRank
+from corrigenda.lm.decoding import answer, begins, gives, greedy
+from corrigenda.lm.wrapping import require_lm
+from corrigenda.patch.changes import norm, num_parameters
+from corrigenda.patch.weights import WeightPatch
+from corrigenda.settings import parse_choice
+from corrigenda.tables import align_table, write_html_table
+
+if TYPE_CHECKING:
+    from corrigenda.editor import State
+    from corrigenda.lm.model import LanguageModel
+    from corrigenda.patch.protocols import Patch
+
+
+_SHOWN = 10
+_WIDEST = 48
+
+
+class Outcome(StrEnum):
+    """Result of one fact."""
+
+    SUCCEEDED = "succeeded"
+    """The greedy answer of the edited model is the target."""
+    FAILED = "failed"
+    """The greedy answer of the edited model is another one."""
+    ALREADY_TRUE = "already true"
+    """The greedy answer is the target without the patch too; `edit` leaves it out (CG107)."""
+
+
+class Role(StrEnum):
+    """Relation of a prompt to the fact that was edited."""
+
+    PROMPT = "prompt"
+    """The fact's own prompt."""
+    PARAPHRASE = "paraphrase"
+    """Another wording, which should be answered with the target too."""
+    NEIGHBOUR = "neighbour"
+    """Another fact, which should keep its answer."""
+
+
+_SUMMARY = {
+    Role.PARAPHRASE: "paraphrases",
+    Role.NEIGHBOUR: "neighbours kept",
+}
+
+
+@dataclass(frozen=True)
+class PromptAnswers:
+    """One prompt with its greedy answers without and with a patch.
+
+    Attributes:
+        prompt: The text asked.
+        role: Its relation to the fact.
+        fact: Index of the fact it belongs to.
+        before: Answer of the unedited model.
+        after: Answer of the edited model; equal to `before` where nothing was changed.
+    """
+
+    prompt: str
+    role: Role
+    fact: int
+    before: str
+    after: str
+
+    @property
+    def changed(self) -> bool:
+        """Return whether the two answers differ."""
+        return self.before != self.after
+
+
+class SiteChange(NamedTuple):
+    """Size of the change to one weight.
+
+    Attributes:
+        site: The weight's site.
+        parameter: Name of the parameter that holds it, as in the checkpoint.
+        norm: Frobenius norm of the change.
+        relative_norm: `norm` over the Frobenius norm of the unedited weight.
+        rank: Rank of the change; None where it is not stored in factors.
+        parameters: Entries of the weight, all of which a merged change touches.
+        stored: Numbers the patch stores for it.
+    """
+
+    site: str
+    parameter: str
+    norm: float
+    relative_norm: float
+    rank: int | None
+    parameters: int
+    stored: int
+
+
+@dataclass(frozen=True, repr=False)
+class Assessment:
+    """Effect of a patch on a model: what `corrigenda edit` prints.
+
+    Attributes:
+        patch: The patch.
+        facts: The facts that were asked, subjects filled in.
+        outcomes: Result of each fact.
+        answers: Answers without and with the patch, fact by fact.
+        changes: Size of the change, site by site; empty where no weight changes.
+        method: Name of the method.
+        config: Its options, presets applied.
+        seconds: Time taken, by stage: `fit` and `edit` after `correct`, and `ask`.
+        notices: Decisions taken for the caller (a subject found, a layer chosen, a fact left out).
+        state: The state that was fitted or given; pass it to the next edit. None after `assess`.
+    """
+
+    patch: Patch
+    facts: tuple[Fact, ...]
+    outcomes: tuple[Outcome, ...]
+    answers: tuple[PromptAnswers, ...]
+    changes: tuple[SiteChange, ...]
+    method: str
+    config: Mapping[str, object]
+    seconds: Mapping[str, float]
+    notices: tuple[str, ...] = ()
+    state: State | None = field(default=None, repr=False)
+
+    @property
+    def succeeded(self) -> bool:
+        """Return whether every fact is the greedy answer of the edited model."""
+        return Outcome.FAILED not in self.outcomes
+
+    @property
+    def statuses(self) -> tuple[str, ...]:
+        """Return the status that the method noted for each fact, such as "written"; "" for none.
+
+        A fact may be written and yet not be the model's answer, or the other way round: see
+        `outcomes`.
+        """
+        noted = self.patch.header.notes.get("status", [])
+        by_fact: dict[tuple[object, object], deque[str]] = defaultdict(deque)
+        for record, status in zip(
+            self.patch.header.facts, noted if isinstance(noted, list) else [], strict=False
+        ):
+            by_fact[record.get("prompt"), record.get("target")].append(str(status))
+        return tuple(
+            found.popleft()
+            if outcome is not Outcome.ALREADY_TRUE and (found := by_fact[fact.prompt, fact.target])
+            else ""
+            for fact, outcome in zip(self.facts, self.outcomes, strict=True)
+        )
+
+    @property
+    def is_no_op(self) -> bool:
+        """Return whether every fact was true already."""
+        return all(outcome is Outcome.ALREADY_TRUE for outcome in self.outcomes)
+
+    def share(self, role: Role | str) -> float | None:
+        """Return the share of prompts of a role with the wanted answer; None where there are none.
+
+        A prompt or paraphrase should be answered with the target or an alias, a neighbour as by
+        the unedited model.
+
+        Args:
+            role: "prompt", "paraphrase" or "neighbour".
+
+        Raises:
+            BadConfig (CG502): no such role.
+        """
+        role = parse_choice(Role, role)
+        asked = [item for item in self.answers if item.role is role]
+        if not asked:
+            return None
+        return sum(self._is_wanted(item) for item in asked) / len(asked)
+
+    def _is_wanted(self, item: PromptAnswers) -> bool:
+        if item.role is Role.NEIGHBOUR:
+            return not item.changed
+        return begins_with_target(item.after, self.facts[item.fact])
+
+    def __repr__(self) -> str:
+        """Return a line with the shares, and a short table of the facts."""
+        return "\n".join(filter(None, (self._summary(), align_table(self._rows()), self._rest())))
+
+    def _repr_html_(self) -> str:
+        """Return the same as an HTML table, for notebooks."""
+        table = write_html_table(self._rows())
+        return f"<p>{html.escape(self._summary())}</p>{table}<p>{self._rest()}</p>"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        own = {item.fact: item for item in self.answers if item.role is Role.PROMPT}
+        rows: list[tuple[str, ...]] = [("prompt", "target", "outcome", "before", "after")]
+        for index, fact in enumerate(self.facts[:_SHOWN]):
+            texts = (fact.prompt, fact.target, str(self.outcomes[index]))
+            rows.append(tuple(map(_shorten, (*texts, own[index].before, own[index].after))))
+        return rows
+
+    def _rest(self) -> str:
+        left = len(self.facts) - _SHOWN
+        return f"... {left} more" if left > 0 else ""
+
+    def _summary(self) -> str:
+        true = sum(outcome is not Outcome.FAILED for outcome in self.outcomes)
+        parts = [f"facts true {true}/{len(self.facts)}"]
+        for role, name in _SUMMARY.items():
+            asked = [item for item in self.answers if item.role is role]
+            if asked:
+                parts.append(f"{name} {sum(map(self._is_wanted, asked))}/{len(asked)}")
+        return f"{self.method}: {', '.join(parts)}"
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain dictionaries and lists, as `corrigenda edit --json` prints them."""
+        shares = {role: self.share(role) for role in Role}
+        return {
+            "method": self.method,
+            "config": dict(self.config),
+            "succeeded": self.succeeded,
+            "no_op": self.is_no_op,
+            "facts": [
+                {
+                    "prompt": fact.prompt,
+                    "subject": fact.subject,
+                    "target": fact.target,
+                    "status": str(outcome),
+                    "method_status": status or None,
+                    "name": fact.name,
+                }
+                for fact, outcome, status in zip(
+                    self.facts, self.outcomes, self.statuses, strict=True
+                )
+            ],
+            "answers": [
+                {
+                    "fact": item.fact,
+                    "role": str(item.role),
+                    "prompt": item.prompt,
+                    "before": item.before,
+                    "after": item.after,
+                    "changed": item.changed,
+                }
+                for item in self.answers
+            ],
+            "efficacy": shares[Role.PROMPT],
+            "paraphrases_changed": shares[Role.PARAPHRASE],
+            "neighbours_kept": shares[Role.NEIGHBOUR],
+            "changes": [change._asdict() for change in self.changes],
+            "seconds": dict(self.seconds),
+            "notices": list(self.notices),
+            "notes": self.patch.header.notes,
+        }
+
+
+def begins_with_target(text: str, fact: Fact) -> bool:
+    """Return whether an answer begins with the target or an alias, as a whole word."""
+    return any(begins(text, wanted) for wanted in (fact.target, *fact.aliases))
+
+
+def check_targets(lm: LanguageModel, facts: Sequence[Fact]) -> list[bool]:
+    """Return for each fact whether the greedy answer is the target or an alias."""
+    holds = [False] * len(facts)
+    spaced = [index for index, fact in enumerate(facts) if fact.separator == " "]
+    pairs = [(i, wanted) for i in spaced for wanted in (facts[i].target, *facts[i].aliases)]
+    given = gives(lm, [(facts[i].prompt, wanted) for i, wanted in pairs])
+    for (index, _), right in zip(pairs, given, strict=True):
+        holds[index] = holds[index] or right
+    # `gives` joins with a space, so other separators are read off the continuation.
+    others = [index for index, fact in enumerate(facts) if fact.separator != " "]
+    for index, text in zip(others, greedy(lm, [facts[i].prompt for i in others]), strict=True):
+        fact = facts[index]
+        starts = tuple(fact.separator + wanted for wanted in (fact.target, *fact.aliases))
+        holds[index] = text.startswith(starts)
+    return holds
+
+
+def assess(
+    lm: LanguageModel, patch: Patch, facts: FactLike | Sequence[FactLike] | None = None
+) -> Assessment:
+    """Measure what a patch does: answers without and with it, and the size of the change.
+
+    Every prompt, paraphrase and neighbour of the facts is asked twice; the model is left as it was.
+    For the pocket models, facts that name neither paraphrases nor neighbours get those of their
+    world.
+
+    Args:
+        lm: The model, without the patch.
+        patch: Any patch, also one read from a file.
+        facts: What to ask; by default the facts that the patch was made for.
+
+    Raises:
+        BadConfig (CG502): no facts are given, and the patch names none.
+        WrongBase (CG401), NotApplied (CG406): as `Patch.apply`.
+
+    Example:
+        ```python
+        patch = cg.load_patch("france.safetensors")
+        cg.assess(lm, patch).share("neighbour")
+        ```
+    """
+    lm = require_lm(lm)
+    wanted = _read_header(patch) if facts is None else as_facts(facts)
+    return measure(lm, patch, [add_related_prompts(lm, fact) for fact in wanted])
+
+
+def measure(
+    lm: LanguageModel, patch: Patch, facts: Sequence[Fact], held: Sequence[bool] | None = None
+) -> Assessment:
+    """Assess a patch on facts as they are.
+
+    Args:
+        lm: The model, without the patch.
+        patch: The patch.
+        facts: What to ask.
+        held: For each fact, whether it is true without the patch; asked if None.
+    """
+    start = time.perf_counter()
+    held = check_targets(lm, facts) if held is None else held
+    questions = list_questions(facts)
+    prompts = [prompt for _, _, prompt in questions]
+    before = after = answer(lm, prompts)
+    holds = held
+    if not patch.is_empty:
+        with patch.apply(lm):
+            after = answer(lm, prompts)
+            holds = check_targets(lm, facts)
+    return Assessment(
+        patch=patch,
+        facts=tuple(facts),
+        outcomes=tuple(
+            (Outcome.ALREADY_TRUE if old else Outcome.SUCCEEDED) if new else Outcome.FAILED
+            for old, new in zip(held, holds, strict=True)
+        ),
+        answers=tuple(
+            PromptAnswers(prompt=prompt, role=role, fact=index, before=old, after=new)
+            for (index, role, prompt), old, new in zip(questions, before, after, strict=True)
+        ),
+        changes=measure_changes(lm, patch),
+        method=patch.header.method,
+        config=dict(patch.header.config),
+        seconds={"ask": time.perf_counter() - start},
+    )
+
+
+def _read_header(patch: Patch) -> list[Fact]:
+    """Return the facts that a patch was made for."""
+    known = {one.name for one in fields(Fact)}
+    found = [
+        {name: value for name, value in record.items() if name in known}
+        for record in patch.header.facts
+    ]
+    if not found:
+        raise BadConfig(
+            "the patch names no facts.", where=patch.header.method, hint="Give the facts to ask."
+        )
+    return as_facts(found)
+
+
+def list_questions(facts: Sequence[Fact]) -> list[tuple[int, Role, str]]:
+    """Return the prompts to ask about facts: each prompt, its paraphrases, its neighbours."""
+    return [
+        (index, role, prompt)
+        for index, fact in enumerate(facts)
+        for role, prompts in (
+            (Role.PROMPT, (fact.prompt,)),
+            (Role.PARAPHRASE, fact.paraphrases),
+            (Role.NEIGHBOUR, fact.neighbours),
+        )
+        for prompt in prompts
+    ]
+
+
+def measure_changes(lm: LanguageModel, patch: Patch) -> tuple[SiteChange, ...]:
+    """Return the size of the change of every weight of a patch, relative to the weights of `lm`."""
+    if not isinstance(patch, WeightPatch):
+        return ()
+    sizes = []
+    for site, change in patch.changes.items():
+        size = norm(change)
+        weight = lm.weight(site)
+        sizes.append(
+            SiteChange(
+                site=str(site),
+                parameter=lm.parameter_name(site),
+                norm=size,
+                relative_norm=size / float(weight.double().norm()),
+                rank=change.rank if isinstance(change, LowRank) else None,
+                parameters=weight.numel(),
+                stored=num_parameters(change),
+            )
+        )
+    return tuple(sizes)
+
+
+def _shorten(text: str) -> str:
+    shown = "".join(char if char.isprintable() else " " for char in text)
+    return shown if len(shown) <= _WIDEST else f"{shown[: _WIDEST - 3]}..."

@@ -1,0 +1,38 @@
+"""What is known of the facts a pocket model was trained on: subjects and related prompts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from corrigenda.facts import Fact, guess_subject
+from corrigenda.lm.loading import SHIPPED
+from corrigenda.lm.model import LanguageModel
+
+
+def subject_of(lm: LanguageModel, prompt: str, *, where: str = "") -> str:
+    """Return the subject of a prompt where only one is possible.
+
+    For a pocket model the names of its world decide first; see `corrigenda.facts.guess_subject`.
+
+    Raises:
+        AmbiguousSubject (CG104): no candidate, or several.
+    """
+    known: tuple[str, ...] = ()
+    if lm.name in SHIPPED:
+        from corrigenda.almanac.world import load_world
+
+        known = load_world().subjects
+    return guess_subject(prompt, known=known, where=where)
+
+
+def add_related_prompts(lm: LanguageModel, fact: Fact) -> Fact:
+    """Return a fact with the paraphrases and neighbours of a pocket model's world, if it has none.
+
+    For other models, and where the fact names any, it comes back as it is.
+    """
+    if lm.name not in SHIPPED or fact.paraphrases or fact.neighbours:
+        return fact
+    from corrigenda.almanac.exam import find_related_prompts
+
+    paraphrases, neighbours = find_related_prompts(fact)
+    return replace(fact, paraphrases=tuple(paraphrases), neighbours=tuple(neighbours))
