@@ -41,21 +41,26 @@ class Preset(NamedTuple):
     notice: str = ""
 
 
-def build_editor(name: str, model_name: str | None = None, **options: object) -> Editor:
+def build_editor(
+    name: str, model_name: str | None = None, *, preset: object = None, **options: object
+) -> Editor:
     """Make an editor: the preset for `model_name` where there is one, the options given on top.
 
     Args:
         name: Name of the method.
         model_name: Name of the model, which selects the preset.
-        **options: Options of the method; `preset` names a preset to take instead of the model's,
-            such as a framework's variant.
+        preset: Name of a preset to take instead, such as a framework's variant.
+        **options: Options of the method.
 
     Raises:
         UnknownMethod (CG501): no method by that name.
         BadConfig (CG502): an option the method does not have, a value it cannot take, or no preset
             by that name.
     """
-    return METHODS.get(name)(**complete_options(name, model_name, options))
+    kind = METHODS.get(name)
+    if preset is not None:
+        options = {"preset": preset, **options}
+    return kind(**complete_options(name, model_name, options))
 
 
 def complete_options(
