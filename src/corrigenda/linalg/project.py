@@ -59,7 +59,7 @@ class NullSpace:
 
     @property
     def width(self) -> int:
-        """d_in."""
+        """Width d_in of the keys."""
         return self.basis.shape[0]
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from corrigenda.cases import Against, Protocol
 from corrigenda.metrics.locality import UNCHANGED
 from corrigenda.metrics.selection import as_before, probability
-from corrigenda.metrics.success import measure_named, rival_probabilities
+from corrigenda.metrics.success import MEASURES, measure_named, rival_probabilities
 from corrigenda.reports.sections import ProbeAnswer, ProbeAnswers, SideBySide
 from corrigenda.rows import Row, Stage
 from corrigenda.run.store import Recorded
@@ -79,14 +79,15 @@ def _describe_answer(row: Row, *, judged: bool = True) -> ProbeAnswer:
         measures = UNCHANGED.get(row.protocol)
         value = next(iter(measures.values()))(row) if measures else ""
     else:
-        value = measure_named(row.protocol)(row) if row.expected else ""
+        judged = row.expected and row.protocol in MEASURES
+        value = measure_named(row.protocol)(row) if judged else ""
     return ProbeAnswer(text, None if isinstance(value, str) else value == 1)
 
 
 def _write_answer(row: Row) -> str:
     """Write what was generated, which answer is likelier, or how many tokens are right."""
     match row.protocol:
-        case Protocol.GREEDY:
+        case Protocol.GREEDY | Protocol.SAMPLED:
             return row.answer or ""
         case Protocol.TEACHER_FORCED:
             if row.token_ids is None or row.predicted is None:
