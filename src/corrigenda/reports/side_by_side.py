@@ -79,8 +79,8 @@ def _describe_answer(row: Row, *, judged: bool = True) -> ProbeAnswer:
         measures = UNCHANGED.get(row.protocol)
         value = next(iter(measures.values()))(row) if measures else ""
     else:
-        judged = row.expected and row.protocol in MEASURES
-        value = measure_named(row.protocol)(row) if judged else ""
+        has_measure = bool(row.expected) and row.protocol in MEASURES
+        value = measure_named(row.protocol)(row) if has_measure else ""
     return ProbeAnswer(text, None if isinstance(value, str) else value == 1)
 
 
