@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from corrigenda.analysis.causal_trace import Bin, CausalTrace, Kind, causal_trace
+from corrigenda.analysis.causal_trace import CausalTrace, causal_trace
 from corrigenda.analysis.trace_average import average_traces
+from corrigenda.analysis.trace_effects import Bin, Kind
 from corrigenda.analysis.windows import window_around
 from corrigenda.errors import BadConfig
 from corrigenda.lm.model import LanguageModel

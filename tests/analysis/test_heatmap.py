@@ -11,10 +11,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from corrigenda.analysis.causal_trace import CausalTrace, Kind, TraceEffects
+from corrigenda.analysis.causal_trace import CausalTrace
 from corrigenda.analysis.heatmap import Heatmap, check_figure, save_heatmaps
 from corrigenda.analysis.injection import Injection, LayerInjections
 from corrigenda.analysis.trace_average import average_traces
+from corrigenda.analysis.trace_effects import Kind, TraceEffects
 from corrigenda.errors import BadConfig, MissingExtra, WriteFailed
 
 MAP = Heatmap(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from corrigenda.analysis.causal_trace import Kind, causal_trace, tokenise_prompt
+from corrigenda.analysis.causal_trace import causal_trace, tokenise_prompt
 from corrigenda.analysis.state_restoration import (
     Restoration,
     compute_probabilities,
     draw_noise,
     measure_subject_deviation,
 )
+from corrigenda.analysis.trace_effects import Kind
 from corrigenda.errors import BadConfig, SubjectNotFound
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, state, write

@@ -114,7 +114,7 @@ def test_edits_asked_right_after_are_a_curve_of_their_own(recorded):
     assert not kept.immediate
     data = plain.convert_report(build_report([run._replace(rows=newest)]))
     shown = next(one for one in data["groups"][0]["curves"] if RELIABILITY in one["title"])
-    assert [point["edits"] for point in shown["immediate"][curve.label]] == [1, 3, 6]
+    assert [point["edits"] for point in shown["immediate"]["rome (r-rome)"]] == [1, 3, 6]
 
 
 def test_what_is_missing_is_told(recorded):

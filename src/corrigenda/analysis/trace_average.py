@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.analysis.causal_trace import CAVEAT, Bin, CausalTrace, Kind, TraceEffects
+from corrigenda.analysis.causal_trace import CAVEAT, CausalTrace
 from corrigenda.analysis.heatmap import Plot
+from corrigenda.analysis.trace_effects import Bin, Kind, TraceEffects
 from corrigenda.errors import BadConfig
 
 

@@ -106,7 +106,7 @@ def trace(
 
 def _parse_kinds(text: str) -> list[str]:
     """Split a list with commas into what is restored, before a model is loaded."""
-    from corrigenda.analysis.causal_trace import Kind
+    from corrigenda.analysis.trace_effects import Kind
 
     names = [str(kind) for kind in Kind]
     wanted = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

@@ -78,7 +78,7 @@ class Cholesky:
 
     @property
     def size(self) -> int:
-        """Size of the factored matrix, d_in."""
+        """Size d_in of the matrix."""
         return self.lower.shape[0]
 
     def whiten(self, columns: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_in n"]:

@@ -47,7 +47,7 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Shape of the matrix, (d_out, d_in)."""
+        """Shape (d_out, d_in) of the matrix."""
         return self.left.shape[0], self.right.shape[0]
 
     @property

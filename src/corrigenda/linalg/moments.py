@@ -53,7 +53,7 @@ class SecondMoment:
 
     @property
     def width(self) -> int:
-        """Width of the keys, d_in."""
+        """Width d_in of the keys."""
         return self._sum.shape[0]
 
     @property

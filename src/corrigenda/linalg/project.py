@@ -59,7 +59,7 @@ class NullSpace:
 
     @property
     def width(self) -> int:
-        """Width of the keys, d_in."""
+        """Width d_in of the keys."""
         return self.basis.shape[0]
 
     @property

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from corrigenda.almanac.exam import ExamEdit, ExamQuestion
-from corrigenda.analysis.causal_trace import Bin, Kind, causal_trace
+from corrigenda.analysis.causal_trace import causal_trace
 from corrigenda.analysis.injection import find_best_layer, measure_injection
 from corrigenda.analysis.state_restoration import measure_subject_deviation
 from corrigenda.analysis.trace_average import average_traces
+from corrigenda.analysis.trace_effects import Bin, Kind
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import greedy, score
 from corrigenda.methods.presets import build_editor

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from corrigenda.cases import Against, Protocol
 from corrigenda.metrics.locality import UNCHANGED
 from corrigenda.metrics.selection import as_before, probability
-from corrigenda.metrics.success import measure_named, rival_probabilities
+from corrigenda.metrics.success import MEASURES, measure_named, rival_probabilities
 from corrigenda.reports.sections import ProbeAnswer, ProbeAnswers, SideBySide
 from corrigenda.rows import Row, Stage
 from corrigenda.run.store import Recorded
@@ -79,7 +79,8 @@ def _describe_answer(row: Row, *, judged: bool = True) -> ProbeAnswer:
         measures = UNCHANGED.get(row.protocol)
         value = next(iter(measures.values()))(row) if measures else ""
     else:
-        value = measure_named(row.protocol)(row) if row.expected else ""
+        has_measure = bool(row.expected) and row.protocol in MEASURES
+        value = measure_named(row.protocol)(row) if has_measure else ""
     return ProbeAnswer(text, None if isinstance(value, str) else value == 1)
 
 
