@@ -10,7 +10,6 @@ from corrigenda.errors import BadConfig
 from corrigenda.methods.presets import build_editor, named_preset, preset, presets, variant_label
 from corrigenda.methods.registry import METHODS
 from corrigenda.run.spec import EditorSpec, RunSpec
-from corrigenda.run.worker import editor_of
 
 LARGE = ("llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b")
 
@@ -79,5 +78,5 @@ def test_a_run_takes_a_preset_by_name_and_its_seed_from_the_run() -> None:
     spec = RunSpec(
         editor={"name": "rome", "options": options}, benchmark={"name": "pocketedit"}, seed=5
     )
-    editor = editor_of(spec)
+    editor = spec.build_editor()
     assert (editor.use_moment, editor.steps, editor.seed) == (False, 3, 5)

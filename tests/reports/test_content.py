@@ -272,8 +272,8 @@ def test_a_residual_that_is_always_0_is_shown_only_if_wanted(recorded):
     name = "graph_residual"
     measured = [Measurement(case=str(i), name="restoration/graph", values=[2, 0]) for i in "12"]
     run = run._replace(measurements=measured)
-    assert name not in [one.metric.name for one in summary.lines([run])]
-    assert name in [one.metric.name for one in summary.lines([run], [name])]
+    assert name not in [one.metric.name for one in summary.make_lines([run])]
+    assert name in [one.metric.name for one in summary.make_lines([run], [name])]
 
 
 def test_kinds_and_benchmarks_have_tables_of_their_own(two):
