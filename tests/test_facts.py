@@ -464,7 +464,7 @@ def test_facts_are_read_from_csv(tmp_path: Path) -> None:
 def test_a_file_without_facts_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "facts.jsonl"
     path.write_text(content)
-    with pytest.raises(MalformedFacts, match="holds no facts"):
+    with pytest.raises(MalformedFacts, match="the file holds no facts"):
         read_facts(path)
 
 

@@ -400,7 +400,7 @@ def read_facts(path: str | Path) -> list[Fact]:
     except UnreadableText as error:
         raise MalformedFacts(f"{path} cannot be read: {error}.") from error
     if not facts:
-        raise MalformedFacts(f"{path} holds no facts.", hint=_HINT)
+        raise MalformedFacts("the file holds no facts.", where=str(path), hint=_HINT)
     return facts
 
 

@@ -192,14 +192,6 @@ def test_misuse_has_a_code(run: Run, model: Path, arguments: tuple[str, ...], co
     assert (ran.code, ran.err[:5]) == (2, code)
 
 
-def test_an_empty_facts_file_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
-    file = tmp_path / "facts.jsonl"
-    file.write_text("\n")
-    ran = run("edit", model, "--facts", file)
-    assert (ran.code, ran.err[:5]) == (2, "CG101")
-    assert "holds no facts" in ran.err
-
-
 def test_facts_of_another_framework_are_edited(
     run: Run, model: Path, fact: Fact, tmp_path: Path
 ) -> None:

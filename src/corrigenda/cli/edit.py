@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text as Line
 
 from corrigenda.cli import options, output
-from corrigenda.errors import BadConfig, MalformedFacts
+from corrigenda.errors import BadConfig
 
 if TYPE_CHECKING:
     from corrigenda.assessment import Assessment
@@ -113,14 +113,7 @@ def _read_wanted(
             raise BadConfig(
                 "give a facts file or a single fact, not both.", hint="Drop PROMPT or --facts."
             )
-        facts = read_facts(file)
-        if not facts:
-            raise MalformedFacts(
-                "the file holds no facts.",
-                where=str(file),
-                hint='One JSON object a line: {"prompt": ..., "target": ..., "subject": ...}.',
-            )
-        return facts
+        return read_facts(file)
     if prompt is None or target is None:
         raise BadConfig(
             "what should become true is missing.", hint="Give PROMPT and --target, or --facts FILE."
