@@ -383,7 +383,7 @@ def test_markdown_shows_what_models_and_files_say_as_text(two):
         problems=(("x|y", "[link](http://a)\n- item", 2),),
     )
     text = plain.render_markdown(replace(made, groups=(group,)))
-    assert text.splitlines()[0] == r"# a \*b\* \<script> # c"
+    assert text.splitlines()[0] == r"# a \*b\* &lt;script> # c"
     assert r"- x\|y: 2 x \[link\](http://a) - item" in text
     assert r"| unedited | x\|y | \`code\` |" in text
     assert "<script>" not in text

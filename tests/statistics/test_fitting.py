@@ -245,7 +245,7 @@ def test_a_cache_that_cannot_be_written_costs_only_a_warning(
     state = fit_moments(lm, SITES, TEXTS, keep=False)
     (tmp_path / "file").touch()
     monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="not cached"):
+    with pytest.warns(UserWarning, match="cannot be written"):
         assert fit_moments(lm, SITES, TEXTS) == state
 
 

@@ -20,7 +20,7 @@ _LATEX = {
 }
 # Signs that take effect anywhere, an underscore at the edge of a word, and what begins a block.
 _MARKDOWN = re.compile(
-    r"[\\`*\[\]<|~&$]|(?<![^\W_])_|_(?![^\W_])|^[#>+=-]|(?<=^\d)[.)]|(?<=^\d\d)[.)]"
+    r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[#>+=-]|(?<=^\d)[.)]|(?<=^\d\d)[.)]"
 )
 _ARROWS = {"^": r"$\uparrow$", "v": r"$\downarrow$", "=": r"$=$"}
 
@@ -239,7 +239,9 @@ def _format_markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]])
 
 def _escape_markdown(text: str) -> str:
     """Return text as it is read: no sign of Markdown or HTML takes effect, no line ends."""
-    return _MARKDOWN.sub(r"\\\g<0>", _join_lines(text).strip())
+    # Entities, since some readers of Markdown take a tag for one also after a backslash.
+    plain = _join_lines(text).strip().replace("&", "&amp;").replace("<", "&lt;")
+    return _MARKDOWN.sub(r"\\\g<0>", plain)
 
 
 def _format_code(text: str) -> str:

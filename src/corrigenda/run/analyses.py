@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
+from typing import cast
+
+from torch import nn
 
 from corrigenda.analysis.causal_trace import Kind, causal_trace
 from corrigenda.cases import Case, Probe
@@ -82,7 +85,7 @@ def _trace(lm: LanguageModel, case: Case, probe: Probe, samples: int) -> list[fl
         answer=probe.answer,
         samples=samples,
     )
-    return trace.effects[Kind.STATE][trace.subject_tokens[-1]].tolist()
+    return [float(one) for one in trace.effects[Kind.STATE][trace.subject_tokens[-1]]]
 
 
 def measure_projections(
@@ -100,9 +103,8 @@ def measure_projections(
     before = {site: lm.weight(site).detach().double().cpu().numpy() for site in sites}
     with patch.apply(lm):
         after = {site: lm.weight(site).detach().double().cpu().numpy() for site in sites}
-    head = lm.model.get_output_embeddings()
-    assert head is not None, "a causal model has an unembedding"
-    unembedding = head.weight.detach().double().cpu().numpy()
+    head = cast("nn.Module", lm.model.get_output_embeddings())
+    unembedding = head.get_parameter("weight").detach().double().cpu().numpy()
     columns = {site: moved_columns(before[site], after[site], count=count) for site in sites}
     found: list[Measurement] = []
     for number, fact in enumerate(facts):

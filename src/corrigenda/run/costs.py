@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +141,12 @@ def _count_passes(lm: LanguageModel, cost: Cost) -> Generator[None]:
     def follow(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
         hidden = output if isinstance(output, Tensor) else output[0]
         if hidden.requires_grad:
-            hidden.register_hook(lambda _: add_backward(int(hidden.shape[:-1].numel())))
+            tokens = int(hidden.shape[:-1].numel())
+            hidden.register_hook(  # pyright: ignore[reportUnknownMemberType]  # torch has no type
+                partial(add_backward, tokens)
+            )
 
-    def add_backward(tokens: int) -> None:
+    def add_backward(tokens: int, _: Tensor) -> None:
         cost.backward_tokens += tokens
 
     def step(*_: object) -> None:
