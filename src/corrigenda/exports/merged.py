@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from torch import nn
+
 from corrigenda.errors import NotExportable
 from corrigenda.files import make_folder, temporary_folder
 from corrigenda.lm.model import LanguageModel
@@ -24,10 +26,12 @@ def export_merged(patch: Patch, lm: LanguageModel, folder: str | Path) -> Path:
         folder: Created if it is missing; files of the same names are replaced, all at the end.
 
     Raises:
-        NotExportable (CG405): a patch is active that is no part of the weights.
+        NotExportable (CG405): a patch is active that is no part of the weights, or the model
+            carries adapters of another library.
         WriteFailed (CG601): the folder cannot be written; it is as it was.
         WrongBase (CG401): the patch does not belong on this model.
     """
+    _refuse_adapters(lm)
     ledger = ledger_of(lm)
     outside = [entry.patch.header.method for entry in ledger.entries if entry.mode != "merge"]
     if outside or not hasattr(patch, "changes"):
@@ -40,6 +44,22 @@ def export_merged(patch: Patch, lm: LanguageModel, folder: str | Path) -> Path:
         return _save_model(lm, folder)
     with patch.apply(lm, mode="merge"):
         return _save_model(lm, folder)
+
+
+def _refuse_adapters(lm: LanguageModel) -> None:
+    """Refuse a model with adapters of peft, of which `save_pretrained` writes the adapters only."""
+    carrying = [
+        path
+        for path, module in lm.model.named_modules()
+        if isinstance(getattr(module, "base_layer", None), nn.Module)
+    ]
+    if carrying:
+        raise NotExportable(
+            f"the model carries adapters in {len(carrying)} modules, among them {carrying[0]}.",
+            where=lm.name,
+            hint="Merge them first (merge_and_unload of peft), or take them off "
+            "(model.delete_adapter), and wrap the model again.",
+        )
 
 
 def _save_model(lm: LanguageModel, folder: str | Path) -> Path:
