@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from figures import publish, with_versions
 
+from corrigenda.almanac.corpus import texts
 from corrigenda.almanac.exam import load_exam
 from corrigenda.almanac.world import load_world
 from corrigenda.lm.model import LanguageModel
 from corrigenda.pocket import card
-from corrigenda.pocket.corpus import texts
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD = ROOT / "src" / "corrigenda" / "pocket" / "CARD.md"

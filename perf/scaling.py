@@ -26,6 +26,7 @@ import torch
 from figures import publish
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from corrigenda.almanac.corpus import texts
 from corrigenda.almanac.exam import draw_edit
 from corrigenda.almanac.skill_documents import list_teachable
 from corrigenda.almanac.world import load_world
@@ -37,7 +38,6 @@ from corrigenda.linalg.project import null_space
 from corrigenda.linalg.solve import equality, null_space_ridge, ridge
 from corrigenda.lm.model import LanguageModel
 from corrigenda.methods.presets import build_editor
-from corrigenda.pocket.corpus import texts
 from corrigenda.testing.tokenizers import byte_level_bpe
 
 METHODS: tuple[tuple[str, dict[str, object]], ...] = (

@@ -7,12 +7,12 @@ from functools import cache
 
 import torch
 
+from corrigenda.almanac.corpus import texts
 from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.facts import Fact
 from corrigenda.linalg.moments import SecondMoment
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.pocket.corpus import texts
 from corrigenda.state import State
 from corrigenda.statistics import Corpus, fit_moments
 from corrigenda.testing.tiny import tiny_model

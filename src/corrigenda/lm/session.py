@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from threading import RLock
 from types import NoneType
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -28,19 +28,6 @@ from corrigenda.lm.sites import Site
 _ATTRIBUTE = "_corrigenda_session"
 
 PatchType = TypeVar("PatchType")
-
-
-class ActiveEntry(Protocol):
-    """A patch that is active on a model."""
-
-    @property
-    def patch(self) -> object:
-        """The patch."""
-        ...
-
-    def revert(self) -> None:
-        """Take it off."""
-        ...
 
 
 @dataclass(eq=False)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from corrigenda.errors import BadConfig, EmptyCorpus, MissingExtra
+from corrigenda.lm.loading import SHIPPED
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sampling import sample
 from corrigenda.progress import Progress
@@ -30,11 +31,6 @@ OPENINGS: tuple[str, ...] = (
 """Words that texts written by the model itself begin with."""
 
 _DATASETS = "datasets:"
-# By name, since the pocket models are a layer above this one.
-_SHIPPED = {
-    "pocket": "corrigenda.pocket.corpus",
-    "pocket-gpt2": "corrigenda.pocket.corpus",
-}
 _TOP_K = 50
 _NEW_TOKENS = 128
 _TEXTS_AT_ONCE = 64
@@ -81,10 +77,11 @@ def complete_corpus(lm: LanguageModel, corpus: Corpus | Source | None) -> Corpus
     row.
     """
     wrapped = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
-    module = _SHIPPED.get(lm.name)
-    if wrapped.source is not None or module is None:
+    if wrapped.source is not None or lm.name not in SHIPPED:
         return wrapped
-    return replace(wrapped, source=importlib.import_module(module).texts(), pack=False)
+    from corrigenda.almanac.corpus import texts
+
+    return replace(wrapped, source=texts(), pack=False)
 
 
 def read_documents(source: Source) -> Iterator[str]:

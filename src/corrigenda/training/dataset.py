@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import random
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import NamedTuple, cast
 
 from corrigenda.errors import BadConfig, MissingState
 from corrigenda.facts import Fact, read_facts
+from corrigenda.lm.loading import SHIPPED
 from corrigenda.lm.model import LanguageModel
 from corrigenda.statistics.corpus import Corpus, Source
 
@@ -22,11 +22,6 @@ TrainingSet = Corpus | Source | Sequence[Fact]
 Facts are given as such, or as the path of a JSONL file that `corrigenda.facts.read_facts` reads.
 """
 
-# By name, since this layer may not import the pocket models.
-_SHIPPED = {
-    "pocket": "corrigenda.almanac.training_facts",
-    "pocket-gpt2": "corrigenda.almanac.training_facts",
-}
 _FEWEST = 2
 _MOST_FOR_VALIDATION = 0.2
 
@@ -63,14 +58,15 @@ def load_training_set(
         "facts (--training-set FILE)."
     )
     if material is None:
-        module = _SHIPPED.get(lm.name)
-        if module is None:
+        if lm.name not in SHIPPED:
             raise MissingState(
                 f"{where} is trained on facts before the first edit, and none were given.",
                 where=f"method {where} on {lm.name}",
                 hint=hint,
             )
-        return tuple(importlib.import_module(module).training_facts())
+        from corrigenda.almanac.training_facts import training_facts
+
+        return tuple(training_facts())
     if isinstance(material, str | Path):
         material = read_facts(material)
     if not is_facts(material):

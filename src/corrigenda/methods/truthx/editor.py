@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -20,6 +19,7 @@ from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
 from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.kv_cache import batches
+from corrigenda.lm.loading import SHIPPED
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.methods.truthx.autoencoder import AutoEncoder, measure_untruth
@@ -49,11 +49,6 @@ Scoring = Literal["generation", "choice"]
 
 _VALIDATION = 0.2
 _EDITING = {"top_k", "strength", "scoring"}
-# By name, since the pocket models stand above this layer.
-_SHIPPED = {
-    "pocket": "corrigenda.almanac.truth_pairs",
-    "pocket-gpt2": "corrigenda.almanac.truth_pairs",
-}
 
 
 class TruthxPatch(ModulePatch):
@@ -157,8 +152,10 @@ class TruthX(Editor):
             MissingState (CG503): no facts were given, and none are shipped for this model.
             BadConfig (CG502): text, or facts without `before`.
         """
-        if corpus is None and (module := _SHIPPED.get(lm.name)) is not None:
-            corpus = tuple(importlib.import_module(module).truth_facts())
+        if corpus is None and lm.name in SHIPPED:
+            from corrigenda.almanac.truth_pairs import truth_facts
+
+            corpus = tuple(truth_facts())
         config = self.model_dump(mode="json", exclude=_EDITING)
         return fit_trained(
             lm, corpus, self.train, method=self.name, config=config, progress=progress
