@@ -35,19 +35,18 @@ NUM_SHOWN = 3
 class ExamEdit(NamedTuple):
     """Fact given a new object of its relation, with the prompts that measure the edit.
 
-    `fact` holds paraphrases (among them questions) and same-relation neighbours; `same_subject`
-    holds prompts for other facts of the subject, which should not change. All of these are for
-    judging; `shown` holds further paraphrases, which a method may learn from.
+    `fact` holds paraphrases (among them questions), same-relation neighbours and prompts for other
+    facts of the subject. All of these are for judging; `shown` holds further paraphrases, which a
+    method may learn from.
     """
 
     fact: Fact
-    same_subject: tuple[str, ...]
     shown: tuple[str, ...] = ()
 
     @property
     def training_fact(self) -> Fact:
         """The fact as the method gets it, without the prompts that the edit is measured with."""
-        return replace(self.fact, paraphrases=self.shown, neighbours=())
+        return replace(self.fact, paraphrases=self.shown, neighbours=(), same_subject=())
 
 
 @dataclass(frozen=True)
@@ -228,34 +227,37 @@ def draw_edit(
             _write_prompt(prompt, t.subject)
             for t in draw.sample(neighbours, min(8, len(neighbours)))
         ),
+        same_subject=_draw_same_subject(world, triple, draw),
         name=f"{triple.subject}/{triple.relation}",
     )
-    others = [t for t in world.about(triple.subject) if t.relation != triple.relation]
     judged = {fact.prompt, *fact.paraphrases}
     further = [_write_prompt(text, triple.subject) for text in relation.clozes]
     # A draw of its own, so that the edits are the same whatever is shown with them.
     own = random.Random(f"shown/{fact.name}")
     return ExamEdit(
         fact,
-        tuple(
-            _write_prompt(draw.choice(world.relations[t.relation].clozes), t.subject)
-            for t in others
-        ),
         tuple(own.sample([text for text in further if text not in judged], NUM_SHOWN)),
     )
 
 
-def find_related_prompts(
-    fact: Fact, world: World | None = None, *, count: int = 3
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Find paraphrases and neighbours of a fact in the wording of the pocket world.
+def _draw_same_subject(world: World, triple: Triple, draw: random.Random) -> tuple[str, ...]:
+    """Draw a cloze for each other fact of a subject."""
+    return tuple(
+        _write_prompt(draw.choice(world.relations[other.relation].clozes), other.subject)
+        for other in world.about(triple.subject)
+        if other.relation != triple.relation
+    )
 
-    Both are empty where the prompt is not ours.
+
+def add_related_prompts(fact: Fact, world: World | None = None, *, count: int = 3) -> Fact:
+    """Give a fact paraphrases, neighbours and other facts of its subject, in the world's wording.
+
+    It comes back as it is where its prompt is not ours.
 
     Args:
         fact: Its prompt is one of our phrasings about a known subject.
         world: The world; the full one if None.
-        count: Number of each.
+        count: Most of each.
     """
     world = world or load_world()
     draw = random.Random(fact.prompt)
@@ -272,11 +274,15 @@ def find_related_prompts(
         ]
         wording = draw.sample(relation.clozes, min(count, len(relation.clozes)))
         names = draw.sample(others, min(count, len(others)))
-        return (
-            tuple(draw.sample(prompts, min(count, len(prompts)))),
-            tuple(_write_prompt(text, name) for text, name in zip(wording, names, strict=False)),
+        return replace(
+            fact,
+            paraphrases=tuple(draw.sample(prompts, min(count, len(prompts)))),
+            neighbours=tuple(
+                _write_prompt(text, name) for text, name in zip(wording, names, strict=False)
+            ),
+            same_subject=_draw_same_subject(world, triple, draw)[:count],
         )
-    return (), ()
+    return fact
 
 
 def _write_prompt(template: str, name: str) -> str:
