@@ -1,10 +1,11 @@
-"""Text for statistics: from files, iterators, data sets, or written by the model itself."""
+"""Text for statistics: given, shipped with Python, or written by the model itself."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable, Iterator
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +22,12 @@ Source = str | Path | Iterable[str | Path]
 
 One `str` or `Path` is a file, or `datasets:NAME[:CONFIG[:SPLIT]]`. In an iterable a `str` is a
 document and a `Path` again a file. A `.jsonl` file holds one document a line, a JSON string or an
-object with `text`; every other file is UTF-8 text with one document a line.
+object with `text`; every other file is UTF-8 text with one document a line. `model:` is text that
+the model writes itself.
 """
+
+OWN_TEXT = "model:"
+"""Source that means text written by the model itself."""
 
 OPENINGS: tuple[str, ...] = (
     "The", "Therefore", "Because", "I", "You", "In", "It", "He", "She", "They", "When", "After",
@@ -31,6 +36,11 @@ OPENINGS: tuple[str, ...] = (
 """Words that texts written by the model itself begin with."""
 
 _DATASETS = "datasets:"
+_SHORTEST_PARAGRAPH = 200
+_MOST_SYMBOLS = 0.08
+_TEXT_TO_TRY = 20_000
+_ENGLISH_CHARACTERS_PER_TOKEN = 2.0
+_OWN_NAME = "text that the model wrote"
 _TOP_K = 50
 _NEW_TOKENS = 128
 _TEXTS_AT_ONCE = 64
@@ -41,16 +51,17 @@ class Corpus:
     """Text with the way it is read.
 
     Attributes:
-        source: See `Source`; None is the corpus shipped with a pocket model, else text that the
-            model writes itself.
-        num_tokens: Stop after so many tokens. None: 1,000,000 of a given text, 10 d_in of the
-            model's own.
+        source: See `Source`; None lets `complete_corpus` choose.
+        num_tokens: Stop after so many tokens. None: 1,000,000 of a given text, d_in of one that
+            `complete_corpus` chose, 10 d_in of the model's own.
         length: Most tokens of a row; None: the model's context, at most 1024.
         pack: Fill rows by joining documents; otherwise each document is its own row, cut at
             `length`.
         include_first_token: Count the key at position 0, which in many models is an outlier of huge
             norm.
         seed: Seed of text that the model writes itself.
+        name: How notes refer to the text.
+        chosen: Whether it was chosen by default for a model that no text is shipped with.
 
     Raises:
         BadConfig (CG502): `num_tokens` or `length` below 1.
@@ -62,6 +73,8 @@ class Corpus:
     pack: bool = True
     include_first_token: bool = True
     seed: int = 0
+    name: str = "the text given"
+    chosen: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_tokens", "length"):
@@ -71,17 +84,56 @@ class Corpus:
 
 
 def complete_corpus(lm: LanguageModel, corpus: Corpus | Source | None) -> Corpus:
-    """Wrap a source as a `Corpus`; without a source, take the one shipped with a pocket model.
+    """Wrap a source as a `Corpus`; without a source, choose one.
 
-    Its documents are questions and statements as the pocket models are asked, so each is its own
-    row.
+    For a pocket model that is the corpus shipped with it. Its documents are questions and
+    statements as the pocket models are asked, so each is its own row. For every other model it is
+    English text that each Python installation carries, see `read_python_topics`; where the
+    tokenizer is not made for English, or Python comes without it, text that the model writes.
     """
     wrapped = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
-    if wrapped.source is not None or lm.name not in SHIPPED:
+    if wrapped.source == OWN_TEXT:
+        return replace(wrapped, name=_OWN_NAME)
+    if wrapped.source is not None:
         return wrapped
-    from corrigenda.almanac.corpus import texts
+    if lm.name in SHIPPED:
+        from corrigenda.almanac.corpus import texts
 
-    return replace(wrapped, source=texts(), pack=False)
+        return replace(wrapped, source=texts(), pack=False, name="the world of the pocket models")
+    topics = read_python_topics()
+    if _reads_english(lm, topics):
+        return replace(wrapped, source=topics, chosen=True, name="English text that Python ships")
+    return replace(wrapped, source=OWN_TEXT, chosen=True, name=_OWN_NAME)
+
+
+def read_python_topics() -> list[str]:
+    """Read the paragraphs of prose of `pydoc_data.topics`, in a fixed order.
+
+    That is part of the Python language reference. Paragraphs of code and of grammar are left out,
+    as are short ones. Empty where Python was installed without it. It differs a little between
+    versions of Python.
+    """
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:
+        return []
+    blocks = (block for _, text in sorted(topics.items()) for block in text.split("\n\n"))
+    joined = (" ".join(block.split()) for block in blocks if not block.startswith(" "))
+    prose = [text for text in joined if len(text) >= _SHORTEST_PARAGRAPH and _is_prose(text)]
+    random.Random(0).shuffle(prose)
+    return list(dict.fromkeys(prose))
+
+
+def _is_prose(text: str) -> bool:
+    symbols = sum(not (char.isalnum() or char in " .,;:'\u2019()-") for char in text)
+    return symbols <= _MOST_SYMBOLS * len(text)
+
+
+def _reads_english(lm: LanguageModel, texts: Sequence[str]) -> bool:
+    """Tell whether a tokenizer is made for English: two characters a token, or more."""
+    text = " ".join(texts)[:_TEXT_TO_TRY]
+    tokens = len(lm.tokenizer(text, verbose=False).input_ids) if text else 0
+    return bool(tokens) and len(text) >= _ENGLISH_CHARACTERS_PER_TOKEN * tokens
 
 
 def read_documents(source: Source) -> Iterator[str]:
