@@ -127,9 +127,9 @@ def fit(
     Args:
         lm: The model.
         editor: An editor, or the name of a method for the one with the model's preset.
-        corpus: Text for statistics, see `corrigenda.statistics.corpus.Source`; if None, the shipped
-            one of a pocket model, else English text that Python ships. For a method that is
-            trained: facts, or a JSONL file of facts; if None, those of a pocket model's world.
+        corpus: Text for statistics, see `corrigenda.statistics.corpus.Source`; if None, the
+            short documents that the package ships. For a method that is trained: facts, or a
+            JSONL file of facts; if None, those of a pocket model's world.
         progress: A callback with (stage, done, total), or False for no progress bar.
         layer: Block that will be edited; the preset's or one by depth if None.
         **options: Options of the method, with a name.

@@ -43,12 +43,13 @@ class State:
     Attributes:
         tensors: Tensors by name. `moment/<site>/...` are the second moments of keys; a method adds
             others under its own name (`memit/protected/5.mlp.down/columns`).
-        meta: Plain JSON values: the base model's digest, the corpus, counts, notes.
+        meta: Plain JSON values: the base model's digest, the corpus, counts, notes. The entry
+            `shrinkage`, where there is one, is that of all moments.
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Mapping[str, JsonValue] = field(default_factory=dict)
-    _factors: dict[tuple[Site, float | None], Cholesky] = field(default_factory=dict, repr=False)
+    _factors: dict[tuple[Site, float], Cholesky] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(sorted(self.tensors.items()))))
@@ -109,13 +110,15 @@ class State:
 
         Args:
             site: Where the keys were taken.
-            shrinkage: rho of `SecondMoment.covariance`; None takes `automatic_shrinkage`.
+            shrinkage: rho of `SecondMoment.covariance`; None takes the entry `shrinkage` of `meta`,
+                else `automatic_shrinkage`. Published methods have 0.
 
         Raises:
             MissingState (CG503): no moment for this site.
             EmptyCorpus (CG602): no key was seen there (an expert no token was routed to).
             IllConditioned (CG203): no factor exists, or too few keys with `shrinkage=0`.
         """
+        shrinkage = self.shrinkage(site) if shrinkage is None else shrinkage
         if (site, shrinkage) not in self._factors:
             moment = self.moment(site)
             if not moment.count:
@@ -123,9 +126,21 @@ class State:
                     f"no key was seen at {site}.",
                     hint="Give more text, or text that reaches this expert.",
                 )
-            rho = automatic_shrinkage(moment.keys_per_dimension) if shrinkage is None else shrinkage
-            self._factors[site, shrinkage] = moment.cholesky(rho, where=str(site))
+            self._factors[site, shrinkage] = moment.cholesky(shrinkage, where=str(site))
         return self._factors[site, shrinkage]
+
+    def shrinkage(self, site: Site) -> float:
+        """Return the shrinkage that `factor` takes at a site by itself.
+
+        Raises:
+            MissingState (CG503): no moment for this site.
+        """
+        self.require_moments([site])
+        given = self.meta.get("shrinkage")
+        if isinstance(given, int | float):
+            return float(given)
+        count = int(self.tensors[f"{_MOMENT}{site}/count"])
+        return automatic_shrinkage(count / len(self.tensors[f"{_MOMENT}{site}/sum"]))
 
     def effective_dimension(self, site: Site) -> float:
         """Return the mean of k^T C'^-1 k over the keys of text, C' the moment of `factor`.

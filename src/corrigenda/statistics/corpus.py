@@ -1,10 +1,9 @@
-"""Text for statistics: given, shipped with Python, or written by the model itself."""
+"""Text for statistics: given, shipped with the package, or written by the model itself."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,10 +35,9 @@ OPENINGS: tuple[str, ...] = (
 """Words that texts written by the model itself begin with."""
 
 _DATASETS = "datasets:"
-_SHORTEST_PARAGRAPH = 200
-_MOST_SYMBOLS = 0.08
-_TEXT_TO_TRY = 20_000
+_DOCUMENTS_TO_TRY = 50
 _ENGLISH_CHARACTERS_PER_TOKEN = 2.0
+_ALMANAC_NAME = "short English documents about people, places and things"
 _OWN_NAME = "text that the model wrote"
 _TOP_K = 50
 _NEW_TOKENS = 128
@@ -52,7 +50,7 @@ class Corpus:
 
     Attributes:
         source: See `Source`; None lets `complete_corpus` choose.
-        num_tokens: Stop after so many tokens. None: 1,000,000 of a given text, d_in of one that
+        num_tokens: Stop after so many tokens. None: 1,000,000 of a given text, 2 d_in of one that
             `complete_corpus` chose, 10 d_in of the model's own.
         length: Most tokens of a row; None: the model's context, at most 1024.
         pack: Fill rows by joining documents; otherwise each document is its own row, cut at
@@ -60,11 +58,13 @@ class Corpus:
         include_first_token: Count the key at position 0, which in many models is an outlier of huge
             norm.
         seed: Seed of text that the model writes itself.
+        shrinkage: Shrinkage of the moments, in [0, 1]; None: `automatic_shrinkage` of
+            `corrigenda.state`. Published methods have 0, which needs two keys a dimension.
         name: How notes refer to the text.
         chosen: Whether it was chosen by default for a model that no text is shipped with.
 
     Raises:
-        BadConfig (CG502): `num_tokens` or `length` below 1.
+        BadConfig (CG502): `num_tokens` or `length` below 1, or `shrinkage` outside [0, 1].
     """
 
     source: Source | None = None
@@ -73,6 +73,7 @@ class Corpus:
     pack: bool = True
     include_first_token: bool = True
     seed: int = 0
+    shrinkage: float | None = None
     name: str = "the text given"
     chosen: bool = False
 
@@ -81,59 +82,36 @@ class Corpus:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadConfig(f"{name} must be at least 1, got {value}.", where="corpus")
+        if self.shrinkage is not None and not 0 <= self.shrinkage <= 1:
+            raise BadConfig(f"shrinkage must lie in [0, 1], got {self.shrinkage}.", where="corpus")
 
 
 def complete_corpus(lm: LanguageModel, corpus: Corpus | Source | None) -> Corpus:
     """Wrap a source as a `Corpus`; without a source, choose one.
 
-    For a pocket model that is the corpus shipped with it. Its documents are questions and
-    statements as the pocket models are asked, so each is its own row. For every other model it is
-    English text that each Python installation carries, see `read_python_topics`; where the
-    tokenizer is not made for English, or Python comes without it, text that the model writes.
+    That is the corpus of the pocket models, short English documents about people, places and
+    things, each its own row: where facts are written, near the start of a text and at the last
+    token of a name, keys differ from those of running text. Where the tokenizer is not made for
+    English, it is text that the model writes.
     """
     wrapped = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
     if wrapped.source == OWN_TEXT:
         return replace(wrapped, name=_OWN_NAME)
     if wrapped.source is not None:
         return wrapped
-    if lm.name in SHIPPED:
-        from corrigenda.almanac.corpus import texts
+    from corrigenda.almanac.corpus import texts
 
-        return replace(wrapped, source=texts(), pack=False, name="the world of the pocket models")
-    topics = read_python_topics()
-    if _reads_english(lm, topics):
-        return replace(wrapped, source=topics, chosen=True, name="English text that Python ships")
-    return replace(wrapped, source=OWN_TEXT, chosen=True, name=_OWN_NAME)
-
-
-def read_python_topics() -> list[str]:
-    """Read the paragraphs of prose of `pydoc_data.topics`, in a fixed order.
-
-    That is part of the Python language reference. Paragraphs of code and of grammar are left out,
-    as are short ones. Empty where Python was installed without it. It differs a little between
-    versions of Python.
-    """
-    try:
-        topics = importlib.import_module("pydoc_data.topics").topics
-    except ImportError:
-        return []
-    blocks = (block for _, text in sorted(topics.items()) for block in text.split("\n\n"))
-    joined = (" ".join(block.split()) for block in blocks if not block.startswith(" "))
-    prose = [text for text in joined if len(text) >= _SHORTEST_PARAGRAPH and _is_prose(text)]
-    random.Random(0).shuffle(prose)
-    return list(dict.fromkeys(prose))
-
-
-def _is_prose(text: str) -> bool:
-    symbols = sum(not (char.isalnum() or char in " .,;:'\u2019()-") for char in text)
-    return symbols <= _MOST_SYMBOLS * len(text)
+    if lm.name not in SHIPPED and not _reads_english(lm, list(texts(_DOCUMENTS_TO_TRY))):
+        return replace(wrapped, source=OWN_TEXT, chosen=True, name=_OWN_NAME)
+    chosen = lm.name not in SHIPPED
+    return replace(wrapped, source=texts(), pack=False, chosen=chosen, name=_ALMANAC_NAME)
 
 
 def _reads_english(lm: LanguageModel, texts: Sequence[str]) -> bool:
     """Tell whether a tokenizer is made for English: two characters a token, or more."""
-    text = " ".join(texts)[:_TEXT_TO_TRY]
-    tokens = len(lm.tokenizer(text, verbose=False).input_ids) if text else 0
-    return bool(tokens) and len(text) >= _ENGLISH_CHARACTERS_PER_TOKEN * tokens
+    text = " ".join(texts)
+    tokens = len(lm.tokenizer(text, verbose=False).input_ids)
+    return len(text) >= _ENGLISH_CHARACTERS_PER_TOKEN * tokens
 
 
 def read_documents(source: Source) -> Iterator[str]:

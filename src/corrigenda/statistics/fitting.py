@@ -34,7 +34,7 @@ _BATCH_TOKENS = 4096
 _CHECKPOINT_TOKENS_PER_DIMENSION = 32
 _TOKENS_OF_TEXT = 1_000_000
 _OWN_TOKENS_PER_DIMENSION = 10
-_CHOSEN_TOKENS_PER_DIMENSION = 1
+_CHOSEN_TOKENS_PER_DIMENSION = 2
 _FEW_KEYS = 0.5
 _LONGEST_ROW = 1024
 _FIRST = "first/"
@@ -287,6 +287,8 @@ def _merge_states(run: _MomentPass, corpus: Corpus, found: Mapping[Site, State])
         },
         "moments": {site: asdict(one) for site, one in about.items()},
     }
+    if corpus.shrinkage is not None:
+        meta["shrinkage"] = corpus.shrinkage
     return State(tensors, meta)
 
 
@@ -299,7 +301,9 @@ def _summarise(state: State, site: Site, corpus: Corpus) -> _MomentSummary:
     return _MomentSummary(
         count=count,
         keys_per_dimension=keys_per_dimension,
-        shrinkage=automatic_shrinkage(keys_per_dimension),
+        shrinkage=automatic_shrinkage(keys_per_dimension)
+        if corpus.shrinkage is None
+        else corpus.shrinkage,
         first_token_share=first / total if total else 0.0,
     )
 
