@@ -127,11 +127,11 @@ def fit(
     Args:
         lm: The model.
         editor: An editor, or the name of a method for the one with the model's preset.
-        corpus: Text for statistics, see `corrigenda.statistics.corpus.Source`; if None, the shipped
-            one of a pocket model, else text that the model writes itself. For a method that is
-            trained: facts, or a JSONL file of facts; if None, those of a pocket model's world.
+        corpus: Text for statistics, see `corrigenda.statistics.corpus.Source`; if None, the
+            short documents that the package ships. For a method that is trained: facts, or a
+            JSONL file of facts; if None, those of a pocket model's world.
         progress: A callback with (stage, done, total), or False for no progress bar.
-        layer: Block that will be edited; the preset's or a probed one if None.
+        layer: Block that will be edited; the preset's or one by depth if None.
         **options: Options of the method, with a name.
 
     Raises:
@@ -170,7 +170,7 @@ def edit(
         state: A state fitted earlier; fitted or read from the cache if None.
         corpus: Text or facts for the fit; see `fit`.
         progress: A callback with (stage, done, total), or False for no progress bar.
-        layer: Block to edit; the preset's or a probed one if None. Only with a name.
+        layer: Block to edit; the preset's or one by depth if None. Only with a name.
         transforms: Transforms of the patch, in order; see `transform`.
         **options: Options of the method, only with a name.
 

@@ -1,15 +1,17 @@
-"""The target search against a plain loop, capture at the subject, and the layer probe."""
+"""The target search against a plain loop, capture at the subject, and the choice of layers."""
 
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from corrigenda.engines.locate import pipeline
-from corrigenda.engines.locate.layer_probe import probe_layer
+from corrigenda.engines.locate.layer_choice import choose_layer
 from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, Targets, find_targets
 from corrigenda.errors import AmbiguousSubject, NonFinite, PromptTooLong
 from corrigenda.facts import Fact
@@ -205,13 +207,11 @@ def test_facts_without_subject_or_beyond_the_context_are_refused() -> None:
         pipeline.rewrite_rows(lm, [long], [""])
 
 
-def test_the_probe_chooses_a_block_and_says_so() -> None:
-    lm = model("llama")
-    digest = lm.digest()
-    choice = probe_layer(lm)
-    assert 0 <= choice.layer < lm.num_layers - 1
-    assert f"block {choice.layer}" in choice.message
-    assert len(choice.effects) == lm.num_layers - 1
-    assert choice == probe_layer(model("llama"))
-    assert probe_layer(lm, seed=1).effects != choice.effects
-    assert lm.digest() == digest
+@pytest.mark.parametrize(
+    ("blocks", "layer"), [(1, 0), (2, 0), (4, 1), (12, 2), (18, 3), (28, 5), (30, 5), (48, 8)]
+)
+def test_without_preset_a_block_is_chosen_by_depth_and_told(blocks: int, layer: int) -> None:
+    lm = SimpleNamespace(num_layers=blocks, name="mine")
+    choice = choose_layer(cast("LanguageModel", lm))
+    assert choice.layer == layer
+    assert f"block {layer} of {blocks}" in choice.message

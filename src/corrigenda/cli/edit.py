@@ -60,7 +60,7 @@ def edit(
         ),
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(help="Block to edit; the preset's or a probed one if not given.")
+        int | None, typer.Option(help="Block to edit; the preset's or one by depth if not given.")
     ] = None,
     settings: options.Settings = None,
     transform: options.Transforms = None,

@@ -31,7 +31,7 @@ def fit(
         typer.Option("--output", "-o", metavar="FILE", help="Keep the fitted state here as well."),
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(help="Block to edit; the preset's or a probed one if not given.")
+        int | None, typer.Option(help="Block to edit; the preset's or one by depth if not given.")
     ] = None,
     settings: options.Settings = None,
     dtype: options.Dtype = None,

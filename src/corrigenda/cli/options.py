@@ -72,7 +72,7 @@ Text = Annotated[
     typer.Option(
         "--text",
         metavar="FILE",
-        help="Text for the statistics; may be repeated. Without it the model writes its own.",
+        help="Text for the statistics; may be repeated. Without it, the package's own.",
         show_default=False,
     ),
 ]

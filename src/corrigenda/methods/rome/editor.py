@@ -70,7 +70,9 @@ class Rome(LocateThenEdit):
     variant: Variant = Field(
         default="r-rome", description="Which key enters the residual and the denominator."
     )
-    layer: int | None = Field(default=None, ge=0, description="Block to edit; probed if not given.")
+    layer: int | None = Field(
+        default=None, ge=0, description="Block to edit; chosen by depth if not given."
+    )
     use_moment: bool = Field(
         default=True, description="Measure the change on keys of text, not in the plain norm."
     )
@@ -87,7 +89,7 @@ class Rome(LocateThenEdit):
     )
 
     def configured_layers(self) -> tuple[int, ...] | None:
-        """Return the layer given, or None to let the probe choose."""
+        """Return the layer given, or None where there is none."""
         return None if self.layer is None else (self.layer,)
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
@@ -198,6 +200,7 @@ class Rome(LocateThenEdit):
             "search": [written.trace.to_dict()],
             "key_agreement": round_series({str(plan.sites[0]): [written.agreement]}),
             "layers": [site.layer for site in plan.sites],
+            "statistics": plan.statistics if self.use_moment else {},
         }
 
 
