@@ -90,7 +90,7 @@ def fit_moments(
         )
     wanted = complete_corpus(lm, corpus)
     rows = _read_rows(lm, sites, wanted, progress, keep=keep)
-    run = _MomentPass(lm, lm.digest(), rows, wanted.include_first_token, keep)
+    run = _MomentPass(lm, lm.recall_digest(), rows, wanted.include_first_token, keep)
     found = {site: cache.read_state(run.name_moment(site)) if keep else None for site in sites}
     missing = [site for site, state in found.items() if state is None]
     if missing:

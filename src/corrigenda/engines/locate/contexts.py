@@ -138,7 +138,7 @@ def generate_contexts(lm: LanguageModel, style: Style = "rome", *, seed: int = 0
         for index, word, text in zip(indices, words, texts, strict=True):
             prefixes[index] = _clean(lm, word + text) + _SEPARATOR
     groups = (0, *([1] * len(prefixes) if style == "memit" else [0] * len(prefixes)))
-    return Contexts(("", *prefixes), groups, lm.digest(), seed)
+    return Contexts(("", *prefixes), groups, lm.recall_digest(), seed)
 
 
 def _clean(lm: LanguageModel, text: str) -> str:

@@ -62,7 +62,7 @@ def probe_layer(lm: LanguageModel, *, seed: int = 0) -> LayerChoice:
     Reference: ROME (Meng et al. 2022), section 2; there with 10 noises, 1000 facts and a window of
         10 of 48 blocks.
     """
-    content = (lm.digest(), lm.name, seed)
+    content = (lm.recall_digest(), lm.name, seed)
     if content not in _CHOICES:
         _CHOICES[content] = _probe(lm, seed)
     return _CHOICES[content]
