@@ -251,7 +251,8 @@ def _search(
         shrink = (decay * norms).sum(dim=1)
         total = weight * read.nll + read.kl + shrink
         _record(traces, names, live, torch.stack([total, read.nll, read.kl, shrink], dim=1))
-        done = live & (total < settings.stop_loss)
+        stopping = read.nll if settings.stop_on == "nll" else total
+        done = live & (stopping < settings.stop_loss)
         for fact in done.nonzero().flatten().tolist():
             traces[fact].stop = "loss"
         if settings.settled_kl is not None:
