@@ -31,6 +31,7 @@ from corrigenda.cli import (
     trace,
 )
 from corrigenda.errors import CorrigendaError, NoCases
+from corrigenda.progress import show_progress
 
 _ARGUMENTS = "corrigenda.arguments"
 
@@ -44,7 +45,8 @@ class Commands(TyperGroup):
             warnings.showwarning = lambda message, *_, **__: output.notice(str(message))
             try:
                 options.check_arguments(ctx.meta[_ARGUMENTS])
-                return super().invoke(ctx)
+                with show_progress(None):
+                    return super().invoke(ctx)
             except CorrigendaError as error:
                 output.report(error, ctx)
                 empty = isinstance(error, NoCases)

@@ -13,6 +13,7 @@ from corrigenda.errors import BadConfig
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sampling import sample
 from corrigenda.patch.ledger import ledger_of
+from corrigenda.progress import report_stage
 from corrigenda.statistics import cache
 from corrigenda.text_files import parse_json
 
@@ -25,6 +26,7 @@ _SEPARATOR = ". "
 _ROME_SAMPLES = 2
 _FORMAT = 1
 _MOST_RECENT = 16
+_STAGE = "contexts"
 
 Style = Literal["rome", "memit"]
 
@@ -151,12 +153,16 @@ def generate_contexts(
     for index, (word, length) in enumerate(wanted):
         by_room[max(length - len(lm.tokenizer(word).input_ids), 0)].append(index)
     prefixes = [""] * len(wanted)
+    done = 0
     for room, indices in by_room.items():
+        report_stage(_STAGE, done, len(wanted))
+        done += len(indices)
         words = [wanted[index][0] for index in indices]
         texts = sample(lm, words, max_new_tokens=room, top_k=_TOP_K, seed=seed)
         for index, word, text in zip(indices, words, texts, strict=True):
             prefixes[index] = _clean(lm, word + text) + _SEPARATOR
     groups = (0, *([1] * len(prefixes) if style == "memit" else [0] * len(prefixes)))
+    report_stage(_STAGE, done, len(wanted))
     made = Contexts(("", *prefixes), groups, digest, seed)
     if keep:
         while len(_RECENT) >= _MOST_RECENT:
@@ -184,8 +190,6 @@ def _name(lm: LanguageModel, digest: str, style: str, seed: int) -> str:
 def _read(name: str) -> Contexts | None:
     texts = cache.read_texts(name)
     return None if texts is None else Contexts.from_json(texts[0])
-
-
 
 
 def _clean(lm: LanguageModel, text: str) -> str:

@@ -27,7 +27,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, require_layers, value, write
 from corrigenda.lm.spans import Encoded, encode, encode_fact
 from corrigenda.patch import Header, header_for
-from corrigenda.progress import Progress
+from corrigenda.progress import Progress, report_stage
 from corrigenda.settings import select
 from corrigenda.state import State
 from corrigenda.training.dataset import TrainingSet
@@ -36,7 +36,11 @@ SMALL_AGREEMENT = 0.1
 """Below this ratio of the clean to the averaged key, an edit at the clean prompt is
 unreliable."""
 
+WRITING = "writing"
+"""Name of the stage in which a change of weights is solved for."""
+
 _SAME_KEY = 0.999
+_CHOOSING = "choice of the layer"
 _CAPTURE_TOKENS = 4096
 _PULL_BACK = 1e-3
 _CONTEXTS, _SITES, _NOTICES = "contexts", "locate/sites", "locate/notices"
@@ -158,7 +162,9 @@ class LocateThenEdit(Editor):
     def _locate(self, lm: LanguageModel) -> tuple[tuple[Site, ...], tuple[str, ...]]:
         layers, notices = self.configured_layers(), ()
         if layers is None:
+            report_stage(_CHOOSING, 0, 1)
             choice = probe_layer(lm, seed=self.seed)
+            report_stage(_CHOOSING, 1, 1)
             layers, notices = self.probed_layers(choice.layer, lm.num_layers), (choice.message,)
         require_layers(lm, layers, where=f"method {self.name}")
         return tuple(Site(layer) for layer in layers), notices
