@@ -154,6 +154,8 @@ class _MomentPass:
         # the result.
         due_every = _CHECKPOINT_TOKENS_PER_DIMENSION * self.lm.d_inner
         done = since = 0
+        if progress is not None:
+            progress("statistics", 0, self.rows.num_tokens)
         for number, batch in enumerate(self.rows.batches(_BATCH_TOKENS)):
             size = sum(self.rows.lengths[index] for index in batch)
             done, since = done + size, since + size
