@@ -26,7 +26,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.prompt_checks import check_prompts, find_typed_bos
 from corrigenda.lm.wrapping import require_lm
 from corrigenda.patch import Patch, WeightPatch
-from corrigenda.progress import Progress, show_progress
+from corrigenda.progress import Progress, report_stage, show_progress
 from corrigenda.training.dataset import TrainingSet
 from corrigenda.transforms.registry import parse_transforms
 from corrigenda.transforms.transform import Transform
@@ -36,6 +36,8 @@ _LOG = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _FORMS = ("peft", "merged")
+
+_EDITING = "editing"
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ def correct(
     with show_progress(progress) as report:
         asked = [add_related_prompts(lm, fact) for fact in as_facts(facts)]
         made = _edit(lm, found, asked, state, corpus, report, steps)
-    measured = measure(lm, made.patch, made.facts, made.held)
+        measured = measure(lm, made.patch, made.facts, made.held)
     return replace(
         measured,
         method=found.name,
@@ -402,10 +404,12 @@ def _edit(
     if state is None and wanted:
         state = editor.fit(lm, corpus, progress=progress)
     fitted = time.perf_counter()
+    report_stage(_EDITING, 0, 1)
     made = editor.edit(lm, wanted, state)
     patch = made.patch
     for step in transforms:
         patch = step(patch, lm)
+    report_stage(_EDITING, 1, 1)
     seconds = {"fit": fitted - start, "edit": time.perf_counter() - fitted}
     _LOG.info(
         "%s: %d of %d facts edited on %s, fit %.1f s, edit %.1f s",

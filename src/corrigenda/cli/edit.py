@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text as Line
 
 from corrigenda.cli import options, output
+from corrigenda.cli.progress import announce_loading
 from corrigenda.errors import BadConfig
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def edit(
     config = options.parse_settings(settings)
     if out is not None:
         options.check_folder(out)
+    announce_loading(model)
     import corrigenda
     from corrigenda.catalogue import build_editor
     from corrigenda.cli.memory import announce

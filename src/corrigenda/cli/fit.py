@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from corrigenda.cli import options, output
+from corrigenda.cli.progress import announce_loading
 from corrigenda.errors import BadConfig
 
 
@@ -44,6 +45,7 @@ def fit(
         raise BadConfig("a method learns from text or from facts.", where="--training-set")
     if out is not None:
         options.check_folder(out)
+    announce_loading(model)
     import corrigenda
     from corrigenda.catalogue import build_editor
     from corrigenda.cli.memory import announce

@@ -33,6 +33,7 @@ from corrigenda.cli import (
     trace,
 )
 from corrigenda.errors import CorrigendaError, NoCases
+from corrigenda.progress import show_progress
 
 _ARGUMENTS = "corrigenda.arguments"
 
@@ -46,7 +47,8 @@ class Commands(TyperGroup):
             warnings.showwarning = lambda message, *_, **__: output.notice(str(message))
             try:
                 options.check_arguments(ctx.meta[_ARGUMENTS])
-                return super().invoke(ctx)
+                with show_progress(None):
+                    return super().invoke(ctx)
             except CorrigendaError as error:
                 output.report(error, ctx)
                 empty = isinstance(error, NoCases)

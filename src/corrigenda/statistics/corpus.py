@@ -137,7 +137,7 @@ def write_own_text(
         EmptyCorpus (CG602): the model ends every text at once.
     """
     settings = {
-        "model": lm.digest(), "dtype": str(lm.dtype), "num_tokens": num_tokens, "seed": seed,
+        "model": lm.recall_digest(), "dtype": str(lm.dtype), "num_tokens": num_tokens, "seed": seed,
         "openings": OPENINGS, "top_k": _TOP_K, "new_tokens": _NEW_TOKENS,
     }  # fmt: skip
     name = f"{cache.hash_settings(settings)}.jsonl"

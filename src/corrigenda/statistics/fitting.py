@@ -93,7 +93,7 @@ def fit_moments(
         )
     wanted = complete_corpus(lm, corpus)
     rows = _read_rows(lm, sites, wanted, progress, keep=keep)
-    run = _MomentPass(lm, lm.digest(), rows, wanted.include_first_token, keep)
+    run = _MomentPass(lm, lm.recall_digest(), rows, wanted.include_first_token, keep)
     found = {site: cache.read_state(run.name_moment(site)) if keep else None for site in sites}
     missing = [site for site, state in found.items() if state is None]
     if missing:
@@ -157,6 +157,8 @@ class _MomentPass:
         # the result.
         due_every = _CHECKPOINT_TOKENS_PER_DIMENSION * self.lm.d_inner
         done = since = 0
+        if progress is not None:
+            progress("statistics", 0, self.rows.num_tokens)
         for number, batch in enumerate(self.rows.batches(_BATCH_TOKENS)):
             size = sum(self.rows.lengths[index] for index in batch)
             done, since = done + size, since + size

@@ -24,6 +24,7 @@ from corrigenda.lm.sites import Site, key
 from corrigenda.lm.sites import state as residual_stream
 from corrigenda.patch import Header, WeightPatch
 from corrigenda.patch.notes import round_series, summarise
+from corrigenda.progress import report_stage
 from corrigenda.state import State
 
 SMALL_FRACTION = 0.3
@@ -136,6 +137,7 @@ class SpreadEditor(LocateThenEdit):
         sequences = pipeline.subject_tokens(lm, facts, plan.contexts.prefixes)
         layers = []
         for done, site in enumerate(plan.sites):
+            report_stage(pipeline.WRITING, done, len(plan.sites))
             measured = self._measure(lm, site, plan, sequences, targets)
             share = self.layer_share(measured.residuals, len(plan.sites) - done)
             self.check_keys(facts, measured.keys)
@@ -147,6 +149,7 @@ class SpreadEditor(LocateThenEdit):
             notes.add(layers[-1], measured.residuals, keys, clean)
             temporary = WeightPatch({site: change}, Header(method=self.name))
             stack.enter_context(temporary.apply(lm))
+        report_stage(pipeline.WRITING, len(plan.sites), len(plan.sites))
         return layers
 
     def solve_layers(

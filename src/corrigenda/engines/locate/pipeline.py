@@ -18,6 +18,7 @@ from torch import Tensor
 from corrigenda.editor import Editor
 from corrigenda.engines.locate.contexts import Contexts, Style, generate_contexts
 from corrigenda.engines.locate.layer_choice import choose_layer
+from corrigenda.engines.locate.records import StopLoss
 from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, search_memory
 from corrigenda.facts import Fact, Span
 from corrigenda.linalg.cholesky import Cholesky
@@ -35,6 +36,9 @@ from corrigenda.training.dataset import TrainingSet
 SMALL_AGREEMENT = 0.1
 """Below this ratio of the clean to the averaged key, an edit at the clean prompt is
 unreliable."""
+
+WRITING = "writing"
+"""Name of the stage in which a change of weights is solved for."""
 
 _SAME_KEY = 0.999
 _CAPTURE_TOKENS = 4096
@@ -69,6 +73,10 @@ class LocateThenEdit(Editor):
     weight_decay: float = Field(default=0.5, ge=0, description="Price of a long delta.")
     clamp: float = Field(default=4.0, gt=0, description="Longest delta, in lengths of the anchor.")
     stop_loss: float = Field(default=0.05, ge=0, description="Loss at which a search ends.")
+    stop_on: StopLoss = Field(
+        default="nll",
+        description="Loss compared with stop_loss: nll of the target, or total as published.",
+    )
     contexts: Contexts | None = Field(
         default=None, description="Prefixes; the fitted ones, or generated, if not given."
     )

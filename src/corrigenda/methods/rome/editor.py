@@ -24,6 +24,7 @@ from corrigenda.lm.sites import Site, key
 from corrigenda.patch import WeightPatch
 from corrigenda.patch.changes import Change, norm
 from corrigenda.patch.notes import round_series, summarise
+from corrigenda.progress import report_stage
 from corrigenda.state import State
 
 Variant = Literal["r-rome", "rome", "p-rome", "denominator"]
@@ -163,6 +164,7 @@ class Rome(LocateThenEdit):
             settings=self.search,
             names=[fact.label for fact in facts],
         )
+        report_stage(pipeline.WRITING, 0, 1)
         sequences = pipeline.subject_tokens(lm, facts, prefixes)
         keys = pipeline.capture_last(lm, sequences, [key(site)])[key(site)]
         mean, clean = pipeline.average(keys, plan.contexts.weights)[0], keys[0].double()
@@ -179,6 +181,7 @@ class Rome(LocateThenEdit):
             case "denominator":
                 change = rank_one(mean, delta, factor)
         agreement = key_agreement(mean, clean, factor)
+        report_stage(pipeline.WRITING, 1, 1)
         return RankOneEdit(change, mean, clean, delta, wanted, targets.traces[0], agreement)
 
     def _notes(
