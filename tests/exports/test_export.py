@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from corrigenda.errors import CorruptFile, NotExportable, WriteFailed, WrongBase
-from corrigenda.exports import check_adapter, export_merged, export_peft
+from corrigenda.exports.adapter_rules import check_adapter
+from corrigenda.exports.merged import export_merged
+from corrigenda.exports.peft import export_peft
 from corrigenda.linalg import LowRank
 from corrigenda.lm.sites import Site
 from corrigenda.patch import Dense, Header, WeightPatch, header_for
@@ -97,7 +99,7 @@ def test_a_rank_beyond_the_engines_is_refused(tmp_path):
     d_out, d_in = lm.weight(Site(1)).shape
     change = LowRank(torch.ones(d_out, 513), torch.ones(d_in, 513))
     patch = WeightPatch({Site(1): change}, header_for(lm, method="wide"))
-    with pytest.raises(NotExportable, match="rank 513.*up to 512"):
+    with pytest.raises(NotExportable, match=r"rank 513.*up to 512"):
         export_peft(patch, lm, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
     export_peft(patch, lm, tmp_path / "adapter", padded=False)

@@ -76,8 +76,8 @@ class GgufBase:
         kind, found = self.field("general.type") or "model", self.field("general.architecture")
         if kind != "model" or found != architecture:
             raise WrongBase(
-                f"the file holds a {kind} of the architecture {found}, "
-                f"the patch is for a model of {architecture}.",
+                f"the file is of the kind {kind} and the architecture {found}, the patch is for a "
+                f"model of {architecture}.",
                 where=str(self.path),
             )
 

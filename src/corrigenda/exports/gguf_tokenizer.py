@@ -55,7 +55,7 @@ def _refuse(reason: str, lm: LanguageModel) -> NotExportable:
     return NotExportable(
         f"{reason}, for which this writer has no form in GGUF.",
         where=lm.name,
-        hint="Give a GGUF file of the unedited model to copy the tokenizer from: --base MODEL.gguf.",
+        hint="Give a GGUF file of the unedited model to copy it from: --base MODEL.gguf.",
     )
 
 
@@ -63,7 +63,7 @@ def _list_tokens(
     lm: LanguageModel, vocabulary: Mapping[str, int], added: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """Return a name for every row of the embedding, also for rows that no token has."""
-    size = lm.model.get_input_embeddings().weight.shape[0]
+    size = lm.model.get_input_embeddings().get_parameter("weight").shape[0]
     names = [f"[PAD{number}]" for number in range(size)]
     for name, number in vocabulary.items():
         names[number] = name
