@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from corrigenda.assessment import Role
-from corrigenda.exports.commands import Commands, list_commands
+from corrigenda.exports.usage import FormCommands, list_commands
 from corrigenda.exports.forms import Form
 from corrigenda.files import write_text
 from corrigenda.markdown import escape_markdown, format_code, write_markdown_table
@@ -40,7 +40,7 @@ _SHARES = {
 
 @dataclass(frozen=True)
 class FormCard:
-    """What a card is written from.
+    """Content of a card.
 
     Attributes:
         form: Its form.
@@ -82,7 +82,7 @@ def write_card(card: FormCard) -> None:
 
 
 def describe(card: FormCard) -> dict[str, object]:
-    """Return what a card says, as plain dictionaries and lists."""
+    """Return a card as plain dictionaries and lists."""
     header, commands = card.patch.header, _list_commands(card)
     return {
         "format_version": 1,
@@ -137,7 +137,7 @@ def render(card: FormCard, data: Mapping[str, object]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _list_commands(card: FormCard) -> Commands:
+def _list_commands(card: FormCard) -> FormCommands:
     base = card.base.name if card.base else "MODEL.gguf"
     return list_commands(card.form, card.file, card.lm.name, base=base)
 

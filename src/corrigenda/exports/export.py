@@ -1,4 +1,4 @@
-"""Export of any form: what belongs together is composed, checked, measured and described."""
+"""Export of a patch in any form: composed, checked, measured and described."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that load an exported form in each engine, and that take it back."""
+"""FormCommands that load an exported form in each engine, and that take it back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from corrigenda.exports.forms import Form
 
 
-class Commands(NamedTuple):
+class FormCommands(NamedTuple):
     """How a form is used.
 
     Attributes:
@@ -22,7 +22,7 @@ class Commands(NamedTuple):
     undo: str
 
 
-def list_commands(form: Form, file: Path, model: str, *, base: str = "MODEL.gguf") -> Commands:
+def list_commands(form: Form, file: Path, model: str, *, base: str = "MODEL.gguf") -> FormCommands:
     """Return the commands for an exported form.
 
     Args:
@@ -34,7 +34,7 @@ def list_commands(form: Form, file: Path, model: str, *, base: str = "MODEL.gguf
     return _FORMS[form](file.name, model, base)
 
 
-def _peft(name: str, model: str, base: str) -> Commands:
+def _peft(name: str, model: str, base: str) -> FormCommands:
     folder, model = shlex.quote(name), shlex.quote(model)
     python = (
         "from peft import PeftModel\n"
@@ -42,7 +42,7 @@ def _peft(name: str, model: str, base: str) -> Commands:
         f'model = AutoModelForCausalLM.from_pretrained("{model}")\n'
         f'model = PeftModel.from_pretrained(model, "{name}")'
     )
-    return Commands(
+    return FormCommands(
         {
             "transformers and peft": python,
             "vLLM": f"vllm serve {model} --enable-lora --lora-modules edited={folder}",
@@ -53,30 +53,30 @@ def _peft(name: str, model: str, base: str) -> Commands:
     )
 
 
-def _gguf_adapter(name: str, model: str, base: str) -> Commands:
-    return Commands(
+def _gguf_adapter(name: str, model: str, base: str) -> FormCommands:
+    return FormCommands(
         {"llama.cpp": f"llama-server -m {shlex.quote(base)} --lora {shlex.quote(name)}"},
         'Leave --lora out. For one request: `"lora": [{"id": 0, "scale": 0.0}]`; then name the '
         "scale in every request, since what one of them computes is kept for the next.",
     )
 
 
-def _gguf(name: str, model: str, base: str) -> Commands:
+def _gguf(name: str, model: str, base: str) -> FormCommands:
     file = shlex.quote(name)
     modelfile = f"echo 'FROM ./{name}' > Modelfile\nollama create edited -f Modelfile"
-    return Commands(
+    return FormCommands(
         {"llama.cpp": f"llama-server -m {file}", "Ollama": f"{modelfile}\nollama run edited"},
         "Use the GGUF file of the unedited model.",
     )
 
 
-def _merged(name: str, model: str, base: str) -> Commands:
+def _merged(name: str, model: str, base: str) -> FormCommands:
     folder = shlex.quote(name)
     python = (
         "from transformers import AutoModelForCausalLM\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}")'
     )
-    return Commands(
+    return FormCommands(
         {
             "transformers": python,
             "vLLM": f"vllm serve {folder}",
