@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from corrigenda.assessment import Role
-from corrigenda.exports.usage import FormCommands, list_commands
 from corrigenda.exports.forms import Form
+from corrigenda.exports.usage import FormCommands, list_commands
 from corrigenda.files import write_text
 from corrigenda.markdown import escape_markdown, format_code, write_markdown_table
 from corrigenda.version import VERSION
@@ -62,7 +62,7 @@ class FormCard:
 
     @property
     def places(self) -> tuple[Path, Path]:
-        """Where the card lies: in a folder, else beside the file and named after it."""
+        """Places of the two files: in the folder, or next to the file and named after it."""
         folder = self.file if self.file.is_dir() else self.file.parent
         if self.file.is_dir() or self.file.stem in ("adapter", "model"):
             return folder / "README.md", folder / "card.json"

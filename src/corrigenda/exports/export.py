@@ -50,7 +50,7 @@ def export(
     force: bool = False,
     assessment: Assessment | None = None,
 ) -> None:
-    """Write a patch in a form that another program reads, with a card beside it.
+    """Write a patch in a form that another program reads, with a card.
 
     The card (`README.md`, and `card.json` for programs) names the facts with their answers before
     and after, the base model, the method, and how to load the form and to take it back. A dense
