@@ -31,7 +31,6 @@ if TYPE_CHECKING:
         ask,
         correct,
         edit,
-        export,
         fit,
         load,
         transform,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from corrigenda.catalogue import build_editor, list_methods, list_models
     from corrigenda.editor import Editor
     from corrigenda.errors import CorrigendaError
+    from corrigenda.exports.export import export
     from corrigenda.exports.restore import restore_merged
     from corrigenda.facts import Fact, Span, read_facts
     from corrigenda.knowledge.exam import exam
@@ -124,7 +124,7 @@ _HOMES = {
     "edit": "corrigenda.api",
     "evaluate": "corrigenda.reports.evaluation",
     "exam": "corrigenda.knowledge.exam",
-    "export": "corrigenda.api",
+    "export": "corrigenda.exports.export",
     "fit": "corrigenda.api",
     "list_methods": "corrigenda.catalogue",
     "list_models": "corrigenda.catalogue",

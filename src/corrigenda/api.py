@@ -1,4 +1,4 @@
-"""The functions most users need: load, wrap, fit, edit, correct, ask, transform, export."""
+"""The functions most users need: load, wrap, fit, edit, correct, ask, transform."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from corrigenda.catalogue import resolve_editor
 from corrigenda.editor import Editor, State
 from corrigenda.engines.pocket_world import add_related_prompts, subject_of
 from corrigenda.errors import AlreadyTrue, BadConfig, NotAModel, NotExportable, did_you_mean
-from corrigenda.exports import export_merged, export_peft
-from corrigenda.exports.restore import save_originals
 from corrigenda.facts import Fact, FactLike, as_facts
 from corrigenda.lm.decoding import answer as short_answers
 from corrigenda.lm.decoding import greedy, next_token_top
@@ -34,8 +32,6 @@ from corrigenda.transforms.transform import Transform
 _LOG = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-_FORMS = ("peft", "merged")
 
 _EDITING = "editing"
 
@@ -324,42 +320,6 @@ def ask(
         )
     ]
     return replies[0] if isinstance(prompts, str) else replies
-
-
-def export(
-    patch: Patch, lm: LanguageModel, folder: str | Path, *, to: str = "peft", force: bool = False
-) -> None:
-    """Write a patch as a LoRA adapter, or the model with the patch in its weights.
-
-    Args:
-        patch: The patch.
-        lm: The model it was made on, without it.
-        folder: Where to write.
-        to: `peft` or `merged`. A merged folder also keeps the patch and the original tensors, for
-            `restore_merged`.
-        force: Use the patch on a model other than the one it was made on.
-
-    Raises:
-        NotExportable (CG405): the patch has no such form.
-        WrongBase (CG401): the patch was made on another model, and not `force`.
-        WriteFailed (CG601): the folder cannot be written.
-    """
-    lm = require_lm(lm)
-    if to not in _FORMS:
-        raise BadConfig(f'no form "{to}" to export to.', hint=did_you_mean(to, _FORMS))
-    if not isinstance(patch, WeightPatch) or patch.is_empty:
-        raise NotExportable(
-            "only a patch that changes weights can be exported.", where=patch.header.method
-        )
-    # Another model is refused before anything is written.
-    patch.apply(lm, force=force).revert()
-    if to == "merged":
-        save_originals(Path(folder), patch, lm)
-    with patch.apply(lm, force=force):
-        if to == "merged":
-            export_merged(patch, lm, folder)
-        else:
-            export_peft(patch, lm, folder)
 
 
 class _Made(NamedTuple):

@@ -318,7 +318,7 @@ def assess(
         ```
     """
     lm = require_lm(lm)
-    wanted = _read_header(patch) if facts is None else as_facts(facts)
+    wanted = list_facts(patch) if facts is None else as_facts(facts)
     return measure(lm, patch, [add_related_prompts(lm, fact) for fact in wanted])
 
 
@@ -364,8 +364,12 @@ def measure(
     )
 
 
-def _read_header(patch: Patch) -> list[Fact]:
-    """Return the facts that a patch was made for."""
+def list_facts(patch: Patch) -> list[Fact]:
+    """Return the facts that a patch was made for.
+
+    Raises:
+        BadConfig (CG502): its header names none.
+    """
     known = {one.name for one in fields(Fact)}
     found = [
         {name: value for name, value in record.items() if name in known}
