@@ -28,6 +28,7 @@ from corrigenda.cli import (
     patches,
     pocket,
     report,
+    serve,
     trace,
 )
 from corrigenda.errors import CorrigendaError, NoCases
@@ -84,6 +85,7 @@ for command in (
     patches.transform,
     patches.export,
     patches.restore,
+    serve.serve,
     trace.trace,
     neurons.neurons,
     doctor.doctor,
