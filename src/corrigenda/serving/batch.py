@@ -52,7 +52,7 @@ class GrowingAnswer:
         return token
 
     def add(self, token: int, *, room: int) -> bool:
-        """Add a token; return whether the answer goes on.
+        """Add a token; return whether the answer continues.
 
         Args:
             token: The token.
@@ -92,7 +92,7 @@ class AnswerBatch:
 
     Attributes:
         lm: The model that continues: the served one, or another that a patch hands prompts to.
-        answers: The answers that go on.
+        answers: The answers that continue.
         application: Which application of patches it last ran under.
     """
 

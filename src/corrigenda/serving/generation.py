@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.requests import Request
@@ -208,7 +208,7 @@ class _Exchange:
         self._scheduler.cancel(self._jobs)
 
     @asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
+    async def watched(self) -> AsyncGenerator[None]:
         """Stop generation where the client goes away."""
         watch = asyncio.create_task(self._watch())
         try:

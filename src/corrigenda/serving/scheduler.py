@@ -146,7 +146,7 @@ class Scheduler:
             self._stop()
 
     def _take_turn(self) -> bool:
-        """Run one turn of one served model, or wait; return whether to go on."""
+        """Run one turn of one served model, or wait; return whether to continue."""
         with self._changed:
             while not (self._closing or self._calls or self._with_work()):
                 self._changed.wait()

@@ -1,4 +1,4 @@
-"""Who may ask a server, from where, and how much."""
+"""Access to a server, the limits of requests, and the addresses that need a token."""
 
 from __future__ import annotations
 
