@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from corrigenda.reports.evaluation import evaluate
     from corrigenda.run.health import perplexity_ratio
     from corrigenda.run.spec import RunSpec
+    from corrigenda.serving.server import serve
     from corrigenda.state import State
 
 # generated: classes
@@ -135,6 +136,7 @@ _HOMES = {
     "read_facts": "corrigenda.facts",
     "report": "corrigenda.reports.document",
     "restore_merged": "corrigenda.exports.restore",
+    "serve": "corrigenda.serving.server",
     "trace": "corrigenda.analysis.causal_trace:causal_trace",
     "transform": "corrigenda.api",
     "wrap": "corrigenda.lm.wrapping",
@@ -173,6 +175,7 @@ __all__ = [
     "read_facts",
     "report",
     "restore_merged",
+    "serve",
     "trace",
     "transform",
     "wrap",

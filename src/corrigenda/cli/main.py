@@ -31,6 +31,7 @@ from corrigenda.cli import (
     patches,
     pocket,
     report,
+    serve,
     trace,
 )
 from corrigenda.errors import CorrigendaError, NoCases
@@ -90,6 +91,7 @@ for command in (
     patches.transform,
     export.export,
     export.restore,
+    serve.serve,
     trace.trace,
     neurons.neurons,
     doctor.doctor,
