@@ -32,10 +32,10 @@ class Progress(Protocol):
 
 @runtime_checkable
 class Display(Progress, Protocol):
-    """A progress report that also shows a text beside a stage, and can be closed early."""
+    """A progress report that shows a text with a stage, and can be closed early."""
 
     def note(self, stage: str, text: str, /) -> object:
-        """Show a text beside a stage that was reported."""
+        """Show a text with a stage that was reported."""
         ...
 
     def close(self) -> object:
