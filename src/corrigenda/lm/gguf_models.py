@@ -36,6 +36,7 @@ from corrigenda.files import (
 )
 from corrigenda.lm.gguf_header import GgufHeader, read_header, require_whole
 from corrigenda.lm.gguf_settings import complete_settings
+from corrigenda.lm.model_files import check_pointers
 from corrigenda.lm.model_names import MODELS_FOLDER, PACKAGED, RECORD, require_gguf
 from corrigenda.progress import Progress, show_progress
 
@@ -230,6 +231,7 @@ def _hash_file(file: Path) -> str:
 
 def _check(file: Path, name: str) -> GgufHeader:
     """Refuse a file that holds no whole model, before the work begins."""
+    check_pointers([file], name)
     header = read_header(file)
     kind = str(header.values.get("general.type", "model"))
     if not header.architecture:
