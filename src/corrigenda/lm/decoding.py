@@ -13,11 +13,12 @@ and only rewriting counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxtyping import Float
+from jinja2 import TemplateError
 from torch import Tensor
 
 from corrigenda.errors import BadConfig, EmptyTarget, PromptTooLong
@@ -34,6 +35,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.scoring import Fed, logits_in_parts, rate, states_at
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.spans import encode, excerpt
+from corrigenda.short_answers import begins
 
 # A full stop that ends a sentence: not after an initial ("J. K.", "D.C.") nor after a common
 # abbreviation.
@@ -329,11 +331,6 @@ def _continue_texts(
     return [one.text for one in found]
 
 
-def begins(text: str, target: str) -> bool:
-    """Tell whether an answer begins with a target, as a whole word."""
-    return text.startswith(target) and not text[len(target) : len(target) + 1].isalnum()
-
-
 def _first_sentence(text: str) -> str | None:
     """Return the first sentence of a text, None as long as it may continue."""
     text = text.lstrip()
@@ -353,26 +350,40 @@ def encode_prompts(lm: LanguageModel, prompts: Sequence[str], *, chat: bool) -> 
     """
     if not chat:
         return [encode(lm, prompt).ids for prompt in prompts]
+    return [encode_chat(lm, [{"role": "user", "content": prompt}]) for prompt in prompts]
+
+
+def encode_chat(lm: LanguageModel, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Return the token ids of a conversation in the chat template, up to the model's next turn.
+
+    Args:
+        lm: The model.
+        messages: Turns, each with `role` and `content`.
+
+    Raises:
+        BadConfig (CG502): the model has no chat template, or the template refuses the turns.
+        PromptTooLong (CG105): the conversation exceeds the context.
+    """
     if lm.tokenizer.chat_template is None:
         raise BadConfig(
             f"{lm.name} has no chat template.",
             hint="Ask it without `chat` (--chat), or load a model tuned for conversation.",
         )
-    rows: list[list[int]] = []
-    for prompt in prompts:
-        turn = [{"role": "user", "content": prompt}]
+    turns = [dict(message) for message in messages]
+    try:
         text = str(
-            lm.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         )
-        ids = lm.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        if len(ids) > lm.context_length:
-            raise PromptTooLong(
-                f'"{excerpt(prompt)}" has {len(ids)} tokens in the chat template; at most '
-                f"{lm.context_length} fit.",
-                hint="Shorten the prompt.",
-            )
-        rows.append(ids)
-    return rows
+    except TemplateError as error:
+        raise BadConfig(f"the chat template of {lm.name} refuses these turns: {error}") from error
+    ids: list[int] = lm.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    if len(ids) > lm.context_length:
+        raise PromptTooLong(
+            f'"{excerpt(turns[-1]["content"])}" has {len(ids)} tokens in the chat template; at '
+            f"most {lm.context_length} fit.",
+            hint="Shorten the prompt.",
+        )
+    return ids
 
 
 def _choose_most_likely(logits: Float[Tensor, "batch vocab"], _: Sequence[int]) -> list[int]:
