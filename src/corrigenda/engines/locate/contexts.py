@@ -99,7 +99,8 @@ class Contexts:
             BadConfig (CG502): not what `to_json` wrote.
         """
         try:
-            return cls(**cast("dict[str, Any]", parse_json(text)))
+            # A model may write NUL, which files of users may not hold.
+            return cls(**cast("dict[str, Any]", parse_json(text, strict=False)))
         except (TypeError, ValueError) as error:
             raise BadConfig(f"these are no contexts: {error}.", where="contexts") from error
 
