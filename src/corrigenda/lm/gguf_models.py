@@ -38,13 +38,14 @@ from corrigenda.lm.gguf_header import GgufHeader, read_header, require_whole
 from corrigenda.lm.gguf_settings import complete_settings
 from corrigenda.lm.model_files import check_pointers
 from corrigenda.lm.model_names import MODELS_FOLDER, PACKAGED, RECORD, require_gguf
-from corrigenda.progress import Progress, show_progress
+from corrigenda.progress import report_stage, show_progress
 
 # Grows when the same file leads to another folder.
 _FORMAT = 1
 _CHECKSUMS = "checksums"
 _BYTES = 4
 _DIGITS = 64
+_WEIGHTS = "reading the weights"
 _ROOM = 64 << 20
 _SAFETENSORS = "Load the safetensors that it was made from."
 
@@ -143,13 +144,13 @@ def _convert(file: Path, name: str, sha256: str) -> Path | tuple[PreTrainedModel
         f"this takes about {seconds:.0f} s on an idle processor.",
         stacklevel=3,
     )
-    with show_progress(None) as report:
-        model, tokenizer = _read(file, name, header, report)
+    with show_progress(None):
+        model, tokenizer = _read(file, name, header)
         target = _locate(sha256)
         try:
             _check_room(target, size)
-            _report(report, "writing the cache", 0)
-            return write_folder(target, partial(_write, model, tokenizer, name, file, sha256))
+            with _stage("writing the cache"):
+                return write_folder(target, partial(_write, model, tokenizer, name, file, sha256))
         except WriteFailed as error:
             warnings.warn(
                 f"The model cannot be cached: {error.message} It is dequantised each time.",
@@ -281,14 +282,12 @@ def _estimate_seconds(header: GgufHeader) -> float:
     return 4 + 2e-5 * entries + 0.02 * tensors + 3.5e-8 * header.num_parameters
 
 
-def _read(
-    file: Path, name: str, header: GgufHeader, report: Progress | None
-) -> tuple[PreTrainedModel, FastTokenizer]:
+def _read(file: Path, name: str, header: GgufHeader) -> tuple[PreTrainedModel, FastTokenizer]:
     """Read a model with the reader of transformers, and make it one that can be saved."""
     where: dict[str, Any] = {"gguf_file": file.name}
-    _report(report, "reading the settings", 0)
     try:
-        config = AutoConfig.from_pretrained(file.parent, **where)
+        with _stage("reading the settings"):
+            config = AutoConfig.from_pretrained(file.parent, **where)
     except (ValueError, KeyError, NotImplementedError, TypeError) as error:
         raise UnknownFamily(
             f'{file.name} has the architecture "{header.architecture}", which transformers does '
@@ -302,18 +301,17 @@ def _read(
             "differ from those of other programs, at long texts most.",
             stacklevel=4,
         )
-    _report(report, "reading the tokenizer", 0)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
+        with _stage("reading the tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
     except (ValueError, KeyError, NotImplementedError, TypeError, IndexError, OSError) as error:
         raise UnknownModel(
             f"the tokenizer of {file.name} cannot be read: {_first_line(error)}",
             where=name,
             hint=_SAFETENSORS,
         ) from error
-    _report(report, "reading the weights", 0)
     try:
-        with _follow_tensors(report):
+        with _follow_tensors(_WEIGHTS), _stage(_WEIGHTS):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent,
                 config=config,
@@ -351,13 +349,13 @@ def _forget_quantisation(model: PreTrainedModel) -> None:
 
 
 @contextlib.contextmanager
-def _follow_tensors(report: Progress | None) -> Generator[None]:
+def _follow_tensors(stage: str) -> Generator[None]:
     """Report each tensor that is dequantised, in place of the bar that transformers draws."""
     from transformers import modeling_gguf_pytorch_utils as reader
 
     def follow(tensors: Sequence[object], **_: object) -> Iterator[object]:
         for done, tensor in enumerate(tensors):
-            _report(report, "reading the weights", done, len(tensors))
+            report_stage(stage, done, len(tensors))
             yield tensor
 
     drawn = vars(reader).get("tqdm")
@@ -368,9 +366,12 @@ def _follow_tensors(report: Progress | None) -> Generator[None]:
         setattr(reader, "tqdm", drawn)  # noqa: B010  # as above
 
 
-def _report(report: Progress | None, stage: str, done: int, total: int = 1) -> None:
-    if report is not None:
-        report(stage, done, total)
+@contextlib.contextmanager
+def _stage(name: str) -> Generator[None]:
+    """Report that a stage begins and ends."""
+    report_stage(name, 0, 1)
+    yield
+    report_stage(name, 1, 1)
 
 
 def _write(
