@@ -95,7 +95,7 @@ def test_correction_says_what_the_edit_did(correction: cg.Assessment, fact: cg.F
     assert [item.role for item in correction.answers] == [Role.PROMPT, Role.NEIGHBOUR]
     assert correction.share(Role.PROMPT) in (0.0, 1.0)
     assert correction.share(Role.PARAPHRASE) is None
-    kept = not correction.answers[1].changed
+    kept = correction.answers[1].kept
     assert correction.share(Role.NEIGHBOUR) == float(kept)
     (change,) = correction.changes
     assert change.rank == 1
@@ -374,6 +374,39 @@ def test_a_true_fact_that_a_patch_breaks_has_failed(
     broken = cg.assess(lm, correction.patch, said)
     assert broken.outcomes == (Outcome.FAILED,)
     assert not broken.succeeded
+
+
+def test_what_should_stay_is_judged_by_the_answer_alone(
+    correction: cg.Assessment, fact: cg.Fact
+) -> None:
+    own = correction.answers[0]
+    pairs = [
+        (Role.NEIGHBOUR, "Berlin, which is a city", "Berlin. It is"),
+        (Role.NEIGHBOUR, "Berlin", "Rome, Italy"),
+        (Role.SAME_SUBJECT, "French and", "French, but"),
+        (Role.SAME_SUBJECT, "French", "Latin"),
+        (Role.SAME_SUBJECT, "the euro", "the lira"),
+    ]
+    answers = [
+        replace(own, prompt=f"about {before}", role=role, before=before, after=after)
+        for role, before, after in pairs
+    ]
+    changed = replace(correction, answers=(own, *answers))
+    assert [item.kept for item in answers] == [True, False, True, False, False]
+    assert changed.share("neighbour") == 1 / 2
+    assert changed.share("same subject") == 1 / 3
+    data = changed.to_json()
+    assert data["neighbours_kept"] == 1 / 2
+    assert data["same_subject_kept"] == 1 / 3
+    assert [item["wanted"] for item in data["answers"][1:]] == [item.kept for item in answers]
+    assert "neighbours kept 1/2, same subject kept 1/3" in repr(changed)
+
+
+def test_other_facts_of_the_subject_are_asked(lm: cg.LanguageModel, fact: cg.Fact) -> None:
+    asked = replace(fact, same_subject=("The Space Needle was built by",))
+    found = cg.assess(lm, cg.edit(lm, fact, "rome", **SETTINGS), asked)
+    assert [item.role for item in found.answers] == [*[Role.PROMPT, Role.NEIGHBOUR], "same subject"]
+    assert found.share("same subject") == float(found.answers[2].kept)
 
 
 def test_roles_are_plain_words(correction: cg.Assessment) -> None:

@@ -492,3 +492,15 @@ def test_devices_and_folders_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, Path("/dev/full"), Path("/dev/zero")):
         with pytest.raises(MalformedFacts, match=r"CG101 .*cannot be read: it is"):
             read_facts(path)
+
+
+def test_other_facts_of_the_subject_are_read_and_filled_in(tmp_path: Path) -> None:
+    fact = Fact(prompt="{} is in", subject="Rome", target="Italy", same_subject=" {} has the river")
+    assert fact.same_subject == ("Rome has the river",)
+    table = tmp_path / "facts.csv"
+    table.write_text(
+        "prompt,target,subject,same_subject\n{} is in,Italy,Rome,{} has the river|Rome speaks\n"
+    )
+    assert read_facts(table)[0].same_subject == ("Rome has the river", "Rome speaks")
+    with pytest.raises(MalformedFacts, match="same_subject"):
+        as_facts({"prompt": "a", "target": "b", "same_subject": [3]})

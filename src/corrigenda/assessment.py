@@ -14,11 +14,12 @@ from corrigenda.engines.pocket_world import add_related_prompts
 from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact, FactLike, as_facts
 from corrigenda.linalg.lowrank import LowRank
-from corrigenda.lm.decoding import answer, begins, gives, greedy
+from corrigenda.lm.decoding import answer, gives, greedy
 from corrigenda.lm.wrapping import require_lm
 from corrigenda.patch.changes import norm, num_parameters
 from corrigenda.patch.weights import WeightPatch
 from corrigenda.settings import parse_choice
+from corrigenda.short_answers import begins, keeps_answer
 from corrigenda.tables import align_table, write_html_table
 
 if TYPE_CHECKING:
@@ -50,12 +51,15 @@ class Role(StrEnum):
     PARAPHRASE = "paraphrase"
     """Another wording, which should be answered with the target too."""
     NEIGHBOUR = "neighbour"
-    """Another fact, which should keep its answer."""
+    """The same of another subject, which should keep its answer."""
+    SAME_SUBJECT = "same subject"
+    """Another fact of the subject, which should keep its answer."""
 
 
 _SUMMARY = {
     Role.PARAPHRASE: "paraphrases",
     Role.NEIGHBOUR: "neighbours kept",
+    Role.SAME_SUBJECT: "same subject kept",
 }
 
 
@@ -79,8 +83,13 @@ class PromptAnswers:
 
     @property
     def changed(self) -> bool:
-        """Return whether the two answers differ."""
+        """Return whether the two answers differ, also after their first words."""
         return self.before != self.after
+
+    @property
+    def kept(self) -> bool:
+        """Return whether the short answer is the same; see `short_answers.keeps_answer`."""
+        return keeps_answer(self.before, self.after)
 
 
 class SiteChange(NamedTuple):
@@ -166,11 +175,11 @@ class Assessment:
     def share(self, role: Role | str) -> float | None:
         """Return the share of prompts of a role with the wanted answer; None where there are none.
 
-        A prompt or paraphrase should be answered with the target or an alias, a neighbour as by
-        the unedited model.
+        A prompt or paraphrase should be answered with the target or an alias; a neighbour and
+        another fact of the subject as by the unedited model, see `PromptAnswers.kept`.
 
         Args:
-            role: "prompt", "paraphrase" or "neighbour".
+            role: "prompt", "paraphrase", "neighbour" or "same subject".
 
         Raises:
             BadConfig (CG502): no such role.
@@ -182,8 +191,8 @@ class Assessment:
         return sum(self._is_wanted(item) for item in asked) / len(asked)
 
     def _is_wanted(self, item: PromptAnswers) -> bool:
-        if item.role is Role.NEIGHBOUR:
-            return not item.changed
+        if item.role in (Role.NEIGHBOUR, Role.SAME_SUBJECT):
+            return item.kept
         return begins_with_target(item.after, self.facts[item.fact])
 
     def __repr__(self) -> str:
@@ -245,12 +254,14 @@ class Assessment:
                     "before": item.before,
                     "after": item.after,
                     "changed": item.changed,
+                    "wanted": self._is_wanted(item),
                 }
                 for item in self.answers
             ],
             "efficacy": shares[Role.PROMPT],
             "paraphrases_changed": shares[Role.PARAPHRASE],
             "neighbours_kept": shares[Role.NEIGHBOUR],
+            "same_subject_kept": shares[Role.SAME_SUBJECT],
             "changes": [change._asdict() for change in self.changes],
             "seconds": dict(self.seconds),
             "notices": list(self.notices),
@@ -285,9 +296,9 @@ def assess(
 ) -> Assessment:
     """Measure what a patch does: answers without and with it, and the size of the change.
 
-    Every prompt, paraphrase and neighbour of the facts is asked twice; the model is left as it was.
-    For the pocket models, facts that name neither paraphrases nor neighbours get those of their
-    world.
+    Every prompt of the facts (their own, paraphrases, neighbours, other facts of the subject) is
+    asked twice; the model is left as it was. For the pocket models, facts that name none of the
+    others get those of their world.
 
     Args:
         lm: The model, without the patch.
@@ -363,7 +374,7 @@ def _read_header(patch: Patch) -> list[Fact]:
 
 
 def list_questions(facts: Sequence[Fact]) -> list[tuple[int, Role, str]]:
-    """Return the prompts to ask about facts: each prompt, its paraphrases, its neighbours."""
+    """Return the prompts to ask about facts, fact by fact in the order of `Role`."""
     return [
         (index, role, prompt)
         for index, fact in enumerate(facts)
@@ -371,6 +382,7 @@ def list_questions(facts: Sequence[Fact]) -> list[tuple[int, Role, str]]:
             (Role.PROMPT, (fact.prompt,)),
             (Role.PARAPHRASE, fact.paraphrases),
             (Role.NEIGHBOUR, fact.neighbours),
+            (Role.SAME_SUBJECT, fact.same_subject),
         )
         for prompt in prompts
     ]

@@ -24,7 +24,7 @@ from corrigenda.text_files import (
     read_text,
 )
 
-LISTS = ("aliases", "paraphrases", "neighbours")
+LISTS = ("aliases", "paraphrases", "neighbours", "same_subject")
 """Fields with several texts; in CSV they are separated by `|`."""
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}

@@ -32,7 +32,6 @@ _OPENING = re.compile(
     "|it|s?he|and|but|or|if|according"
 )
 
-
 _BLANK = "{}"
 _HINT = 'One JSON object a line: {"prompt": ..., "target": ..., "subject": ...}.'
 _MOST_PROBLEMS = 20
@@ -52,7 +51,7 @@ class Fact:
 
     White space around every text is dropped, except in `separator`. One text where several are
     possible is one item. A prompt that has `{}` in the place of its subject, as ROME's data write
-    it, is filled in where the subject does not occur in it; so are the paraphrases.
+    it, is filled in where the subject does not occur in it; so are `paraphrases`, `same_subject`.
 
     Attributes:
         prompt: Text up to the answer, without the answer.
@@ -64,7 +63,8 @@ class Fact:
         before: What held before (the old answer), where known.
         aliases: Other accepted spellings of the target.
         paraphrases: Other prompts that should now get the target.
-        neighbours: Prompts whose answers should stay as they are.
+        neighbours: Prompts about other subjects, whose answers should stay.
+        same_subject: Prompts about other facts of the subject, whose answers should stay.
         separator: Text between prompt and target; empty for languages written without spaces.
         name: How messages refer to this fact (a record id, a file and line).
 
@@ -82,6 +82,7 @@ class Fact:
     aliases: tuple[str, ...] = ()
     paraphrases: tuple[str, ...] = ()
     neighbours: tuple[str, ...] = ()
+    same_subject: tuple[str, ...] = ()
     separator: str = " "
     name: str = field(default="", repr=False, compare=False)
 
@@ -126,15 +127,15 @@ class Fact:
             object.__setattr__(self, field_name, tuple(filter(None, texts)))
 
     def _fill_template(self) -> None:
-        """Put the subject in the place of `{}`, in the prompt and the paraphrases."""
+        """Put the subject in the place of `{}`, in every prompt about it."""
         subject = self.subject
         if not subject or self.prompt.count(_BLANK) != 1 or subject in self.prompt:
             return
-        start = self.prompt.index(_BLANK)
+        object.__setattr__(self, "subject_start", self.prompt.index(_BLANK))
         object.__setattr__(self, "prompt", self.prompt.replace(_BLANK, subject))
-        object.__setattr__(self, "subject_start", start)
-        paraphrases = tuple(text.replace(_BLANK, subject) for text in self.paraphrases)
-        object.__setattr__(self, "paraphrases", paraphrases)
+        for field_name in ("paraphrases", "same_subject"):
+            filled = tuple(text.replace(_BLANK, subject) for text in getattr(self, field_name))
+            object.__setattr__(self, field_name, filled)
 
     @property
     def span(self) -> Span:
@@ -171,6 +172,7 @@ class FactRecord(TypedDict, total=False):
     aliases: str | tuple[str, ...]
     paraphrases: str | tuple[str, ...]
     neighbours: str | tuple[str, ...]
+    same_subject: str | tuple[str, ...]
     separator: str
     name: str
 

@@ -25,11 +25,14 @@ def test_edit_prints_what_changed_and_keeps_the_patch(
     ran = run(
         *("edit", model, fact.prompt, "-s", fact.subject, "-t", fact.target, "-m", "rome"),
         *("--paraphrase", "Space Needle, in", "--neighbour", fact.neighbours[0], "-o", file),
-        *QUICK,
+        *("--same-subject", "The Space Needle was built by", *QUICK),
     )
     assert ran.code == 0
     assert f"{fact.prompt} {fact.target}  [succeeded; " in ran.out
-    assert all(word in ran.out for word in ("paraphrase", "neighbour", "2.mlp.down", "To undo it"))
+    assert all(
+        word in ran.out
+        for word in ("paraphrase", "neighbour", "same subject", "2.mlp.down", "To undo it")
+    )
     assert digest_of(model) == before
     patch = corrigenda.load_patch(file)
     lm = corrigenda.load(model)

@@ -19,8 +19,9 @@ from corrigenda.almanac.world import load_world
 from corrigenda.errors import BadConfig
 from corrigenda.knowledge import exam as module
 from corrigenda.knowledge.exam import draw_cases, exam, names, write_known_facts
-from corrigenda.lm.decoding import answer, begins
+from corrigenda.lm.decoding import answer
 from corrigenda.lm.model import LanguageModel
+from corrigenda.short_answers import begins
 from corrigenda.testing.tiny import tiny_model
 from tests.support.tiny_on_disk import command
 
@@ -145,10 +146,10 @@ def test_cases_use_what_the_model_answers_and_carry_its_answers() -> None:
             assert right[text].relation == triple.relation
             assert right[text].subject != triple.subject
             assert case.right[text] == right[text].objects
-        for text in case.same_subject:
+        for text in case.fact.same_subject:
             assert right[text].subject == triple.subject
             assert case.right[text] == right[text].objects
-    assert any(case.same_subject for case in cases)
+    assert any(case.fact.same_subject for case in cases)
 
 
 def test_cases_are_drawn_by_the_seed_and_leave_subjects_out() -> None:

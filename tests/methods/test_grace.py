@@ -376,7 +376,9 @@ def test_on_the_pocket_model_facts_hold_and_neighbours_stay() -> None:
     lm, editor = pocket(), build_editor("grace", "pocket")
     cases = load_exam(edits=2, size=1, recall=1, seed=11).edits
     facts = [case.fact for case in cases]
-    kept = [text for case in cases for text in (*case.fact.neighbours[:3], *case.same_subject[:3])]
+    kept = [
+        text for case in cases for text in (*case.fact.neighbours[:3], *case.fact.same_subject[:3])
+    ]
     before = answer(lm, kept)
     patch = editor.edit(lm, facts).patch
     with patch.apply(lm):

@@ -334,7 +334,7 @@ def test_on_the_pocket_model_a_block_carries_to_close_wordings() -> None:
     cases = load_exam(edits=2, size=1, recall=1, seed=11).edits
     facts = [case.fact for case in cases]
     remaining = [
-        text for case in cases for text in (*case.fact.neighbours[:3], *case.same_subject[:3])
+        text for case in cases for text in (*case.fact.neighbours[:3], *case.fact.same_subject[:3])
     ]
     before = answer(lm, remaining)
     with build_editor("melo", "pocket").edit(lm, facts).patch.apply(lm):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -70,6 +71,22 @@ def test_text_and_tokens_of_continuations() -> None:
         assert unchanged([row], protocol=GREEDY, measure="sentence").value == same
     silent = held("1", [], [], protocol=GREEDY, wanted=[7])
     assert unchanged([silent], protocol=GREEDY, measure="tokens").value == 1
+
+
+def test_a_changed_second_clause_leaves_the_answer() -> None:
+    for now, before, expected, same in (
+        ("Oslo, which is cold.", "Oslo and its fjord", [], 1),
+        ("Oslo", "Bergen, Norway", [], 0),
+        ("Oslo itself", "Oslo", [["Oslo", "Christiania"]], 1),
+        ("Christiania", "Oslo", [["Oslo", "Christiania"]], 1),
+        ("Oslofjord", "Oslo", [["Oslo", "Christiania"]], 0),
+    ):
+        row = held("1", [1], [1], protocol=GREEDY, answer=now, answer_before=before)
+        row = dataclasses.replace(row, expected=expected)
+        assert unchanged([row], protocol=GREEDY, measure="answer").value == same
+        edited_back = dataclasses.replace(row, role="restoration")
+        found = unchanged([edited_back], "restoration", protocol=GREEDY, measure="answer")
+        assert found.value == same
 
 
 def test_items_without_gold_or_without_the_unedited_model_are_counted() -> None:

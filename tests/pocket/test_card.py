@@ -92,11 +92,15 @@ def cases(lm: LanguageModel) -> list[ExamEdit]:
                 paraphrases=PROMPTS[:1],
                 neighbours=PROMPTS[1:],
             ),
-            same_subject=(),
         ),
         ExamEdit(
-            Fact(prompt=PROMPTS[1], subject="Anna", target="Timbuktu", paraphrases=PROMPTS[2:]),
-            same_subject=PROMPTS[:1],
+            Fact(
+                prompt=PROMPTS[1],
+                subject="Anna",
+                target="Timbuktu",
+                paraphrases=PROMPTS[2:],
+                same_subject=PROMPTS[:1],
+            ),
         ),
     ]
 

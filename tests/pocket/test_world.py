@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from corrigenda.almanac.documents import Author, assemble, fill_template, write_fact_documents
-from corrigenda.almanac.exam import find_related_prompts, load_exam
+from corrigenda.almanac.exam import add_related_prompts, load_exam
 from corrigenda.almanac.skill_documents import (
     CHAIN_STYLES,
     REFUSAL,
@@ -146,13 +146,10 @@ def test_the_exam_asks_what_the_world_knows(world: World) -> None:
 
 def test_related_prompts_are_about_the_same_relation() -> None:
     fact = Fact(prompt="The capital of France is", target="Lyon", subject="France")
-    paraphrases, neighbours = find_related_prompts(fact)
-    assert len(paraphrases) == len(neighbours) == 3
-    assert all("France" in text for text in paraphrases)
-    assert not any("France" in text for text in neighbours)
-    assert find_related_prompts(
-        Fact(prompt="France tastes of", target="salt", subject="France")
-    ) == (
-        (),
-        (),
-    )
+    found = add_related_prompts(fact)
+    assert len(found.paraphrases) == len(found.neighbours) == len(found.same_subject) == 3
+    assert all("France" in text for text in (*found.paraphrases, *found.same_subject))
+    assert not any("France" in text for text in found.neighbours)
+    assert not any("capital" in text for text in found.same_subject)
+    other = Fact(prompt="France tastes of", target="salt", subject="France")
+    assert add_related_prompts(other) == other

@@ -43,21 +43,19 @@ class Phrasings(NamedTuple):
 class ExamEdit(NamedTuple):
     """Fact given a new object of its relation, with the prompts that measure the edit.
 
-    `fact` holds paraphrases (among them questions) and same-relation neighbours; `same_subject`
-    holds prompts for other facts of the subject, which should not change. All of these are for
-    judging; `shown` holds further paraphrases, which a method may learn from. `right` has the right
-    answers of every neighbour and every prompt for another fact of the subject.
+    `fact` holds paraphrases (among them questions), same-relation neighbours and prompts for other
+    facts of the subject. All of these are for judging; `shown` holds further paraphrases, which a
+    method may learn from. `right` has the right answers of every prompt that should keep its own.
     """
 
     fact: Fact
-    same_subject: tuple[str, ...]
     shown: tuple[str, ...] = ()
     right: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     @property
     def training_fact(self) -> Fact:
         """The fact as the method gets it, without the prompts that the edit is measured with."""
-        return replace(self.fact, paraphrases=self.shown, neighbours=())
+        return replace(self.fact, paraphrases=self.shown, neighbours=(), same_subject=())
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,7 @@ def draw_edit(
         phrase: Phrasings that may be used for a fact, none where it may not be asked at all; every
             phrasing of the relation if None.
     """
-    phrase = phrase or (lambda one: list_phrasings(world, one.relation))
+    phrase = phrase or _phrase_any(world)
     usable = phrase(triple)
     choices = world.objects(triple.relation) if objects is None else objects
     new = draw.choice([one for one in choices if one not in triple.objects])
@@ -244,6 +242,7 @@ def draw_edit(
         known = phrase(one).clozes
         template = prompt if prompt in known else _choose(known, one)
         right[write_prompt(template, one.subject)] = one.objects
+    same = _draw_same_subject(world, triple, draw, phrase)
     fact = Fact(
         prompt=write_prompt(prompt, triple.subject),
         target=new,
@@ -252,13 +251,9 @@ def draw_edit(
         before=triple.object,
         paraphrases=tuple(write_prompt(text, triple.subject) for text in paraphrases),
         neighbours=tuple(right),
+        same_subject=tuple(same),
         name=f"{triple.subject}/{triple.relation}",
     )
-    same_subject: dict[str, tuple[str, ...]] = {}
-    for one in world.about(triple.subject):
-        known = phrase(one).clozes
-        if one.relation != triple.relation and known:
-            same_subject[write_prompt(draw.choice(known), one.subject)] = one.objects
     judged = {fact.prompt, *fact.paraphrases}
     further = [
         text
@@ -269,10 +264,21 @@ def draw_edit(
     own = random.Random(f"shown/{fact.name}")
     return ExamEdit(
         fact,
-        tuple(same_subject),
         tuple(own.sample(further, min(NUM_SHOWN, len(further)))),
-        {**right, **same_subject},
+        {**right, **same},
     )
+
+
+def _draw_same_subject(
+    world: World, triple: Triple, draw: random.Random, phrase: Callable[[Triple], Phrasings]
+) -> dict[str, tuple[str, ...]]:
+    """Draw a cloze for each other fact of a subject, with its right answers."""
+    found: dict[str, tuple[str, ...]] = {}
+    for other in world.about(triple.subject):
+        clozes = phrase(other).clozes
+        if other.relation != triple.relation and clozes:
+            found[write_prompt(draw.choice(clozes), other.subject)] = other.objects
+    return found
 
 
 def list_phrasings(world: World, relation: str) -> Phrasings:
@@ -281,22 +287,24 @@ def list_phrasings(world: World, relation: str) -> Phrasings:
     return Phrasings(found.clozes, found.questions)
 
 
+def _phrase_any(world: World) -> Callable[[Triple], Phrasings]:
+    return lambda one: list_phrasings(world, one.relation)
+
+
 def _choose(templates: Sequence[str], triple: Triple) -> str:
     """Choose a phrasing of a neighbour, the same in every draw."""
     return random.Random(f"neighbour/{triple.subject}/{triple.relation}").choice(templates)
 
 
-def find_related_prompts(
-    fact: Fact, world: World | None = None, *, count: int = 3
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Find paraphrases and neighbours of a fact in the wording of the pocket world.
+def add_related_prompts(fact: Fact, world: World | None = None, *, count: int = 3) -> Fact:
+    """Give a fact paraphrases, neighbours and other facts of its subject, in the world's wording.
 
-    Both are empty where the prompt is not ours.
+    It comes back as it is where its prompt is not ours.
 
     Args:
         fact: Its prompt is one of our phrasings about a known subject.
         world: The world; the full one if None.
-        count: Number of each.
+        count: Most of each.
     """
     world = world or load_world()
     draw = random.Random(fact.prompt)
@@ -313,8 +321,12 @@ def find_related_prompts(
         ]
         wording = draw.sample(relation.clozes, min(count, len(relation.clozes)))
         names = draw.sample(others, min(count, len(others)))
-        return (
-            tuple(draw.sample(prompts, min(count, len(prompts)))),
-            tuple(write_prompt(text, name) for text, name in zip(wording, names, strict=False)),
+        return replace(
+            fact,
+            paraphrases=tuple(draw.sample(prompts, min(count, len(prompts)))),
+            neighbours=tuple(
+                write_prompt(text, name) for text, name in zip(wording, names, strict=False)
+            ),
+            same_subject=tuple(_draw_same_subject(world, triple, draw, _phrase_any(world)))[:count],
         )
-    return (), ()
+    return fact

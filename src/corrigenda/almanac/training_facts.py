@@ -46,4 +46,5 @@ def training_facts(
     for _ in range(variants):
         for triple in usable:
             item = draw_edit(world, triple, draw, pool=pools[triple.relation])
-            yield replace(item.fact, neighbours=item.fact.neighbours + item.same_subject)
+            fact = item.fact
+            yield replace(fact, neighbours=fact.neighbours + fact.same_subject, same_subject=())

@@ -51,6 +51,14 @@ def edit(
         list[str] | None,
         typer.Option(help="A prompt that should keep its answer; may be repeated."),
     ] = None,
+    same_subject: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--same-subject",
+            metavar="TEXT",
+            help="A prompt about another fact of the subject; may be repeated.",
+        ),
+    ] = None,
     layer: Annotated[
         int | None, typer.Option(help="Block to edit; the preset's or a probed one if not given.")
     ] = None,
@@ -65,7 +73,9 @@ def edit(
 
     The model on disk is never changed. Exit status 1 means that a fact was not written.
     """
-    wanted = _read_wanted(prompt, subject, target, facts, paraphrase or (), neighbour or ())
+    wanted = _read_wanted(
+        prompt, subject, target, facts, (paraphrase or (), neighbour or (), same_subject or ())
+    )
     config = options.parse_settings(settings)
     if out is not None:
         options.check_folder(out)
@@ -103,13 +113,12 @@ def _read_wanted(
     subject: str | None,
     target: str | None,
     file: Path | None,
-    paraphrases: Sequence[str],
-    neighbours: Sequence[str],
+    related: tuple[Sequence[str], Sequence[str], Sequence[str]],
 ) -> list[Fact]:
     from corrigenda.facts import Fact, read_facts
 
     if file is not None:
-        if any((prompt, subject, target, paraphrases, neighbours)):
+        if any((prompt, subject, target, *related)):
             raise BadConfig(
                 "give a facts file or a single fact, not both.", hint="Drop PROMPT or --facts."
             )
@@ -122,8 +131,9 @@ def _read_wanted(
         prompt=prompt.rstrip(),
         target=target.strip(),
         subject=subject,
-        paraphrases=tuple(paraphrases),
-        neighbours=tuple(neighbours),
+        paraphrases=tuple(related[0]),
+        neighbours=tuple(related[1]),
+        same_subject=tuple(related[2]),
     )
     return [fact]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from corrigenda.facts import Fact, guess_subject
 from corrigenda.lm.loading import SHIPPED
 from corrigenda.lm.model import LanguageModel
@@ -26,13 +24,13 @@ def subject_of(lm: LanguageModel, prompt: str, *, where: str = "") -> str:
 
 
 def add_related_prompts(lm: LanguageModel, fact: Fact) -> Fact:
-    """Return a fact with the paraphrases and neighbours of a pocket model's world, if it has none.
+    """Return a fact with the related prompts of a pocket model's world, if it has none.
 
-    For other models, and where the fact names any, it comes back as it is.
+    These are paraphrases, neighbours and other facts of the subject. For other models, and where
+    the fact names any of them, it comes back as it is.
     """
-    if lm.name not in SHIPPED or fact.paraphrases or fact.neighbours:
+    if lm.name not in SHIPPED or fact.paraphrases or fact.neighbours or fact.same_subject:
         return fact
-    from corrigenda.almanac.exam import find_related_prompts
+    from corrigenda.almanac import exam
 
-    paraphrases, neighbours = find_related_prompts(fact)
-    return replace(fact, paraphrases=tuple(paraphrases), neighbours=tuple(neighbours))
+    return exam.add_related_prompts(fact)

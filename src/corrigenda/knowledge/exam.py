@@ -21,11 +21,12 @@ from corrigenda.almanac.known_facts import (
 from corrigenda.almanac.world import Triple, load_world
 from corrigenda.errors import BadConfig
 from corrigenda.files import write_text
-from corrigenda.lm.decoding import answer, begins, continuations
+from corrigenda.lm.decoding import answer, continuations
 from corrigenda.lm.loading import SHIPPED
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.wrapping import require_lm
 from corrigenda.progress import Progress, show_progress
+from corrigenda.short_answers import begins
 from corrigenda.statistics.cache import hash_settings, read_texts, write_texts
 
 _VERSION = 1

@@ -34,6 +34,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.scoring import Fed, logits_in_parts, rate, states_at
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.spans import encode, excerpt
+from corrigenda.short_answers import begins
 
 # A full stop that ends a sentence: not after an initial ("J. K.", "D.C.") nor after a common
 # abbreviation.
@@ -327,11 +328,6 @@ def _continue_texts(
         batch_tokens=batch_tokens,
     )
     return [one.text for one in found]
-
-
-def begins(text: str, target: str) -> bool:
-    """Tell whether an answer begins with a target, as a whole word."""
-    return text.startswith(target) and not text[len(target) : len(target) + 1].isalnum()
 
 
 def _first_sentence(text: str) -> str | None:

@@ -8,6 +8,7 @@ Unchanged means equal to the answer of the unedited model, which every row carri
 | `@teacher_forced:exact` | all of them |
 | `@greedy:exact` | the continuation is the same text |
 | `@greedy:sentence` | it is the same up to the end of its first sentence or line |
+| `@greedy:answer` | its short answer is the same, as `short_answers.keeps_answer` tells |
 | `@greedy:tokens` | share of the unedited model's tokens that are at the same place |
 
 Under teacher forcing both models read the right answer, so what drifts after its first token is
@@ -51,6 +52,7 @@ from corrigenda.metrics.selection import (
 )
 from corrigenda.metrics.success import Measure, measure_named, metric_name, success
 from corrigenda.rows import Row, Stage
+from corrigenda.short_answers import keeps_answer
 
 NO_GOLD = "no expected answer"
 UNKNOWN_BEFORE = "not known to the unedited model"
@@ -95,6 +97,14 @@ def same_sentence(row: Row) -> float | str:
     return float(now == before)
 
 
+def same_answer(row: Row) -> float | str:
+    """1 if the answer is the same: where it was an expected one, any spelling of it is."""
+    if row.answer_before is None:
+        return NOT_COMPARED
+    known = row.expected[0] if len(row.expected) == 1 else ()
+    return float(keeps_answer(row.answer_before, required_answer(row), known))
+
+
 def same_tokens(row: Row) -> float | str:
     """Share of the tokens generated before that are at the same place now.
 
@@ -110,7 +120,12 @@ def same_tokens(row: Row) -> float | str:
 
 UNCHANGED: dict[Protocol, dict[str, Measure]] = {
     Protocol.TEACHER_FORCED: {"tokens": same_argmax, "exact": same_argmax_everywhere},
-    Protocol.GREEDY: {"exact": same_text, "sentence": same_sentence, "tokens": same_tokens},
+    Protocol.GREEDY: {
+        "exact": same_text,
+        "sentence": same_sentence,
+        "answer": same_answer,
+        "tokens": same_tokens,
+    },
 }
 """Measures of what is unchanged, by protocol and name; the first of a protocol is its default."""
 

@@ -104,7 +104,7 @@ METRICS: tuple[Metric, ...] = (
             reads="restoration",
             options={"protocol": Protocol.GREEDY, "measure": measure},
         )
-        for measure in (None, "sentence", "tokens")
+        for measure in (None, "sentence", "answer", "tokens")
     ),
     define(
         "restoration_divergence@greedy",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from corrigenda.almanac.exam import ExamEdit
 from corrigenda.lm.decoding import answer, gives
+from corrigenda.short_answers import keeps_answer
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor, State
@@ -132,12 +133,15 @@ class _Trial:
         ]
         kept = _list_locality_prompts(cases)
         said = iter(gives(self.lm, pairs))
-        after = dict(zip(kept, answer(self.lm, kept), strict=True))
+        same = {
+            text: keeps_answer(self.before[text], after)
+            for text, after in zip(kept, answer(self.lm, kept), strict=True)
+        }
         for case in cases:
             self.succeeded.append(next(said))
             self.generalised += [next(said) for _ in case.fact.paraphrases]
-            self.neighbours += [after[text] == self.before[text] for text in case.fact.neighbours]
-            self.same_subject += [after[text] == self.before[text] for text in case.same_subject]
+            self.neighbours += [same[text] for text in case.fact.neighbours]
+            self.same_subject += [same[text] for text in case.fact.same_subject]
 
     def figures(self) -> EditFigures:
         return EditFigures(
@@ -158,5 +162,5 @@ def _measure_time(seconds: list[float], facts: int) -> Generator[None]:
 
 
 def _list_locality_prompts(cases: Sequence[ExamEdit]) -> list[str]:
-    prompts = [text for case in cases for text in (*case.fact.neighbours, *case.same_subject)]
+    prompts = [text for case in cases for text in (*case.fact.neighbours, *case.fact.same_subject)]
     return list(dict.fromkeys(prompts))
