@@ -1,0 +1,53 @@
+"""Questions with known answers: asked greedily, each only until its answer is certain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from corrigenda.lm.decoding import answer, continuations
+from corrigenda.lm.model import LanguageModel
+from corrigenda.short_answers import begins, find_words
+
+_NEW_TOKENS = 12
+_CHAT_TOKENS = 24
+
+
+def ask_right(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    *,
+    chat: bool = False,
+) -> list[bool]:
+    """Ask prompts, and tell which are answered right.
+
+    An answer is right where the greedy continuation begins with an accepted text, as whole words;
+    in a chat template, where its first sentence holds one.
+
+    Args:
+        lm: The model, with the patches that are active.
+        prompts: Texts to continue.
+        answers: Accepted texts of each.
+        chat: Put each prompt into the model's chat template.
+    """
+    if chat:
+        said = answer(lm, prompts, max_new_tokens=_CHAT_TOKENS, chat=True)
+        return [
+            any(find_words(text, one) >= 0 for one in accepted)
+            for text, accepted in zip(said, answers, strict=True)
+        ]
+    found = continuations(
+        lm,
+        prompts,
+        max_new_tokens=_NEW_TOKENS,
+        finished=lambda row, text: _is_decided(text.lstrip(), answers[row]),
+    )
+    return [
+        any(begins(one.text.lstrip(), name) for name in accepted)
+        for one, accepted in zip(found, answers, strict=True)
+    ]
+
+
+def _is_decided(text: str, answers: Iterable[str]) -> bool:
+    """Tell whether it is certain that a text, however it goes on, is right or wrong."""
+    return not any(one.startswith(text) for one in answers)
