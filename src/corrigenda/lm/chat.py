@@ -10,6 +10,8 @@ from corrigenda.errors import BadConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Ends of a prompt that is a sentence by itself: a question, a request.
+_ENDS = ("?", ".", "!", ":", "\uff1f", "\u3002", "\u061f", "____")
 # Words that no template holds and no template changes.
 _USER, _ASSISTANT = "QUESTION7f3a", "ANSWER7f3a"
 
@@ -26,6 +28,35 @@ class ChatForm(NamedTuple):
     before: str
     after: str
     separator: str
+
+
+class Wording(NamedTuple):
+    """Text around a prompt that makes it a user's turn.
+
+    Attributes:
+        lead: Text before the prompt.
+        tail: Text after it.
+    """
+
+    lead: str
+    tail: str
+
+    def write(self, prompt: str) -> str:
+        """Return what the user says."""
+        return f"{self.lead}{prompt}{self.tail}"
+
+
+def word_turn(prompt: str) -> Wording:
+    """Return how a user asks a prompt: a question as it is, a cloze as a blank to fill in.
+
+    Example:
+        >>> word_turn("The capital of France is").write("The capital of France is")
+        'Fill in the blank: The capital of France is ____.'
+        >>> word_turn("Who is it?").write("Who is it?")
+        'Who is it?'
+    """
+    asks = prompt.rstrip().endswith(_ENDS)
+    return Wording("", "") if asks else Wording("Fill in the blank: ", " ____.")
 
 
 def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:

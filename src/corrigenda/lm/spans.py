@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from corrigenda.errors import EmptyTarget, NotAModel, PromptTooLong, SlowTokenizer, SubjectNotFound
 from corrigenda.facts import Fact, Span
-from corrigenda.lm.chat import chat_form
+from corrigenda.lm.chat import chat_form, word_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -197,8 +197,8 @@ def encode_fact(
 ) -> Encoded:
     """Tokenise a fact with its target and locate its subject (if it names one).
 
-    A fact with `chat` is put into the chat template: the prompt is the user's turn, the target the
-    beginning of the assistant's.
+    A fact with `chat` is put into the chat template: the prompt, worded by `word_turn`, is the
+    user's turn, the target the beginning of the assistant's.
 
     Args:
         lm: A model, or a fast tokenizer.
@@ -212,13 +212,14 @@ def encode_fact(
         BadConfig (CG502): a fact with `chat`, and no chat template.
     """
     form = chat_form(_resolve(lm)[0]) if fact.chat else None
+    lead, tail = word_turn(fact.prompt) if form else ("", "")
     encoded = encode(
         lm,
         fact.prompt,
         target=fact.target,
         subject=None if fact.subject is None else fact.span,
-        prefix=form.before + prefix if form else prefix,
-        suffix=form.after if form else "",
+        prefix=f"{form.before}{prefix}{lead}" if form else prefix,
+        suffix=f"{tail}{form.after}" if form else "",
         separator=form.separator if form else fact.separator,
         special_tokens=form is None,
         max_length=max_length,
