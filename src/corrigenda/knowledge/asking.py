@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from corrigenda.lm.chat import word_turn
 from corrigenda.lm.decoding import answer, continuations
 from corrigenda.lm.model import LanguageModel
-from corrigenda.short_answers import begins, find_words
+from corrigenda.short_answers import begins, states
 
 _NEW_TOKENS = 12
 _CHAT_TOKENS = 24
@@ -22,7 +23,7 @@ def ask_right(
     """Ask prompts, and tell which are answered right.
 
     An answer is right where the greedy continuation begins with an accepted text, as whole words;
-    in a chat template, where its first sentence holds one.
+    in a chat template, where its first sentence states one.
 
     Args:
         lm: The model, with the patches that are active.
@@ -31,11 +32,8 @@ def ask_right(
         chat: Put each prompt into the model's chat template.
     """
     if chat:
-        said = answer(lm, prompts, max_new_tokens=_CHAT_TOKENS, chat=True)
-        return [
-            any(find_words(text, one) >= 0 for one in accepted)
-            for text, accepted in zip(said, answers, strict=True)
-        ]
+        said = ask_in_chat(lm, prompts)
+        return [states(text, names) for text, names in zip(said, answers, strict=True)]
     found = continuations(
         lm,
         prompts,
@@ -46,6 +44,12 @@ def ask_right(
         any(begins(one.text.lstrip(), name) for name in accepted)
         for one, accepted in zip(found, answers, strict=True)
     ]
+
+
+def ask_in_chat(lm: LanguageModel, prompts: Sequence[str]) -> list[str]:
+    """Return the answers to prompts as turns of a user; a statement is a blank to fill in."""
+    turns = [word_turn(prompt).write(prompt) for prompt in prompts]
+    return answer(lm, turns, max_new_tokens=_CHAT_TOKENS, chat=True)
 
 
 def _is_decided(text: str, answers: Iterable[str]) -> bool:
