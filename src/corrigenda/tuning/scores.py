@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -17,12 +18,15 @@ from corrigenda.lm.scoring import logits_in_parts, states_at
 from corrigenda.lm.sites import Tokens
 from corrigenda.statistics.corpus import Corpus, Source
 
-WEIGHTS = {"efficacy": 1.0, "paraphrase": 1.0, "locality": 1.0, "same_subject": 0.5}
-"""Weights of the harmonic mean. That other facts of the subject stay counts half: no method of
-weights keeps most of them, and they would outweigh all else."""
+KINDS = ("efficacy", "paraphrase", "locality", "same_subject")
+"""Kinds of prompts; of the first three the score has the harmonic mean."""
 
-PRICE = 1.0
+DRIFT_PRICE = 1.0
 """Price of a nat of drift: mean divergence of next tokens on ordinary text."""
+
+SUBJECT_PRICE = 0.2
+"""Price of losing all other facts of the subject. Changes of weights lose most of them: in the
+harmonic mean they would outweigh all else."""
 
 _ROWS, _LENGTH, _EVERY = 4, 48, 4
 
@@ -30,10 +34,10 @@ _ROWS, _LENGTH, _EVERY = 4, 48, 4
 def score_outcomes(outcomes: Iterable[FactOutcome], drift: float = 0.0) -> float:
     """Return the score of edits, at most 1.
 
-    The weighted harmonic mean of efficacy, paraphrases, kept neighbours and kept other facts of the
-    subject; each share as (right + 1/2) / (asked + 1), so that none of a few answers is not yet
-    never. Kinds without prompts are left out. Of edits asked in both forms the mean of the two,
-    minus `PRICE` times the drift.
+    The harmonic mean of efficacy, paraphrases and kept neighbours, each as (right + 1/2) /
+    (asked + 1), so that none of a few answers is not yet never; minus `SUBJECT_PRICE` times the
+    share of other facts of the subject that are lost. Kinds without prompts are left out. Of edits
+    asked in both forms the mean of the two; minus `DRIFT_PRICE` times the drift.
 
     Args:
         outcomes: Outcomes of the facts.
@@ -43,22 +47,22 @@ def score_outcomes(outcomes: Iterable[FactOutcome], drift: float = 0.0) -> float
         >>> good = FactOutcome("a", False, True, (True,) * 9, (True,) * 9, ())
         >>> bad = FactOutcome("b", False, False, (False,) * 9, (True,) * 9, ())
         >>> round(score_outcomes([good]), 3), round(score_outcomes([bad]), 3)
-        (0.876, 0.119)
+        (0.872, 0.12)
     """
     known = list(outcomes)
     forms = [[one for one in known if one.chat is chat] for chat in (False, True)]
-    scores = [_harmonic_mean(form) for form in forms if form]
-    return sum(scores) / len(scores) - PRICE * drift
+    scores = [_score_form(form) for form in forms if form]
+    return statistics.fmean(scores) - DRIFT_PRICE * drift
 
 
-def _harmonic_mean(outcomes: Sequence[FactOutcome]) -> float:
-    total = weights = 0.0
-    for kind, weight in WEIGHTS.items():
-        right = [one for outcome in outcomes for one in list_answers(outcome, kind)]
-        if right:
-            total += weight * (len(right) + 1) / (sum(right) + 0.5)
-            weights += weight
-    return weights / total
+def _score_form(outcomes: Sequence[FactOutcome]) -> float:
+    shares = {
+        kind: (sum(right) + 0.5) / (len(right) + 1)
+        for kind in KINDS
+        if (right := [one for outcome in outcomes for one in list_answers(outcome, kind)])
+    }
+    lost = 1 - shares.pop("same_subject", 1.0)
+    return statistics.harmonic_mean(shares.values()) - SUBJECT_PRICE * lost
 
 
 def list_answers(outcome: FactOutcome, kind: str) -> tuple[bool, ...]:

@@ -15,7 +15,7 @@ from corrigenda.knowledge.edit_trial import FactOutcome
 from corrigenda.methods.presets import Preset
 from corrigenda.metrics.estimate import AnswerValue, over_cases
 from corrigenda.tuning.evaluation import Outcomes
-from corrigenda.tuning.scores import WEIGHTS, list_answers
+from corrigenda.tuning.scores import KINDS, list_answers
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def summarise(outcomes: Outcomes) -> dict[str, object]:
 def _summarise(rows: Sequence[FactOutcome]) -> dict[str, object]:
     """Return the share of each kind of prompt with the interval over facts."""
     figures: dict[str, object] = {"facts": len(rows)}
-    for kind in WEIGHTS:
+    for kind in KINDS:
         values = [
             AnswerValue(case=row.fact, value=float(right), kind=kind)
             for row in rows
