@@ -26,11 +26,16 @@ from figures import publish
 from corrigenda.almanac.corpus import texts
 from corrigenda.almanac.exam import ExamEdit, load_exam
 from corrigenda.editor import Editor
+from corrigenda.knowledge.edit_trial import (
+    EditFigures,
+    try_batch_edit,
+    try_sequence,
+    try_single_edits,
+)
 from corrigenda.lm.digest import digest
 from corrigenda.lm.model import LanguageModel
 from corrigenda.methods.presets import build_editor
 from corrigenda.methods.registry import METHODS
-from corrigenda.pocket.edit_trial import EditFigures, try_batch_edit, try_sequence, try_single_edits
 
 VARIANTS: dict[str, tuple[tuple[str, dict[str, object]], ...]] = {
     "rome": (

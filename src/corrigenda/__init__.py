@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from corrigenda.run.spec import RunSpec
     from corrigenda.serving.server import serve
     from corrigenda.state import State
+    from corrigenda.tuning.tune import tune
 
 # generated: classes
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ _HOMES = {
     "serve": "corrigenda.serving.server",
     "trace": "corrigenda.analysis.causal_trace:causal_trace",
     "transform": "corrigenda.api",
+    "tune": "corrigenda.tuning.tune",
     "wrap": "corrigenda.lm.wrapping",
 }
 
@@ -178,6 +180,7 @@ __all__ = [
     "serve",
     "trace",
     "transform",
+    "tune",
     "wrap",
 ]
 # generated: names

@@ -13,12 +13,13 @@ import torch
 from corrigenda.almanac.exam import ExamEdit, ExamQuestion, draw_edits
 from corrigenda.almanac.world import load_world
 from corrigenda.facts import Fact
+from corrigenda.knowledge import edit_trial
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import Header, WeightPatch
 from corrigenda.patch.ledger import ledger_of
-from corrigenda.pocket import card, edit_trial
+from corrigenda.pocket import card
 from corrigenda.testing.tiny import tiny_model
 
 PROMPTS = ("The Space Needle is in", "Anna speaks", "The capital of France is")

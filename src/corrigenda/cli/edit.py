@@ -63,6 +63,7 @@ def edit(
     layer: Annotated[
         int | None, typer.Option(help="Block to edit; the preset's or one by depth if not given.")
     ] = None,
+    preset: options.Preset = None,
     settings: options.Settings = None,
     transform: options.Transforms = None,
     text: options.Text = None,
@@ -77,7 +78,7 @@ def edit(
     wanted = _read_wanted(
         prompt, subject, target, facts, (paraphrase or (), neighbour or (), same_subject or ())
     )
-    config = options.parse_settings(settings)
+    config = options.add_preset(options.parse_settings(settings), preset)
     if out is not None:
         options.check_folder(out)
     announce_loading(model)

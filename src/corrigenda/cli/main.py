@@ -33,6 +33,7 @@ from corrigenda.cli import (
     report,
     serve,
     trace,
+    tune,
 )
 from corrigenda.errors import CorrigendaError, NoCases
 from corrigenda.progress import show_progress
@@ -84,6 +85,7 @@ for command in (
     benchmarks.benchmarks,
     evaluate.evaluate,
     exam.exam,
+    tune.tune,
     report.report,
     report.compare,
     patches.diff,

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxtyping import Float
-from jinja2 import TemplateError
 from torch import Tensor
 
-from corrigenda.errors import BadConfig, EmptyTarget, PromptTooLong
+from corrigenda.errors import EmptyTarget, PromptTooLong
+from corrigenda.lm.chat import write_turns
 from corrigenda.lm.interception import answer_directly, ask_rewritten
 from corrigenda.lm.kv_cache import (
     Continuation,
@@ -364,22 +364,11 @@ def encode_chat(lm: LanguageModel, messages: Sequence[Mapping[str, str]]) -> lis
         BadConfig (CG502): the model has no chat template, or the template refuses the turns.
         PromptTooLong (CG105): the conversation exceeds the context.
     """
-    if lm.tokenizer.chat_template is None:
-        raise BadConfig(
-            f"{lm.name} has no chat template.",
-            hint="Ask it without `chat` (--chat), or load a model tuned for conversation.",
-        )
-    turns = [dict(message) for message in messages]
-    try:
-        text = str(
-            lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        )
-    except TemplateError as error:
-        raise BadConfig(f"the chat template of {lm.name} refuses these turns: {error}") from error
+    text = write_turns(lm.tokenizer, messages)
     ids: list[int] = lm.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if len(ids) > lm.context_length:
         raise PromptTooLong(
-            f'"{excerpt(turns[-1]["content"])}" has {len(ids)} tokens in the chat template; at '
+            f'"{excerpt(messages[-1]["content"])}" has {len(ids)} tokens in the chat template; at '
             f"most {lm.context_length} fit.",
             hint="Shorten the prompt.",
         )
