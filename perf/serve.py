@@ -38,11 +38,10 @@ def rate(run: Callable[[], object], num_tokens: int, repeats: int) -> list[float
     return found
 
 
-def ask_together(address: str, names: Sequence[str], num_clients: int, num_tokens: int) -> None:
-    """Ask at once from as many clients, under the names in turn."""
+def ask_together(client: OpenAI, names: Sequence[str], num_clients: int, num_tokens: int) -> None:
+    """Ask at once from as many threads, under the names in turn."""
 
     def ask(index: int) -> None:
-        client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         client.completions.create(
             model=names[index % len(names)], prompt=PROMPT, max_tokens=num_tokens, temperature=0
         )
@@ -77,11 +76,12 @@ def main() -> None:
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
+    client = OpenAI(base_url=f"{address_of(listening)}/v1", api_key="none", max_retries=0)
     for label, names in (("served", ["base"]), ("two_names", ["base", "base-edited"])):
         for number in CLIENTS:
 
             def asked(number: int = number, names: Sequence[str] = names) -> None:
-                ask_together(address_of(listening), names, number, options.tokens)
+                ask_together(client, names, number, options.tokens)
 
             asked()
             rates = rate(asked, number * options.tokens, options.repeats)
