@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import threading
@@ -363,6 +364,14 @@ def test_a_port_in_use_and_names_without_meaning_are_refused(tuned: Patch) -> No
     for patches in ({"tiny": tuned}, {"": tuned}, {"x": []}):
         with pytest.raises(BadConfig):
             cg.serve(lm, patches, name="tiny", port=0)
+
+
+def test_within_a_running_loop_it_is_said_what_to_do() -> None:
+    async def serve() -> None:
+        cg.serve(tiny_model("llama"), port=0)
+
+    with pytest.raises(BadConfig, match="an event loop runs already"):
+        asyncio.run(serve())
 
 
 def test_patch_of_another_model_is_refused_before_start(tuned: Patch) -> None:

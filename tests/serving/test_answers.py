@@ -212,7 +212,10 @@ def test_two_hundred_requests_at_once_lose_none(server: Serving) -> None:
     asked = [(names[i % 4], prompts[(i // 4) % 4]) for i in range(200)]
 
     async def ask_all() -> list[str]:
-        own = AsyncOpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0)
+        # Clients share a processor with the server: a connection may take them a while.
+        own = AsyncOpenAI(
+            base_url=f"{server.address}/v1", api_key="none", max_retries=0, timeout=300.0
+        )
 
         async def ask(name: str, prompt: str) -> str:
             reply = await own.completions.create(

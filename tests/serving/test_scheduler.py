@@ -9,6 +9,7 @@ import pytest
 
 from corrigenda.errors import CorrigendaError
 from corrigenda.lm.decoding import greedy
+from corrigenda.lm.interception import RewrittenPrompt
 from corrigenda.lm.kv_cache import RunningRows
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.spans import encode
@@ -112,6 +113,63 @@ def test_three_models_take_turns(
     finally:
         scheduler.close()
     assert order[:24] == ["base", "first", "second"] * 8
+
+
+def test_answers_that_come_one_by_one_share_passes(
+    pocket: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of a model join; ten answers of 24 tokens take few more passes than one."""
+    lm = copy.deepcopy(pocket)
+    lm.model.generation_config.eos_token_id = None
+    scheduler = Scheduler(lm, Limits())
+    base = served("base")
+    alone = greedy(lm, PROMPTS, max_new_tokens=24, stop=())
+    asked = [Collected(base, PROMPTS[index % 3]) for index in range(10)]
+    left = iter(asked)
+    widths: list[int] = []
+    plain = RunningRows.logits
+
+    def logits(rows: RunningRows) -> object:
+        found = plain(rows)
+        widths.append(len(found))
+        # The next one comes while this one is being answered.
+        if (following := next(left, None)) is not None:
+            scheduler.submit([following.job])
+        return found
+
+    monkeypatch.setattr(RunningRows, "logits", logits)
+    scheduler.submit([next(left).job])
+    scheduler.start()
+    try:
+        assert [one.text for one in asked] == [alone[index % 3] for index in range(10)]
+    finally:
+        scheduler.close()
+    assert max(widths) == 10
+    assert len(widths) < 24 + 3 * 10
+
+
+def test_prompts_handed_to_another_model_are_answered_by_it(pocket: LanguageModel) -> None:
+    """As SERAC does: of two prompts, one goes to another model, in other words."""
+    lm, other = copy.deepcopy(pocket), copy.deepcopy(pocket)
+    wanted = [greedy(lm, [text], max_new_tokens=24, stop=())[0] for text in PROMPTS[:2]]
+
+    class Handing:
+        def rewrite(self, _: LanguageModel, prompts: list[str]) -> list[RewrittenPrompt]:
+            return [
+                RewrittenPrompt(PROMPTS[1], other) if text == PROMPTS[0] else RewrittenPrompt(text)
+                for text in prompts
+            ]
+
+    scheduler = Scheduler(lm, Limits())
+    asked = [Collected(served("base"), text) for text in (PROMPTS[0], PROMPTS[1])]
+    scheduler.submit([asked[0].job])
+    scheduler.submit([asked[1].job])
+    with lm.interceptors.activate(Handing()):
+        scheduler.start()
+        try:
+            assert [one.text for one in asked] == [wanted[1]] * 2
+        finally:
+            scheduler.close()
 
 
 def test_two_batches_of_one_prompt_routed_patch_keep_their_decisions(

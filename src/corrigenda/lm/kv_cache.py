@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
+from corrigenda.lm.cache_columns import append_rows, is_resizable, resize
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.prompt_ends import PromptDecisions
 from corrigenda.lm.sites import Tokens
@@ -198,7 +200,7 @@ class RunningRows:
         tokens = Tokens.pad(prompts, pad_id(lm), side="left").to(lm.device)
         self._lm = lm
         self._ids, self._mask = tokens.ids, tokens.mask.long()
-        self._num_prompt = self._ids.shape[1]
+        self._ends = self._ids.new_full((len(prompts),), self._ids.shape[1] - 1)
         self._num_read = 0
         self._cache: Any = None
         self._decisions: PromptDecisions | None = None
@@ -211,9 +213,8 @@ class RunningRows:
         marked = nullcontext()
         if self._decisions is not None:
             lm.prompt_ends.resume(self._decisions)
-        elif self._ids.shape[1] > self._num_prompt:
-            column = self._ids.new_full((len(self._ids),), self._num_prompt - 1)
-            marked = lm.prompt_ends.mark(column)
+        elif self._num_read == 0:
+            marked = lm.prompt_ends.mark(self._ends)
         with marked:
             output = lm.model(
                 input_ids=self._ids[:, self._num_read :],
@@ -240,7 +241,9 @@ class RunningRows:
             keep = torch.tensor(places, dtype=torch.long, device=self._ids.device)
             self._cache.batch_select_indices(keep)
             self._lm.prompt_ends.select(keep)
-            self._ids, self._mask = self._ids[keep], self._mask[keep]
+            self._ids, self._mask, self._ends = (
+                rows[keep] for rows in (self._ids, self._mask, self._ends)
+            )
         added = self._ids.new_tensor([tokens[place] for place in places])[:, None]
         self._ids = torch.cat([self._ids, added], dim=1)
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(added), 1)], dim=1)
@@ -250,3 +253,52 @@ class RunningRows:
         """Let the next pass read prompts and what was added anew, as patches were applied anew."""
         self._cache = self._decisions = None
         self._num_read = 0
+
+    @property
+    def width(self) -> int:
+        """Number of columns, padding included."""
+        return self._ids.shape[1]
+
+    @torch.inference_mode()
+    def join(self, other: RunningRows) -> bool:
+        """Append the rows of another batch of the same model, if their caches allow it.
+
+        Both have read all but the tokens that were added last. Columns that are padding in every
+        row are dropped.
+
+        Returns:
+            Whether it was done; if not, nothing has changed.
+        """
+        owners = [set(one._decisions.decided) if one._decisions else None for one in (self, other)]
+        if owners[0] is None or owners[0] != owners[1]:
+            return False
+        if not (is_resizable(self._cache) and is_resizable(other._cache)):
+            return False
+        width = max(one._num_tokens() for one in (self, other))
+        for one in (self, other):
+            one._resize(width)
+        append_rows(self._cache, other._cache)
+        self._ids, self._mask, self._ends = (
+            torch.cat(pair)
+            for pair in (
+                (self._ids, other._ids),
+                (self._mask, other._mask),
+                (self._ends, other._ends),
+            )
+        )
+        assert self._decisions is not None, "compared above"
+        assert other._decisions is not None, "compared above"
+        self._decisions = self._decisions.join(other._decisions)
+        return True
+
+    def _num_tokens(self) -> int:
+        """Return the number of tokens in the longest row, without padding."""
+        return int(self._mask.sum(1).max())
+
+    def _resize(self, width: int) -> None:
+        """Have a number of columns, which the longest row allows."""
+        change = width - self.width
+        self._ids, self._mask = (pad(rows, (change, 0)) for rows in (self._ids, self._mask))
+        self._ends = self._ends + change
+        self._num_read += change
+        resize(self._cache, self._num_read)

@@ -34,6 +34,13 @@ class PromptDecisions(NamedTuple):
     decided: dict[int, Tensor]
     owners: dict[int, object]
 
+    def join(self, other: PromptDecisions) -> PromptDecisions:
+        """Return those about the rows of this batch and then of another, by the same owners."""
+        decided = {
+            owner: torch.cat([own, other.decided[owner]]) for owner, own in self.decided.items()
+        }
+        return PromptDecisions(decided, self.owners)
+
 
 class PromptEnds:
     """End of the prompt in each row of the running pass; one per model, as `lm.prompt_ends`.

@@ -22,6 +22,10 @@ from corrigenda.serving.jobs import (
     TokenReport,
 )
 
+# Columns of padding that a pass may cost to save another.
+_PADDING = 64
+_PADDING_SHARE = 0.25
+
 
 class GrowingAnswer:
     """An answer with its tokens, which emits its pieces as they become certain."""
@@ -93,14 +97,21 @@ class AnswerBatch:
     Attributes:
         lm: The model that continues: the served one, or another that a patch hands prompts to.
         answers: The answers that continue.
+        is_rewritten: Whether patches have rewritten the prompts.
         application: Which application of patches it last ran under.
     """
 
     def __init__(
-        self, lm: LanguageModel, answers: Sequence[GrowingAnswer], *, application: int
+        self,
+        lm: LanguageModel,
+        answers: Sequence[GrowingAnswer],
+        *,
+        is_rewritten: bool,
+        application: int,
     ) -> None:
         """Begin with prompts that are not read yet."""
         self.lm = lm
+        self.is_rewritten = is_rewritten
         self.answers = list(answers)
         self.application = application
         self._running = RunningRows(lm, [answer.prompt for answer in answers])
@@ -131,6 +142,25 @@ class AnswerBatch:
     def read_again(self) -> None:
         """Read prompts and answers anew: what patches noted about them is gone."""
         self._running.read_again()
+
+    def take_in(self, other: AnswerBatch) -> bool:
+        """Let the answers of another batch continue in this one, where that saves passes.
+
+        Prompts that patches have rewritten stay apart from the others: what is out of their scope
+        must not depend, not even by rounding, on what is in it.
+
+        Returns:
+            Whether it was done; if not, nothing has changed.
+        """
+        kinds = {(one.lm is self.lm, one.is_rewritten, one.application) for one in (self, other)}
+        widths = sorted(one._running.width for one in (self, other))
+        if len(kinds) > 1 or widths[1] - widths[0] > max(_PADDING, _PADDING_SHARE * widths[1]):
+            return False
+        if not self._running.join(other._running):
+            return False
+        self.answers += other.answers
+        other.answers = []
+        return True
 
     def fail(self, error: Exception) -> None:
         """End all answers by an error."""

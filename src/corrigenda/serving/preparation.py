@@ -61,9 +61,13 @@ def _prepare(lm: LanguageModel, jobs: Sequence[AnswerJob], application: int) -> 
             GrowingAnswer(left[place], encode_asked(model, left[place].asked, text), decode)
             for place, text in zip(places, texts, strict=True)
         ]
+        # Those that are asked as they were never come together with those that were rewritten.
+        is_rewritten = model is not lm or texts[0] != left[places[0]].asked.text
         for batch in batches(model, [len(answer.prompt) for answer in growing], None):
             rows = [growing[place] for place in batch]
-            found.append(AnswerBatch(model, rows, application=application))
+            found.append(
+                AnswerBatch(model, rows, is_rewritten=is_rewritten, application=application)
+            )
         return [None] * len(places)
 
     ask_rewritten(lm, [job.asked.text for job in left], ask)

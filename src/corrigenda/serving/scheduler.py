@@ -211,7 +211,7 @@ class Scheduler:
             running += found
 
     def _step(self, model: ServedModel) -> None:
-        """Add a token to every answer of a model that has begun."""
+        """Add a token to every answer of a model that has begun, and let small batches join."""
         for batch in self._running[model]:
             try:
                 if batch.application != self.switch.application:
@@ -224,8 +224,12 @@ class Scheduler:
                 batch.fail(error)
             else:
                 self.num_tokens[model.name] = self.num_tokens.get(model.name, 0) + added
+        kept: list[AnswerBatch] = []
+        for batch in self._running[model]:
+            if batch.answers and not any(other.take_in(batch) for other in kept):
+                kept.append(batch)
         with self._changed:
-            self._running[model] = [batch for batch in self._running[model] if batch.answers]
+            self._running[model] = kept
 
     def _fail_all(self, model: ServedModel, error: Exception) -> None:
         with self._changed:

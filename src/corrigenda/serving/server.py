@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -65,10 +66,12 @@ def serve(
     Raises:
         MissingExtra (CG504): the extra `serve` is not installed.
         UnsafeAddress (CG701): other machines reach the address, and no token is asked for.
-        BadConfig (CG502): the address cannot be used, or a served model has no name.
+        BadConfig (CG502): the address cannot be used, a served model has no name, or an event loop
+            runs already, as in a notebook.
         WrongBase (CG401), NotApplied (CG406) ...: patches do not belong on this model.
     """
     require_extra()
+    _require_no_loop()
     access = access or Access()
     require_safe(host, access)
     listening = listen(host, port)
@@ -100,6 +103,18 @@ def serve(
         # After a graceful end the interrupt that asked for it is raised once more.
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
+
+
+def _require_no_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise BadConfig(
+        "an event loop runs already, as in a notebook; a server needs one of its own.",
+        hint="Run `corrigenda serve` in a terminal, or give "
+        "`corrigenda.serving.app.create_app(...)` to an ASGI server in that loop.",
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:
