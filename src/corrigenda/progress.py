@@ -32,10 +32,10 @@ class Progress(Protocol):
 
 @runtime_checkable
 class Display(Progress, Protocol):
-    """A progress report that also shows a text beside a stage, and can be closed early."""
+    """Callback that also shows a text for a stage, and can be closed early."""
 
     def note(self, stage: str, text: str, /) -> object:
-        """Show a text beside a stage that was reported."""
+        """Show a text after the bar of a stage that was reported."""
         ...
 
     def close(self) -> object:
@@ -72,7 +72,7 @@ def report_stage(stage: str, done: int, total: int, *, note: str = "") -> None:
         stage: What runs, in a word or two.
         done: Finished units; 0 where the stage begins.
         total: All units.
-        note: A figure to show beside it; callbacks of users do not get it.
+        note: A figure to show after its bar; callbacks of users do not get it.
     """
     current = _CURRENT.get()
     if current is None:
@@ -140,7 +140,7 @@ class _Bars:
             bars.refresh()
 
     def note(self, stage: str, text: str, /) -> None:
-        """Draw a text beside a stage."""
+        """Draw a text after the bar of a stage."""
         if self._drawn is not None and stage in self._tasks:
             self._drawn.update(self._tasks[stage], note=text)
 
