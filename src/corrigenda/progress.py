@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
@@ -89,6 +90,12 @@ def close_progress() -> None:
         current.close()
 
 
+def drawing_console() -> Console | None:
+    """Return the console on which bars are drawn, so that a text goes above them; None for none."""
+    current = _CURRENT.get()
+    return current.console if isinstance(current, _Bars) else None
+
+
 @contextmanager
 def _open_report(progress: Progress | bool | None) -> Generator[Progress | None]:
     if progress is None:
@@ -127,6 +134,11 @@ class _Bars:
         self._drawn: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._closed = False
+
+    @property
+    def console(self) -> Console | None:
+        """The console of the bars, while they are drawn."""
+        return None if self._drawn is None else self._drawn.console
 
     def __call__(self, stage: str, done: int, total: int, /) -> None:
         """Draw how much of a stage is done."""
