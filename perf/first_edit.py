@@ -25,7 +25,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-import figures
+from figures import publish
 
 TOKENS = 1024
 PASSES = 3
@@ -167,7 +167,7 @@ def main() -> None:
         report |= found[kind] if len(kinds) == 1 else {f"units_{kind}": found[kind]["units"]}
     if len(kinds) > 1:
         report |= {"units": found["cold"]["units"], **{kind: found[kind] for kind in kinds}}
-    figures.publish(report, limits=limits)
+    publish(report, limits=limits)
 
 
 def show(kind: str, found: dict[str, object]) -> None:

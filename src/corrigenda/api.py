@@ -19,7 +19,7 @@ from corrigenda.engines.pocket_world import add_related_prompts, subject_of
 from corrigenda.errors import AlreadyTrue, BadConfig, NotAModel, NotExportable, did_you_mean
 from corrigenda.facts import Fact, FactLike, as_facts
 from corrigenda.lm.decoding import answer as short_answers
-from corrigenda.lm.decoding import greedy, next_token_top
+from corrigenda.lm.decoding import answer_and_line, next_token_top
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.prompt_checks import check_prompts, find_typed_bos
 from corrigenda.lm.wrapping import require_lm
@@ -316,14 +316,11 @@ def ask(
     """
     lm = require_lm(lm)
     several = _check(lm, prompts)
-    continuations = greedy(lm, several, max_new_tokens=max_new_tokens, chat=chat)
-    answers = short_answers(lm, several, max_new_tokens=max_new_tokens, chat=chat)
+    texts = answer_and_line(lm, several, max_new_tokens=max_new_tokens, chat=chat)
     tops = [[] for _ in several] if chat else next_token_top(lm, several, top)
     replies = [
-        Reply(prompt, text, continuation, tuple((one.text, one.probability) for one in best))
-        for prompt, text, continuation, best in zip(
-            several, answers, continuations, tops, strict=True
-        )
+        Reply(prompt, text, line, tuple((one.text, one.probability) for one in best))
+        for prompt, (text, line), best in zip(several, texts, tops, strict=True)
     ]
     return replies[0] if isinstance(prompts, str) else replies
 

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
@@ -32,10 +33,10 @@ class Progress(Protocol):
 
 @runtime_checkable
 class Display(Progress, Protocol):
-    """A progress report that shows a text with a stage, and can be closed early."""
+    """Callback that also shows a text for a stage, and can be closed early."""
 
     def note(self, stage: str, text: str, /) -> object:
-        """Show a text with a stage that was reported."""
+        """Show a text after the bar of a stage that was reported."""
         ...
 
     def close(self) -> object:
@@ -72,7 +73,7 @@ def report_stage(stage: str, done: int, total: int, *, note: str = "") -> None:
         stage: What runs, in a word or two.
         done: Finished units; 0 where the stage begins.
         total: All units.
-        note: A figure to show beside it; callbacks of users do not get it.
+        note: A figure to show after its bar; callbacks of users do not get it.
     """
     current = _CURRENT.get()
     if current is None:
@@ -87,6 +88,12 @@ def close_progress() -> None:
     current = _CURRENT.get()
     if isinstance(current, Display):
         current.close()
+
+
+def drawing_console() -> Console | None:
+    """Return the console on which bars are drawn, so that a text goes above them; None for none."""
+    current = _CURRENT.get()
+    return current.console if isinstance(current, _Bars) else None
 
 
 @contextmanager
@@ -128,6 +135,11 @@ class _Bars:
         self._tasks: dict[str, TaskID] = {}
         self._closed = False
 
+    @property
+    def console(self) -> Console | None:
+        """The console of the bars, while they are drawn."""
+        return None if self._drawn is None else self._drawn.console
+
     def __call__(self, stage: str, done: int, total: int, /) -> None:
         """Draw how much of a stage is done."""
         if self._closed:
@@ -140,7 +152,7 @@ class _Bars:
             bars.refresh()
 
     def note(self, stage: str, text: str, /) -> None:
-        """Draw a text beside a stage."""
+        """Draw a text after the bar of a stage."""
         if self._drawn is not None and stage in self._tasks:
             self._drawn.update(self._tasks[stage], note=text)
 

@@ -12,7 +12,7 @@ import torch
 
 from corrigenda.errors import BadConfig, EmptyTarget, PromptTooLong
 from corrigenda.lm import decoding, kv_cache
-from corrigenda.lm.decoding import answer, greedy, next_token_top, says, score
+from corrigenda.lm.decoding import answer, answer_and_line, greedy, next_token_top, says, score
 from corrigenda.lm.kv_cache import Continuation, batches
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sampling import sample, sample_to_length
@@ -337,6 +337,30 @@ def test_every_end_token_of_the_model_ends_a_row() -> None:
 def test_first_sentence(text: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "continue_rows", lambda *_, **__: [Continuation(text, ())])
     assert answer(model("gpt2"), ["The"]) == [wanted]
+
+
+def test_answer_and_line_are_those_of_two_calls(lm: LanguageModel) -> None:
+    both = answer_and_line(lm, PROMPTS, max_new_tokens=12)
+    assert [short for short, _ in both] == answer(lm, PROMPTS, max_new_tokens=12)
+    assert [line for _, line in both] == greedy(lm, PROMPTS, max_new_tokens=12)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" Paris. It is\nlarge", ("Paris", " Paris. It is")),
+        ("\nParis. It\n", ("Paris", "")),
+        (" J. K. Rowling\n", ("J. K. Rowling", " J. K. Rowling")),
+        (" Paris", ("Paris", " Paris")),
+    ],
+)
+def test_answer_and_line_of_one_text(
+    text: str, expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "_continue_texts", lambda *_: [text])
+    assert answer_and_line(model("llama"), ["?"]) == [expected]
+    assert answer(model("llama"), ["?"]) == [expected[0]]
+    assert greedy(model("llama"), ["?"]) == [expected[1]]
 
 
 def test_answer_is_the_start_of_the_continuation(lm: LanguageModel) -> None:

@@ -92,6 +92,7 @@ def common(method: str) -> dict[str, object]:
         "kl_weight": hparams["kl_factor"],
         "weight_decay": hparams["v_weight_decay"],
         "clamp": hparams["clamp_norm_factor"],
+        "stop_on": "total",
     }
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from corrigenda.errors import CorrigendaError
-from corrigenda.progress import close_progress
+from corrigenda.progress import close_progress, drawing_console
 
 FINDING = 1
 MISUSE = 2
@@ -26,8 +26,8 @@ def stdout() -> Console:
 
 
 def stderr() -> Console:
-    """Return the console for progress, notices and errors."""
-    return Console(stderr=True, highlight=False)
+    """Return the console for progress, notices and errors: that of the bars while there are."""
+    return drawing_console() or Console(stderr=True, highlight=False)
 
 
 def wants_json(ctx: typer.Context, value: bool) -> bool:

@@ -250,7 +250,27 @@ def answer(
         return _first_sentence(text) is not None
 
     texts = _continue_texts(lm, prompts, max_new_tokens, finished, chat, batch_tokens)
-    return [_first_sentence(text + "\n") or text.strip() for text in texts]
+    return [_cut_answer(text) for text in texts]
+
+
+def answer_and_line(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 16,
+    chat: bool = False,
+    batch_tokens: int | None = None,
+) -> list[tuple[str, str]]:
+    """Return what `answer` and `greedy` return, each prompt continued once.
+
+    Arguments and errors are those of `greedy`.
+    """
+
+    def finished(text: str) -> bool:
+        return "\n" in text and _first_sentence(text) is not None
+
+    texts = _continue_texts(lm, prompts, max_new_tokens, finished, chat, batch_tokens)
+    return [(_cut_answer(text), text.partition("\n")[0]) for text in texts]
 
 
 def continuations(
@@ -329,6 +349,11 @@ def _continue_texts(
         batch_tokens=batch_tokens,
     )
     return [one.text for one in found]
+
+
+def _cut_answer(text: str) -> str:
+    """Return the first sentence of a continuation, all of it where none ends."""
+    return _first_sentence(text + "\n") or text.strip()
 
 
 def _first_sentence(text: str) -> str | None:

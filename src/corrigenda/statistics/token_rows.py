@@ -155,3 +155,6 @@ def _report_progress(
         if progress is not None and number % _DOCUMENTS_AT_ONCE == 0:
             progress("reading text", min(done, num_tokens), num_tokens)
         yield row
+    # A text that ends early is read completely.
+    if progress is not None and 0 < done < num_tokens:
+        progress("reading text", done, done)
