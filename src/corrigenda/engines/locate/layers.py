@@ -129,7 +129,7 @@ class SpreadEditor(LocateThenEdit):
             pipeline.rewrite_rows(lm, facts, plan.contexts.prefixes),
             layer=plan.sites[-1].layer,
             role=self.role,
-            settings=self.search,
+            settings=self.search_settings(lm),
             names=[fact.label for fact in facts],
         )
         notes.traces = targets.traces

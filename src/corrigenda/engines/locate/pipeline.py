@@ -39,6 +39,7 @@ unreliable."""
 _SAME_KEY = 0.999
 _CAPTURE_TOKENS = 4096
 _PULL_BACK = 1e-3
+_CLAMP, _CLAMP_AT_NORM = 4.0, 1.25
 _CONTEXTS, _SITES, _NOTICES = "contexts", "locate/sites", "locate/notices"
 
 
@@ -67,7 +68,12 @@ class LocateThenEdit(Editor):
     learning_rate: float = Field(default=0.5, gt=0, description="Of Adam in the target search.")
     kl_weight: float = Field(default=0.0625, ge=0, description="Price of changing the essence.")
     weight_decay: float = Field(default=0.5, ge=0, description="Price of a long delta.")
-    clamp: float = Field(default=4.0, gt=0, description="Longest delta, in lengths of the anchor.")
+    clamp: float | None = Field(
+        default=None,
+        gt=0,
+        description="Longest delta, in lengths of the anchor; by default 4, and 1.25 where the "
+        "feed-forward block ends in a norm.",
+    )
     stop_loss: float = Field(default=0.05, ge=0, description="Loss at which a search ends.")
     contexts: Contexts | None = Field(
         default=None, description="Prefixes; the fitted ones, or generated, if not given."
@@ -82,10 +88,17 @@ class LocateThenEdit(Editor):
         """Return the layers to edit where `last` is the one chosen for the model."""
         return (last,)
 
-    @property
-    def search(self) -> SearchSettings:
-        """Settings of the target search."""
-        return select(SearchSettings, self)
+    def search_settings(self, lm: LanguageModel) -> SearchSettings:
+        """Return the settings of the target search on a model.
+
+        A norm behind the down projection (Gemma 2 and 3, OLMo 2) gives its output one length, so
+        that a longer delta only turns it further: left to itself the search goes to any clamp, and
+        the long change that it asks for spills onto other keys.
+        """
+        settings = select(SearchSettings, self)
+        if self.clamp is None:
+            return settings._replace(clamp=_CLAMP if lm.family.mlp_norm is None else _CLAMP_AT_NORM)
+        return settings
 
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
         """Return down projections of the configured layers, or of those chosen for the model.

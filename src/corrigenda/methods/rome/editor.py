@@ -160,7 +160,7 @@ class Rome(LocateThenEdit):
             pipeline.rewrite_rows(lm, facts, prefixes),
             layer=site.layer,
             role="value",
-            settings=self.search,
+            settings=self.search_settings(lm),
             names=[fact.label for fact in facts],
         )
         sequences = pipeline.subject_tokens(lm, facts, prefixes)
