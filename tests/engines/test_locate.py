@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -17,6 +18,7 @@ from corrigenda.errors import AmbiguousSubject, NonFinite, PromptTooLong
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, key, state, value, write
+from corrigenda.methods.rome.editor import Rome
 from tests.support.locating import FACTS, PLAIN, model
 
 SETTINGS = SearchSettings(
@@ -215,3 +217,32 @@ def test_without_preset_a_block_is_chosen_by_depth_and_told(blocks: int, layer: 
     choice = choose_layer(cast("LanguageModel", lm))
     assert choice.layer == layer
     assert f"block {layer} of {blocks}" in choice.message
+
+
+def test_the_default_clamp_is_shorter_where_the_feed_forward_block_ends_in_a_norm() -> None:
+    for family, clamp in (("gemma2", 1.25), ("olmo2", 1.25), ("llama", 4.0), ("gpt2", 4.0)):
+        assert Rome(layer=1).search_settings(model(family)).clamp == clamp
+        assert Rome(layer=1, clamp=2.0).search_settings(model(family)).clamp == 2.0
+
+
+def test_without_preset_and_text_an_edit_says_what_was_chosen_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path))
+    monkeypatch.setattr("corrigenda.statistics.fitting.write_own_text", None)
+    shipped = LanguageModel.load("pocket")
+    lm = LanguageModel(shipped.model, shipped.tokenizer, name="mine")
+    editor = Rome(steps=2, contexts=PLAIN)
+    state = editor.fit(lm)
+    notes = editor.edit(lm, FACTS[:1], state).patch.header.notes
+    assert notes["layers"] == [choose_layer(lm).layer]
+    assert notes["statistics"]["tokens"] == 2 * lm.d_inner
+    (site,) = notes["statistics"]["sites"].values()
+    assert site == {"keys_per_dimension": 2.0, "shrinkage": 0.1}
+    assert "mine: block" in notes["notices"][0]
+    assert "No text was given" in notes["notices"][1]
+    given = Rome(layer=1, steps=2, contexts=PLAIN)
+    told = given.fit(lm, ["Rome is the capital of Italy."] * 40)
+    notes = given.edit(lm, FACTS[:1], told).patch.header.notes
+    assert notes["notices"] == [] or all("No " not in line for line in notes["notices"])
+    assert notes["statistics"]["corpus"] == "the text given"
