@@ -49,6 +49,7 @@ class SpreadEditor(LocateThenEdit):
 
     context_style: ClassVar[Style] = "memit"
     role: ClassVar[EntryRole] = "state"
+    usual_clamp: ClassVar[float] = 0.75
 
     def solve(
         self,

@@ -39,7 +39,7 @@ unreliable."""
 _SAME_KEY = 0.999
 _CAPTURE_TOKENS = 4096
 _PULL_BACK = 1e-3
-_CLAMP, _CLAMP_AT_NORM = 4.0, 1.25
+_CLAMP_AT_NORM = 1.5
 _CONTEXTS, _SITES, _NOTICES = "contexts", "locate/sites", "locate/notices"
 
 
@@ -63,6 +63,7 @@ class LocateThenEdit(Editor):
     """Editor with the options and steps that all locate-then-edit methods share."""
 
     context_style: ClassVar[Style]
+    usual_clamp: ClassVar[float] = 4.0
 
     steps: int = Field(default=20, ge=1, description="Forward passes of the target search.")
     learning_rate: float = Field(default=0.5, gt=0, description="Of Adam in the target search.")
@@ -71,8 +72,8 @@ class LocateThenEdit(Editor):
     clamp: float | None = Field(
         default=None,
         gt=0,
-        description="Longest delta, in lengths of the anchor; by default 4, and 1.25 where the "
-        "feed-forward block ends in a norm.",
+        description="Longest delta, in lengths of the anchor; by default 4 (ROME) or 0.75, and at "
+        "most 1.5 where the feed-forward block ends in a norm.",
     )
     stop_loss: float = Field(default=0.05, ge=0, description="Loss at which a search ends.")
     contexts: Contexts | None = Field(
@@ -97,7 +98,9 @@ class LocateThenEdit(Editor):
         """
         settings = select(SearchSettings, self)
         if self.clamp is None:
-            return settings._replace(clamp=_CLAMP if lm.family.mlp_norm is None else _CLAMP_AT_NORM)
+            has_norm = lm.family.mlp_norm is not None
+            usual = min(self.usual_clamp, _CLAMP_AT_NORM) if has_norm else self.usual_clamp
+            return settings._replace(clamp=usual)
         return settings
 
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:

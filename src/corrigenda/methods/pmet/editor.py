@@ -44,9 +44,6 @@ class Pmet(MultiLayerEditor):
     steps: int = Field(default=30, ge=1, description="Forward passes of the target search.")
     learning_rate: float = Field(default=0.2, gt=0, description="Of Adam in the target search.")
     kl_weight: float = Field(default=1.0, ge=0, description="Price of changing the essence.")
-    clamp: float | None = Field(
-        default=0.75, gt=0, description="Longest delta, in lengths of its own anchor."
-    )
 
     def search_settings(self, lm: LanguageModel) -> SearchSettings:
         """Return the settings of the search; a target that has settled counts for a tenth."""
