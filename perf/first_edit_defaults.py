@@ -11,12 +11,13 @@ Last line: the figures as JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 import warnings
 from pathlib import Path
 from typing import NamedTuple
+
+from figures import publish
 
 import corrigenda as cg
 from corrigenda.almanac.exam import draw_edit
@@ -121,7 +122,7 @@ def main() -> None:
                 used = editor.sites(lm)[0].layer
                 cpu = round(time.process_time() - start, 1)
                 table.append({"layer": used, "text": text, "clamp": clamp, **found, "cpu_s": cpu})
-    print(json.dumps({"model": given.model, "facts": len(known), "rows": table}))
+    publish({"model": given.model, "facts": len(known), "rows": table})
 
 
 if __name__ == "__main__":

@@ -72,8 +72,8 @@ class LocateThenEdit(Editor):
     clamp: float | None = Field(
         default=None,
         gt=0,
-        description="Longest delta, in lengths of the anchor; by default 4 (ROME) or 0.75, and at "
-        "most 1.5 where the feed-forward block ends in a norm.",
+        description="Longest delta, in lengths of the anchor; by default 4 (0.75 in the "
+        "residual stream), and at most 1.5 where the feed-forward block ends in a norm.",
     )
     stop_loss: float = Field(default=0.05, ge=0, description="Loss at which a search ends.")
     contexts: Contexts | None = Field(

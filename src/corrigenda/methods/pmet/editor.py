@@ -40,6 +40,7 @@ class Pmet(MultiLayerEditor):
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )
     role: ClassVar[EntryRole] = "components"
+    usual_clamp: ClassVar[float] = 4.0
 
     steps: int = Field(default=30, ge=1, description="Forward passes of the target search.")
     learning_rate: float = Field(default=0.2, gt=0, description="Of Adam in the target search.")
