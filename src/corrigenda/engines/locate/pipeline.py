@@ -17,7 +17,7 @@ from torch import Tensor
 
 from corrigenda.editor import Editor
 from corrigenda.engines.locate.contexts import Contexts, Style, generate_contexts
-from corrigenda.engines.locate.layer_choice import choose_layer
+from corrigenda.engines.locate.layer_choice import choose_layer, describe_choice
 from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, search_memory
 from corrigenda.facts import Fact, Span
 from corrigenda.linalg.cholesky import Cholesky
@@ -170,8 +170,8 @@ class LocateThenEdit(Editor):
     def _locate(self, lm: LanguageModel) -> tuple[tuple[Site, ...], tuple[str, ...]]:
         layers, notices = self.configured_layers(), ()
         if layers is None:
-            choice = choose_layer(lm)
-            layers, notices = self.layers_up_to(choice.layer, lm.num_layers), (choice.message,)
+            layers = self.layers_up_to(choose_layer(lm), lm.num_layers)
+            notices = (describe_choice(lm, layers),)
         require_layers(lm, layers, where=f"method {self.name}")
         return tuple(Site(layer) for layer in layers), notices
 
