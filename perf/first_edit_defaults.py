@@ -72,7 +72,7 @@ def find_known(lm: LanguageModel, count: int, seed: int) -> list[Known]:
 
 
 def measure(
-    lm: LanguageModel, editor: cg.Rome, text: object, known: list[Known]
+    lm: LanguageModel, editor: cg.Rome, text: str | Path | None, known: list[Known]
 ) -> list[list[float]]:
     """Return efficacy, paraphrases and neighbours of each single edit."""
     state = editor.fit(lm, text)
