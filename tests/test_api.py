@@ -280,6 +280,7 @@ def test_models_in_memory_are_wrapped(lm: cg.LanguageModel) -> None:
 
 def test_an_adapted_model_is_wrapped(fact: cg.Fact) -> None:
     peft = pytest.importorskip("peft", reason="the adapter is peft's")
+    torch.manual_seed(0)
     lm = tiny_model("llama")
     adapters = peft.LoraConfig(target_modules=["down_proj"], init_lora_weights=False, r=2)
     adapted = cg.wrap(peft.get_peft_model(lm.model, adapters), lm.tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, cast
 
@@ -10,16 +11,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from corrigenda.almanac.exam import draw_edits
+from corrigenda.almanac.world import load_world
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Contexts
-from corrigenda.engines.locate.layer_choice import choose_layer
+from corrigenda.engines.locate.layer_choice import choose_layer, describe_choice
 from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, Targets, find_targets
 from corrigenda.errors import AmbiguousSubject, NonFinite, PromptTooLong
 from corrigenda.facts import Fact
+from corrigenda.lm.decoding import answer
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, key, state, value, write
+from corrigenda.methods.emmet.editor import Emmet
+from corrigenda.methods.memit.editor import Memit
+from corrigenda.methods.pmet.editor import Pmet
+from corrigenda.methods.rome.editor import Rome
 from corrigenda.progress import show_progress
-from tests.support.locating import FACTS, PLAIN, model
+from tests.support.locating import FACTS, PLAIN, model, pocket, pocket_moments
 
 SETTINGS = SearchSettings(
     steps=6, learning_rate=0.2, kl_weight=0.5, weight_decay=0.01, clamp=4.0, stop_loss=0.0
@@ -248,6 +256,56 @@ def test_facts_without_subject_or_beyond_the_context_are_refused() -> None:
 )
 def test_without_preset_a_block_is_chosen_by_depth_and_told(blocks: int, layer: int) -> None:
     lm = SimpleNamespace(num_layers=blocks, name="mine")
-    choice = choose_layer(cast("LanguageModel", lm))
-    assert choice.layer == layer
-    assert f"block {layer} of {blocks}" in choice.message
+    assert choose_layer(cast("LanguageModel", lm)) == layer
+    told = describe_choice(cast("LanguageModel", lm), [layer])
+    assert told.startswith(f"No preset for mine: block {layer} of {blocks} is edited")
+    several = describe_choice(cast("LanguageModel", lm), [3, 4, 5])
+    assert f"blocks 3 to 5 of {blocks} are edited" in several
+
+
+def test_the_default_clamp_is_shorter_where_the_feed_forward_block_ends_in_a_norm() -> None:
+    for family, clamp in (("gemma2", 1.5), ("olmo2", 1.5), ("llama", 4.0), ("gpt2", 4.0)):
+        for editor in (Rome(layer=1), Pmet(layers=(1,))):
+            assert editor.search_settings(model(family)).clamp == clamp
+        assert Rome(layer=1, clamp=2.0).search_settings(model(family)).clamp == 2.0
+        for editor in (Memit(layers=(1,)), Emmet(layer=1)):
+            assert editor.search_settings(model(family)).clamp == 0.75
+
+
+def test_without_preset_and_text_an_edit_says_what_was_chosen_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path))
+    monkeypatch.setattr("corrigenda.statistics.fitting.write_own_text", None)
+    shipped = LanguageModel.load("pocket")
+    lm = LanguageModel(shipped.model, shipped.tokenizer, name="mine")
+    editor = Rome(steps=2, contexts=PLAIN)
+    state = editor.fit(lm)
+    notes = editor.edit(lm, FACTS[:1], state).patch.header.notes
+    assert notes["layers"] == [choose_layer(lm)]
+    assert notes["statistics"]["tokens"] == 2 * lm.d_inner
+    (site,) = notes["statistics"]["sites"].values()
+    assert site == {"keys_per_dimension": 2.0, "shrinkage": 0.1}
+    assert "mine: block" in notes["notices"][0]
+    assert "No text was given" in notes["notices"][1]
+    given = Rome(layer=1, steps=2, contexts=PLAIN)
+    told = given.fit(lm, ["Rome is the capital of Italy."] * 40)
+    notes = given.edit(lm, FACTS[:1], told).patch.header.notes
+    assert notes["notices"] == [] or all("No " not in line for line in notes["notices"])
+    assert notes["statistics"]["corpus"] == "the text given"
+
+
+def test_edits_at_the_block_chosen_by_depth_take_and_leave_neighbours() -> None:
+    lm = pocket()
+    layer = choose_layer(lm)
+    editor, state = Rome(contexts=PLAIN), pocket_moments((layer,))
+    took, kept = [], []
+    for case in draw_edits(load_world(), 4, seed=11):
+        fact = case.fact
+        before = answer(lm, list(fact.neighbours))
+        with editor.edit(lm, [fact], state).patch.apply(lm):
+            took += [text.startswith(fact.target) for text in answer(lm, [fact.prompt])]
+            after = answer(lm, list(fact.neighbours))
+        kept += [one == two for one, two in zip(before, after, strict=True)]
+    assert sum(took) >= 3
+    assert sum(kept) >= 0.9 * len(kept)

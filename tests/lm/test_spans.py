@@ -348,3 +348,13 @@ def test_any_text(name: str, parts: tuple[str, str, str, str], separator: str) -
     letter = tokenizer("a", add_special_tokens=False).input_ids
     added = separator + target.removeprefix(separator)
     assert decode(tokenizer, [*letter, *encoded.target_ids]) == f"a{added}"
+
+
+def test_a_tokenizer_with_a_model_of_its_own_is_no_language_model() -> None:
+    tokenizer = byte_level_bpe()
+    expected = encode(tokenizer, "Rome is in", target="Italy")
+    tokenizer.model = type("Splitting", (), {})
+    try:
+        assert encode(tokenizer, "Rome is in", target="Italy") == expected
+    finally:
+        del tokenizer.model

@@ -240,3 +240,12 @@ def test_a_sequence_on_the_pocket_model_takes_and_others_stay() -> None:
     assert sum(took) >= 3
     assert sum(a == b for a, b in zip(before, after, strict=True)) >= 0.7 * len(before)
     assert lm.digest() == digest
+
+
+def test_the_default_weight_is_the_energy_of_text_in_the_free_directions() -> None:
+    lm, editor = model("llama", torch.float64), alphaedit(energy=0.2, weight=None)
+    state = fitted(editor)
+    dense = editor.projector(state, SITE).to_dense()
+    expected = float(torch.trace(dense @ state.moment(SITE).covariance()))
+    assert editor.price(state, SITE) == pytest.approx(expected)
+    assert editor.edit(lm, FACTS, state).patch.norms()

@@ -226,3 +226,27 @@ def test_layers_are_taken_in_ascending_order() -> None:
     assert memit(layers=(2, 1)).sites(lm) == (Site(1), Site(2))
     assert memit().layers_up_to(17, 48) == (13, 14, 15, 16, 17)
     assert memit().layers_up_to(1, 4) == (1,)
+
+
+def test_the_default_weight_writes_half_of_what_is_wanted_at_a_key_like_those_of_text() -> None:
+    lm, editor, site = model("llama", torch.float64), memit(weight=None), Site(2)
+    state = moments(lm, LAYERS)
+    width = lm.d_inner
+    assert editor.price(state, site) == pytest.approx(state.effective_dimension(site))
+    assert 0.8 * width < editor.price(state, site) < width
+    exact = State(state.tensors, {"shrinkage": 0.0})
+    assert editor.price(exact, site) == pytest.approx(width)
+    assert memit(weight=3.0).price(state, site) == 3.0
+    (first, last) = editor.edit(lm, FACTS[:1], state).patch.header.notes["written_fraction"].items()
+    layer = editor.solve_layers(lm, FACTS[:1], state)[1]
+    energy = float(editor.coordinates(state, site, layer.keys.T).square().sum())
+    assert last[1][0] == pytest.approx(energy / (editor.price(state, site) + energy), rel=1e-4)
+    assert first[0] == "1.mlp.down"
+
+
+def test_a_weight_that_hardly_writes_is_told() -> None:
+    lm, state = model("llama", torch.float64), moments(model("llama", torch.float64), LAYERS)
+    heavy = memit(weight=1e5).edit(lm, FACTS, state).patch.header.notes["notices"]
+    assert any("Of 4 of 4 facts less than 30% of the wanted change" in line for line in heavy)
+    light = memit(weight=1e-3).edit(lm, FACTS, state).patch.header.notes["notices"]
+    assert not any("wanted change" in line for line in light)

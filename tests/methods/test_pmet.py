@@ -189,7 +189,7 @@ def test_each_vector_has_its_own_ball() -> None:
 def test_with_one_vector_in_the_stream_and_an_even_spread_it_is_memit() -> None:
     class Frozen(Pmet):
         role = "state"
-        search = LocateThenEdit.search
+        search_settings = LocateThenEdit.search_settings
         remaining_residuals = SpreadEditor.remaining_residuals
         layer_share = SpreadEditor.layer_share
 
@@ -229,7 +229,7 @@ def test_what_is_missing_is_measured_behind_the_last_down_projection(family: str
     rows = pipeline.rewrite_rows(lm, FACTS, TWO_LEVEL)
     names = [fact.label for fact in FACTS]
     targets = find_targets(
-        lm, rows, layer=2, role="components", settings=editor.search, names=names
+        lm, rows, layer=2, role="components", settings=editor.search_settings(lm), names=names
     )
     mlp = targets.deltas[:, lm.d_model :].double()
     if lm.family.mlp_norm is None:

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from torch import Tensor
 
+from corrigenda.almanac.corpus import texts
 from corrigenda.errors import BadConfig, CorruptFile, MissingExtra, MissingState, PickleRefused
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.state import State
 from corrigenda.statistics import Corpus, fit_moments, read_npz
-from corrigenda.statistics.corpus import read_documents
+from corrigenda.statistics.corpus import OWN_TEXT, complete_corpus, read_documents
 from corrigenda.testing.tiny import tiny_model
 
 SITES = (Site(0), Site(2))
@@ -208,3 +209,32 @@ def test_a_text_with_half_a_character_is_refused(tmp_path: Path) -> None:
     for source in (path, ["\ud800 hello"]):
         with pytest.raises(BadConfig, match=r"CG502(.|\n)*lone surrogate"):
             list(read_documents(source))
+
+
+def test_the_default_text_is_that_of_the_package_in_rows_of_one_document() -> None:
+    shipped = LanguageModel.load("pocket")
+    lm = LanguageModel(shipped.model, shipped.tokenizer, name="mine")
+    for one, chosen in ((lm, True), (shipped, False)):
+        found = complete_corpus(one, None)
+        assert (found.pack, found.chosen) == (False, chosen)
+        assert next(iter(found.source)) == next(texts())
+    assert complete_corpus(lm, Corpus(OWN_TEXT)).source == OWN_TEXT
+    given = complete_corpus(lm, ["Rome is a city."])
+    assert (given.source, given.pack, given.chosen) == (["Rome is a city."], True, False)
+
+
+def test_a_tokenizer_that_is_not_made_for_english_gets_text_of_the_model() -> None:
+    lm = tiny_model("gpt2")
+    ids = lm.tokenizer(next(texts())).input_ids
+    assert len(next(texts())) < 2 * len(ids)
+    assert complete_corpus(lm, None).source == OWN_TEXT
+
+
+def test_the_shrinkage_of_a_fit_can_be_given() -> None:
+    lm = tiny_model("gpt2")
+    text = ["Rome is a city of many people."] * 60
+    state = fit_moments(lm, SITES, Corpus(text, shrinkage=0.0), keep=False)
+    assert state.shrinkage(SITES[0]) == 0.0
+    assert state.meta["moments"][str(SITES[0])]["shrinkage"] == 0.0
+    with pytest.raises(BadConfig, match="shrinkage"):
+        Corpus(text, shrinkage=1.5)

@@ -239,7 +239,8 @@ def _require_embedded(
     where: str,
 ) -> None:
     """Refuse tokens for which a model has no embedding."""
-    model = getattr(lm, "model", None)
+    # Some tokenizers have a `model` too, which is the algorithm of their splitting.
+    model = getattr(lm, "model", None) if hasattr(lm, "tokenizer") else None
     if model is None:
         return
     rows = model.get_input_embeddings().weight.shape[0]

@@ -50,6 +50,7 @@ class SpreadEditor(LocateThenEdit):
 
     context_style: ClassVar[Style] = "memit"
     role: ClassVar[EntryRole] = "state"
+    usual_clamp: ClassVar[float] = 0.75
 
     def solve(
         self,
@@ -130,7 +131,7 @@ class SpreadEditor(LocateThenEdit):
             pipeline.rewrite_rows(lm, facts, plan.contexts),
             layer=plan.sites[-1].layer,
             role=self.role,
-            settings=self.search,
+            settings=self.search_settings(lm),
             names=[fact.label for fact in facts],
         )
         notes.traces = targets.traces

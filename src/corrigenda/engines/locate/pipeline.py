@@ -19,7 +19,7 @@ from torch import Tensor
 
 from corrigenda.editor import Editor
 from corrigenda.engines.locate.contexts import Contexts, Style, generate_contexts
-from corrigenda.engines.locate.layer_choice import choose_layer
+from corrigenda.engines.locate.layer_choice import choose_layer, describe_choice
 from corrigenda.engines.locate.records import StopLoss
 from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, search_memory
 from corrigenda.facts import Fact, Span
@@ -47,6 +47,7 @@ _SAME_KEY = 0.999
 _CAPTURE_TOKENS = 4096
 _PULL_BACK = 1e-3
 _CHAT_WEIGHT = 0.5
+_CLAMP_AT_NORM = 1.5
 _CONTEXTS, _SITES, _NOTICES = "contexts", "locate/sites", "locate/notices"
 
 
@@ -70,12 +71,18 @@ class LocateThenEdit(Editor):
     """Editor with the options and steps that all locate-then-edit methods share."""
 
     context_style: ClassVar[Style]
+    usual_clamp: ClassVar[float] = 4.0
 
     steps: int = Field(default=20, ge=1, description="Forward passes of the target search.")
     learning_rate: float = Field(default=0.5, gt=0, description="Of Adam in the target search.")
     kl_weight: float = Field(default=0.0625, ge=0, description="Price of changing the essence.")
     weight_decay: float = Field(default=0.5, ge=0, description="Price of a long delta.")
-    clamp: float = Field(default=4.0, gt=0, description="Longest delta, in lengths of the anchor.")
+    clamp: float | None = Field(
+        default=None,
+        gt=0,
+        description="Longest delta, in lengths of the anchor; by default 4 (0.75 in the "
+        "residual stream), and at most 1.5 where the feed-forward block ends in a norm.",
+    )
     stop_loss: float = Field(default=0.05, ge=0, description="Loss at which a search ends.")
     stop_on: StopLoss = Field(
         default="nll",
@@ -97,10 +104,19 @@ class LocateThenEdit(Editor):
         """Return the layers to edit where `last` is the one chosen for the model."""
         return (last,)
 
-    @property
-    def search(self) -> SearchSettings:
-        """Settings of the target search."""
-        return select(SearchSettings, self)
+    def search_settings(self, lm: LanguageModel) -> SearchSettings:
+        """Return the settings of the target search on a model.
+
+        A norm behind the down projection (Gemma 2 and 3, OLMo 2) gives its output one length, so
+        that a longer delta only turns it further: left to itself the search goes to any clamp, and
+        the long change that it asks for spills onto other keys.
+        """
+        settings = select(SearchSettings, self)
+        if self.clamp is None:
+            has_norm = lm.family.mlp_norm is not None
+            usual = min(self.usual_clamp, _CLAMP_AT_NORM) if has_norm else self.usual_clamp
+            return settings._replace(clamp=usual)
+        return settings
 
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
         """Return down projections of the configured layers, or of those chosen for the model.
@@ -171,8 +187,8 @@ class LocateThenEdit(Editor):
     def _locate(self, lm: LanguageModel) -> tuple[tuple[Site, ...], tuple[str, ...]]:
         layers, notices = self.configured_layers(), ()
         if layers is None:
-            choice = choose_layer(lm)
-            layers, notices = self.layers_up_to(choice.layer, lm.num_layers), (choice.message,)
+            layers = self.layers_up_to(choose_layer(lm), lm.num_layers)
+            notices = (describe_choice(lm, layers),)
         require_layers(lm, layers, where=f"method {self.name}")
         return tuple(Site(layer) for layer in layers), notices
 

@@ -40,18 +40,16 @@ class Pmet(MultiLayerEditor):
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )
     role: ClassVar[EntryRole] = "components"
+    usual_clamp: ClassVar[float] = 4.0
 
     steps: int = Field(default=30, ge=1, description="Forward passes of the target search.")
     learning_rate: float = Field(default=0.2, gt=0, description="Of Adam in the target search.")
     kl_weight: float = Field(default=1.0, ge=0, description="Price of changing the essence.")
-    clamp: float = Field(
-        default=0.75, gt=0, description="Longest delta, in lengths of its own anchor."
-    )
 
-    @property
-    def search(self) -> SearchSettings:
-        """Settings of the target search; a target that has settled counts for a tenth."""
-        return super().search._replace(settled_weight=_SETTLED_WEIGHT, settled_kl=_SETTLED_KL)
+    def search_settings(self, lm: LanguageModel) -> SearchSettings:
+        """Return the settings of the search; a target that has settled counts for a tenth."""
+        found = super().search_settings(lm)
+        return found._replace(settled_weight=_SETTLED_WEIGHT, settled_kl=_SETTLED_KL)
 
     def remaining_residuals(
         self,

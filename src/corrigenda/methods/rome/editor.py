@@ -160,7 +160,7 @@ class Rome(LocateThenEdit):
             pipeline.rewrite_rows(lm, facts, plan.contexts),
             layer=site.layer,
             role="value",
-            settings=self.search,
+            settings=self.search_settings(lm),
             names=[fact.label for fact in facts],
         )
         report_stage(pipeline.WRITING, 0, 1)
