@@ -19,7 +19,7 @@ from corrigenda.methods.malmen.editor import Malmen, MalmenTrainer, MergeExample
 from corrigenda.methods.malmen.least_squares import MergedTokens, TokenSum
 from corrigenda.methods.malmen.network import ProposalNetwork
 from corrigenda.patch.changes import dense
-from corrigenda.pocket.edit_trial import try_batch_edit
+from corrigenda.knowledge.edit_trial import try_batch_edit
 from tests.support.hypernetworks import (
     TAUGHT,
     divergence,

@@ -32,7 +32,7 @@ from corrigenda.methods.mend.network import (
 from corrigenda.methods.presets import build_editor
 from corrigenda.patch import WeightPatch
 from corrigenda.patch.changes import dense
-from corrigenda.pocket.edit_trial import try_single_edits
+from corrigenda.knowledge.edit_trial import try_single_edits
 from corrigenda.state import State
 from corrigenda.training import TrainingReport
 from tests.support.locating import FACTS, exact_dtype, model

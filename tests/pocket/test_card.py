@@ -18,7 +18,8 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import Header, WeightPatch
 from corrigenda.patch.ledger import ledger_of
-from corrigenda.pocket import card, edit_trial
+from corrigenda.knowledge import edit_trial
+from corrigenda.pocket import card
 from corrigenda.testing.tiny import tiny_model
 
 PROMPTS = ("The Space Needle is in", "Anna speaks", "The capital of France is")

@@ -17,7 +17,7 @@ from corrigenda.lm.decoding import score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.methods.presets import build_editor
 from corrigenda.pocket import card
-from corrigenda.pocket.edit_trial import try_single_edits
+from corrigenda.knowledge.edit_trial import try_single_edits
 
 MODELS = {"pocket": (16e6, 32e6), "pocket-gpt2": (16e6, 12e6)}
 

@@ -22,7 +22,7 @@ from corrigenda.analysis.trace_effects import Bin, Kind
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import greedy, score
 from corrigenda.methods.presets import build_editor
-from corrigenda.pocket.edit_trial import compute_share, try_batch_edit, try_single_edits
+from corrigenda.knowledge.edit_trial import compute_share, try_batch_edit, try_single_edits
 
 if TYPE_CHECKING:
     from corrigenda.almanac.exam import Exam

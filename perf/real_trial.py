@@ -1,0 +1,337 @@
+"""One method on a real model, for `real_table.py`: facts, training sets, judges and regimes."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import torch
+from real_judges import RecordJudge, TextJudge, estimate, to_list
+from table_rows import REGIMES, TableRow, hash_origin
+
+import corrigenda as cg
+from corrigenda import benchmarks
+from corrigenda.almanac.exam import ExamEdit
+from corrigenda.cases import Case
+from corrigenda.editor import Edit, Editor, State
+from corrigenda.errors import CorrigendaError
+from corrigenda.facts import Fact
+from corrigenda.knowledge.edit_trial import (
+    ROLES,
+    SUBJECT_NAMED,
+    AnswerJudge,
+    EditTrial,
+    Judge,
+    list_asked,
+)
+from corrigenda.knowledge.exam import draw_cases
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.sites import Site
+from corrigenda.methods.presets import build_editor
+from corrigenda.methods.registry import METHODS
+from corrigenda.patch import WeightPatch, header_for
+from corrigenda.patch.header import library_versions
+from corrigenda.run.prober import describe_error
+from corrigenda.statistics.cache import hash_settings, read_texts, write_texts
+
+FORMAT = "1"
+"""Of the way in which facts are drawn, edited and judged."""
+
+SEED = 14
+"""Of the facts that are edited."""
+
+UNEDITED = "unedited"
+"""Label of the rows in which nothing is edited."""
+
+VARIANTS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
+    "memit": {"memit": {}, "memit sequential": {"sequential": True}},
+}
+"""Methods of which more than the preset is worth a row."""
+
+TRAINING: Mapping[str, Mapping[str, object]] = {
+    "mend": {"rank": 256, "learning_rate": 2e-5, "steps": 150, "validation": 24},
+    "malmen": {"num_edits": 24, "rank": 256, "edit_rate": 2.5e-3, "steps": 40},
+    "serac": {"steps": 600, "opening": "New fact: ", "between": ". ", "cached_text": "prompt"},
+    "knowledge-editor": {"steps": 120, "batch_size": 4, "others": 2, "validation": 24},
+    "truthx": {"hidden": 128, "code": 64, "steps": 1000, "max_pairs": 1000},
+}
+"""Options, under those of the preset, with which training ends within 20 minutes of a core."""
+
+_SHARE_OF_LIMIT = {"single": 0.35, "batch": 0.15, "sequence": 0.25, "records": 0.25}
+_FEWEST = 5
+_TEXTS, _TEXT_WORDS = 6, 32
+_TRAINING_FACTS = 300
+
+
+class RunOptions(NamedTuple):
+    """Options of the command that a worker gets too."""
+
+    model: str
+    facts: int
+    records: int
+    limit: float
+    data: Path
+    text: Path | None
+    sample: int | None
+    threads: int
+
+    def to_arguments(self) -> list[str]:
+        """Return them as arguments of the command."""
+        given = ((name, value) for name, value in self._asdict().items() if value is not None)
+        return [text for name, value in given for text in (f"--{name}", str(value))]
+
+    def facts_by_regime(self) -> dict[str, int]:
+        """Return how many facts each regime is to edit."""
+        return {one: self.records if one == "records" else self.facts for one in REGIMES}
+
+
+class Unedited(Editor):
+    """No edit at all: what the figures are without any."""
+
+    name: ClassVar[str] = UNEDITED
+
+    def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
+        """Return no sites."""
+        return ()
+
+    def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
+        """Return the empty patch."""
+        return Edit(WeightPatch({}, header_for(lm, method=self.name, facts=facts)), state)
+
+
+def list_labels(methods: Sequence[str] | None) -> list[str]:
+    """Return the labels of rows, variants apart; of all methods if None."""
+    names = [UNEDITED, *METHODS.names()] if methods is None else methods
+    return [label for name in names for label in VARIANTS.get(name, {name: {}})]
+
+
+def make_editor(lm: LanguageModel, label: str) -> Editor:
+    """Return the editor of a label with the model's preset."""
+    if label == UNEDITED:
+        return Unedited()
+    variants = {one: (name, options) for name in VARIANTS for one, options in VARIANTS[name].items()}
+    name, options = variants.get(label, (label, {}))
+    editor = build_editor(name, lm.name, **options)
+    given = TRAINING.get(METHODS.resolve(name), {})
+    unset = {key: value for key, value in given.items() if key not in editor.model_fields_set}
+    return type(editor)(**{**editor.model_dump(exclude_unset=True), **unset})
+
+
+def find_origins(settings: RunOptions, labels: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return for each label what its figures depend on."""
+    lm = load(settings)
+    return {label: find_origin(lm, settings, make_editor(lm, label)) for label in labels}
+
+
+def find_origin(lm: LanguageModel, settings: RunOptions, editor: Editor) -> dict[str, str]:
+    """Return what the figures of an editor depend on."""
+    versions = library_versions()
+    text = None if settings.text is None else settings.text.name
+    return {
+        "format": FORMAT,
+        "version": versions["corrigenda"],
+        "weights": lm.digest()[:12],
+        "options": hash_origin([editor.model_dump(mode="json"), text]),
+    }
+
+
+def load(settings: RunOptions) -> LanguageModel:
+    """Load the model in float32."""
+    return cg.load(settings.model, dtype="float32")
+
+
+class MethodRun:
+    """Measures one method, regime by regime."""
+
+    def __init__(self, settings: RunOptions, label: str) -> None:
+        """Load the model and make the editor."""
+        self.settings, self.label = settings, label
+        self.lm = load(settings)
+        self.editor = make_editor(self.lm, label)
+        self.origin = find_origin(self.lm, settings, self.editor)
+        self._state: State | None = None
+        self._fit_seconds = 0.0
+        self._pace: tuple[float, float] | None = None
+
+    def measure(self, regimes: Sequence[str]) -> Iterator[TableRow]:
+        """Yield one row for each regime that the method has, and that can be measured here."""
+        supports = self.editor.supports
+        able = {"single": supports.single, "batch": supports.batch, "records": supports.single}
+        wanted = [one for one in REGIMES if one in regimes and able.get(one, supports.sequential)]
+        if not self._records:
+            wanted = [one for one in wanted if one != "records"]
+        if not wanted:
+            return
+        try:
+            begin = time.process_time()
+            self._state = self.editor.fit(self.lm, self._training_set())
+            self._fit_seconds = time.process_time() - begin
+        except CorrigendaError as error:
+            yield from (self._fail(regime, error) for regime in wanted)
+            return
+        for regime in wanted:
+            try:
+                yield self._measure(regime)
+            except CorrigendaError as error:
+                yield self._fail(regime, error)
+
+    @cached_property
+    def cases(self) -> list[ExamEdit]:
+        """Edits of facts that the model knows."""
+        return draw_cases(self.lm, self.settings.facts, seed=SEED, sample=self.settings.sample)
+
+    @cached_property
+    def _records(self) -> dict[str, Case]:
+        """Records of CounterFact by the label of their fact; none where there is no file."""
+        file = self.settings.data / "counterfact" / "counterfact.json"
+        if not file.is_file():
+            print(f"{file} is not there: no records", flush=True)
+            return {}
+        loaded = benchmarks.load("counterfact", file, limit=self.settings.records)
+        return {case.facts[0].label: case for case in loaded}
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        """Passages of ordinary text; none where there is no file."""
+        file = self.settings.data / "text" / "wikitext-2-raw-test.txt"
+        if not file.is_file():
+            print(f"{file} is not there: no perplexity", flush=True)
+            return []
+        lines = (line.split() for line in file.read_text(encoding="utf-8").splitlines())
+        long = (words for words in lines if len(words) > 2 * _TEXT_WORDS)
+        spread = itertools.islice(long, 0, None, 50)
+        return [" ".join(words[:_TEXT_WORDS]) for words in itertools.islice(spread, _TEXTS)]
+
+    def _training_set(self) -> list[Fact] | list[str] | None:
+        """Return facts to train on, about other subjects, or text for statistics."""
+        if self.editor.requires.training_set:
+            drawn = draw_cases(
+                self.lm,
+                _TRAINING_FACTS,
+                seed=SEED + 1,
+                exclude=self.cases,
+                sample=self.settings.sample,
+            )
+            return [
+                replace(
+                    case.fact,
+                    paraphrases=(*case.fact.paraphrases, *case.shown),
+                    neighbours=(*case.fact.neighbours, *case.fact.same_subject),
+                    same_subject=(),
+                )
+                for case in drawn
+            ]
+        if self.settings.text is None:
+            return None
+        return self.settings.text.read_text(encoding="utf-8").splitlines()
+
+    def _measure(self, regime: str) -> TableRow:
+        if regime == "records":
+            return self._measure_records()
+        plain = self._judge_answers(chat=False)
+        judges: list[Judge] = [plain]
+        chat = None
+        if self.lm.tokenizer.chat_template is not None:
+            chat = self._judge_answers(chat=True)
+            judges.append(chat)
+        texts = TextJudge(self.lm, self._texts) if self._texts else None
+        if texts is not None:
+            judges.append(texts)
+        trial = self._make_trial(judges, regime)
+        cases, asked = self._fit_in_time(regime)
+        begin = time.process_time()
+        if regime == "single":
+            trial.edit_alone(cases)
+            spent = time.process_time() - begin
+            edit = statistics.fmean(trial.cpu_seconds) if trial.cpu_seconds else 0.0
+            self._pace = edit, spent / trial.asked - edit
+        elif regime == "batch":
+            trial.edit_together(cases, asked=asked)
+        else:
+            trial.edit_in_sequence(cases, asked=asked)
+        row = self._begin_row(regime, trial)
+        row["edited"] = trial.asked if regime == "single" else len(cases)
+        shares = {role: estimate(role, plain) for role in ROLES}
+        if chat is not None:
+            shares |= {f"chat {role}": estimate(role, chat) for role in (*ROLES, SUBJECT_NAMED)}
+        row["shares"] = {name: to_list(one) for name, one in shares.items() if one is not None}
+        if texts is not None and texts.ratios:
+            row["perplexity"] = [statistics.fmean(texts.ratios), max(texts.ratios)]
+        return row
+
+    def _measure_records(self) -> TableRow:
+        judge = RecordJudge(self.lm, self._records)
+        trial = self._make_trial([judge], "records")
+        trial.edit_alone([ExamEdit(case.facts[0]) for case in self._records.values()])
+        row = self._begin_row("records", trial)
+        row["edited"] = trial.asked
+        found = judge.score()
+        row["shares"] = {name: to_list(one) for name, one in found.items()}
+        return row
+
+    def _make_trial(self, judges: Sequence[Judge], regime: str) -> EditTrial:
+        return EditTrial(
+            self.lm,
+            self.editor,
+            judges,
+            state=self._state,
+            lenient=True,
+            budget=60 * self.settings.limit * _SHARE_OF_LIMIT[regime],
+        )
+
+    def _judge_answers(self, *, chat: bool) -> AnswerJudge:
+        """Return a judge with the answers of the unedited model, from the cache where there."""
+        asked = list_asked(self.cases, chat=chat)
+        settings = {"kind": "before", "model": self.lm.digest(), "chat": chat, "prompts": asked}
+        name = hash_settings({"format": FORMAT, **settings})
+        cached = read_texts(name)
+        before = None if cached is None else dict(zip(asked, cached, strict=True))
+        judge = AnswerJudge(self.lm, self.cases, chat=chat, before=before)
+        if cached is None:
+            write_texts(name, [judge.before[prompt] for prompt in asked])
+        return judge
+
+    def _fit_in_time(self, regime: str) -> tuple[list[ExamEdit], list[ExamEdit]]:
+        """Return the cases to edit and those to ask about, as many as there is time for."""
+        if regime == "single" or self._pace is None:
+            return self.cases, self.cases
+        budget = 60 * self.settings.limit * _SHARE_OF_LIMIT[regime] / 2
+        edit, asking = self._pace
+        cases = self.cases[: max(_FEWEST, int(budget / max(edit, 1e-3)))]
+        return cases, cases[: max(_FEWEST, int(budget / max(asking, 1e-3)))]
+
+    def _begin_row(self, regime: str, trial: EditTrial) -> TableRow:
+        if trial.errors and not trial.num_bytes:
+            raise trial.errors[0]
+        row = self._name_row(regime)
+        row |= TableRow(  # type: ignore[typeddict-item]  # a part of it
+            asked=trial.asked, fit_seconds=round(self._fit_seconds, 2), threads=torch.get_num_threads()
+        )
+        if trial.num_bytes:
+            row["bytes"] = statistics.median(trial.num_bytes)
+        if trial.cpu_seconds:
+            row["seconds"] = round(statistics.median(trial.cpu_seconds), 3)
+        if trial.refused:
+            row["refused"] = dict(Counter(trial.refused))
+        return row
+
+    def _name_row(self, regime: str) -> TableRow:
+        return TableRow(
+            model=self.settings.model,
+            label=self.label,
+            regime=regime,
+            facts=self.settings.facts_by_regime()[regime],
+            origin=self.origin,
+        )
+
+    def _fail(self, regime: str, error: CorrigendaError) -> TableRow:
+        row = self._name_row(regime)
+        row["error"] = f"{describe_error(error)}: {error.message}"
+        return row
