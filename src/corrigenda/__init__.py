@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from corrigenda.errors import CorrigendaError
     from corrigenda.exports.restore import restore_merged
     from corrigenda.facts import Fact, Span, read_facts
+    from corrigenda.knowledge.exam import exam
     from corrigenda.lm.model import LanguageModel
     from corrigenda.lm.sites import Site
     from corrigenda.lm.wrapping import wrap
@@ -122,6 +123,7 @@ _HOMES = {
     "correct": "corrigenda.api",
     "edit": "corrigenda.api",
     "evaluate": "corrigenda.reports.evaluation",
+    "exam": "corrigenda.knowledge.exam",
     "export": "corrigenda.api",
     "fit": "corrigenda.api",
     "list_methods": "corrigenda.catalogue",
@@ -159,6 +161,7 @@ __all__ = [
     "correct",
     "edit",
     "evaluate",
+    "exam",
     "export",
     "fit",
     "list_methods",

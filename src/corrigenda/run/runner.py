@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from corrigenda.files import cache_folder, is_cached, make_folder, write_cached, write_text
@@ -26,6 +27,7 @@ from corrigenda.progress import Progress
 from corrigenda.run import plan, store, tasks
 from corrigenda.run.baseline import read_answers, write_answers
 from corrigenda.run.executors import Executor, LocalExecutor, RunJob, load_model
+from corrigenda.run.known_facts import supply_known_facts
 from corrigenda.run.lock import FolderLock, hold_lock
 from corrigenda.run.plan import QueryBlock, RunData, Unit
 from corrigenda.run.queries import Answer, Query
@@ -92,7 +94,9 @@ def run_all(
         if model not in digests:
             digests[model] = model_digest(spec, lm)
         if cases not in data:
-            data[cases] = plan.load_data(spec)
+            name = spec.model if lm is None else lm.name
+            supplied = supply_known_facts(spec, name, partial(_find_model, spec, lm))
+            data[cases] = plan.load_data(supplied)
         one = _PlannedRun(spec, digests[model], data[cases], Path(folder), progress, batch_tokens)
         found.append(one.execute(executor))
     return found
@@ -254,8 +258,12 @@ def _make_model_key(spec: RunSpec) -> str:
     return hash_json([spec.model, spec.dtype, spec.device])
 
 
+def _find_model(spec: RunSpec, lm: LanguageModel | None) -> LanguageModel:
+    return load_model(spec) if lm is None else lm
+
+
 def _make_cases_key(spec: RunSpec) -> str:
-    return hash_json(spec.model_dump(mode="json", include={"benchmark", "ask"}))
+    return hash_json(spec.model_dump(mode="json", include={"benchmark", "ask", "model", "dtype"}))
 
 
 def _fingerprint_files(model: str) -> list[list[str | int]]:
