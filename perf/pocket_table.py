@@ -27,11 +27,16 @@ from table_rows import replace_block
 from corrigenda.almanac.corpus import texts
 from corrigenda.almanac.exam import ExamEdit, load_exam
 from corrigenda.editor import Editor
+from corrigenda.knowledge.edit_trial import (
+    EditFigures,
+    try_batch_edit,
+    try_sequence,
+    try_single_edits,
+)
 from corrigenda.lm.digest import digest
 from corrigenda.lm.model import LanguageModel
 from corrigenda.methods.presets import build_editor
 from corrigenda.methods.registry import METHODS
-from corrigenda.knowledge.edit_trial import EditFigures, try_batch_edit, try_sequence, try_single_edits
 
 VARIANTS: dict[str, tuple[tuple[str, dict[str, object]], ...]] = {
     "rome": (

@@ -104,7 +104,6 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=20.0, help="CPU minutes of a method")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--text", type=Path, default=None, help="text for statistics")
-    parser.add_argument("--sample", type=int, default=None, help="facts the exam asks; all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="measure again what failed")
     parser.add_argument("--write", action="store_true", help="put the rows into the tables")

@@ -79,7 +79,6 @@ class RunOptions(NamedTuple):
     limit: float
     data: Path
     text: Path | None
-    sample: int | None
     threads: int
 
     def to_arguments(self) -> list[str]:
@@ -116,7 +115,9 @@ def make_editor(lm: LanguageModel, label: str) -> Editor:
     """Return the editor of a label with the model's preset."""
     if label == UNEDITED:
         return Unedited()
-    variants = {one: (name, options) for name in VARIANTS for one, options in VARIANTS[name].items()}
+    variants = {
+        one: (name, options) for name in VARIANTS for one, options in VARIANTS[name].items()
+    }
     name, options = variants.get(label, (label, {}))
     editor = build_editor(name, lm.name, **options)
     given = TRAINING.get(METHODS.resolve(name), {})
@@ -185,7 +186,7 @@ class MethodRun:
     @cached_property
     def cases(self) -> list[ExamEdit]:
         """Edits of facts that the model knows."""
-        return draw_cases(self.lm, self.settings.facts, seed=SEED, sample=self.settings.sample)
+        return draw_cases(self.lm, self.settings.facts, seed=SEED)
 
     @cached_property
     def _records(self) -> dict[str, Case]:
@@ -217,7 +218,6 @@ class MethodRun:
                 _TRAINING_FACTS,
                 seed=SEED + 1,
                 exclude=self.cases,
-                sample=self.settings.sample,
             )
             return [
                 replace(
@@ -312,7 +312,9 @@ class MethodRun:
             raise trial.errors[0]
         row = self._name_row(regime)
         row |= TableRow(  # type: ignore[typeddict-item]  # a part of it
-            asked=trial.asked, fit_seconds=round(self._fit_seconds, 2), threads=torch.get_num_threads()
+            asked=trial.asked,
+            fit_seconds=round(self._fit_seconds, 2),
+            threads=torch.get_num_threads(),
         )
         if trial.num_bytes:
             row["bytes"] = statistics.median(trial.num_bytes)
