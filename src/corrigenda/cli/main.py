@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from corrigenda.cli import (
     ask,
     benchmarks,
+    cache,
     doctor,
     edit,
     evaluate,
@@ -91,6 +92,7 @@ for command in (
     doctor.doctor,
 ):
     app.command()(command)
+app.add_typer(cache.app, name="cache")
 app.add_typer(pocket.app, name="pocket")
 
 

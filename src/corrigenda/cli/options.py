@@ -26,7 +26,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="pocket, pocket-gpt2, a folder, or a name on the Hugging Face hub.",
+        help="A name of `corrigenda models`, a folder, a .gguf file, or a name on the hub.",
         show_default=False,
     ),
 ]

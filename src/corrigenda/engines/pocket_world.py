@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from corrigenda.facts import Fact, guess_subject
-from corrigenda.lm.loading import SHIPPED
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.model_names import SHIPPED
 
 
 def subject_of(lm: LanguageModel, prompt: str, *, where: str = "") -> str:

@@ -15,6 +15,7 @@ _TOKENIZERS = (
 )
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_GGUF = b"GGUF"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _LAYOUT = "A model folder has config.json, model.safetensors and tokenizer.json."
 
@@ -23,19 +24,19 @@ def check_model_files(path: Path, name: str) -> None:
     """Refuse a path that holds no model that can be loaded, and name what it holds instead.
 
     Args:
-        path: A folder, a file, or a name on the hub, which is left alone.
+        path: A folder, a file that is no `.gguf` file, or a name on the hub, which is left alone.
         name: The model's name, for messages.
 
     Raises:
-        UnknownModel (CG301): a file; GGUF weights; a LoRA adapter; no weights, configuration or
-            tokenizer; or a missing shard.
+        UnknownModel (CG301): a file; a LoRA adapter; no weights, configuration or tokenizer; or a
+            missing shard.
         CorruptFile (CG402): Git LFS pointers in place of the files.
         PickleRefused (CG403): pickled weights only.
     """
     if path.is_file():
         raise _refuse_file(path, name)
     if not path.is_dir():
-        if path.suffix == ".gguf":
+        if path.suffix.lower() == ".gguf":
             raise UnknownModel(f"there is no file {path}.", where=name, hint=_LAYOUT)
         return
     for problem in (_find_pointer, _find_adapter, _find_weights, _find_shard, _find_rest):
@@ -45,22 +46,16 @@ def check_model_files(path: Path, name: str) -> None:
 
 
 def _refuse_file(file: Path, name: str) -> CorrigendaError:
-    if file.suffix == ".gguf":
-        return _explain_gguf(file, name)
+    if _begins_with(file, _GGUF):
+        return UnknownModel(
+            f"{file.name} is a GGUF file under another ending.",
+            where=name,
+            hint="Give it a name that ends in .gguf; a link will do.",
+        )
     return UnknownModel(
-        f"{file.name} is a file; a model is a folder.",
+        f"{file.name} is a file; a model is a folder, or a file ending in .gguf.",
         where=name,
         hint=f"Give its folder, {file.parent}. {_LAYOUT}",
-    )
-
-
-def _explain_gguf(file: Path, name: str) -> UnknownModel:
-    return UnknownModel(
-        f"{file.name} is a GGUF file, whose weights are quantised for other programs.",
-        where=name,
-        hint="Load the safetensors it was made from; or convert it once: "
-        f'AutoModelForCausalLM.from_pretrained("{file.parent}", gguf_file="{file.name}") of '
-        "transformers (needs the package gguf), then cg.wrap(model, tokenizer).",
     )
 
 
@@ -98,9 +93,6 @@ def _find_adapter(folder: Path, name: str) -> CorrigendaError | None:
 def _find_weights(folder: Path, name: str) -> CorrigendaError | None:
     if any(folder.glob("*.safetensors")):
         return None
-    ggufs = sorted(folder.glob("*.gguf"))
-    if ggufs:
-        return _explain_gguf(ggufs[0], name)
     pickles = [file.name for pattern in _PICKLES for file in folder.glob(pattern)]
     if pickles:
         return PickleRefused(

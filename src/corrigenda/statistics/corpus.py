@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from corrigenda.errors import BadConfig, EmptyCorpus, MissingExtra
-from corrigenda.lm.loading import SHIPPED
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.model_names import SHIPPED
 from corrigenda.lm.sampling import sample
 from corrigenda.progress import Progress
 from corrigenda.statistics import cache
