@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 import corrigenda as cg
 from corrigenda.almanac.exam import draw_edits, load_exam
 from corrigenda.almanac.world import load_world
+from corrigenda.knowledge.edit_trial import try_single_edits
 from corrigenda.lm.decoding import score
 from corrigenda.lm.model import LanguageModel
 from corrigenda.methods.presets import build_editor
 from corrigenda.pocket import card
-from corrigenda.knowledge.edit_trial import try_single_edits
 
 MODELS = {"pocket": (16e6, 32e6), "pocket-gpt2": (16e6, 12e6)}
 
