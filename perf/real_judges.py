@@ -9,7 +9,7 @@ from corrigenda.cases import Case, Protocol
 from corrigenda.knowledge.edit_trial import AnswerJudge
 from corrigenda.lm.model import LanguageModel
 from corrigenda.metrics import counterfact
-from corrigenda.metrics.estimate import Estimate, over_cases
+from corrigenda.metrics.estimate import AnswerValue, Estimate, over_cases
 from corrigenda.rows import Row
 from corrigenda.run.health import compute_ratio, make_text_query
 from corrigenda.run.prober import ask
@@ -75,7 +75,7 @@ class RecordJudge:
 
 def estimate(role: str, judge: AnswerJudge) -> Estimate | None:
     """Return the share of a role with its interval; None where nothing was asked."""
-    values = judge.values[role]
+    values = [AnswerValue(one.fact, float(one.right)) for one in judge.values[role]]
     return over_cases(role, values) if values else None
 
 

@@ -1,7 +1,7 @@
 """Every method on a real model: edits of facts that it knows, and records of CounterFact.
 
     python perf/real_table.py --model smollm2|gemma3|FOLDER [--methods rome,ft-m] [--facts 30]
-        [--records 50] [--regimes single,batch,sequence,records] [--minutes M] [--limit 20]
+        [--records 50] [--regimes single,batch,sequence,records] [--minutes M] [--limit 30]
         [--data FOLDER] [--text FILE] [--again] [--write]
 
 The facts are drawn from those that the model knows (`corrigenda exam`), none about a subject that
@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 from figures import publish
-from real_trial import MethodRun, RunOptions, find_origins, list_labels
+from real_trial import MethodRun, RunOptions, find_records, list_labels, plan_methods
 from table_rows import (
     REGIMES,
     Origins,
@@ -61,7 +61,10 @@ def main() -> None:
         return
     started = time.monotonic()
     labels = list_labels(options.methods.split(",") if options.methods else None)
-    origins = find_origins(settings, labels)
+    plan = plan_methods(settings, labels)
+    origins = {label: one.origin for label, one in plan.items()}
+    if not find_records(settings).is_file():
+        print(f"{find_records(settings)} is not there: no records", flush=True)
     if options.write:
         record([], settings.model, origins)
     measured = 0
@@ -71,7 +74,7 @@ def main() -> None:
             rows if options.write else [],
             settings.model,
             label,
-            options.regimes.split(","),
+            [one for one in plan[label].regimes if one in options.regimes.split(",")],
             settings.facts_by_regime(),
             again=options.again,
         )
@@ -101,7 +104,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--records", type=int, default=50)
     parser.add_argument("--regimes", default=",".join(REGIMES))
     parser.add_argument("--minutes", type=float, default=float("inf"), help="of the whole run")
-    parser.add_argument("--limit", type=float, default=20.0, help="CPU minutes of a method")
+    parser.add_argument("--limit", type=float, default=30.0, help="CPU minutes of a method")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--text", type=Path, default=None, help="text for statistics")
     parser.add_argument("--threads", type=int, default=1)

@@ -125,10 +125,38 @@ def make_editor(lm: LanguageModel, label: str) -> Editor:
     return type(editor)(**{**editor.model_dump(exclude_unset=True), **unset})
 
 
-def find_origins(settings: RunOptions, labels: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return for each label what its figures depend on."""
+class Planned(NamedTuple):
+    """What the figures of a method depend on, and the regimes that it has."""
+
+    origin: dict[str, str]
+    regimes: tuple[str, ...]
+
+
+def plan_methods(settings: RunOptions, labels: Sequence[str]) -> dict[str, Planned]:
+    """Return for each label what will be measured."""
     lm = load(settings)
-    return {label: find_origin(lm, settings, make_editor(lm, label)) for label in labels}
+    editors = {label: make_editor(lm, label) for label in labels}
+    return {
+        label: Planned(find_origin(lm, settings, editor), list_regimes(settings, editor))
+        for label, editor in editors.items()
+    }
+
+
+def list_regimes(settings: RunOptions, editor: Editor) -> tuple[str, ...]:
+    """Return the regimes that a method has, and that can be measured with the files there are."""
+    supports = editor.supports
+    able = {
+        "single": supports.single,
+        "batch": supports.batch,
+        "sequence": supports.sequential,
+        "records": supports.single and find_records(settings).is_file(),
+    }
+    return tuple(regime for regime in REGIMES if able[regime])
+
+
+def find_records(settings: RunOptions) -> Path:
+    """Return where records of CounterFact are."""
+    return settings.data / "counterfact" / "counterfact.json"
 
 
 def find_origin(lm: LanguageModel, settings: RunOptions, editor: Editor) -> dict[str, str]:
@@ -163,11 +191,8 @@ class MethodRun:
 
     def measure(self, regimes: Sequence[str]) -> Iterator[TableRow]:
         """Yield one row for each regime that the method has, and that can be measured here."""
-        supports = self.editor.supports
-        able = {"single": supports.single, "batch": supports.batch, "records": supports.single}
-        wanted = [one for one in REGIMES if one in regimes and able.get(one, supports.sequential)]
-        if not self._records:
-            wanted = [one for one in wanted if one != "records"]
+        own = list_regimes(self.settings, self.editor)
+        wanted = [regime for regime in own if regime in regimes]
         if not wanted:
             return
         try:
@@ -190,11 +215,8 @@ class MethodRun:
 
     @cached_property
     def _records(self) -> dict[str, Case]:
-        """Records of CounterFact by the label of their fact; none where there is no file."""
-        file = self.settings.data / "counterfact" / "counterfact.json"
-        if not file.is_file():
-            print(f"{file} is not there: no records", flush=True)
-            return {}
+        """Records of CounterFact by the label of their fact."""
+        file = find_records(self.settings)
         loaded = benchmarks.load("counterfact", file, limit=self.settings.records)
         return {case.facts[0].label: case for case in loaded}
 
@@ -203,7 +225,6 @@ class MethodRun:
         """Passages of ordinary text; none where there is no file."""
         file = self.settings.data / "text" / "wikitext-2-raw-test.txt"
         if not file.is_file():
-            print(f"{file} is not there: no perplexity", flush=True)
             return []
         lines = (line.split() for line in file.read_text(encoding="utf-8").splitlines())
         long = (words for words in lines if len(words) > 2 * _TEXT_WORDS)

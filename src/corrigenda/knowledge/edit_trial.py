@@ -19,7 +19,6 @@ from corrigenda.almanac.exam import ExamEdit
 from corrigenda.errors import CorrigendaError
 from corrigenda.knowledge.exam import names
 from corrigenda.lm.decoding import answer, gives
-from corrigenda.metrics.estimate import AnswerValue
 from corrigenda.short_answers import keeps_answer
 
 if TYPE_CHECKING:
@@ -39,6 +38,13 @@ _NEW_TOKENS, _CHAT_TOKENS = 12, 24
 
 Judge = Callable[[Sequence[ExamEdit]], None]
 """Called with the cases to ask about, while their edit is active."""
+
+
+class JudgedAnswer(NamedTuple):
+    """Label of a fact, and whether one answer that was asked about it is as wanted."""
+
+    fact: str
+    right: bool
 
 
 class EditFigures(NamedTuple):
@@ -229,7 +235,7 @@ class AnswerJudge:
 
     Attributes:
         before: Answer of the unedited model to each of `list_asked`.
-        values: For each role, 1 or 0 for each answer.
+        values: For each role, its answers.
     """
 
     def __init__(
@@ -243,7 +249,7 @@ class AnswerJudge:
         """Ask the unedited model, unless its answers are given."""
         self.lm, self.chat = lm, chat
         self.before = self.ask(list_asked(cases, chat=chat)) if before is None else before
-        self.values: dict[str, list[AnswerValue]] = {role: [] for role in (*ROLES, SUBJECT_NAMED)}
+        self.values: dict[str, list[JudgedAnswer]] = {role: [] for role in (*ROLES, SUBJECT_NAMED)}
 
     def __call__(self, cases: Sequence[ExamEdit]) -> None:
         """Ask the model as it is now."""
@@ -272,7 +278,7 @@ class AnswerJudge:
 
     def share(self, role: str) -> float | None:
         """Return the share of right answers; None where nothing was asked."""
-        return compute_share([bool(one.value) for one in self.values[role]])
+        return compute_share([one.right for one in self.values[role]])
 
     def _find_given(
         self, cases: Sequence[ExamEdit], after: Mapping[str, str]
@@ -294,7 +300,7 @@ class AnswerJudge:
         return keeps_answer(before, after[prompt], known)
 
     def _add(self, role: str, case: ExamEdit, right: Sequence[bool]) -> None:
-        self.values[role] += [AnswerValue(case.fact.label, float(one)) for one in right]
+        self.values[role] += [JudgedAnswer(case.fact.label, one) for one in right]
 
 
 def list_asked(cases: Sequence[ExamEdit], *, chat: bool = False) -> list[str]:
