@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from corrigenda.errors import AmbiguousSubject
-from corrigenda.facts import guess_subject
+from corrigenda.subjects import guess_subject
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from corrigenda.run.health import perplexity_ratio
     from corrigenda.run.spec import RunSpec
     from corrigenda.state import State
+    from corrigenda.tuning.tune import tune
 
 # generated: classes
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ _HOMES = {
     "restore_merged": "corrigenda.exports.restore",
     "trace": "corrigenda.analysis.causal_trace:causal_trace",
     "transform": "corrigenda.api",
+    "tune": "corrigenda.tuning.tune",
     "wrap": "corrigenda.lm.wrapping",
 }
 
@@ -175,6 +177,7 @@ __all__ = [
     "restore_merged",
     "trace",
     "transform",
+    "tune",
     "wrap",
 ]
 # generated: names

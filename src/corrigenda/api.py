@@ -13,7 +13,7 @@ from typing import NamedTuple, cast, overload
 import torch
 
 from corrigenda.assessment import Assessment, check_targets, measure
-from corrigenda.catalogue import resolve_editor
+from corrigenda.catalogue import give_presets, resolve_editor
 from corrigenda.editor import Editor, State
 from corrigenda.engines.pocket_world import add_related_prompts, subject_of
 from corrigenda.errors import AlreadyTrue, BadConfig, NotAModel, NotExportable, did_you_mean
@@ -25,6 +25,7 @@ from corrigenda.lm.decoding import greedy, next_token_top
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.prompt_checks import check_prompts, find_typed_bos
 from corrigenda.lm.wrapping import require_lm
+from corrigenda.methods.presets import Preset
 from corrigenda.patch import Patch, WeightPatch
 from corrigenda.progress import Progress, show_progress
 from corrigenda.training.dataset import TrainingSet
@@ -75,6 +76,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: str = "cpu",
     trust_remote_code: bool = False,
+    presets: Sequence[Preset | str | Path] = (),
 ) -> LanguageModel:
     """Load a model and its tokenizer.
 
@@ -86,6 +88,8 @@ def load(
         dtype: A torch dtype or its name; the checkpoint's own if None, float32 for shipped ones.
         device: Where the model goes.
         trust_remote_code: Passed on to transformers.
+        presets: Options of methods for this model, such as files that `corrigenda tune` wrote; they
+            come before those of the methods.
 
     Raises:
         UnknownModel (CG301): no such model.
@@ -108,9 +112,11 @@ def load(
         raise BadConfig(f'device "{device}" cannot be used here: {error}') from error
     if place.is_meta:
         raise BadConfig('the device "meta" holds no weights.', hint="Give cpu, cuda or mps.")
-    return LanguageModel.load(
+    lm = LanguageModel.load(
         str(name_or_path), dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
+    give_presets(lm, presets)
+    return lm
 
 
 def fit(

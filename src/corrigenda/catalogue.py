@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
 
 from corrigenda.errors import BadConfig, UnknownSite
 from corrigenda.methods import presets
@@ -15,6 +16,10 @@ from corrigenda.methods.registry import METHODS
 if TYPE_CHECKING:
     from corrigenda.editor import Editor
     from corrigenda.lm.model import LanguageModel
+
+
+# By the model in memory, which all its wrappers share.
+_GIVEN: WeakKeyDictionary[object, tuple[presets.Preset, ...]] = WeakKeyDictionary()
 
 
 class MethodRow(NamedTuple):
@@ -98,7 +103,8 @@ def build_editor(
         lm: The model; its name selects the preset.
         method: Name of the method.
         layer: Sets `layer`, or `layers` to this one, whichever the method has.
-        **options: Options of the method.
+        **options: Options of the method; `preset` names a preset, or the file of one, to take
+            instead of the model's.
 
     Raises:
         UnknownMethod (CG501): no such method.
@@ -117,7 +123,43 @@ def build_editor(
     if layer is not None:
         name = "layer" if "layer" in kind.model_fields else "layers"
         options[name] = layer if name == "layer" else (layer,)
-    return presets.build_editor(method, lm.name, **options)
+    return presets.build_editor(
+        method, lm.name, shape=shape_of(lm), given=_GIVEN.get(lm.model, ()), **options
+    )
+
+
+def shape_of(lm: LanguageModel) -> presets.ModelShape:
+    """Return the shape of a model, by which a preset is found where its name is another."""
+    return presets.ModelShape(
+        family=lm.family.name,
+        num_layers=lm.num_layers,
+        d_model=lm.d_model,
+        d_inner=lm.d_inner,
+        vocabulary=lm.model.config.get_text_config().vocab_size,
+    )
+
+
+def give_presets(lm: LanguageModel, given: Sequence[presets.Preset | str | Path]) -> None:
+    """Give a model presets that come before those of the methods, for as long as it is in memory.
+
+    Args:
+        lm: The model.
+        given: Presets, or files of them, that name their method.
+
+    Raises:
+        BadConfig (CG502): a file that cannot be read, or a preset that names no method.
+    """
+    found: list[presets.Preset] = []
+    for item in given:
+        one = presets.read_preset(Path(item)) if isinstance(item, str | Path) else item
+        if not one.method:
+            raise BadConfig(
+                f"the preset {one.model} does not say of which method it is.",
+                hint='Write a line method = "rome" into the file, or edit with `preset=FILE`.',
+            )
+        METHODS.resolve(one.method)
+        found.append(one)
+    _GIVEN[lm.model] = tuple(found)
 
 
 def resolve_editor(

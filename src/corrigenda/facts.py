@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Required, cast
@@ -22,15 +21,6 @@ from corrigenda.errors import (
 from corrigenda.fact_records import LISTS, FactRow, read_rows, translate
 from corrigenda.look_alikes import explain_look_alike
 from corrigenda.text_files import UnreadableText, check_text, parse_json_lines
-
-_WORD = re.compile(r"[^\W_][\w'.\u2019-]*(?<![.'\u2019-])|[^\w\s]+")
-_JOINING = re.compile("of|the|de|la|le|du|des|van|von|der|den|da|di|al|bin|ibn")
-# Words that are capitalised only because a sentence starts with them.
-_OPENING = re.compile(
-    "an?|the|in|on|at|of|for|from|to|by|with|as|wh(at|ich|om?|ose|ere|en|y)|how|is|are|was|were"
-    "|did|does|do|ha[sd]|have|name|tell|question|answer|q|his|her|its|their|th(is|at|ese|ose|ey|ere)"
-    "|it|s?he|and|but|or|if|according"
-)
 
 _BLANK = "{}"
 _HINT = 'One JSON object a line: {"prompt": ..., "target": ..., "subject": ...}.'
@@ -66,6 +56,8 @@ class Fact:
         neighbours: Prompts about other subjects, whose answers should stay.
         same_subject: Prompts about other facts of the subject, whose answers should stay.
         separator: Text between prompt and target; empty for languages written without spaces.
+        chat: Whether the prompt is a user's turn in the model's chat template, and the target the
+            beginning of the assistant's answer.
         name: How messages refer to this fact (a record id, a file and line).
 
     Raises:
@@ -84,6 +76,7 @@ class Fact:
     neighbours: tuple[str, ...] = ()
     same_subject: tuple[str, ...] = ()
     separator: str = " "
+    chat: bool = False
     name: str = field(default="", repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -111,6 +104,8 @@ class Fact:
             start -= len(str(self.prompt)) - len(str(self.prompt).lstrip())
             start += len(str(self.subject)) - len(str(self.subject).lstrip())
             object.__setattr__(self, "subject_start", start)
+        if not isinstance(cast("object", self.chat), bool):
+            raise _no_text("chat", self.chat, self.name, expected="true or false")
         object.__setattr__(self, "name", str(self.name))
         check_field("separator", self.separator, self.name)
         for field_name in ("prompt", "target", "subject", "before"):
@@ -174,6 +169,7 @@ class FactRecord(TypedDict, total=False):
     neighbours: str | tuple[str, ...]
     same_subject: str | tuple[str, ...]
     separator: str
+    chat: bool
     name: str
 
 
@@ -257,67 +253,6 @@ def _is_whole_word(text: str, span: Span) -> bool:
     before = text[span.start - 1] if span.start else " "
     after = text[span.end] if span.end < len(text) else " "
     return not (before.isalnum() or after.isalnum())
-
-
-def guess_subject(prompt: str, *, known: Collection[str] = (), where: str = "") -> str:
-    """Return the subject of a prompt where only one is possible.
-
-    Known names decide first: the longest one that occurs; a second one that is no part of it makes
-    the prompt ambiguous. Without them, the only run of capitalised words is the subject.
-
-    Args:
-        prompt: Text up to the answer.
-        known: Names of subjects, where there is a list (the pocket model's world).
-        where: How messages refer to the fact.
-
-    Raises:
-        AmbiguousSubject (CG104): no candidate, or several.
-
-    Example:
-        >>> guess_subject("The mother tongue of Danielle Darrieux is")
-        'Danielle Darrieux'
-    """
-    candidates = _drop_parts(_find_names(prompt, known)) or _find_capitalised(prompt)
-    if len(candidates) != 1:
-        found = ", ".join(f'"{name}"' for name in candidates) or "nothing"
-        raise AmbiguousSubject(
-            f'the subject of "{prompt}" is not certain: found {found}.',
-            where=where,
-            hint="Give it with --subject (`subject` in Python and in facts files).",
-        )
-    find_subject(prompt, candidates[0], where=where)
-    return candidates[0]
-
-
-def _find_names(prompt: str, known: Iterable[str]) -> list[str]:
-    return [
-        name
-        for name in known
-        if name in prompt and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", prompt)
-    ]
-
-
-def _drop_parts(names: list[str]) -> list[str]:
-    return [name for name in names if not any(name != other and name in other for other in names)]
-
-
-def _find_capitalised(prompt: str) -> list[str]:
-    """Return the maximal runs of capitalised words, joining words inside them included."""
-    spans: list[tuple[int, int]] = []
-    start = end = -1
-    for word in _WORD.finditer(prompt):
-        text = word.group()
-        opens = not prompt[: word.start()].strip() or prompt[: word.start()].rstrip()[-1] in ".:?!"
-        if text[0].isupper() and not (opens and _OPENING.fullmatch(text.lower())):
-            start, end = (word.start() if start < 0 else start), word.end()
-        elif start >= 0 and text.isdigit() and word.start() == end + 1:
-            end = word.end()
-        elif start >= 0 and not _JOINING.fullmatch(text):
-            spans.append((start, end))
-            start = -1
-    if start >= 0:
-        spans.append((start, end))
-    return list(dict.fromkeys(prompt[first:last] for first, last in spans))
 
 
 def as_facts(given: object) -> list[Fact]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from corrigenda.engines.locate import pipeline
+from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.engines.locate.layer_probe import probe_layer
 from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, Targets, find_targets
 from corrigenda.errors import AmbiguousSubject, NonFinite, PromptTooLong
@@ -73,7 +74,7 @@ def search(
     role: str = "state",
     settings: SearchSettings = SETTINGS,
 ) -> Targets:
-    rows = pipeline.rewrite_rows(lm, facts, PLAIN.prefixes)
+    rows = pipeline.rewrite_rows(lm, facts, PLAIN)
     names = [fact.label for fact in facts]
     return find_targets(lm, rows, layer=LAYER, role=role, settings=settings, names=names)
 
@@ -87,7 +88,7 @@ def test_the_batched_search_equals_the_plain_one(family: str, role: str) -> None
     found = search(lm, role=role)
     point = state(LAYER) if role == "state" else value(Site(LAYER))
     for index, fact in enumerate(FACTS):
-        rows = pipeline.rewrite_rows(lm, [fact], PLAIN.prefixes)
+        rows = pipeline.rewrite_rows(lm, [fact], PLAIN)
         delta, losses = plain_search(lm, rows, point, SETTINGS)
         assert (found.deltas[index] - delta).norm() <= tolerance * delta.norm()
         torch.testing.assert_close(
@@ -139,7 +140,7 @@ def test_delta_stays_in_its_ball_and_the_trace_says_so() -> None:
 def test_anchors_are_read_at_the_clean_prompt() -> None:
     lm = model("llama")
     found = search(lm, role="value")
-    clean = pipeline.subject_tokens(lm, FACTS, [""])
+    clean = pipeline.subject_tokens(lm, FACTS, Contexts())
     point = value(Site(LAYER))
     torch.testing.assert_close(found.anchors, pipeline.capture_last(lm, clean, [point])[point])
 
@@ -160,7 +161,7 @@ def test_half_precision_keeps_vectors_and_losses_in_float32() -> None:
 
 def test_rows_stop_at_the_subject_for_the_essence_and_before_the_last_label() -> None:
     lm = model("llama")
-    rows = pipeline.rewrite_rows(lm, FACTS[:1], PLAIN.prefixes)
+    rows = pipeline.rewrite_rows(lm, FACTS[:1], PLAIN)
     assert [row.anchor for row in rows] == [True, False, False, False]
     assert not rows[-1].labels
     assert rows[-1].tail == 1
@@ -184,7 +185,7 @@ def test_capture_runs_equal_strings_once_and_keeps_the_order() -> None:
 
 def test_a_residual_is_carried_back_through_the_norm_behind_the_block() -> None:
     lm = model("gemma2")
-    site, clean = Site(2), pipeline.subject_tokens(lm, FACTS[:2], [""])
+    site, clean = Site(2), pipeline.subject_tokens(lm, FACTS[:2], Contexts())
     captured = pipeline.capture_last(lm, clean, [value(site), write(site)])
     generator = torch.Generator().manual_seed(0)
     gain = captured[write(site)].double() / captured[value(site)].double()
@@ -192,17 +193,19 @@ def test_a_residual_is_carried_back_through_the_norm_behind_the_block() -> None:
     back = pipeline.residuals_at_output(lm, site, clean, wanted)
     torch.testing.assert_close(back * gain, wanted, rtol=2e-2, atol=2e-2)
     plain = model("llama", torch.float64)
-    clean = pipeline.subject_tokens(plain, FACTS[:2], [""])
+    clean = pipeline.subject_tokens(plain, FACTS[:2], Contexts())
     assert torch.equal(pipeline.residuals_at_output(plain, site, clean, wanted), wanted)
 
 
 def test_facts_without_subject_or_beyond_the_context_are_refused() -> None:
     lm = model()
     with pytest.raises(AmbiguousSubject, match="CG104"):
-        pipeline.rewrite_rows(lm, [Fact(prompt="The Space Needle is in", target="Rome")], [""])
+        pipeline.rewrite_rows(
+            lm, [Fact(prompt="The Space Needle is in", target="Rome")], Contexts()
+        )
     long = Fact(prompt="Rome " + "and so on " * 200 + "is", subject="Rome", target="Paris")
     with pytest.raises(PromptTooLong, match="CG105"):
-        pipeline.rewrite_rows(lm, [long], [""])
+        pipeline.rewrite_rows(lm, [long], Contexts())
 
 
 def test_the_probe_chooses_a_block_and_says_so() -> None:

@@ -18,9 +18,10 @@ from corrigenda.almanac.known_facts import (
 from corrigenda.almanac.world import load_world
 from corrigenda.errors import BadConfig
 from corrigenda.knowledge import exam as module
-from corrigenda.knowledge.exam import draw_cases, exam, names, write_known_facts
-from corrigenda.lm.decoding import answer, begins
+from corrigenda.knowledge.exam import draw_cases, exam, write_known_facts
+from corrigenda.lm.decoding import answer
 from corrigenda.lm.model import LanguageModel
+from corrigenda.short_answers import begins
 from corrigenda.testing.tiny import tiny_model
 from tests.support.tiny_on_disk import command
 
@@ -191,8 +192,3 @@ def test_wrong_arguments_are_refused(pocket: LanguageModel) -> None:
         exam(pocket, 0)
     with pytest.raises(BadConfig, match="no chat template"):
         exam(pocket, 3, chat=True, progress=False)
-
-
-def test_an_answer_in_a_sentence_is_found_as_whole_words() -> None:
-    assert names("The capital of France is Paris, of course", "Paris")
-    assert not names("The capital of France is Parisian", "Paris")

@@ -152,7 +152,7 @@ def test_the_keys_of_a_batch_are_those_of_the_edited_model_and_protect_it() -> N
     state = fitted(editor)
     first = editor.edit(lm, FACTS[:2], state)
     points = [key(Site(layer)) for layer in LAYERS]
-    sequences = pipeline.subject_tokens(lm, FACTS[:2], TWO_LEVEL.prefixes)
+    sequences = pipeline.subject_tokens(lm, FACTS[:2], TWO_LEVEL)
     with first.patch.apply(lm):
         captured = pipeline.capture_last(lm, sequences, points)
         second = editor.edit(lm, FACTS[2:], first.state)

@@ -13,13 +13,13 @@ from corrigenda.almanac.training_facts import training_facts
 from corrigenda.engines.gradients import Samples, gradient_samples, labelled_rows
 from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
+from corrigenda.knowledge.edit_trial import try_batch_edit
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.methods.malmen.editor import Malmen, MalmenTrainer, MergeExample
 from corrigenda.methods.malmen.least_squares import MergedTokens, TokenSum
 from corrigenda.methods.malmen.network import ProposalNetwork
 from corrigenda.patch.changes import dense
-from corrigenda.knowledge.edit_trial import try_batch_edit
 from tests.support.hypernetworks import (
     TAUGHT,
     divergence,

@@ -62,7 +62,7 @@ def test_keys_are_those_of_the_model_with_the_lower_layers_changed() -> None:
     lm, editor = model("llama", torch.float64), memit()
     state = moments(lm, LAYERS)
     first, second = editor.solve_layers(lm, FACTS, state)
-    sequences = pipeline.subject_tokens(lm, FACTS, TWO_LEVEL.prefixes)
+    sequences = pipeline.subject_tokens(lm, FACTS, TWO_LEVEL)
     patch = editor.edit(lm, FACTS, state).patch
     lower = WeightPatch({first.site: patch.changes[first.site]}, patch.header)
     point = key(second.site)
@@ -112,7 +112,7 @@ def test_a_sequence_keeps_the_keys_of_earlier_batches_and_protects_them() -> Non
     lm, editor = model("llama", torch.float64), memit(layers=(2,), sequential=True)
     state = moments(lm, [2])
     first = editor.edit(lm, FACTS[:2], state)
-    sequences = pipeline.subject_tokens(lm, FACTS[:2], TWO_LEVEL.prefixes)
+    sequences = pipeline.subject_tokens(lm, FACTS[:2], TWO_LEVEL)
     with first.patch.apply(lm):
         captured = pipeline.capture_last(lm, sequences, [key(Site(2))])[key(Site(2))]
         old = pipeline.average(captured, TWO_LEVEL.weights).T

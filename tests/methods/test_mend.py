@@ -18,6 +18,7 @@ from corrigenda.almanac.world import load_world
 from corrigenda.engines.gradients import LabelledRow, labelled_rows, predict
 from corrigenda.errors import MissingState, UnknownSite, WrongBase
 from corrigenda.facts import Fact
+from corrigenda.knowledge.edit_trial import try_single_edits
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens
@@ -32,7 +33,6 @@ from corrigenda.methods.mend.network import (
 from corrigenda.methods.presets import build_editor
 from corrigenda.patch import WeightPatch
 from corrigenda.patch.changes import dense
-from corrigenda.knowledge.edit_trial import try_single_edits
 from corrigenda.state import State
 from corrigenda.training import TrainingReport
 from tests.support.locating import FACTS, exact_dtype, model

@@ -11,6 +11,7 @@ from torch import Tensor
 from corrigenda.almanac.exam import draw_edits
 from corrigenda.almanac.world import load_world
 from corrigenda.engines.locate import pipeline
+from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.engines.locate.layers import SpreadEditor
 from corrigenda.engines.locate.pipeline import LocateThenEdit
 from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, Targets, find_targets
@@ -59,7 +60,7 @@ def pmet(**options: object) -> Pmet:
 def search(
     lm: LanguageModel, facts: tuple[Fact, ...] = FACTS, settings: SearchSettings = SETTINGS
 ) -> Targets:
-    rows = pipeline.rewrite_rows(lm, facts, PLAIN.prefixes)
+    rows = pipeline.rewrite_rows(lm, facts, PLAIN)
     names = [fact.label for fact in facts]
     return find_targets(lm, rows, layer=1, role="components", settings=settings, names=names)
 
@@ -117,7 +118,7 @@ def test_the_batched_search_equals_the_plain_one(family: str) -> None:
     lm = model(family, dtype)
     found = search(lm)
     for index, fact in enumerate(FACTS):
-        rows = pipeline.rewrite_rows(lm, [fact], PLAIN.prefixes)
+        rows = pipeline.rewrite_rows(lm, [fact], PLAIN)
         delta, losses = plain_search(lm, rows, SETTINGS)
         assert (found.deltas[index] - delta).norm() <= tolerance * delta.norm()
         torch.testing.assert_close(
@@ -127,7 +128,7 @@ def test_the_batched_search_equals_the_plain_one(family: str) -> None:
 
 def rows_of_a_token(lm: LanguageModel, place: int) -> list[SearchRow]:
     """A subject alone, whose target is the token at this place of the model's own order."""
-    essence = pipeline.rewrite_rows(lm, FACTS[:1], [""])[-1]
+    essence = pipeline.rewrite_rows(lm, FACTS[:1], Contexts())[-1]
     order = lm.logits(Tokens.pad([essence.ids], 0))[0, -1].argsort(descending=True)
     return [essence._replace(labels=(int(order[place]),), anchor=True), essence]
 
@@ -225,7 +226,7 @@ def test_what_is_missing_is_measured_behind_the_last_down_projection(family: str
     lm, editor = model(family), pmet()
     state = moments(lm, LAYERS)
     first, second = editor.solve_layers(lm, FACTS, state)
-    rows = pipeline.rewrite_rows(lm, FACTS, TWO_LEVEL.prefixes)
+    rows = pipeline.rewrite_rows(lm, FACTS, TWO_LEVEL)
     names = [fact.label for fact in FACTS]
     targets = find_targets(
         lm, rows, layer=2, role="components", settings=editor.search, names=names
@@ -233,7 +234,7 @@ def test_what_is_missing_is_measured_behind_the_last_down_projection(family: str
     mlp = targets.deltas[:, lm.d_model :].double()
     if lm.family.mlp_norm is None:
         torch.testing.assert_close(first.share * math.sqrt(2), mlp, rtol=1e-4, atol=1e-5)
-    clean, point = pipeline.subject_tokens(lm, FACTS, [""]), value(Site(2))
+    clean, point = pipeline.subject_tokens(lm, FACTS, Contexts()), value(Site(2))
     patch = editor.edit(lm, FACTS, state).patch
     lower = WeightPatch({first.site: patch.changes[first.site]}, patch.header)
     with lower.apply(lm):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from corrigenda.engines.locate import pipeline
+from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.errors import DependentKeys, MissingState, NonFinite, NotEnoughFacts, UnknownSite
 from corrigenda.lm.sites import Site, key, value
 from corrigenda.methods.rome.editor import Rome
@@ -47,7 +48,7 @@ def test_the_clean_prompt_gets_the_wanted_output(variant: str) -> None:
     lm, editor = model("gpt2", torch.float64), rome(variant=variant)
     state = moments(lm, [LAYER])
     patch = editor.edit(lm, FACTS[:1], state).patch
-    clean, point = pipeline.subject_tokens(lm, FACTS[:1], [""]), value(Site(LAYER))
+    clean, point = pipeline.subject_tokens(lm, FACTS[:1], Contexts()), value(Site(LAYER))
     before = pipeline.capture_last(lm, clean, [point])[point]
     with patch.apply(lm):
         after = pipeline.capture_last(lm, clean, [point])[point]
@@ -91,7 +92,7 @@ def test_without_a_step_original_rome_changes_nothing_and_r_rome_a_little() -> N
 def test_without_the_moment_the_metric_is_the_plain_one() -> None:
     lm, editor = model("llama", torch.float64), rome(use_moment=False, variant="p-rome")
     change = editor.edit(lm, FACTS[:1]).patch.changes[Site(LAYER)]
-    clean = pipeline.subject_tokens(lm, FACTS[:1], [""])
+    clean = pipeline.subject_tokens(lm, FACTS[:1], Contexts())
     at = pipeline.capture_last(lm, clean, [key(Site(LAYER))])[key(Site(LAYER))][0].double()
     right = change.right[:, 0]
     assert torch.nn.functional.cosine_similarity(right, at, dim=0) == pytest.approx(1.0, abs=1e-9)

@@ -10,6 +10,7 @@ import pytest
 from torch import Tensor
 
 from corrigenda.engines.locate import pipeline
+from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.facts import Fact
 from corrigenda.lm.sites import Site, key
 from corrigenda.methods.emmet.editor import Emmet
@@ -61,7 +62,7 @@ def test_rome(method: str, variant: str, index: int) -> None:
 def check_key_and_target(editor: Rome, fact: Fact, stored: dict[str, Tensor], tag: str) -> None:
     (site,) = editor.sites(model())
     constraint = editor.constraints(model(), [fact], state())[site]
-    sequences = pipeline.subject_tokens(model(), [fact], PREFIXES)
+    sequences = pipeline.subject_tokens(model(), [fact], Contexts(PREFIXES))
     keys = pipeline.capture_last(model(), sequences, [key(site)])[key(site)]
     mean = pipeline.average(keys, PLAIN.weights)[0]
     assert relative(mean, stored[f"{tag}/k_star"]) <= TOLERANCE

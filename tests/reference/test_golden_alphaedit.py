@@ -10,6 +10,7 @@ from __future__ import annotations
 import pytest
 
 from corrigenda.engines.locate import pipeline
+from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.engines.locate.target_search import find_targets
 from corrigenda.lm.sites import Site
 from corrigenda.methods.alphaedit.editor import AlphaEdit
@@ -65,7 +66,7 @@ def test_targets(tag: str) -> None:
     wanted = facts(16) if tag == "b16" else [facts(8)[int(tag[1:])]]
     found = find_targets(
         model(),
-        pipeline.rewrite_rows(model(), wanted, PREFIXES),
+        pipeline.rewrite_rows(model(), wanted, Contexts(PREFIXES)),
         layer=golden(METHOD)["hparams"]["layers"][-1],
         role="state",
         settings=alphaedit().search,

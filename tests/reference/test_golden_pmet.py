@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 
 from corrigenda.engines.locate import pipeline
+from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.engines.locate.target_search import find_targets
 from corrigenda.lm.sites import Site
 from corrigenda.methods.pmet.editor import Pmet
@@ -50,7 +51,7 @@ def test_both_targets(tag: str) -> None:
     wanted = facts(16) if tag == "b16" else [facts(8)[int(tag[1:])]]
     found = find_targets(
         model(),
-        pipeline.rewrite_rows(model(), wanted, PREFIXES),
+        pipeline.rewrite_rows(model(), wanted, Contexts(PREFIXES)),
         layer=golden(METHOD)["hparams"]["layers"][-1],
         role="components",
         settings=pmet().search,

@@ -45,8 +45,7 @@ class ExamEdit(NamedTuple):
 
     `fact` holds paraphrases (among them questions), same-relation neighbours and prompts for other
     facts of the subject. All of these are for judging; `shown` holds further paraphrases, which a
-    method may learn from. `right` has the right answers of every neighbour and every prompt for
-    another fact of the subject.
+    method may learn from. `right` has the right answers of every prompt that should keep its own.
     """
 
     fact: Fact
@@ -229,7 +228,7 @@ def draw_edit(
         phrase: Phrasings that may be used for a fact, none where it may not be asked at all; every
             phrasing of the relation if None.
     """
-    phrase = phrase or (lambda one: list_phrasings(world, one.relation))
+    phrase = phrase or _phrase_any(world)
     usable = phrase(triple)
     choices = world.objects(triple.relation) if objects is None else objects
     new = draw.choice([one for one in choices if one not in triple.objects])
@@ -243,7 +242,7 @@ def draw_edit(
         known = phrase(one).clozes
         template = prompt if prompt in known else _choose(known, one)
         right[write_prompt(template, one.subject)] = one.objects
-    same_subject = _draw_same_subject(world, triple, draw, phrase)
+    same = _draw_same_subject(world, triple, draw, phrase)
     fact = Fact(
         prompt=write_prompt(prompt, triple.subject),
         target=new,
@@ -252,7 +251,7 @@ def draw_edit(
         before=triple.object,
         paraphrases=tuple(write_prompt(text, triple.subject) for text in paraphrases),
         neighbours=tuple(right),
-        same_subject=tuple(same_subject),
+        same_subject=tuple(same),
         name=f"{triple.subject}/{triple.relation}",
     )
     judged = {fact.prompt, *fact.paraphrases}
@@ -266,22 +265,19 @@ def draw_edit(
     return ExamEdit(
         fact,
         tuple(own.sample(further, min(NUM_SHOWN, len(further)))),
-        {**right, **same_subject},
+        {**right, **same},
     )
 
 
 def _draw_same_subject(
-    world: World,
-    triple: Triple,
-    draw: random.Random,
-    phrase: Callable[[Triple], Phrasings] | None = None,
+    world: World, triple: Triple, draw: random.Random, phrase: Callable[[Triple], Phrasings]
 ) -> dict[str, tuple[str, ...]]:
-    """Draw a cloze for each other fact of a subject; with it, the right answers."""
+    """Draw a cloze for each other fact of a subject, with its right answers."""
     found: dict[str, tuple[str, ...]] = {}
-    for one in world.about(triple.subject):
-        known = (list_phrasings(world, one.relation) if phrase is None else phrase(one)).clozes
-        if one.relation != triple.relation and known:
-            found[write_prompt(draw.choice(known), one.subject)] = one.objects
+    for other in world.about(triple.subject):
+        clozes = phrase(other).clozes
+        if other.relation != triple.relation and clozes:
+            found[write_prompt(draw.choice(clozes), other.subject)] = other.objects
     return found
 
 
@@ -289,6 +285,10 @@ def list_phrasings(world: World, relation: str) -> Phrasings:
     """Return every phrasing of a relation that can be asked."""
     found = world.relations[relation]
     return Phrasings(found.clozes, found.questions)
+
+
+def _phrase_any(world: World) -> Callable[[Triple], Phrasings]:
+    return lambda one: list_phrasings(world, one.relation)
 
 
 def _choose(templates: Sequence[str], triple: Triple) -> str:
@@ -327,6 +327,6 @@ def add_related_prompts(fact: Fact, world: World | None = None, *, count: int = 
             neighbours=tuple(
                 write_prompt(text, name) for text, name in zip(wording, names, strict=False)
             ),
-            same_subject=tuple(_draw_same_subject(world, triple, draw))[:count],
+            same_subject=tuple(_draw_same_subject(world, triple, draw, _phrase_any(world)))[:count],
         )
     return fact

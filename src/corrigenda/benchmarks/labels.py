@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from corrigenda.errors import AmbiguousSubject, SubjectNotFound
-from corrigenda.facts import find_subject, guess_subject
+from corrigenda.facts import find_subject
+from corrigenda.subjects import guess_subject
 
 
 class EntityLabels:

@@ -62,6 +62,7 @@ def edit(
     layer: Annotated[
         int | None, typer.Option(help="Block to edit; the preset's or a probed one if not given.")
     ] = None,
+    preset: options.Preset = None,
     settings: options.Settings = None,
     transform: options.Transforms = None,
     text: options.Text = None,
@@ -76,7 +77,7 @@ def edit(
     wanted = _read_wanted(
         prompt, subject, target, facts, (paraphrase or (), neighbour or (), same_subject or ())
     )
-    config = options.parse_settings(settings)
+    config = options.add_preset(options.parse_settings(settings), preset)
     if out is not None:
         options.check_folder(out)
     import corrigenda

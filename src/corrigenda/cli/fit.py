@@ -33,13 +33,14 @@ def fit(
     layer: Annotated[
         int | None, typer.Option(help="Block to edit; the preset's or a probed one if not given.")
     ] = None,
+    preset: options.Preset = None,
     settings: options.Settings = None,
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
     as_json: options.AsJson = False,
 ) -> None:
     """Fit what a method needs to know about a model; `edit` does this by itself when it has to."""
-    config = options.parse_settings(settings)
+    config = options.add_preset(options.parse_settings(settings), preset)
     if text is not None and training_set is not None:
         raise BadConfig("a method learns from text or from facts.", where="--training-set")
     if out is not None:

@@ -31,6 +31,7 @@ from corrigenda.cli import (
     pocket,
     report,
     trace,
+    tune,
 )
 from corrigenda.errors import CorrigendaError, NoCases
 
@@ -80,6 +81,7 @@ for command in (
     benchmarks.benchmarks,
     evaluate.evaluate,
     exam.exam,
+    tune.tune,
     report.report,
     report.compare,
     patches.diff,

@@ -42,6 +42,14 @@ Settings = Annotated[
         show_default=False,
     ),
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Options of the method that `corrigenda tune` wrote, or the name of a preset.",
+        show_default=False,
+    ),
+]
 Transforms = Annotated[
     list[str] | None,
     typer.Option(
@@ -101,6 +109,11 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, Setting]:
         except UnreadableText as error:
             raise BadConfig(f"{option}: {error}.", where="--set") from error
     return options
+
+
+def add_preset(options: dict[str, Setting], preset: str | None) -> dict[str, Setting]:
+    """Return options of a method with the preset that they are put on."""
+    return options if preset is None else {"preset": preset, **options}
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from corrigenda.facts import Fact, guess_subject
+from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.model_names import SHIPPED
+from corrigenda.subjects import guess_subject
 
 
 def subject_of(lm: LanguageModel, prompt: str, *, where: str = "") -> str:
     """Return the subject of a prompt where only one is possible.
 
-    For a pocket model the names of its world decide first; see `corrigenda.facts.guess_subject`.
+    For a pocket model the names of its world decide first; see `corrigenda.subjects.guess_subject`.
 
     Raises:
         AmbiguousSubject (CG104): no candidate, or several.

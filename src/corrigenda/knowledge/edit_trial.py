@@ -1,8 +1,7 @@
-"""Trials of edits: of each fact alone, of all as one batch, or in sequence.
+"""Trials of edits of known facts: alone, as one batch, or in sequence.
 
-Answers are greedy, taken before and after, on paraphrases and neighbours that the method did not
-get. Every edit is undone. What is asked while an edit is active is up to judges, so that other
-questions, or the perplexity of texts, are measured in the same way.
+Every answer is judged under greedy decoding, before and after, on paraphrases, neighbours and other
+facts of the subject that the method did not get. Every edit is undone.
 """
 
 from __future__ import annotations
@@ -10,16 +9,15 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from corrigenda.almanac.exam import ExamEdit
-from corrigenda.errors import CorrigendaError
-from corrigenda.knowledge.exam import names
+from corrigenda.knowledge.asking import ask_in_chat, ask_right
 from corrigenda.lm.decoding import answer, gives
-from corrigenda.short_answers import keeps_answer
+from corrigenda.short_answers import keeps_answer, states
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor, State
@@ -27,24 +25,25 @@ if TYPE_CHECKING:
     from corrigenda.patch import Patch
     from corrigenda.progress import Progress
 
-EFFICACY, PARAPHRASE = "efficacy", "paraphrase"
-LOCALITY, SAME_SUBJECT = "locality", "same_subject"
-ROLES = (EFFICACY, PARAPHRASE, LOCALITY, SAME_SUBJECT)
-"""What an answer says of an edit; see `EditFigures`."""
-SUBJECT_NAMED = "subject_named"
-"""In a chat, whether an answer about the fact names its subject, where it did before."""
 
-_NEW_TOKENS, _CHAT_TOKENS = 12, 24
+class FactOutcome(NamedTuple):
+    """Outcome of one fact under one form of asking: whether each prompt has the wanted answer.
 
-Judge = Callable[[Sequence[ExamEdit]], None]
-"""Called with the cases to ask about, while their edit is active."""
-
-
-class JudgedAnswer(NamedTuple):
-    """Label of a fact, and whether one answer that was asked about it is as wanted."""
+    Attributes:
+        fact: Name of the fact.
+        chat: Whether it was asked in the chat template.
+        efficacy: The new object is the answer to the fact's own prompt.
+        paraphrase: The new object is the answer to a paraphrase, one by one.
+        locality: A neighbour keeps its answer, one by one.
+        same_subject: Another fact of the subject keeps its answer, one by one.
+    """
 
     fact: str
-    right: bool
+    chat: bool
+    efficacy: bool
+    paraphrase: tuple[bool, ...]
+    locality: tuple[bool, ...]
+    same_subject: tuple[bool, ...]
 
 
 class EditFigures(NamedTuple):
@@ -72,6 +71,17 @@ def compute_share(right: Sequence[bool]) -> float | None:
     return sum(right) / len(right) if right else None
 
 
+def compute_figures(outcomes: Iterable[FactOutcome], *, chat: bool = False) -> EditFigures:
+    """Return the shares over all prompts of a kind, of one form of asking."""
+    asked = [one for one in outcomes if one.chat is chat]
+    return EditFigures(
+        compute_share([one.efficacy for one in asked]),
+        compute_share([right for one in asked for right in one.paraphrase]),
+        compute_share([right for one in asked for right in one.locality]),
+        compute_share([right for one in asked for right in one.same_subject]),
+    )
+
+
 def try_single_edits(
     lm: LanguageModel,
     editor: Editor,
@@ -81,20 +91,26 @@ def try_single_edits(
     progress: Progress | None = None,
 ) -> EditFigures:
     """Edit each fact alone, ask, undo; the figures are over all prompts of a kind."""
-    judge = AnswerJudge(lm, cases)
-    trial = EditTrial(lm, editor, [judge], state=state, progress=progress)
-    trial.edit_alone(cases)
-    return _summarise(trial, judge)
+    trial = EditTrial(lm, editor, Unedited(lm, cases))
+    for number, case in enumerate(cases):
+        patch, _ = trial.edit([case], state)
+        with patch.apply(lm):
+            trial.judge([case])
+        if progress is not None:
+            progress(f"{editor.name}: single edits", number + 1, len(cases))
+    return trial.figures()
 
 
 def try_batch_edit(
     lm: LanguageModel, editor: Editor, cases: Sequence[ExamEdit], *, state: State | None = None
 ) -> EditFigures:
     """Edit all facts at once, ask, undo."""
-    judge = AnswerJudge(lm, cases)
-    trial = EditTrial(lm, editor, [judge], state=state)
-    trial.edit_together(cases)
-    return _summarise(trial, judge)
+    trial = EditTrial(lm, editor, Unedited(lm, cases))
+    if cases:
+        patch, _ = trial.edit(cases, state)
+        with patch.apply(lm):
+            trial.judge(cases)
+    return trial.figures()
 
 
 def try_sequence(
@@ -107,227 +123,131 @@ def try_sequence(
     progress: Progress | None = None,
 ) -> EditFigures:
     """Edit `size` facts at a time, each edit on top of those before, and ask for all at the end."""
-    judge = AnswerJudge(lm, cases)
-    trial = EditTrial(lm, editor, [judge], state=state, progress=progress)
-    trial.edit_in_sequence(cases, size=size)
-    return _summarise(trial, judge)
+    trial = EditTrial(lm, editor, Unedited(lm, cases))
+    with ExitStack() as stack:
+        for begin in range(0, len(cases), size):
+            part = cases[begin : begin + size]
+            patch, state = trial.edit(part, state)
+            stack.enter_context(patch.apply(lm))
+            if progress is not None:
+                progress(f"{editor.name}: sequence", begin + len(part), len(cases))
+        trial.judge(cases)
+    return trial.figures()
 
 
-class EditTrial:
-    """Edits cases, calls judges while the edits are active, and undoes them.
+class Unedited:
+    """Answers of the unedited model to the prompts that should keep theirs; asked once.
 
-    Attributes:
-        seconds: Time of each `edit`, per fact.
-        cpu_seconds: Time of the processor for each `edit`, per fact.
-        num_bytes: Size of each saved patch, per fact.
-        errors: Errors of edits that were refused; only where `lenient`.
-        refused: Code of the error of each fact that was not edited for it.
-        asked: Number of cases that judges were asked about.
+    Where the right answer of a prompt is known and the model gives it, that answer must stay; else
+    the short answer that it gives.
     """
 
-    def __init__(
-        self,
-        lm: LanguageModel,
-        editor: Editor,
-        judges: Sequence[Judge],
-        *,
-        state: State | None = None,
-        progress: Progress | None = None,
-        lenient: bool = False,
-        budget: float | None = None,
-    ) -> None:
-        """Bind the trial to a model and an editor.
+    def __init__(self, lm: LanguageModel, cases: Sequence[ExamEdit], *, chat: bool = False) -> None:
+        """Ask the model, which carries no edit of these facts.
 
         Args:
             lm: The model.
-            editor: The method.
-            judges: Called in order after an edit.
-            state: Result of `fit`.
-            progress: A callback with (stage, done, total).
-            lenient: Go on where a fact is refused with an error of this library, and ask about it
-                as the model then is.
-            budget: Seconds of the processor after which no further fact is edited alone.
+            cases: Edits with the prompts that should keep their answers.
+            chat: Whether to ask in the chat template too.
         """
-        self.lm, self.editor, self.judges = lm, editor, judges
-        self.state, self.progress = state, progress
-        self.lenient, self.budget = lenient, budget
+        self.chat = chat
+        self._right: dict[str, tuple[str, ...]] = {}
+        for case in cases:
+            self._right |= {text: case.right.get(text, ()) for text in list_kept_prompts(case)}
+        prompts = list(self._right)
+        asked = ask_right(lm, prompts, [self._right[text] for text in prompts])
+        self._known = {text for text, true in zip(prompts, asked, strict=True) if true}
+        others = [text for text in prompts if text not in self._known]
+        self._before = dict(zip(others, answer(lm, others), strict=True))
+        self._in_chat = dict(zip(prompts, ask_in_chat(lm, prompts), strict=True)) if chat else {}
+
+    def compare(self, lm: LanguageModel, prompts: Sequence[str]) -> dict[str, bool]:
+        """Ask again, and return for each prompt whether its answer is kept."""
+        known = [text for text in prompts if text in self._known]
+        others = [text for text in prompts if text not in self._known]
+        right = ask_right(lm, known, [self._right[text] for text in known])
+        kept = dict(zip(known, right, strict=True))
+        for text, after in zip(others, answer(lm, others), strict=True):
+            kept[text] = keeps_answer(self._before[text], after)
+        return kept
+
+    def compare_in_chat(self, lm: LanguageModel, prompts: Sequence[str]) -> dict[str, bool]:
+        """Do the same in the chat template."""
+        return {
+            text: keeps_answer(self._in_chat[text], after, self._right[text], sentence=True)
+            for text, after in zip(prompts, ask_in_chat(lm, prompts), strict=True)
+        }
+
+
+class EditTrial:
+    """Edits of one editor, and their outcomes."""
+
+    def __init__(self, lm: LanguageModel, editor: Editor, unedited: Unedited) -> None:
+        """Bind a model, an editor, and what the unedited model answers."""
+        self.lm, self.editor, self.unedited = lm, editor, unedited
+        self.outcomes: list[FactOutcome] = []
         self.seconds: list[float] = []
-        self.cpu_seconds: list[float] = []
         self.num_bytes: list[float] = []
-        self.errors: list[CorrigendaError] = []
-        self.refused: list[str] = []
-        self.asked = 0
 
-    def edit_alone(self, cases: Sequence[ExamEdit]) -> None:
-        """Edit each fact alone and ask about it."""
-        begin = time.process_time()
-        for number, case in enumerate(cases):
-            spent = time.process_time() - begin
-            if self.budget is not None and number and spent > self.budget:
-                break
-            with ExitStack() as stack:
-                self._edit([case], self.state, stack)
-                self._ask([case])
-            self._report("single edits", number + 1, len(cases))
+    def edit(self, cases: Sequence[ExamEdit], state: State | None) -> tuple[Patch, State | None]:
+        """Make the patch of some facts, and measure its time and size."""
+        with _measure_time(self.seconds, len(cases)):
+            patch, state = self.editor.edit(self.lm, [case.training_fact for case in cases], state)
+        with tempfile.TemporaryDirectory() as folder:
+            size = patch.save(Path(folder) / "patch.safetensors").stat().st_size
+        self.num_bytes.append(size / len(cases))
+        return patch, state
 
-    def edit_together(
-        self, cases: Sequence[ExamEdit], *, asked: Sequence[ExamEdit] | None = None
+    def judge(self, cases: Sequence[ExamEdit]) -> None:
+        """Ask the model as it is now, in both forms where wanted."""
+        texts = list(dict.fromkeys(text for case in cases for text in list_kept_prompts(case)))
+        pairs = [(text, case.fact.target) for case in cases for text in _list_wanted_prompts(case)]
+        self._note(cases, gives(self.lm, pairs), self.unedited.compare(self.lm, texts), chat=False)
+        if self.unedited.chat:
+            said = ask_in_chat(self.lm, [text for text, _ in pairs])
+            olds = [case.fact.before for case in cases for _ in _list_wanted_prompts(case)]
+            gave = [
+                states(text, [target], [old] if old else [])
+                for text, (_, target), old in zip(said, pairs, olds, strict=True)
+            ]
+            self._note(cases, gave, self.unedited.compare_in_chat(self.lm, texts), chat=True)
+
+    def _note(
+        self, cases: Sequence[ExamEdit], gave: Sequence[bool], kept: dict[str, bool], *, chat: bool
     ) -> None:
-        """Edit all facts at once, and ask about them, or about those of `asked`."""
-        if not cases:
-            return
-        with ExitStack() as stack:
-            self._edit(cases, self.state, stack)
-            self._ask(cases if asked is None else asked)
-
-    def edit_in_sequence(
-        self, cases: Sequence[ExamEdit], *, size: int = 1, asked: Sequence[ExamEdit] | None = None
-    ) -> None:
-        """Edit `size` facts at a time on top of those before, and ask about all at the end."""
-        state = self.state
-        with ExitStack() as stack:
-            for begin in range(0, len(cases), size):
-                part = cases[begin : begin + size]
-                state = self._edit(part, state, stack)
-                self._report("sequence", begin + len(part), len(cases))
-            self._ask(cases if asked is None else asked)
-
-    def _edit(
-        self, cases: Sequence[ExamEdit], state: State | None, stack: ExitStack
-    ) -> State | None:
-        """Edit, note the cost, and leave the edit active on `stack`."""
-        try:
-            with self._measure_time(len(cases)):
-                patch, after = self.editor.edit(
-                    self.lm, [case.training_fact for case in cases], state
-                )
-            stack.enter_context(patch.apply(self.lm))
-        except CorrigendaError as error:
-            if not self.lenient:
-                raise
-            self.errors.append(error)
-            self.refused += [error.code] * len(cases)
-            return state
-        self.num_bytes.append(_measure_size(patch) / len(cases))
-        return after
-
-    def _ask(self, cases: Sequence[ExamEdit]) -> None:
-        for judge in self.judges:
-            judge(cases)
-        self.asked += len(cases)
-
-    @contextmanager
-    def _measure_time(self, facts: int) -> Generator[None]:
-        begin, cpu = time.perf_counter(), time.process_time()
-        yield
-        self.cpu_seconds.append((time.process_time() - cpu) / facts)
-        self.seconds.append((time.perf_counter() - begin) / facts)
-
-    def _report(self, stage: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(f"{self.editor.name}: {stage}", done, total)
-
-
-class AnswerJudge:
-    """Greedy answers to the prompts of a case, before and after.
-
-    In the chat template an answer is a sentence: it gives an object where it names it.
-
-    Attributes:
-        before: Answer of the unedited model to each of `list_asked`.
-        values: For each role, its answers.
-    """
-
-    def __init__(
-        self,
-        lm: LanguageModel,
-        cases: Sequence[ExamEdit],
-        *,
-        chat: bool = False,
-        before: Mapping[str, str] | None = None,
-    ) -> None:
-        """Ask the unedited model, unless its answers are given."""
-        self.lm, self.chat = lm, chat
-        self.before = self.ask(list_asked(cases, chat=chat)) if before is None else before
-        self.values: dict[str, list[JudgedAnswer]] = {role: [] for role in (*ROLES, SUBJECT_NAMED)}
-
-    def __call__(self, cases: Sequence[ExamEdit]) -> None:
-        """Ask the model as it is now."""
-        after = self.ask(list_asked(cases, chat=self.chat))
-        given = self._find_given(cases, after)
+        said = iter(gave)
         for case in cases:
             fact = case.fact
-            self._add(EFFICACY, case, [given[fact.prompt, fact.target]])
-            self._add(PARAPHRASE, case, [given[text, fact.target] for text in fact.paraphrases])
-            self._add(LOCALITY, case, [self._keeps(case, one, after) for one in fact.neighbours])
-            own = [self._keeps(case, one, after) for one in fact.same_subject]
-            self._add(SAME_SUBJECT, case, own)
-            if self.chat and fact.subject is not None:
-                own = [
-                    names(after[text], fact.subject)
-                    for text in (fact.prompt, *fact.paraphrases)
-                    if names(self.before[text], fact.subject)
-                ]
-                self._add(SUBJECT_NAMED, case, own)
+            outcome = FactOutcome(
+                fact=fact.name,
+                chat=chat,
+                efficacy=next(said),
+                paraphrase=tuple(next(said) for _ in fact.paraphrases),
+                locality=tuple(kept[text] for text in fact.neighbours),
+                same_subject=tuple(kept[text] for text in fact.same_subject),
+            )
+            self.outcomes.append(outcome)
 
-    def ask(self, prompts: Sequence[str]) -> dict[str, str]:
-        """Return the short answer to each prompt."""
-        longest = _CHAT_TOKENS if self.chat else _NEW_TOKENS
-        texts = answer(self.lm, prompts, max_new_tokens=longest, chat=self.chat)
-        return dict(zip(prompts, texts, strict=True))
-
-    def share(self, role: str) -> float | None:
-        """Return the share of right answers; None where nothing was asked."""
-        return compute_share([one.right for one in self.values[role]])
-
-    def _find_given(
-        self, cases: Sequence[ExamEdit], after: Mapping[str, str]
-    ) -> dict[tuple[str, str], bool]:
-        """Return for each prompt of a fact and its target whether the model says it."""
-        pairs = [
-            (prompt, case.fact.target)
-            for case in cases
-            for prompt in (case.fact.prompt, *case.fact.paraphrases)
-        ]
-        if self.chat:
-            return {(prompt, target): names(after[prompt], target) for prompt, target in pairs}
-        return dict(zip(pairs, gives(self.lm, pairs), strict=True))
-
-    def _keeps(self, case: ExamEdit, prompt: str, after: Mapping[str, str]) -> bool:
-        known, before = case.right.get(prompt, ()), self.before[prompt]
-        if self.chat and any(names(before, one) for one in known):
-            return any(names(after[prompt], one) for one in known)
-        return keeps_answer(before, after[prompt], known)
-
-    def _add(self, role: str, case: ExamEdit, right: Sequence[bool]) -> None:
-        self.values[role] += [JudgedAnswer(case.fact.label, one) for one in right]
-
-
-def list_asked(cases: Sequence[ExamEdit], *, chat: bool = False) -> list[str]:
-    """Return the prompts that are asked before and after, each once.
-
-    These are neighbours and other facts of the subject; in a chat also those of the fact.
-    """
-    prompts = [
-        text
-        for case in cases
-        for text in (
-            *case.fact.neighbours,
-            *case.fact.same_subject,
-            *((case.fact.prompt, *case.fact.paraphrases) if chat else ()),
+    def figures(self, *, chat: bool = False) -> EditFigures:
+        """Return shares, and medians of time and size."""
+        return compute_figures(self.outcomes, chat=chat)._replace(
+            seconds=statistics.median(self.seconds) if self.seconds else None,
+            num_bytes=statistics.median(self.num_bytes) if self.num_bytes else None,
         )
-    ]
-    return list(dict.fromkeys(prompts))
 
 
-def _summarise(trial: EditTrial, judge: AnswerJudge) -> EditFigures:
-    return EditFigures(
-        *(judge.share(role) for role in ROLES),
-        seconds=statistics.median(trial.seconds) if trial.seconds else None,
-        num_bytes=statistics.median(trial.num_bytes) if trial.num_bytes else None,
-    )
+@contextmanager
+def _measure_time(seconds: list[float], facts: int) -> Generator[None]:
+    begin = time.perf_counter()
+    yield
+    seconds.append((time.perf_counter() - begin) / facts)
 
 
-def _measure_size(patch: Patch) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        return patch.save(Path(folder) / "patch.safetensors").stat().st_size
+def list_kept_prompts(case: ExamEdit) -> tuple[str, ...]:
+    """Return the prompts that should keep their answers: neighbours, other facts of the subject."""
+    return (*case.fact.neighbours, *case.fact.same_subject)
+
+
+def _list_wanted_prompts(case: ExamEdit) -> tuple[str, ...]:
+    """Return the prompts that should get the new object: the fact's own and its paraphrases."""
+    return (case.fact.prompt, *case.fact.paraphrases)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,9 +20,9 @@ from corrigenda.almanac.known_facts import (
 from corrigenda.almanac.world import Triple, load_world
 from corrigenda.errors import BadConfig
 from corrigenda.files import write_text
-from corrigenda.lm.decoding import answer, begins, continuations
-from corrigenda.lm.loading import SHIPPED
+from corrigenda.knowledge.asking import ask_right
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.model_names import SHIPPED
 from corrigenda.lm.wrapping import require_lm
 from corrigenda.progress import Progress, show_progress
 from corrigenda.statistics.cache import hash_settings, read_texts, write_texts
@@ -36,8 +35,6 @@ FIRST = 3
 
 _FACTS_AT_ONCE = 200
 _FIRST_SAMPLE = 4 * _FACTS_AT_ONCE
-_NEW_TOKENS = 12
-_CHAT_TOKENS = 24
 
 
 class _Question(NamedTuple):
@@ -217,34 +214,9 @@ def _judge(
     lm: LanguageModel, questions: Sequence[_Question], right: Sequence[set[int]], chat: bool
 ) -> None:
     """Ask, and note which phrasings of which facts are answered right."""
-    prompts = [one.prompt for one in questions]
-    if chat:
-        said = answer(lm, prompts, max_new_tokens=_CHAT_TOKENS, chat=True)
-        good = [
-            any(names(text, one) for one in asked.answers)
-            for text, asked in zip(said, questions, strict=True)
-        ]
-    else:
-        found = continuations(
-            lm,
-            prompts,
-            max_new_tokens=_NEW_TOKENS,
-            finished=lambda row, text: _is_decided(text.lstrip(), questions[row].answers),
-        )
-        good = [
-            any(begins(one.text.lstrip(), name) for name in asked.answers)
-            for one, asked in zip(found, questions, strict=True)
-        ]
+    good = ask_right(
+        lm, [one.prompt for one in questions], [one.answers for one in questions], chat=chat
+    )
     for asked, true in zip(questions, good, strict=True):
         if true:
             right[asked.fact].add(asked.place)
-
-
-def names(text: str, target: str) -> bool:
-    """Tell whether a text holds a target, as whole words."""
-    return re.search(rf"(?<!\w){re.escape(target)}(?!\w)", text) is not None
-
-
-def _is_decided(text: str, answers: Iterable[str]) -> bool:
-    """Tell whether it is certain that a text, however it goes on, is right or wrong."""
-    return not any(one.startswith(text) for one in answers)

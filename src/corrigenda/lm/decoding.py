@@ -20,7 +20,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.errors import BadConfig, EmptyTarget, PromptTooLong
+from corrigenda.errors import EmptyTarget, PromptTooLong
+from corrigenda.lm.chat import write_turn
 from corrigenda.lm.interception import answer_directly, ask_rewritten
 from corrigenda.lm.kv_cache import (
     Continuation,
@@ -349,17 +350,9 @@ def encode_prompts(lm: LanguageModel, prompts: Sequence[str], *, chat: bool) -> 
     """
     if not chat:
         return [encode(lm, prompt).ids for prompt in prompts]
-    if lm.tokenizer.chat_template is None:
-        raise BadConfig(
-            f"{lm.name} has no chat template.",
-            hint="Ask it without `chat` (--chat), or load a model tuned for conversation.",
-        )
     rows: list[list[int]] = []
     for prompt in prompts:
-        turn = [{"role": "user", "content": prompt}]
-        text = str(
-            lm.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        )
+        text = write_turn(lm.tokenizer, prompt)
         ids = lm.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         if len(ids) > lm.context_length:
             raise PromptTooLong(

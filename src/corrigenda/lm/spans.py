@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from corrigenda.errors import EmptyTarget, NotAModel, PromptTooLong, SlowTokenizer, SubjectNotFound
 from corrigenda.facts import Fact, Span
+from corrigenda.lm.chat import chat_form, word_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,7 +102,9 @@ def encode(
     target: str = "",
     subject: Span | None = None,
     prefix: str = "",
+    suffix: str = "",
     separator: str = " ",
+    special_tokens: bool = True,
     max_length: int | None = None,
     where: str = "",
 ) -> Encoded:
@@ -125,7 +128,10 @@ def encode(
         target: The answer, without leading separator; empty to encode the prompt only.
         subject: Characters of the subject within `prompt`.
         prefix: Context before the prompt, concatenated exactly.
+        suffix: Text after the prompt that is no part of the answer, concatenated exactly.
         separator: Text between prompt and target; empty for languages written without spaces.
+        special_tokens: Whether the tokenizer puts its special tokens around the text; not where the
+            text holds them itself, as that of a chat template does.
         max_length: Most tokens allowed for prompt and target; by default the context of the model,
             and unbounded for a tokenizer.
         where: How messages refer to the fact.
@@ -141,15 +147,15 @@ def encode(
     """
     tokenizer, context = _resolve(lm)
     if separator:
-        prompt = _without_tail(prompt, separator)
+        prompt = prompt if suffix else _without_tail(prompt, separator)
         target = target.removeprefix(separator)
-    asked = prefix + prompt
+    asked = prefix + prompt + suffix
     text = asked + separator + target if target else asked
     end = len(asked)
-    pieces = _tokenise(tokenizer, asked)
+    pieces = _tokenise(tokenizer, asked, plain=not special_tokens)
     first_label = len(pieces)
     if target:
-        joint = _tokenise(tokenizer, text)
+        joint = _tokenise(tokenizer, text, plain=not special_tokens)
         if [piece.id for piece in joint[:first_label]] == [piece.id for piece in pieces]:
             pieces = joint
         else:
@@ -191,23 +197,31 @@ def encode_fact(
 ) -> Encoded:
     """Tokenise a fact with its target and locate its subject (if it names one).
 
+    A fact with `chat` is put into the chat template: the prompt, worded by `word_turn`, is the
+    user's turn, the target the beginning of the assistant's.
+
     Args:
         lm: A model, or a fast tokenizer.
         fact: The fact.
-        prefix: Context before the prompt, concatenated exactly.
+        prefix: Context before the prompt, concatenated exactly; within the user's turn.
         drop_last_target: Leave the last target token out of `ids`: nothing is predicted from it.
         max_length: As in `encode`.
 
     Raises:
         SubjectNotFound (CG103), PromptTooLong (CG105), SlowTokenizer (CG305): as `encode`.
+        BadConfig (CG502): a fact with `chat`, and no chat template.
     """
+    form = chat_form(_resolve(lm)[0]) if fact.chat else None
+    lead, tail = word_turn(fact.prompt) if form else ("", "")
     encoded = encode(
         lm,
         fact.prompt,
         target=fact.target,
         subject=None if fact.subject is None else fact.span,
-        prefix=prefix,
-        separator=fact.separator,
+        prefix=f"{form.before}{prefix}{lead}" if form else prefix,
+        suffix=f"{tail}{form.after}" if form else "",
+        separator=form.separator if form else fact.separator,
+        special_tokens=form is None,
         max_length=max_length,
         where=fact.label,
     )

@@ -1,8 +1,10 @@
 """Presets: options of a method tuned for one model, found by the model's name without torch.
 
-The preset of a model has the published form of the method. Where a public framework runs another
-form, that is a preset of its own, such as `llama-2-7b-easyedit`, which is taken by name only and
-whose notice is a warning. The card lists the options that make another method of it, `[variants]`.
+A preset is found by the name of the model, else by its shape, where the preset says of which shape
+its model is; then a warning names it. The preset of a model has the published form of the method.
+Where a public framework runs another form, that is a preset of its own, such as
+`llama-2-7b-easyedit`, which is taken by name only and whose notice is a warning. The card lists the
+options that make another method of it, `[variants]`.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corrigenda.errors import BadConfig, did_you_mean
@@ -23,6 +27,17 @@ if TYPE_CHECKING:
 
 _SUFFIX = re.compile(r"[-_](hf|instruct|chat|base|it|v\d+(\.\d+)*)$")
 _PREFIX = re.compile(r"^meta[-_]")
+_ENDING = ".toml"
+
+
+class ModelShape(NamedTuple):
+    """What tells models of different make apart; the same in every folder and dtype."""
+
+    family: str
+    num_layers: int
+    d_model: int
+    d_inner: int
+    vocabulary: int
 
 
 class Preset(NamedTuple):
@@ -33,23 +48,45 @@ class Preset(NamedTuple):
         options: Options of the method.
         source: Origin of the values.
         notice: How the variant differs from the published method; empty where it does not.
+        method: Name of the method, where the file says it.
+        base: What the file says of the model: name, digest, dtype and the fields of `ModelShape`.
     """
 
     model: str
     options: Mapping[str, object]
     source: str
     notice: str = ""
+    method: str = ""
+    base: Mapping[str, object] = MappingProxyType({})
+
+    @property
+    def shape(self) -> ModelShape | None:
+        """The shape of its model, where the file says it."""
+        known = [self.base.get(name) for name in ModelShape._fields]
+        return None if None in known else ModelShape(*known)  # type: ignore[arg-type]  # checked when read
+
+    def fits(self, shape: ModelShape | None) -> bool:
+        """Return whether the shape of a model is that of its own, as far as both are known."""
+        return shape is None or self.shape is None or self.shape == shape
 
 
 def build_editor(
-    name: str, model_name: str | None = None, *, preset: object = None, **options: object
+    name: str,
+    model_name: str | None = None,
+    *,
+    preset: object = None,
+    shape: ModelShape | None = None,
+    given: Sequence[Preset] = (),
+    **options: object,
 ) -> Editor:
     """Make an editor: the preset for `model_name` where there is one, the options given on top.
 
     Args:
         name: Name of the method.
         model_name: Name of the model, which selects the preset.
-        preset: Name of a preset to take instead, such as a framework's variant.
+        preset: A preset to take instead: its name, such as a framework's variant, or a file.
+        shape: Shape of the model, where it is known.
+        given: Presets of this model that come before those of the methods.
         **options: Options of the method.
 
     Raises:
@@ -60,39 +97,87 @@ def build_editor(
     kind = METHODS.get(name)
     if preset is not None:
         options = {"preset": preset, **options}
-    return kind(**complete_options(name, model_name, options))
+    return kind(**complete_options(name, model_name, options, shape=shape, given=given))
 
 
 def complete_options(
-    name: str, model_name: str | None, options: Mapping[str, object]
+    name: str,
+    model_name: str | None,
+    options: Mapping[str, object],
+    *,
+    shape: ModelShape | None = None,
+    given: Sequence[Preset] = (),
 ) -> dict[str, object]:
     """Return the options of an editor: those of the preset, and those given on top.
 
-    The option `preset` names a preset to take instead of the model's. A preset that is not the
-    published form of its method warns.
+    The option `preset` names a preset, or the file of one, to take instead of the model's. A preset
+    that is not the published form of its method warns, and so does one of a model that has another
+    name or another shape.
 
     Raises:
         UnknownMethod (CG501): no method by that name.
         BadConfig (CG502): no preset by that name.
     """
-    given = dict(options)
-    chosen = given.pop("preset", None)
+    own = dict(options)
+    chosen = own.pop("preset", None)
     if chosen is not None:
         found = named_preset(name, str(chosen))
+    elif model_name is None:
+        found = None
     else:
-        found = None if model_name is None else preset(name, model_name)
+        found = _find_given(name, given) or _find_by_model(name, model_name, shape)
     if found is not None and found.notice:
         warnings.warn(f"{name}, preset {found.model}: {found.notice}", stacklevel=3)
-    return {**(found.options if found else {}), **given}
+    if found is not None and not found.fits(shape):
+        warnings.warn(
+            f"{name}: the preset {found.model} was tuned on a model of another shape.", stacklevel=3
+        )
+    return {**(found.options if found else {}), **own}
+
+
+def _find_given(name: str, given: Sequence[Preset]) -> Preset | None:
+    name = METHODS.resolve(name)
+    return next((one for one in given if one.method == name), None)
+
+
+def _find_by_model(name: str, model_name: str, shape: ModelShape | None) -> Preset | None:
+    """Return the preset of a model by its name, else with a warning by its shape."""
+    named = preset(name, model_name)
+    if named is not None and named.fits(shape):
+        return named
+    if named is not None:
+        warnings.warn(
+            f"{name}: the preset {named.model} is not taken: {model_name} has another shape than "
+            "the model it was tuned on.",
+            stacklevel=4,
+        )
+    alike = [one for one in presets(name) if shape is not None and one.shape == shape]
+    if alike:
+        warnings.warn(
+            f"{name}: the preset {alike[0].model} is taken, which was tuned on a model of the same "
+            f"shape as {model_name}.",
+            stacklevel=4,
+        )
+    return alike[0] if alike else None
 
 
 def named_preset(name: str, preset_name: str) -> Preset:
-    """Return the preset of a method by its own name.
+    """Return the preset of a method by its own name, or from a TOML file.
 
     Raises:
         UnknownMethod (CG501): no method by that name.
-        BadConfig (CG502): no preset by that name; the message has the closest.
+        BadConfig (CG502): no preset by that name, and the message has the closest; or a file that
+            cannot be read, or is of another method.
     """
+    if preset_name.endswith(_ENDING):
+        found = read_preset(Path(preset_name))
+        if found.method not in ("", METHODS.resolve(name)):
+            raise BadConfig(
+                f"the preset is one of {found.method}, not of {name}.",
+                where=preset_name,
+                hint=f"Give --method {found.method}.",
+            )
+        return found
     known = {one.model: one for one in presets(name)}
     if preset_name not in known:
         raise BadConfig(
@@ -150,7 +235,7 @@ def presets(name: str) -> tuple[Preset, ...]:
     folder = own if own.is_dir() else folder
     if not folder.is_dir():
         return ()
-    found = [read_preset(item) for item in folder.iterdir() if item.name.endswith(".toml")]
+    found = [read_preset(item) for item in folder.iterdir() if item.name.endswith(_ENDING)]
     return tuple(sorted(found, key=lambda one: one.model))
 
 
@@ -175,16 +260,23 @@ def read_preset(file: Traversable) -> Preset:
     """Return the preset in a file.
 
     Raises:
-        BadConfig (CG502): it is not `source`, perhaps `notice`, and `[options]`.
+        BadConfig (CG502): it is not `source` and `[options]`, with `notice`, or with `method`,
+            `[model]` and `[evidence]` as `corrigenda tune` writes them.
     """
     try:
         table: dict[str, Any] = parse_toml(decode(file.read_bytes()))
-        if set(table) - {"notice"} != {"source", "options"}:
+        if set(table) - {"notice", "method", "model", "evidence"} != {"source", "options"}:
             raise ValueError(f"expected `source` and `[options]`, found {sorted(table)}")
-    except ValueError as error:
+        base: dict[str, Any] = table.get("model", {})
+        numbers = [base.get(name, 0) for name in ModelShape._fields[1:]]
+        if not all(isinstance(one, int) for one in numbers):
+            raise ValueError("a size in [model] is no whole number")
+    except (OSError, ValueError) as error:
         raise BadConfig(f"a preset cannot be read: {error}.", where=str(file)) from error
-    name, notice = file.name.removesuffix(".toml"), table.get("notice", "")
-    return Preset(name, table["options"], table["source"], notice)
+    name, notice = file.name.removesuffix(_ENDING), table.get("notice", "")
+    return Preset(
+        name, table["options"], table["source"], notice, str(table.get("method", "")), base
+    )
 
 
 def _shorten(model_name: str) -> str:

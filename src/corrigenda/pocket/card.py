@@ -20,9 +20,9 @@ from corrigenda.analysis.state_restoration import measure_subject_deviation
 from corrigenda.analysis.trace_average import average_traces
 from corrigenda.analysis.trace_effects import Bin, Kind
 from corrigenda.facts import Fact
+from corrigenda.knowledge.edit_trial import compute_share, try_batch_edit, try_single_edits
 from corrigenda.lm.decoding import greedy, score
 from corrigenda.methods.presets import build_editor
-from corrigenda.knowledge.edit_trial import compute_share, try_batch_edit, try_single_edits
 
 if TYPE_CHECKING:
     from corrigenda.almanac.exam import Exam

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.files import cache_folder, make_folder
 from corrigenda.knowledge.exam import find_known_facts, write_known_facts
-from corrigenda.lm.loading import SHIPPED
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.model_names import SHIPPED
 from corrigenda.run.spec import RunSpec, hash_json
 from corrigenda.run.tables import DataSpec
 

@@ -1,4 +1,4 @@
-"""Prefixes put before a prompt, so that a key is an average over several contexts."""
+"""Contexts of a prompt, so that a key is an average over several: prefixes, and the chat form."""
 
 from __future__ import annotations
 
@@ -38,19 +38,24 @@ class Contexts:
             Empty puts all into one group: a plain mean.
         base_digest: Digest of the model that generated the prefixes; empty where they were given.
         seed: Seed of the generation.
+        chat: Weight, below 1, of one more context after the prefixes: the prompt in the model's
+            chat template, see `Fact.chat`. 0 leaves it out.
 
     Raises:
-        BadConfig (CG502): no prefix, the first not empty, or groups that do not match.
+        BadConfig (CG502): no prefix, the first not empty, groups that do not match, or no weight.
 
     Example:
         >>> Contexts(("", "I think so. ", "You know. "), groups=(0, 1, 1)).weights
         (0.5, 0.25, 0.25)
+        >>> Contexts(("", "You know. "), chat=0.5).weights
+        (0.25, 0.25, 0.5)
     """
 
     prefixes: tuple[str, ...] = ("",)
     groups: tuple[int, ...] = ()
     base_digest: str = ""
     seed: int | None = None
+    chat: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prefixes", tuple(self.prefixes))
@@ -70,14 +75,30 @@ class Contexts:
                 where="contexts",
             )
 
+        if not 0 <= self.chat < 1:
+            raise BadConfig(
+                f"the weight of the chat form is {self.chat}.",
+                where="contexts",
+                hint="Give a number from 0 to below 1.",
+            )
+
     def __len__(self) -> int:
-        return len(self.prefixes)
+        return len(self.prefixes) + (self.chat > 0)
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Weight of each prefix in the averaged key; they add up to 1."""
-        num_groups = max(self.groups) + 1
-        return tuple(1.0 / (num_groups * self.groups.count(group)) for group in self.groups)
+        """Weight of each context in the averaged key; they add up to 1."""
+        whole = (max(self.groups) + 1) / (1.0 - self.chat)
+        own = tuple(1.0 / (whole * self.groups.count(group)) for group in self.groups)
+        return (*own, self.chat) if self.chat else own
+
+    @property
+    def loss_weights(self) -> tuple[float, ...]:
+        """Weight of each context in the loss of a search, their mean 1: all prefixes alike."""
+        if not self.chat:
+            return (1.0,) * len(self)
+        share = (1.0 - self.chat) / len(self.prefixes)
+        return tuple(len(self) * one for one in (*[share] * len(self.prefixes), self.chat))
 
     def to_json(self) -> str:
         """Return a text that `from_json` reads; equal contexts have equal texts."""

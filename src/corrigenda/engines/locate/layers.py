@@ -123,14 +123,14 @@ class SpreadEditor(LocateThenEdit):
         """Solve layer by layer; on `stack` the changes of the lower ones stay applied."""
         targets = find_targets(
             lm,
-            pipeline.rewrite_rows(lm, facts, plan.contexts.prefixes),
+            pipeline.rewrite_rows(lm, facts, plan.contexts),
             layer=plan.sites[-1].layer,
             role=self.role,
             settings=self.search,
             names=[fact.label for fact in facts],
         )
         notes.traces = targets.traces
-        sequences = pipeline.subject_tokens(lm, facts, plan.contexts.prefixes)
+        sequences = pipeline.subject_tokens(lm, facts, plan.contexts)
         layers = []
         for done, site in enumerate(plan.sites):
             measured = self._measure(lm, site, plan, sequences, targets)
@@ -241,7 +241,7 @@ class MultiLayerEditor(SpreadEditor):
         """Protect the keys of this batch as the edited model computes them."""
         if not self.protects_keys:
             return state
-        sequences = pipeline.subject_tokens(lm, facts, plan.contexts.prefixes)
+        sequences = pipeline.subject_tokens(lm, facts, plan.contexts)
         captured = pipeline.capture_last(lm, sequences, [key(site) for site in plan.sites])
         return self.protect(
             state,

@@ -1,13 +1,15 @@
 """Locate-then-edit: options, plan, encoding in contexts, and capture at the subject's last token.
 
 Shared by every method that writes into down projections. Contexts are prefixes put before a prompt
-by plain concatenation; the first is always the empty one, the clean prompt.
+by plain concatenation; the first is always the empty one, the clean prompt. On a model with a chat
+template the prompt as a user's turn is one more.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from corrigenda.engines.locate.layer_probe import probe_layer
 from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, search_memory
 from corrigenda.facts import Fact, Span
 from corrigenda.linalg.cholesky import Cholesky
+from corrigenda.lm.chat import has_chat_template
 from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, require_layers, value, write
@@ -38,6 +41,7 @@ unreliable."""
 _SAME_KEY = 0.999
 _CAPTURE_TOKENS = 4096
 _PULL_BACK = 1e-3
+_CHAT_WEIGHT = 0.5
 _CONTEXTS, _SITES, _NOTICES = "contexts", "locate/sites", "locate/notices"
 
 
@@ -46,7 +50,7 @@ class EditPlan(NamedTuple):
 
     Attributes:
         sites: Down projections to change, lowest first.
-        contexts: Prefixes and their weights.
+        contexts: Contexts and their weights.
         notices: Decisions taken for the caller, in words.
     """
 
@@ -68,6 +72,9 @@ class LocateThenEdit(Editor):
     stop_loss: float = Field(default=0.05, ge=0, description="Loss at which a search ends.")
     contexts: Contexts | None = Field(
         default=None, description="Prefixes; the fitted ones, or generated, if not given."
+    )
+    chat_contexts: bool = Field(
+        default=True, description="Edit the chat form too, where the model has a chat template."
     )
     seed: int = Field(default=0, description="Of generated contexts and of the layer probe.")
 
@@ -141,6 +148,8 @@ class LocateThenEdit(Editor):
             contexts = Contexts.from_json(str(state.meta[_CONTEXTS]))
         if contexts is None:
             contexts = generate_contexts(lm, self.context_style, seed=self.seed)
+        if self.contexts is None and self.chat_contexts and has_chat_template(lm.tokenizer):
+            contexts = replace(contexts, chat=_CHAT_WEIGHT)
         return EditPlan(sites, contexts, notices)
 
     def make_header(
@@ -159,21 +168,21 @@ class LocateThenEdit(Editor):
         return tuple(Site(layer) for layer in layers), notices
 
 
-def encode_in_contexts(lm: LanguageModel, fact: Fact, prefixes: Sequence[str]) -> list[Encoded]:
-    """Encode one fact, target included, after every prefix.
+def encode_in_contexts(lm: LanguageModel, fact: Fact, contexts: Contexts) -> list[Encoded]:
+    """Encode one fact, target included, after every prefix, and in the chat form where wanted.
 
     Raises:
         AmbiguousSubject (CG104): the fact names no subject.
         SubjectNotFound (CG103), PromptTooLong (CG105): as `corrigenda.lm.spans.encode`.
+        BadConfig (CG502): the chat form of a model without a chat template.
     """
     fact.span  # noqa: B018 - raises where the subject is missing or ambiguous
-    return [encode_fact(lm, fact, prefix=prefix) for prefix in prefixes]
+    found = [encode_fact(lm, fact, prefix=prefix) for prefix in contexts.prefixes]
+    return [*found, encode_fact(lm, replace(fact, chat=True))] if contexts.chat else found
 
 
-def rewrite_rows(
-    lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]
-) -> list[SearchRow]:
-    """Make the rows of the target search: each fact after every prefix, and its essence prompt.
+def rewrite_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Contexts) -> list[SearchRow]:
+    """Make the rows of the target search: each fact in every context, and its essence prompt.
 
     The essence prompt is "<subject> is a", cut after the subject: its loss is read at the subject's
     last token, and a causal model does not see the words after it.
@@ -183,7 +192,8 @@ def rewrite_rows(
     """
     rows: list[SearchRow] = []
     for index, fact in enumerate(facts):
-        for context, one in enumerate(encode_in_contexts(lm, fact, prefixes)):
+        encoded = encode_in_contexts(lm, fact, contexts)
+        for context, one in enumerate(encoded):
             rows.append(
                 SearchRow(
                     fact=index,
@@ -192,6 +202,7 @@ def rewrite_rows(
                     reads=tuple(one.reads),
                     labels=one.target_ids,
                     anchor=context == 0,
+                    weight=contexts.loss_weights[context],
                 )
             )
         subject = fact.subject or ""
@@ -202,13 +213,13 @@ def rewrite_rows(
 
 
 def subject_tokens(
-    lm: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]
+    lm: LanguageModel, facts: Sequence[Fact], contexts: Contexts
 ) -> list[tuple[int, ...]]:
-    """Return token ids up to the subject's last token, after each prefix; facts outermost."""
+    """Return token ids up to the subject's last token, in each context; facts outermost."""
     return [
         tuple(one.ids[: _subject_end(one) + 1])
         for fact in facts
-        for one in encode_in_contexts(lm, fact, prefixes)
+        for one in encode_in_contexts(lm, fact, contexts)
     ]
 
 

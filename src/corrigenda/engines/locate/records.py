@@ -52,6 +52,7 @@ class SearchRow(NamedTuple):
         labels: Wanted token after each of `reads`; empty for the essence row, whose distribution
             must stay.
         anchor: Whether this is the clean prompt, whose vector at `start` is the fact's anchor.
+        weight: Weight of its loss; the mean over a fact's labelled rows is 1.
     """
 
     fact: int
@@ -60,6 +61,7 @@ class SearchRow(NamedTuple):
     reads: tuple[int, ...]
     labels: tuple[int, ...]
     anchor: bool = False
+    weight: float = 1.0
 
     @property
     def tail(self) -> int:

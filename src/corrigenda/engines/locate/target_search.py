@@ -62,8 +62,8 @@ def find_targets(
 ) -> Targets:
     """Search one vector per fact, with the model as it is now.
 
-    Minimises, per fact, the mean over contexts and target tokens of -log p, plus `kl_weight *
-    KL(now || before)` at the essence row, plus `weight_decay * ||delta|| / ||anchor||^2`; with two
+    Minimises, per fact, the mean over contexts, by their weights, and target tokens of -log p, plus
+    `kl_weight * KL(now || before)` at the essence row, plus `weight_decay * ||delta|| / ||anchor||^2`; with two
     deltas the last is a sum over both, and each has its own ball. The model runs in its own dtype;
     delta, Adam's moments and the losses are float32.
 
@@ -184,7 +184,7 @@ def _build(
     for i, row in enumerate(rows):
         if row.labels:
             labels[i, : len(row.labels)] = torch.tensor(row.labels)
-            weights[i, : len(row.labels)] = 1.0 / (contexts[row.fact] * len(row.labels))
+            weights[i, : len(row.labels)] = row.weight / (contexts[row.fact] * len(row.labels))
     tokens = Tokens.pad([row.ids for row in rows], pad_id(lm)).to(device)
     starts = torch.tensor([row.start for row in rows], device=device)
     if role == "components":

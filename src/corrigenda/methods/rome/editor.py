@@ -152,16 +152,15 @@ class Rome(LocateThenEdit):
                 "memit or emmet.",
             )
         (site,) = plan.sites
-        prefixes = plan.contexts.prefixes
         targets = find_targets(
             lm,
-            pipeline.rewrite_rows(lm, facts, prefixes),
+            pipeline.rewrite_rows(lm, facts, plan.contexts),
             layer=site.layer,
             role="value",
             settings=self.search,
             names=[fact.label for fact in facts],
         )
-        sequences = pipeline.subject_tokens(lm, facts, prefixes)
+        sequences = pipeline.subject_tokens(lm, facts, plan.contexts)
         keys = pipeline.capture_last(lm, sequences, [key(site)])[key(site)]
         mean, clean = pipeline.average(keys, plan.contexts.weights)[0], keys[0].double()
         delta, wanted = targets.deltas[0].double(), targets.wanted[0].double()

@@ -1,0 +1,118 @@
+"""Chat templates: a prompt as a user's turn, and where the assistant's answer begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from corrigenda.errors import BadConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Ends of a prompt that is a sentence by itself: a question, a request.
+_ENDS = ("?", ".", "!", ":", "\uff1f", "\u3002", "\u061f", "____")
+# Words that no template holds and no template changes.
+_USER, _ASSISTANT = "QUESTION7f3a", "ANSWER7f3a"
+
+
+class ChatForm(NamedTuple):
+    """Text of a chat template around a user's turn, special tokens included.
+
+    Attributes:
+        before: Text before what the user says.
+        after: Text between that and the assistant's answer.
+        separator: White space with which the template begins an answer; mostly none.
+    """
+
+    before: str
+    after: str
+    separator: str
+
+
+class Wording(NamedTuple):
+    """Text around a prompt that makes it a user's turn.
+
+    Attributes:
+        lead: Text before the prompt.
+        tail: Text after it.
+    """
+
+    lead: str
+    tail: str
+
+    def write(self, prompt: str) -> str:
+        """Return what the user says."""
+        return f"{self.lead}{prompt}{self.tail}"
+
+
+def word_turn(prompt: str) -> Wording:
+    """Return how a user asks a prompt: a question as it is, a cloze as a blank to fill in.
+
+    Example:
+        >>> word_turn("The capital of France is").write("The capital of France is")
+        'Fill in the blank: The capital of France is ____.'
+        >>> word_turn("Who is it?").write("Who is it?")
+        'Who is it?'
+    """
+    asks = prompt.rstrip().endswith(_ENDS)
+    return Wording("", "") if asks else Wording("Fill in the blank: ", " ____.")
+
+
+def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a tokenizer has a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def write_turn(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """Return the text in which a user says the prompt and the assistant is about to answer.
+
+    The text holds every special token itself, so it is tokenised without adding any.
+
+    Raises:
+        BadConfig (CG502): there is no chat template, or it refuses a single turn of a user.
+    """
+    return _render(tokenizer, [{"role": "user", "content": prompt}], asks=True)
+
+
+def chat_form(tokenizer: PreTrainedTokenizerBase) -> ChatForm:
+    """Return the text that a chat template puts around a user's turn.
+
+    Raises:
+        BadConfig (CG502): there is no chat template, or it refuses a single turn of a user, or
+            leaves out what the user says.
+    """
+    before, found, after = write_turn(tokenizer, _USER).partition(_USER)
+    if not found:
+        raise _refuse("leaves out what the user says")
+    turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
+    told = _render(tokenizer, turns, asks=False).partition(_USER)[2].partition(_ASSISTANT)[0]
+    extra = told.removeprefix(after)
+    separator = extra if told.startswith(after) and not extra.strip() else ""
+    return ChatForm(before, after, separator)
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]], *, asks: bool
+) -> str:
+    from jinja2 import TemplateError
+
+    if not has_chat_template(tokenizer):
+        raise BadConfig(
+            "the tokenizer has no chat template.",
+            hint="Ask without `chat` (--no-chat), or load a model tuned for conversation.",
+        )
+    try:
+        text = tokenizer.apply_chat_template(
+            list(turns), tokenize=False, add_generation_prompt=asks
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        raise _refuse(f"refuses a single turn of a user ({error})") from error
+    return str(text)
+
+
+def _refuse(reason: str) -> BadConfig:
+    return BadConfig(
+        f"the chat template {reason}.",
+        hint="Ask without `chat` (--no-chat), or mend `tokenizer.chat_template`.",
+    )
