@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,25 +12,20 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
-from real_judges import RecordJudge, TextJudge, estimate, to_list
-from table_rows import REGIMES, TableRow, hash_origin
+from real_judges import EditCourse, RecordJudge, TextJudge, estimate, to_list
+from table_rows import REGIMES, SHARES, TableRow, hash_origin
 
 import corrigenda as cg
 from corrigenda import benchmarks
 from corrigenda.almanac.exam import ExamEdit
+from corrigenda.almanac.truth_pairs import truth_facts
 from corrigenda.cases import Case
 from corrigenda.editor import Edit, Editor, State
 from corrigenda.errors import CorrigendaError
 from corrigenda.facts import Fact
-from corrigenda.knowledge.edit_trial import (
-    ROLES,
-    SUBJECT_NAMED,
-    AnswerJudge,
-    EditTrial,
-    Judge,
-    list_asked,
-)
+from corrigenda.knowledge.edit_trial import EditTrial, Unedited
 from corrigenda.knowledge.exam import draw_cases
+from corrigenda.lm.chat import has_chat_template
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.methods.presets import build_editor
@@ -39,13 +33,15 @@ from corrigenda.methods.registry import METHODS
 from corrigenda.patch import WeightPatch, header_for
 from corrigenda.patch.header import library_versions
 from corrigenda.run.prober import describe_error
-from corrigenda.statistics.cache import hash_settings, read_texts, write_texts
 
 FORMAT = "1"
 """Of the way in which facts are drawn, edited and judged."""
 
 SEED = 14
 """Of the facts that are edited."""
+
+TUNED = ((24, 0),)
+"""Number and seed of the facts that `corrigenda tune` edits in its search."""
 
 UNEDITED = "unedited"
 """Label of the rows in which nothing is edited."""
@@ -91,7 +87,7 @@ class RunOptions(NamedTuple):
         return {one: self.records if one == "records" else self.facts for one in REGIMES}
 
 
-class Unedited(Editor):
+class NoEdit(Editor):
     """No edit at all: what the figures are without any."""
 
     name: ClassVar[str] = UNEDITED
@@ -114,7 +110,7 @@ def list_labels(methods: Sequence[str] | None) -> list[str]:
 def make_editor(lm: LanguageModel, label: str) -> Editor:
     """Return the editor of a label with the model's preset."""
     if label == UNEDITED:
-        return Unedited()
+        return NoEdit()
     variants = {
         one: (name, options) for name in VARIANTS for one, options in VARIANTS[name].items()
     }
@@ -210,8 +206,9 @@ class MethodRun:
 
     @cached_property
     def cases(self) -> list[ExamEdit]:
-        """Edits of facts that the model knows."""
-        return draw_cases(self.lm, self.settings.facts, seed=SEED)
+        """Edits of facts that the model knows, about other subjects than a search edited."""
+        tuned = [one for count, seed in TUNED for one in draw_cases(self.lm, count, seed=seed)]
+        return draw_cases(self.lm, self.settings.facts, seed=SEED, exclude=tuned)
 
     @cached_property
     def _records(self) -> dict[str, Case]:
@@ -233,6 +230,8 @@ class MethodRun:
 
     def _training_set(self) -> list[Fact] | list[str] | None:
         """Return facts to train on, about other subjects, or text for statistics."""
+        if self.editor.name == "truthx":
+            return list(itertools.islice(truth_facts(), _TRAINING_FACTS))
         if self.editor.requires.training_set:
             drawn = draw_cases(
                 self.lm,
@@ -256,32 +255,19 @@ class MethodRun:
     def _measure(self, regime: str) -> TableRow:
         if regime == "records":
             return self._measure_records()
-        plain = self._judge_answers(chat=False)
-        judges: list[Judge] = [plain]
-        chat = None
-        if self.lm.tokenizer.chat_template is not None:
-            chat = self._judge_answers(chat=True)
-            judges.append(chat)
+        trial = EditTrial(self.lm, self.editor, self._unedited)
         texts = TextJudge(self.lm, self._texts) if self._texts else None
-        if texts is not None:
-            judges.append(texts)
-        trial = self._make_trial(judges, regime)
+        course = EditCourse(trial, [trial.judge, *([texts] if texts else [])])
         cases, asked = self._fit_in_time(regime)
         begin = time.process_time()
+        course.run(regime, cases, asked, self._state, self._budget(regime))
         if regime == "single":
-            trial.edit_alone(cases)
-            spent = time.process_time() - begin
-            edit = statistics.fmean(trial.cpu_seconds) if trial.cpu_seconds else 0.0
-            self._pace = edit, spent / trial.asked - edit
-        elif regime == "batch":
-            trial.edit_together(cases, asked=asked)
-        else:
-            trial.edit_in_sequence(cases, asked=asked)
-        row = self._begin_row(regime, trial)
-        row["edited"] = trial.asked if regime == "single" else len(cases)
-        shares = {role: estimate(role, plain) for role in ROLES}
-        if chat is not None:
-            shares |= {f"chat {role}": estimate(role, chat) for role in (*ROLES, SUBJECT_NAMED)}
+            edit = statistics.fmean(course.cpu_seconds) if course.cpu_seconds else 0.0
+            self._pace = edit, (time.process_time() - begin) / course.asked - edit
+        row = self._begin_row(regime, course)
+        row["edited"] = course.asked if regime == "single" else len(cases)
+        shares = {role: estimate(trial.outcomes, role, chat=False) for role in SHARES}
+        shares |= {f"chat {role}": estimate(trial.outcomes, role, chat=True) for role in SHARES}
         row["shares"] = {name: to_list(one) for name, one in shares.items() if one is not None}
         if texts is not None and texts.ratios:
             row["perplexity"] = [statistics.fmean(texts.ratios), max(texts.ratios)]
@@ -289,60 +275,46 @@ class MethodRun:
 
     def _measure_records(self) -> TableRow:
         judge = RecordJudge(self.lm, self._records)
-        trial = self._make_trial([judge], "records")
-        trial.edit_alone([ExamEdit(case.facts[0]) for case in self._records.values()])
-        row = self._begin_row("records", trial)
-        row["edited"] = trial.asked
-        found = judge.score()
-        row["shares"] = {name: to_list(one) for name, one in found.items()}
+        course = EditCourse(EditTrial(self.lm, self.editor, Unedited(self.lm, [])), [judge])
+        cases = [ExamEdit(case.facts[0]) for case in self._records.values()]
+        course.run("single", cases, cases, self._state, self._budget("records"))
+        row = self._begin_row("records", course)
+        row["edited"] = course.asked
+        row["shares"] = {name: to_list(one) for name, one in judge.score().items()}
         return row
 
-    def _make_trial(self, judges: Sequence[Judge], regime: str) -> EditTrial:
-        return EditTrial(
-            self.lm,
-            self.editor,
-            judges,
-            state=self._state,
-            lenient=True,
-            budget=60 * self.settings.limit * _SHARE_OF_LIMIT[regime],
-        )
+    def _budget(self, regime: str) -> float:
+        """Return seconds of the processor that a regime may take."""
+        return 60 * self.settings.limit * _SHARE_OF_LIMIT[regime]
 
-    def _judge_answers(self, *, chat: bool) -> AnswerJudge:
-        """Return a judge with the answers of the unedited model, from the cache where there."""
-        asked = list_asked(self.cases, chat=chat)
-        settings = {"kind": "before", "model": self.lm.digest(), "chat": chat, "prompts": asked}
-        name = hash_settings({"format": FORMAT, **settings})
-        cached = read_texts(name)
-        before = None if cached is None else dict(zip(asked, cached, strict=True))
-        judge = AnswerJudge(self.lm, self.cases, chat=chat, before=before)
-        if cached is None:
-            write_texts(name, [judge.before[prompt] for prompt in asked])
-        return judge
+    @cached_property
+    def _unedited(self) -> Unedited:
+        chat = has_chat_template(self.lm.tokenizer)
+        return Unedited(self.lm, self.cases, chat=chat)
 
     def _fit_in_time(self, regime: str) -> tuple[list[ExamEdit], list[ExamEdit]]:
         """Return the cases to edit and those to ask about, as many as there is time for."""
         if regime == "single" or self._pace is None:
             return self.cases, self.cases
-        budget = 60 * self.settings.limit * _SHARE_OF_LIMIT[regime] / 2
+        budget = self._budget(regime) / 2
         edit, asking = self._pace
         cases = self.cases[: max(_FEWEST, int(budget / max(edit, 1e-3)))]
         return cases, cases[: max(_FEWEST, int(budget / max(asking, 1e-3)))]
 
-    def _begin_row(self, regime: str, trial: EditTrial) -> TableRow:
-        if trial.errors and not trial.num_bytes:
-            raise trial.errors[0]
+    def _begin_row(self, regime: str, course: EditCourse) -> TableRow:
+        sizes = course.trial.num_bytes
+        if course.errors and not sizes:
+            raise course.errors[0]
         row = self._name_row(regime)
-        row |= TableRow(  # type: ignore[typeddict-item]  # a part of it
-            asked=trial.asked,
-            fit_seconds=round(self._fit_seconds, 2),
-            threads=torch.get_num_threads(),
-        )
-        if trial.num_bytes:
-            row["bytes"] = statistics.median(trial.num_bytes)
-        if trial.cpu_seconds:
-            row["seconds"] = round(statistics.median(trial.cpu_seconds), 3)
-        if trial.refused:
-            row["refused"] = dict(Counter(trial.refused))
+        row["asked"] = course.asked
+        row["fit_seconds"] = round(self._fit_seconds, 2)
+        row["threads"] = torch.get_num_threads()
+        if sizes:
+            row["bytes"] = statistics.median(sizes)
+        if course.cpu_seconds:
+            row["seconds"] = round(statistics.median(course.cpu_seconds), 3)
+        if course.refused:
+            row["refused"] = dict(course.refused)
         return row
 
     def _name_row(self, regime: str) -> TableRow:

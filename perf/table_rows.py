@@ -57,17 +57,14 @@ Origins = Mapping[str, Mapping[str, str]]
 """Label of a method, and what its figures depend on now."""
 
 SHARES = ("efficacy", "paraphrase", "locality", "same_subject")
-CHAT = tuple(f"chat {name}" for name in (*SHARES, "subject_named"))
+CHAT = tuple(f"chat {name}" for name in SHARES)
 SCORES = ("ES", "PS", "NS", "S")
 
 _EDITS_HEAD = (
     *("method", "facts", "efficacy", "paraphrase", "neighbours", "same subject"),
     *("perplexity", "CPU s a fact", "KiB a fact", "fit, CPU s"),
 )
-_CHAT_HEAD = (
-    *("method", "facts", "efficacy", "paraphrase", "neighbours", "same subject"),
-    "subject named",
-)
+_CHAT_HEAD = ("method", "facts", "efficacy", "paraphrase", "neighbours", "same subject")
 _SCORES_HEAD = ("method", "records", "ES", "PS", "NS", "S", "CPU s a fact")
 _TIMES = {"single": "alone", "batch": "at once", "sequence": "in a row", "records": "alone"}
 
