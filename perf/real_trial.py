@@ -255,7 +255,9 @@ class MethodRun:
     def _measure(self, regime: str) -> TableRow:
         if regime == "records":
             return self._measure_records()
-        trial = EditTrial(self.lm, self.editor, self._unedited)
+        # Answers in the chat template are most of the cost, so they are asked for once.
+        chat = regime == "single" and has_chat_template(self.lm.tokenizer)
+        trial = EditTrial(self.lm, self.editor, Unedited(self.lm, self.cases, chat=chat))
         texts = TextJudge(self.lm, self._texts) if self._texts else None
         course = EditCourse(trial, [trial.judge, *([texts] if texts else [])])
         cases, asked = self._fit_in_time(regime)
@@ -286,11 +288,6 @@ class MethodRun:
     def _budget(self, regime: str) -> float:
         """Return seconds of the processor that a regime may take."""
         return 60 * self.settings.limit * _SHARE_OF_LIMIT[regime]
-
-    @cached_property
-    def _unedited(self) -> Unedited:
-        chat = has_chat_template(self.lm.tokenizer)
-        return Unedited(self.lm, self.cases, chat=chat)
 
     def _fit_in_time(self, regime: str) -> tuple[list[ExamEdit], list[ExamEdit]]:
         """Return the cases to edit and those to ask about, as many as there is time for."""
