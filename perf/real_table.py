@@ -140,7 +140,7 @@ def start_worker(
     else:
         if ran.returncode == 0:
             return
-        last = ran.stderr.strip().splitlines() or [""]
+        last = (ran.stderr or "").strip().splitlines() or [""]
         reason = f"the process ended with {ran.returncode}: {last[-1][:200]}"
     rows = drop_stale(read_rows(ROWS), settings.model, origins)
     facts = settings.facts_by_regime()

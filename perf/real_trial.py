@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from real_judges import EditCourse, RecordJudge, TextJudge, estimate, to_list
@@ -28,7 +28,6 @@ from corrigenda.knowledge.exam import draw_cases
 from corrigenda.lm.chat import has_chat_template
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.methods.presets import build_editor
 from corrigenda.methods.registry import METHODS
 from corrigenda.patch import WeightPatch, header_for
 from corrigenda.patch.header import library_versions
@@ -46,7 +45,7 @@ TUNED = ((24, 0),)
 UNEDITED = "unedited"
 """Label of the rows in which nothing is edited."""
 
-VARIANTS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
+VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "memit": {"memit": {}, "memit sequential": {"sequential": True}},
 }
 """Methods of which more than the preset is worth a row."""
@@ -115,7 +114,7 @@ def make_editor(lm: LanguageModel, label: str) -> Editor:
         one: (name, options) for name in VARIANTS for one, options in VARIANTS[name].items()
     }
     name, options = variants.get(label, (label, {}))
-    editor = build_editor(name, lm.name, **options)
+    editor = cg.build_editor(lm, name, **options)
     given = TRAINING.get(METHODS.resolve(name), {})
     unset = {key: value for key, value in given.items() if key not in editor.model_fields_set}
     return type(editor)(**{**editor.model_dump(exclude_unset=True), **unset})
