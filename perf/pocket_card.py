@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from figures import publish, with_versions
+from table_rows import replace_block
 
 from corrigenda.almanac.corpus import texts
 from corrigenda.almanac.exam import load_exam
@@ -92,15 +93,7 @@ def write(folder: Path, figures: dict[str, object]) -> None:
         for name, value in figures.items()
         if not isinstance(value, dict)
     ]
-    replace_block(folder.name, rows)
-
-
-def replace_block(name: str, rows: list[str]) -> None:
-    """Replace what stands between two marks of the card."""
-    begin, end = (f"<!-- {name}: {mark} -->" for mark in ("begin", "end"))
-    before, _, rest = CARD.read_text(encoding="utf-8").partition(begin)
-    after = rest.partition(end)[2]
-    CARD.write_text("\n".join([before + begin, *rows, end + after]), encoding="utf-8")
+    replace_block(CARD, folder.name, rows)
 
 
 def report(stage: str, done: int, total: int) -> None:

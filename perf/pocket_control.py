@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 from figures import publish, with_versions
-from pocket_card import replace_block
+from pocket_card import CARD
+from table_rows import replace_block
 
 from corrigenda.almanac.exam import load_exam
 from corrigenda.lm.decoding import score
@@ -80,7 +81,7 @@ def write(figures: dict[str, object]) -> None:
         f"| `{name}` | {', '.join(map(str, value)) if isinstance(value, list) else value} |"
         for name, value in figures.items()
     ]
-    replace_block("control", rows)
+    replace_block(CARD, "control", rows)
 
 
 if __name__ == "__main__":

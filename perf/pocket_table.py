@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from figures import publish
+from table_rows import replace_block
 
 from corrigenda.almanac.corpus import texts
 from corrigenda.almanac.exam import ExamEdit, load_exam
@@ -51,7 +52,6 @@ REGIMES = ("single", "batch", "sequence")
 
 RECORDS = Path(__file__).with_suffix(".json")
 PAGE = Path(__file__).parents[1] / "docs" / "measured.md"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 HEAD = (
     "| method | edits | efficacy | paraphrase | neighbours | same subject | s a fact | KiB a fact "
     "| fit, s |",
@@ -135,11 +135,7 @@ def record(rows: dict[str, dict[str, object]]) -> None:
     known = {name: row for name, row in known.items() if row["weights"] in weights} | rows
     known = dict(sorted(known.items(), key=place))
     RECORDS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    after = rest.partition(END)[2]
-    lines = [before + BEGIN, *HEAD, *(line(name, row) for name, row in known.items()), END + after]
-    PAGE.write_text("\n".join(lines), encoding="utf-8")
+    replace_block(PAGE, "table", [*HEAD, *(line(name, row) for name, row in known.items())])
 
 
 def place(entry: tuple[str, object]) -> tuple[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,12 +18,17 @@ from corrigenda.almanac.exam import ExamEdit
 from corrigenda.knowledge.asking import ask_in_chat, ask_right
 from corrigenda.lm.decoding import answer, gives
 from corrigenda.short_answers import keeps_answer, states
+from corrigenda.statistics.cache import hash_settings, read_texts, write_texts
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor, State
     from corrigenda.lm.model import LanguageModel
     from corrigenda.patch import Patch
     from corrigenda.progress import Progress
+
+
+_VERSION = 1
+"""Of the rule by which the unedited model is asked."""
 
 
 class FactOutcome(NamedTuple):
@@ -155,11 +160,17 @@ class Unedited:
         for case in cases:
             self._right |= {text: case.right.get(text, ()) for text in list_kept_prompts(case)}
         prompts = list(self._right)
-        asked = ask_right(lm, prompts, [self._right[text] for text in prompts])
-        self._known = {text for text, true in zip(prompts, asked, strict=True) if true}
+        judged = f"right {hash_settings(self._right)}"
+        asked = _ask_cached(lm, judged, prompts, self._ask_right)
+        self._known = {text for text, true in asked.items() if true}
         others = [text for text in prompts if text not in self._known]
-        self._before = dict(zip(others, answer(lm, others), strict=True))
-        self._in_chat = dict(zip(prompts, ask_in_chat(lm, prompts), strict=True)) if chat else {}
+        self._before = _ask_cached(lm, "answer", others, answer)
+        self._in_chat = _ask_cached(lm, "chat", prompts, ask_in_chat) if chat else {}
+
+    def _ask_right(self, lm: LanguageModel, prompts: Sequence[str]) -> list[str]:
+        """Return for each prompt "right", or nothing."""
+        right = ask_right(lm, prompts, [self._right[text] for text in prompts])
+        return ["right" if one else "" for one in right]
 
     def compare(self, lm: LanguageModel, prompts: Sequence[str]) -> dict[str, bool]:
         """Ask again, and return for each prompt whether its answer is kept."""
@@ -234,6 +245,23 @@ class EditTrial:
             seconds=statistics.median(self.seconds) if self.seconds else None,
             num_bytes=statistics.median(self.num_bytes) if self.num_bytes else None,
         )
+
+
+def _ask_cached(
+    lm: LanguageModel,
+    form: str,
+    prompts: Sequence[str],
+    ask: Callable[[LanguageModel, Sequence[str]], list[str]],
+) -> dict[str, str]:
+    """Ask the unedited model, or read what it answered to these prompts from the cache."""
+    settings = {"kind": "unedited", "version": _VERSION, "form": form, "prompts": list(prompts)}
+    name = hash_settings({**settings, "model": lm.digest(), "dtype": str(lm.dtype)})
+    found = None if lm.patches or not prompts else read_texts(name)
+    if found is None:
+        found = ask(lm, prompts)
+        if prompts and not lm.patches:
+            write_texts(name, found)
+    return dict(zip(prompts, found, strict=True))
 
 
 @contextmanager
