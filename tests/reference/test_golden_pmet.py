@@ -53,7 +53,7 @@ def test_both_targets(tag: str) -> None:
         pipeline.rewrite_rows(model(), wanted, PREFIXES),
         layer=golden(METHOD)["hparams"]["layers"][-1],
         role="components",
-        settings=pmet().search,
+        settings=pmet().search_settings(model()),
         names=[fact.label for fact in wanted],
     )
     attention, mlp = found.wanted.chunk(2, dim=1)
