@@ -69,7 +69,7 @@ def test_targets(tag: str) -> None:
         pipeline.rewrite_rows(model(), wanted, Contexts(PREFIXES)),
         layer=golden(METHOD)["hparams"]["layers"][-1],
         role="state",
-        settings=alphaedit().search,
+        settings=alphaedit().search_settings(model()),
         names=[fact.label for fact in wanted],
     )
     assert relative(found.wanted, tensors(METHOD)[f"{tag}/z"]) <= TOLERANCE

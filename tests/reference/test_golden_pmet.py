@@ -54,7 +54,7 @@ def test_both_targets(tag: str) -> None:
         pipeline.rewrite_rows(model(), wanted, Contexts(PREFIXES)),
         layer=golden(METHOD)["hparams"]["layers"][-1],
         role="components",
-        settings=pmet().search,
+        settings=pmet().search_settings(model()),
         names=[fact.label for fact in wanted],
     )
     attention, mlp = found.wanted.chunk(2, dim=1)
