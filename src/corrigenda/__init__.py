@@ -31,7 +31,6 @@ if TYPE_CHECKING:
         ask,
         correct,
         edit,
-        export,
         fit,
         load,
         transform,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from corrigenda.catalogue import build_editor, list_methods, list_models
     from corrigenda.editor import Editor
     from corrigenda.errors import CorrigendaError
+    from corrigenda.exports.export import export
     from corrigenda.exports.restore import restore_merged
     from corrigenda.facts import Fact, Span, read_facts
     from corrigenda.knowledge.exam import exam
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from corrigenda.reports.evaluation import evaluate
     from corrigenda.run.health import perplexity_ratio
     from corrigenda.run.spec import RunSpec
+    from corrigenda.serving.server import serve
     from corrigenda.state import State
     from corrigenda.tuning.tune import tune
 
@@ -125,7 +126,7 @@ _HOMES = {
     "edit": "corrigenda.api",
     "evaluate": "corrigenda.reports.evaluation",
     "exam": "corrigenda.knowledge.exam",
-    "export": "corrigenda.api",
+    "export": "corrigenda.exports.export",
     "fit": "corrigenda.api",
     "list_methods": "corrigenda.catalogue",
     "list_models": "corrigenda.catalogue",
@@ -136,6 +137,7 @@ _HOMES = {
     "read_facts": "corrigenda.facts",
     "report": "corrigenda.reports.document",
     "restore_merged": "corrigenda.exports.restore",
+    "serve": "corrigenda.serving.server",
     "trace": "corrigenda.analysis.causal_trace:causal_trace",
     "transform": "corrigenda.api",
     "tune": "corrigenda.tuning.tune",
@@ -175,6 +177,7 @@ __all__ = [
     "read_facts",
     "report",
     "restore_merged",
+    "serve",
     "trace",
     "transform",
     "tune",

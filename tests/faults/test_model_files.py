@@ -78,6 +78,12 @@ def test_pointers_of_git_lfs_are_recognised(folder: Path, name: str) -> None:
         cg.load(folder)
 
 
+def test_a_gguf_pointer_of_git_lfs_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(POINTER)
+    with pytest.raises(CorruptFile, match=r"CG402(.|\n)*model.gguf(.|\n)*git lfs pull"):
+        cg.load(tmp_path / "model.gguf")
+
+
 def test_an_adapter_names_its_base_model(folder: Path) -> None:
     for file in folder.iterdir():
         file.unlink()

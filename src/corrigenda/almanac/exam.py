@@ -45,7 +45,8 @@ class ExamEdit(NamedTuple):
 
     `fact` holds paraphrases (among them questions), same-relation neighbours and prompts for other
     facts of the subject. All of these are for judging; `shown` holds further paraphrases, which a
-    method may learn from. `right` has the right answers of every prompt that should keep its own.
+    method may learn from. `right` has the right answers of every neighbour and every prompt for
+    another fact of the subject.
     """
 
     fact: Fact
@@ -242,7 +243,7 @@ def draw_edit(
         known = phrase(one).clozes
         template = prompt if prompt in known else _choose(known, one)
         right[write_prompt(template, one.subject)] = one.objects
-    same = _draw_same_subject(world, triple, draw, phrase)
+    same_subject = _draw_same_subject(world, triple, draw, phrase)
     fact = Fact(
         prompt=write_prompt(prompt, triple.subject),
         target=new,
@@ -251,7 +252,7 @@ def draw_edit(
         before=triple.object,
         paraphrases=tuple(write_prompt(text, triple.subject) for text in paraphrases),
         neighbours=tuple(right),
-        same_subject=tuple(same),
+        same_subject=tuple(same_subject),
         name=f"{triple.subject}/{triple.relation}",
     )
     judged = {fact.prompt, *fact.paraphrases}
@@ -265,19 +266,19 @@ def draw_edit(
     return ExamEdit(
         fact,
         tuple(own.sample(further, min(NUM_SHOWN, len(further)))),
-        {**right, **same},
+        {**right, **same_subject},
     )
 
 
 def _draw_same_subject(
     world: World, triple: Triple, draw: random.Random, phrase: Callable[[Triple], Phrasings]
 ) -> dict[str, tuple[str, ...]]:
-    """Draw a cloze for each other fact of a subject, with its right answers."""
+    """Draw a cloze, with its right answers, for each other fact of a subject that has one."""
     found: dict[str, tuple[str, ...]] = {}
-    for other in world.about(triple.subject):
-        clozes = phrase(other).clozes
-        if other.relation != triple.relation and clozes:
-            found[write_prompt(draw.choice(clozes), other.subject)] = other.objects
+    for one in world.about(triple.subject):
+        known = phrase(one).clozes
+        if one.relation != triple.relation and known:
+            found[write_prompt(draw.choice(known), one.subject)] = one.objects
     return found
 
 
@@ -321,12 +322,13 @@ def add_related_prompts(fact: Fact, world: World | None = None, *, count: int = 
         ]
         wording = draw.sample(relation.clozes, min(count, len(relation.clozes)))
         names = draw.sample(others, min(count, len(others)))
+        same_subject = _draw_same_subject(world, triple, draw, _phrase_any(world))
         return replace(
             fact,
             paraphrases=tuple(draw.sample(prompts, min(count, len(prompts)))),
             neighbours=tuple(
                 write_prompt(text, name) for text, name in zip(wording, names, strict=False)
             ),
-            same_subject=tuple(_draw_same_subject(world, triple, draw, _phrase_any(world)))[:count],
+            same_subject=tuple(same_subject)[:count],
         )
     return fact

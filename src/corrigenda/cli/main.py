@@ -22,6 +22,7 @@ from corrigenda.cli import (
     edit,
     evaluate,
     exam,
+    export,
     fit,
     listing,
     neurons,
@@ -30,10 +31,12 @@ from corrigenda.cli import (
     patches,
     pocket,
     report,
+    serve,
     trace,
     tune,
 )
 from corrigenda.errors import CorrigendaError, NoCases
+from corrigenda.progress import show_progress
 
 _ARGUMENTS = "corrigenda.arguments"
 
@@ -47,7 +50,8 @@ class Commands(TyperGroup):
             warnings.showwarning = lambda message, *_, **__: output.notice(str(message))
             try:
                 options.check_arguments(ctx.meta[_ARGUMENTS])
-                return super().invoke(ctx)
+                with show_progress(None):
+                    return super().invoke(ctx)
             except CorrigendaError as error:
                 output.report(error, ctx)
                 empty = isinstance(error, NoCases)
@@ -87,8 +91,9 @@ for command in (
     patches.diff,
     patches.compose,
     patches.transform,
-    patches.export,
-    patches.restore,
+    export.export,
+    export.restore,
+    serve.serve,
     trace.trace,
     neurons.neurons,
     doctor.doctor,

@@ -72,7 +72,7 @@ def write_turn(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     Raises:
         BadConfig (CG502): there is no chat template, or it refuses a single turn of a user.
     """
-    return _render(tokenizer, [{"role": "user", "content": prompt}], asks=True)
+    return render_turns(tokenizer, [{"role": "user", "content": prompt}], asks=True)
 
 
 def chat_form(tokenizer: PreTrainedTokenizerBase) -> ChatForm:
@@ -86,15 +86,25 @@ def chat_form(tokenizer: PreTrainedTokenizerBase) -> ChatForm:
     if not found:
         raise _refuse("leaves out what the user says")
     turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
-    told = _render(tokenizer, turns, asks=False).partition(_USER)[2].partition(_ASSISTANT)[0]
+    told = render_turns(tokenizer, turns, asks=False).partition(_USER)[2].partition(_ASSISTANT)[0]
     extra = told.removeprefix(after)
     separator = extra if told.startswith(after) and not extra.strip() else ""
     return ChatForm(before, after, separator)
 
 
-def _render(
+def render_turns(
     tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]], *, asks: bool
 ) -> str:
+    """Return the text of a conversation in the chat template, special tokens included.
+
+    Args:
+        tokenizer: The tokenizer, with its template.
+        turns: Each with `role` and `content`.
+        asks: Whether the assistant is about to answer at the end.
+
+    Raises:
+        BadConfig (CG502): there is no chat template, or it refuses the turns.
+    """
     from jinja2 import TemplateError
 
     if not has_chat_template(tokenizer):
@@ -107,7 +117,7 @@ def _render(
             list(turns), tokenize=False, add_generation_prompt=asks
         )
     except (TemplateError, TypeError, ValueError) as error:
-        raise _refuse(f"refuses a single turn of a user ({error})") from error
+        raise _refuse(f"refuses these turns ({error})") from error
     return str(text)
 
 

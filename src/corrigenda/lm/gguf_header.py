@@ -57,6 +57,10 @@ class GgufHeader(NamedTuple):
         """Name of the architecture; empty where the file states none."""
         return str(self.values.get("general.architecture", ""))
 
+    def setting(self, name: str) -> Value | None:
+        """Return a setting of the architecture; None where the file states none."""
+        return self.values.get(f"{self.architecture}.{name}")
+
     @property
     def num_parameters(self) -> int:
         """Number of weights."""

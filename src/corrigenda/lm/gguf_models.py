@@ -35,6 +35,8 @@ from corrigenda.files import (
     write_text,
 )
 from corrigenda.lm.gguf_header import GgufHeader, read_header, require_whole
+from corrigenda.lm.gguf_settings import complete_settings
+from corrigenda.lm.model_files import check_pointers
 from corrigenda.lm.model_names import MODELS_FOLDER, PACKAGED, RECORD, require_gguf
 from corrigenda.progress import Progress, show_progress
 
@@ -45,7 +47,6 @@ _BYTES = 4
 _DIGITS = 64
 _ROOM = 64 << 20
 _SAFETENSORS = "Load the safetensors that it was made from."
-_ROTARY = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 class GgufSource(NamedTuple):
@@ -230,6 +231,7 @@ def _hash_file(file: Path) -> str:
 
 def _check(file: Path, name: str) -> GgufHeader:
     """Refuse a file that holds no whole model, before the work begins."""
+    check_pointers([file], name)
     header = read_header(file)
     kind = str(header.values.get("general.type", "model"))
     if not header.architecture:
@@ -246,7 +248,7 @@ def _check(file: Path, name: str) -> GgufHeader:
             where=name,
             hint="Join them with `llama-gguf-split --merge`, and give the file that this writes.",
         )
-    if int(header.values.get(f"{header.architecture}.pooling_type", 0)):
+    if header.setting("pooling_type"):
         raise UnknownFamily(
             f'{file.name} holds a model of embeddings (architecture "{header.architecture}"), '
             "which writes no text.",
@@ -255,12 +257,6 @@ def _check(file: Path, name: str) -> GgufHeader:
         )
     require_gguf(name)
     require_whole(header, file)
-    if left := [tensor.name for tensor in header.tensors if tensor.name in _ROTARY]:
-        warnings.warn(
-            f"{file.name} scales rotary frequencies for long contexts ({', '.join(left)}), which "
-            "transformers does not read: answers may differ a little from those of other programs.",
-            stacklevel=3,
-        )
     return header
 
 
@@ -292,7 +288,7 @@ def _read(
     where: dict[str, Any] = {"gguf_file": file.name}
     _report(report, "reading the settings", 0)
     try:
-        AutoConfig.from_pretrained(file.parent, **where)
+        config = AutoConfig.from_pretrained(file.parent, **where)
     except (ValueError, KeyError, NotImplementedError, TypeError) as error:
         raise UnknownFamily(
             f'{file.name} has the architecture "{header.architecture}", which transformers does '
@@ -300,6 +296,12 @@ def _read(
             where=name,
             hint=_SAFETENSORS,
         ) from error
+    if left := complete_settings(config, header, file):
+        warnings.warn(
+            f"{file.name} states what transformers does not read: {', '.join(left)}. Answers may "
+            "differ from those of other programs, at long texts most.",
+            stacklevel=4,
+        )
     _report(report, "reading the tokenizer", 0)
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
@@ -313,7 +315,11 @@ def _read(
     try:
         with _follow_tensors(report):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                file.parent, dtype=torch.float32, output_loading_info=True, **where
+                file.parent,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **where,
             )
     except (ValueError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
         raise UnknownFamily(

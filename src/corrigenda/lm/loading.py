@@ -137,8 +137,8 @@ def _leave_slow_dtype(model: PreTrainedModel, name: str) -> PreTrainedModel:
         return model
     short = str(own).removeprefix("torch.")
     warnings.warn(
-        f"{name} is loaded in float32, twice its size: this processor computes {short} more than "
-        f'three times slower. dtype="{short}" (--dtype {short}) keeps it as it is.',
+        f"{name} is loaded in float32, twice its size: this processor computes {short} at half the "
+        f'speed or less. dtype="{short}" (--dtype {short}) keeps it as it is.',
         stacklevel=4,
     )
     return model.float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from corrigenda.errors import CorrigendaError, CorruptFile, PickleRefused, UnknownModel
@@ -34,12 +35,14 @@ def check_model_files(path: Path, name: str) -> None:
         PickleRefused (CG403): pickled weights only.
     """
     if path.is_file():
+        check_pointers([path], name)
         raise _refuse_file(path, name)
     if not path.is_dir():
         if path.suffix.lower() == ".gguf":
             raise UnknownModel(f"there is no file {path}.", where=name, hint=_LAYOUT)
         return
-    for problem in (_find_pointer, _find_adapter, _find_weights, _find_shard, _find_rest):
+    check_pointers(sorted(path.iterdir()), name)
+    for problem in (_find_adapter, _find_weights, _find_shard, _find_rest):
         error = problem(path, name)
         if error is not None:
             raise error
@@ -59,21 +62,22 @@ def _refuse_file(file: Path, name: str) -> CorrigendaError:
     )
 
 
-def _find_pointer(folder: Path, name: str) -> CorrigendaError | None:
-    """Return the error of a clone without Git LFS, whose large files are pointers."""
-    pointers = [
-        file.name
-        for file in sorted(folder.iterdir())
-        if file.is_file() and _begins_with(file, _POINTER)
-    ]
-    if not pointers:
-        return None
-    return CorruptFile(
-        f"{', '.join(pointers[:3])} {'are' if len(pointers) > 1 else 'is'} a pointer of Git LFS, "
-        "not the file itself.",
-        where=name,
-        hint=f'Run "git lfs install" and "git lfs pull" in {folder}, or download the model again.',
-    )
+def check_pointers(paths: Sequence[Path], name: str) -> None:
+    """Refuse the files of a clone without Git LFS, whose large files are pointers.
+
+    Raises:
+        CorruptFile (CG402): some are.
+    """
+    pointers = [one for one in paths if one.is_file() and _begins_with(one, _POINTER)]
+    if pointers:
+        names = ", ".join(one.name for one in pointers[:3])
+        raise CorruptFile(
+            f"{names} {'are' if len(pointers) > 1 else 'is'} a pointer of Git LFS, not the file "
+            "itself.",
+            where=name,
+            hint=f'Run "git lfs install" and "git lfs pull" in {pointers[0].parent}, or download '
+            "the model again.",
+        )
 
 
 def _find_adapter(folder: Path, name: str) -> CorrigendaError | None:

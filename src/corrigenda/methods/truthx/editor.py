@@ -204,7 +204,7 @@ class TruthX(Editor):
                 seed=self.seed,
             ),
             job=job,
-            key=f"{self.model_dump_json(exclude=_EDITING)}/{lm.digest()}",
+            key=f"{self.model_dump_json(exclude=_EDITING)}/{lm.recall_digest()}",
         )
         centres = torch.stack([_measure_centres(spaces, states) for states in learnt.states])
         accuracy = torch.tensor(
