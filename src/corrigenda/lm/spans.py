@@ -187,6 +187,60 @@ def encode(
     )
 
 
+def encode_turn(
+    lm: HasTokenizer | PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    target: str = "",
+    subject: Span | None = None,
+    prefix: str = "",
+    separator: str = " ",
+    restates: bool = False,
+    max_length: int | None = None,
+    where: str = "",
+) -> Encoded:
+    """Tokenise a prompt as a user's turn of the chat template, the target as the answer to it.
+
+    The prompt is worded by `chat.word_turn`. A cloze is answered as chat models do, in a sentence:
+    the answer restates the prompt and goes on with the target. Special tokens are those of the
+    template alone.
+
+    Args:
+        lm: A model, or a fast tokenizer.
+        prompt: What the user asks.
+        target: The answer, or how the sentence goes on.
+        subject: Characters of the subject within `prompt`.
+        prefix: Context before the prompt, within the user's turn.
+        separator: Text between a restated prompt and the target.
+        restates: Whether the labels are those of the whole sentence, not of the target alone.
+        max_length: As in `encode`.
+        where: How messages refer to the fact.
+
+    Raises:
+        BadConfig (CG502): the tokenizer has no chat template.
+        SubjectNotFound (CG103), PromptTooLong (CG105), SlowTokenizer (CG305): as `encode`.
+    """
+    form, wording = chat_form(_resolve(lm)[0]), word_turn(prompt)
+    suffix, between = f"{wording.tail}{form.after}", form.separator
+    if wording.tail and target:
+        if restates:
+            target = f"{prompt}{separator}{target}"
+        else:
+            suffix, between = f"{suffix}{form.separator}{prompt}", separator
+    return encode(
+        lm,
+        prompt,
+        target=target,
+        subject=subject,
+        prefix=f"{form.before}{prefix}{wording.lead}",
+        suffix=suffix,
+        separator=between,
+        special_tokens=False,
+        max_length=max_length,
+        where=where,
+    )
+
+
 def encode_fact(
     lm: HasTokenizer | PreTrainedTokenizerBase,
     fact: Fact,
@@ -197,8 +251,7 @@ def encode_fact(
 ) -> Encoded:
     """Tokenise a fact with its target and locate its subject (if it names one).
 
-    A fact with `chat` is put into the chat template: the prompt, worded by `word_turn`, is the
-    user's turn, the target the beginning of the assistant's.
+    A fact with `chat` is put into the chat template, see `encode_turn`.
 
     Args:
         lm: A model, or a fast tokenizer.
@@ -211,20 +264,30 @@ def encode_fact(
         SubjectNotFound (CG103), PromptTooLong (CG105), SlowTokenizer (CG305): as `encode`.
         BadConfig (CG502): a fact with `chat`, and no chat template.
     """
-    form = chat_form(_resolve(lm)[0]) if fact.chat else None
-    lead, tail = word_turn(fact.prompt) if form else ("", "")
-    encoded = encode(
-        lm,
-        fact.prompt,
-        target=fact.target,
-        subject=None if fact.subject is None else fact.span,
-        prefix=f"{form.before}{prefix}{lead}" if form else prefix,
-        suffix=f"{tail}{form.after}" if form else "",
-        separator=form.separator if form else fact.separator,
-        special_tokens=form is None,
-        max_length=max_length,
-        where=fact.label,
-    )
+    subject = None if fact.subject is None else fact.span
+    if fact.chat:
+        encoded = encode_turn(
+            lm,
+            fact.prompt,
+            target=fact.target,
+            subject=subject,
+            prefix=prefix,
+            separator=fact.separator,
+            restates=True,
+            max_length=max_length,
+            where=fact.label,
+        )
+    else:
+        encoded = encode(
+            lm,
+            fact.prompt,
+            target=fact.target,
+            subject=subject,
+            prefix=prefix,
+            separator=fact.separator,
+            max_length=max_length,
+            where=fact.label,
+        )
     return encoded._replace(ids=encoded.ids[:-1]) if drop_last_target else encoded
 
 
