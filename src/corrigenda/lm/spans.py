@@ -7,7 +7,7 @@ without a BOS token. Text is only ever concatenated, so braces in it mean nothin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
 
 from corrigenda.errors import EmptyTarget, NotAModel, PromptTooLong, SlowTokenizer, SubjectNotFound
 from corrigenda.facts import Fact, Span
@@ -30,6 +30,9 @@ class HasTokenizer(Protocol):
         """Most tokens in a row."""
         ...
 
+
+TurnLabels = Literal["answer", "subject", "target"]
+"""Which tokens of an answer in the chat form are labels."""
 
 # Text put before a continuation so that no tokenizer treats it as the start of a text; one of them
 # never merges with it.
@@ -195,7 +198,7 @@ def encode_turn(
     subject: Span | None = None,
     prefix: str = "",
     separator: str = " ",
-    restates: bool = False,
+    labels: TurnLabels = "target",
     max_length: int | None = None,
     where: str = "",
 ) -> Encoded:
@@ -212,7 +215,8 @@ def encode_turn(
         subject: Characters of the subject within `prompt`.
         prefix: Context before the prompt, within the user's turn.
         separator: Text between a restated prompt and the target.
-        restates: Whether the labels are those of the whole sentence, not of the target alone.
+        labels: Which tokens of the answer to a cloze are labels: all of the sentence ("answer"),
+            those from its subject on ("subject"), or the target's.
         max_length: As in `encode`.
         where: How messages refer to the fact.
 
@@ -221,23 +225,35 @@ def encode_turn(
         SubjectNotFound (CG103), PromptTooLong (CG105), SlowTokenizer (CG305): as `encode`.
     """
     form, wording = chat_form(_resolve(lm)[0]), word_turn(prompt)
-    suffix, between = f"{wording.tail}{form.after}", form.separator
-    if wording.tail and target:
-        if restates:
-            target = f"{prompt}{separator}{target}"
-        else:
-            suffix, between = f"{suffix}{form.separator}{prompt}", separator
-    return encode(
-        lm,
-        prompt,
-        target=target,
-        subject=subject,
-        prefix=f"{form.before}{prefix}{wording.lead}",
-        suffix=suffix,
-        separator=between,
-        special_tokens=False,
-        max_length=max_length,
-        where=where,
+
+    def answer(text: str) -> Encoded:
+        return encode(
+            lm,
+            prompt,
+            target=text,
+            subject=subject,
+            prefix=f"{form.before}{prefix}{wording.lead}",
+            suffix=f"{wording.tail}{form.after}",
+            separator=form.separator,
+            special_tokens=False,
+            max_length=max_length,
+            where=where,
+        )
+
+    if not wording.tail or not target:
+        return answer(target)
+    whole = answer(f"{prompt}{separator}{target}")
+    start = subject.start if labels == "subject" and subject else len(prompt)
+    if labels == "answer" or not start:
+        return whole
+    told = answer(prompt[:start].rstrip())
+    first = len(told.ids)
+    # Where the text before the labels merges with them, all of the answer is a label.
+    if whole.ids[:first] != told.ids:
+        return whole
+    ids = tuple(whole.ids[first:])
+    return whole._replace(
+        prompt_last=first - 1, labels=range(first, len(whole.ids)), target_ids=ids
     )
 
 
@@ -273,7 +289,7 @@ def encode_fact(
             subject=subject,
             prefix=prefix,
             separator=fact.separator,
-            restates=True,
+            labels="answer",
             max_length=max_length,
             where=fact.label,
         )
