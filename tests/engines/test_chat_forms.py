@@ -228,7 +228,6 @@ def test_demonstrations_leave_room_for_the_template() -> None:
     patch = editor.edit(lm, [FACT], editor.fit(lm, pool)).patch
     room = lm.context_length - editor.reserve - count_template_tokens(lm.tokenizer)
     (asked,) = [one.prompt for one in patch.rewrite(lm, [FACT.prompt])]
-    assert "Danish" in asked
     assert len(encode(lm, asked).ids) <= room
     with patch.apply(lm):
         assert len(greedy(lm, [FACT.prompt], max_new_tokens=4, chat=True)) == 1
