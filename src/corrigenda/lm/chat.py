@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from corrigenda.errors import BadConfig
@@ -59,6 +60,15 @@ def word_turn(prompt: str) -> Wording:
     return Wording("", "") if asks else Wording("Fill in the blank: ", " ____.")
 
 
+def count_template_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens a chat template puts around a user's turn; 0 where there is none."""
+    if not has_chat_template(tokenizer):
+        return 0
+    form = chat_form(tokenizer)
+    text = f"{form.before}{form.after}"
+    return len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
 def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether a tokenizer has a chat template."""
     return bool(getattr(tokenizer, "chat_template", None))
@@ -90,6 +100,57 @@ def chat_form(tokenizer: PreTrainedTokenizerBase) -> ChatForm:
     extra = told.removeprefix(after)
     separator = extra if told.startswith(after) and not extra.strip() else ""
     return ChatForm(before, after, separator)
+
+
+class Turn(NamedTuple):
+    """The last turn of a user in the text of a dialogue, the assistant about to answer.
+
+    Attributes:
+        before: Text before what the user says, earlier turns included.
+        prompt: What the user says.
+        after: Text after it.
+        separator: White space with which the template begins an answer.
+    """
+
+    before: str
+    prompt: str
+    after: str
+    separator: str
+
+    def write(self, prompt: str) -> str:
+        """Return the text with another prompt."""
+        return f"{self.before}{prompt}{self.after}"
+
+
+def find_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> Turn | None:
+    """Return the user's turn that a text written by the chat template ends with; None if none.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        text: The text, special tokens included.
+    """
+    if not has_chat_template(tokenizer):
+        return None
+    form = chat_form(tokenizer)
+    turns = [
+        {"role": "user", "content": _USER},
+        {"role": "assistant", "content": _ASSISTANT},
+        {"role": "user", "content": _USER},
+    ]
+    try:
+        text_of_turns = render_turns(tokenizer, turns, asks=True)
+        later = text_of_turns.partition(_ASSISTANT)[2].partition(_USER)[0]
+    except BadConfig:
+        later = form.before
+    # What the first and later turns of a user have in common opens a turn.
+    pairs = zip(reversed(form.before), reversed(later), strict=False)
+    shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    opening = later[len(later) - shared :]
+    start = text.rfind(opening) + len(opening)
+    if not opening.strip() or opening not in text or not text.endswith(form.after):
+        return None
+    end = len(text) - len(form.after)
+    return Turn(text[:start], text[start:end], form.after, form.separator) if start <= end else None
 
 
 def render_turns(
