@@ -12,9 +12,10 @@ from typing import NamedTuple, cast, overload
 
 import torch
 
-from corrigenda.assessment import Assessment, check_targets, measure
+from corrigenda.assessment import Assessment, measure
 from corrigenda.catalogue import give_presets, resolve_editor
 from corrigenda.editor import Editor, State
+from corrigenda.engines.chat_forms import add_chat_forms, set_chat_contexts
 from corrigenda.engines.pocket_world import add_related_prompts, subject_of
 from corrigenda.errors import AlreadyTrue, BadConfig, NotAModel, NotExportable, did_you_mean
 from corrigenda.facts import Fact, FactLike, as_facts
@@ -26,6 +27,7 @@ from corrigenda.lm.wrapping import require_lm
 from corrigenda.methods.presets import Preset
 from corrigenda.patch import Patch, WeightPatch
 from corrigenda.progress import Progress, report_stage, show_progress
+from corrigenda.prompt_answers import asks_in_chat, check_targets
 from corrigenda.training.dataset import TrainingSet
 from corrigenda.transforms.registry import parse_transforms
 from corrigenda.transforms.transform import Transform
@@ -157,6 +159,7 @@ def edit(
     progress: Progress | bool | None = None,
     layer: int | None = None,
     transforms: Sequence[Transform | str] = (),
+    chat: bool | None = None,
     **options: object,
 ) -> Patch:
     """Return the patch that makes facts true; the model is left as it was.
@@ -176,6 +179,8 @@ def edit(
         progress: A callback with (stage, done, total), or False for no progress bar.
         layer: Block to edit; the preset's or one by depth if None. Only with a name.
         transforms: Transforms of the patch, in order; see `transform`.
+        chat: Whether to edit the chat form of the facts too; by default where the model has a chat
+            template.
         **options: Options of the method, only with a name.
 
     Raises:
@@ -192,7 +197,7 @@ def edit(
     lm = require_lm(lm)
     found = resolve_editor(lm, editor, layer=layer, **options)
     with show_progress(progress) as report:
-        made = _edit(lm, found, as_facts(facts), state, corpus, report, steps)
+        made = _edit(lm, found, as_facts(facts), state, corpus, report, steps, chat)
     for line in made.notices:
         warnings.warn(line, stacklevel=2)
     return made.patch
@@ -208,12 +213,14 @@ def correct(
     progress: Progress | bool | None = None,
     layer: int | None = None,
     transforms: Sequence[Transform | str] = (),
+    chat: bool | None = None,
     **options: object,
 ) -> Assessment:
     """Edit facts and assess the patch: `edit` and `assess` in one, as `corrigenda edit` does.
 
-    For the pocket models, facts that name neither paraphrases nor neighbours get those of their
-    world first. Arguments and errors are those of `edit`. Decisions taken for the caller are in
+    For the pocket models, facts that name no related prompts get those of their world first. With
+    `chat`, which is the default for a model with a chat template, answers are in both forms.
+    Arguments and errors are those of `edit`. Decisions taken for the caller are in
     `notices`.
     """
     steps = parse_transforms(transforms)
@@ -221,12 +228,12 @@ def correct(
     found = resolve_editor(lm, editor, layer=layer, **options)
     with show_progress(progress) as report:
         asked = [add_related_prompts(lm, fact) for fact in as_facts(facts)]
-        made = _edit(lm, found, asked, state, corpus, report, steps)
-        measured = measure(lm, made.patch, made.facts, made.held)
+        made = _edit(lm, found, asked, state, corpus, report, steps, chat)
+        measured = measure(lm, made.patch, made.facts, made.held, chat=chat)
     return replace(
         measured,
         method=found.name,
-        config=found.model_dump(mode="json"),
+        config=dict(made.editor.model_dump(mode="json")),
         seconds={**made.seconds, **measured.seconds},
         notices=made.notices,
         state=made.state,
@@ -263,20 +270,30 @@ def transform(patch: Patch, lm: LanguageModel, *transforms: Transform | str) -> 
 
 
 @overload
-def answer(lm: LanguageModel, prompts: str, *, max_new_tokens: int = 16) -> str: ...
+def answer(
+    lm: LanguageModel, prompts: str, *, max_new_tokens: int = 16, chat: bool = False
+) -> str: ...
 @overload
 def answer(
-    lm: LanguageModel, prompts: list[str] | tuple[str, ...], *, max_new_tokens: int = 16
+    lm: LanguageModel,
+    prompts: list[str] | tuple[str, ...],
+    *,
+    max_new_tokens: int = 16,
+    chat: bool = False,
 ) -> list[str]: ...
 def answer(
-    lm: LanguageModel, prompts: str | list[str] | tuple[str, ...], *, max_new_tokens: int = 16
+    lm: LanguageModel,
+    prompts: str | list[str] | tuple[str, ...],
+    *,
+    max_new_tokens: int = 16,
+    chat: bool = False,
 ) -> str | list[str]:
     """Return the short greedy answer to one prompt, or to each of several.
 
-    `ask(lm, prompts)` gives it as `answer`, with more.
+    `ask(lm, prompts)` gives it as `answer`, with more; its arguments mean the same.
     """
     lm = require_lm(lm)
-    answers = short_answers(lm, _check(lm, prompts), max_new_tokens=max_new_tokens)
+    answers = short_answers(lm, _check(lm, prompts), max_new_tokens=max_new_tokens, chat=chat)
     return answers[0] if isinstance(prompts, str) else answers
 
 
@@ -326,9 +343,10 @@ def ask(
 
 
 class _Made(NamedTuple):
-    """A patch with the facts it was asked for, and which of them were true before."""
+    """A patch, its editor and the facts it was asked for, and which of them were true before."""
 
     patch: Patch
+    editor: Editor
     facts: list[Fact]
     held: list[bool]
     state: State | None
@@ -344,7 +362,9 @@ def _edit(
     corpus: TrainingSet | None,
     progress: Progress | None,
     transforms: Sequence[Transform],
+    chat: bool | None,
 ) -> _Made:
+    editor = set_chat_contexts(editor, asks_in_chat(lm, chat))
     notices: list[str] = []
     complete: list[Fact] = []
     for given in facts:
@@ -368,7 +388,7 @@ def _edit(
         state = editor.fit(lm, corpus, progress=progress)
     fitted = time.perf_counter()
     report_stage(_EDITING, 0, 1)
-    made = editor.edit(lm, wanted, state)
+    made = editor.edit(lm, add_chat_forms(lm, editor, wanted, chat), state)
     patch = made.patch
     for step in transforms:
         patch = step(patch, lm)
@@ -384,7 +404,7 @@ def _edit(
     )
     own = patch.header.notes.get("notices", [])
     assert isinstance(own, list), "a list of sentences"
-    return _Made(patch, complete, held, made.state, seconds, (*notices, *map(str, own)))
+    return _Made(patch, editor, complete, held, made.state, seconds, (*notices, *map(str, own)))
 
 
 def _check(lm: LanguageModel, prompts: str | Sequence[str]) -> list[str]:

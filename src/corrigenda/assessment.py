@@ -13,14 +13,21 @@ from typing import TYPE_CHECKING, NamedTuple
 from corrigenda.engines.pocket_world import add_related_prompts
 from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact, FactLike, as_facts
+from corrigenda.knowledge.edit_trial import compute_share
 from corrigenda.linalg.lowrank import LowRank
-from corrigenda.lm.decoding import answer, gives, greedy
 from corrigenda.lm.wrapping import require_lm
 from corrigenda.patch.changes import norm, num_parameters
 from corrigenda.patch.weights import WeightPatch
 from corrigenda.progress import report_stage
+from corrigenda.prompt_answers import (
+    PromptAnswers,
+    Role,
+    ask_questions,
+    asks_in_chat,
+    check_targets,
+    list_questions,
+)
 from corrigenda.settings import parse_choice
-from corrigenda.short_answers import begins, keeps_answer
 from corrigenda.tables import align_table, write_html_table
 
 if TYPE_CHECKING:
@@ -45,53 +52,12 @@ class Outcome(StrEnum):
     """The greedy answer is the target without the patch too; `edit` leaves it out (CG107)."""
 
 
-class Role(StrEnum):
-    """Relation of a prompt to the fact that was edited."""
-
-    PROMPT = "prompt"
-    """The fact's own prompt."""
-    PARAPHRASE = "paraphrase"
-    """Another wording, which should be answered with the target too."""
-    NEIGHBOUR = "neighbour"
-    """The same of another subject, which should keep its answer."""
-    SAME_SUBJECT = "same subject"
-    """Another fact of the subject, which should keep its answer."""
-
-
 _SUMMARY = {
+    Role.PROMPT: "facts",
     Role.PARAPHRASE: "paraphrases",
     Role.NEIGHBOUR: "neighbours kept",
     Role.SAME_SUBJECT: "same subject kept",
 }
-
-
-@dataclass(frozen=True)
-class PromptAnswers:
-    """One prompt with its greedy answers without and with a patch.
-
-    Attributes:
-        prompt: The text asked.
-        role: Its relation to the fact.
-        fact: Index of the fact it belongs to.
-        before: Answer of the unedited model.
-        after: Answer of the edited model; equal to `before` where nothing was changed.
-    """
-
-    prompt: str
-    role: Role
-    fact: int
-    before: str
-    after: str
-
-    @property
-    def changed(self) -> bool:
-        """Return whether the two answers differ, also after their first words."""
-        return self.before != self.after
-
-    @property
-    def kept(self) -> bool:
-        """Return whether the short answer is the same; see `short_answers.keeps_answer`."""
-        return keeps_answer(self.before, self.after)
 
 
 class SiteChange(NamedTuple):
@@ -124,7 +90,7 @@ class Assessment:
         patch: The patch.
         facts: The facts that were asked, subjects filled in.
         outcomes: Result of each fact.
-        answers: Answers without and with the patch, fact by fact.
+        answers: Answers without and with the patch, fact by fact; those in the chat form last.
         changes: Size of the change, site by site; empty where no weight changes.
         method: Name of the method.
         config: Its options, presets applied.
@@ -174,7 +140,7 @@ class Assessment:
         """Return whether every fact was true already."""
         return all(outcome is Outcome.ALREADY_TRUE for outcome in self.outcomes)
 
-    def share(self, role: Role | str) -> float | None:
+    def share(self, role: Role | str, *, chat: bool = False) -> float | None:
         """Return the share of prompts of a role with the wanted answer; None where there are none.
 
         A prompt or paraphrase should be answered with the target or an alias; a neighbour and
@@ -182,20 +148,40 @@ class Assessment:
 
         Args:
             role: "prompt", "paraphrase", "neighbour" or "same subject".
+            chat: Of answers in the chat form; see `PromptAnswers.is_wanted` for how they count.
 
         Raises:
             BadConfig (CG502): no such role.
         """
         role = parse_choice(Role, role)
-        asked = [item for item in self.answers if item.role is role]
-        if not asked:
-            return None
-        return sum(self._is_wanted(item) for item in asked) / len(asked)
+        return compute_share(self._results(role, chat=chat))
 
-    def _is_wanted(self, item: PromptAnswers) -> bool:
-        if item.role in (Role.NEIGHBOUR, Role.SAME_SUBJECT):
-            return item.kept
-        return begins_with_target(item.after, self.facts[item.fact])
+    def subject_kept(self, *, chat: bool = False) -> float | None:
+        """Return the share of full sentences about a subject that still name it.
+
+        An edit that moves the subject instead of its attribute makes a model say "The capital of
+        Italy is Rome" of France. Counted are answers in which the unedited model names the subject;
+        None where there are none, as for most plain continuations.
+
+        Args:
+            chat: Of answers in the chat form.
+        """
+        found = [
+            item.keeps_subject(self.facts[item.fact]) for item in self.answers if item.chat is chat
+        ]
+        return compute_share([one for one in found if one is not None])
+
+    @property
+    def has_chat(self) -> bool:
+        """Return whether the facts were asked in the chat form too."""
+        return any(item.chat for item in self.answers)
+
+    def _results(self, role: Role, *, chat: bool) -> list[bool]:
+        return [
+            item.is_wanted(self.facts[item.fact])
+            for item in self.answers
+            if item.role is role and item.chat is chat
+        ]
 
     def __repr__(self) -> str:
         """Return a line with the shares, and a short table of the facts."""
@@ -207,11 +193,20 @@ class Assessment:
         return f"<p>{html.escape(self._summary())}</p>{table}<p>{self._rest()}</p>"
 
     def _rows(self) -> list[tuple[str, ...]]:
-        own = {item.fact: item for item in self.answers if item.role is Role.PROMPT}
-        rows: list[tuple[str, ...]] = [("prompt", "target", "outcome", "before", "after")]
+        own, chat = (
+            {
+                item.fact: item
+                for item in self.answers
+                if item.role is Role.PROMPT and item.chat is form
+            }
+            for form in (False, True)
+        )
+        heads = ("prompt", "target", "outcome", "before", "after")
+        rows: list[tuple[str, ...]] = [(*heads, "after, in chat") if chat else heads]
         for index, fact in enumerate(self.facts[:_SHOWN]):
             texts = (fact.prompt, fact.target, str(self.outcomes[index]))
-            rows.append(tuple(map(_shorten, (*texts, own[index].before, own[index].after))))
+            texts = (*texts, own[index].before, own[index].after)
+            rows.append(tuple(map(_shorten, (*texts, chat[index].after) if chat else texts)))
         return rows
 
     def _rest(self) -> str:
@@ -221,15 +216,36 @@ class Assessment:
     def _summary(self) -> str:
         true = sum(outcome is not Outcome.FAILED for outcome in self.outcomes)
         parts = [f"facts true {true}/{len(self.facts)}"]
-        for role, name in _SUMMARY.items():
-            asked = [item for item in self.answers if item.role is role]
-            if asked:
-                parts.append(f"{name} {sum(map(self._is_wanted, asked))}/{len(asked)}")
-        return f"{self.method}: {', '.join(parts)}"
+        parts += self._count(chat=False)
+        summary = f"{self.method}: {', '.join(parts)}"
+        return (
+            f"{summary}; in chat: {', '.join(self._count(chat=True))}" if self.has_chat else summary
+        )
+
+    def _count(self, *, chat: bool) -> list[str]:
+        """Return counts of wanted answers by role, and of kept subjects, in one form."""
+        counts = [
+            (name, self._results(role, chat=chat))
+            for role, name in _SUMMARY.items()
+            if chat or role is not Role.PROMPT
+        ]
+        subjects = [
+            item.keeps_subject(self.facts[item.fact]) for item in self.answers if item.chat is chat
+        ]
+        counts.append(("subject kept", [one for one in subjects if one is not None]))
+        return [f"{name} {sum(found)}/{len(found)}" for name, found in counts if found]
+
+    def _list_shares(self, *, chat: bool) -> dict[str, float | None]:
+        return {
+            "efficacy": self.share(Role.PROMPT, chat=chat),
+            "paraphrases_changed": self.share(Role.PARAPHRASE, chat=chat),
+            "neighbours_kept": self.share(Role.NEIGHBOUR, chat=chat),
+            "same_subject_kept": self.share(Role.SAME_SUBJECT, chat=chat),
+            "subject_kept": self.subject_kept(chat=chat),
+        }
 
     def to_json(self) -> dict[str, object]:
         """Return plain dictionaries and lists, as `corrigenda edit --json` prints them."""
-        shares = {role: self.share(role) for role in Role}
         return {
             "method": self.method,
             "config": dict(self.config),
@@ -256,14 +272,14 @@ class Assessment:
                     "before": item.before,
                     "after": item.after,
                     "changed": item.changed,
-                    "wanted": self._is_wanted(item),
+                    "wanted": item.is_wanted(self.facts[item.fact]),
+                    "subject_kept": item.keeps_subject(self.facts[item.fact]),
+                    "chat": item.chat,
                 }
                 for item in self.answers
             ],
-            "efficacy": shares[Role.PROMPT],
-            "paraphrases_changed": shares[Role.PARAPHRASE],
-            "neighbours_kept": shares[Role.NEIGHBOUR],
-            "same_subject_kept": shares[Role.SAME_SUBJECT],
+            **self._list_shares(chat=False),
+            "chat": self._list_shares(chat=True) if self.has_chat else None,
             "changes": [change._asdict() for change in self.changes],
             "seconds": dict(self.seconds),
             "notices": list(self.notices),
@@ -271,30 +287,12 @@ class Assessment:
         }
 
 
-def begins_with_target(text: str, fact: Fact) -> bool:
-    """Return whether an answer begins with the target or an alias, as a whole word."""
-    return any(begins(text, wanted) for wanted in (fact.target, *fact.aliases))
-
-
-def check_targets(lm: LanguageModel, facts: Sequence[Fact]) -> list[bool]:
-    """Return for each fact whether the greedy answer is the target or an alias."""
-    holds = [False] * len(facts)
-    spaced = [index for index, fact in enumerate(facts) if fact.separator == " "]
-    pairs = [(i, wanted) for i in spaced for wanted in (facts[i].target, *facts[i].aliases)]
-    given = gives(lm, [(facts[i].prompt, wanted) for i, wanted in pairs])
-    for (index, _), right in zip(pairs, given, strict=True):
-        holds[index] = holds[index] or right
-    # `gives` joins with a space, so other separators are read off the continuation.
-    others = [index for index, fact in enumerate(facts) if fact.separator != " "]
-    for index, text in zip(others, greedy(lm, [facts[i].prompt for i in others]), strict=True):
-        fact = facts[index]
-        starts = tuple(fact.separator + wanted for wanted in (fact.target, *fact.aliases))
-        holds[index] = text.startswith(starts)
-    return holds
-
-
 def assess(
-    lm: LanguageModel, patch: Patch, facts: FactLike | Sequence[FactLike] | None = None
+    lm: LanguageModel,
+    patch: Patch,
+    facts: FactLike | Sequence[FactLike] | None = None,
+    *,
+    chat: bool | None = None,
 ) -> Assessment:
     """Measure what a patch does: answers without and with it, and the size of the change.
 
@@ -306,9 +304,12 @@ def assess(
         lm: The model, without the patch.
         patch: Any patch, also one read from a file.
         facts: What to ask; by default the facts that the patch was made for.
+        chat: Whether to ask everything in the chat form too; by default where the model has a chat
+            template.
 
     Raises:
-        BadConfig (CG502): no facts are given, and the patch names none.
+        BadConfig (CG502): no facts are given, and the patch names none; or `chat` without a chat
+            template.
         WrongBase (CG401), NotApplied (CG406): as `Patch.apply`.
 
     Example:
@@ -319,11 +320,16 @@ def assess(
     """
     lm = require_lm(lm)
     wanted = list_facts(patch) if facts is None else as_facts(facts)
-    return measure(lm, patch, [add_related_prompts(lm, fact) for fact in wanted])
+    return measure(lm, patch, [add_related_prompts(lm, fact) for fact in wanted], chat=chat)
 
 
 def measure(
-    lm: LanguageModel, patch: Patch, facts: Sequence[Fact], held: Sequence[bool] | None = None
+    lm: LanguageModel,
+    patch: Patch,
+    facts: Sequence[Fact],
+    held: Sequence[bool] | None = None,
+    *,
+    chat: bool | None = None,
 ) -> Assessment:
     """Assess a patch on facts as they are.
 
@@ -332,18 +338,18 @@ def measure(
         patch: The patch.
         facts: What to ask.
         held: For each fact, whether it is true without the patch; asked if None.
+        chat: As for `assess`.
     """
     start = time.perf_counter()
     held = check_targets(lm, facts) if held is None else held
-    questions = list_questions(facts)
-    prompts = [prompt for _, _, prompt in questions]
+    questions = list_questions(facts, chat=asks_in_chat(lm, chat))
     report_stage(_ASKING, 0, 2)
-    before = after = answer(lm, prompts)
+    before = after = ask_questions(lm, questions)
     report_stage(_ASKING, 1, 2)
     holds = held
     if not patch.is_empty:
         with patch.apply(lm):
-            after = answer(lm, prompts)
+            after = ask_questions(lm, questions)
             holds = check_targets(lm, facts)
     report_stage(_ASKING, 2, 2)
     return Assessment(
@@ -354,8 +360,8 @@ def measure(
             for old, new in zip(held, holds, strict=True)
         ),
         answers=tuple(
-            PromptAnswers(prompt=prompt, role=role, fact=index, before=old, after=new)
-            for (index, role, prompt), old, new in zip(questions, before, after, strict=True)
+            PromptAnswers(one.prompt, one.role, one.fact, old, new, one.chat)
+            for one, old, new in zip(questions, before, after, strict=True)
         ),
         changes=measure_changes(lm, patch),
         method=patch.header.method,
@@ -374,27 +380,13 @@ def list_facts(patch: Patch) -> list[Fact]:
     found = [
         {name: value for name, value in record.items() if name in known}
         for record in patch.header.facts
+        if not record.get("chat")
     ]
     if not found:
         raise BadConfig(
             "the patch names no facts.", where=patch.header.method, hint="Give the facts to ask."
         )
     return as_facts(found)
-
-
-def list_questions(facts: Sequence[Fact]) -> list[tuple[int, Role, str]]:
-    """Return the prompts to ask about facts, fact by fact in the order of `Role`."""
-    return [
-        (index, role, prompt)
-        for index, fact in enumerate(facts)
-        for role, prompts in (
-            (Role.PROMPT, (fact.prompt,)),
-            (Role.PARAPHRASE, fact.paraphrases),
-            (Role.NEIGHBOUR, fact.neighbours),
-            (Role.SAME_SUBJECT, fact.same_subject),
-        )
-        for prompt in prompts
-    ]
 
 
 def measure_changes(lm: LanguageModel, patch: Patch) -> tuple[SiteChange, ...]:

@@ -145,6 +145,9 @@ class Editor(Settings, ABC):
     name: ClassVar[str]
     requires: ClassVar[Requires] = Requires()
     supports: ClassVar[Supports] = Supports()
+    learns_rows: ClassVar[bool] = False
+    """Whether a fact is learnt from its prompt and target alone, so that its chat form is another
+    one to learn."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: object) -> None:

@@ -56,8 +56,8 @@ class Fact:
         neighbours: Prompts about other subjects, whose answers should stay.
         same_subject: Prompts about other facts of the subject, whose answers should stay.
         separator: Text between prompt and target; empty for languages written without spaces.
-        chat: Whether the prompt is a user's turn in the model's chat template, and the target the
-            beginning of the assistant's answer.
+        chat: Whether the prompt is a user's turn in the model's chat template, and the target is in
+            the assistant's answer to it.
         name: How messages refer to this fact (a record id, a file and line).
 
     Raises:

@@ -24,7 +24,9 @@ def ask(
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Longest continuation.")] = 16,
     top: Annotated[int, typer.Option(min=1, help="Candidates for the next token to show.")] = 5,
-    chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat/--no-chat", help="Use the model's chat template.")
+    ] = False,
     force: options.Force = False,
     dtype: options.Dtype = None,
     device: options.Device = "cpu",

@@ -18,6 +18,7 @@ from corrigenda.errors import BadConfig
 if TYPE_CHECKING:
     from corrigenda.assessment import Assessment
     from corrigenda.facts import Fact
+    from corrigenda.prompt_answers import PromptAnswers
 
 Prompt = Annotated[
     str | None,
@@ -67,6 +68,7 @@ def edit(
     settings: options.Settings = None,
     transform: options.Transforms = None,
     text: options.Text = None,
+    chat: options.Chat = None,
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
     as_json: options.AsJson = False,
@@ -92,7 +94,7 @@ def edit(
     lm = options.open_model(model, dtype=dtype, device=device)
     editor = build_editor(lm, method, layer=layer, **config)
     memory = announce(lm, editor, len(wanted))
-    assessment = corrigenda.correct(lm, wanted, editor, corpus=text, transforms=steps)
+    assessment = corrigenda.correct(lm, wanted, editor, corpus=text, transforms=steps, chat=chat)
     for line in assessment.notices:
         output.notice(line)
     saved = out if out is not None and not assessment.is_no_op else None
@@ -168,11 +170,15 @@ def _draw(console: Console, assessment: Assessment, undo: str) -> None:
         )
         answers = [item for item in assessment.answers if item.fact == index]
         if answers:
-            rows = [(item.role, item.prompt, item.before, item.after) for item in answers]
+            rows = [(_name_role(item), item.prompt, item.before, item.after) for item in answers]
             console.print(output.table(("", "prompt", "before", "after"), rows))
         console.print()
     _draw_change(console, assessment)
     console.print(Line(undo), soft_wrap=True)
+
+
+def _name_role(item: PromptAnswers) -> str:
+    return f"{item.role}, chat" if item.chat else str(item.role)
 
 
 def _draw_change(console: Console, assessment: Assessment) -> None:

@@ -46,6 +46,14 @@ def evaluate(
         Path | None,
         typer.Option("--data", metavar="FOLDER", help="Public files; downloaded if not given."),
     ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat",
+            help="Ask in the model's chat template; as the recipe says if not given.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Evaluate the methods of a recipe: for each case edit, ask, and take the edit off.
@@ -64,6 +72,7 @@ def evaluate(
         folder=out,
         executor=executor,
         workers=workers,
+        chat=chat,
     )
     output.show(
         {"recipe": recipe, **found.to_json()},

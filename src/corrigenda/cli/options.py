@@ -76,6 +76,14 @@ Force = Annotated[
     bool,
     typer.Option("--force", help="Use the patch on a model other than the one it was made on."),
 ]
+Chat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="Ask in the model's chat template too; by default where it has one.",
+        show_default=False,
+    ),
+]
 Text = Annotated[
     list[Path] | None,
     typer.Option(

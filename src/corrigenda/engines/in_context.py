@@ -15,6 +15,7 @@ from corrigenda.editor import Edit, Editor, Supports
 from corrigenda.engines import text_tensors
 from corrigenda.engines.patch_cache import PatchCache, active_group
 from corrigenda.facts import Fact
+from corrigenda.lm.chat import count_template_tokens
 from corrigenda.lm.interception import RewrittenPrompt
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
@@ -155,12 +156,16 @@ class Layout(NamedTuple):
         return "\n".join(lines)
 
     def cut(self, lm: LanguageModel, demonstrations: Sequence[str], closing: str) -> Sequence[str]:
-        """Return the last demonstrations that fit, as wholes, before `closing`."""
+        """Return the last demonstrations that fit, as wholes, before `closing`.
+
+        On a model with a chat template they fit into it too.
+        """
+        room = lm.context_length - self.reserve - count_template_tokens(lm.tokenizer)
 
         def fits(left_out: int) -> bool:
             text = "".join(demonstrations[left_out:]) + closing
             length = len(encode(lm, text, max_length=_EVERYTHING).ids)
-            return length + self.reserve <= lm.context_length
+            return length <= room
 
         low, high = 0, len(demonstrations)
         while low < high:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from corrigenda.almanac.exam import ExamEdit
+from corrigenda.engines.chat_forms import add_chat_forms, set_chat_contexts
 from corrigenda.knowledge.asking import ask_in_chat, ask_right
 from corrigenda.lm.decoding import answer, gives
 from corrigenda.short_answers import keeps_answer, states
@@ -194,16 +195,22 @@ class EditTrial:
     """Edits of one editor, and their outcomes."""
 
     def __init__(self, lm: LanguageModel, editor: Editor, unedited: Unedited) -> None:
-        """Bind a model, an editor, and what the unedited model answers."""
-        self.lm, self.editor, self.unedited = lm, editor, unedited
+        """Bind a model, an editor, and what the unedited model answers.
+
+        Where answers in the chat template count, the editor is given the facts in that form too.
+        """
+        self.lm, self.unedited = lm, unedited
+        self.editor = set_chat_contexts(editor, unedited.chat)
         self.outcomes: list[FactOutcome] = []
         self.seconds: list[float] = []
         self.num_bytes: list[float] = []
 
     def edit(self, cases: Sequence[ExamEdit], state: State | None) -> tuple[Patch, State | None]:
         """Make the patch of some facts, and measure its time and size."""
+        facts = [case.training_fact for case in cases]
+        facts = add_chat_forms(self.lm, self.editor, facts, self.unedited.chat)
         with _measure_time(self.seconds, len(cases)):
-            patch, state = self.editor.edit(self.lm, [case.training_fact for case in cases], state)
+            patch, state = self.editor.edit(self.lm, facts, state)
         with tempfile.TemporaryDirectory() as folder:
             size = patch.save(Path(folder) / "patch.safetensors").stat().st_size
         self.num_bytes.append(size / len(cases))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from corrigenda.errors import BadConfig
@@ -59,6 +60,15 @@ def word_turn(prompt: str) -> Wording:
     return Wording("", "") if asks else Wording("Fill in the blank: ", " ____.")
 
 
+def count_template_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens a chat template puts around a user's turn; 0 where there is none."""
+    if not has_chat_template(tokenizer):
+        return 0
+    form = chat_form(tokenizer)
+    text = f"{form.before}{form.after}"
+    return len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
 def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether a tokenizer has a chat template."""
     return bool(getattr(tokenizer, "chat_template", None))
@@ -72,7 +82,7 @@ def write_turn(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     Raises:
         BadConfig (CG502): there is no chat template, or it refuses a single turn of a user.
     """
-    return write_turns(tokenizer, [{"role": "user", "content": prompt}])
+    return render_turns(tokenizer, [{"role": "user", "content": prompt}], asks=True)
 
 
 def chat_form(tokenizer: PreTrainedTokenizerBase) -> ChatForm:
@@ -86,21 +96,72 @@ def chat_form(tokenizer: PreTrainedTokenizerBase) -> ChatForm:
     if not found:
         raise _refuse("leaves out what the user says")
     turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
-    told = write_turns(tokenizer, turns, asks=False).partition(_USER)[2].partition(_ASSISTANT)[0]
+    told = render_turns(tokenizer, turns, asks=False).partition(_USER)[2].partition(_ASSISTANT)[0]
     extra = told.removeprefix(after)
     separator = extra if told.startswith(after) and not extra.strip() else ""
     return ChatForm(before, after, separator)
 
 
-def write_turns(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]], *, asks: bool = True
-) -> str:
-    """Return the text of a conversation, by default up to where the assistant is about to answer.
+class Turn(NamedTuple):
+    """The last turn of a user in the text of a dialogue, the assistant about to answer.
+
+    Attributes:
+        before: Text before what the user says, earlier turns included.
+        prompt: What the user says.
+        after: Text after it.
+        separator: White space with which the template begins an answer.
+    """
+
+    before: str
+    prompt: str
+    after: str
+    separator: str
+
+    def write(self, prompt: str) -> str:
+        """Return the text with another prompt."""
+        return f"{self.before}{prompt}{self.after}"
+
+
+def find_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> Turn | None:
+    """Return the user's turn that a text written by the chat template ends with; None if none.
 
     Args:
-        tokenizer: It has the chat template.
-        turns: Turns, each with `role` and `content`.
-        asks: Whether the text ends with the beginning of an assistant's turn.
+        tokenizer: A fast tokenizer.
+        text: The text, special tokens included.
+    """
+    if not has_chat_template(tokenizer):
+        return None
+    form = chat_form(tokenizer)
+    turns = [
+        {"role": "user", "content": _USER},
+        {"role": "assistant", "content": _ASSISTANT},
+        {"role": "user", "content": _USER},
+    ]
+    try:
+        text_of_turns = render_turns(tokenizer, turns, asks=True)
+        later = text_of_turns.partition(_ASSISTANT)[2].partition(_USER)[0]
+    except BadConfig:
+        later = form.before
+    # What the first and later turns of a user have in common opens a turn.
+    pairs = zip(reversed(form.before), reversed(later), strict=False)
+    shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    opening = later[len(later) - shared :]
+    start = text.rfind(opening) + len(opening)
+    if not opening.strip() or opening not in text or not text.endswith(form.after):
+        return None
+    end = len(text) - len(form.after)
+    return Turn(text[:start], text[start:end], form.after, form.separator) if start <= end else None
+
+
+def render_turns(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]], *, asks: bool
+) -> str:
+    """Return the text of a conversation in the chat template, special tokens included.
+
+    Args:
+        tokenizer: The tokenizer, with its template.
+        turns: Each with `role` and `content`.
+        asks: Whether the assistant is about to answer at the end.
 
     Raises:
         BadConfig (CG502): there is no chat template, or it refuses the turns.
@@ -114,7 +175,7 @@ def write_turns(
         )
     try:
         text = tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=asks
+            list(turns), tokenize=False, add_generation_prompt=asks
         )
     except (TemplateError, TypeError, ValueError) as error:
         raise _refuse(f"refuses these turns ({error})") from error

@@ -7,7 +7,7 @@ without a BOS token. Text is only ever concatenated, so braces in it mean nothin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
 
 from corrigenda.errors import EmptyTarget, NotAModel, PromptTooLong, SlowTokenizer, SubjectNotFound
 from corrigenda.facts import Fact, Span
@@ -30,6 +30,9 @@ class HasTokenizer(Protocol):
         """Most tokens in a row."""
         ...
 
+
+TurnLabels = Literal["answer", "subject", "target"]
+"""Which tokens of an answer in the chat form are labels."""
 
 # Text put before a continuation so that no tokenizer treats it as the start of a text; one of them
 # never merges with it.
@@ -187,6 +190,73 @@ def encode(
     )
 
 
+def encode_turn(
+    lm: HasTokenizer | PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    target: str = "",
+    subject: Span | None = None,
+    prefix: str = "",
+    separator: str = " ",
+    labels: TurnLabels = "target",
+    max_length: int | None = None,
+    where: str = "",
+) -> Encoded:
+    """Tokenise a prompt as a user's turn of the chat template, the target as the answer to it.
+
+    The prompt is worded by `chat.word_turn`. A cloze is answered as chat models do, in a sentence:
+    the answer restates the prompt and goes on with the target. Special tokens are those of the
+    template alone.
+
+    Args:
+        lm: A model, or a fast tokenizer.
+        prompt: What the user asks.
+        target: The answer, or how the sentence goes on.
+        subject: Characters of the subject within `prompt`.
+        prefix: Context before the prompt, within the user's turn.
+        separator: Text between a restated prompt and the target.
+        labels: Which tokens of the answer to a cloze are labels: all of the sentence ("answer"),
+            those from its subject on ("subject"), or the target's.
+        max_length: As in `encode`.
+        where: How messages refer to the fact.
+
+    Raises:
+        BadConfig (CG502): the tokenizer has no chat template.
+        SubjectNotFound (CG103), PromptTooLong (CG105), SlowTokenizer (CG305): as `encode`.
+    """
+    form, wording = chat_form(_resolve(lm)[0]), word_turn(prompt)
+
+    def answer(text: str) -> Encoded:
+        return encode(
+            lm,
+            prompt,
+            target=text,
+            subject=subject,
+            prefix=f"{form.before}{prefix}{wording.lead}",
+            suffix=f"{wording.tail}{form.after}",
+            separator=form.separator,
+            special_tokens=False,
+            max_length=max_length,
+            where=where,
+        )
+
+    if not wording.tail or not target:
+        return answer(target)
+    whole = answer(f"{prompt}{separator}{target}")
+    start = subject.start if labels == "subject" and subject else len(prompt)
+    if labels == "answer" or not start:
+        return whole
+    told = answer(prompt[:start].rstrip())
+    first = len(told.ids)
+    # Where the text before the labels merges with them, all of the answer is a label.
+    if whole.ids[:first] != told.ids:
+        return whole
+    ids = tuple(whole.ids[first:])
+    return whole._replace(
+        prompt_last=first - 1, labels=range(first, len(whole.ids)), target_ids=ids
+    )
+
+
 def encode_fact(
     lm: HasTokenizer | PreTrainedTokenizerBase,
     fact: Fact,
@@ -197,8 +267,7 @@ def encode_fact(
 ) -> Encoded:
     """Tokenise a fact with its target and locate its subject (if it names one).
 
-    A fact with `chat` is put into the chat template: the prompt, worded by `word_turn`, is the
-    user's turn, the target the beginning of the assistant's.
+    A fact with `chat` is put into the chat template, see `encode_turn`.
 
     Args:
         lm: A model, or a fast tokenizer.
@@ -211,20 +280,30 @@ def encode_fact(
         SubjectNotFound (CG103), PromptTooLong (CG105), SlowTokenizer (CG305): as `encode`.
         BadConfig (CG502): a fact with `chat`, and no chat template.
     """
-    form = chat_form(_resolve(lm)[0]) if fact.chat else None
-    lead, tail = word_turn(fact.prompt) if form else ("", "")
-    encoded = encode(
-        lm,
-        fact.prompt,
-        target=fact.target,
-        subject=None if fact.subject is None else fact.span,
-        prefix=f"{form.before}{prefix}{lead}" if form else prefix,
-        suffix=f"{tail}{form.after}" if form else "",
-        separator=form.separator if form else fact.separator,
-        special_tokens=form is None,
-        max_length=max_length,
-        where=fact.label,
-    )
+    subject = None if fact.subject is None else fact.span
+    if fact.chat:
+        encoded = encode_turn(
+            lm,
+            fact.prompt,
+            target=fact.target,
+            subject=subject,
+            prefix=prefix,
+            separator=fact.separator,
+            labels="answer",
+            max_length=max_length,
+            where=fact.label,
+        )
+    else:
+        encoded = encode(
+            lm,
+            fact.prompt,
+            target=fact.target,
+            subject=subject,
+            prefix=prefix,
+            separator=fact.separator,
+            max_length=max_length,
+            where=fact.label,
+        )
     return encoded._replace(ids=encoded.ids[:-1]) if drop_last_target else encoded
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from corrigenda.errors import BadConfig
+from corrigenda.lm.chat import Turn, find_turn
 from corrigenda.lm.interception import (
     Answerer,
     PromptRewriter,
@@ -37,7 +38,8 @@ def intercept(interceptor: PromptRewriter | Answerer, lm: LanguageModel) -> Gene
     """Let a rewriter or answerer act on a model's prompts, its own `generate` included.
 
     While any is active, `lm.model.generate(input_ids, ...)` decodes each row, asks through all that
-    are active, and returns the rows as given followed by the answer, padded at the right.
+    are active, and returns the rows as given followed by the answer, padded at the right. Of a row
+    in the chat template what the user says last is asked, and put back into the template.
     Generation arguments are passed on where the model is asked.
     """
     session = session_of(lm.model)
@@ -72,12 +74,17 @@ class _Generate:
             )
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask
         rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-        prompts = lm.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        turns = [find_turn(lm.tokenizer, str(lm.tokenizer.decode(row))) for row in rows]
+        plain = lm.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        prompts = [
+            text if turn is None else turn.prompt for text, turn in zip(plain, turns, strict=True)
+        ]
 
-        def ask(model: LanguageModel, texts: list[str]) -> list[list[int]]:
-            return _generate(lm, model, texts, self.plain, args, options)
+        def ask(model: LanguageModel, places: list[int], texts: list[str]) -> list[list[int]]:
+            own = [turns[place] for place in places]
+            return _generate(lm, model, texts, own, self.plain, args, options)
 
-        added = _new_tokens(lm, prompts, ask)
+        added = _new_tokens(lm, prompts, turns, ask)
         width = max(map(len, added))
         pad = pad_id(lm)
         tail = torch.tensor([[*one, *[pad] * (width - len(one))] for one in added], dtype=ids.dtype)
@@ -87,18 +94,26 @@ class _Generate:
 def _new_tokens(
     lm: LanguageModel,
     prompts: list[str],
-    ask: Callable[[LanguageModel, list[str]], list[list[int]]],
+    turns: Sequence[Turn | None],
+    ask: Callable[[LanguageModel, list[int], list[str]], list[list[int]]],
 ) -> list[list[int]]:
     """Return new tokens of each row: of an answer, else generated after the rewritten prompt."""
     answers = answer_directly(lm, prompts)
-    left = [prompt for prompt, text in zip(prompts, answers, strict=True) if text is None]
-    generated = iter(ask_rewritten(lm, left, lambda model, _, texts: ask(model, texts)))
+    left = [place for place, text in enumerate(answers) if text is None]
+
+    def ask_left(model: LanguageModel, places: list[int], texts: list[str]) -> list[list[int]]:
+        return ask(model, [left[place] for place in places], texts)
+
+    generated = iter(ask_rewritten(lm, [prompts[place] for place in left], ask_left))
     end: int | None = getattr(lm.tokenizer, "eos_token_id", None)
     return [
         next(generated)
         if text is None
-        else [*_encode(lm, f" {text}"), *([] if end is None else [end])]
-        for text in answers
+        else [
+            *_encode(lm, f"{' ' if turn is None else turn.separator}{text}"),
+            *([] if end is None else [end]),
+        ]
+        for text, turn in zip(answers, turns, strict=True)
     ]
 
 
@@ -106,12 +121,19 @@ def _generate(
     lm: LanguageModel,
     model: LanguageModel,
     texts: list[str],
+    turns: Sequence[Turn | None],
     plain: Generate,
     args: Sequence[object],
     options: Mapping[str, object],
 ) -> list[list[int]]:
     """Return what `model` generates after each text, in tokens of `lm`."""
-    tokens = Tokens.pad([encode(model, text).ids for text in texts], pad_id(model), side="left")
+    rows = [
+        encode(model, text).ids
+        if turn is None or model is not lm
+        else _encode(lm, turn.write(text))
+        for text, turn in zip(texts, turns, strict=True)
+    ]
+    tokens = Tokens.pad(rows, pad_id(model), side="left")
     tokens = tokens.to(model.device)
     with lm.interceptors.suspend(), model.interceptors.suspend():
         output = plain(model.model, tokens.ids, *args, attention_mask=tokens.mask, **options)

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from corrigenda.cases import Protocol
 from corrigenda.errors import CorrigendaError, EmptyTarget
+from corrigenda.lm.chat import word_turn
 from corrigenda.lm.decoding import continuations
 from corrigenda.lm.interception import ask_rewritten
 from corrigenda.lm.kv_cache import Continuation
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sampling import sample_to_length
 from corrigenda.lm.scoring import Fed, Rating, rate
-from corrigenda.lm.spans import encode
+from corrigenda.lm.spans import Encoded, encode, encode_turn
 from corrigenda.run.queries import Answer, AnswerTable, Query
 
 SAMPLED = {"length": 100, "top_k": 5, "seed": 0}
@@ -78,10 +79,7 @@ def _has_room(lm: LanguageModel, one: Query) -> bool:
     greedy = one.protocol in (Protocol.GREEDY, Protocol.SAMPLED)
     answers = ("",) if greedy else (one.target or "", *one.rivals)
     try:
-        lengths = [
-            len(encode(lm, one.prompt, target=answer, separator=one.separator).ids)
-            for answer in answers
-        ]
+        lengths = [len(_encode(lm, one, one.prompt, answer).ids) for answer in answers]
     except CorrigendaError:
         return False
     return max(lengths) + one.max_new_tokens <= lm.context_length
@@ -161,7 +159,7 @@ def _score(
         for number, (place, prompt) in enumerate(zip(places, prompts, strict=True)):
             one = wanted[place]
             try:
-                rows[number] = _build_row(lm, prompt, one.target, queries[one.query].separator)
+                rows[number] = _build_row(lm, queries[one.query], prompt, one.target)
             except CorrigendaError as error:
                 results[number] = describe_error(error)
         whole = [
@@ -213,7 +211,14 @@ def _list_targets(index: int, one: Query, found: _AnswerCollector) -> list[_Scor
     return [_ScoredTarget(index, one.target, -1), *rivals]
 
 
-def _build_row(lm: LanguageModel, prompt: str, target: str, separator: str) -> Fed:
+def _encode(lm: LanguageModel, query: Query, prompt: str, target: str = "") -> Encoded:
+    """Encode what a query asks, its prompt as patches rewrite it, in the chat form where asked."""
+    if query.chat:
+        return encode_turn(lm, prompt, target=target, separator=query.separator)
+    return encode(lm, prompt, target=target, separator=query.separator)
+
+
+def _build_row(lm: LanguageModel, query: Query, prompt: str, target: str) -> Fed:
     """Return the row in which a target follows a prompt; without target, the next token is read.
 
     A text without prompt is cut to the context, and its first token only read: a BOS token, where
@@ -224,7 +229,7 @@ def _build_row(lm: LanguageModel, prompt: str, target: str, separator: str) -> F
         if len(ids) < 2:
             raise EmptyTarget("the text has no token to predict.", where=target)
         return Fed(ids[:-1], range(len(ids) - 1), tuple(ids[1:]))
-    row = encode(lm, prompt, target=target, separator=separator)
+    row = _encode(lm, query, prompt, target)
     if not target:
         return Fed(row.ids, range(row.prompt_last, row.prompt_last + 1))
     return Fed(row.ids[:-1], row.reads, row.target_ids)
@@ -251,7 +256,7 @@ def _add_target_ids(lm: LanguageModel, index: int, one: Query, found: _AnswerCol
     if one.is_text or not one.target:
         return
     try:
-        row = encode(lm, one.prompt, target=one.target, separator=one.separator)
+        row = _encode(lm, one, one.prompt, one.target)
     except CorrigendaError:
         # The prompt alone may still fit, and then the answer is judged by its words.
         return
@@ -270,9 +275,12 @@ def _generate(
 
     def continue_all(several: list[int]) -> list[Continuation]:
         own = [queries[index] for index in several]
+        # Those of one call are all in the chat form, or none.
+        chat = bool(own) and own[0].chat
         return continuations(
             lm,
-            [dialogues[index] for index in several],
+            [_word(one, dialogues[index]) for one, index in zip(own, several, strict=True)],
+            chat=chat,
             max_new_tokens=[one.max_new_tokens for one in own],
             finished=lambda at, text: (
                 not own[at].is_text and _ends_line(_cut_marker(text, own[at].marker))
@@ -282,7 +290,12 @@ def _generate(
 
     turn = 0
     while fitting:
-        given = _ask_each(fitting, continue_all, found)
+        given = [
+            pair
+            for form in (False, True)
+            if (own := [index for index in fitting if queries[index].chat is form])
+            for pair in _ask_each(own, continue_all, found)
+        ]
         for index, (text, ids) in given:
             one = queries[index]
             answer = text if one.is_text else _first_line(_cut_marker(text, one.marker) or "")
@@ -292,6 +305,10 @@ def _generate(
                 dialogues[index] += f"{answer.rstrip()}\n{one.turns[turn]}"
         fitting = [index for index, _ in given if turn < len(queries[index].turns)]
         turn += 1
+
+
+def _word(query: Query, prompt: str) -> str:
+    return word_turn(prompt).write(prompt) if query.chat else prompt
 
 
 def _sample(
@@ -345,7 +362,7 @@ def _select_askable(
 def _check_prompt(lm: LanguageModel, one: Query, index: int, found: _AnswerCollector) -> bool:
     """Return whether the prompt can be asked; where not, record why."""
     try:
-        encode(lm, one.prompt)
+        _encode(lm, one, one.prompt)
     except CorrigendaError as error:
         found.add(index, skipped=describe_error(error))
         return False

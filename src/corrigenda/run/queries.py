@@ -26,6 +26,7 @@ class Query(NamedTuple):
         divergence: Whether the distributions of the next token are compared too.
         turns: Texts that follow each of the model's own answers, before the one that counts.
         examples: Worked examples before the prompt, as many of the first as there is room for.
+        chat: Whether the prompt is a user's turn in the chat template.
     """
 
     prompt: str
@@ -39,6 +40,7 @@ class Query(NamedTuple):
     divergence: bool = False
     turns: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
+    chat: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +76,13 @@ class AnswerTable(NamedTuple):
     distributions: dict[Query, Float[Tensor, "reads vocab"]]
 
 
-def make_query(probe: Probe, max_new_tokens: int) -> Query:
+def make_query(probe: Probe, max_new_tokens: int, *, chat: bool = False) -> Query:
     """Return the query of a probe.
 
     Args:
         probe: The probe.
         max_new_tokens: Length of a greedy answer where the probe does not say.
+        chat: Ask in the chat form, except texts, which are continued as they are.
     """
     greedy = probe.protocol == Protocol.GREEDY
     return Query(
@@ -93,4 +96,5 @@ def make_query(probe: Probe, max_new_tokens: int) -> Query:
         is_text=greedy and probe.family in TEXTS,
         divergence=probe.divergence,
         turns=probe.turns if greedy else (),
+        chat=chat and probe.protocol != Protocol.SAMPLED and probe.family not in TEXTS,
     )

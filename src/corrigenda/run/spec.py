@@ -178,6 +178,7 @@ class Recipe(SharedSpec):
         model: str | None = None,
         limit: int | None = None,
         data: str | None = None,
+        chat: bool | None = None,
     ) -> tuple[RunSpec, ...]:
         """Return one run for each method.
 
@@ -185,6 +186,7 @@ class Recipe(SharedSpec):
             model: Another model than the recipe's.
             limit: Most cases of each benchmark, where the recipe takes more; drawn by its seed.
             data: Folder that holds the public files of benchmarks for which the recipe names none.
+            chat: Whether to ask in the chat form, where not as the recipe says.
 
         Raises:
             UnknownMethod (CG501), UnknownBenchmark (CG508), UnknownMetric (CG505), BadConfig
@@ -192,6 +194,8 @@ class Recipe(SharedSpec):
         """
         shared = {name: getattr(self, name) for name in SharedSpec.model_fields}
         shared["model"] = model or self.model
+        if chat is not None:
+            shared["ask"] = self.ask.model_copy(update={"chat": chat})
         if limit is not None:
             shared["benchmark"] = tuple(
                 one.model_copy(update={"limit": min(limit, one.limit or limit)})

@@ -69,6 +69,8 @@ class AskSpec(Table):
         roles: Roles, or families of roles, that are asked; none asks all.
         without: Roles, or families of roles, that are left out.
         surroundings: Ask each edit in these surroundings too (see `robustness_contexts`).
+        chat: Ask every prompt as a user's turn in the model's chat template; answers are whole
+            sentences then, so that metrics end in `:contains` and `:answer`.
     """
 
     protocols: tuple[Protocol, ...] = ()
@@ -76,6 +78,7 @@ class AskSpec(Table):
     roles: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     surroundings: tuple[Surroundings, ...] = ()
+    chat: bool = False
 
 
 class TaskSpec(Table):

@@ -76,10 +76,10 @@ class UnitProbes:
     def _list_due(
         self, case: Case, rounds: int, place: int = 0, edits: int = 0
     ) -> Iterator[DueProbe]:
-        longest = self._context.spec.ask.max_new_tokens
+        ask = self._context.spec.ask
         if not self._context.unit.in_sequence:
             place = edits = 0
         undone = self._rollback.rolled_back(case, rounds)
         for number, probe in plan.list_due(case, rounds):
-            query = make_query(probe, longest)
+            query = make_query(probe, ask.max_new_tokens, chat=ask.chat)
             yield DueProbe(case, number, probe, query, rounds, place, edits, undone)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
 
+from corrigenda.engines.chat_forms import add_chat_forms
 from corrigenda.errors import NotExportable, WrongBase
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
@@ -117,7 +118,7 @@ class Worker:
         if one_by_one and not self.editor.supports.batch:
             portions = [[fact] for fact in facts]
         for portion in portions:
-            made = self.editor.edit(self.lm, portion, state)
+            made = self.editor.edit(self.lm, add_chat_forms(self.lm, self.editor, portion), state)
             patch, state = made.patch, made.state
             for transform in self._transforms:
                 if not isinstance(patch, WeightPatch):

@@ -28,7 +28,7 @@ from corrigenda.lm.chat import has_chat_template
 from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, require_layers, value, write
-from corrigenda.lm.spans import Encoded, encode, encode_fact
+from corrigenda.lm.spans import Encoded, encode, encode_fact, encode_turn
 from corrigenda.patch import Header, header_for
 from corrigenda.progress import Progress
 from corrigenda.settings import select
@@ -196,6 +196,9 @@ class LocateThenEdit(Editor):
 def encode_in_contexts(lm: LanguageModel, fact: Fact, contexts: Contexts) -> list[Encoded]:
     """Encode one fact, target included, after every prefix, and in the chat form where wanted.
 
+    The labels of the chat form begin at the subject of the sentence that answers: an edit at the
+    subject that is to say another target learns to go on naming the subject.
+
     Raises:
         AmbiguousSubject (CG104): the fact names no subject.
         SubjectNotFound (CG103), PromptTooLong (CG105): as `corrigenda.lm.spans.encode`.
@@ -203,7 +206,19 @@ def encode_in_contexts(lm: LanguageModel, fact: Fact, contexts: Contexts) -> lis
     """
     fact.span  # noqa: B018 - raises where the subject is missing or ambiguous
     found = [encode_fact(lm, fact, prefix=prefix) for prefix in contexts.prefixes]
-    return [*found, encode_fact(lm, replace(fact, chat=True))] if contexts.chat else found
+    if contexts.chat:
+        found.append(
+            encode_turn(
+                lm,
+                fact.prompt,
+                target=fact.target,
+                subject=fact.span,
+                separator=fact.separator,
+                labels="subject",
+                where=fact.label,
+            )
+        )
+    return found
 
 
 def rewrite_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Contexts) -> list[SearchRow]:

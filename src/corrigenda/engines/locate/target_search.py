@@ -65,10 +65,9 @@ def find_targets(
     """Search one vector per fact, with the model as it is now.
 
     Minimises, per fact, the mean over contexts, by their weights, and target tokens of -log p, plus
-    `kl_weight * KL(now || before)` at the essence row, plus
-    `weight_decay * ||delta|| / ||anchor||^2`; with two deltas the last is a sum over both, and each
-    has its own ball. The model runs in its own dtype; delta, Adam's moments and the losses are
-    float32.
+    `kl_weight * KL(now || before)` at the essence row, plus `weight_decay * ||delta|| /
+    ||anchor||^2`; with two deltas the last is a sum over both, and each has its own ball. The model
+    runs in its own dtype; delta, Adam's moments and the losses are float32.
 
     Args:
         lm: The model; never changed.

@@ -32,6 +32,7 @@ from corrigenda.state import State
 class FineTuneEditor(Editor):
     """Adam on one down projection; a method chooses objective, constraint and order of facts."""
 
+    learns_rows: ClassVar[bool] = True
     supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=False
     )

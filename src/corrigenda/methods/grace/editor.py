@@ -172,6 +172,7 @@ class Grace(Editor):
 
     name: ClassVar[str] = "grace"
     requires: ClassVar[Requires] = Requires()
+    learns_rows: ClassVar[bool] = True
     supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=False, contained=True
     )

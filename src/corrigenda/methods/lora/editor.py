@@ -45,6 +45,7 @@ class AdapterEditor(AdapterKind, Editor):
     """Adam on adapters of frozen weights; a method defines the form of an adapter."""
 
     requires: ClassVar[Requires] = Requires()
+    learns_rows: ClassVar[bool] = True
     supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=False
     )

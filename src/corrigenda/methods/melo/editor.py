@@ -56,6 +56,7 @@ class Melo(Editor):
 
     name: ClassVar[str] = "melo"
     requires: ClassVar[Requires] = Requires()
+    learns_rows: ClassVar[bool] = True
     supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=False, contained=True
     )

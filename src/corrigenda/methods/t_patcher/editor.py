@@ -121,6 +121,7 @@ class TPatcher(Editor):
     Reference: Huang et al. 2023, sections 3 and 4. See the card, `t_patcher.md`.
     """
 
+    learns_rows: ClassVar[bool] = True
     name: ClassVar[str] = "t-patcher"
     requires: ClassVar[Requires] = Requires()
 

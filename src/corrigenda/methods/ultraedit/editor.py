@@ -73,6 +73,7 @@ class UltraEdit(Editor):
 
     name: ClassVar[str] = "ultraedit"
     requires: ClassVar[Requires] = Requires()
+    learns_rows: ClassVar[bool] = True
     supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )

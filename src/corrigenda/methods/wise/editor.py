@@ -67,6 +67,7 @@ class Wise(Editor):
 
     name: ClassVar[str] = "wise"
     requires: ClassVar[Requires] = Requires()
+    learns_rows: ClassVar[bool] = True
     supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, contained=True
     )
