@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from corrigenda.cli import (
     ask,
+    assess,
     benchmarks,
     doctor,
     edit,
@@ -72,6 +73,7 @@ app = typer.Typer(
 )
 for command in (
     edit.edit,
+    assess.assess,
     ask.ask,
     fit.fit,
     listing.methods,
