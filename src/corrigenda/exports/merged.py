@@ -18,8 +18,9 @@ from corrigenda.patch.protocols import Patch
 def export_merged(patch: Patch, lm: LanguageModel, folder: str | Path) -> Path:
     """Write the model with the patch merged, and its tokenizer, by `save_pretrained`.
 
-    Weights are spread over files as in the base model, where its folder can be found. Patches that are merged into the model already are part of it; if `patch` is not among them, it
-    is applied while the files are written. Afterwards the model is bit for bit as it was.
+    Weights are spread over files as in the base model, where its folder can be found. Patches that
+    are merged into the model already are part of it; if `patch` is not among them, it is applied
+    while the files are written. Afterwards the model is bit for bit as it was.
 
     Args:
         patch: A weight patch.
