@@ -10,11 +10,10 @@ docs/measured-real.md. Ends with one line of JSON.
 
 import argparse
 import gc
-import json
 import time
 from pathlib import Path
 
-import torch
+from figures import publish
 
 import corrigenda as cg
 from corrigenda.assessment import Assessment
@@ -93,7 +92,10 @@ def main() -> None:
     options = parser.parse_args()
     lm = cg.load(options.model)
     facts = list_facts(options.facts)
-    result = {"model": lm.name, "facts": len(facts), "threads": torch.get_num_threads()}
+    result = {
+        "model": lm.name,
+        "facts": len(facts),
+    }
     for method in options.methods:
         located = method in ("rome", "memit", "alphaedit")
         chosen = {"layer": options.layer} if located and options.layer is not None else {}
@@ -105,7 +107,7 @@ def main() -> None:
         gc.collect()
     if options.write:
         write_table(result, options.methods)
-    print(json.dumps(result))
+    publish(result)
 
 
 def write_table(result: dict[str, object], methods: list[str]) -> None:
@@ -120,11 +122,14 @@ def write_table(result: dict[str, object], methods: list[str]) -> None:
             for name, one in result[method].items()
         ),
     ]
-    text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else f"{BEGIN}\n{END}\n"
+    text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+    if BEGIN not in text:
+        text += f"\n## What quantising leaves\n\n{BEGIN}\n{END}\n"
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
     note = f"{result['facts']} facts, model {result['model']}."
-    PAGE.write_text("\n".join([f"{head}{BEGIN}", note, "", *lines, f"{END}{tail}"]))
+    table = "\n".join([BEGIN, note, "", *lines, END])
+    PAGE.write_text(f"{head}{table}{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":
