@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from corrigenda.errors import CorrigendaError
     from corrigenda.exports.export import export
     from corrigenda.exports.restore import restore_merged
+    from corrigenda.exports.survival import assess_after
     from corrigenda.facts import Fact, Span, read_facts
     from corrigenda.knowledge.exam import exam
     from corrigenda.lm.model import LanguageModel
@@ -120,6 +121,7 @@ _HOMES = {
     "answer": "corrigenda.api",
     "ask": "corrigenda.api",
     "assess": "corrigenda.assessment",
+    "assess_after": "corrigenda.exports.survival",
     "build_editor": "corrigenda.catalogue",
     "compare": "corrigenda.reports.comparison",
     "correct": "corrigenda.api",
@@ -160,6 +162,7 @@ __all__ = [
     "answer",
     "ask",
     "assess",
+    "assess_after",
     "build_editor",
     "compare",
     "correct",

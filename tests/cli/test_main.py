@@ -14,8 +14,8 @@ import corrigenda
 from corrigenda.cli.main import app
 
 COMMANDS = (
-    "edit ask fit methods models benchmarks evaluate report compare diff compose transform export "
-    "restore serve trace neurons doctor cache pocket"
+    "edit assess ask fit methods models benchmarks evaluate report compare diff compose transform "
+    "export restore serve trace neurons doctor cache pocket"
 ).split()
 FORMER = ("bench", "benchmark", "merge", "revert")
 

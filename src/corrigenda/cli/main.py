@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from corrigenda.cli import (
     ask,
+    assess,
     benchmarks,
     cache,
     doctor,
@@ -78,6 +79,7 @@ app = typer.Typer(
 )
 for command in (
     edit.edit,
+    assess.assess,
     ask.ask,
     fit.fit,
     listing.methods,

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from corrigenda.errors import NotExportable
+from corrigenda.exports.shards import find_shards, spread_as
 from corrigenda.files import make_folder, temporary_folder
 from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.ledger import ledger_of
@@ -17,8 +18,9 @@ from corrigenda.patch.protocols import Patch
 def export_merged(patch: Patch, lm: LanguageModel, folder: str | Path) -> Path:
     """Write the model with the patch merged, and its tokenizer, by `save_pretrained`.
 
-    Patches that are merged into the model already are part of it; if `patch` is not among them, it
-    is applied while the files are written. Afterwards the model is bit for bit as it was.
+    Weights are spread over files as in the base model, where its folder can be found. Patches that
+    are merged into the model already are part of it; if `patch` is not among them, it is applied
+    while the files are written. Afterwards the model is bit for bit as it was.
 
     Args:
         patch: A weight patch.
@@ -68,6 +70,9 @@ def _save_model(lm: LanguageModel, folder: str | Path) -> Path:
     with temporary_folder(folder / "model") as part:
         lm.model.save_pretrained(part)
         lm.tokenizer.save_pretrained(part)
+        shards = find_shards(lm.name)
+        if shards is not None:
+            spread_as(part, shards)
         for file in sorted(part.iterdir()):
             os.replace(file, folder / file.name)
     return folder

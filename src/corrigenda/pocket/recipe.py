@@ -50,7 +50,7 @@ SHARD = 100
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class PocketShape:
     """Size of a model."""
 
     layers: int
@@ -61,10 +61,10 @@ class ModelShape:
 
 
 SHAPES = {
-    ("llama", "full"): ModelShape(layers=8, width=256, inner=768, heads=4, vocabulary=6144),
-    ("gpt2", "full"): ModelShape(layers=6, width=224, inner=896, heads=4, vocabulary=6144),
-    ("llama", "small"): ModelShape(layers=4, width=64, inner=160, heads=2, vocabulary=1024),
-    ("gpt2", "small"): ModelShape(layers=4, width=64, inner=256, heads=2, vocabulary=1024),
+    ("llama", "full"): PocketShape(layers=8, width=256, inner=768, heads=4, vocabulary=6144),
+    ("gpt2", "full"): PocketShape(layers=6, width=224, inner=896, heads=4, vocabulary=6144),
+    ("llama", "small"): PocketShape(layers=4, width=64, inner=160, heads=2, vocabulary=1024),
+    ("gpt2", "small"): PocketShape(layers=4, width=64, inner=256, heads=2, vocabulary=1024),
 }
 
 

@@ -1,4 +1,4 @@
-"""One search: trials of a method's options, recorded in a file, so that a killed one goes on."""
+"""Search for options of a method: trials in a file, from which an interrupted search resumes."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class MethodSearch:
         until: float,
         report: Report,
     ) -> Outcomes:
-        """Edit other facts with given options, as far as there is time; goes on where it stopped.
+        """Edit other facts with given options, as far as there is time; resumes where it stopped.
 
         Args:
             evaluator: Edits the facts.

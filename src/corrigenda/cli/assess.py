@@ -1,0 +1,80 @@
+"""`corrigenda assess`: what a saved patch does to a model, also with quantised weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from corrigenda.cli import options, output
+
+if TYPE_CHECKING:
+    from corrigenda.assessment import Assessment
+    from corrigenda.exports.survival import Survival
+
+
+def assess(
+    patch: Annotated[Path, typer.Argument(metavar="PATCH", show_default=False)],
+    model: options.Model,
+    facts: Annotated[
+        Path | None,
+        typer.Option(
+            "--facts", metavar="FILE", help="Facts to ask; those of the patch if not given."
+        ),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE,...",
+            help="Ask again after quantising the weights: bf16, f16, q8_0, q5_1, q5_0, q4_1, q4_0.",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: options.Dtype = None,
+    device: options.Device = "cpu",
+    as_json: options.AsJson = False,
+) -> None:
+    """Ask the facts of a patch with and without it; also when weights are quantised (--after).
+
+    Quantised weights meet a patch in two ways: it is merged before they are quantised ("merged"),
+    or added at run time to quantised weights ("adapter", as llama.cpp does with --lora). Exit
+    status 1 means that a fact is not true somewhere.
+    """
+    import corrigenda
+
+    loaded = corrigenda.load_patch(patch)
+    wanted = None if facts is None else corrigenda.read_facts(facts)
+    lm = options.open_model(model, dtype=dtype, device=device)
+    assessment = corrigenda.assess(lm, loaded, wanted)
+    types = [one.strip() for one in after.split(",")] if after else []
+    survivals = corrigenda.assess_after(lm, loaded, types, wanted) if types else ()
+    data = {
+        "patch": str(patch),
+        "model": lm.name,
+        **assessment.to_json(),
+        "after": [one.to_json() for one in survivals],
+    }
+    output.show(data, as_json=as_json, people=lambda console: _draw(console, assessment, survivals))
+    if not all(one.succeeded for one in (assessment, *(item.assessment for item in survivals))):
+        raise typer.Exit(output.FINDING)
+
+
+def _draw(console: Console, assessment: Assessment, survivals: tuple[Survival, ...]) -> None:
+    console.print(repr(assessment), markup=False, soft_wrap=True)
+    if not survivals:
+        return
+    rows: list[tuple[object, ...]] = [
+        ("as loaded", "", *_list_shares(assessment)),
+        *((str(one.weights), str(one.placing), *_list_shares(one.assessment)) for one in survivals),
+    ]
+    columns = ("weights", "patch", "efficacy", "paraphrases", "neighbours kept")
+    console.print(output.table(columns, rows))
+    for one in survivals:
+        for prompt in one.failed:
+            console.print(f"{one.weights}, {one.placing}: not true: {prompt}", markup=False)
+
+
+def _list_shares(assessment: Assessment) -> tuple[float | None, ...]:
+    return tuple(assessment.share(role) for role in ("prompt", "paraphrase", "neighbour"))
