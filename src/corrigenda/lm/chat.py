@@ -150,7 +150,9 @@ def find_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> UserTurn | None:
     if not opening.strip() or opening not in text or not text.endswith(form.after):
         return None
     end = len(text) - len(form.after)
-    return UserTurn(text[:start], text[start:end], form.after, form.separator) if start <= end else None
+    if start > end:
+        return None
+    return UserTurn(text[:start], text[start:end], form.after, form.separator)
 
 
 def render_turns(
