@@ -128,9 +128,9 @@ def build_editor(
     )
 
 
-def shape_of(lm: LanguageModel) -> presets.ModelShape:
+def shape_of(lm: LanguageModel) -> presets.PresetShape:
     """Return the shape of a model, by which a preset is found where its name is another."""
-    return presets.ModelShape(
+    return presets.PresetShape(
         family=lm.family.name,
         num_layers=lm.num_layers,
         d_model=lm.d_model,

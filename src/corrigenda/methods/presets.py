@@ -30,8 +30,8 @@ _PREFIX = re.compile(r"^meta[-_]")
 _ENDING = ".toml"
 
 
-class ModelShape(NamedTuple):
-    """What tells models of different make apart; the same in every folder and dtype."""
+class PresetShape(NamedTuple):
+    """Family and sizes of a preset's model; the same in every folder and dtype."""
 
     family: str
     num_layers: int
@@ -49,7 +49,7 @@ class Preset(NamedTuple):
         source: Origin of the values.
         notice: How the variant differs from the published method; empty where it does not.
         method: Name of the method, where the file says it.
-        base: What the file says of the model: name, digest, dtype and the fields of `ModelShape`.
+        base: What the file says of the model: name, digest, dtype and the fields of `PresetShape`.
     """
 
     model: str
@@ -60,12 +60,12 @@ class Preset(NamedTuple):
     base: Mapping[str, object] = MappingProxyType({})
 
     @property
-    def shape(self) -> ModelShape | None:
+    def shape(self) -> PresetShape | None:
         """The shape of its model, where the file says it."""
-        known = [self.base.get(name) for name in ModelShape._fields]
-        return None if None in known else ModelShape(*known)  # type: ignore[arg-type]  # checked when read
+        known = [self.base.get(name) for name in PresetShape._fields]
+        return None if None in known else PresetShape(*known)  # type: ignore[arg-type]  # checked when read
 
-    def fits(self, shape: ModelShape | None) -> bool:
+    def fits(self, shape: PresetShape | None) -> bool:
         """Return whether the shape of a model is that of its own, as far as both are known."""
         return shape is None or self.shape is None or self.shape == shape
 
@@ -75,7 +75,7 @@ def build_editor(
     model_name: str | None = None,
     *,
     preset: object = None,
-    shape: ModelShape | None = None,
+    shape: PresetShape | None = None,
     given: Sequence[Preset] = (),
     **options: object,
 ) -> Editor:
@@ -105,7 +105,7 @@ def complete_options(
     model_name: str | None,
     options: Mapping[str, object],
     *,
-    shape: ModelShape | None = None,
+    shape: PresetShape | None = None,
     given: Sequence[Preset] = (),
 ) -> dict[str, object]:
     """Return the options of an editor: those of the preset, and those given on top.
@@ -140,7 +140,7 @@ def _find_given(name: str, given: Sequence[Preset]) -> Preset | None:
     return next((one for one in given if one.method == name), None)
 
 
-def _find_by_model(name: str, model_name: str, shape: ModelShape | None) -> Preset | None:
+def _find_by_model(name: str, model_name: str, shape: PresetShape | None) -> Preset | None:
     """Return the preset of a model by its name, else with a warning by its shape."""
     named = preset(name, model_name)
     if named is not None and named.fits(shape):
@@ -268,7 +268,7 @@ def read_preset(file: Traversable) -> Preset:
         if set(table) - {"notice", "method", "model", "evidence"} != {"source", "options"}:
             raise ValueError(f"expected `source` and `[options]`, found {sorted(table)}")
         base: dict[str, Any] = table.get("model", {})
-        numbers = [base.get(name, 0) for name in ModelShape._fields[1:]]
+        numbers = [base.get(name, 0) for name in PresetShape._fields[1:]]
         if not all(isinstance(one, int) for one in numbers):
             raise ValueError("a size in [model] is no whole number")
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Search for options of a method: trials in a file, from which an interrupted search resumes."""
+"""One search: trials of options, recorded in a file, so that a killed search is resumed."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class MethodSearch:
             self.study.set_user_attr(_SPENT, self.seconds)
 
     def best(self) -> Best | None:
-        """Return the best trial that edited every fact, else the best of those that ran longest."""
+        """Return the best of the trials that edited most facts; None if none edited any."""
         done = [trial for trial in self.study.trials if _OUTCOMES in trial.user_attrs]
         if not done:
             return None
