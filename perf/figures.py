@@ -21,20 +21,30 @@ def with_versions(figures: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def publish(figures: Mapping[str, object], goals: Mapping[str, float] | None = None) -> None:
+def publish(
+    figures: Mapping[str, object],
+    goals: Mapping[str, float] | None = None,
+    limits: Mapping[str, float] | None = None,
+) -> None:
     """Print figures with the threads and versions they were measured with.
 
     Args:
         figures: By name, in the order of the table.
         goals: Least value of some of them; the table says whether it is reached.
+        limits: Largest value of some of them, likewise.
     """
     complete = with_versions(figures)
     for name, value in complete.items():
-        print(f"{name:>28}  {value}{_verdict(value, (goals or {}).get(name))}")
+        verdict = _verdict(value, (goals or {}).get(name), (limits or {}).get(name))
+        print(f"{name:>28}  {value}{verdict}")
     print(json.dumps(complete))
 
 
-def _verdict(value: object, goal: float | None) -> str:
-    if goal is None or not isinstance(value, float | int):
+def _verdict(value: object, goal: float | None, limit: float | None) -> str:
+    wanted = goal if limit is None else limit
+    if wanted is None or not isinstance(value, float | int):
         return ""
-    return f"  goal {goal:g}: {'reached' if value >= goal else 'MISSED'}"
+    reached = value >= wanted if limit is None else value <= wanted
+    return (
+        f"  {'goal' if limit is None else 'limit'} {wanted:g}: {'reached' if reached else 'MISSED'}"
+    )

@@ -30,7 +30,7 @@ from corrigenda.testing.tokenizers import byte_level_bpe
 
 LAYER = 5
 SETTINGS = SearchSettings(
-    steps=20, learning_rate=0.5, kl_weight=0.0625, weight_decay=0.001, clamp=4.0
+    steps=20, learning_rate=0.5, kl_weight=0.0625, weight_decay=0.001, clamp=4.0, stop_on="total"
 )
 CONTEXTS = 6
 PREFIX_TOKENS = 11  # ten generated tokens and a full stop, as in MEMIT

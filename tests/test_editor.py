@@ -199,9 +199,9 @@ def test_factor_is_made_once_and_shrinks_where_keys_are_few() -> None:
     state = State.of_moments({Site(0): _moment(60), Site(1): _moment(3), Site(2): SecondMoment(6)})
     factor = state.factor(Site(0))
     assert factor is state.factor(Site(0)) is state.updated(meta={"x": 1}).factor(Site(0))
-    assert torch.allclose(factor.matrix(), _moment(60).covariance(), atol=1e-12)
+    assert torch.allclose(factor.matrix(), _moment(60).covariance(0.03), atol=1e-12)
     rho = automatic_shrinkage(0.5)
-    assert rho == pytest.approx(0.04)
+    assert rho == pytest.approx(0.1)
     assert torch.allclose(state.factor(Site(1)).matrix(), _moment(3).covariance(rho), atol=1e-12)
     with pytest.raises(IllConditioned, match="CG203"):
         state.factor(Site(1), shrinkage=0.0)
@@ -211,11 +211,22 @@ def test_factor_is_made_once_and_shrinks_where_keys_are_few() -> None:
     assert again.factor(Site(0)) is not factor
 
 
-def test_shrinkage_falls_to_nothing_with_two_keys_per_dimension() -> None:
-    shares = [automatic_shrinkage(count / 6) for count in (1, 3, 6, 11, 12, 60)]
-    assert shares == sorted(shares, reverse=True)
-    assert shares[3] == pytest.approx(0.01, rel=0.1)
-    assert shares[4:] == [0.0, 0.0]
+def test_shrinkage_falls_with_the_keys_and_is_never_nothing() -> None:
+    counts = (0.2, 1, 3, 10, 100, 1000)
+    shares = [automatic_shrinkage(count) for count in counts]
+    assert shares == pytest.approx([0.1, 0.1, 0.1, 0.03, 0.003, 0.0003])
+    assert automatic_shrinkage(0) == 0.0
+
+
+def test_effective_dimension_counts_the_directions_that_shrinkage_leaves() -> None:
+    state = State.of_moments({Site(0): _moment(60_000), Site(1): _moment(3)})
+    assert state.effective_dimension(Site(0)) == pytest.approx(6, rel=1e-3)
+    assert 3 < state.effective_dimension(Site(1)) < 3 / 0.9
+    moment = state.moment(Site(1)).covariance()
+    shrunk = state.moment(Site(1)).covariance(0.1)
+    expected = float(torch.trace(moment @ torch.linalg.inv(shrunk)))
+    assert state.effective_dimension(Site(1)) == pytest.approx(expected)
+    assert state.mean_square(Site(1)) == pytest.approx(float(torch.trace(moment)))
 
 
 def test_state_of_another_model_is_refused(lm: LanguageModel) -> None:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
         ask,
         correct,
         edit,
-        export,
         fit,
         load,
         transform,
@@ -40,8 +39,10 @@ if TYPE_CHECKING:
     from corrigenda.catalogue import build_editor, list_methods, list_models
     from corrigenda.editor import Editor
     from corrigenda.errors import CorrigendaError
+    from corrigenda.exports.export import export
     from corrigenda.exports.restore import restore_merged
     from corrigenda.facts import Fact, Span, read_facts
+    from corrigenda.knowledge.exam import exam
     from corrigenda.lm.model import LanguageModel
     from corrigenda.lm.sites import Site
     from corrigenda.lm.wrapping import wrap
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from corrigenda.reports.evaluation import evaluate
     from corrigenda.run.health import perplexity_ratio
     from corrigenda.run.spec import RunSpec
+    from corrigenda.serving.server import serve
     from corrigenda.state import State
 
 # generated: classes
@@ -122,7 +124,8 @@ _HOMES = {
     "correct": "corrigenda.api",
     "edit": "corrigenda.api",
     "evaluate": "corrigenda.reports.evaluation",
-    "export": "corrigenda.api",
+    "exam": "corrigenda.knowledge.exam",
+    "export": "corrigenda.exports.export",
     "fit": "corrigenda.api",
     "list_methods": "corrigenda.catalogue",
     "list_models": "corrigenda.catalogue",
@@ -133,6 +136,7 @@ _HOMES = {
     "read_facts": "corrigenda.facts",
     "report": "corrigenda.reports.document",
     "restore_merged": "corrigenda.exports.restore",
+    "serve": "corrigenda.serving.server",
     "trace": "corrigenda.analysis.causal_trace:causal_trace",
     "transform": "corrigenda.api",
     "wrap": "corrigenda.lm.wrapping",
@@ -159,6 +163,7 @@ __all__ = [
     "correct",
     "edit",
     "evaluate",
+    "exam",
     "export",
     "fit",
     "list_methods",
@@ -170,6 +175,7 @@ __all__ = [
     "read_facts",
     "report",
     "restore_merged",
+    "serve",
     "trace",
     "transform",
     "wrap",

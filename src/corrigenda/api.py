@@ -1,4 +1,4 @@
-"""The functions most users need: load, wrap, fit, edit, correct, ask, transform, export."""
+"""The functions most users need: load, wrap, fit, edit, correct, ask, transform."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from corrigenda.editor import Editor, State
 from corrigenda.engines.chat_forms import add_chat_forms, set_chat_contexts
 from corrigenda.engines.pocket_world import add_related_prompts, subject_of
 from corrigenda.errors import AlreadyTrue, BadConfig, NotAModel, NotExportable, did_you_mean
-from corrigenda.exports import export_merged, export_peft
-from corrigenda.exports.restore import save_originals
 from corrigenda.facts import Fact, FactLike, as_facts
 from corrigenda.lm.decoding import answer as short_answers
 from corrigenda.lm.decoding import greedy, next_token_top
@@ -27,7 +25,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.prompt_checks import check_prompts, find_typed_bos
 from corrigenda.lm.wrapping import require_lm
 from corrigenda.patch import Patch, WeightPatch
-from corrigenda.progress import Progress, show_progress
+from corrigenda.progress import Progress, report_stage, show_progress
 from corrigenda.prompt_answers import asks_in_chat, check_targets
 from corrigenda.training.dataset import TrainingSet
 from corrigenda.transforms.registry import parse_transforms
@@ -37,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_FORMS = ("peft", "merged")
+_EDITING = "editing"
 
 
 @dataclass(frozen=True)
@@ -129,11 +127,11 @@ def fit(
     Args:
         lm: The model.
         editor: An editor, or the name of a method for the one with the model's preset.
-        corpus: Text for statistics, see `corrigenda.statistics.corpus.Source`; if None, the shipped
-            one of a pocket model, else text that the model writes itself. For a method that is
-            trained: facts, or a JSONL file of facts; if None, those of a pocket model's world.
+        corpus: Text for statistics, see `corrigenda.statistics.corpus.Source`; if None, the
+            short documents that the package ships. For a method that is trained: facts, or a
+            JSONL file of facts; if None, those of a pocket model's world.
         progress: A callback with (stage, done, total), or False for no progress bar.
-        layer: Block that will be edited; the preset's or a probed one if None.
+        layer: Block that will be edited; the preset's or one by depth if None.
         **options: Options of the method, with a name.
 
     Raises:
@@ -173,7 +171,7 @@ def edit(
         state: A state fitted earlier; fitted or read from the cache if None.
         corpus: Text or facts for the fit; see `fit`.
         progress: A callback with (stage, done, total), or False for no progress bar.
-        layer: Block to edit; the preset's or a probed one if None. Only with a name.
+        layer: Block to edit; the preset's or one by depth if None. Only with a name.
         transforms: Transforms of the patch, in order; see `transform`.
         chat: Whether to edit the chat form of the facts too; by default where the model has a chat
             template.
@@ -225,7 +223,7 @@ def correct(
     with show_progress(progress) as report:
         asked = [add_related_prompts(lm, fact) for fact in as_facts(facts)]
         made = _edit(lm, found, asked, state, corpus, report, steps, chat)
-    measured = measure(lm, made.patch, made.facts, made.held, chat=chat)
+        measured = measure(lm, made.patch, made.facts, made.held, chat=chat)
     return replace(
         measured,
         method=found.name,
@@ -341,42 +339,6 @@ def ask(
     return replies[0] if isinstance(prompts, str) else replies
 
 
-def export(
-    patch: Patch, lm: LanguageModel, folder: str | Path, *, to: str = "peft", force: bool = False
-) -> None:
-    """Write a patch as a LoRA adapter, or the model with the patch in its weights.
-
-    Args:
-        patch: The patch.
-        lm: The model it was made on, without it.
-        folder: Where to write.
-        to: `peft` or `merged`. A merged folder also keeps the patch and the original tensors, for
-            `restore_merged`.
-        force: Use the patch on a model other than the one it was made on.
-
-    Raises:
-        NotExportable (CG405): the patch has no such form.
-        WrongBase (CG401): the patch was made on another model, and not `force`.
-        WriteFailed (CG601): the folder cannot be written.
-    """
-    lm = require_lm(lm)
-    if to not in _FORMS:
-        raise BadConfig(f'no form "{to}" to export to.', hint=did_you_mean(to, _FORMS))
-    if not isinstance(patch, WeightPatch) or patch.is_empty:
-        raise NotExportable(
-            "only a patch that changes weights can be exported.", where=patch.header.method
-        )
-    # Another model is refused before anything is written.
-    patch.apply(lm, force=force).revert()
-    if to == "merged":
-        save_originals(Path(folder), patch, lm)
-    with patch.apply(lm, force=force):
-        if to == "merged":
-            export_merged(patch, lm, folder)
-        else:
-            export_peft(patch, lm, folder)
-
-
 class _Made(NamedTuple):
     """A patch, its editor and the facts it was asked for, and which of them were true before."""
 
@@ -422,10 +384,12 @@ def _edit(
     if state is None and wanted:
         state = editor.fit(lm, corpus, progress=progress)
     fitted = time.perf_counter()
+    report_stage(_EDITING, 0, 1)
     made = editor.edit(lm, add_chat_forms(lm, editor, wanted, chat), state)
     patch = made.patch
     for step in transforms:
         patch = step(patch, lm)
+    report_stage(_EDITING, 1, 1)
     seconds = {"fit": fitted - start, "edit": time.perf_counter() - fitted}
     _LOG.info(
         "%s: %d of %d facts edited on %s, fit %.1f s, edit %.1f s",

@@ -18,6 +18,7 @@ from corrigenda.lm.wrapping import require_lm
 from corrigenda.patch.changes import norm, num_parameters
 from corrigenda.patch.weights import WeightPatch
 from corrigenda.pocket.edit_trial import compute_share
+from corrigenda.progress import report_stage
 from corrigenda.prompt_answers import (
     PromptAnswers,
     Role,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 10
 _WIDEST = 48
+_ASKING = "asking"
 
 
 class Outcome(StrEnum):
@@ -317,7 +319,7 @@ def assess(
         ```
     """
     lm = require_lm(lm)
-    wanted = _read_header(patch) if facts is None else as_facts(facts)
+    wanted = list_facts(patch) if facts is None else as_facts(facts)
     return measure(lm, patch, [add_related_prompts(lm, fact) for fact in wanted], chat=chat)
 
 
@@ -341,12 +343,15 @@ def measure(
     start = time.perf_counter()
     held = check_targets(lm, facts) if held is None else held
     questions = list_questions(facts, chat=asks_in_chat(lm, chat))
+    report_stage(_ASKING, 0, 2)
     before = after = ask_questions(lm, questions)
+    report_stage(_ASKING, 1, 2)
     holds = held
     if not patch.is_empty:
         with patch.apply(lm):
             after = ask_questions(lm, questions)
             holds = check_targets(lm, facts)
+    report_stage(_ASKING, 2, 2)
     return Assessment(
         patch=patch,
         facts=tuple(facts),
@@ -365,8 +370,12 @@ def measure(
     )
 
 
-def _read_header(patch: Patch) -> list[Fact]:
-    """Return the facts that a patch was made for."""
+def list_facts(patch: Patch) -> list[Fact]:
+    """Return the facts that a patch was made for.
+
+    Raises:
+        BadConfig (CG502): its header names none.
+    """
     known = {one.name for one in fields(Fact)}
     found = [
         {name: value for name, value in record.items() if name in known}

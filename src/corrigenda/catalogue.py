@@ -54,6 +54,26 @@ class ShippedModel(NamedTuple):
     about: str
 
 
+class InstallableModel(NamedTuple):
+    """A model that can be loaded by name where its package is installed.
+
+    Attributes:
+        name: Its name.
+        installed: Whether the package is there.
+        licence: Terms under which the model may be used.
+        size: Bytes of its file.
+        install: The command that installs it.
+        about: Description in one line.
+    """
+
+    name: str
+    installed: bool
+    licence: str
+    size: int
+    install: str
+    about: str
+
+
 class FamilyRow(NamedTuple):
     """A supported architecture, with the `model_type` values that belong to it."""
 
@@ -62,10 +82,11 @@ class FamilyRow(NamedTuple):
 
 
 class ModelList(NamedTuple):
-    """Models of the package, and supported architectures."""
+    """Models of the package, supported architectures, and models of other packages."""
 
     shipped: tuple[ShippedModel, ...]
     families: tuple[FamilyRow, ...]
+    installable: tuple[InstallableModel, ...]
 
 
 def build_editor(
@@ -178,8 +199,9 @@ def list_methods(lm: LanguageModel | None = None) -> tuple[MethodRow, ...]:
 
 
 def list_models() -> ModelList:
-    """Return the models of the package and the supported architectures."""
+    """Return the models of the package, those of other packages, and the known architectures."""
     from corrigenda.lm.families import FAMILIES
+    from corrigenda.lm.model_names import PACKAGED
 
     folder = Path(str(files("corrigenda.pocket")))
     about = {
@@ -191,4 +213,10 @@ def list_models() -> ModelList:
         for name, text in about.items()
     )
     families = tuple(FamilyRow(row.name, tuple(row.model_types)) for row in FAMILIES)
-    return ModelList(shipped, families)
+    installable = tuple(
+        InstallableModel(
+            *(one.name, one.is_installed, one.licence, one.size, one.install, one.about)
+        )
+        for one in PACKAGED.values()
+    )
+    return ModelList(shipped, families, installable)

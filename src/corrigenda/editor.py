@@ -184,8 +184,8 @@ class Editor(Settings, ABC):
 
         Args:
             lm: The model without active patches.
-            corpus: Text, or facts for a method that is trained. By default what is shipped with a
-                pocket model, else text that the model writes itself.
+            corpus: Text, or facts for a method that is trained. By default what
+                the package ships.
             progress: Called with (stage, done, total).
         """
         if self.requires.training_set:

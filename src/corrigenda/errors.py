@@ -286,3 +286,9 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f'Did you mean "{close[0]}"?' if close else f"Known: {', '.join(sorted(known))}."
+
+
+class UnsafeAddress(CorrigendaError):
+    """A server would be reached from other machines, and asks for no token."""
+
+    code = "CG701"

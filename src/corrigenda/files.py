@@ -119,6 +119,32 @@ def temporary_folder(target: Path) -> Generator[Path]:
         _open.discard(part.name)
 
 
+def write_folder(target: Path, writer: Callable[[Path], object]) -> Path:
+    """Write a folder so that at any moment it is missing or whole; those above it are made.
+
+    Where another process has written it meanwhile, that one stays.
+
+    Args:
+        target: The folder.
+        writer: Called with a temporary folder; writes the content there.
+
+    Raises:
+        WriteFailed (CG601): it cannot be written. Nothing is left of it.
+    """
+    make_folder(target.parent)
+    with temporary_folder(target) as part:
+        writer(part)
+        for file in sorted(part.rglob("*")):
+            _sync(file)
+        try:
+            part.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+        _sync(target.parent)
+    return target
+
+
 def explain_failure(
     path: str | Path, error: Exception, *, action: str = "written"
 ) -> WriteFailed | None:
@@ -216,6 +242,26 @@ def write_cached(path: Path, writer: Callable[[Path], object]) -> None:
                 "time.",
                 stacklevel=3,
             )
+
+
+def is_abandoned(entry: Path) -> bool:
+    """Return whether a file or folder is a temporary one whose process has ended."""
+    _, mark, suffix = entry.name.partition(".tmp-")
+    return entry.name.startswith(".") and bool(mark) and _is_stale(entry, suffix)
+
+
+def format_bytes(number: int) -> str:
+    """Return a number of bytes in words, rounded down.
+
+    Example:
+        >>> format_bytes(513 << 20)
+        '513 MiB'
+    """
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}"
+        number //= 1024
+    return f"{number:,} GiB"
 
 
 def is_cached(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Progress of long functions: the callback through which they report it, and a bar on stderr."""
+"""Progress of long functions: how they report it, and bars on stderr."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
 
 VARIABLE = "CORRIGENDA_PROGRESS"
 """Environment variable; 0, no, off or false turns progress bars off."""
 
 _WIDTH = 24
+_REFRESHES = 4
 
 
 @runtime_checkable
@@ -24,16 +30,70 @@ class Progress(Protocol):
         ...
 
 
+@runtime_checkable
+class Display(Progress, Protocol):
+    """A progress report that also shows a text beside a stage, and can be closed early."""
+
+    def note(self, stage: str, text: str, /) -> object:
+        """Show a text beside a stage that was reported."""
+        ...
+
+    def close(self) -> object:
+        """Remove what is drawn; later reports draw nothing."""
+        ...
+
+
+_CURRENT: ContextVar[Progress | None] = ContextVar("progress", default=None)
+
+
 @contextmanager
 def show_progress(progress: Progress | bool | None) -> Generator[Progress | None]:
     """Yield the callback to report to; a bar on stderr unless the caller decided otherwise.
 
+    Until left, `report_stage` reports to it as well.
+
     Args:
-        progress: A callback, which is yielded; False for none; True for a bar; None for a bar in a
-            terminal or notebook, unless the environment variable `CORRIGENDA_PROGRESS` is 0.
+        progress: A callback, which is yielded; False for none; True for a bar; None for the one
+            that an outer call shows, else a bar in a terminal or notebook, unless the environment
+            variable `CORRIGENDA_PROGRESS` is 0.
     """
+    with _open_report(progress) as report:
+        token = _CURRENT.set(report)
+        try:
+            yield report
+        finally:
+            _CURRENT.reset(token)
+
+
+def report_stage(stage: str, done: int, total: int, *, note: str = "") -> None:
+    """Report that `done` of `total` units of a stage are finished, where progress is shown.
+
+    Args:
+        stage: What runs, in a word or two.
+        done: Finished units; 0 where the stage begins.
+        total: All units.
+        note: A figure to show beside it; callbacks of users do not get it.
+    """
+    current = _CURRENT.get()
+    if current is None:
+        return
+    current(stage, done, total)
+    if note and isinstance(current, Display):
+        current.note(stage, note)
+
+
+def close_progress() -> None:
+    """Remove the bars that are shown, before a result is printed."""
+    current = _CURRENT.get()
+    if isinstance(current, Display):
+        current.close()
+
+
+@contextmanager
+def _open_report(progress: Progress | bool | None) -> Generator[Progress | None]:
     if progress is None:
-        progress = _is_wanted()
+        outer = _CURRENT.get()
+        progress = outer if outer is not None else _is_wanted()
     if not isinstance(progress, bool):
         yield progress
     elif not progress:
@@ -42,8 +102,11 @@ def show_progress(progress: Progress | bool | None) -> Generator[Progress | None
         with _plain_bar() as report:
             yield report
     else:
-        with _rich_bar() as report:
-            yield report
+        bars = _Bars()
+        try:
+            yield bars
+        finally:
+            bars.close()
 
 
 def _is_wanted() -> bool:
@@ -57,37 +120,56 @@ def _in_notebook() -> bool:
     return type(shell).__name__ == "ZMQInteractiveShell"
 
 
-@contextmanager
-def _rich_bar() -> Generator[Progress]:
-    """Yield a callback that draws one bar for each stage, and removes them in the end."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bars
+class _Bars:
+    """One bar for each stage on stderr, from the first report on until closed."""
 
-    with Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True, highlight=False),
-        transient=True,
-    ) as bars:
-        tasks: dict[str, TaskID] = {}
+    def __init__(self) -> None:
+        self._drawn: Bars | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._closed = False
 
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+    def __call__(self, stage: str, done: int, total: int, /) -> None:
+        """Draw how much of a stage is done."""
+        if self._closed:
+            return
+        bars = self._draw()
+        if stage not in self._tasks:
+            self._tasks[stage] = bars.add_task(stage, total=total, note="")
+        bars.update(self._tasks[stage], completed=done, total=total)
+        if done in (0, total):
+            bars.refresh()
 
-        yield report
+    def note(self, stage: str, text: str, /) -> None:
+        """Draw a text beside a stage."""
+        if self._drawn is not None and stage in self._tasks:
+            self._drawn.update(self._tasks[stage], note=text)
+
+    def close(self) -> None:
+        """Remove all bars."""
+        self._closed = True
+        if self._drawn is not None:
+            self._drawn.stop()
+            self._drawn = None
+
+    def _draw(self) -> Bars:
+        if self._drawn is None:
+            from rich import progress as rich
+            from rich.console import Console
+
+            self._drawn = rich.Progress(
+                rich.TextColumn("{task.description}"),
+                rich.BarColumn(),
+                rich.MofNCompleteColumn(),
+                rich.TimeElapsedColumn(),
+                rich.TimeRemainingColumn(),
+                rich.TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True, highlight=False),
+                transient=True,
+                redirect_stdout=False,
+                refresh_per_second=_REFRESHES,
+            )
+            self._drawn.start()
+        return self._drawn
 
 
 @contextmanager

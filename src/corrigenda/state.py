@@ -32,8 +32,8 @@ STATE_FORMAT = 1
 
 _LONGEST_VERSION = 9
 _MOMENT = "moment/"
-_ENOUGH_KEYS = 2.0
-_SHRINKAGE_AT_LIMIT = 0.01
+_MOST_SHRINKAGE = 0.1
+_KEYS_OF_SHRINKAGE = 0.3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,12 +43,13 @@ class State:
     Attributes:
         tensors: Tensors by name. `moment/<site>/...` are the second moments of keys; a method adds
             others under its own name (`memit/protected/5.mlp.down/columns`).
-        meta: Plain JSON values: the base model's digest, the corpus, counts, notes.
+        meta: Plain JSON values: the base model's digest, the corpus, counts, notes. The entry
+            `shrinkage`, where there is one, is that of all moments.
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Mapping[str, JsonValue] = field(default_factory=dict)
-    _factors: dict[tuple[Site, float | None], Cholesky] = field(default_factory=dict, repr=False)
+    _factors: dict[tuple[Site, float], Cholesky] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(sorted(self.tensors.items()))))
@@ -109,13 +110,15 @@ class State:
 
         Args:
             site: Where the keys were taken.
-            shrinkage: rho of `SecondMoment.covariance`; None takes `automatic_shrinkage`.
+            shrinkage: rho of `SecondMoment.covariance`; None takes the entry `shrinkage` of `meta`,
+                else `automatic_shrinkage`. Published methods have 0.
 
         Raises:
             MissingState (CG503): no moment for this site.
             EmptyCorpus (CG602): no key was seen there (an expert no token was routed to).
             IllConditioned (CG203): no factor exists, or too few keys with `shrinkage=0`.
         """
+        shrinkage = self.shrinkage(site) if shrinkage is None else shrinkage
         if (site, shrinkage) not in self._factors:
             moment = self.moment(site)
             if not moment.count:
@@ -123,9 +126,41 @@ class State:
                     f"no key was seen at {site}.",
                     hint="Give more text, or text that reaches this expert.",
                 )
-            rho = automatic_shrinkage(moment.keys_per_dimension) if shrinkage is None else shrinkage
-            self._factors[site, shrinkage] = moment.cholesky(rho, where=str(site))
+            self._factors[site, shrinkage] = moment.cholesky(shrinkage, where=str(site))
         return self._factors[site, shrinkage]
+
+    def shrinkage(self, site: Site) -> float:
+        """Return the shrinkage that `factor` takes at a site by itself.
+
+        Raises:
+            MissingState (CG503): no moment for this site.
+        """
+        self.require_moments([site])
+        given = self.meta.get("shrinkage")
+        if isinstance(given, int | float):
+            return float(given)
+        count = int(self.tensors[f"{_MOMENT}{site}/count"])
+        return automatic_shrinkage(count / len(self.tensors[f"{_MOMENT}{site}/sum"]))
+
+    def effective_dimension(self, site: Site) -> float:
+        """Return the mean of k^T C'^-1 k over the keys of text, C' the moment of `factor`.
+
+        It is d_in where nothing was shrunk. The fewer keys, or the more shrinkage, the smaller.
+
+        Raises:
+            MissingState (CG503), EmptyCorpus (CG602), IllConditioned (CG203): see `factor`.
+        """
+        lower = self.factor(site).lower
+        moment = self.moment(site).covariance().to(lower)
+        return float((moment * torch.cholesky_inverse(lower)).sum())
+
+    def mean_square(self, site: Site) -> float:
+        """Return the mean of ||k||^2 over the keys of text, tr(C).
+
+        Raises:
+            MissingState (CG503): no moment for this site.
+        """
+        return float(self.moment(site).covariance().diagonal().sum())
 
     def updated(
         self,
@@ -239,12 +274,13 @@ class State:
 def automatic_shrinkage(keys_per_dimension: float) -> float:
     """Return the default shrinkage of a second moment towards a multiple of the identity.
 
-    0 from two keys per dimension on; below that the small eigenvalues are noise or zero, and 0.01
-    at the limit grows in proportion as keys get fewer: 0.02 d_in / N, at most 1.
+    0.1 up to three keys per dimension, then in proportion as keys get more: 0.3 d_in / N, so 0.03
+    at ten keys per dimension. It is never 0 where there are keys: the small eigenvalues are the
+    last to settle, and they decide where an edit goes. 0 where there is no key.
     """
-    if keys_per_dimension == 0 or keys_per_dimension >= _ENOUGH_KEYS:
+    if keys_per_dimension == 0:
         return 0.0
-    return min(1.0, _ENOUGH_KEYS * _SHRINKAGE_AT_LIMIT / keys_per_dimension)
+    return min(_MOST_SHRINKAGE, _KEYS_OF_SHRINKAGE / keys_per_dimension)
 
 
 def _checksum(meta: str, tensors: Mapping[str, Tensor]) -> str:

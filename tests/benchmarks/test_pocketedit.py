@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from corrigenda import benchmarks
+from corrigenda.almanac.documents import write_prompt
+from corrigenda.almanac.known_facts import KnownFacts, list_places
 from corrigenda.almanac.world import load_world
 from corrigenda.benchmarks.pocketedit.facts import INVERSE, list_implied
 from corrigenda.benchmarks.pocketedit.pocketedit import Kind
 from corrigenda.cases import Against, Case, Protocol
-from corrigenda.errors import BadConfig
+from corrigenda.errors import BadConfig, MalformedRecords, MissingData
 from tests.support.records import of_role
 
 WRITTEN = ("modification", "insertion")
@@ -217,8 +221,52 @@ def test_mixed_takes_every_kind_in_turn() -> None:
     assert kinds == [*get_args(Kind)] * 2
 
 
-def test_more_than_there_is_and_files_are_refused() -> None:
+def test_more_than_there_is_and_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match=r"CG502.*no more than \d+ cases"):
         benchmarks.load("pocketedit", part="composite", size=10_000, world="small")
-    with pytest.raises(BadConfig, match="reads no file"):
-        benchmarks.load("pocketedit", ".")
+    with pytest.raises(MissingData, match="CG604"):
+        benchmarks.load("pocketedit", tmp_path)
+    file = tmp_path / "known.json"
+    for text in ("{}", "[]", "no JSON", '{"format": 1, "questions": "others"}'):
+        file.write_text(text)
+        with pytest.raises(MalformedRecords, match=r"(?s)CG603.*corrigenda exam MODEL -o FILE"):
+            benchmarks.load("pocketedit", file)
+
+
+def knows(*relations: str, each: int = 6) -> KnownFacts:
+    """A model that answers two statements and a question about some facts."""
+    world = load_world()
+    right: dict[tuple[str, str], tuple[int, ...]] = {}
+    for relation in relations:
+        clozes, questions = list_places(relation)
+        for one in world.of_relation(relation)[:each]:
+            right[one.subject, relation] = (clozes[1], clozes[2], questions[0])
+    return KnownFacts(model="m", digest="d", chat=False, asked=tuple(right), right=right)
+
+
+def test_of_another_model_only_known_facts_are_drawn_in_phrasings_it_answers(
+    tmp_path: Path,
+) -> None:
+    known = knows("P36", "P37", "P103")
+    file = tmp_path / "known.json"
+    file.write_text(json.dumps(known.to_json()))
+    loaded = benchmarks.load("pocketedit", file, size=12)
+    answered = {
+        write_prompt(text, one.subject): one.objects
+        for one in known.triples()
+        for text in (*known.phrasings(one).clozes, *known.phrasings(one).questions)
+    }
+    assert len(loaded) == 12
+    assert loaded.files[0].name == "known.json"
+    for case in loaded:
+        (fact,) = case.facts
+        assert fact.before in answered[fact.prompt]
+        asked = [*of_role(case, "generalization/cloze"), *of_role(case, "generalization/question")]
+        assert len(asked) == 2
+        kept = [*of_role(case, "locality/neighborhood"), *of_role(case, "locality/other_relations")]
+        assert kept
+        assert all(one.prompt in answered for one in (*asked, *kept))
+    with pytest.raises(BadConfig, match="m knows no more than 18 cases"):
+        benchmarks.load("pocketedit", file, size=19)
+    with pytest.raises(BadConfig, match="only modifications"):
+        benchmarks.load("pocketedit", file, part="erasure")

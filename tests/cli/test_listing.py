@@ -85,7 +85,9 @@ def test_models_lists_families_and_shipped_models(run: Run) -> None:
     data = run("models", "--json").json
     assert [item["name"] for item in data["shipped"]] == ["pocket", "pocket-gpt2"]
     assert [item["name"] for item in data["families"]] == [family.name for family in FAMILIES]
-    assert "pocket-gpt2" in run("models").out
+    assert [item["name"] for item in data["installable"]] == ["smollm2", "gemma3"]
+    shown = run("models").out
+    assert all(name in shown for name in ("pocket-gpt2", "smollm2", "Apache-2.0", "Gemma terms"))
 
 
 def test_doctor_reports_and_tells_findings(run: Run, cache: Path) -> None:

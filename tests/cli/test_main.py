@@ -15,7 +15,7 @@ from corrigenda.cli.main import app
 
 COMMANDS = (
     "edit ask fit methods models benchmarks evaluate report compare diff compose transform export "
-    "restore trace neurons doctor pocket"
+    "restore serve trace neurons doctor cache pocket"
 ).split()
 FORMER = ("bench", "benchmark", "merge", "revert")
 

@@ -64,7 +64,8 @@ def test_export_to_peft(run: Run, patch_file: Path, model: Path, tmp_path: Path)
     folder = tmp_path / "adapter"
     ran = run("export", patch_file, model, "-o", folder, "--json")
     assert ran.code == 0
-    assert ran.json["files"] == ["adapter_config.json", "adapter_model.safetensors"]
+    tensors = ["adapter_config.json", "adapter_model.safetensors"]
+    assert ran.json["files"] == ["README.md", *tensors, "card.json"]
 
 
 def test_patch_of_another_model_is_refused(run: Run, patch_file: Path, tmp_path: Path) -> None:

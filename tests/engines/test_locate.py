@@ -1,8 +1,10 @@
-"""The target search against a plain loop, capture at the subject, and the layer probe."""
+"""The target search against a plain loop, capture at the subject, and the choice of layers."""
 
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Literal, cast
 
 import pytest
 import torch
@@ -10,12 +12,13 @@ from torch import Tensor
 
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Contexts
-from corrigenda.engines.locate.layer_probe import probe_layer
+from corrigenda.engines.locate.layer_choice import choose_layer
 from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, Targets, find_targets
 from corrigenda.errors import AmbiguousSubject, NonFinite, PromptTooLong
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, key, state, value, write
+from corrigenda.progress import show_progress
 from tests.support.locating import FACTS, PLAIN, model
 
 SETTINGS = SearchSettings(
@@ -106,18 +109,50 @@ def test_other_facts_and_their_order_do_not_matter() -> None:
         assert (together.deltas[index] - alone).norm() <= 1e-4 * alone.norm()
 
 
+def test_steps_are_reported_with_the_loss() -> None:
+    class Seen:
+        def __init__(self) -> None:
+            self.calls: list[tuple[str, int, int]] = []
+            self.notes: list[str] = []
+
+        def __call__(self, *call: object) -> None:
+            self.calls.append(call)  # type: ignore[arg-type]  # three, as declared
+
+        def note(self, stage: str, text: str) -> None:
+            self.notes.append(f"{stage}, {text}")
+
+        def close(self) -> None:
+            pass
+
+    seen = Seen()
+    with show_progress(seen):
+        found = search(model())
+    assert seen.calls[0] == ("search", 0, SETTINGS.steps)
+    assert [done for _, done, _ in seen.calls[1:]] == [1, 2, 3, 4, 5, 6, 6]
+    means = [
+        sum(trace.losses[step].nll for trace in found.traces) / len(FACTS)
+        for step in range(SETTINGS.steps)
+    ]
+    assert seen.notes == [f"search, nll {mean:.2f}" for mean in means]
+
+
 def test_the_last_pass_takes_no_step() -> None:
     found = search(model(), settings=SETTINGS._replace(steps=1))
     assert not found.deltas.any()
     assert [len(trace.losses) for trace in found.traces] == [1] * len(FACTS)
 
 
-def test_a_fact_below_the_stopping_loss_moves_no_more_while_others_go_on() -> None:
+@pytest.mark.parametrize("loss", ["nll", "total"])
+def test_a_fact_below_the_stopping_loss_moves_no_more_while_others_go_on(
+    loss: Literal["nll", "total"],
+) -> None:
+    # With a large decay the two losses stop at different steps.
+    settings = SETTINGS._replace(weight_decay=2.0)
     lm = model(dtype=torch.float64)
-    free = search(lm)
-    curves = [[entry.total for entry in trace.losses] for trace in free.traces]
+    free = search(lm, settings=settings)
+    curves = [[getattr(entry, loss) for entry in trace.losses] for trace in free.traces]
     stop = sorted(curve[2] for curve in curves)[1]
-    stopped = search(lm, settings=SETTINGS._replace(stop_loss=stop))
+    stopped = search(lm, settings=settings._replace(stop_loss=stop, stop_on=loss))
     lengths = [len(trace.losses) for trace in stopped.traces]
     expected = [
         next((i + 1 for i, loss in enumerate(curve) if loss < stop), len(curve)) for curve in curves
@@ -126,7 +161,7 @@ def test_a_fact_below_the_stopping_loss_moves_no_more_while_others_go_on() -> No
     assert len(set(lengths)) > 1
     for index, trace in enumerate(stopped.traces):
         assert trace.stop == ("loss" if lengths[index] < SETTINGS.steps else trace.stop)
-        shorter = search(lm, settings=SETTINGS._replace(steps=lengths[index]))
+        shorter = search(lm, settings=settings._replace(steps=lengths[index]))
         torch.testing.assert_close(stopped.deltas[index], shorter.deltas[index])
 
 
@@ -208,13 +243,11 @@ def test_facts_without_subject_or_beyond_the_context_are_refused() -> None:
         pipeline.rewrite_rows(lm, [long], Contexts())
 
 
-def test_the_probe_chooses_a_block_and_says_so() -> None:
-    lm = model("llama")
-    digest = lm.digest()
-    choice = probe_layer(lm)
-    assert 0 <= choice.layer < lm.num_layers - 1
-    assert f"block {choice.layer}" in choice.message
-    assert len(choice.effects) == lm.num_layers - 1
-    assert choice == probe_layer(model("llama"))
-    assert probe_layer(lm, seed=1).effects != choice.effects
-    assert lm.digest() == digest
+@pytest.mark.parametrize(
+    ("blocks", "layer"), [(1, 0), (2, 0), (4, 1), (12, 2), (18, 3), (28, 5), (30, 5), (48, 8)]
+)
+def test_without_preset_a_block_is_chosen_by_depth_and_told(blocks: int, layer: int) -> None:
+    lm = SimpleNamespace(num_layers=blocks, name="mine")
+    choice = choose_layer(cast("LanguageModel", lm))
+    assert choice.layer == layer
+    assert f"block {layer} of {blocks}" in choice.message

@@ -7,10 +7,13 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from corrigenda.errors import NotExportable, WriteFailed, WrongBase
-from corrigenda.exports import export_merged, export_peft
+from corrigenda.errors import CorruptFile, NotExportable, WriteFailed, WrongBase
+from corrigenda.exports.adapter_rules import check_adapter
+from corrigenda.exports.merged import export_merged
+from corrigenda.exports.peft import export_peft
 from corrigenda.linalg import LowRank
 from corrigenda.lm.sites import Site
 from corrigenda.patch import Dense, Header, WeightPatch, header_for
@@ -36,9 +39,12 @@ def distance(first, second):
     return float((first - second).norm() / second.norm())
 
 
-def assert_adapter(patch, lm, folder):
+def assert_adapter(patch, lm, folder, *, padded=True):
     plain = logits_of(lm.model)
-    export_peft(patch, lm, folder)
+    export_peft(patch, lm, folder, padded=padded)
+    if padded:
+        assert check_adapter(folder) == []
+        assert check_adapter(folder, "sglang") == []
     with patch.apply(lm):
         merged = logits_of(lm.model)
     assert distance(plain, merged) > 1e-3
@@ -46,27 +52,90 @@ def assert_adapter(patch, lm, folder):
         assert distance(logits, merged) <= 1e-4
 
 
-@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out", "error:Found missing adapter keys")
+@pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gptj", "gpt_neox", "gemma2"])
-def test_an_adapter_gives_the_merged_logits(family, make_patch, tmp_path, bits, same_bits):
+def test_an_adapter_gives_the_merged_logits(family, padded, make_patch, tmp_path, bits, same_bits):
     lm = tiny_model(family)
     before = bits(lm)
-    assert_adapter(make_patch(lm, SITES), lm, tmp_path / "adapter")
+    assert_adapter(make_patch(lm, SITES), lm, tmp_path / "adapter", padded=padded)
     assert same_bits(lm, before)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["fan_in_fan_out"] == (family == "gpt2")
-    assert config["r"] == config["lora_alpha"] == 2
-    assert config["rank_pattern"] == {}
+    assert config["r"] == config["lora_alpha"] == (8 if padded else 2)
+    assert not config.get("rank_pattern")
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out", "error:Found missing adapter keys")
+@pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_ranks_may_differ_by_layer(family, make_patch, tmp_path):
+def test_ranks_may_differ_by_layer(family, padded, make_patch, tmp_path):
     """Ten layers and more, so that one layer's name is the beginning of another's."""
     lm = tiny_model(family, layers=12)
     wide = make_patch(lm, "1.mlp.down 11.mlp.down", seed=4)
     many = wide + make_patch(lm, "1.mlp.down 10.mlp.down", seed=8)
     assert {change.rank for change in many.changes.values()} == {2, 4}
-    assert_adapter(many, lm, tmp_path)
+    assert_adapter(many, lm, tmp_path, padded=padded)
+
+
+def test_a_uniform_adapter_names_modules_and_layers(make_patch, tmp_path):
+    """What shares a name and a layer with a change is there too, as zeros."""
+    lm = tiny_model("gpt2", layers=12)
+    export_peft(make_patch(lm, "1.mlp.down 11.mlp.up"), lm, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["c_fc", "c_proj"]
+    assert config["layers_to_transform"] == [1, 11]
+    assert config["r"] == config["lora_alpha"] == 8
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    changed = {name for name, tensor in tensors.items() if tensor.any()}
+    assert {name.split(".")[4] for name in tensors} == {"1", "11"}
+    assert len(tensors) == 2 * 2 * 3
+    assert {".".join(name.split(".")[4:7]) for name in changed} == {"1.mlp.c_proj", "11.mlp.c_fc"}
+    assert {min(tensor.shape) for tensor in tensors.values()} == {8}
+
+
+def test_a_rank_beyond_the_engines_is_refused(tmp_path):
+    lm = tiny_model("llama")
+    d_out, d_in = lm.weight(Site(1)).shape
+    change = LowRank(torch.ones(d_out, 513), torch.ones(d_in, 513))
+    patch = WeightPatch({Site(1): change}, header_for(lm, method="wide"))
+    with pytest.raises(NotExportable, match=r"rank 513.*up to 512"):
+        export_peft(patch, lm, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    export_peft(patch, lm, tmp_path / "adapter", padded=False)
+    assert "rank 513 exceeds" in check_adapter(tmp_path / "adapter", max_rank=512)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"bias": "lora_only"}, "bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"use_dora": True}, "use_dora"),
+        ({"r": 32, "lora_alpha": 32}, "rank 32 exceeds the limit 16"),
+        ({"rank_pattern": {"layers.1.mlp.down_proj": 2}}, "rank_pattern"),
+        ({"alpha_pattern": {"layers.1.mlp.down_proj": 2}}, "alpha_pattern"),
+        ({"target_modules": "all-linear"}, "no list"),
+        ({"target_modules": ["model.layers.1.mlp.down_proj"]}, "path"),
+        ({"target_modules": ["up_proj"]}, "lacks down_proj"),
+    ],
+)
+def test_the_check_finds_what_engines_refuse(change, problem, make_patch, llama, tmp_path):
+    export_peft(make_patch(llama, "1.mlp.down"), llama, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert problem in " ".join(check_adapter(tmp_path))
+
+
+def test_the_check_finds_foreign_tensors_and_damage(make_patch, llama, tmp_path):
+    export_peft(make_patch(llama, "1.mlp.down"), llama, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"base_model.model.model.norm.weight": torch.ones(2)}, path)
+    assert "neither lora_A nor lora_B" in " ".join(check_adapter(tmp_path))
+    path.write_bytes(b"no tensors")
+    with pytest.raises(CorruptFile, match="CG402"):
+        check_adapter(tmp_path)
 
 
 def test_row_changes_and_dense_ones_of_low_rank_are_exact(make_patch, tmp_path):
@@ -74,7 +143,7 @@ def test_row_changes_and_dense_ones_of_low_rank_are_exact(make_patch, tmp_path):
     rows = make_patch(lm, "1.mlp.down", "rows")
     low = make_patch(lm, "2.mlp.down")
     dense = WeightPatch({Site(2): Dense(low.changes[Site(2)].to_dense())}, low.header)
-    assert_adapter(rows + dense, lm, tmp_path)
+    assert_adapter(rows + dense, lm, tmp_path, padded=False)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["r"] == 3
     assert list(config["rank_pattern"].values()) == [2]
@@ -91,7 +160,7 @@ def test_parts_that_read_the_same_directions_share_them(make_patch, tmp_path):
     two = make_patch(lm, "1.attn.q 1.attn.v")
     shared = two.changes[Site(1, "attn.q")].right
     same = {site: LowRank(change.left, shared) for site, change in two.changes.items()}
-    assert_adapter(WeightPatch(same, two.header), lm, tmp_path)
+    assert_adapter(WeightPatch(same, two.header), lm, tmp_path, padded=False)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["r"] == shared.shape[1]
 

@@ -8,7 +8,7 @@ import pytest
 
 import corrigenda as cg
 from corrigenda.errors import NotExportable
-from corrigenda.exports import export_merged
+from corrigenda.exports.merged import export_merged
 from corrigenda.facts import Fact
 from corrigenda.testing.tiny import tiny_model
 

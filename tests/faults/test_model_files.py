@@ -52,12 +52,18 @@ def test_a_whole_folder_loads_split_or_not(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_gguf_files_are_recognised(folder: Path, alone: bool) -> None:
+def test_a_gguf_file_of_another_version(folder: Path, alone: bool) -> None:
     (folder / "model.safetensors").unlink()
     file = folder / "model-q4_k_m.gguf"
     file.write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(UnknownModel, match=r"CG301(.|\n)*is a GGUF file(.|\n)*gguf_file="):
+    with pytest.raises(UnknownModel, match=r"CG301 .*has version 0 of the format GGUF"):
         cg.load(file if alone else folder)
+
+
+def test_a_gguf_file_under_another_ending(tmp_path: Path) -> None:
+    (tmp_path / "sha256-1234").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(UnknownModel, match=r"(?s)CG301 .*another ending.*a link will do"):
+        cg.load(tmp_path / "sha256-1234")
 
 
 def test_a_gguf_file_that_is_not_there(tmp_path: Path) -> None:
@@ -70,6 +76,12 @@ def test_pointers_of_git_lfs_are_recognised(folder: Path, name: str) -> None:
     (folder / name).write_bytes(POINTER)
     with pytest.raises(CorruptFile, match=rf"CG402(.|\n)*{name}(.|\n)*git lfs pull"):
         cg.load(folder)
+
+
+def test_a_gguf_pointer_of_git_lfs_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(POINTER)
+    with pytest.raises(CorruptFile, match=r"CG402(.|\n)*model.gguf(.|\n)*git lfs pull"):
+        cg.load(tmp_path / "model.gguf")
 
 
 def test_an_adapter_names_its_base_model(folder: Path) -> None:

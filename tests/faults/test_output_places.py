@@ -18,7 +18,7 @@ import pytest
 
 from corrigenda.cli.options import check_folder
 from corrigenda.errors import CorruptFile, WriteFailed
-from corrigenda.exports import export_merged
+from corrigenda.exports.merged import export_merged
 from corrigenda.exports.restore import restore_merged, save_originals
 from corrigenda.files import (
     check_place,

@@ -197,7 +197,7 @@ def test_samples_of_a_length_go_beyond_the_end(
     lengths = [len(encode(lm, prompt).ids) for prompt in PROMPTS]
     wanted = sorted(lengths)[len(lengths) // 2] + 1
     every = frozenset(range(lm.model.config.get_text_config().vocab_size))
-    monkeypatch.setattr(kv_cache, "_end_ids", lambda _: every)
+    monkeypatch.setattr(kv_cache, "end_ids", lambda _: every)
     assert set(sample(lm, PROMPTS, max_new_tokens=6, **arguments)) == {""}
     found = sample_to_length(lm, PROMPTS, length=wanted, **arguments)
     assert [len(one.ids or ()) for one in found] == [max(0, wanted - one) for one in lengths]

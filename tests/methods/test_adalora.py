@@ -11,7 +11,7 @@ from torch import nn
 import corrigenda as cg
 from corrigenda.engines.gradients import labelled_rows
 from corrigenda.errors import BadConfig
-from corrigenda.exports import export_peft
+from corrigenda.exports.peft import export_peft
 from corrigenda.facts import Fact
 from corrigenda.methods.lora.adapters import train
 from corrigenda.methods.lora.editor import AdaLora

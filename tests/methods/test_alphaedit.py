@@ -214,8 +214,9 @@ def test_fit_finds_the_projectors_and_says_when_text_is_short(
 ) -> None:
     monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path))
     lm, editor = model("llama"), alphaedit(layers=(1,), energy=0.05)
+    text = Corpus(["A town of seven people and its bridge."] * 5, num_tokens=32)
     with pytest.warns(UserWarning, match="Few keys"):
-        state = editor.fit(lm, Corpus(["A town of seven people and its bridge."] * 5, length=32))
+        state = editor.fit(lm, text)
     assert editor.projector(state, Site(1)).rank >= 1
     notes = editor.edit(lm, FACTS[:1], state).patch.header.notes
     assert any("fit on more text" in notice for notice in notes["notices"])

@@ -85,7 +85,7 @@ def test_more_facts_than_inner_units_need_a_ridge_and_are_refused_at_once_withou
     assert (change.to_dense() - other.to_dense()).norm() <= 1e-10 * change.norm()
     (layer,) = Emmet(layer=LAYER, gamma=0.3, **options).solve_layers(lm, facts, state)
     keys, share, dense = layer.keys.T, layer.share.T, layer.change.to_dense()
-    rest = (dense @ keys - share) @ keys.T + 0.3 * dense @ state.moment(Site(LAYER)).covariance()
+    rest = (dense @ keys - share) @ keys.T + 0.3 * dense @ state.factor(Site(LAYER)).matrix()
     assert rest.norm() <= 1e-8 * (share @ keys.T).norm()
     with (
         pytest.raises(DependentKeys, match=f"{d_in + 5} facts .* {d_in} coordinates(.|\n)*gamma"),

@@ -23,7 +23,7 @@ from corrigenda.engines.attribution import (
     select_specific,
 )
 from corrigenda.errors import BadConfig, NotEnoughFacts, PromptTooLong, UnknownSite
-from corrigenda.exports import export_peft
+from corrigenda.exports.peft import export_peft
 from corrigenda.facts import Span
 from corrigenda.lm.decoding import score
 from corrigenda.lm.sites import Site, Tokens, key, value, write

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 import corrigenda as cg
 from corrigenda.engines.gradients import labelled_rows
 from corrigenda.errors import MissingExtra, MissingState, NonFinite, UnknownFamily, UnknownSite
-from corrigenda.exports import export_peft
+from corrigenda.exports.peft import export_peft
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens

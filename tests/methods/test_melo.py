@@ -10,7 +10,7 @@ import torch
 import corrigenda as cg
 from corrigenda.almanac.exam import load_exam
 from corrigenda.errors import BadConfig, NonFinite, UnknownSite
-from corrigenda.exports import export_peft
+from corrigenda.exports.peft import export_peft
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import answer, score
 from corrigenda.lm.model import LanguageModel

@@ -36,7 +36,7 @@ def test_every_layer_solves_its_normal_equation(family: str) -> None:
     for layer in editor.solve_layers(lm, FACTS, state):
         keys, share = layer.keys.T, layer.share.T
         change = layer.change.to_dense()
-        metric = state.moment(layer.site).covariance()
+        metric = state.factor(layer.site).matrix()
         left = (change @ keys - share) @ keys.T + editor.weight * change @ metric
         assert left.norm() <= 1e-8 * (share @ keys.T).norm()
         price = editor.weight**0.5 * torch.linalg.cholesky(metric)
@@ -85,7 +85,7 @@ def test_the_fraction_written_is_that_of_the_formula() -> None:
     lm, editor = model("gpt2", torch.float64), memit(layers=(2,))
     state = moments(lm, [2])
     (layer,) = editor.solve_layers(lm, FACTS[:1], state)
-    gram = layer.keys[0] @ torch.linalg.solve(state.moment(Site(2)).covariance(), layer.keys[0])
+    gram = layer.keys[0] @ torch.linalg.solve(state.factor(Site(2)).matrix(), layer.keys[0])
     notes = editor.edit(lm, FACTS[:1], state).patch.header.notes
     assert notes["written_fraction"]["2.mlp.down"][0] == pytest.approx(
         float(gram / (gram + editor.weight)), rel=1e-4
@@ -122,7 +122,7 @@ def test_a_sequence_keeps_the_keys_of_earlier_batches_and_protects_them() -> Non
         (layer,) = editor.solve_layers(lm, FACTS[2:], first.state)
     assert second.state.tensors["memit/protected/2.mlp.down/count"] == len(FACTS)
     keys, share = layer.keys.T, layer.share.T
-    metric = editor.weight * state.moment(Site(2)).covariance() + keys @ keys.T + old @ old.T
+    metric = editor.weight * state.factor(Site(2)).matrix() + keys @ keys.T + old @ old.T
     expected = torch.linalg.solve(metric, keys @ share.T).T
     torch.testing.assert_close(second.patch.changes[Site(2)].to_dense(), expected)
     assert memit(layers=(2,)).edit(lm, FACTS[2:], state).state == state
@@ -224,5 +224,5 @@ def test_no_facts_give_the_empty_patch_and_equal_arguments_equal_ones() -> None:
 def test_layers_are_taken_in_ascending_order() -> None:
     lm = model("llama")
     assert memit(layers=(2, 1)).sites(lm) == (Site(1), Site(2))
-    assert memit().probed_layers(17, 48) == (13, 14, 15, 16, 17)
-    assert memit().probed_layers(1, 4) == (1,)
+    assert memit().layers_up_to(17, 48) == (13, 14, 15, 16, 17)
+    assert memit().layers_up_to(1, 4) == (1,)

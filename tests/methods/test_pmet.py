@@ -210,7 +210,7 @@ def test_every_layer_solves_its_least_squares(family: str) -> None:
     state = moments(lm, LAYERS)
     for layer in editor.solve_layers(lm, FACTS, state):
         keys, share, change = layer.keys.T, layer.share.T, layer.change.to_dense()
-        metric = state.moment(layer.site).covariance()
+        metric = state.factor(layer.site).matrix()
         left = (change @ keys - share) @ keys.T + editor.weight * change @ metric
         assert left.norm() <= 1e-8 * (share @ keys.T).norm()
         price = editor.weight**0.5 * torch.linalg.cholesky(metric)

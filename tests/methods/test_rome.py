@@ -63,7 +63,7 @@ def test_the_change_is_the_smallest_in_the_metric_of_old_keys() -> None:
     state = moments(lm, [LAYER])
     change = editor.edit(lm, FACTS[:1], state).patch.changes[Site(LAYER)].to_dense()
     at = editor.constraints(lm, FACTS[:1], state)[Site(LAYER)].keys[:, 0]
-    metric = state.moment(Site(LAYER)).covariance()
+    metric = state.factor(Site(LAYER)).matrix()
     generator = torch.Generator().manual_seed(0)
     other = torch.randn(change.shape, generator=generator, dtype=torch.float64)
     other -= (other @ at)[:, None] * at / (at @ at)

@@ -81,7 +81,7 @@ def state() -> State:
         parts = SecondMoment(size).tensors()
         parts |= {"sum_of_products": upper, "count": torch.tensor(count)}
         moments[Site(layer)] = SecondMoment.from_tensors(parts)
-    return State.of_moments(moments)
+    return State.of_moments(moments, {"shrinkage": 0.0})
 
 
 def common(method: str) -> dict[str, object]:

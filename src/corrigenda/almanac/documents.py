@@ -78,6 +78,11 @@ def fill_template(template: str, name: str, value: str | None) -> list[str]:
     )
 
 
+def write_prompt(template: str, name: str) -> str:
+    """Write a statement or question about a subject, up to the answer."""
+    return assemble(fill_template(template, name, None)).text
+
+
 def enumerate_objects(objects: tuple[str, ...]) -> str:
     """Write "A, B and C"."""
     return objects[0] if len(objects) == 1 else f"{', '.join(objects[:-1])} and {objects[-1]}"

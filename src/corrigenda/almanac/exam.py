@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
-from corrigenda.almanac.documents import Author, assemble, fill_template
+from corrigenda.almanac.documents import Author, assemble, fill_template, write_prompt
 from corrigenda.almanac.skill_documents import (
     REFUSAL,
     draw_unknown_subject,
@@ -32,16 +33,25 @@ NUM_SHOWN = 3
 """Paraphrases that a method may learn from; none of them is among those it is judged by."""
 
 
+class Phrasings(NamedTuple):
+    """Templates to ask for a fact with: statements up to the object, and questions."""
+
+    clozes: tuple[str, ...]
+    questions: tuple[str, ...]
+
+
 class ExamEdit(NamedTuple):
     """Fact given a new object of its relation, with the prompts that measure the edit.
 
     `fact` holds paraphrases (among them questions), same-relation neighbours and prompts for other
     facts of the subject. All of these are for judging; `shown` holds further paraphrases, which a
-    method may learn from.
+    method may learn from. `right` has the right answers of every neighbour and every prompt for
+    another fact of the subject.
     """
 
     fact: Fact
     shown: tuple[str, ...] = ()
+    right: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     @property
     def training_fact(self) -> Fact:
@@ -200,7 +210,13 @@ def draw_edits(world: World, count: int, *, seed: int = 7) -> list[ExamEdit]:
 
 
 def draw_edit(
-    world: World, triple: Triple, draw: random.Random, *, pool: Sequence[Triple] | None = None
+    world: World,
+    triple: Triple,
+    draw: random.Random,
+    *,
+    pool: Sequence[Triple] | None = None,
+    objects: Sequence[str] | None = None,
+    phrase: Callable[[Triple], Phrasings] | None = None,
 ) -> ExamEdit:
     """Give a fact a competing object and gather the prompts that show the effect.
 
@@ -209,44 +225,72 @@ def draw_edit(
         triple: The fact.
         draw: Decides object, phrasings and neighbours.
         pool: Where neighbours are drawn from; every fact of the relation if None.
+        objects: Where the new object is drawn from; every object of the relation if None.
+        phrase: Phrasings that may be used for a fact, none where it may not be asked at all; every
+            phrasing of the relation if None.
     """
-    relation = world.relations[triple.relation]
-    new = draw.choice([one for one in world.objects(triple.relation) if one not in triple.objects])
-    prompt, *paraphrases = draw.sample(relation.clozes, 4)
-    paraphrases += draw.sample(relation.questions, 2)
+    phrase = phrase or (lambda one: list_phrasings(world, one.relation))
+    usable = phrase(triple)
+    choices = world.objects(triple.relation) if objects is None else objects
+    new = draw.choice([one for one in choices if one not in triple.objects])
+    prompt, *paraphrases = draw.sample(usable.clozes, min(4, len(usable.clozes)))
+    paraphrases += draw.sample(usable.questions, min(2, len(usable.questions)))
     others = world.of_relation(triple.relation) if pool is None else pool
-    neighbours = [t for t in others if t.subject != triple.subject]
+    neighbours = [t for t in others if t.subject != triple.subject and phrase(t).clozes]
+    drawn = draw.sample(neighbours, min(8, len(neighbours)))
+    right: dict[str, tuple[str, ...]] = {}
+    for one in drawn:
+        known = phrase(one).clozes
+        template = prompt if prompt in known else _choose(known, one)
+        right[write_prompt(template, one.subject)] = one.objects
+    same_subject = _draw_same_subject(world, triple, draw, phrase)
     fact = Fact(
-        prompt=_write_prompt(prompt, triple.subject),
+        prompt=write_prompt(prompt, triple.subject),
         target=new,
         subject=triple.subject,
         subject_start=prompt.index("{s}"),
         before=triple.object,
-        paraphrases=tuple(_write_prompt(text, triple.subject) for text in paraphrases),
-        neighbours=tuple(
-            _write_prompt(prompt, t.subject)
-            for t in draw.sample(neighbours, min(8, len(neighbours)))
-        ),
-        same_subject=_draw_same_subject(world, triple, draw),
+        paraphrases=tuple(write_prompt(text, triple.subject) for text in paraphrases),
+        neighbours=tuple(right),
+        same_subject=tuple(same_subject),
         name=f"{triple.subject}/{triple.relation}",
     )
     judged = {fact.prompt, *fact.paraphrases}
-    further = [_write_prompt(text, triple.subject) for text in relation.clozes]
+    further = [
+        text
+        for text in (write_prompt(one, triple.subject) for one in usable.clozes)
+        if text not in judged
+    ]
     # A draw of its own, so that the edits are the same whatever is shown with them.
     own = random.Random(f"shown/{fact.name}")
     return ExamEdit(
         fact,
-        tuple(own.sample([text for text in further if text not in judged], NUM_SHOWN)),
+        tuple(own.sample(further, min(NUM_SHOWN, len(further)))),
+        {**right, **same_subject},
     )
 
 
-def _draw_same_subject(world: World, triple: Triple, draw: random.Random) -> tuple[str, ...]:
-    """Draw a cloze for each other fact of a subject."""
-    return tuple(
-        _write_prompt(draw.choice(world.relations[other.relation].clozes), other.subject)
-        for other in world.about(triple.subject)
-        if other.relation != triple.relation
-    )
+def _draw_same_subject(
+    world: World, triple: Triple, draw: random.Random, phrase: Callable[[Triple], Phrasings]
+) -> dict[str, tuple[str, ...]]:
+    """Draw a cloze, with its right answers, for each other fact of a subject that has one."""
+    found: dict[str, tuple[str, ...]] = {}
+    for one in world.about(triple.subject):
+        known = phrase(one).clozes
+        if one.relation != triple.relation and known:
+            found[write_prompt(draw.choice(known), one.subject)] = one.objects
+    return found
+
+
+def list_phrasings(world: World, relation: str) -> Phrasings:
+    """Return every phrasing of a relation that can be asked."""
+    found = world.relations[relation]
+    return Phrasings(found.clozes, found.questions)
+
+
+def _choose(templates: Sequence[str], triple: Triple) -> str:
+    """Choose a phrasing of a neighbour, the same in every draw."""
+    return random.Random(f"neighbour/{triple.subject}/{triple.relation}").choice(templates)
 
 
 def add_related_prompts(fact: Fact, world: World | None = None, *, count: int = 3) -> Fact:
@@ -264,7 +308,7 @@ def add_related_prompts(fact: Fact, world: World | None = None, *, count: int = 
     for triple in world.about(fact.subject or ""):
         relation = world.relations[triple.relation]
         prompts = [
-            _write_prompt(text, triple.subject) for text in (*relation.clozes, *relation.questions)
+            write_prompt(text, triple.subject) for text in (*relation.clozes, *relation.questions)
         ]
         if fact.prompt not in prompts:
             continue
@@ -274,16 +318,15 @@ def add_related_prompts(fact: Fact, world: World | None = None, *, count: int = 
         ]
         wording = draw.sample(relation.clozes, min(count, len(relation.clozes)))
         names = draw.sample(others, min(count, len(others)))
+        same_subject = _draw_same_subject(
+            world, triple, draw, lambda one: list_phrasings(world, one.relation)
+        )
         return replace(
             fact,
             paraphrases=tuple(draw.sample(prompts, min(count, len(prompts)))),
             neighbours=tuple(
-                _write_prompt(text, name) for text, name in zip(wording, names, strict=False)
+                write_prompt(text, name) for text, name in zip(wording, names, strict=False)
             ),
-            same_subject=_draw_same_subject(world, triple, draw)[:count],
+            same_subject=tuple(same_subject)[:count],
         )
     return fact
-
-
-def _write_prompt(template: str, name: str) -> str:
-    return _join_text(fill_template(template, name, None))

@@ -24,7 +24,13 @@ from corrigenda.lm.sites import Site, Tokens, state, value
 from corrigenda.lm.spans import Encoded, encode, encode_fact
 
 SETTINGS = SearchSettings(
-    steps=25, learning_rate=0.5, kl_weight=0.0, weight_decay=0.5, clamp=4.0, stop_loss=0.05
+    steps=25,
+    learning_rate=0.5,
+    kl_weight=0.0,
+    weight_decay=0.5,
+    clamp=4.0,
+    stop_loss=0.05,
+    stop_on="total",
 )
 """The fixed settings of the measurement; figures are comparable only under these."""
 

@@ -101,6 +101,8 @@ class Benchmark(Settings, ABC):
     """Keys of `Case.meta` whose values make the kinds of which a draw has its shares."""
     is_drawn: ClassVar[bool] = False
     """Whether its cases come in the order of a draw of its own; then a limit takes the first."""
+    takes_known_facts: ClassVar[bool] = False
+    """Whether its source, for another model than the pocket ones, is an exam of that model."""
     expects: ClassVar[tuple[str, ...]] = ()
     """Families of roles that some case of every file has; without them it has another schema."""
     headline: ClassVar[tuple[str, ...]] = ()

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from corrigenda.cli import options, output
+from corrigenda.cli.progress import announce_loading
 
 
 def ask(
@@ -32,6 +33,7 @@ def ask(
     as_json: options.AsJson = False,
 ) -> None:
     """Answer prompts by greedy continuation; with --patch, before and after it."""
+    announce_loading(model)
     import corrigenda
 
     patches = [corrigenda.load_patch(file) for file in patch or ()]

@@ -24,9 +24,9 @@ _EXTRAS = {
     "corpus": "datasets",
     "large": "accelerate",
     "harm": "lm_eval",
+    "gguf": "gguf",
     "metrics": "nltk",
 }
-_POCKETS = ("pocket", "pocket-gpt2")
 
 
 class Finding(NamedTuple):
@@ -106,7 +106,7 @@ def _check_hardware() -> list[Finding]:
 
 
 def _check_disk() -> list[Finding]:
-    from corrigenda.statistics import cache_folder
+    from corrigenda.files import cache_folder, format_bytes
 
     folder = cache_folder()
     existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
@@ -115,14 +115,14 @@ def _check_disk() -> list[Finding]:
     return [
         Finding(
             "cache",
-            f"{folder} ({_format_bytes(size)})",
+            f"{folder} ({format_bytes(size)})",
             os.access(existing, os.W_OK) and (folder == existing or not folder.exists()),
             "The folder cannot be written to; fitted statistics are computed again each time. Set "
             "CORRIGENDA_CACHE to another one.",
         ),
         Finding(
             "free disk space",
-            _format_bytes(free),
+            format_bytes(free),
             free >= _LEAST_FREE,
             "Less than 1 GiB: statistics and merged models may not fit.",
         ),
@@ -131,8 +131,11 @@ def _check_disk() -> list[Finding]:
 
 def _check_pocket_models() -> list[Finding]:
     """Look for the shipped models, and verify those whose folder has a list of checksums."""
-    found = []
-    for name in _POCKETS:
+    from corrigenda.files import format_bytes
+    from corrigenda.lm.model_names import SHIPPED
+
+    found: list[Finding] = []
+    for name in SHIPPED:
         folder = Path(str(files("corrigenda.pocket"))) / name
         weights = folder / "model.safetensors"
         if not weights.is_file():
@@ -147,7 +150,7 @@ def _check_pocket_models() -> list[Finding]:
         found.append(
             Finding(
                 name,
-                f"sha256 {digest[:16]} ({_format_bytes(weights.stat().st_size)})",
+                f"sha256 {digest[:16]} ({format_bytes(weights.stat().st_size)})",
                 intact,
                 "The weights are not those that were shipped: install the package again.",
             )
@@ -168,11 +171,3 @@ def _check_extras() -> list[Finding]:
 
 def _install_command(extra: str) -> str:
     return f"pip install 'corrigenda[{extra}]'"
-
-
-def _format_bytes(number: int) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}"
-        number //= 1024
-    return f"{number:,} GiB"

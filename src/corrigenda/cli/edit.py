@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text as Line
 
 from corrigenda.cli import options, output
+from corrigenda.cli.progress import announce_loading
 from corrigenda.errors import BadConfig
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def edit(
         ),
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(help="Block to edit; the preset's or a probed one if not given.")
+        int | None, typer.Option(help="Block to edit; the preset's or one by depth if not given.")
     ] = None,
     settings: options.Settings = None,
     transform: options.Transforms = None,
@@ -81,6 +82,7 @@ def edit(
     config = options.parse_settings(settings)
     if out is not None:
         options.check_folder(out)
+    announce_loading(model)
     import corrigenda
     from corrigenda.catalogue import build_editor
     from corrigenda.cli.memory import announce

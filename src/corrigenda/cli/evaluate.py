@@ -12,12 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from corrigenda.cli import options, output
+from corrigenda.progress import report_stage
 
 if TYPE_CHECKING:
     from corrigenda.metrics.estimate import Estimate
     from corrigenda.reports.evaluation import Evaluation
 
 # Between the columns of a table.
+_EVALUATION = "evaluation"
 _GAP = 2
 
 
@@ -59,6 +61,7 @@ def evaluate(
     A run that was interrupted resumes; one that is finished is only read. Every answer is a row
     in FOLDER/RUN/rows.parquet. Exit status 1 means that some edits failed.
     """
+    report_stage(_EVALUATION, 0, 1)
     import corrigenda
 
     found = corrigenda.evaluate(

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from corrigenda.cli import options, output
+from corrigenda.cli.progress import announce_loading
 from corrigenda.errors import BadConfig
 
 
@@ -31,7 +32,7 @@ def fit(
         typer.Option("--output", "-o", metavar="FILE", help="Keep the fitted state here as well."),
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(help="Block to edit; the preset's or a probed one if not given.")
+        int | None, typer.Option(help="Block to edit; the preset's or one by depth if not given.")
     ] = None,
     settings: options.Settings = None,
     dtype: options.Dtype = None,
@@ -44,6 +45,7 @@ def fit(
         raise BadConfig("a method learns from text or from facts.", where="--training-set")
     if out is not None:
         options.check_folder(out)
+    announce_loading(model)
     import corrigenda
     from corrigenda.catalogue import build_editor
     from corrigenda.cli.memory import announce

@@ -106,8 +106,9 @@ def _show_card(name: str, as_json: bool) -> None:
 
 
 def models(as_json: options.AsJson = False) -> None:
-    """List the models of the package and the architectures that are understood."""
+    """List the models that are known by name, and the architectures that are understood."""
     import corrigenda
+    from corrigenda.files import format_bytes
 
     listing = corrigenda.list_models()
 
@@ -115,12 +116,27 @@ def models(as_json: options.AsJson = False) -> None:
         rows = [(item.name, item.available, item.about) for item in listing.shipped]
         console.print(output.table(("model", "present", "what it is"), rows))
         console.print()
+        others = [
+            (item.name, item.installed, item.licence, format_bytes(item.size), item.about)
+            for item in listing.installable
+        ]
+        columns = ("model of a package", "installed", "licence", "size", "what it is")
+        console.print(output.table(columns, others))
+        for item in listing.installable:
+            if not item.installed:
+                console.print(f"{item.name}: {item.install}", soft_wrap=True)
+        console.print()
         families = [(item.name, ", ".join(item.model_types)) for item in listing.families]
         console.print(output.table(("family", "model_type"), families))
-        console.print("\nAny model of these families: a folder, or a name on the Hugging Face hub.")
+        console.print(
+            "\nAny model of these families: a folder, a .gguf file, or a name on the Hugging Face "
+            "hub.",
+            soft_wrap=True,
+        )
 
     data = {
         "shipped": [item._asdict() for item in listing.shipped],
+        "installable": [item._asdict() for item in listing.installable],
         "families": [item._asdict() for item in listing.families],
     }
     output.show(data, as_json=as_json, people=draw)

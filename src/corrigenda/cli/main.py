@@ -17,9 +17,12 @@ from typer.core import TyperGroup
 from corrigenda.cli import (
     ask,
     benchmarks,
+    cache,
     doctor,
     edit,
     evaluate,
+    exam,
+    export,
     fit,
     listing,
     neurons,
@@ -28,9 +31,11 @@ from corrigenda.cli import (
     patches,
     pocket,
     report,
+    serve,
     trace,
 )
 from corrigenda.errors import CorrigendaError, NoCases
+from corrigenda.progress import show_progress
 
 _ARGUMENTS = "corrigenda.arguments"
 
@@ -44,7 +49,8 @@ class Commands(TyperGroup):
             warnings.showwarning = lambda message, *_, **__: output.notice(str(message))
             try:
                 options.check_arguments(ctx.meta[_ARGUMENTS])
-                return super().invoke(ctx)
+                with show_progress(None):
+                    return super().invoke(ctx)
             except CorrigendaError as error:
                 output.report(error, ctx)
                 empty = isinstance(error, NoCases)
@@ -77,18 +83,21 @@ for command in (
     listing.models,
     benchmarks.benchmarks,
     evaluate.evaluate,
+    exam.exam,
     report.report,
     report.compare,
     patches.diff,
     patches.compose,
     patches.transform,
-    patches.export,
-    patches.restore,
+    export.export,
+    export.restore,
+    serve.serve,
     trace.trace,
     neurons.neurons,
     doctor.doctor,
 ):
     app.command()(command)
+app.add_typer(cache.app, name="cache")
 app.add_typer(pocket.app, name="pocket")
 
 

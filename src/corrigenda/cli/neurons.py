@@ -10,6 +10,7 @@ from rich.text import Text
 
 from corrigenda.cli import options, output
 from corrigenda.errors import BadConfig, did_you_mean
+from corrigenda.progress import report_stage
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from corrigenda.analysis.knowledge_neurons import NeuronAttribution
     from corrigenda.engines.attribution import Objective
 
+_ATTRIBUTING = "attribution"
 _OBJECTIVES: dict[str, Objective] = {
     "probability": "probability",
     "log-probability": "log-probability",
@@ -82,6 +84,7 @@ def neurons(
     import corrigenda
 
     lm = options.open_model(model, dtype=dtype, device=device)
+    report_stage(_ATTRIBUTING, 0, 1)
     result = corrigenda.neurons(
         lm,
         prompt,
@@ -94,6 +97,7 @@ def neurons(
         objective=attributed,
         seed=seed,
     )
+    report_stage(_ATTRIBUTING, 1, 1)
 
     def draw(console: Console) -> None:
         console.print(Text(result.summary()))

@@ -10,6 +10,7 @@ import typer
 from pydantic import JsonValue
 
 from corrigenda.cli.output import wants_json
+from corrigenda.cli.progress import announce_loading, finish_loading
 from corrigenda.errors import BadConfig
 from corrigenda.text_files import UnreadableText, check_text, parse_value
 
@@ -26,7 +27,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="pocket, pocket-gpt2, a folder, or a name on the Hugging Face hub.",
+        help="A name of `corrigenda models`, a folder, a .gguf file, or a name on the hub.",
         show_default=False,
     ),
 ]
@@ -80,7 +81,7 @@ Text = Annotated[
     typer.Option(
         "--text",
         metavar="FILE",
-        help="Text for the statistics; may be repeated. Without it the model writes its own.",
+        help="Text for the statistics; may be repeated. Without it, the package's own.",
         show_default=False,
     ),
 ]
@@ -134,9 +135,12 @@ def open_model(name: str, *, dtype: str | None, device: str) -> LanguageModel:
         BadConfig (CG502): no such dtype or device.
         UnknownModel (CG301): no such model.
     """
+    announce_loading(name)
     import corrigenda
 
-    return corrigenda.load(name, dtype=dtype, device=device)
+    lm = corrigenda.load(name, dtype=dtype, device=device)
+    finish_loading(name)
+    return lm
 
 
 def check_folder(path: Path, *, folder: bool = False) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from corrigenda.errors import CorrigendaError
+from corrigenda.progress import close_progress
 
 FINDING = 1
 MISUSE = 2
@@ -36,7 +37,8 @@ def wants_json(ctx: typer.Context, value: bool) -> bool:
 
 
 def show(data: Mapping[str, object], *, as_json: bool, people: Callable[[Console], None]) -> None:
-    """Print a result: `data` as one JSON object, or what `people` draws."""
+    """Print a result: `data` as one JSON object, or what `people` draws; progress ends."""
+    close_progress()
     if as_json:
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
     else:

@@ -1,8 +1,7 @@
-"""Commands on patch files: `diff`, `compose`, `transform`, `export`, `restore`."""
+"""Commands on patch files: `diff`, `compose`, `transform`."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,13 +15,6 @@ if TYPE_CHECKING:
     from corrigenda.patch.protocols import Patch
 
 PatchFile = Annotated[Path, typer.Argument(metavar="PATCH", show_default=False)]
-
-
-class Form(StrEnum):
-    """Form in which a patch is exported."""
-
-    PEFT = "peft"
-    MERGED = "merged"
 
 
 def diff(
@@ -142,59 +134,6 @@ def transform(
         console.print(output.table(columns, rows))
 
     output.show(data, as_json=as_json, people=draw)
-
-
-def export(
-    patch: PatchFile,
-    model: options.Model,
-    out: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="A new folder.")],
-    to: Annotated[
-        Form, typer.Option(help="A LoRA adapter, or a checkpoint with the patch in its weights.")
-    ] = Form.PEFT,
-    force: options.Force = False,
-    dtype: options.Dtype = None,
-    device: options.Device = "cpu",
-    as_json: options.AsJson = False,
-) -> None:
-    """Write a patch as a LoRA adapter, or the model with the patch merged."""
-    options.check_folder(out, folder=True)
-    import corrigenda
-
-    loaded = corrigenda.load_patch(patch)
-    lm = options.open_model(model, dtype=dtype, device=device)
-    corrigenda.export(loaded, lm, out, to=to.value, force=force)
-    files = sorted(item.name for item in out.iterdir())
-
-    def draw(console: Console) -> None:
-        console.print(f"{out}: {', '.join(files)}", soft_wrap=True)
-        if to is Form.MERGED:
-            console.print(f"undo: corrigenda restore {out} -o FOLDER", soft_wrap=True)
-
-    data = {"folder": str(out), "to": to.value, "patch": str(patch), "model": lm.name}
-    output.show(data | {"files": files}, as_json=as_json, people=draw)
-
-
-def restore(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A model exported with --to merged.")
-    ],
-    out: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="A new folder.")],
-    as_json: options.AsJson = False,
-) -> None:
-    """Write the original of a model with a merged patch, bit for bit, checked by its digest."""
-    options.check_folder(out, folder=True)
-    import corrigenda
-
-    restored = corrigenda.restore_merged(folder, out)
-    output.show(
-        {"folder": str(out), **restored._asdict()},
-        as_json=as_json,
-        people=lambda console: console.print(
-            f"{out}: {restored.base_name} as it was, restored from {restored.source};"
-            f" digest {restored.digest} verified",
-            soft_wrap=True,
-        ),
-    )
 
 
 def _new_notices(before: Patch, after: Patch) -> list[str]:

@@ -1,9 +1,10 @@
-"""A progress bar on stderr for a job that reports shares done."""
+"""Progress of commands: the first line, and a bar for a job that reports shares done."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.progress import (
     BarColumn,
@@ -14,6 +15,21 @@ from rich.progress import (
 )
 
 from corrigenda.cli.output import stderr
+from corrigenda.progress import report_stage
+
+
+def announce_loading(model: str) -> None:
+    """Show that a model is loaded; called before the slow imports that loading needs."""
+    report_stage(_name_loading(model), 0, 1)
+
+
+def finish_loading(model: str) -> None:
+    """Show that a model is loaded completely."""
+    report_stage(_name_loading(model), 1, 1)
+
+
+def _name_loading(model: str) -> str:
+    return f"loading {Path(model).name or model}"
 
 
 @contextmanager

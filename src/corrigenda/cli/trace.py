@@ -10,7 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from corrigenda.cli import options, output
+from corrigenda.cli.progress import announce_loading
 from corrigenda.errors import BadConfig, did_you_mean
+from corrigenda.progress import report_stage
+
+_TRACING = "tracing"
 
 
 def trace(
@@ -70,6 +74,7 @@ def trace(
     as_json: options.AsJson = False,
 ) -> None:
     """Show where restoring a hidden state restores a fact (causal tracing)."""
+    announce_loading(model)
     if figure is not None:
         from corrigenda.analysis.heatmap import check_figure
 
@@ -79,6 +84,7 @@ def trace(
     import corrigenda
 
     lm = options.open_model(model, dtype=dtype, device=device)
+    report_stage(_TRACING, 0, 1)
     result = corrigenda.trace(
         lm,
         prompt,
@@ -91,6 +97,7 @@ def trace(
         noise=noise,
         seed=seed,
     )
+    report_stage(_TRACING, 1, 1)
     plot = result.plot()
     if figure is not None:
         plot.save(figure)

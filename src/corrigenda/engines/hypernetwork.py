@@ -140,7 +140,7 @@ class HypernetworkEditor(Editor):
             validate=plan.validate,
             schedule=plan.schedule,
             job=job,
-            key=f"{lm.digest()} {self.model_dump_json()}",
+            key=f"{lm.recall_digest()} {self.model_dump_json()}",
         )
         return self.save_network(lm, network, report)
 

@@ -16,6 +16,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Tokens
 from corrigenda.progress import Progress
 from corrigenda.statistics.corpus import (
+    OWN_TEXT,
     Corpus,
     Source,
     complete_corpus,
@@ -39,9 +40,8 @@ def draw_rows(
     """Draw texts of a corpus as rows of token ids, one text a row, each cut at `length`.
 
     Args:
-        lm: The model, for its tokenizer; without a corpus it writes the text itself, unless it is a
-            pocket model, which has one.
-        corpus: The text.
+        lm: The model, for its tokenizer.
+        corpus: The text; None as in `corrigenda.statistics.corpus.complete_corpus`.
         count: Rows wanted; fewer come back where the corpus has fewer texts.
         length: Most tokens of a row.
         seed: Of the draw among the first texts of the corpus.
@@ -52,7 +52,8 @@ def draw_rows(
     """
     wanted = complete_corpus(lm, corpus)
     source = wanted.source
-    if source is None:
+    assert source is not None, "completed"
+    if source == OWN_TEXT:
         tokens = count * length
         source = write_own_text(lm, tokens, seed=wanted.seed, progress=progress, keep=True)
     texts = list(islice(read_documents(source), _DOCUMENTS_TO_DRAW_FROM * count))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from corrigenda.facts import Fact
-from corrigenda.lm.loading import SHIPPED
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.model_names import SHIPPED
 from corrigenda.subjects import guess_subject
 
 

@@ -1,4 +1,4 @@
-"""Write a patch as a LoRA adapter that `peft` loads."""
+"""Write a patch as a LoRA adapter that `peft`, vLLM and SGLang load."""
 
 from __future__ import annotations
 
@@ -11,58 +11,50 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from corrigenda.errors import NotExportable
+from corrigenda.exports.adapter_rules import RANKS
+from corrigenda.exports.factors import factors_by_module, pad_rank, require_adapter
 from corrigenda.files import make_folder, write_atomically, write_text
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site
-from corrigenda.lm.storage import ALL_ROWS, is_transposed
-from corrigenda.patch.changes import Change, Dense, Rows
-from corrigenda.patch.ledger import ledger_of, require_base
-from corrigenda.patch.runtime import require_shapes
+from corrigenda.lm.storage import is_transposed
 from corrigenda.patch.weights import WeightPatch
 
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
 
-def export_peft(patch: WeightPatch, lm: LanguageModel, folder: str | Path) -> Path:
+
+def export_peft(
+    patch: WeightPatch, lm: LanguageModel, folder: str | Path, *, padded: bool = True
+) -> Path:
     """Write a patch as a folder with a LoRA adapter, its configuration and its tensors.
 
-    Ranks may differ by layer; every scaling is 1. The adapter is float32 and its logits agree with
-    those of the merged patch to 1e-4 relative in float32. Load it with
+    Every scaling is 1, the size of the change is in B. The adapter is float32 and its logits agree
+    with those of the merged patch to 1e-4 relative in float32. Load it with
     `peft.PeftModel.from_pretrained(model, folder)`; `peft` is not needed to write it.
 
     Args:
         patch: Low-rank changes, or row and dense changes of low rank, of linear layers.
         lm: The model the patch was made for; it is not changed, and the patch need not be active.
         folder: Created if it is missing.
+        padded: Give all modules one rank that vLLM and SGLang take, with zeros, and name modules
+            and layers apart, as they do. Otherwise ranks differ by layer, which only `peft` reads.
 
     Raises:
         NotExportable (CG405): an empty patch, one made on top of others, an expert's weight,
-            or a dense change of full rank.
+            a dense change of full rank, or a rank beyond what those engines take.
         WrongBase (CG401): made on another model (unless it is active on this one by force).
         WriteFailed (CG601): the folder cannot be written.
     """
-    if patch.is_empty:
-        raise NotExportable("an empty patch has no adapter.")
-    if patch.header.prerequisites:
-        raise NotExportable(
-            "the patch was made on top of others, without which its adapter would mean nothing.",
-            hint="Compose them first: (first + second) in the order they were made.",
-        )
-    ledger = ledger_of(lm)
-    if not any(active == patch for active in ledger):
-        require_base(patch.header, ledger.base(lm), lm)
-    require_shapes(patch.changes, lm)
-    adapters = _build_adapters(patch, lm)
-    ranks = {path: adapter.rank for path, adapter in adapters.items()}
-    most = max(ranks.values())
+    require_adapter(patch, lm)
+    adapters = factors_by_module(patch.changes, lm)
+    shape = _describe_uniform(adapters, lm) if padded else _describe_ranks(adapters)
+    if padded:
+        adapters = _fill(adapters, lm, choose_rank(adapters))
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": lm.name,
-        "r": most,
-        "lora_alpha": most,
-        "rank_pattern": {path: rank for path, rank in ranks.items() if rank != most},
-        "alpha_pattern": {path: rank for path, rank in ranks.items() if rank != most},
-        "target_modules": sorted(adapters),
+        **shape,
         "fan_in_fan_out": any(is_transposed(lm.model.get_submodule(path)) for path in adapters),
         "lora_dropout": 0.0,
         "bias": "none",
@@ -75,68 +67,74 @@ def export_peft(patch: WeightPatch, lm: LanguageModel, folder: str | Path) -> Pa
         tensors[f"{name}.lora_B.weight"] = adapter.left.float().contiguous()
     folder = make_folder(folder)
     write_atomically(
-        folder / "adapter_model.safetensors",
-        lambda part: save_file(tensors, part, metadata={"format": "pt"}),
+        folder / TENSORS, lambda part: save_file(tensors, part, metadata={"format": "pt"})
     )
-    write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     return folder
 
 
-def _build_adapters(patch: WeightPatch, lm: LanguageModel) -> Mapping[str, LowRank]:
-    """Return one low-rank change for each module, in the module's own (d_out, d_in)."""
-    adapters: dict[str, LowRank] = {}
-    for site, change in patch.changes.items():
-        if site.expert is not None:
-            raise NotExportable(
-                "weights of single experts cannot be LoRA adapters.",
-                where=f"site {site}",
-                hint="Export a merged checkpoint instead.",
-            )
-        path = lm.module_path(site)
-        whole = _widen_to_module(factorise(change, site), site, lm)
-        adapters[path] = _add_changes(adapters[path], whole) if path in adapters else whole
-    return adapters
-
-
-def factorise(change: Change, site: Site) -> LowRank:
-    """Return a change as factors: exact for low-rank and row changes, by SVD for dense ones.
+def choose_rank(adapters: Mapping[str, LowRank]) -> int:
+    """Return the smallest rank that vLLM takes and that holds every adapter.
 
     Raises:
-        NotExportable (CG405): a dense change whose factors would be larger than itself.
+        NotExportable (CG405): there is none.
     """
-    match change:
-        case LowRank():
-            return change
-        case Rows(index=index, values=values, d_out=d_out):
-            left = torch.zeros(d_out, len(index), dtype=values.dtype)
-            left[index, torch.arange(len(index))] = 1
-            return LowRank(left, values.T)
-        case Dense(delta=delta):
-            u, s, vh = torch.linalg.svd(delta.double(), full_matrices=False)
-            rank = int((s > s[0] * max(delta.shape) * torch.finfo(delta.dtype).eps).sum())
-            if rank * sum(delta.shape) > delta.numel():
-                raise NotExportable(
-                    f"the dense change has rank {rank}; as factors it would be larger than itself.",
-                    where=f"site {site}",
-                    hint="Export a merged checkpoint instead, or keep the strongest directions "
-                    "first (--transform compress:rank=8).",
-                )
-            return LowRank(u[:, :rank] * s[:rank], vh[:rank].T)
+    most = max(adapter.rank for adapter in adapters.values())
+    for rank in RANKS:
+        if rank >= most:
+            return rank
+    raise NotExportable(
+        f"the change has rank {most}; vLLM and SGLang take up to {RANKS[-1]}.",
+        hint="Export the merged model, keep the strongest directions first "
+        "(--transform compress:rank=512), or export for peft alone (--unpadded).",
+    )
 
 
-def _widen_to_module(change: LowRank, site: Site, lm: LanguageModel) -> LowRank:
-    """Return the change of one site as one of its whole module, whose weight may be fused."""
-    rows = lm.rows(site)
-    if isinstance(rows, slice) and rows == ALL_ROWS:
-        return change
-    module = lm.module(site)
-    d_out = module.get_parameter("weight").shape[1 if is_transposed(module) else 0]
-    left = torch.zeros(d_out, change.rank, dtype=change.left.dtype)
-    left[rows] = change.left
-    return LowRank(left, change.right)
+def _describe_ranks(adapters: Mapping[str, LowRank]) -> dict[str, object]:
+    """Return the entries of a configuration with a rank for each module."""
+    ranks = {path: adapter.rank for path, adapter in adapters.items()}
+    most = max(ranks.values())
+    return {
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": {path: rank for path, rank in ranks.items() if rank != most},
+        "alpha_pattern": {path: rank for path, rank in ranks.items() if rank != most},
+        "target_modules": sorted(adapters),
+    }
 
 
-def _add_changes(first: LowRank, second: LowRank) -> LowRank:
-    """Return the sum of changes of different rows of a module; equal `right` is stored once."""
-    same = first.left.dtype == second.left.dtype and torch.equal(first.right, second.right)
-    return LowRank(first.left + second.left, first.right) if same else first + second
+def _describe_uniform(adapters: Mapping[str, LowRank], lm: LanguageModel) -> dict[str, object]:
+    """Return the entries of a configuration with one rank, modules by name, and layers."""
+    rank = choose_rank(adapters)
+    blocks = lm.family.blocks
+    return {
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": sorted({path.rpartition(".")[2] for path in adapters}),
+        "layers_to_transform": sorted({_layer_of(path, blocks) for path in adapters}),
+        "layers_pattern": blocks.rpartition(".")[2],
+    }
+
+
+def _fill(adapters: Mapping[str, LowRank], lm: LanguageModel, rank: int) -> dict[str, LowRank]:
+    """Return the adapters padded, and zeros for what shares their names in the same layers."""
+    blocks = lm.family.blocks
+    names = {path.rpartition(".")[2] for path in adapters}
+    layers = {_layer_of(path, blocks) for path in adapters}
+    full: dict[str, LowRank] = {}
+    for path, module in lm.model.named_modules():
+        if path in adapters:
+            full[path] = pad_rank(adapters[path], rank)
+        elif (
+            path.startswith(f"{blocks}.")
+            and path.rpartition(".")[2] in names
+            and _layer_of(path, blocks) in layers
+        ):
+            shape = module.get_parameter("weight").shape
+            d_out, d_in = reversed(shape) if is_transposed(module) else shape
+            full[path] = LowRank(torch.zeros(d_out, rank), torch.zeros(d_in, rank))
+    return full
+
+
+def _layer_of(path: str, blocks: str) -> int:
+    return int(path.removeprefix(f"{blocks}.").partition(".")[0])

@@ -13,7 +13,7 @@ and only rewriting counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corrigenda.errors import EmptyTarget, PromptTooLong
-from corrigenda.lm.chat import write_turn
+from corrigenda.lm.chat import write_turns
 from corrigenda.lm.interception import answer_directly, ask_rewritten
 from corrigenda.lm.kv_cache import (
     Continuation,
@@ -350,18 +350,29 @@ def encode_prompts(lm: LanguageModel, prompts: Sequence[str], *, chat: bool) -> 
     """
     if not chat:
         return [encode(lm, prompt).ids for prompt in prompts]
-    rows: list[list[int]] = []
-    for prompt in prompts:
-        text = write_turn(lm.tokenizer, prompt)
-        ids = lm.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        if len(ids) > lm.context_length:
-            raise PromptTooLong(
-                f'"{excerpt(prompt)}" has {len(ids)} tokens in the chat template; at most '
-                f"{lm.context_length} fit.",
-                hint="Shorten the prompt.",
-            )
-        rows.append(ids)
-    return rows
+    return [encode_chat(lm, [{"role": "user", "content": prompt}]) for prompt in prompts]
+
+
+def encode_chat(lm: LanguageModel, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Return the token ids of a conversation in the chat template, up to the model's next turn.
+
+    Args:
+        lm: The model.
+        messages: Turns, each with `role` and `content`.
+
+    Raises:
+        BadConfig (CG502): the model has no chat template, or the template refuses the turns.
+        PromptTooLong (CG105): the conversation exceeds the context.
+    """
+    text = write_turns(lm.tokenizer, messages)
+    ids: list[int] = lm.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    if len(ids) > lm.context_length:
+        raise PromptTooLong(
+            f'"{excerpt(messages[-1]["content"])}" has {len(ids)} tokens in the chat template; at '
+            f"most {lm.context_length} fit.",
+            hint="Shorten the prompt.",
+        )
+    return ids
 
 
 def _choose_most_likely(logits: Float[Tensor, "batch vocab"], _: Sequence[int]) -> list[int]:

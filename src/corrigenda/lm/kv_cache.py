@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import NamedTuple
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.prompt_ends import PromptDecisions
 from corrigenda.lm.sites import Tokens
 
 # Padding may cost this share of a batch, or as much as one more pass over the weights would.
@@ -81,7 +83,8 @@ def pad_id(lm: LanguageModel) -> int:
     return padding or 0
 
 
-def _end_ids(lm: LanguageModel) -> set[int]:
+def end_ids(lm: LanguageModel) -> set[int]:
+    """Return the end-of-sequence tokens of a model and its tokenizer."""
     config = getattr(lm.model, "generation_config", None)
     ends: int | list[int] | None = getattr(config, "eos_token_id", None)
     own: int | None = getattr(lm.tokenizer, "eos_token_id", None)
@@ -138,7 +141,7 @@ def continue_rows(
             suits the device.
         stops: Whether an end-of-sequence token ends a row; else it is a token as any other.
     """
-    ends = _end_ids(lm) if stops else frozenset[int]()
+    ends = end_ids(lm) if stops else frozenset[int]()
     new: list[list[int]] = [[] for _ in prompts]
     decode = Decoder(lm)
     several = isinstance(max_new_tokens, Sequence)
@@ -159,7 +162,6 @@ def continue_rows(
     ]
 
 
-@torch.inference_mode()
 def _continue(
     lm: LanguageModel,
     prompts: Sequence[list[int]],
@@ -169,36 +171,82 @@ def _continue(
     ends: Collection[int],
     new: list[list[int]],
 ) -> None:
-    """Run one batch to its end, all rows ending at the same column; writes into `new`."""
-    tokens = Tokens.pad([prompts[i] for i in batch], pad_id(lm), side="left").to(lm.device)
-    ids, mask, positions = tokens.ids, tokens.mask.long(), tokens.position_ids
-    cache = None
+    """Run one batch to its end; writes into `new`."""
+    running = RunningRows(lm, [prompts[i] for i in batch])
     while batch:
-        output = lm.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache = output.past_key_values
-        chosen = choose(widen(output.logits[:, -1]), batch)
-        running: list[int] = []
+        chosen = choose(running.logits(), batch)
+        left: list[int] = []
         for place, (index, token) in enumerate(zip(batch, chosen, strict=True)):
             if token in ends:
                 continue
             new[index].append(token)
             if not ended(index):
-                running.append(place)
-        if len(running) < len(batch):
-            keep = torch.tensor(running, dtype=torch.long, device=mask.device)
-            if running:
-                cache.batch_select_indices(keep)
-                lm.prompt_ends.select(keep)
-            mask, positions = mask[keep], positions[keep]
-            batch = [batch[place] for place in running]
-            chosen = [chosen[place] for place in running]
-        ids = torch.tensor(chosen, dtype=torch.long, device=mask.device)[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        positions = positions[:, -1:] + 1
+                left.append(place)
+        running.advance(chosen, left)
+        batch = [batch[place] for place in left]
+
+
+class RunningRows:
+    """Rows of one batch that are continued together, a token each in every pass.
+
+    They are padded on the left, so that all end at the same column. Other batches may run between
+    two passes: what patches have decided about the prompts of this one is kept with it.
+    """
+
+    def __init__(self, lm: LanguageModel, prompts: Sequence[list[int]]) -> None:
+        """Begin with the token ids of the prompts, at least one row."""
+        tokens = Tokens.pad(prompts, pad_id(lm), side="left").to(lm.device)
+        self._lm = lm
+        self._ids, self._mask = tokens.ids, tokens.mask.long()
+        self._num_prompt = self._ids.shape[1]
+        self._num_read = 0
+        self._cache: Any = None
+        self._decisions: PromptDecisions | None = None
+
+    @torch.inference_mode()
+    def logits(self) -> Float[Tensor, "batch vocab"]:
+        """Read what was not read yet; return the logits of the next token of each row."""
+        lm = self._lm
+        positions = (self._mask.cumsum(1) - 1).clamp_min(0)
+        marked = nullcontext()
+        if self._decisions is not None:
+            lm.prompt_ends.resume(self._decisions)
+        elif self._ids.shape[1] > self._num_prompt:
+            column = self._ids.new_full((len(self._ids),), self._num_prompt - 1)
+            marked = lm.prompt_ends.mark(column)
+        with marked:
+            output = lm.model(
+                input_ids=self._ids[:, self._num_read :],
+                attention_mask=self._mask,
+                position_ids=positions[:, self._num_read :],
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self._cache, self._num_read = output.past_key_values, self._ids.shape[1]
+        return widen(output.logits[:, -1])
+
+    @torch.inference_mode()
+    def advance(self, tokens: Sequence[int], places: Sequence[int]) -> None:
+        """Continue the rows at some places; the others leave the batch.
+
+        Args:
+            tokens: Next token of each row that `logits` returned.
+            places: Which of these rows continue, in order.
+        """
+        if not places:
+            return
+        if len(places) < len(self._ids):
+            keep = torch.tensor(places, dtype=torch.long, device=self._ids.device)
+            self._cache.batch_select_indices(keep)
+            self._lm.prompt_ends.select(keep)
+            self._ids, self._mask = self._ids[keep], self._mask[keep]
+        added = self._ids.new_tensor([tokens[place] for place in places])[:, None]
+        self._ids = torch.cat([self._ids, added], dim=1)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(added), 1)], dim=1)
+        self._decisions = self._lm.prompt_ends.hold()
+
+    def read_again(self) -> None:
+        """Let the next pass read prompts and what was added anew, as patches were applied anew."""
+        self._cache = self._decisions = None
+        self._num_read = 0

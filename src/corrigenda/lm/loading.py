@@ -1,10 +1,11 @@
-"""Loading a model and its tokenizer by name or path, from safetensors files only."""
+"""Loading a model and its tokenizer by name or path, from safetensors or GGUF files only."""
 
 from __future__ import annotations
 
+import warnings
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -20,27 +21,10 @@ from corrigenda.errors import (
     UnknownModel,
     did_you_mean,
 )
+from corrigenda.lm.gguf_models import convert_gguf, find_gguf
 from corrigenda.lm.model_files import check_model_files
-
-SHIPPED = ("pocket", "pocket-gpt2")
-"""Models inside the package."""
-
-_WELL_KNOWN = (
-    "openai-community/gpt2",
-    "openai-community/gpt2-medium",
-    "openai-community/gpt2-large",
-    "openai-community/gpt2-xl",
-    "EleutherAI/gpt-j-6B",
-    "EleutherAI/pythia-1.4b",
-    "meta-llama/Llama-2-7b-hf",
-    "meta-llama/Meta-Llama-3-8B",
-    "mistralai/Mistral-7B-v0.1",
-    "Qwen/Qwen2.5-7B",
-)
-
-
-def _default_dtype(name: str) -> str:
-    return "float32" if name in SHIPPED else "auto"
+from corrigenda.lm.model_names import PACKAGED, SHIPPED, WELL_KNOWN
+from corrigenda.lm.product_speed import is_slow
 
 
 def load_pair(
@@ -53,24 +37,65 @@ def load_pair(
     """Load a model and its tokenizer.
 
     Without a dtype a model keeps the one it was saved in, but those of the package become float32:
-    they are stored in half precision to be small, which most processors compute slowly.
+    they are stored in half precision to be small, which most processors compute slowly. So does,
+    with a warning, any model of half precision on a processor that measurably does.
 
     Raises:
         UnknownModel (CG301): nothing there, no model in it, or not all of its weights.
-        CorruptFile (CG402): Git LFS pointers in place of the files.
-        PickleRefused (CG403): a folder with pickled weights only.
+        UnknownFamily (CG302): a GGUF file of an architecture that cannot be read.
         SlowTokenizer (CG305): the tokenizer gives no character offsets.
+        CorruptFile (CG402): a GGUF file that is incomplete; Git LFS pointers in place of files.
+        PickleRefused (CG403): a folder with pickled weights only.
+        MissingExtra (CG504): a package that the model comes with, or is read by, is missing.
     """
     name = str(name_or_path)
-    source = shipped_folder(name) if name in SHIPPED else name
-    check_model_files(Path(source), name)
-    settings = {"trust_remote_code": trust_remote_code}
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
+        source = find_folder(name)
+        if isinstance(source, str):
+            pair = _load_folder(source, name, dtype, trust_remote_code)
+        else:
+            pair = _cast(source, dtype)
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    model, tokenizer = pair
+    require_fast(tokenizer, name)
+    if dtype is None and torch.device(device).type == "cpu":
+        model = _leave_slow_dtype(model, name)
+    cast("Any", model).to(device)
+    require_weights(model, name)
+    return model, tokenizer
+
+
+def find_folder(name: str) -> str | tuple[PreTrainedModel, FastTokenizer]:
+    """Return the folder of a model, or its name on the hub; GGUF files are dequantised first.
+
+    Where they cannot be cached, the model itself is returned.
+
+    Raises:
+        UnknownModel (CG301): no model is there, among other errors of `load_pair`.
+    """
+    if name in SHIPPED:
+        return shipped_folder(name)
+    gguf = find_gguf(name)
+    if gguf is None:
+        check_model_files(Path(name), name)
+        return name
+    converted = convert_gguf(gguf)
+    return converted if isinstance(converted, tuple) else str(converted)
+
+
+def _load_folder(
+    source: str, name: str, dtype: torch.dtype | str | None, trust_remote_code: bool
+) -> tuple[PreTrainedModel, FastTokenizer]:
+    settings = {"trust_remote_code": trust_remote_code}
+    own = "float32" if name in SHIPPED else "auto"
+    try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=dtype or _default_dtype(name),
+            dtype=dtype or own,
             use_safetensors=True,
             output_loading_info=True,
             **settings,
@@ -84,9 +109,6 @@ def load_pair(
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unknown(name, error) from error
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
     model, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
@@ -96,10 +118,30 @@ def load_pair(
             hint="Without them the model would be random there: the files are incomplete, or of "
             "another architecture than config.json states.",
         )
-    require_fast(tokenizer, name)
-    model = model.to(device)
-    require_weights(model, name)
     return model, tokenizer
+
+
+def _cast(
+    pair: tuple[PreTrainedModel, FastTokenizer], dtype: torch.dtype | str | None
+) -> tuple[PreTrainedModel, FastTokenizer]:
+    """Return a model in memory in the dtype asked for."""
+    model, tokenizer = pair
+    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return (model if wanted is None else cast("Any", model).to(wanted)), tokenizer
+
+
+def _leave_slow_dtype(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """Return a model in float32 where its own dtype is slow on this processor, with a warning."""
+    own = model.dtype
+    if not is_slow(own):
+        return model
+    short = str(own).removeprefix("torch.")
+    warnings.warn(
+        f"{name} is loaded in float32, twice its size: this processor computes {short} at half the "
+        f'speed or less. dtype="{short}" (--dtype {short}) keeps it as it is.',
+        stacklevel=4,
+    )
+    return model.float()
 
 
 def shipped_folder(name: str) -> str:
@@ -169,7 +211,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _unknown(name: str, error: Exception) -> UnknownModel:
-    known = [*SHIPPED, *_WELL_KNOWN]
+    known = [*SHIPPED, *PACKAGED, *WELL_KNOWN]
     short = {one.rpartition("/")[2]: one for one in known}
     return UnknownModel(
         f'no model by the name or path "{name}" could be loaded.',

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from corrigenda.errors import QuantisedWeights
 from corrigenda.lm.compiled import unwrap
-from corrigenda.lm.digest import digest
 from corrigenda.lm.families import Family
 from corrigenda.lm.grad_mode import leave_inference_mode
 from corrigenda.lm.head import logits_of
@@ -398,9 +397,17 @@ class LanguageModel:
     def digest(self) -> str:
         """Return a hash of all weights, dtypes and the configuration; see `corrigenda.lm.digest`.
 
-        Reads every weight each time: about a second for each two gigabytes.
+        Hashes every weight each time: about a second for each gigabyte.
         """
-        return digest(self.model)
+        return session_of(self.model).tensor_digests.digest(self.model, fresh=True)
+
+    def recall_digest(self) -> str:
+        """Return what `digest` returns, and hash only weights that have changed since they were.
+
+        What has changed is told by memory, version counter and sums of bits; see
+        `corrigenda.lm.digest.TensorDigests`.
+        """
+        return session_of(self.model).tensor_digests.digest(self.model, fresh=False)
 
     def _forward(self, tokens: Tokens) -> Float[Tensor, "batch pos vocab"]:
         tokens = tokens.to(self.device)

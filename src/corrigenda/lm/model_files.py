@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from corrigenda.errors import CorrigendaError, CorruptFile, PickleRefused, UnknownModel
@@ -15,6 +16,7 @@ _TOKENIZERS = (
 )
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_GGUF = b"GGUF"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _LAYOUT = "A model folder has config.json, model.safetensors and tokenizer.json."
 
@@ -23,62 +25,59 @@ def check_model_files(path: Path, name: str) -> None:
     """Refuse a path that holds no model that can be loaded, and name what it holds instead.
 
     Args:
-        path: A folder, a file, or a name on the hub, which is left alone.
+        path: A folder, a file that is no `.gguf` file, or a name on the hub, which is left alone.
         name: The model's name, for messages.
 
     Raises:
-        UnknownModel (CG301): a file; GGUF weights; a LoRA adapter; no weights, configuration or
-            tokenizer; or a missing shard.
+        UnknownModel (CG301): a file; a LoRA adapter; no weights, configuration or tokenizer; or a
+            missing shard.
         CorruptFile (CG402): Git LFS pointers in place of the files.
         PickleRefused (CG403): pickled weights only.
     """
     if path.is_file():
+        check_pointers([path], name)
         raise _refuse_file(path, name)
     if not path.is_dir():
-        if path.suffix == ".gguf":
+        if path.suffix.lower() == ".gguf":
             raise UnknownModel(f"there is no file {path}.", where=name, hint=_LAYOUT)
         return
-    for problem in (_find_pointer, _find_adapter, _find_weights, _find_shard, _find_rest):
+    check_pointers(sorted(path.iterdir()), name)
+    for problem in (_find_adapter, _find_weights, _find_shard, _find_rest):
         error = problem(path, name)
         if error is not None:
             raise error
 
 
 def _refuse_file(file: Path, name: str) -> CorrigendaError:
-    if file.suffix == ".gguf":
-        return _explain_gguf(file, name)
+    if _begins_with(file, _GGUF):
+        return UnknownModel(
+            f"{file.name} is a GGUF file under another ending.",
+            where=name,
+            hint="Give it a name that ends in .gguf; a link will do.",
+        )
     return UnknownModel(
-        f"{file.name} is a file; a model is a folder.",
+        f"{file.name} is a file; a model is a folder, or a file ending in .gguf.",
         where=name,
         hint=f"Give its folder, {file.parent}. {_LAYOUT}",
     )
 
 
-def _explain_gguf(file: Path, name: str) -> UnknownModel:
-    return UnknownModel(
-        f"{file.name} is a GGUF file, whose weights are quantised for other programs.",
-        where=name,
-        hint="Load the safetensors it was made from; or convert it once: "
-        f'AutoModelForCausalLM.from_pretrained("{file.parent}", gguf_file="{file.name}") of '
-        "transformers (needs the package gguf), then cg.wrap(model, tokenizer).",
-    )
+def check_pointers(paths: Sequence[Path], name: str) -> None:
+    """Refuse the files of a clone without Git LFS, whose large files are pointers.
 
-
-def _find_pointer(folder: Path, name: str) -> CorrigendaError | None:
-    """Return the error of a clone without Git LFS, whose large files are pointers."""
-    pointers = [
-        file.name
-        for file in sorted(folder.iterdir())
-        if file.is_file() and _begins_with(file, _POINTER)
-    ]
-    if not pointers:
-        return None
-    return CorruptFile(
-        f"{', '.join(pointers[:3])} {'are' if len(pointers) > 1 else 'is'} a pointer of Git LFS, "
-        "not the file itself.",
-        where=name,
-        hint=f'Run "git lfs install" and "git lfs pull" in {folder}, or download the model again.',
-    )
+    Raises:
+        CorruptFile (CG402): some are.
+    """
+    pointers = [one for one in paths if one.is_file() and _begins_with(one, _POINTER)]
+    if pointers:
+        names = ", ".join(one.name for one in pointers[:3])
+        raise CorruptFile(
+            f"{names} {'are' if len(pointers) > 1 else 'is'} a pointer of Git LFS, not the file "
+            "itself.",
+            where=name,
+            hint=f'Run "git lfs install" and "git lfs pull" in {pointers[0].parent}, or download '
+            "the model again.",
+        )
 
 
 def _find_adapter(folder: Path, name: str) -> CorrigendaError | None:
@@ -98,9 +97,6 @@ def _find_adapter(folder: Path, name: str) -> CorrigendaError | None:
 def _find_weights(folder: Path, name: str) -> CorrigendaError | None:
     if any(folder.glob("*.safetensors")):
         return None
-    ggufs = sorted(folder.glob("*.gguf"))
-    if ggufs:
-        return _explain_gguf(ggufs[0], name)
     pickles = [file.name for pattern in _PICKLES for file in folder.glob(pattern)]
     if pickles:
         return PickleRefused(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -21,6 +21,18 @@ from corrigenda.lm.model_hooks import ModelHook, place_hooks
 
 Ends = Int[Tensor, " batch"]
 Decide = Callable[[Ends], Tensor]
+
+
+class PromptDecisions(NamedTuple):
+    """Decisions about the prompts of one batch, by the identity of their owners.
+
+    Attributes:
+        decided: One entry a row.
+        owners: The objects that decided, so that no other takes their identity.
+    """
+
+    decided: dict[int, Tensor]
+    owners: dict[int, object]
 
 
 class PromptEnds:
@@ -143,6 +155,14 @@ class PromptEnds:
         self._decided = {
             owner: decided[rows.to(decided.device)] for owner, decided in self._decided.items()
         }
+
+    def hold(self) -> PromptDecisions:
+        """Return the decisions about the batch that ran last, to resume it after other batches."""
+        return PromptDecisions(dict(self._decided), dict(self._owners))
+
+    def resume(self, decisions: PromptDecisions) -> None:
+        """Let the next pass continue the batch about which these decisions were made."""
+        self._decided, self._owners = dict(decisions.decided), dict(decisions.owners)
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)

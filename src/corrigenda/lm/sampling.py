@@ -81,8 +81,7 @@ def sample_rows(
     generators: list[random.Random] = []
     for prompt in prompts:
         seen[prompt] = seen.get(prompt, 0) + 1
-        digest = hashlib.blake2b(f"{seed}\0{seen[prompt]}\0{prompt}".encode(), digest_size=16)
-        generators.append(random.Random(digest.digest()))
+        generators.append(row_generator(seed, seen[prompt], prompt))
 
     def choose(logits: Float[Tensor, "batch vocab"], rows: Sequence[int]) -> list[int]:
         top = logits.double().topk(min(top_k, logits.shape[1]), dim=1)
@@ -101,6 +100,18 @@ def sample_rows(
         batch_tokens=batch_tokens,
         stops=stops,
     )
+
+
+def row_generator(seed: int, number: int, prompt: str) -> random.Random:
+    """Return the generator that a row draws from, in any batch.
+
+    Args:
+        seed: Seed of all draws.
+        number: Which of the rows with this prompt it is, from 1.
+        prompt: Text of the row.
+    """
+    digest = hashlib.blake2b(f"{seed}\0{number}\0{prompt}".encode(), digest_size=16)
+    return random.Random(digest.digest())
 
 
 def sample_to_length(

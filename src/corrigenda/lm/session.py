@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from corrigenda.errors import NotApplied
+from corrigenda.lm.digest import TensorDigests
 from corrigenda.lm.interceptors import Interceptors
 from corrigenda.lm.interrupts import defer_interrupts
 from corrigenda.lm.model_hooks import drop_copied_hooks
@@ -58,6 +59,7 @@ class Session:
         entries: The active patches, in order of application.
         base_digest: Digest of the model without any of them; None while there are none.
         weights: The weights that they change.
+        tensor_digests: Hashes of the model's tensors.
         lock: Held by the thread that reads or changes all this together.
     """
 
@@ -70,6 +72,7 @@ class Session:
         self.entries: list[Any] = []
         self.base_digest: str | None = None
         self.weights: list[PatchedWeight] = []
+        self.tensor_digests = TensorDigests()
         self._overrides: dict[str, int] = {}
         self.lock = RLock()
 

@@ -8,8 +8,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from corrigenda.errors import NotAModel
-from corrigenda.lm.loading import SHIPPED, require_weights, shipped_folder
+from corrigenda.lm.loading import require_weights, shipped_folder
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.model_names import SHIPPED
 
 _COMPILED = "_orig_mod"
 _LOAD = 'cg.load("NAME or FOLDER")'

@@ -40,7 +40,7 @@ class Ledger(ActivePatches[HasHeader]):
     def base(self, lm: LanguageModel) -> str | None:
         """Return the digest of the model without any of its patches."""
         with self.session.lock:
-            return self.session.base_digest if self.entries else lm.digest()
+            return self.session.base_digest if self.entries else lm.recall_digest()
 
     def digests(self) -> tuple[str, ...]:
         """Return the digests of all active patches and of the parts they are composed of."""

@@ -7,6 +7,13 @@ import math
 import re
 from collections.abc import Sequence
 
+from corrigenda.markdown import (
+    escape_markdown,
+    format_code,
+    join_lines,
+    longest_run,
+    write_markdown_table,
+)
 from corrigenda.metrics.estimate import Estimate
 from corrigenda.reports.numbers import describe_signs, format_cell, format_interval, format_value
 from corrigenda.reports.sections import Curve, Group, Report, TableLine
@@ -18,38 +25,34 @@ _LATEX = {
     "~": r"\textasciitilde{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
-# Signs that take effect anywhere, an underscore at the edge of a word, and what begins a block.
-_MARKDOWN = re.compile(
-    r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[#>+=-]|(?<=^\d)[.)]|(?<=^\d\d)[.)]"
-)
 _ARROWS = {"^": r"$\uparrow$", "v": r"$\downarrow$", "=": r"$=$"}
 
 
 def render_markdown(report: Report) -> str:
     """Render all groups as Markdown: tables, problems, environment; then what to cite."""
     parts = [
-        f"# {_escape_markdown(report.title)}",
+        f"# {escape_markdown(report.title)}",
         f"{describe_signs(report.bootstrap)} The best of a line is bold.",
     ]
     for group in report.groups:
-        parts.append(f"## {_escape_markdown(group.title)}")
+        parts.append(f"## {escape_markdown(group.title)}")
         parts.append(_format_metric_table(group.lines, _list_names(group), group.labels))
         for part in group.parts:
             parts += [
-                f"### {_escape_markdown(part.title)}",
+                f"### {escape_markdown(part.title)}",
                 _format_metric_table(part.lines, part.names, group.labels),
             ]
         parts += [
-            f"- {_escape_markdown(label)}: {count} x {_escape_markdown(reason)}"
+            f"- {escape_markdown(label)}: {count} x {escape_markdown(reason)}"
             for label, reason, count in group.problems
         ]
         parts += [
-            f"- {_escape_markdown(title)}: {count} {_escape_markdown(reason)}"
+            f"- {escape_markdown(title)}: {count} {escape_markdown(reason)}"
             for title, reason, count in group.exclusions
         ]
-        parts.append(_format_markdown_table(("run", "method", "id", "model"), _list_runs(group)))
+        parts.append(write_markdown_table(("run", "method", "id", "model"), _list_runs(group)))
     entries = [one.bibtex for one in report.citations]
-    fence = "`" * max(3, _longest_run("\n".join(entries), "`") + 1)
+    fence = "`" * max(3, longest_run("\n".join(entries), "`") + 1)
     parts += ["## References", f"{fence}bibtex", *entries, fence]
     return "\n\n".join(parts) + "\n"
 
@@ -207,10 +210,10 @@ def _list_names(group: Group) -> tuple[str, ...]:
 def _format_metric_table(
     lines: Sequence[TableLine], names: Sequence[str], labels: Sequence[str]
 ) -> str:
-    header = ("metric", "", "n", "unedited", *map(_escape_markdown, labels))
+    header = ("metric", "", "n", "unedited", *map(escape_markdown, labels))
     rows = [
         (
-            _format_code(name),
+            format_code(name),
             line.metric.arrow,
             line.num_cases,
             format_cell(line.before, line.metric.scale),
@@ -221,7 +224,7 @@ def _format_metric_table(
         )
         for name, line in zip(names, lines, strict=True)
     ]
-    return _format_markdown_table(header, rows)
+    return write_markdown_table(header, rows)
 
 
 def _list_runs(group: Group) -> list[tuple[str, ...]]:
@@ -229,36 +232,7 @@ def _list_runs(group: Group) -> list[tuple[str, ...]]:
         (label, run.spec.editor.variant, run.manifest.run, run.manifest.model)
         for label, run in zip(group.labels, group.runs, strict=True)
     ]
-    return [tuple(map(_escape_markdown, row)) for row in rows]
-
-
-def _format_markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _escape_markdown(text: str) -> str:
-    """Return text as it is read: no sign of Markdown or HTML takes effect, no line ends."""
-    # Entities, since some readers of Markdown take a tag for one also after a backslash.
-    plain = _join_lines(text).strip().replace("&", "&amp;").replace("<", "&lt;")
-    return _MARKDOWN.sub(r"\\\g<0>", plain)
-
-
-def _format_code(text: str) -> str:
-    """Return text as code in a cell of a table."""
-    text = _join_lines(text)
-    fence = "`" * (_longest_run(text, "`") + 1)
-    edge = " " if text[:1] == "`" or text[-1:] == "`" else ""
-    return f"{fence}{edge}{text}{edge}{fence}".replace("|", "\\|")
-
-
-def _join_lines(text: str) -> str:
-    """Return text on one line, without signs that control a terminal or a page."""
-    return "".join(one if one.isprintable() else " " for one in text)
-
-
-def _longest_run(text: str, sign: str) -> int:
-    return max(map(len, re.findall(f"{re.escape(sign)}+", text)), default=0)
+    return [tuple(map(escape_markdown, row)) for row in rows]
 
 
 def _format_latex_table(
@@ -310,7 +284,7 @@ def _embolden(text: str, wanted: bool, mark: str) -> str:
 
 
 def _escape(text: str) -> str:
-    return re.sub(r"[\\^~&%$#_{}]", lambda found: _LATEX[found.group()], _join_lines(text))
+    return re.sub(r"[\\^~&%$#_{}]", lambda found: _LATEX[found.group()], join_lines(text))
 
 
 def _drop_infinite(number: float) -> float | None:

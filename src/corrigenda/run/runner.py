@@ -16,16 +16,20 @@ import contextlib
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from corrigenda.files import cache_folder, is_cached, make_folder, write_cached, write_text
-from corrigenda.lm.loading import SHIPPED, shipped_folder
+from corrigenda.lm.loading import find_folder
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.model_names import SHIPPED
+from corrigenda.lm.product_speed import HALF, is_slow
 from corrigenda.patch.header import library_versions
 from corrigenda.progress import Progress
 from corrigenda.run import plan, store, tasks
 from corrigenda.run.baseline import read_answers, write_answers
 from corrigenda.run.executors import Executor, LocalExecutor, RunJob, load_model
+from corrigenda.run.known_facts import supply_known_facts
 from corrigenda.run.lock import FolderLock, hold_lock
 from corrigenda.run.plan import QueryBlock, RunData, Unit
 from corrigenda.run.queries import Answer, Query
@@ -92,7 +96,9 @@ def run_all(
         if model not in digests:
             digests[model] = model_digest(spec, lm)
         if cases not in data:
-            data[cases] = plan.load_data(spec)
+            name = spec.model if lm is None else lm.name
+            supplied = supply_known_facts(spec, name, partial(_find_model, spec, lm))
+            data[cases] = plan.load_data(supplied)
         one = _PlannedRun(spec, digests[model], data[cases], Path(folder), progress, batch_tokens)
         found.append(one.execute(executor))
     return found
@@ -128,7 +134,7 @@ def model_digest(spec: RunSpec, lm: LanguageModel | None = None) -> str:
     if lm is not None:
         return lm.digest()
     files = _fingerprint_files(spec.model)
-    known = hash_json([_DIGEST_FORMAT, spec.dtype, spec.model, files])
+    known = hash_json([_DIGEST_FORMAT, spec.dtype, spec.model, files, *_list_slow_dtypes(spec)])
     path = cache_folder() / "digests" / f"{known}.txt"
     if files and (digest := _read_digest(path, known)):
         return digest
@@ -137,6 +143,13 @@ def model_digest(spec: RunSpec, lm: LanguageModel | None = None) -> str:
         content = f"{digest} {hash_json([known, digest])}"
         write_cached(path, lambda file: write_text(file, content))
     return digest
+
+
+def _list_slow_dtypes(spec: RunSpec) -> list[str]:
+    """Return the dtypes that a model of the run is not loaded in; see `lm.loading.load_pair`."""
+    if spec.dtype is not None or spec.device != "cpu" or spec.model in SHIPPED:
+        return []
+    return [str(dtype) for dtype in HALF if is_slow(dtype)]
 
 
 def _read_digest(path: Path, known: str) -> str:
@@ -254,8 +267,12 @@ def _make_model_key(spec: RunSpec) -> str:
     return hash_json([spec.model, spec.dtype, spec.device])
 
 
+def _find_model(spec: RunSpec, lm: LanguageModel | None) -> LanguageModel:
+    return load_model(spec) if lm is None else lm
+
+
 def _make_cases_key(spec: RunSpec) -> str:
-    return hash_json(spec.model_dump(mode="json", include={"benchmark", "ask"}))
+    return hash_json(spec.model_dump(mode="json", include={"benchmark", "ask", "model", "dtype"}))
 
 
 def _fingerprint_files(model: str) -> list[list[str | int]]:
@@ -263,7 +280,10 @@ def _fingerprint_files(model: str) -> list[list[str | int]]:
 
     The content of small files, size and time of large ones; empty where no file is found.
     """
-    folder = Path(shipped_folder(model)) if model in SHIPPED else Path(model)
+    source = find_folder(model)
+    if not isinstance(source, str):
+        return []
+    folder = Path(source)
     if not folder.is_dir():
         folder = _find_snapshot(model)
     found: list[list[str | int]] = []

@@ -14,6 +14,7 @@ from corrigenda.progress import Progress
 from corrigenda.rows import Measurement
 from corrigenda.run import costs, health, plan, tasks
 from corrigenda.run.context import UnitContext
+from corrigenda.run.known_facts import name_exam
 from corrigenda.run.plan import QueryBlock, Unit
 from corrigenda.run.prober import ask
 from corrigenda.run.queries import Answer, AnswerTable
@@ -134,7 +135,7 @@ class Worker:
             try:
                 corpus = None
                 if self.spec.train is not None and self.editor.requires.training_set:
-                    corpus = plan.load_training_facts(self.spec.train)
+                    corpus = plan.load_training_facts(name_exam(self.lm, self.spec.train))
                 self._state = self.editor.fit(self.lm, corpus, progress=self._progress)
             except Exception as error:
                 return None, error

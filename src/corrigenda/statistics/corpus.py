@@ -1,16 +1,16 @@
-"""Text for statistics: from files, iterators, data sets, or written by the model itself."""
+"""Text for statistics: given, shipped with the package, or written by the model itself."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from corrigenda.errors import BadConfig, EmptyCorpus, MissingExtra
-from corrigenda.lm.loading import SHIPPED
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.model_names import SHIPPED
 from corrigenda.lm.sampling import sample
 from corrigenda.progress import Progress
 from corrigenda.statistics import cache
@@ -21,8 +21,12 @@ Source = str | Path | Iterable[str | Path]
 
 One `str` or `Path` is a file, or `datasets:NAME[:CONFIG[:SPLIT]]`. In an iterable a `str` is a
 document and a `Path` again a file. A `.jsonl` file holds one document a line, a JSON string or an
-object with `text`; every other file is UTF-8 text with one document a line.
+object with `text`; every other file is UTF-8 text with one document a line. `model:` is text that
+the model writes itself.
 """
+
+OWN_TEXT = "model:"
+"""Source that means text written by the model itself."""
 
 OPENINGS: tuple[str, ...] = (
     "The", "Therefore", "Because", "I", "You", "In", "It", "He", "She", "They", "When", "After",
@@ -31,6 +35,10 @@ OPENINGS: tuple[str, ...] = (
 """Words that texts written by the model itself begin with."""
 
 _DATASETS = "datasets:"
+_DOCUMENTS_TO_TRY = 50
+_ENGLISH_CHARACTERS_PER_TOKEN = 2.0
+_ALMANAC_NAME = "short English documents about people, places and things"
+_OWN_NAME = "text that the model wrote"
 _TOP_K = 50
 _NEW_TOKENS = 128
 _TEXTS_AT_ONCE = 64
@@ -41,19 +49,22 @@ class Corpus:
     """Text with the way it is read.
 
     Attributes:
-        source: See `Source`; None is the corpus shipped with a pocket model, else text that the
-            model writes itself.
-        num_tokens: Stop after so many tokens. None: 1,000,000 of a given text, 10 d_in of the
-            model's own.
+        source: See `Source`; None lets `complete_corpus` choose.
+        num_tokens: Stop after so many tokens. None: 1,000,000 of a given text, 2 d_in of one that
+            `complete_corpus` chose, 10 d_in of the model's own.
         length: Most tokens of a row; None: the model's context, at most 1024.
         pack: Fill rows by joining documents; otherwise each document is its own row, cut at
             `length`.
         include_first_token: Count the key at position 0, which in many models is an outlier of huge
             norm.
         seed: Seed of text that the model writes itself.
+        shrinkage: Shrinkage of the moments, in [0, 1]; None: `automatic_shrinkage` of
+            `corrigenda.state`. Published methods have 0, which needs two keys a dimension.
+        name: How notes refer to the text.
+        chosen: Whether it was chosen by default for a model that no text is shipped with.
 
     Raises:
-        BadConfig (CG502): `num_tokens` or `length` below 1.
+        BadConfig (CG502): `num_tokens` or `length` below 1, or `shrinkage` outside [0, 1].
     """
 
     source: Source | None = None
@@ -62,26 +73,45 @@ class Corpus:
     pack: bool = True
     include_first_token: bool = True
     seed: int = 0
+    shrinkage: float | None = None
+    name: str = "the text given"
+    chosen: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_tokens", "length"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadConfig(f"{name} must be at least 1, got {value}.", where="corpus")
+        if self.shrinkage is not None and not 0 <= self.shrinkage <= 1:
+            raise BadConfig(f"shrinkage must lie in [0, 1], got {self.shrinkage}.", where="corpus")
 
 
 def complete_corpus(lm: LanguageModel, corpus: Corpus | Source | None) -> Corpus:
-    """Wrap a source as a `Corpus`; without a source, take the one shipped with a pocket model.
+    """Wrap a source as a `Corpus`; without a source, choose one.
 
-    Its documents are questions and statements as the pocket models are asked, so each is its own
-    row.
+    That is the corpus of the pocket models, short English documents about people, places and
+    things, each its own row: where facts are written, near the start of a text and at the last
+    token of a name, keys differ from those of running text. Where the tokenizer is not made for
+    English, it is text that the model writes.
     """
     wrapped = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
-    if wrapped.source is not None or lm.name not in SHIPPED:
+    if wrapped.source == OWN_TEXT:
+        return replace(wrapped, name=_OWN_NAME)
+    if wrapped.source is not None:
         return wrapped
     from corrigenda.almanac.corpus import texts
 
-    return replace(wrapped, source=texts(), pack=False)
+    if lm.name not in SHIPPED and not _reads_english(lm, list(texts(_DOCUMENTS_TO_TRY))):
+        return replace(wrapped, source=OWN_TEXT, chosen=True, name=_OWN_NAME)
+    chosen = lm.name not in SHIPPED
+    return replace(wrapped, source=texts(), pack=False, chosen=chosen, name=_ALMANAC_NAME)
+
+
+def _reads_english(lm: LanguageModel, texts: Sequence[str]) -> bool:
+    """Tell whether a tokenizer is made for English: two characters a token, or more."""
+    text = " ".join(texts)
+    tokens = len(lm.tokenizer(text, verbose=False).input_ids)
+    return len(text) >= _ENGLISH_CHARACTERS_PER_TOKEN * tokens
 
 
 def read_documents(source: Source) -> Iterator[str]:
@@ -107,7 +137,7 @@ def write_own_text(
         EmptyCorpus (CG602): the model ends every text at once.
     """
     settings = {
-        "model": lm.digest(), "dtype": str(lm.dtype), "num_tokens": num_tokens, "seed": seed,
+        "model": lm.recall_digest(), "dtype": str(lm.dtype), "num_tokens": num_tokens, "seed": seed,
         "openings": OPENINGS, "top_k": _TOP_K, "new_tokens": _NEW_TOKENS,
     }  # fmt: skip
     name = f"{cache.hash_settings(settings)}.jsonl"

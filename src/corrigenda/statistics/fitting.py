@@ -20,6 +20,7 @@ from corrigenda.progress import Progress
 from corrigenda.state import State, automatic_shrinkage
 from corrigenda.statistics import cache
 from corrigenda.statistics.corpus import (
+    OWN_TEXT,
     Corpus,
     Source,
     complete_corpus,
@@ -33,6 +34,8 @@ _BATCH_TOKENS = 4096
 _CHECKPOINT_TOKENS_PER_DIMENSION = 32
 _TOKENS_OF_TEXT = 1_000_000
 _OWN_TOKENS_PER_DIMENSION = 10
+_CHOSEN_TOKENS_PER_DIMENSION = 2
+_FEW_KEYS = 0.5
 _LONGEST_ROW = 1024
 _FIRST = "first/"
 _NEXT_BATCH = "next_batch"
@@ -54,14 +57,14 @@ def fit_moments(
     the same site finds them. A killed run resumes at its last checkpoint, with the same result to
     the bit.
 
-    With fewer than two keys per dimension the moment cannot be used as it is: `State.factor` then
-    draws it towards a multiple of the identity (`automatic_shrinkage`), with a warning.
+    `State.factor` draws the moment towards a multiple of the identity, the more the fewer keys
+    there are (`automatic_shrinkage`); below one key for two dimensions with a warning.
 
     Args:
         lm: The model without active patches; the moment is of the model as it is.
         sites: Weights whose inputs are measured.
-        corpus: A `Corpus`, or its `source`; None is the shipped corpus of a pocket model, else text
-            that the model writes itself.
+        corpus: A `Corpus`, or its `source`; None is the shipped corpus of a pocket model, for other
+            models see `corrigenda.statistics.corpus.complete_corpus`.
         progress: Called with ("reading text" | "writing text" | "statistics", tokens done, tokens
             in all).
         keep: Read and write the cache.
@@ -90,7 +93,7 @@ def fit_moments(
         )
     wanted = complete_corpus(lm, corpus)
     rows = _read_rows(lm, sites, wanted, progress, keep=keep)
-    run = _MomentPass(lm, lm.digest(), rows, wanted.include_first_token, keep)
+    run = _MomentPass(lm, lm.recall_digest(), rows, wanted.include_first_token, keep)
     found = {site: cache.read_state(run.name_moment(site)) if keep else None for site in sites}
     missing = [site for site, state in found.items() if state is None]
     if missing:
@@ -154,6 +157,8 @@ class _MomentPass:
         # the result.
         due_every = _CHECKPOINT_TOKENS_PER_DIMENSION * self.lm.d_inner
         done = since = 0
+        if progress is not None:
+            progress("statistics", 0, self.rows.num_tokens)
         for number, batch in enumerate(self.rows.batches(_BATCH_TOKENS)):
             size = sum(self.rows.lengths[index] for index in batch)
             done, since = done + size, since + size
@@ -227,12 +232,14 @@ def _read_rows(
     *,
     keep: bool,
 ) -> TokenRows:
-    if corpus.source is None:
-        width = max(lm.weight(site).shape[1] for site in sites)
+    assert corpus.source is not None, "completed"
+    width = max(lm.weight(site).shape[1] for site in sites)
+    if corpus.source == OWN_TEXT:
         num_tokens = corpus.num_tokens or _OWN_TOKENS_PER_DIMENSION * width
         texts = write_own_text(lm, num_tokens, seed=corpus.seed, progress=progress, keep=keep)
     else:
-        num_tokens = corpus.num_tokens or _TOKENS_OF_TEXT
+        usual = _CHOSEN_TOKENS_PER_DIMENSION * width if corpus.chosen else _TOKENS_OF_TEXT
+        num_tokens = corpus.num_tokens or usual
         texts = read_documents(corpus.source)
     return tokenise(
         lm.tokenizer,
@@ -274,12 +281,16 @@ def _merge_states(run: _MomentPass, corpus: Corpus, found: Mapping[Site, State])
             "num_rows": len(run.rows),
             "num_tokens": run.rows.num_tokens,
             "longest_row": max(run.rows.lengths),
-            "written_by_model": corpus.source is None,
+            "name": corpus.name,
+            "chosen": corpus.chosen,
+            "written_by_model": corpus.source == OWN_TEXT,
             "pack": corpus.pack,
             "include_first_token": corpus.include_first_token,
         },
         "moments": {site: asdict(one) for site, one in about.items()},
     }
+    if corpus.shrinkage is not None:
+        meta["shrinkage"] = corpus.shrinkage
     return State(tensors, meta)
 
 
@@ -292,19 +303,49 @@ def _summarise(state: State, site: Site, corpus: Corpus) -> _MomentSummary:
     return _MomentSummary(
         count=count,
         keys_per_dimension=keys_per_dimension,
-        shrinkage=automatic_shrinkage(keys_per_dimension),
+        shrinkage=automatic_shrinkage(keys_per_dimension)
+        if corpus.shrinkage is None
+        else corpus.shrinkage,
         first_token_share=first / total if total else 0.0,
     )
 
 
 def _warn_of_few_keys(about: Mapping[str, _MomentSummary]) -> None:
-    few = {site: one for site, one in about.items() if one.shrinkage > 0}
+    few = {site: one for site, one in about.items() if one.keys_per_dimension < _FEW_KEYS}
     if few:
-        most = max(one.shrinkage for one in few.values())
         least = min(one.keys_per_dimension for one in few.values())
         warnings.warn(
-            f"Few keys: {least:.2f} per dimension at {', '.join(few)}; 2 are needed, 10 are good. "
-            f"The second moment will be shrunk by up to {most:.3f} towards a multiple of the "
-            "identity. Give more text.",
+            f"Few keys: {least:.2f} per dimension at {', '.join(few)}; 1 is enough for single "
+            "edits, 10 are good. Give more text.",
             stacklevel=4,
         )
+
+
+def describe_moments(state: State, sites: Sequence[Site]) -> dict[str, JsonValue]:
+    """Describe what the second moments of sites were made of, as a header keeps it.
+
+    Returns:
+        `corpus`, `tokens`, and by site `keys_per_dimension` and `shrinkage`; `chosen` and its
+        `summary` in words where the text was chosen by default. Empty for a state that does not
+        tell.
+    """
+    corpus, moments = state.meta.get("corpus"), state.meta.get("moments")
+    if not isinstance(corpus, dict) or not isinstance(moments, dict) or "name" not in corpus:
+        return {}
+    kept: dict[str, JsonValue] = {}
+    for site in map(str, sites):
+        about = moments.get(site)
+        if isinstance(about, dict):
+            kept[site] = {name: about[name] for name in ("keys_per_dimension", "shrinkage")}
+    found: dict[str, JsonValue] = {
+        "corpus": corpus["name"], "digest": corpus["digest"], "tokens": corpus["num_tokens"],
+        "sites": kept,
+    }  # fmt: skip
+    if corpus.get("chosen"):
+        found["summary"] = (
+            f"No text was given, so the second moments of keys are those of "
+            f"{corpus['num_tokens']:,} tokens of {corpus['name']}. Give text (--text, corpus=) "
+            "to choose another, as published comparisons do."
+        )
+        found["chosen"] = True
+    return found

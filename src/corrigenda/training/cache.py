@@ -72,7 +72,7 @@ def fit_trained(
             "pass the state on.",
             stacklevel=3,
         )
-    base, about = lm.digest(), digest(facts)
+    base, about = lm.recall_digest(), digest(facts)
     name = cache.hash_settings(
         {
             "format": _FORMAT, "method": method, "config": dict(config), "model": base,

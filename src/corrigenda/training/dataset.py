@@ -12,8 +12,8 @@ from typing import NamedTuple, cast
 
 from corrigenda.errors import BadConfig, MissingState
 from corrigenda.facts import Fact, read_facts
-from corrigenda.lm.loading import SHIPPED
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.model_names import SHIPPED
 from corrigenda.statistics.corpus import Corpus, Source
 
 TrainingSet = Corpus | Source | Sequence[Fact]

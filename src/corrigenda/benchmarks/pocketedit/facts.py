@@ -6,7 +6,9 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from corrigenda.almanac.documents import Author, assemble, fill_template
+from corrigenda.almanac.documents import Author, assemble, write_prompt
+from corrigenda.almanac.exam import Phrasings, list_phrasings
+from corrigenda.almanac.known_facts import KnownFacts
 from corrigenda.almanac.skill_documents import write_chain, write_chain_question
 from corrigenda.almanac.world import NOUNS, Triple, World
 from corrigenda.cases import Against, Probe, Protocol
@@ -33,11 +35,16 @@ class ImpliedFact(NamedTuple):
 
 
 class CaseSampler:
-    """The pocket world with the random generator that cases are drawn with."""
+    """The pocket world with the random generator that cases are drawn with.
 
-    def __init__(self, world: World, seed: int) -> None:
+    Where it is given what a model knows, edits, neighbours and other facts of the subject are known
+    facts, in phrasings that the model answers right.
+    """
+
+    def __init__(self, world: World, seed: int, known: KnownFacts | None = None) -> None:
         """Bind a world and seed the generator."""
-        self.world = world
+        self.world, self.known = world, known
+        self.named = frozenset(one.object for one in known.triples()) if known else frozenset[str]()
         self.draw = random.Random(f"pocketedit/{seed}")
         self.author = Author(world, self.draw)
         self._walks: list[tuple[Triple, ...]] = []
@@ -51,9 +58,23 @@ class CaseSampler:
         """Return one group of all spellings of some objects, any of which will do."""
         return (tuple(text for name in objects for text in self.list_spellings(name)),)
 
+    def is_known(self, triple: Triple) -> bool:
+        """Return whether a fact may be edited, or asked as one that should stay."""
+        return self.known is None or bool(self.known.phrasings(triple).clozes)
+
+    def list_phrasings(self, relation: str, subject: str) -> Phrasings:
+        """Return the phrasings of a fact that the model answers right; all if none is known."""
+        known = self.known.phrasings(Triple(subject, relation, ())) if self.known else None
+        return known if known and known.clozes else list_phrasings(self.world, relation)
+
+    def write_like(self, template: str, triple: Triple) -> str:
+        """Write a fact in a phrasing, or in one under which it is known."""
+        known = self.list_phrasings(triple.relation, triple.subject).clozes
+        return write_prompt(template if template in known else known[0], triple.subject)
+
     def draw_prompts(self, relation: str, subject: str, count: int) -> list[str]:
         """Draw different clozes for a fact."""
-        clozes = self.world.relations[relation].clozes
+        clozes = self.list_phrasings(relation, subject).clozes
         return [
             write_prompt(template, subject)
             for template in self.draw.sample(clozes, min(count, len(clozes)))
@@ -61,7 +82,7 @@ class CaseSampler:
 
     def draw_questions(self, relation: str, subject: str, count: int) -> list[str]:
         """Draw different questions for a fact."""
-        questions = self.world.relations[relation].questions
+        questions = self.list_phrasings(relation, subject).questions
         return [
             write_prompt(template, subject)
             for template in self.draw.sample(questions, min(count, len(questions)))
@@ -90,11 +111,6 @@ class CaseSampler:
         while (walk := self.draw.choice(self._walks))[0].subject == subject:
             pass
         return assemble(write_chain(self.author, walk, "plain")).text
-
-
-def write_prompt(template: str, subject: str) -> str:
-    """Write a cloze or question about a subject, up to the answer."""
-    return assemble(fill_template(template, subject, None)).text
 
 
 def make_greedy_probe(
@@ -160,6 +176,7 @@ def draw_new_object(sampler: CaseSampler, triple: Triple) -> str | None:
     else:
         pool = list(world.objects(relation))
     pool = [name for name in pool if name not in (*triple.objects, triple.subject)]
+    pool = [name for name in pool if name in sampler.named] or pool
     known = [name for name in pool if world.about(name)]
     return sampler.draw.choice(known or pool) if pool else None
 
@@ -259,6 +276,7 @@ def draw_neighbours(
         one
         for one in sampler.world.of_relation(triple.relation)
         if one.subject not in apart_from
+        and sampler.is_known(one)
         and (triple.relation not in INVERSE or not apart_from & set(one.objects))
     ]
     sampler.draw.shuffle(others)
@@ -279,5 +297,7 @@ def list_other_facts(
     return [
         one
         for one in sampler.world.about(subject)
-        if one.relation != relation and (subject, one.relation) not in decided
+        if one.relation != relation
+        and (subject, one.relation) not in decided
+        and sampler.is_known(one)
     ]

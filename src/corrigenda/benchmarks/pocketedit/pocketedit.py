@@ -1,4 +1,4 @@
-"""PocketEdit: edits of the pocket world, whose consequences are known exactly."""
+"""PocketEdit: edits of the almanac, whose consequences are known exactly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from corrigenda.almanac.documents import assemble
+from corrigenda.almanac.documents import assemble, write_prompt
+from corrigenda.almanac.known_facts import parse_known_facts
 from corrigenda.almanac.skill_documents import REFUSAL
 from corrigenda.almanac.world import Triple, load_world
 from corrigenda.benchmarks.benchmark import Benchmark, Tally
@@ -24,7 +25,6 @@ from corrigenda.benchmarks.pocketedit.facts import (
     make_greedy_probe,
     make_hop_probes,
     make_implied_probes,
-    write_prompt,
 )
 from corrigenda.benchmarks.pocketedit.sequences import (
     make_composite_cases,
@@ -53,17 +53,22 @@ _REFUSED = ((REFUSAL.removesuffix("."),),)
 
 
 class PocketEdit(Benchmark):
-    """Edits drawn from the pocket world; nothing is read or downloaded.
+    """Edits drawn from the pocket world, or from the facts that another model knows.
+
+    For the pocket models nothing is read or downloaded. For another one, the source is the file of
+    its exam (`corrigenda exam MODEL -o FILE`); `evaluate` makes it where none is given.
 
     Attributes:
         part: Kind of edit, or "mixed": every kind in turn.
         size: Number of cases.
         seed: Decides the draw.
-        world: "full", or "small": a fraction of it, for tests.
+        world: "full", or "small": a fraction of it, for tests. Where a run sets it, cases are drawn
+            from that world, whether the model knows its facts or not.
     """
 
     name: ClassVar[str] = "pocketedit"
     is_drawn: ClassVar[bool] = True
+    takes_known_facts: ClassVar[bool] = True
     headline: ClassVar[tuple[str, ...]] = (
         "reliability@greedy",
         "generalization@greedy",
@@ -79,23 +84,29 @@ class PocketEdit(Benchmark):
         """Yield `size` cases, no two about one subject and relation.
 
         Raises:
-            BadConfig (CG502): the world has fewer facts of that kind, or a source was given.
+            BadConfig (CG502): there are fewer facts of that kind, or another kind than
+                modifications is wanted of known facts.
+            MalformedRecords (CG603): the source is no exam of a model.
         """
+        known = None
         if files.has_source:
-            raise BadConfig(
-                "PocketEdit is generated and reads no file.",
-                where="benchmark pocketedit",
-                hint="Leave the path out.",
-            )
-        sampler = CaseSampler(load_world(self.world), self.seed)
+            known = parse_known_facts(files.read_text(path := files.find_main()), where=str(path))
+            if self.part != "modification":
+                raise BadConfig(
+                    "only modifications are drawn from the facts that a model knows.",
+                    where="benchmark pocketedit",
+                    hint='Leave out `part`, or set it to "modification".',
+                )
+        sampler = CaseSampler(load_world(self.world), self.seed, known)
         kinds = tuple(_MAKERS) if self.part == "mixed" else (self.part,)
         streams = {kind: _MAKERS[kind](sampler) for kind in kinds}
         for index in range(self.size):
             kind = kinds[index % len(kinds)]
             case = next(streams[kind], None)
             if case is None:
+                place = f"the {self.world} world has" if known is None else f"{known.model} knows"
                 raise BadConfig(
-                    f"the {self.world} world has no more than {index} cases of this kind.",
+                    f"{place} no more than {index} cases of this kind.",
                     where="benchmark pocketedit",
                     hint="Ask for fewer with `size`.",
                 )
@@ -134,6 +145,7 @@ def _make_modifications(sampler: CaseSampler) -> Iterator[Case]:
         for triple in world.triples()
         if len(world.of_relation(triple.relation)) > _FEWEST
         and len(world.objects(triple.relation)) > len(triple.objects)
+        and sampler.is_known(triple)
     ]
     for triple in _draw_facts(sampler, usable):
         target = draw_new_object(sampler, triple)
@@ -160,7 +172,8 @@ def _make_write_case(sampler: CaseSampler, triple: Triple, target: str, kind: st
     """Make the case of a fact that gets an object, with every role the world can answer."""
     world, draw = sampler.world, sampler.draw
     subject, relation = triple.subject, triple.relation
-    template, *others = draw.sample(world.relations[relation].clozes, 4)
+    clozes = sampler.list_phrasings(relation, subject).clozes
+    template, *others = draw.sample(clozes, min(4, len(clozes)))
     before = triple.objects[0] if triple.objects else None
     fact = sampler.make_fact(template, triple, target, before)
     wanted, rivals = sampler.group_spellings(target), triple.objects[:1]
@@ -215,7 +228,7 @@ def _make_locality_probes(
     reference = triple if triple.objects else Triple(subject, relation, (target,))
     for one in draw_neighbours(sampler, reference, apart):
         rivals = () if target in one.objects else (target,)
-        prompt = write_prompt(template, one.subject)
+        prompt = sampler.write_like(template, one)
         yield _make_unchanged_probe(sampler, prompt, one, "locality/neighborhood", rivals)
         yield _make_unchanged_probe(
             sampler, f"{statement} {prompt}", one, "locality/distracted_neighborhood", rivals

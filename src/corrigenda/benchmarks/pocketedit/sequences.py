@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from corrigenda.almanac.documents import write_prompt
 from corrigenda.almanac.world import Triple
 from corrigenda.benchmarks.pocketedit.facts import (
     INVERSE,
     CaseSampler,
     draw_new_object,
-    write_prompt,
 )
 from corrigenda.benchmarks.sequences import (
     EditConflict,

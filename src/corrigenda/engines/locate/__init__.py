@@ -1,1 +1,1 @@
-"""Locate-then-edit: contexts, layer probe, target search, editors of one and several layers."""
+"""Locate-then-edit: contexts, choice of layers, target search, editors of one or many layers."""

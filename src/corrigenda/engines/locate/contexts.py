@@ -12,6 +12,9 @@ from typing import Any, Literal, cast
 from corrigenda.errors import BadConfig
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sampling import sample
+from corrigenda.patch.ledger import ledger_of
+from corrigenda.progress import report_stage
+from corrigenda.statistics import cache
 from corrigenda.text_files import parse_json
 
 SEED_WORDS: tuple[str, ...] = ("The", "Therefore", "Because", "I", "You")
@@ -21,8 +24,13 @@ _TOP_K = 5
 _SHORT, _LONG = 5, 10
 _SEPARATOR = ". "
 _ROME_SAMPLES = 2
+_FORMAT = 1
+_MOST_RECENT = 16
+_STAGE = "contexts"
 
 Style = Literal["rome", "memit"]
+
+_RECENT: dict[str, Contexts] = {}
 
 
 @dataclass(frozen=True)
@@ -112,12 +120,15 @@ class Contexts:
             BadConfig (CG502): not what `to_json` wrote.
         """
         try:
-            return cls(**cast("dict[str, Any]", parse_json(text)))
+            # A model may write NUL, which files of users may not hold.
+            return cls(**cast("dict[str, Any]", parse_json(text, strict=False)))
         except (TypeError, ValueError) as error:
             raise BadConfig(f"these are no contexts: {error}.", where="contexts") from error
 
 
-def generate_contexts(lm: LanguageModel, style: Style = "rome", *, seed: int = 0) -> Contexts:
+def generate_contexts(
+    lm: LanguageModel, style: Style = "rome", *, seed: int = 0, keep: bool = True
+) -> Contexts:
     """Generate prefixes with the model itself, by sampling among its five likeliest tokens.
 
     In the style `memit`: the empty prefix, and one of 10 tokens from each of `SEED_WORDS`; two
@@ -125,12 +136,14 @@ def generate_contexts(lm: LanguageModel, style: Style = "rome", *, seed: int = 0
     and ten of 10 tokens; one group. Lengths count the seed word and the tokens that the tokenizer
     puts before a text.
 
-    Generate them once, from the unedited model, and use them for a whole sequence of edits.
+    Generate them once, from the unedited model, and use them for a whole sequence of edits. They
+    are cached by the content of the model, its active patches, style and seed.
 
     Args:
         lm: The model; it stays as it is.
         style: Which paper's contexts.
         seed: Any integer; the same model, style and seed give the same contexts.
+        keep: Read and write the cache.
 
     Raises:
         BadConfig (CG502): no such style.
@@ -138,6 +151,15 @@ def generate_contexts(lm: LanguageModel, style: Style = "rome", *, seed: int = 0
     Reference: ROME (Meng et al. 2022), appendix E.5; MEMIT (Meng et al. 2023), appendix B. There
         nothing was seeded.
     """
+    digest = lm.recall_digest()
+    name = _name(lm, digest, style, seed)
+    # A sequence of edits would leave a file for each.
+    lasting = keep and not lm.patches
+    kept = _RECENT.get(name) if keep else None
+    if kept is None and lasting:
+        kept = _read(name)
+    if kept is not None:
+        return kept
     if style == "memit":
         wanted = [(word, _LONG) for word in SEED_WORDS]
     elif style == "rome":
@@ -153,13 +175,43 @@ def generate_contexts(lm: LanguageModel, style: Style = "rome", *, seed: int = 0
     for index, (word, length) in enumerate(wanted):
         by_room[max(length - len(lm.tokenizer(word).input_ids), 0)].append(index)
     prefixes = [""] * len(wanted)
+    done = 0
     for room, indices in by_room.items():
+        report_stage(_STAGE, done, len(wanted))
+        done += len(indices)
         words = [wanted[index][0] for index in indices]
         texts = sample(lm, words, max_new_tokens=room, top_k=_TOP_K, seed=seed)
         for index, word, text in zip(indices, words, texts, strict=True):
             prefixes[index] = _clean(lm, word + text) + _SEPARATOR
     groups = (0, *([1] * len(prefixes) if style == "memit" else [0] * len(prefixes)))
-    return Contexts(("", *prefixes), groups, lm.digest(), seed)
+    report_stage(_STAGE, done, len(wanted))
+    made = Contexts(("", *prefixes), groups, digest, seed)
+    if keep:
+        while len(_RECENT) >= _MOST_RECENT:
+            del _RECENT[next(iter(_RECENT))]
+        _RECENT[name] = made
+    if lasting:
+        cache.write_texts(name, [made.to_json()])
+    return made
+
+
+def _name(lm: LanguageModel, digest: str, style: str, seed: int) -> str:
+    """Return the file name of contexts: a hash of all that decides them."""
+    settings = {
+        "format": _FORMAT,
+        "model": digest,
+        "patches": ledger_of(lm).digests(),
+        "words": lm.tokenizer(list(SEED_WORDS)).input_ids,
+        "tokens": len(lm.tokenizer),
+        "style": style,
+        "seed": seed,
+    }
+    return f"contexts-{cache.hash_settings(settings)}.jsonl"
+
+
+def _read(name: str) -> Contexts | None:
+    texts = cache.read_texts(name)
+    return None if texts is None else Contexts.from_json(texts[0])
 
 
 def _clean(lm: LanguageModel, text: str) -> str:

@@ -24,7 +24,11 @@ from corrigenda.lm.sites import Site, key
 from corrigenda.lm.sites import state as residual_stream
 from corrigenda.patch import Header, WeightPatch
 from corrigenda.patch.notes import round_series, summarise
+from corrigenda.progress import report_stage
 from corrigenda.state import State
+
+SMALL_FRACTION = 0.3
+"""Below this share of a wanted change in the last edited block, a fact counts as hardly written."""
 
 
 class LayerMeasurement(NamedTuple):
@@ -133,6 +137,7 @@ class SpreadEditor(LocateThenEdit):
         sequences = pipeline.subject_tokens(lm, facts, plan.contexts)
         layers = []
         for done, site in enumerate(plan.sites):
+            report_stage(pipeline.WRITING, done, len(plan.sites))
             measured = self._measure(lm, site, plan, sequences, targets)
             share = self.layer_share(measured.residuals, len(plan.sites) - done)
             self.check_keys(facts, measured.keys)
@@ -144,6 +149,7 @@ class SpreadEditor(LocateThenEdit):
             notes.add(layers[-1], measured.residuals, keys, clean)
             temporary = WeightPatch({site: change}, Header(method=self.name))
             stack.enter_context(temporary.apply(lm))
+        report_stage(pipeline.WRITING, len(plan.sites), len(plan.sites))
         return layers
 
     def solve_layers(
@@ -192,10 +198,13 @@ class MultiLayerEditor(SpreadEditor):
     """
 
     layers: tuple[int, ...] | None = Field(
-        default=None, description="Blocks to edit, lowest first; probed if not given."
+        default=None, description="Blocks to edit, lowest first; chosen by depth if not given."
     )
-    weight: float = Field(
-        default=15000.0, gt=0, description="Price of disturbing old keys, in background keys."
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="Price of disturbing old keys, in background keys; by default "
+        "as many as suit the model, see `price`.",
     )
 
     @property
@@ -204,13 +213,28 @@ class MultiLayerEditor(SpreadEditor):
         return False
 
     def configured_layers(self) -> tuple[int, ...] | None:
-        """Return the layers given in ascending order, or None to let the probe choose."""
+        """Return the layers given in ascending order, or None where there are none."""
         return None if self.layers is None else tuple(sorted(set(self.layers)))
 
-    def probed_layers(self, peak: int, num_layers: int) -> tuple[int, ...]:
-        """Return a sixth of the blocks, at most five, ending at the one that the probe found."""
+    def layers_up_to(self, last: int, num_layers: int) -> tuple[int, ...]:
+        """Return a sixth of the blocks, at most five, ending at the one chosen for the model."""
         count = max(1, min(5, num_layers // 6))
-        return tuple(range(max(0, peak - count + 1), peak + 1))
+        return tuple(range(max(0, last - count + 1), last + 1))
+
+    def price(self, state: State, site: Site) -> float:
+        """Return `weight`, or the one that suits the statistics of a site.
+
+        A key whose squared length is g in the coordinates of the method (`coordinates`) is written
+        by g / (weight + g). The weight is the mean g of the keys of text, so that a key like those
+        of text is written by half, and rarer ones, as those of subjects are, by more. With a second
+        moment of full rank and no shrinkage that is the number d_in of inner units: 16,384 for
+        GPT-J, for which MEMIT gives 15,000.
+        """
+        return self.weight if self.weight is not None else self.mean_energy(state, site)
+
+    def mean_energy(self, state: State, site: Site) -> float:
+        """Return the mean squared length of the keys of text in the coordinates of the method."""
+        return state.effective_dimension(site)
 
     def protected(self, state: State, site: Site) -> Protected | None:
         """Return the keys of earlier edits at this editor's price; None where there are none."""
@@ -222,7 +246,7 @@ class MultiLayerEditor(SpreadEditor):
         }
         if not self.protects_keys or not tensors:
             return None
-        return Protected.from_tensors(tensors).with_weight(self.weight)
+        return Protected.from_tensors(tensors).with_weight(self.price(state, site))
 
     def protect(self, state: State, keys: Mapping[Site, Float[Tensor, "d_in n"]]) -> State:
         """Return a state in which these keys are protected too."""
@@ -230,7 +254,8 @@ class MultiLayerEditor(SpreadEditor):
         for site, new in keys.items():
             columns = self.coordinates(state, site, new)
             earlier = self.protected(state, site)
-            earlier = earlier or Protected.empty(len(columns), self.weight, columns.device)
+            if earlier is None:
+                earlier = Protected.empty(len(columns), self.price(state, site), columns.device)
             for name, tensor in earlier.with_keys(columns).tensors().items():
                 tensors[self._prefix(site) + name] = tensor
         return state.updated(tensors)
@@ -274,6 +299,8 @@ class _LayerNotes:
         self.agreement: dict[str, list[float]] = {}
         self.fraction: dict[str, list[float]] = {}
         self.missing: dict[str, list[float]] = {}
+        self.first_missing: list[float] = []
+        self.left: list[float] = []
         self.condition: dict[str, float] = {}
         self.conflicts: list[list[int]] = []
 
@@ -289,6 +316,9 @@ class _LayerNotes:
         self.agreement[name] = pipeline.key_agreements(keys.T, clean.T, None)
         written = layer.change @ layer.keys.T.to(layer.change.right)
         self.fraction[name] = pipeline.written_fractions(written, layer.share.T.to(written))
+        if not self.first_missing:
+            self.first_missing = missing.norm(dim=1).tolist()
+        self.left = (missing.T.to(written) - written).norm(dim=0).tolist()
         self.missing[name] = missing.norm(dim=1).tolist()
         self.condition[name] = gram_condition(keys, None).condition
         for fact, ratio in zip(self.facts, self.agreement[name], strict=True):
@@ -307,10 +337,23 @@ class _LayerNotes:
                     "different targets; least squares averages them."
                 )
 
+    def _small_fractions(self) -> list[str]:
+        """Describe a batch of which too little was written; empty where enough was."""
+        pairs = zip(self.left, self.first_missing, strict=True)
+        shares = [1 - left / missing for left, missing in pairs if missing > 0]
+        few = [share for share in shares if share < SMALL_FRACTION]
+        if not few:
+            return []
+        return [
+            f"Of {len(few)} of {len(self.facts)} facts less than {SMALL_FRACTION:.0%} of the "
+            f"wanted change was written (least {min(few):.0%}): lower `weight` to write more."
+        ]
+
     def finish(self) -> dict[str, object]:
         """Return the notes for the header."""
+        warnings = [*self.warnings, *self._small_fractions()]
         return {
-            **summarise(self.facts, [trace.status for trace in self.traces], self.warnings),
+            **summarise(self.facts, [trace.status for trace in self.traces], warnings),
             "search": [trace.to_dict() for trace in self.traces],
             "key_agreement": round_series(self.agreement),
             "written_fraction": round_series(self.fraction),
@@ -318,4 +361,5 @@ class _LayerNotes:
             "key_condition": {name: f"{value:.3g}" for name, value in self.condition.items()},
             "conflicts": self.conflicts,
             "layers": [site.layer for site in self.plan.sites],
+            "statistics": self.plan.statistics,
         }

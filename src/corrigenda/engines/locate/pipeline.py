@@ -14,12 +14,13 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, JsonValue
 from torch import Tensor
 
 from corrigenda.editor import Editor
 from corrigenda.engines.locate.contexts import Contexts, Style, generate_contexts
-from corrigenda.engines.locate.layer_probe import probe_layer
+from corrigenda.engines.locate.layer_choice import choose_layer
+from corrigenda.engines.locate.records import StopLoss
 from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, search_memory
 from corrigenda.facts import Fact, Span
 from corrigenda.linalg.cholesky import Cholesky
@@ -32,11 +33,15 @@ from corrigenda.patch import Header, header_for
 from corrigenda.progress import Progress
 from corrigenda.settings import select
 from corrigenda.state import State
+from corrigenda.statistics.fitting import describe_moments
 from corrigenda.training.dataset import TrainingSet
 
 SMALL_AGREEMENT = 0.1
 """Below this ratio of the clean to the averaged key, an edit at the clean prompt is
 unreliable."""
+
+WRITING = "writing"
+"""Name of the stage in which a change of weights is solved for."""
 
 _SAME_KEY = 0.999
 _CAPTURE_TOKENS = 4096
@@ -52,11 +57,13 @@ class EditPlan(NamedTuple):
         sites: Down projections to change, lowest first.
         contexts: Contexts and their weights.
         notices: Decisions taken for the caller, in words.
+        statistics: What the second moments were made of, for the header.
     """
 
     sites: tuple[Site, ...]
     contexts: Contexts
     notices: tuple[str, ...]
+    statistics: Mapping[str, JsonValue]
 
 
 class LocateThenEdit(Editor):
@@ -70,21 +77,25 @@ class LocateThenEdit(Editor):
     weight_decay: float = Field(default=0.5, ge=0, description="Price of a long delta.")
     clamp: float = Field(default=4.0, gt=0, description="Longest delta, in lengths of the anchor.")
     stop_loss: float = Field(default=0.05, ge=0, description="Loss at which a search ends.")
+    stop_on: StopLoss = Field(
+        default="nll",
+        description="Loss compared with stop_loss: nll of the target, or total as published.",
+    )
     contexts: Contexts | None = Field(
         default=None, description="Prefixes; the fitted ones, or generated, if not given."
     )
     chat_contexts: bool = Field(
         default=True, description="Edit the chat form too, where the model has a chat template."
     )
-    seed: int = Field(default=0, description="Of generated contexts and of the layer probe.")
+    seed: int = Field(default=0, description="Of generated contexts.")
 
     @abstractmethod
     def configured_layers(self) -> tuple[int, ...] | None:
-        """Return the layers of the options in ascending order; None to let the probe choose."""
+        """Return the layers of the options in ascending order; None where there are none."""
 
-    def probed_layers(self, peak: int, num_layers: int) -> tuple[int, ...]:
-        """Return the layers to edit when the probe finds `peak`."""
-        return (peak,)
+    def layers_up_to(self, last: int, num_layers: int) -> tuple[int, ...]:
+        """Return the layers to edit where `last` is the one chosen for the model."""
+        return (last,)
 
     @property
     def search(self) -> SearchSettings:
@@ -92,7 +103,7 @@ class LocateThenEdit(Editor):
         return select(SearchSettings, self)
 
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
-        """Return down projections of the configured layers, or of those the probe chooses.
+        """Return down projections of the configured layers, or of those chosen for the model.
 
         Raises:
             UnknownSite (CG303): the model has no such block.
@@ -101,12 +112,7 @@ class LocateThenEdit(Editor):
 
     def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
         """Estimate the bytes of the target search: constants of the facts and one graph."""
-        return search_memory(lm, self.likely_sites(lm)[-1].layer, num_facts)
-
-    def likely_sites(self, lm: LanguageModel) -> tuple[Site, ...]:
-        """Return the configured layers, or middle ones where the probe has yet to choose."""
-        layers = self.configured_layers() or self.probed_layers(lm.num_layers // 2, lm.num_layers)
-        return tuple(Site(layer) for layer in layers)
+        return search_memory(lm, self.sites(lm)[-1].layer, num_facts)
 
     def fit(
         self,
@@ -150,7 +156,10 @@ class LocateThenEdit(Editor):
             contexts = generate_contexts(lm, self.context_style, seed=self.seed)
         if self.contexts is None and self.chat_contexts and has_chat_template(lm.tokenizer):
             contexts = replace(contexts, chat=_CHAT_WEIGHT)
-        return EditPlan(sites, contexts, notices)
+        statistics = describe_moments(state, sites) if self.requires.moments else {}
+        if statistics.get("chosen"):
+            notices = (*notices, str(statistics["summary"]))
+        return EditPlan(sites, contexts, notices, statistics)
 
     def make_header(
         self, lm: LanguageModel, facts: Sequence[Fact], notes: Mapping[str, object]
@@ -162,8 +171,8 @@ class LocateThenEdit(Editor):
     def _locate(self, lm: LanguageModel) -> tuple[tuple[Site, ...], tuple[str, ...]]:
         layers, notices = self.configured_layers(), ()
         if layers is None:
-            choice = probe_layer(lm, seed=self.seed)
-            layers, notices = self.probed_layers(choice.layer, lm.num_layers), (choice.message,)
+            choice = choose_layer(lm)
+            layers, notices = self.layers_up_to(choice.layer, lm.num_layers), (choice.message,)
         require_layers(lm, layers, where=f"method {self.name}")
         return tuple(Site(layer) for layer in layers), notices
 

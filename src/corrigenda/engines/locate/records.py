@@ -14,6 +14,9 @@ EntryRole = Literal["state", "value", "components"]
 """Where a delta enters: at the output of a block, at that of its down projection, or two deltas at
 the outputs of the last projections of its attention and of its feed-forward block."""
 
+StopLoss = Literal["nll", "total"]
+"""Which loss of a search is compared with `SearchSettings.stop_loss`."""
+
 
 class SearchSettings(NamedTuple):
     """Settings of the search, in the units of the method cards.
@@ -24,7 +27,10 @@ class SearchSettings(NamedTuple):
         kl_weight: Weight of the essence term.
         weight_decay: Weight of `||delta|| / ||anchor||^2`.
         clamp: Largest `||delta||` in units of `||anchor||`.
-        stop_loss: A fact whose total loss is below this takes no further step.
+        stop_loss: A fact whose loss is below this takes no further step.
+        stop_on: Which loss that is: "nll", that of the target alone, or "total", which also holds
+            the essence term and the decay. Published code compares the total, of which the decay
+            alone is larger than 0.05 on many models, so that no search ends early.
         settled_weight: Weight of the target's loss in the step after one in which the target was
             the most likely token wherever it is read, 1 otherwise; see `settled_kl`.
         settled_kl: A fact for which that is so, and whose weighted essence term is at most this,
@@ -37,6 +43,7 @@ class SearchSettings(NamedTuple):
     weight_decay: float
     clamp: float
     stop_loss: float = 0.05
+    stop_on: StopLoss = "nll"
     settled_weight: float = 1.0
     settled_kl: float | None = None
 
@@ -87,7 +94,7 @@ class SearchTrace:
 
     Attributes:
         losses: One entry per forward pass.
-        stop: "loss" when the total loss fell below the stopping value, "settled" when the target
+        stop: "loss" when the loss fell below the stopping value, "settled" when the target
             was the most likely token everywhere and the essence stayed, else "steps".
         clamped_steps: Steps after which delta was pulled back onto the ball.
         at_clamp: Whether the last step ended on the ball.

@@ -32,6 +32,7 @@ from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
 from corrigenda.lm.tail import Tail, memory_budget
+from corrigenda.progress import report_stage
 
 __all__ = [
     "EntryRole",
@@ -48,6 +49,7 @@ _PADDING_TOKENS = {"cpu": 16, "cuda": 1024}
 _BUCKET_TOKENS = {"cpu": 512, "cuda": 16384}
 # A fact in its contexts.
 _USUAL_ROWS = 21
+_STAGE = "search"
 _HEAD_ROWS = {"cpu": 256, "cuda": 4096}
 
 
@@ -88,8 +90,11 @@ def find_targets(
     anchors = torch.zeros(len(names), parts, lm.d_model, device=lm.device)
     deltas = torch.zeros_like(anchors)
     traces = [SearchTrace() for _ in names]
-    for group in _groups(lm, rows, layer, len(names)):
-        _search(lm, group, layer, role, settings, names, anchors, deltas, traces)
+    groups = _groups(lm, rows, layer, len(names))
+    steps = settings.steps
+    for number, group in enumerate(groups):
+        course = _Course(number * steps, len(groups) * steps)
+        _search(lm, group, layer, role, settings, names, anchors, deltas, traces, course)
     return Targets(anchors.flatten(1), deltas.flatten(1), traces)
 
 
@@ -135,6 +140,19 @@ def _groups(
 
 def _vocabulary(lm: LanguageModel) -> int:
     return int(lm.model.config.get_text_config().vocab_size)
+
+
+class _Course(NamedTuple):
+    """What is reported of a search: the steps of earlier groups, and those of all."""
+
+    before: int
+    total: int
+
+    def report(self, step: int, traces: Sequence[SearchTrace]) -> None:
+        """Report a step of the group, with the mean loss of the facts that are still searched."""
+        losses = [trace.losses[-1].nll for trace in traces if len(trace.losses) == step]
+        note = f"nll {sum(losses) / len(losses):.2f}" if losses else ""
+        report_stage(_STAGE, self.before + step, self.total, note=note)
 
 
 @dataclass
@@ -224,8 +242,10 @@ def _search(
     anchors: Float[Tensor, "n parts d_model"],
     deltas: Float[Tensor, "n parts d_model"],
     traces: list[SearchTrace],
+    course: _Course,
 ) -> None:
     """Run the search for one group of facts; writes into `anchors`, `deltas` and `traces`."""
+    report_stage(_STAGE, course.before, course.total)
     contexts = [0] * len(names)
     for row in rows:
         contexts[row.fact] += bool(row.labels)
@@ -251,7 +271,9 @@ def _search(
         shrink = (decay * norms).sum(dim=1)
         total = weight * read.nll + read.kl + shrink
         _record(traces, names, live, torch.stack([total, read.nll, read.kl, shrink], dim=1))
-        done = live & (total < settings.stop_loss)
+        course.report(step, traces)
+        stopping = read.nll if settings.stop_on == "nll" else total
+        done = live & (stopping < settings.stop_loss)
         for fact in done.nonzero().flatten().tolist():
             traces[fact].stop = "loss"
         if settings.settled_kl is not None:
@@ -265,6 +287,7 @@ def _search(
             done |= settled
         live &= ~done
         if last or not live.any():
+            report_stage(_STAGE, course.before + settings.steps, course.total)
             break
         now = live.nonzero().flatten()
         # The gradient of a norm at zero is taken as zero.

@@ -43,8 +43,11 @@ class AlphaEdit(MultiLayerEditor):
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )
 
-    weight: float = Field(
-        default=1.0, gt=0, description="Price of a change, in squared units of keys (L2)."
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="Price of a change, in squared units of keys (L2); by default the mean "
+        "of ||P k||^2 over the keys of text.",
     )
     energy: float = Field(
         default=0.02, gt=0, lt=1, description="Most of tr(C) that the free directions may hold."
@@ -126,6 +129,10 @@ class AlphaEdit(MultiLayerEditor):
             )
         return NullSpace.from_tensors(tensors)
 
+    def mean_energy(self, state: State, site: Site) -> float:
+        """Return the mean of ||P k||^2 over the keys of text."""
+        return self.projector(state, site).energy * state.mean_square(site)
+
     def make_plan(self, lm: LanguageModel, state: State | None) -> EditPlan:
         """Decide sites and contexts; every site must have its projector.
 
@@ -161,7 +168,7 @@ class AlphaEdit(MultiLayerEditor):
             residuals,
             self.projector(state, site),
             protected=self.protected(state, site),
-            weight=self.weight,
+            weight=self.price(state, site),
         )
 
     @property

@@ -34,7 +34,9 @@ class Emmet(SpreadEditor):
     name: ClassVar[str] = "emmet"
     requires: ClassVar[Requires] = Requires(subject=True, moments=True, training_set=False)
 
-    layer: int | None = Field(default=None, ge=0, description="Block to edit; probed if not given.")
+    layer: int | None = Field(
+        default=None, ge=0, description="Block to edit; chosen by depth if not given."
+    )
     gamma: float = Field(
         default=0.0, ge=0, description="Ridge on the constraints; 0 meets them exactly."
     )
@@ -47,7 +49,7 @@ class Emmet(SpreadEditor):
         )
 
     def configured_layers(self) -> tuple[int, ...] | None:
-        """Return the layer given, or None to let the probe choose."""
+        """Return the layer given, or None where there is none."""
         return None if self.layer is None else (self.layer,)
 
     def check_facts(self, lm: LanguageModel, facts: Sequence[Fact], plan: EditPlan) -> None:

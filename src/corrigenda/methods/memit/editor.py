@@ -46,4 +46,6 @@ class Memit(MultiLayerEditor):
     ) -> LowRank:
         """Solve R K^T (weight C + K_p K_p^T + K K^T)^-1."""
         protected = self.protected(state, site)
-        return ridge(keys, residuals, state.factor(site), weight=self.weight, protected=protected)
+        return ridge(
+            keys, residuals, state.factor(site), weight=self.price(state, site), protected=protected
+        )

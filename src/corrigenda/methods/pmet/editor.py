@@ -89,4 +89,4 @@ class Pmet(MultiLayerEditor):
         site: Site,
     ) -> LowRank:
         """Solve R K^T (weight C + K K^T)^-1."""
-        return ridge(keys, residuals, state.factor(site), weight=self.weight)
+        return ridge(keys, residuals, state.factor(site), weight=self.price(state, site))

@@ -24,6 +24,7 @@ from corrigenda.lm.sites import Site, key
 from corrigenda.patch import WeightPatch
 from corrigenda.patch.changes import Change, norm
 from corrigenda.patch.notes import round_series, summarise
+from corrigenda.progress import report_stage
 from corrigenda.state import State
 
 Variant = Literal["r-rome", "rome", "p-rome", "denominator"]
@@ -70,7 +71,9 @@ class Rome(LocateThenEdit):
     variant: Variant = Field(
         default="r-rome", description="Which key enters the residual and the denominator."
     )
-    layer: int | None = Field(default=None, ge=0, description="Block to edit; probed if not given.")
+    layer: int | None = Field(
+        default=None, ge=0, description="Block to edit; chosen by depth if not given."
+    )
     use_moment: bool = Field(
         default=True, description="Measure the change on keys of text, not in the plain norm."
     )
@@ -87,7 +90,7 @@ class Rome(LocateThenEdit):
     )
 
     def configured_layers(self) -> tuple[int, ...] | None:
-        """Return the layer given, or None to let the probe choose."""
+        """Return the layer given, or None where there is none."""
         return None if self.layer is None else (self.layer,)
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
@@ -160,6 +163,7 @@ class Rome(LocateThenEdit):
             settings=self.search,
             names=[fact.label for fact in facts],
         )
+        report_stage(pipeline.WRITING, 0, 1)
         sequences = pipeline.subject_tokens(lm, facts, plan.contexts)
         keys = pipeline.capture_last(lm, sequences, [key(site)])[key(site)]
         mean, clean = pipeline.average(keys, plan.contexts.weights)[0], keys[0].double()
@@ -176,6 +180,7 @@ class Rome(LocateThenEdit):
             case "denominator":
                 change = rank_one(mean, delta, factor)
         agreement = key_agreement(mean, clean, factor)
+        report_stage(pipeline.WRITING, 1, 1)
         return RankOneEdit(change, mean, clean, delta, wanted, targets.traces[0], agreement)
 
     def _notes(
@@ -197,6 +202,7 @@ class Rome(LocateThenEdit):
             "search": [written.trace.to_dict()],
             "key_agreement": round_series({str(plan.sites[0]): [written.agreement]}),
             "layers": [site.layer for site in plan.sites],
+            "statistics": plan.statistics if self.use_moment else {},
         }
 
 

@@ -19,8 +19,8 @@ from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
 from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.kv_cache import batches
-from corrigenda.lm.loading import SHIPPED
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.model_names import SHIPPED
 from corrigenda.lm.sites import Site
 from corrigenda.methods.truthx.autoencoder import AutoEncoder, measure_untruth
 from corrigenda.methods.truthx.states import (
@@ -204,7 +204,7 @@ class TruthX(Editor):
                 seed=self.seed,
             ),
             job=job,
-            key=f"{self.model_dump_json(exclude=_EDITING)}/{lm.digest()}",
+            key=f"{self.model_dump_json(exclude=_EDITING)}/{lm.recall_digest()}",
         )
         centres = torch.stack([_measure_centres(spaces, states) for states in learnt.states])
         accuracy = torch.tensor(

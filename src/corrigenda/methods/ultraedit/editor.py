@@ -31,7 +31,12 @@ from corrigenda.patch import Header, WeightPatch, header_for
 from corrigenda.patch.notes import EVEN_ODDS, round_series, round_values
 from corrigenda.progress import Progress
 from corrigenda.state import State
-from corrigenda.statistics.corpus import complete_corpus, read_documents, write_own_text
+from corrigenda.statistics.corpus import (
+    OWN_TEXT,
+    complete_corpus,
+    read_documents,
+    write_own_text,
+)
 from corrigenda.training.dataset import TrainingSet, text_only
 
 _EPSILON = 1e-7
@@ -265,7 +270,8 @@ class UltraEdit(Editor):
         wanted = complete_corpus(lm, text_only(corpus, where=self.name))
         count = -(-self.warm_up // _ANSWER_OF_TEXT)
         source = wanted.source
-        if source is None:
+        assert source is not None, "completed"
+        if source == OWN_TEXT:
             tokens = count * _ROW_OF_TEXT
             source = write_own_text(lm, tokens, seed=wanted.seed, progress=progress, keep=True)
         texts = list(islice(read_documents(source), _DOCUMENTS_TO_DRAW_FROM * count))

@@ -1,0 +1,1 @@
+"""Facts of the almanac that a model knows, and trials of edits of them."""

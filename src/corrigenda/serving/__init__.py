@@ -1,0 +1,1 @@
+"""An HTTP server in the form of OpenAI's for a model and its edits; imported only when used."""
