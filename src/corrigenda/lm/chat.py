@@ -102,7 +102,7 @@ def chat_form(tokenizer: PreTrainedTokenizerBase) -> ChatForm:
     return ChatForm(before, after, separator)
 
 
-class Turn(NamedTuple):
+class UserTurn(NamedTuple):
     """The last turn of a user in the text of a dialogue, the assistant about to answer.
 
     Attributes:
@@ -122,7 +122,7 @@ class Turn(NamedTuple):
         return f"{self.before}{prompt}{self.after}"
 
 
-def find_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> Turn | None:
+def find_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> UserTurn | None:
     """Return the user's turn that a text written by the chat template ends with; None if none.
 
     Args:
@@ -149,7 +149,11 @@ def find_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> Turn | None:
     if not opening.strip() or opening not in text or not text.endswith(form.after):
         return None
     end = len(text) - len(form.after)
-    return Turn(text[:start], text[start:end], form.after, form.separator) if start <= end else None
+    return (
+        UserTurn(text[:start], text[start:end], form.after, form.separator)
+        if start <= end
+        else None
+    )
 
 
 def write_turns(

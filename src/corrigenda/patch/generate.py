@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from corrigenda.errors import BadConfig
-from corrigenda.lm.chat import Turn, find_turn
+from corrigenda.lm.chat import UserTurn, find_turn
 from corrigenda.lm.interception import (
     Answerer,
     PromptRewriter,
@@ -94,7 +94,7 @@ class _Generate:
 def _new_tokens(
     lm: LanguageModel,
     prompts: list[str],
-    turns: Sequence[Turn | None],
+    turns: Sequence[UserTurn | None],
     ask: Callable[[LanguageModel, list[int], list[str]], list[list[int]]],
 ) -> list[list[int]]:
     """Return new tokens of each row: of an answer, else generated after the rewritten prompt."""
@@ -121,7 +121,7 @@ def _generate(
     lm: LanguageModel,
     model: LanguageModel,
     texts: list[str],
-    turns: Sequence[Turn | None],
+    turns: Sequence[UserTurn | None],
     plain: Generate,
     args: Sequence[object],
     options: Mapping[str, object],
