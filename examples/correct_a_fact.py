@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import corrigenda as cg
-from corrigenda.assessment import Role
+from corrigenda.prompt_answers import Role
 
 
 def main() -> cg.Assessment:

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 import corrigenda as cg
-from corrigenda.assessment import Outcome, Role, begins_with_target, check_targets
+from corrigenda.assessment import Outcome
 from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.errors import (
@@ -27,6 +27,7 @@ from corrigenda.errors import (
 )
 from corrigenda.methods.registry import METHODS
 from corrigenda.progress import show_progress
+from corrigenda.prompt_answers import Role, begins_with_target, check_targets
 from corrigenda.testing.tiny import tiny_model
 from tests.support.tiny_on_disk import nearest_fact
 

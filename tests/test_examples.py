@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from corrigenda.assessment import Role
+from corrigenda.prompt_answers import Role
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -10,6 +10,7 @@ import pytest
 import corrigenda
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import greedy
+from tests.support.chat import chat_model
 from tests.support.tiny_on_disk import QUICK, Run
 
 
@@ -203,3 +204,27 @@ def test_facts_of_another_framework_are_edited(
     ran = run("edit", model, "--facts", file, "--json", *QUICK)
     assert ran.code == 0
     assert ran.json["facts"][0]["target"] == fact.target
+
+
+def test_a_chat_model_is_shown_in_both_forms(run: Run, fact: Fact, tmp_path: Path) -> None:
+    lm = chat_model()
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    edit = ("edit", tmp_path, fact.prompt, "-s", fact.subject, "-t", fact.target, *QUICK)
+    assert "prompt, chat" in run(*edit).out
+    data = run(*edit, "--chat", "--json").json
+    assert [item["chat"] for item in data["answers"]] == [False, True]
+    assert set(data["chat"]) >= {"efficacy", "subject_kept"}
+    plain = run(*edit, "--no-chat", "--json").json
+    assert [item["chat"] for item in plain["answers"]] == [False]
+    assert plain["chat"] is None
+    asked = run("ask", tmp_path, "Who?", "--chat", "--json").json
+    told = run("ask", tmp_path, "Who?", "--no-chat", "--json").json
+    assert asked["replies"][0]["top"] == []
+    assert told["replies"][0]["top"]
+
+
+def test_chat_without_a_template_is_misuse(run: Run, model: Path, fact: Fact) -> None:
+    ran = run("edit", model, fact.prompt, "-t", fact.target, "--chat", *QUICK)
+    assert ran.code == 2
+    assert "no chat template" in ran.err

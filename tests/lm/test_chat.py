@@ -94,7 +94,7 @@ def test_templates_that_cannot_be_used_are_refused() -> None:
     assert not has_chat_template(lm.tokenizer)
     with pytest.raises(BadConfig, match=r"CG502 .*no chat template"):
         encode_fact(lm, FACT)
-    with pytest.raises(BadConfig, match=r"refuses a single turn of a user .a system prompt"):
+    with pytest.raises(BadConfig, match=r"refuses these turns .a system prompt"):
         encode_fact(chat_model(template=REFUSING), FACT)
     with pytest.raises(BadConfig, match="leaves out what the user says"):
         encode_fact(chat_model(template=SILENT), FACT)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from corrigenda.assessment import Role
 from corrigenda.exports.forms import Form
 from corrigenda.exports.usage import FormCommands, list_commands
 from corrigenda.files import write_text
 from corrigenda.markdown import escape_markdown, format_code, write_markdown_table
+from corrigenda.prompt_answers import Role
 from corrigenda.version import VERSION
 
 if TYPE_CHECKING:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from corrigenda.assessment import Assessment, Outcome, Role, assess, list_facts
+from corrigenda.assessment import Assessment, Outcome, assess, list_facts
 from corrigenda.errors import NotExportable
 from corrigenda.exports.adapter_rules import RANKS
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.changes import Change, norm
 from corrigenda.patch.weights import WeightPatch
+from corrigenda.prompt_answers import Role
 from corrigenda.transforms.compress_rank import CompressRank
 
 _LADDER = RANKS[1:]

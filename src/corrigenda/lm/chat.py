@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -82,7 +82,7 @@ def write_turn(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     Raises:
         BadConfig (CG502): there is no chat template, or it refuses a single turn of a user.
     """
-    return render_turns(tokenizer, [{"role": "user", "content": prompt}], asks=True)
+    return write_turns(tokenizer, [{"role": "user", "content": prompt}])
 
 
 def chat_form(tokenizer: PreTrainedTokenizerBase) -> ChatForm:
@@ -96,7 +96,7 @@ def chat_form(tokenizer: PreTrainedTokenizerBase) -> ChatForm:
     if not found:
         raise _refuse("leaves out what the user says")
     turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
-    told = render_turns(tokenizer, turns, asks=False).partition(_USER)[2].partition(_ASSISTANT)[0]
+    told = write_turns(tokenizer, turns, asks=False).partition(_USER)[2].partition(_ASSISTANT)[0]
     extra = told.removeprefix(after)
     separator = extra if told.startswith(after) and not extra.strip() else ""
     return ChatForm(before, after, separator)
@@ -138,8 +138,7 @@ def find_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> UserTurn | None:
         {"role": "user", "content": _USER},
     ]
     try:
-        text_of_turns = render_turns(tokenizer, turns, asks=True)
-        later = text_of_turns.partition(_ASSISTANT)[2].partition(_USER)[0]
+        later = write_turns(tokenizer, turns).partition(_ASSISTANT)[2].partition(_USER)[0]
     except BadConfig:
         later = form.before
     # What the first and later turns of a user have in common opens a turn.
@@ -150,20 +149,22 @@ def find_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> UserTurn | None:
     if not opening.strip() or opening not in text or not text.endswith(form.after):
         return None
     end = len(text) - len(form.after)
-    if start > end:
-        return None
-    return UserTurn(text[:start], text[start:end], form.after, form.separator)
+    return (
+        UserTurn(text[:start], text[start:end], form.after, form.separator)
+        if start <= end
+        else None
+    )
 
 
-def render_turns(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]], *, asks: bool
+def write_turns(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]], *, asks: bool = True
 ) -> str:
-    """Return the text of a conversation in the chat template, special tokens included.
+    """Return the text of a conversation in the chat template.
 
     Args:
-        tokenizer: The tokenizer, with its template.
-        turns: Each with `role` and `content`.
-        asks: Whether the assistant is about to answer at the end.
+        tokenizer: Its chat template is used.
+        turns: Turns, each with `role` and `content`.
+        asks: Whether the assistant is about to answer.
 
     Raises:
         BadConfig (CG502): there is no chat template, or it refuses the turns.
@@ -177,7 +178,7 @@ def render_turns(
         )
     try:
         text = tokenizer.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=asks
+            [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=asks
         )
     except (TemplateError, TypeError, ValueError) as error:
         raise _refuse(f"refuses these turns ({error})") from error

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corrigenda.errors import EmptyTarget, PromptTooLong
-from corrigenda.lm.chat import render_turns
+from corrigenda.lm.chat import write_turns
 from corrigenda.lm.interception import answer_directly, ask_rewritten
 from corrigenda.lm.kv_cache import (
     Continuation,
@@ -389,8 +389,7 @@ def encode_chat(lm: LanguageModel, messages: Sequence[Mapping[str, str]]) -> lis
         BadConfig (CG502): the model has no chat template, or the template refuses the turns.
         PromptTooLong (CG105): the conversation exceeds the context.
     """
-    turns = [dict(message) for message in messages]
-    text = render_turns(lm.tokenizer, turns, asks=True)
+    text = write_turns(lm.tokenizer, messages)
     ids: list[int] = lm.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if len(ids) > lm.context_length:
         raise PromptTooLong(
