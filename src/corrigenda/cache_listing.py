@@ -25,6 +25,7 @@ KINDS = {
     "digests": "digests of checkpoints",
     "benchmarks": "downloaded files of benchmarks",
     "checksums": "checksums of GGUF files",
+    "tuning": "trials of options of methods",
     "speed": "speed of this processor in half precision",
 }
 """Folders of the cache, and what they hold. Nothing else in it is ever removed."""
