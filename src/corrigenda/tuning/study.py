@@ -80,9 +80,11 @@ class MethodSearch:
         Raises:
             MissingExtra (CG504): optuna is not installed.
         """
-        self.lm, self.present, self.evaluator = lm, present, evaluator
+        self.lm, self.evaluator = lm, evaluator
         self.at_once, self.corpus = at_once, corpus
-        self.dimensions = list_dimensions(lm, present)
+        chosen = present.chosen_options(lm, present.fit(lm, corpus))
+        self.present = present.model_copy(update=chosen)
+        self.dimensions = list_dimensions(lm, self.present)
         self.study = _open_study(file, seed)
         self._began = time.monotonic()
         self._spent: float = self.study.user_attrs.get(_SPENT, 0.0)
