@@ -245,6 +245,16 @@ class Editor(Settings, ABC):
         """Return `sites(lm)`, or as many of the same shape where finding them needs the model."""
         return self.sites(lm)
 
+    def chosen_options(self, lm: LanguageModel, state: State) -> dict[str, float]:
+        """Return what options that are not given are on a model; empty where there are none.
+
+        Args:
+            lm: The model.
+            state: The state fitted on it.
+        """
+        del lm, state
+        return {}
+
     def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
         """Estimate the bytes of `edit`, in addition to statistics and copies of weights."""
         del lm, num_facts

@@ -7,6 +7,7 @@ import pytest
 import corrigenda as cg
 from corrigenda.catalogue import build_editor
 from corrigenda.lm.model import LanguageModel
+from corrigenda.methods.registry import METHODS as METHODS_BY_NAME
 from corrigenda.tuning.spaces import (
     build_options,
     find_layers,
@@ -67,3 +68,18 @@ def test_every_corner_of_the_space_is_an_editor(pocket: LanguageModel, method: s
         layers = find_layers(pocket, editor)
         assert layers == tuple(range(layers[0], layers[-1] + 1))
         assert layers[-1] < pocket.num_layers
+
+
+@pytest.mark.parametrize(
+    ("method", "chosen"), [("rome", {"clamp"}), ("memit", {"clamp", "weight"})]
+)
+def test_what_the_model_decides_is_searched_too(
+    pocket: LanguageModel, method: str, chosen: set[str]
+) -> None:
+    layers = {"layer": 1} if method == "rome" else {"layers": (1,)}
+    present = METHODS_BY_NAME.get(method)(**layers)
+    values = present.chosen_options(pocket, present.fit(pocket))
+    assert set(values) == chosen
+    assert all(value > 0 for value in values.values())
+    dimensions = list_dimensions(pocket, present.model_copy(update=values))
+    assert chosen <= {one.name for one in dimensions}

@@ -73,7 +73,7 @@ def test_a_search_is_done_and_its_evidence_is_of_other_facts(
     assert read.method == METHOD
     assert read.shape == found.preset.shape
     editor = build_editor(pocket, METHOD, preset=str(file))
-    assert editor == build_editor(pocket, METHOD, **dict(found.options))
+    assert editor == type(editor)(**dict(found.options))
     again = tune(pocket, METHOD, facts=4, trials=2, progress=False)
     assert again[0].options == found.options
     assert again[0].evidence["trials"] == 2

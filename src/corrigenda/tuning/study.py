@@ -80,9 +80,11 @@ class MethodSearch:
         Raises:
             MissingExtra (CG504): optuna is not installed.
         """
-        self.lm, self.present, self.evaluator = lm, present, evaluator
+        self.lm, self.evaluator = lm, evaluator
         self.at_once, self.corpus = at_once, corpus
-        self.dimensions = list_dimensions(lm, present)
+        chosen = present.chosen_options(lm, present.fit(lm, corpus))
+        self.present = present.model_copy(update=chosen)
+        self.dimensions = list_dimensions(lm, self.present)
         self.study = _open_study(file, seed)
         self._began = time.monotonic()
         self._spent: float = self.study.user_attrs.get(_SPENT, 0.0)
@@ -174,6 +176,7 @@ class MethodSearch:
                 score = found.score
                 trial.set_user_attr(_OUTCOMES, found.to_json())
                 trial.report(score, step)
+                self.study.set_user_attr(_SPENT, self.seconds)
                 report(self.seconds)
                 spent = self.seconds >= until and self._count_finished() > 0
                 if spent or trial.should_prune() or _is_hopeless(found):
@@ -187,7 +190,11 @@ class MethodSearch:
         self.study.tell(trial, score if state is TrialState.COMPLETE else None, state=state)
 
     def _count_finished(self) -> int:
-        return sum(trial.state.is_finished() for trial in self.study.trials)
+        """Count the trials that edited some facts or failed; not those that were killed before."""
+        return sum(
+            trial.state.is_finished() and bool({_OUTCOMES, _ERROR} & set(trial.user_attrs))
+            for trial in self.study.trials
+        )
 
     def _recover(self) -> None:
         """Try again what a killed run had begun, and begin with the present options."""

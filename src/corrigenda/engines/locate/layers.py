@@ -233,6 +233,14 @@ class MultiLayerEditor(SpreadEditor):
         """
         return self.weight if self.weight is not None else self.mean_energy(state, site)
 
+    def chosen_options(self, lm: LanguageModel, state: State) -> dict[str, float]:
+        """Return the clamp, and the mean price of the layers, where none are given."""
+        chosen = super().chosen_options(lm, state)
+        if self.weight is None:
+            prices = [self.price(state, site) for site in self.make_plan(lm, state).sites]
+            chosen["weight"] = sum(prices) / len(prices)
+        return chosen
+
     def mean_energy(self, state: State, site: Site) -> float:
         """Return the mean squared length of the keys of text in the coordinates of the method."""
         return state.effective_dimension(site)

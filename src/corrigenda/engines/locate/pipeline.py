@@ -118,6 +118,11 @@ class LocateThenEdit(Editor):
             return settings._replace(clamp=usual)
         return settings
 
+    def chosen_options(self, lm: LanguageModel, state: State) -> dict[str, float]:
+        """Return the clamp of the model where none is given."""
+        del state
+        return {"clamp": self.search_settings(lm).clamp} if self.clamp is None else {}
+
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
         """Return down projections of the configured layers, or of those chosen for the model.
 
