@@ -31,7 +31,9 @@ TOKENS = 1024
 PASSES = 3
 LIMITS = {("smollm2", "cold"): 10.0, ("smollm2", "warm"): 6.0, ("gemma3", "cold"): 14.0}
 PROMPT, TARGET = "The capital of France is", "Rome"
-PARAPHRASE, NEIGHBOUR, KEPT = "France's capital city is", "The capital of Germany is", "Berlin"
+# A wording that both models answer with Paris before the edit.
+PARAPHRASE = "The city that is the capital of France is"
+NEIGHBOUR, KEPT = "The capital of Germany is", "Berlin"
 CACHE = "CORRIGENDA_CACHE"
 
 
@@ -109,7 +111,8 @@ def edit_once(options: argparse.Namespace) -> dict[str, object]:
     clock.charge()
     passes += time_unit(lm)
     unit = statistics.median(passes)
-    answers = {item.prompt: item.after for item in made.answers}
+    answers = {item.prompt: item.after for item in made.answers if not item.chat}
+    in_chat = {item.prompt: item.after for item in made.answers if item.chat}
     total = sum(clock.seconds.values())
     return {
         "units": round(total / unit, 2),
@@ -123,6 +126,7 @@ def edit_once(options: argparse.Namespace) -> dict[str, object]:
         "other_wording_follows": answers[PARAPHRASE].startswith(TARGET),
         "neighbour_kept": answers[NEIGHBOUR].startswith(KEPT),
         "answers": answers,
+        "answers_in_chat": in_chat,
         "changed": [change.site for change in made.changes],
         "search_steps": [len(one["losses"]) for one in made.patch.header.notes.get("search", [])],
     }
