@@ -31,6 +31,11 @@ CLOZES = {
     "P37": "The official language of {} is",
     "P30": "{} is located on the continent of",
 }
+PARAPHRASES = {
+    "P36": "The capital city of {} is called",
+    "P37": "In {}, the official language is",
+    "P30": "{} is a country on the continent of",
+}
 QUESTIONS = {
     "P36": "What is the capital of {}?",
     "P37": "What is the official language of {}?",
@@ -125,7 +130,10 @@ def _write_facts(
             subject=name,
             target=target,
             before=own[name],
-            paraphrases=(QUESTIONS[relation].format(name),),
+            paraphrases=(
+                PARAPHRASES[relation].format(name),
+                QUESTIONS[relation].format(name),
+            ),
             neighbours=tuple(CLOZES[relation].format(one) for one in neighbours),
             same_subject=tuple(
                 cloze.format(name)
