@@ -49,6 +49,9 @@ def lm(base, tmp_path_factory):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(base.parent, gguf_file=base.name, dtype="float32")
+    # The weights are whole again; what is recorded of them is not.
+    model.hf_quantizer, model.is_quantized = None, False
+    model.config.__dict__.pop("quantization_config", None)
     tokenizer = AutoTokenizer.from_pretrained(base.parent, gguf_file=base.name)
     return cg.wrap(model, tokenizer)
 
