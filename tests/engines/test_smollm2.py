@@ -75,7 +75,12 @@ def edits(lm):
 def first_words(lm, prompts):
     from corrigenda.lm.decoding import greedy
 
-    return [text.split()[:1] for text in greedy(lm, prompts, max_new_tokens=4)]
+    return [first_word(text) for text in greedy(lm, prompts, max_new_tokens=4)]
+
+
+def first_word(text):
+    """The first word without the signs after it."""
+    return text.split()[0].strip(".,;:!?") if text.split() else ""
 
 
 def bits_of(path):
@@ -106,7 +111,7 @@ def test_an_adapter_answers_as_our_process(method, lm, base, edits, tmp_path):
     with edits[method].apply(lm):
         ours = first_words(lm, PROMPTS)
     with llama_cpp(base, [adapter]) as server:
-        found = [complete(server, prompt, tokens=4).split()[:1] for prompt in PROMPTS]
+        found = [first_word(complete(server, prompt, tokens=4)) for prompt in PROMPTS]
     differ = [
         (prompt, one, other)
         for prompt, one, other in zip(PROMPTS, ours, found, strict=True)
