@@ -17,6 +17,7 @@ from figures import publish
 
 import corrigenda as cg
 from corrigenda.assessment import Assessment
+from corrigenda.exports.survival import Survival
 from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.protocols import Patch
 
@@ -24,7 +25,7 @@ Shares = dict[str, float]
 
 PAGE = Path(__file__).parents[1] / "docs" / "measured-real.md"
 BEGIN, END = "<!-- survives: begin -->", "<!-- survives: end -->"
-TYPES = ("bf16", "q8_0", "q4_0")
+TYPES = ("bf16", "q8_0", "q4_1", "q4_0")
 METHODS = ("rome", "memit", "alphaedit", "ft-m", "lora")
 # Country, its capital, and the wrong one to write.
 CAPITALS = (
@@ -73,12 +74,15 @@ def measure(
 ) -> dict[str, Shares]:
     made = make_patches(lm, method, facts, options)
     lines = {"as loaded": average([cg.assess(lm, patch, group) for patch, group in made])}
-    by_case = {}
+    by_case: dict[str, list[Survival]] = {}
     for patch, group in made:
         for one in cg.assess_after(lm, patch, TYPES, group):
-            name = f"{one.weights}, {one.placing}"
-            by_case.setdefault(name, []).append(one.assessment)
-    return lines | {name: average(found) for name, found in by_case.items()}
+            by_case.setdefault(f"{one.weights}, {one.placing}", []).append(one)
+    for name, found in by_case.items():
+        kept = sum(one.unedited_kept or 0.0 for one in found) / len(found)
+        shares = average([one.assessment for one in found])
+        lines[name] = shares | {"unedited": round(kept, 4)}
+    return lines
 
 
 def main() -> None:
@@ -113,11 +117,11 @@ def main() -> None:
 def write_table(result: dict[str, object], methods: list[str]) -> None:
     """Put the table between the markers of the page."""
     lines = [
-        "| method | weights | efficacy | paraphrases | neighbours kept |",
-        "|---|---|---|---|---|",
+        "| method | weights | efficacy | paraphrases | neighbours kept | kept unedited |",
+        "|---|---|---|---|---|---|",
         *(
             f"| {method} | {name} | {one['prompt']:.2f} | {one['paraphrase']:.2f} | "
-            f"{one['neighbour']:.2f} |"
+            f"{one['neighbour']:.2f} | {one.get('unedited', 1.0):.2f} |"
             for method in methods
             for name, one in result[method].items()
         ),

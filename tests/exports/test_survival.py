@@ -40,6 +40,14 @@ def test_each_type_is_tried_merged_and_as_an_adapter(pocket, edit):
         assert one.assessment.outcomes == whole.outcomes
         assert one.to_json()["efficacy"] == 1.0
         assert one.failed == []
+        assert one.unedited_kept == 1.0
+    prompts = [item.prompt for item in whole.answers if item.role == "neighbour"]
+    other = LanguageModel(cg.load("pocket").model, pocket.tokenizer, name="copy")
+    quantise_into(other, pocket, WeightType.Q4_0)
+    same = [
+        a == b for a, b in zip(cg.answer(pocket, prompts), cg.answer(other, prompts), strict=True)
+    ]
+    assert found[2].unedited_kept == found[3].unedited_kept == sum(same) / len(same)
 
 
 def test_too_small_an_edit_does_not_survive_being_merged(pocket, edit):

@@ -66,10 +66,13 @@ def _draw(console: Console, assessment: Assessment, survivals: tuple[Survival, .
     if not survivals:
         return
     rows: list[tuple[object, ...]] = [
-        ("as loaded", "", *_list_shares(assessment)),
-        *((str(one.weights), str(one.placing), *_list_shares(one.assessment)) for one in survivals),
+        ("as loaded", "", *_list_shares(assessment), None),
+        *(
+            (str(one.weights), str(one.placing), *_list_shares(one.assessment), one.unedited_kept)
+            for one in survivals
+        ),
     ]
-    columns = ("weights", "patch", "efficacy", "paraphrases", "neighbours kept")
+    columns = ("weights", "patch", "efficacy", "paraphrases", "neighbours kept", "kept unedited")
     console.print(output.table(columns, rows))
     for one in survivals:
         for prompt in one.failed:

@@ -17,7 +17,7 @@ from corrigenda.prompt_answers import Role
 from corrigenda.version import VERSION
 
 if TYPE_CHECKING:
-    from corrigenda.assessment import Assessment
+    from corrigenda.assessment import Assessment, PromptAnswers
     from corrigenda.lm.model import LanguageModel
     from corrigenda.patch.weights import WeightPatch
 
@@ -120,7 +120,7 @@ def render(card: FormCard, data: Mapping[str, object]) -> str:
         f"# {_TITLES[card.form]}",
         f"Made by corrigenda {VERSION} with the method {escape_markdown(header.method)} for "
         f"**{base}** and no other model (digest {format_code(header.base_digest or 'unknown')}). "
-        f"{len(header.facts)} facts were corrected.",
+        f"Facts corrected: {len(header.facts)}.",
         "## Facts",
         _render_facts(card),
         "## Measured",
@@ -203,12 +203,17 @@ def _render_facts(card: FormCard) -> str:
         return write_markdown_table(("prompt", "target"), rows)
     rows = [
         [
-            *map(escape_markdown, (str(one.role), one.prompt, found.facts[one.fact].target)),
+            *map(escape_markdown, (str(one.role), one.prompt, _name_wanted(found, one))),
             *map(escape_markdown, (one.before, one.after)),
         ]
         for one in found.answers
     ]
-    return write_markdown_table(("", "prompt", "target", "before", "after"), rows)
+    return write_markdown_table(("", "prompt", "wanted", "before", "after"), rows)
+
+
+def _name_wanted(found: Assessment, one: PromptAnswers) -> str:
+    """Return the answer that a prompt should get."""
+    return "as before" if one.role is Role.NEIGHBOUR else found.facts[one.fact].target
 
 
 def _render_measured(card: FormCard) -> str:

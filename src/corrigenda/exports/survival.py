@@ -54,11 +54,14 @@ class Survival(NamedTuple):
         weights: Type of the weights.
         placing: Place of the change.
         assessment: Answers before (of the unedited model in the same type) and after.
+        unedited_kept: Share of neighbours that the unedited model answers in this type as it did
+            before it was quantised: what the type costs without any edit. None without neighbours.
     """
 
     weights: WeightType
     placing: Placing
     assessment: Assessment
+    unedited_kept: float | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return the shares and what failed, as plain values."""
@@ -69,6 +72,7 @@ class Survival(NamedTuple):
             "efficacy": found.share(Role.PROMPT),
             "paraphrases_changed": found.share(Role.PARAPHRASE),
             "neighbours_kept": found.share(Role.NEIGHBOUR),
+            "unedited_kept": self.unedited_kept,
             "failed": self.failed,
         }
 
@@ -90,7 +94,8 @@ def assess_after(
     Each type is tried twice: with the patch merged before the weights are quantised, and with the
     patch added at run time to quantised weights. Matrices of blocks get the type; embedding and
     head get at least Q8_0; vectors stay. Quantising is that of the package `gguf`, computing is in
-    float32. Neighbours are kept where the answer is that of the unedited model in the same type.
+    float32. Neighbours are kept where the answer is that of the unedited model in the same type;
+    where `unedited_kept` is low, the type itself costs the model what it knew.
 
     Args:
         lm: The model, without the patch. It is left as it was; a copy in float32 is made of it.
@@ -117,9 +122,11 @@ def assess_after(
     # Quantised weights have another digest than the model that the patch was made on.
     free = WeightPatch(patch.changes, Header(method=patch.header.method))
     found: list[Survival] = []
+    whole = _ask(lm, asked)
     for kind in kinds:
         quantise_into(other, lm, kind)
         before = _ask(other, asked)
+        kept = _compare(patch, asked, whole, before).share(Role.NEIGHBOUR)
         with free.apply(other, mode="runtime"):
             after_adapter = _ask(other, asked)
         with patch.apply(lm):
@@ -129,7 +136,7 @@ def assess_after(
             (Placing.MERGED, after_merged),
             (Placing.ADAPTER, after_adapter),
         ):
-            found.append(Survival(kind, placing, _compare(patch, asked, before, answers)))
+            found.append(Survival(kind, placing, _compare(patch, asked, before, answers), kept))
     return tuple(found)
 
 
