@@ -121,7 +121,7 @@ def test_an_evaluation_is_a_table_of_its_runs(tmp_path):
     specs = [
         cg.RunSpec(
             editor=cg.FtM(layer=layer, epochs=1),
-            benchmark={"name": "pocketedit", "limit": 1},
+            benchmark={"name": "pocketedit", "limit": 1, "options": {"world": "small"}},
             ask={"max_new_tokens": 2, "roles": ["reliability"]},
         )
         for layer in range(2)
@@ -143,11 +143,12 @@ def test_an_evaluation_is_a_table_of_its_runs(tmp_path):
 
 def test_an_evaluation_shows_the_unedited_model_of_one_model_and_one_set_of_cases(tmp_path):
     lm = tiny_model("gpt2")
+    options = {"world": "small"}
 
     def spec(seed):
         return cg.RunSpec(
             editor=cg.FtM(layer=0, epochs=1),
-            benchmark={"name": "pocketedit", "limit": 1, "options": {"seed": seed}},
+            benchmark={"name": "pocketedit", "limit": 1, "options": options | {"seed": seed}},
             ask={"max_new_tokens": 2, "roles": ["reliability"]},
         )
 
