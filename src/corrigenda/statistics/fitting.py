@@ -106,6 +106,11 @@ def fit_moments(
     return _merge_states(run, wanted, {site: one for site, one in found.items() if one})
 
 
+def text_tokens(width: int) -> int:
+    """Return how many tokens of text are read for keys of a width, where no text is given."""
+    return _CHOSEN_TOKENS_PER_DIMENSION * width
+
+
 @dataclass
 class _RunningMoment:
     """Sums for one site: the moment, and the part of tr S due to position 0."""
@@ -238,7 +243,7 @@ def _read_rows(
         num_tokens = corpus.num_tokens or _OWN_TOKENS_PER_DIMENSION * width
         texts = write_own_text(lm, num_tokens, seed=corpus.seed, progress=progress, keep=keep)
     else:
-        usual = _CHOSEN_TOKENS_PER_DIMENSION * width if corpus.chosen else _TOKENS_OF_TEXT
+        usual = text_tokens(width) if corpus.chosen else _TOKENS_OF_TEXT
         num_tokens = corpus.num_tokens or usual
         texts = read_documents(corpus.source)
     return tokenise(
