@@ -13,7 +13,7 @@ from torch import Tensor
 
 from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
-from corrigenda.lm.footprint import pass_flops, room_of
+from corrigenda.lm.footprint import pass_bytes, pass_flops, room_of
 from corrigenda.lm.grad_mode import leave_inference_mode
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
@@ -21,7 +21,7 @@ from corrigenda.progress import Progress
 from corrigenda.settings import Settings
 from corrigenda.state import State
 from corrigenda.statistics import fit_moments
-from corrigenda.statistics.fitting import text_tokens
+from corrigenda.statistics.fitting import BATCH_TOKENS, text_tokens
 from corrigenda.training.cache import fit_trained
 from corrigenda.training.dataset import TrainingSet, text_only
 from corrigenda.training.job import QUIET, TrainingJob
@@ -48,7 +48,7 @@ Arguments = ParamSpec("Arguments")
 _METHODS = "corrigenda.methods.registry"
 # A product of keys is formed in parts; a factor is made beside its matrix and what it is made of.
 _PRODUCT_PARTS = 8
-_FACTORING = 3
+_FACTORING = 5
 
 
 def explain_experts(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -181,8 +181,8 @@ class Editor(Settings, ABC):
     supports: ClassVar[Supports] = Supports()
     low_rank: ClassVar[bool] = False
     """Whether a change of a weight is a product with a column and a row for each fact."""
-    factors_per_site: ClassVar[int] = 2
-    """Float64 matrices of the width of the keys that an edit holds for each site."""
+    factors_per_site: ClassVar[int] = 1
+    """Float64 matrices of the width of the keys that an edit holds for each site beside C."""
     solves_per_cube: ClassVar[float] = 1 / 3
     """Operations of fitting a site besides the passes, in cubes of the width of its keys."""
     learns_rows: ClassVar[bool] = False
@@ -269,17 +269,23 @@ class Editor(Settings, ABC):
         weights = [lm.weight(site) for site in self.likely_sites(lm)]
         copies = sum(one.numel() * one.element_size() for one in weights)
         merging = max((8 * one.numel() for one in weights), default=0)
-        edit = copies + max(merging, self.working_memory(lm, num_facts))
+        working = self.working_memory(lm, num_facts)
         widths = [one.shape[1] for one in weights] if self.requires.moments else []
         if not widths:
-            return MemoryEstimate(fit=0, edit=edit)
+            return MemoryEstimate(fit=0, edit=max(copies + merging, working))
         sums = sum(8 * width**2 for width in widths)
-        products = sums // 2 + (8 * max(widths) ** 2) // _PRODUCT_PARTS
-        summed = sums + 8 * max(widths) ** 2
-        solving = self.factors_per_site * sums + _FACTORING * 8 * max(widths) ** 2
+        tokens = min(BATCH_TOKENS, text_tokens(max(widths)))
+        largest = 8 * max(widths) ** 2
+        chunks, reading = sums // 2, pass_bytes(lm, tokens, len(widths))
+        factors = self.factors_per_site * sums
+        factoring = factors + (_FACTORING - 1) * largest
         if room_of(lm).kind == "cpu":
-            return MemoryEstimate(fit=summed + products, edit=edit + solving)
-        return MemoryEstimate(products, edit, summed, solving)
+            writing = factors + copies + merging
+            fit = sums + chunks + max(reading, largest)
+            return MemoryEstimate(fit, sums + max(working, factoring, writing))
+        fit = chunks + max(reading, largest // _PRODUCT_PARTS)
+        edit = max(copies + merging, working)
+        return MemoryEstimate(fit, edit, sums + largest, sums + factoring)
 
     def work(self, lm: LanguageModel, num_facts: int) -> tuple[StageWork, ...]:
         """Estimate the operations of a run by stage, the first of them the statistics.

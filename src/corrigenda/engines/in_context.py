@@ -18,9 +18,10 @@ from corrigenda.facts import Fact
 from corrigenda.lm.chat import count_template_tokens
 from corrigenda.lm.footprint import (
     USUAL_TOKENS,
-    graph_bytes,
+    cache_bytes,
     head_bytes,
     head_flops,
+    pass_bytes,
     pass_flops,
 )
 from corrigenda.lm.interception import RewrittenPrompt
@@ -75,9 +76,8 @@ class InContextEditor(Editor):
     def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
         """Return the bytes of the facts' texts, and of keys and values of one full prompt."""
         tokens = min(lm.context_length, USUAL_TOKENS * (self.usual_demonstrations + 2))
-        kept = 2 * lm.num_layers * tokens * lm.d_model * lm.dtype.itemsize
-        block = graph_bytes(lm, 1, tokens)
-        return kept + block + head_bytes(lm, 1) + num_facts * _FACT_BYTES
+        kept = cache_bytes(lm, tokens, lm.num_layers) + pass_bytes(lm, tokens, 0)
+        return kept + head_bytes(lm, 1) + num_facts * _FACT_BYTES
 
     def patch_bytes(self, lm: LanguageModel, num_facts: int) -> int:
         """Estimate the bytes of the facts' texts and vectors."""

@@ -20,9 +20,12 @@ USUAL_READS = 2
 FLOAT = 4
 """Bytes of a float32 number."""
 
-# Numbers kept for the backward pass of a block, per token: inputs of its norms, projections and
-# sums in units of d_model, and inputs and outputs of the non-linearity in units of d_inner.
-_OF_MODEL, _OF_INNER = 16, 4
+# Numbers kept for the backward pass of a block, per token: those of norms and attention in units of
+# d_model, those of the non-linearity in units of d_inner, where a gate is a product of two
+# projections; and for each earlier position a key and a value, in units of d_model.
+_OF_MODEL, _OF_INNER, _OF_GATED_INNER, _OF_EARLIER = 8, 4, 3, 2
+# The same for the states of a pass without gradients.
+_OF_PASS = 6
 # Logits, their log-probabilities and the gradient of both.
 _OF_LOGITS = 3
 # Shares of the free memory that one graph and one loss over the vocabulary may take.
@@ -61,10 +64,37 @@ def plan_room(lm: LanguageModel, room: Room) -> None:
     _PLANNED[lm.model] = room
 
 
-def graph_bytes(lm: LanguageModel, blocks: int, tokens: int) -> int:
-    """Return the bytes that the blocks keep for one backward pass over so many tokens."""
-    per_token = _OF_MODEL * lm.d_model + _OF_INNER * lm.d_inner
-    return blocks * tokens * per_token * lm.dtype.itemsize
+def graph_bytes(lm: LanguageModel, blocks: int, tokens: int, earlier: int = 0) -> int:
+    """Return the bytes that the blocks keep for one backward pass.
+
+    Args:
+        lm: The model.
+        blocks: How many blocks run.
+        tokens: Positions that run, of all rows.
+        earlier: Positions before them that they attend to and that do not run, of all rows.
+    """
+    numbers = tokens * (_OF_MODEL * lm.d_model + _inner_numbers(lm))
+    return blocks * (numbers + earlier * _OF_EARLIER * lm.d_model) * lm.dtype.itemsize
+
+
+def pass_bytes(lm: LanguageModel, tokens: int, kept: int) -> int:
+    """Return the bytes of a pass without gradients that keeps some inputs of down projections."""
+    per_token = _OF_PASS * lm.d_model + _inner_numbers(lm) + kept * lm.d_inner
+    return tokens * per_token * lm.dtype.itemsize
+
+
+def cache_bytes(lm: LanguageModel, tokens: int, blocks: int) -> int:
+    """Return the bytes of the keys and values of so many positions in some blocks."""
+    config = lm.model.config.get_text_config()
+    heads = config.num_attention_heads
+    own = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or lm.d_model // heads
+    return 2 * blocks * tokens * own * width * lm.dtype.itemsize
+
+
+def _inner_numbers(lm: LanguageModel) -> int:
+    gated = "mlp.gate" in lm.family.slots
+    return (_OF_GATED_INNER if gated else _OF_INNER) * lm.d_inner
 
 
 def head_bytes(lm: LanguageModel, rows: int) -> int:
@@ -77,20 +107,23 @@ def vocabulary_of(lm: LanguageModel) -> int:
     return int(lm.model.config.get_text_config().vocab_size)
 
 
-def graph_tokens(lm: LanguageModel, blocks: int, most: Mapping[str, int]) -> int:
+def graph_tokens(
+    lm: LanguageModel, blocks: int, most: Mapping[str, int], *, earlier: int = 0
+) -> int:
     """Return how many tokens may run together with gradients through the last blocks.
 
     Args:
         lm: The model.
         blocks: How many blocks keep a graph.
         most: The largest number by kind of device.
+        earlier: Earlier positions for each token, see `graph_bytes`.
 
     Returns:
         The largest number where the free memory is not known; else as many as fit into a quarter of
         it, as a power of two, so that a little more or less free memory changes nothing.
     """
     room = room_of(lm)
-    return _fit(most[room.kind], room, _GRAPH_SHARE, graph_bytes(lm, max(blocks, 1), 1))
+    return _fit(most[room.kind], room, _GRAPH_SHARE, graph_bytes(lm, max(blocks, 1), 1, earlier))
 
 
 def head_rows(lm: LanguageModel, most: Mapping[str, int]) -> int:

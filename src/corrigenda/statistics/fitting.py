@@ -30,7 +30,9 @@ from corrigenda.statistics.corpus import (
 from corrigenda.statistics.token_rows import TokenRows, tokenise
 
 _FORMAT = 1
-_BATCH_TOKENS = 4096
+BATCH_TOKENS = 4096
+"""Tokens that are read together."""
+
 _CHECKPOINT_TOKENS_PER_DIMENSION = 32
 _TOKENS_OF_TEXT = 1_000_000
 _OWN_TOKENS_PER_DIMENSION = 10
@@ -141,7 +143,7 @@ class _MomentPass:
             "dtype": str(self.lm.dtype),
             "rows": self.rows.digest,
             "include_first_token": self.include_first,
-            "batch_tokens": _BATCH_TOKENS,
+            "batch_tokens": BATCH_TOKENS,
         }
 
     def name_moment(self, site: Site) -> str:
@@ -164,7 +166,7 @@ class _MomentPass:
         done = since = 0
         if progress is not None:
             progress("statistics", 0, self.rows.num_tokens)
-        for number, batch in enumerate(self.rows.batches(_BATCH_TOKENS)):
+        for number, batch in enumerate(self.rows.batches(BATCH_TOKENS)):
             size = sum(self.rows.lengths[index] for index in batch)
             done, since = done + size, since + size
             due = since >= due_every

@@ -22,7 +22,6 @@ from corrigenda.engines.locate.contexts import Contexts, Style, generate_context
 from corrigenda.engines.locate.layer_choice import choose_layer, describe_choice
 from corrigenda.engines.locate.records import StopLoss
 from corrigenda.engines.locate.target_search import (
-    USUAL_ROWS,
     SearchRow,
     SearchSettings,
     search_flops,
@@ -55,6 +54,7 @@ _CAPTURE_TOKENS = 4096
 _PULL_BACK = 1e-3
 _CHAT_WEIGHT = 0.5
 _CONTEXT_TOKENS = 10
+_USUAL_CONTEXTS: Mapping[Style, int] = {"rome": 21, "memit": 6}
 _CLAMP_AT_NORM = 1.5
 _CONTEXTS, _SITES, _NOTICES = "contexts", "locate/sites", "locate/notices"
 
@@ -142,20 +142,28 @@ class LocateThenEdit(Editor):
 
     def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
         """Estimate the bytes of the target search: constants of the facts and one graph."""
-        return search_memory(lm, self.sites(lm)[-1].layer, num_facts)
+        return search_memory(lm, self.sites(lm)[-1].layer, num_facts, self._usual_rows)
 
     def editing_work(self, lm: LanguageModel, num_facts: int) -> tuple[StageWork, ...]:
         """Estimate the operations of contexts, of the target search, and of writing."""
         sites = self.likely_sites(lm)
         last = sites[-1].layer
-        read = num_facts * USUAL_ROWS * USUAL_TOKENS / 2
+        rows = num_facts * self._usual_rows
+        read = rows * USUAL_TOKENS / 2
         captured = sum(pass_flops(lm, read, 0, site.layer) for site in sites)
         widths = [lm.weight(site).shape[1] for site in sites] if self.requires.moments else []
-        written = USUAL_ROWS * _CONTEXT_TOKENS
+        written = self._usual_rows * _CONTEXT_TOKENS
         return (
             StageWork("contexts", pass_flops(lm, written) + head_flops(lm, written)),
-            StageWork("search", search_flops(lm, last, num_facts, self.steps)),
+            StageWork("search", search_flops(lm, last, rows, self.steps)),
             StageWork(WRITING, captured, sum(4.0 * num_facts * width**2 for width in widths)),
+        )
+
+    @property
+    def _usual_rows(self) -> int:
+        """Rows of a fact: its prompt in each context, and its essence prompt."""
+        return 1 + (
+            _USUAL_CONTEXTS[self.context_style] if self.contexts is None else len(self.contexts)
         )
 
     def fit(

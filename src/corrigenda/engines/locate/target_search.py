@@ -31,6 +31,7 @@ from corrigenda.lm.footprint import (
     FLOAT,
     USUAL_READS,
     USUAL_TOKENS,
+    cache_bytes,
     graph_bytes,
     graph_tokens,
     head_bytes,
@@ -59,10 +60,9 @@ __all__ = [
 # Padded positions cost less than streaming the weights of the later blocks for another bucket.
 _PADDING_TOKENS = {"cpu": 16, "cuda": 1024}
 _BUCKET_TOKENS = {"cpu": 512, "cuda": 16384}
-USUAL_ROWS = 21
-"""Rows of a fact: itself in its contexts, and its essence prompt."""
-# From the subject's last token to the target's end.
-_USUAL_TAIL = 8
+# From the subject's last token to the target's end, and earlier positions for each of them.
+_USUAL_TAIL = 4
+_EARLIER = USUAL_TOKENS // _USUAL_TAIL
 _STAGE = "search"
 _HEAD_ROWS = {"cpu": 256, "cuda": 4096}
 
@@ -112,31 +112,41 @@ def find_targets(
     return Targets(anchors.flatten(1), deltas.flatten(1), traces)
 
 
-def search_memory(lm: LanguageModel, layer: int, num_facts: int) -> int:
-    """Estimate the bytes that a search at a layer takes, for facts of usual length."""
-    stored = num_facts * USUAL_ROWS * USUAL_TOKENS * _token_bytes(lm, layer)
+def search_memory(lm: LanguageModel, layer: int, num_facts: int, rows: int) -> int:
+    """Estimate the bytes that a search at a layer takes, for facts of usual length.
+
+    Args:
+        lm: The model.
+        layer: Block at which the delta enters.
+        num_facts: How many facts are searched together.
+        rows: Rows of each.
+    """
+    stored = num_facts * rows * USUAL_TOKENS * _token_bytes(lm, layer)
     stored += num_facts * FLOAT * vocabulary_of(lm)
-    above = lm.num_layers - layer
-    tokens = num_facts * USUAL_ROWS * _USUAL_TAIL
-    tokens = min(tokens, graph_tokens(lm, above, _BUCKET_TOKENS))
-    reads = min(num_facts * USUAL_ROWS * USUAL_READS, head_rows(lm, _HEAD_ROWS))
-    graph = graph_bytes(lm, above, tokens) + head_bytes(lm, reads)
+    above = lm.num_layers - layer - 1
+    tokens = min(num_facts * rows * _USUAL_TAIL, _bucket_tokens(lm, layer))
+    reads = min(num_facts * rows * USUAL_READS, head_rows(lm, _HEAD_ROWS))
+    graph = graph_bytes(lm, above, tokens, tokens * _EARLIER) + head_bytes(lm, reads)
     return min(stored, memory_budget(lm)) + graph
 
 
-def search_flops(lm: LanguageModel, layer: int, num_facts: int, steps: int) -> float:
-    """Estimate the operations of a search at a layer that takes all its steps.
+def search_flops(lm: LanguageModel, layer: int, rows: int, steps: int) -> float:
+    """Estimate the operations of a search at a layer that takes all its steps, over all rows.
 
     Each step is a forward pass and one for the gradient, of the later blocks and the head.
     """
-    rows = num_facts * USUAL_ROWS
     step = pass_flops(lm, rows * _USUAL_TAIL, layer + 1) + head_flops(lm, rows * USUAL_READS)
     return pass_flops(lm, rows * USUAL_TOKENS) + 2 * steps * step
 
 
+def _bucket_tokens(lm: LanguageModel, layer: int) -> int:
+    above = lm.num_layers - layer - 1
+    return graph_tokens(lm, above, _BUCKET_TOKENS, earlier=_EARLIER)
+
+
 def _token_bytes(lm: LanguageModel, layer: int) -> int:
     """Count the bytes of keys and values of one earlier position above a layer."""
-    return 2 * lm.d_model * (lm.num_layers - layer) * lm.dtype.itemsize
+    return cache_bytes(lm, 1, lm.num_layers - layer)
 
 
 def _groups(
@@ -195,7 +205,7 @@ def _bucket(lm: LanguageModel, rows: Sequence[SearchRow], layer: int) -> list[li
     """Group rows so that padding stays below what another pass over the weights would cost."""
     ordered = sorted(rows, key=lambda row: (-row.tail, row.start, row.ids, row.labels))
     kind = room_of(lm).kind
-    most = graph_tokens(lm, lm.num_layers - layer, _BUCKET_TOKENS)
+    most = _bucket_tokens(lm, layer)
     buckets: list[list[SearchRow]] = []
     waste = 0
     for row in ordered:

@@ -47,7 +47,7 @@ class AlphaEdit(MultiLayerEditor):
     )
 
     # A projector and the protected keys beside the moment; a decomposition in place of a factor.
-    factors_per_site: ClassVar[int] = 3
+    factors_per_site: ClassVar[int] = 2
     solves_per_cube: ClassVar[float] = 9.0
 
     weight: float | None = Field(

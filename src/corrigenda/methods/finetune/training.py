@@ -254,7 +254,7 @@ def training_memory(lm: LanguageModel, site: Site, num_facts: int, batch_size: i
     """Estimate the bytes that training one weight takes, for facts of usual length."""
     weight = lm.weight(site)
     stored = num_facts * USUAL_TOKENS * _stored_numbers(lm, site) * lm.dtype.itemsize
-    above = lm.num_layers - site.layer
+    above = lm.num_layers - site.layer - 1
     batch = min(num_facts, batch_size)
     tokens = min(batch * USUAL_TOKENS, graph_tokens(lm, above, _STEP_TOKENS))
     graph = graph_bytes(lm, above, tokens) + head_bytes(lm, batch * USUAL_READS)
@@ -294,7 +294,7 @@ class _ConstantsCache:
         return found
 
     def _step_tokens(self) -> int:
-        return graph_tokens(self._lm, self._lm.num_layers - self._site.layer, _STEP_TOKENS)
+        return graph_tokens(self._lm, self._lm.num_layers - self._site.layer - 1, _STEP_TOKENS)
 
     @torch.no_grad()
     def compute(self, indices: Sequence[int]) -> _FactConstants:

@@ -33,6 +33,7 @@ from corrigenda.lm.footprint import (
     FLOAT,
     USUAL_READS,
     USUAL_TOKENS,
+    cache_bytes,
     graph_bytes,
     head_bytes,
     head_flops,
@@ -238,7 +239,7 @@ class Grace(Editor):
         tokens = rows * (USUAL_READS if self.replace == "last" else USUAL_TOKENS)
         d_out, d_in = lm.weight(site).shape
         stored = num_facts * FLOAT * (d_in + 4 * d_out)
-        constants = 2 * above * rows * USUAL_TOKENS * lm.d_model * lm.dtype.itemsize
+        constants = cache_bytes(lm, rows * USUAL_TOKENS, above)
         graph = graph_bytes(lm, above, tokens) + head_bytes(lm, rows * USUAL_READS)
         return stored + constants + graph
 

@@ -135,7 +135,7 @@ class Wise(Editor):
         (site,) = self.sites(lm)
         tokens = min(num_facts, self.batch_size) * self._num_prefixes * USUAL_TOKENS
         shards = 4 + min(num_facts, self.merge_frequency) // self.save_frequency
-        graph = graph_bytes(lm, lm.num_layers - site.layer, tokens) + head_bytes(lm, tokens)
+        graph = graph_bytes(lm, lm.num_layers - site.layer - 1, tokens) + head_bytes(lm, tokens)
         return shards * lm.d_model * lm.d_inner * FLOAT + graph
 
     def patch_bytes(self, lm: LanguageModel, num_facts: int) -> int:
