@@ -48,7 +48,7 @@ Arguments = ParamSpec("Arguments")
 _METHODS = "corrigenda.methods.registry"
 # A product of keys is formed in parts; a factor is made beside its matrix and what it is made of.
 _PRODUCT_PARTS = 8
-_FACTORING = 5
+_FACTORING = 4
 
 
 def explain_experts(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

@@ -59,7 +59,7 @@ class Cholesky:
                 where=where,
                 hint="Fit again in float32 or bfloat16; float16 activations can overflow.",
             )
-        matrix = (matrix + matrix.T) / 2
+        matrix = (matrix + matrix.T).div_(2)
         mean = float(matrix.diagonal().mean()) if matrix.numel() else 1.0
         share = 0.0
         while share <= _LAST_JITTER and mean > 0:

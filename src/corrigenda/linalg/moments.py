@@ -130,8 +130,8 @@ class SecondMoment:
         if not 0.0 <= shrinkage <= 1.0:
             raise BadConfig(f"shrinkage must lie in [0, 1], got {shrinkage}.")
         self._flush()
-        upper = self._upper.to(self._sum.device) / self.count
-        moment = upper.triu() + upper.triu(1).T
+        moment = (self._upper.to(self._sum.device) / self.count).triu_()
+        moment += moment.triu(1).T
         if shrinkage:
             mean = moment.diagonal().mean()
             moment *= 1 - shrinkage

@@ -25,7 +25,7 @@ FLOAT = 4
 # projections; and for each earlier position a key and a value, in units of d_model.
 _OF_MODEL, _OF_INNER, _OF_GATED_INNER, _OF_EARLIER = 8, 4, 3, 2
 # The same for the states of a pass without gradients.
-_OF_PASS = 6
+_OF_PASS = 3
 # Logits, their log-probabilities and the gradient of both.
 _OF_LOGITS = 3
 # Shares of the free memory that one graph and one loss over the vocabulary may take.
@@ -79,7 +79,7 @@ def graph_bytes(lm: LanguageModel, blocks: int, tokens: int, earlier: int = 0) -
 
 def pass_bytes(lm: LanguageModel, tokens: int, kept: int) -> int:
     """Return the bytes of a pass without gradients that keeps some inputs of down projections."""
-    per_token = _OF_PASS * lm.d_model + _inner_numbers(lm) + kept * lm.d_inner
+    per_token = _OF_PASS * lm.d_model + _inner_numbers(lm) + (kept - 1) * lm.d_inner
     return tokens * per_token * lm.dtype.itemsize
 
 

@@ -21,12 +21,8 @@ from corrigenda.editor import Editor, StageWork
 from corrigenda.engines.locate.contexts import Contexts, Style, generate_contexts
 from corrigenda.engines.locate.layer_choice import choose_layer, describe_choice
 from corrigenda.engines.locate.records import StopLoss
-from corrigenda.engines.locate.target_search import (
-    SearchRow,
-    SearchSettings,
-    search_flops,
-    search_memory,
-)
+from corrigenda.engines.locate.search_size import search_flops, search_memory
+from corrigenda.engines.locate.target_search import SearchRow, SearchSettings
 from corrigenda.facts import Fact, Span
 from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.lm.chat import has_chat_template

@@ -25,22 +25,10 @@ from corrigenda.engines.locate.records import (
     SearchTrace,
     Targets,
 )
+from corrigenda.engines.locate.search_size import HEAD_ROWS, bucket_tokens, token_bytes
 from corrigenda.errors import NonFinite
 from corrigenda.lm.components import ComponentTail
-from corrigenda.lm.footprint import (
-    FLOAT,
-    USUAL_READS,
-    USUAL_TOKENS,
-    cache_bytes,
-    graph_bytes,
-    graph_tokens,
-    head_bytes,
-    head_flops,
-    head_rows,
-    pass_flops,
-    room_of,
-    vocabulary_of,
-)
+from corrigenda.lm.footprint import FLOAT, head_rows, room_of, vocabulary_of
 from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
@@ -59,12 +47,7 @@ __all__ = [
 
 # Padded positions cost less than streaming the weights of the later blocks for another bucket.
 _PADDING_TOKENS = {"cpu": 16, "cuda": 1024}
-_BUCKET_TOKENS = {"cpu": 512, "cuda": 16384}
-# From the subject's last token to the target's end, and earlier positions for each of them.
-_USUAL_TAIL = 4
-_EARLIER = USUAL_TOKENS // _USUAL_TAIL
 _STAGE = "search"
-_HEAD_ROWS = {"cpu": 256, "cuda": 4096}
 
 
 def find_targets(
@@ -112,43 +95,6 @@ def find_targets(
     return Targets(anchors.flatten(1), deltas.flatten(1), traces)
 
 
-def search_memory(lm: LanguageModel, layer: int, num_facts: int, rows: int) -> int:
-    """Estimate the bytes that a search at a layer takes, for facts of usual length.
-
-    Args:
-        lm: The model.
-        layer: Block at which the delta enters.
-        num_facts: How many facts are searched together.
-        rows: Rows of each.
-    """
-    stored = num_facts * rows * USUAL_TOKENS * _token_bytes(lm, layer)
-    stored += num_facts * FLOAT * vocabulary_of(lm)
-    above = lm.num_layers - layer - 1
-    tokens = min(num_facts * rows * _USUAL_TAIL, _bucket_tokens(lm, layer))
-    reads = min(num_facts * rows * USUAL_READS, head_rows(lm, _HEAD_ROWS))
-    graph = graph_bytes(lm, above, tokens, tokens * _EARLIER) + head_bytes(lm, reads)
-    return min(stored, memory_budget(lm)) + graph
-
-
-def search_flops(lm: LanguageModel, layer: int, rows: int, steps: int) -> float:
-    """Estimate the operations of a search at a layer that takes all its steps, over all rows.
-
-    Each step is a forward pass and one for the gradient, of the later blocks and the head.
-    """
-    step = pass_flops(lm, rows * _USUAL_TAIL, layer + 1) + head_flops(lm, rows * USUAL_READS)
-    return pass_flops(lm, rows * USUAL_TOKENS) + 2 * steps * step
-
-
-def _bucket_tokens(lm: LanguageModel, layer: int) -> int:
-    above = lm.num_layers - layer - 1
-    return graph_tokens(lm, above, _BUCKET_TOKENS, earlier=_EARLIER)
-
-
-def _token_bytes(lm: LanguageModel, layer: int) -> int:
-    """Count the bytes of keys and values of one earlier position above a layer."""
-    return cache_bytes(lm, 1, lm.num_layers - layer)
-
-
 def _groups(
     lm: LanguageModel, rows: Sequence[SearchRow], layer: int, num_facts: int
 ) -> list[list[SearchRow]]:
@@ -162,11 +108,11 @@ def _groups(
         of_fact[row.fact].append(row)
     of_fact.sort(key=lambda own: (own[0].tail, own[0].ids, own[0].labels) if own else (0,))
     budget = memory_budget(lm)
-    token_bytes = _token_bytes(lm, layer)
+    each = token_bytes(lm, layer)
     groups: list[list[SearchRow]] = []
     used = budget
     for own in of_fact:
-        size = token_bytes * sum(len(row.ids) for row in own) + FLOAT * vocabulary_of(lm)
+        size = each * sum(len(row.ids) for row in own) + FLOAT * vocabulary_of(lm)
         if used + size > budget:
             groups.append([])
             used = 0
@@ -205,7 +151,7 @@ def _bucket(lm: LanguageModel, rows: Sequence[SearchRow], layer: int) -> list[li
     """Group rows so that padding stays below what another pass over the weights would cost."""
     ordered = sorted(rows, key=lambda row: (-row.tail, row.start, row.ids, row.labels))
     kind = room_of(lm).kind
-    most = _bucket_tokens(lm, layer)
+    most = bucket_tokens(lm, layer)
     buckets: list[list[SearchRow]] = []
     waste = 0
     for row in ordered:
@@ -423,7 +369,7 @@ def _read_head(
     """
     back = torch.empty_like(hidden)
     kl_weight = settings.kl_weight
-    size = head_rows(lm, _HEAD_ROWS)
+    size = head_rows(lm, HEAD_ROWS)
     for begin in range(0, len(hidden), size):
         part = slice(begin, begin + size)
         with torch.set_grad_enabled(grad):

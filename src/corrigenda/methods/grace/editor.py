@@ -37,6 +37,7 @@ from corrigenda.lm.footprint import (
     graph_bytes,
     head_bytes,
     head_flops,
+    pass_bytes,
     pass_flops,
 )
 from corrigenda.lm.hooks import TensorMap
@@ -241,7 +242,8 @@ class Grace(Editor):
         stored = num_facts * FLOAT * (d_in + 4 * d_out)
         constants = cache_bytes(lm, rows * USUAL_TOKENS, above)
         graph = graph_bytes(lm, above, tokens) + head_bytes(lm, rows * USUAL_READS)
-        return stored + constants + graph
+        asking = pass_bytes(lm, rows * USUAL_TOKENS, 0)
+        return stored + max(asking, constants + graph)
 
     def patch_bytes(self, lm: LanguageModel, num_facts: int) -> int:
         """Estimate the bytes of the entries: a key and a value for each fact."""

@@ -136,7 +136,8 @@ class Wise(Editor):
         tokens = min(num_facts, self.batch_size) * self._num_prefixes * USUAL_TOKENS
         shards = 4 + min(num_facts, self.merge_frequency) // self.save_frequency
         graph = graph_bytes(lm, lm.num_layers - site.layer - 1, tokens) + head_bytes(lm, tokens)
-        return shards * lm.d_model * lm.d_inner * FLOAT + graph
+        inputs = tokens * (2 * lm.d_inner + 4 * lm.d_model) * FLOAT
+        return shards * lm.d_model * lm.d_inner * FLOAT + inputs + graph
 
     def patch_bytes(self, lm: LanguageModel, num_facts: int) -> int:
         """Estimate the bytes of the side memory: its sub-spaces, and a bit for each entry."""
