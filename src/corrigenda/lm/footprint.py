@@ -162,6 +162,7 @@ def _active_weights(lm: LanguageModel, block: nn.Module) -> float:
     for name, parameter in block.named_parameters():
         if parameter.dim() < 2:
             continue
-        routed = experts is not None and name.startswith(f"{experts}.") and chosen
-        count += parameter.numel() * (chosen / parameter.shape[0] if routed else 1.0)
+        routed = experts is not None and name.startswith(f"{experts}.")
+        share = chosen / parameter.shape[0] if routed and chosen else 1.0
+        count += parameter.numel() * share
     return count

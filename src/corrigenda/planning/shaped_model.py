@@ -67,7 +67,7 @@ def shape_model(name: str, *, dtype: str | None, room: Room) -> LanguageModel:
                 where=name,
                 hint="Give --dtype bfloat16 to plan for the same model with plain weights.",
             )
-        del config.quantization_config
+        delattr(config, "quantization_config")
     lm = LanguageModel(model, PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE())), name=name)
     plan_room(lm, room)
     return lm
