@@ -73,7 +73,7 @@ def main() -> None:
     rows = tokenise(lm.tokenizer, texts, length=LENGTH, pack=True, num_tokens=options.tokens)
     batches = [
         Tokens.pad([rows[index] for index in batch], 0).to(options.device)
-        for batch in rows.batches(fitting._BATCH_TOKENS)
+        for batch in rows.batches(fitting.BATCH_TOKENS)
     ]
     del model.transformer.h[SITES[-1].layer + 1 :]
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from corrigenda.lm.sites import Site
     from corrigenda.lm.wrapping import wrap
     from corrigenda.patch import Patch, WeightPatch, load_patch
+    from corrigenda.planning.plan import plan
     from corrigenda.reports.comparison import compare
     from corrigenda.reports.document import report
     from corrigenda.reports.evaluation import evaluate
@@ -136,6 +137,7 @@ _HOMES = {
     "load_patch": "corrigenda.patch",
     "neurons": "corrigenda.analysis.knowledge_neurons:knowledge_neurons",
     "perplexity_ratio": "corrigenda.run.health",
+    "plan": "corrigenda.planning.plan",
     "read_facts": "corrigenda.facts",
     "report": "corrigenda.reports.document",
     "restore_merged": "corrigenda.exports.restore",
@@ -177,6 +179,7 @@ __all__ = [
     "load_patch",
     "neurons",
     "perplexity_ratio",
+    "plan",
     "read_facts",
     "report",
     "restore_merged",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
+from corrigenda.lm.footprint import pass_bytes, pass_flops, room_of
 from corrigenda.lm.grad_mode import leave_inference_mode
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
@@ -20,6 +21,7 @@ from corrigenda.progress import Progress
 from corrigenda.settings import Settings
 from corrigenda.state import State
 from corrigenda.statistics import fit_moments
+from corrigenda.statistics.fitting import BATCH_TOKENS, text_tokens
 from corrigenda.training.cache import fit_trained
 from corrigenda.training.dataset import TrainingSet, text_only
 from corrigenda.training.job import QUIET, TrainingJob
@@ -27,7 +29,16 @@ from corrigenda.training.job import QUIET, TrainingJob
 if TYPE_CHECKING:
     from corrigenda.patch import Patch
 
-__all__ = ["Constraint", "Edit", "Editor", "MemoryEstimate", "Requires", "State", "Supports"]
+__all__ = [
+    "Constraint",
+    "Edit",
+    "Editor",
+    "MemoryEstimate",
+    "Requires",
+    "StageWork",
+    "State",
+    "Supports",
+]
 
 
 Result = TypeVar("Result")
@@ -35,6 +46,9 @@ Arguments = ParamSpec("Arguments")
 
 # By name, since this layer may not import the methods.
 _METHODS = "corrigenda.methods.registry"
+# A product of keys is formed in parts; a factor is made beside its matrix and what it is made of.
+_PRODUCT_PARTS = 8
+_FACTORING = 4
 
 
 def explain_experts(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -108,13 +122,33 @@ class Constraint(NamedTuple):
 class MemoryEstimate(NamedTuple):
     """Estimate, from shapes, of the bytes needed in addition to the model.
 
+    On a GPU the sums of statistics and their factors are in the host's memory.
+
     Attributes:
-        fit: While the state is fitted.
-        edit: While facts are edited and the patch is merged.
+        fit: On the model's device, while the state is fitted.
+        edit: There, while facts are edited and the patch is merged.
+        fit_on_host: In the host's memory, while the state is fitted; 0 where the model is there.
+        edit_on_host: The same while facts are edited.
     """
 
     fit: int
     edit: int
+    fit_on_host: int = 0
+    edit_on_host: int = 0
+
+
+class StageWork(NamedTuple):
+    """Estimate, from shapes, of the operations of one stage, where it takes all its steps.
+
+    Attributes:
+        stage: Its name.
+        passes: Operations of passes of the model, in its dtype on its device.
+        solves: Operations of solves, in float64 on the host.
+    """
+
+    stage: str
+    passes: float
+    solves: float = 0.0
 
 
 class Edit(NamedTuple):
@@ -145,6 +179,12 @@ class Editor(Settings, ABC):
     name: ClassVar[str]
     requires: ClassVar[Requires] = Requires()
     supports: ClassVar[Supports] = Supports()
+    low_rank: ClassVar[bool] = False
+    """Whether a change of a weight is a product with a column and a row for each fact."""
+    factors_per_site: ClassVar[int] = 1
+    """Float64 matrices of the width of the keys that an edit holds for each site beside C."""
+    solves_per_cube: ClassVar[float] = 1 / 3
+    """Operations of fitting a site besides the passes, in cubes of the width of its keys."""
     learns_rows: ClassVar[bool] = False
     """Whether a fact is learnt from its prompt and target alone, so that its chat form is another
     one to learn."""
@@ -227,11 +267,55 @@ class Editor(Settings, ABC):
         changes, and `working_memory`.
         """
         weights = [lm.weight(site) for site in self.likely_sites(lm)]
-        moments = sum(8 * one.shape[1] ** 2 for one in weights) if self.requires.moments else 0
         copies = sum(one.numel() * one.element_size() for one in weights)
         merging = max((8 * one.numel() for one in weights), default=0)
         working = self.working_memory(lm, num_facts)
-        return MemoryEstimate(fit=moments, edit=2 * moments + copies + max(merging, working))
+        widths = [one.shape[1] for one in weights] if self.requires.moments else []
+        if not widths:
+            return MemoryEstimate(fit=0, edit=max(copies + merging, working))
+        sums = sum(8 * width**2 for width in widths)
+        tokens = min(BATCH_TOKENS, text_tokens(max(widths)))
+        largest = 8 * max(widths) ** 2
+        chunks, reading = sums // 2, pass_bytes(lm, tokens, len(widths))
+        factors = self.factors_per_site * sums
+        factoring = factors + (_FACTORING - 1) * largest
+        if room_of(lm).kind == "cpu":
+            writing = factors + copies + merging
+            fit = sums + chunks + max(reading, largest)
+            return MemoryEstimate(fit, sums + max(working, factoring, writing))
+        fit = chunks + max(reading, largest // _PRODUCT_PARTS)
+        edit = max(copies + merging, working)
+        return MemoryEstimate(fit, edit, sums + largest, sums + factoring)
+
+    def work(self, lm: LanguageModel, num_facts: int) -> tuple[StageWork, ...]:
+        """Estimate the operations of a run by stage, the first of them the statistics.
+
+        Text of two keys a dimension is read for second moments, as where none is given.
+        """
+        editing = self.editing_work(lm, num_facts)
+        sites = self.likely_sites(lm) if self.requires.moments else ()
+        if not sites:
+            return editing
+        widths = [lm.weight(site).shape[1] for site in sites]
+        tokens = text_tokens(max(widths))
+        passes = pass_flops(lm, tokens, 0, max(site.layer for site in sites))
+        passes += sum(tokens * width**2 for width in widths)
+        factors = self.solves_per_cube * sum(float(width) ** 3 for width in widths)
+        return (StageWork("statistics", passes, factors), *editing)
+
+    def editing_work(self, lm: LanguageModel, num_facts: int) -> tuple[StageWork, ...]:
+        """Estimate the operations of `edit` by stage; empty where the method does not tell."""
+        del lm, num_facts
+        return ()
+
+    def patch_bytes(self, lm: LanguageModel, num_facts: int) -> int:
+        """Estimate the bytes of the patch: a column and a row for each fact, or all of a weight."""
+        size = 0
+        for site in self.likely_sites(lm):
+            weight = lm.weight(site)
+            whole = weight.numel() * max(weight.element_size(), 4)
+            size += min(8 * num_facts * sum(weight.shape), whole) if self.low_rank else whole
+        return size
 
     def num_parameters(self, lm: LanguageModel) -> int | None:
         """Count the parameters that an edit changes or adds; None where it depends on facts.

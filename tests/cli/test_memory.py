@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from corrigenda.cli import memory
+from corrigenda.engines.locate.search_size import bucket_tokens
+from corrigenda.lm.footprint import Room, plan_room
 from corrigenda.methods.presets import build_editor
+from corrigenda.statistics.fitting import text_tokens
 from corrigenda.testing.tiny import tiny_model
 
 METHODS = ("rome", "memit", "pmet", "emmet", "alphaedit", "ft", "ft-l", "ft-m", "locft-bf", "lora")
@@ -27,8 +30,31 @@ def test_more_facts_need_no_less_and_something_is_always_needed(lm, method):
 
 def test_moments_count_at_every_layer(lm):
     width = lm.d_inner
-    assert build_editor("memit", layers=[0, 1]).memory(lm, 1).fit == 2 * 8 * width**2
-    assert build_editor("memit", layers=[0, 1, 2]).memory(lm, 1).fit == 3 * 8 * width**2
+    two, three = (build_editor("memit", layers=list(range(n))).memory(lm, 1).fit for n in (2, 3))
+    # A float64 and a float32 sum, and the keys of one more site in each batch of text.
+    assert three - two == 12 * width**2 + 4 * width * text_tokens(width)
+
+
+def test_statistics_of_a_gpu_are_kept_in_the_hosts_memory():
+    lm = tiny_model("llama")
+    editor = build_editor("memit", layers=[0, 1])
+    here = editor.memory(lm, 1)
+    plan_room(lm, Room("cuda", None))
+    there = editor.memory(lm, 1)
+    assert here.fit_on_host == here.edit_on_host == 0
+    assert there.fit_on_host >= 2 * 8 * lm.d_inner**2
+    assert there.fit < here.fit
+    assert there.edit_on_host > 2 * 8 * lm.d_inner**2
+
+
+def test_batches_of_a_search_follow_the_free_memory():
+    lm = tiny_model("llama")
+    sizes = []
+    for free in (10**7, 4 * 10**7, None):
+        plan_room(lm, Room("cuda", free))
+        sizes.append(bucket_tokens(lm, 0))
+    assert sizes[0] < sizes[1] < sizes[2] == 16384
+    assert all(size & (size - 1) == 0 for size in sizes)
 
 
 def test_no_layer_is_probed_for_an_estimate(lm, monkeypatch):

@@ -85,7 +85,7 @@ def test_batches_order_and_padding_change_nothing(
 ) -> None:
     whole = fit_moments(exact, SITES, Corpus(TEXTS, pack=False), keep=False)
     turned = fit_moments(exact, SITES, Corpus(TEXTS[::-1], pack=False), keep=False)
-    monkeypatch.setattr(fitting, "_BATCH_TOKENS", 70)
+    monkeypatch.setattr(fitting, "BATCH_TOKENS", 70)
     small = fit_moments(exact, SITES, Corpus(TEXTS, pack=False), keep=False)
     for site in SITES:
         theirs = whole.moment(site).covariance()
@@ -256,7 +256,7 @@ class Stop(Exception):
 def test_an_interrupted_fit_goes_on_with_the_same_result(
     lm: LanguageModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "_BATCH_TOKENS", 32)
+    monkeypatch.setattr(fitting, "BATCH_TOKENS", 32)
     monkeypatch.setattr(fitting, "_CHECKPOINT_TOKENS_PER_DIMENSION", 1)
     corpus = Corpus(TEXTS, length=32)
     whole = fit_moments(lm, SITES, corpus, keep=False)
@@ -283,7 +283,7 @@ def test_an_interrupted_fit_goes_on_with_the_same_result(
 def test_a_damaged_checkpoint_starts_again(
     lm: LanguageModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "_BATCH_TOKENS", 32)
+    monkeypatch.setattr(fitting, "BATCH_TOKENS", 32)
     monkeypatch.setattr(fitting, "_CHECKPOINT_TOKENS_PER_DIMENSION", 1)
     whole = fit_moments(lm, SITES, TEXTS, keep=False)
 
@@ -337,7 +337,7 @@ from corrigenda.statistics import Corpus, fit_moments
 from corrigenda.statistics import fitting
 from corrigenda.lm.sites import Site
 from corrigenda.testing.tiny import tiny_model
-fitting._BATCH_TOKENS, fitting._CHECKPOINT_TOKENS_PER_DIMENSION = 32, 1
+fitting.BATCH_TOKENS, fitting._CHECKPOINT_TOKENS_PER_DIMENSION = 32, 1
 print("ready", flush=True)
 lm = tiny_model("gpt2", seed=0)
 texts = open(sys.argv[1], encoding="utf-8").read().splitlines() * 5
@@ -362,7 +362,7 @@ def test_a_killed_fit_leaves_a_usable_cache(
     run.send_signal(signal.SIGKILL)
     run.wait()
     run.stdout.close()
-    monkeypatch.setattr(fitting, "_BATCH_TOKENS", 32)
+    monkeypatch.setattr(fitting, "BATCH_TOKENS", 32)
     monkeypatch.setattr(fitting, "_CHECKPOINT_TOKENS_PER_DIMENSION", 1)
     corpus = Corpus(TEXTS * 5, length=32)
     with warnings.catch_warnings():

@@ -28,7 +28,7 @@ def announce(lm: LanguageModel, editor: Editor, num_facts: int, *, fit_only: boo
         The estimate in bytes; see `Editor.memory`.
     """
     estimate = editor.memory(lm, num_facts)
-    needed = estimate.fit if fit_only else max(estimate)
+    needed = estimate.fit if fit_only else max(estimate.fit, estimate.edit)
     free = _free_bytes(lm)
     fits = free is None or needed <= free
     if needed >= _LEAST_ANNOUNCED or not fits:

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from corrigenda.engines.gradients import LabelledRow, predict
 from corrigenda.errors import NonFinite
+from corrigenda.lm.footprint import graph_tokens
 from corrigenda.lm.kv_cache import batches, pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
@@ -116,9 +117,14 @@ class AnswerPasses:
         return _compare(logits, labels.to(logits.device), rows)
 
 
+def step_tokens(lm: LanguageModel) -> int:
+    """Return how many tokens run together with gradients, at most."""
+    return graph_tokens(lm, lm.num_layers, _STEP_TOKENS)
+
+
 def group_by_length(lm: LanguageModel, rows: Sequence[LabelledRow]) -> list[list[int]]:
     """Return groups of rows, by index, that run together with gradients."""
-    tokens = _STEP_TOKENS["cpu" if lm.device.type == "cpu" else "cuda"]
+    tokens = step_tokens(lm)
     return [list(group) for group in batches(lm, [len(row.ids) for row in rows], tokens)]
 
 

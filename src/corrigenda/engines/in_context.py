@@ -11,11 +11,19 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from corrigenda.editor import Edit, Editor, Supports
+from corrigenda.editor import Edit, Editor, StageWork, Supports
 from corrigenda.engines import text_tensors
 from corrigenda.engines.patch_cache import PatchCache, active_group
 from corrigenda.facts import Fact
 from corrigenda.lm.chat import count_template_tokens
+from corrigenda.lm.footprint import (
+    USUAL_TOKENS,
+    cache_bytes,
+    head_bytes,
+    head_flops,
+    pass_bytes,
+    pass_flops,
+)
 from corrigenda.lm.interception import RewrittenPrompt
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
@@ -28,6 +36,8 @@ Scope = Literal["always", "retrieve"]
 
 _DEMONSTRATIONS, _VECTORS = "demonstrations", "vectors"
 _EVERYTHING = 1 << 60
+# Texts and the vector of a fact with its demonstrations.
+_FACT_BYTES = 8192
 
 
 class InContextEditor(Editor):
@@ -62,6 +72,27 @@ class InContextEditor(Editor):
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
         """Return no sites: no weight changes."""
         return ()
+
+    def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
+        """Return the bytes of the facts' texts, and of keys and values of one full prompt."""
+        tokens = min(lm.context_length, USUAL_TOKENS * (self.usual_demonstrations + 2))
+        kept = cache_bytes(lm, tokens, lm.num_layers) + pass_bytes(lm, tokens, 0)
+        return kept + head_bytes(lm, 1) + num_facts * _FACT_BYTES
+
+    def patch_bytes(self, lm: LanguageModel, num_facts: int) -> int:
+        """Estimate the bytes of the facts' texts and vectors."""
+        del lm
+        return num_facts * _FACT_BYTES
+
+    def editing_work(self, lm: LanguageModel, num_facts: int) -> tuple[StageWork, ...]:
+        """Estimate the operations of one question about each fact; `edit` itself runs nothing."""
+        tokens = USUAL_TOKENS * (self.usual_demonstrations + 2) * num_facts
+        return (StageWork("asking", pass_flops(lm, tokens) + head_flops(lm, num_facts)),)
+
+    @property
+    def usual_demonstrations(self) -> int:
+        """How many demonstrations come before a new fact."""
+        return 0
 
     def _demonstrate(
         self, lm: LanguageModel, facts: Sequence[Fact], state: State | None

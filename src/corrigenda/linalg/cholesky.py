@@ -59,13 +59,15 @@ class Cholesky:
                 where=where,
                 hint="Fit again in float32 or bfloat16; float16 activations can overflow.",
             )
-        matrix = (matrix + matrix.T) / 2
+        matrix = (matrix + matrix.T).div_(2)
         mean = float(matrix.diagonal().mean()) if matrix.numel() else 1.0
         share = 0.0
         while share <= _LAST_JITTER and mean > 0:
-            lower, info = torch.linalg.cholesky_ex(
-                matrix + share * mean * torch.eye(len(matrix), dtype=matrix.dtype).to(matrix.device)
-            )
+            shifted = matrix
+            if share:
+                shifted = matrix.clone()
+                shifted.diagonal().add_(share * mean)
+            lower, info = torch.linalg.cholesky_ex(shifted)
             if int(info) == 0:
                 return cls(lower, share * mean)
             share = share * 10 if share else _FIRST_JITTER

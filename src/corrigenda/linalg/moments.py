@@ -28,6 +28,8 @@ class SecondMoment:
     summed in float32 for at most 50,000 keys and then added to the float64 sum, which keeps the
     error of long sums near that of one product. Only one triangle is computed.
 
+    On a GPU the float32 sum is there, and the float64 sum in the host's memory.
+
     Two moments over disjoint texts add up (`+`) to the moment over both.
 
     Attributes:
@@ -42,12 +44,12 @@ class SecondMoment:
 
         Args:
             width: d_in.
-            device: Where the sums live; it must know float64.
+            device: Where products are formed and where `covariance` is; it must know float64.
         """
         self.count = 0
         self.largest = torch.zeros(width, dtype=torch.float64, device=device)
         self._sum = torch.zeros(width, dtype=torch.float64, device=device)
-        self._upper = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self._upper = torch.zeros(width, width, dtype=torch.float64, device=_host(device))
         self._chunk: Tensor | None = None
         self._chunk_count = 0
 
@@ -80,10 +82,10 @@ class SecondMoment:
                 hint="Run the model in float32 or bfloat16; float16 activations can overflow.",
             )
         if keys.dtype == torch.float64:
-            _add_upper(self._upper, keys)
+            _add_upper(self._upper, keys.to(self._upper.device))
         else:
             if self._chunk is None:
-                self._chunk = torch.zeros_like(self._upper, dtype=torch.float32)
+                self._chunk = torch.zeros(self.width, self.width, device=self._sum.device)
             with _full_float32():
                 _add_upper(self._chunk, keys)
             self._chunk_count += keys.shape[0]
@@ -128,8 +130,8 @@ class SecondMoment:
         if not 0.0 <= shrinkage <= 1.0:
             raise BadConfig(f"shrinkage must lie in [0, 1], got {shrinkage}.")
         self._flush()
-        upper = self._upper / self.count
-        moment = upper.triu() + upper.triu(1).T
+        moment = (self._upper.to(self._sum.device) / self.count).triu_()
+        moment += moment.triu(1).T
         if shrinkage:
             mean = moment.diagonal().mean()
             moment *= 1 - shrinkage
@@ -167,7 +169,7 @@ class SecondMoment:
     ) -> SecondMoment:
         """Restore a moment from `tensors`, to the bit."""
         moment = cls(tensors["sum"].shape[0], device=device)
-        moment._upper = tensors["sum_of_products"].to(device, torch.float64, copy=True)
+        moment._upper = tensors["sum_of_products"].to(_host(device), torch.float64, copy=True)
         moment._sum = tensors["sum"].to(device, torch.float64, copy=True)
         moment.largest = tensors["largest"].to(device, torch.float64, copy=True)
         moment.count = int(tensors["count"])
@@ -179,9 +181,15 @@ class SecondMoment:
 
     def _flush(self) -> None:
         if self._chunk is not None and self._chunk_count:
-            self._upper += self._chunk
+            self._upper += self._chunk.to(self._upper.device)
             self._chunk.zero_()
             self._chunk_count = 0
+
+
+def _host(device: torch.device | str) -> torch.device:
+    """Return where the float64 sum of products is kept: in the host's memory."""
+    device = torch.device(device)
+    return device if device.type == "meta" else torch.device("cpu")
 
 
 def _add_upper(target: Tensor, keys: Tensor) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -35,13 +36,29 @@ def is_slow(dtype: torch.dtype) -> bool:
     """
     if dtype not in HALF:
         return False
-    file = cache_folder() / _FOLDER / f"{_describe_processor()}-{str(dtype).rpartition('.')[2]}"
+    name = str(dtype).rpartition(".")[2]
+    return _recall(name, lambda: measure(dtype) / measure(torch.float32)) > _SLOW
+
+
+def product_rate(dtype: torch.dtype) -> float:
+    """Return the operations a second of products in a dtype, on this processor.
+
+    Measured once with as many threads as torch uses, and remembered as in `is_slow`.
+    """
+    threads = torch.get_num_threads()
+    name = f"rate-{str(dtype).rpartition('.')[2]}-{threads}"
+    return _recall(name, lambda: 2.0 * _ROWS * _WIDTH**2 / measure(dtype))
+
+
+def _recall(name: str, find: Callable[[], float]) -> float:
+    """Return a value measured on this processor, from the cache where it is there."""
+    file = cache_folder() / _FOLDER / f"{_describe_processor()}-{name}"
     try:
-        ratio = float(file.read_text(encoding="ascii"))
+        return float(file.read_text(encoding="ascii"))
     except (OSError, ValueError):
-        ratio = measure(dtype) / measure(torch.float32)
-        write_cached(file, lambda path: write_text(path, f"{ratio:.3f}\n"))
-    return ratio > _SLOW
+        value = find()
+        write_cached(file, lambda path: write_text(path, f"{value:.3f}\n"))
+        return value
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from corrigenda.lm.footprint import room_of
 from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.model import LanguageModel, gather
 from corrigenda.lm.model_hooks import ModelHook, place_hooks
@@ -400,9 +401,8 @@ def _recorder(seen: dict[Point, Tensor], point: Point) -> TensorMap:
 
 def memory_budget(lm: LanguageModel) -> int:
     """Return how many bytes constants may take: 2 GiB, or a third of a GPU's free memory."""
-    if lm.device.type == "cuda":
-        return max(_MEMORY_BYTES, torch.cuda.mem_get_info(lm.device)[0] // 3)
-    return _MEMORY_BYTES
+    free = room_of(lm).free
+    return _MEMORY_BYTES if free is None else max(_MEMORY_BYTES, free // 3)
 
 
 def _map_tensors(

@@ -30,7 +30,9 @@ from corrigenda.statistics.corpus import (
 from corrigenda.statistics.token_rows import TokenRows, tokenise
 
 _FORMAT = 1
-_BATCH_TOKENS = 4096
+BATCH_TOKENS = 4096
+"""Tokens that are read together."""
+
 _CHECKPOINT_TOKENS_PER_DIMENSION = 32
 _TOKENS_OF_TEXT = 1_000_000
 _OWN_TOKENS_PER_DIMENSION = 10
@@ -106,6 +108,11 @@ def fit_moments(
     return _merge_states(run, wanted, {site: one for site, one in found.items() if one})
 
 
+def text_tokens(width: int) -> int:
+    """Return how many tokens of text are read for keys of a width, where no text is given."""
+    return _CHOSEN_TOKENS_PER_DIMENSION * width
+
+
 @dataclass
 class _RunningMoment:
     """Sums for one site: the moment, and the part of tr S due to position 0."""
@@ -136,7 +143,7 @@ class _MomentPass:
             "dtype": str(self.lm.dtype),
             "rows": self.rows.digest,
             "include_first_token": self.include_first,
-            "batch_tokens": _BATCH_TOKENS,
+            "batch_tokens": BATCH_TOKENS,
         }
 
     def name_moment(self, site: Site) -> str:
@@ -159,7 +166,7 @@ class _MomentPass:
         done = since = 0
         if progress is not None:
             progress("statistics", 0, self.rows.num_tokens)
-        for number, batch in enumerate(self.rows.batches(_BATCH_TOKENS)):
+        for number, batch in enumerate(self.rows.batches(BATCH_TOKENS)):
             size = sum(self.rows.lengths[index] for index in batch)
             done, since = done + size, since + size
             due = since >= due_every
@@ -238,7 +245,7 @@ def _read_rows(
         num_tokens = corpus.num_tokens or _OWN_TOKENS_PER_DIMENSION * width
         texts = write_own_text(lm, num_tokens, seed=corpus.seed, progress=progress, keep=keep)
     else:
-        usual = _CHOSEN_TOKENS_PER_DIMENSION * width if corpus.chosen else _TOKENS_OF_TEXT
+        usual = text_tokens(width) if corpus.chosen else _TOKENS_OF_TEXT
         num_tokens = corpus.num_tokens or usual
         texts = read_documents(corpus.source)
     return tokenise(

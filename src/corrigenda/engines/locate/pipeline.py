@@ -17,14 +17,16 @@ from jaxtyping import Float
 from pydantic import Field, JsonValue
 from torch import Tensor
 
-from corrigenda.editor import Editor
+from corrigenda.editor import Editor, StageWork
 from corrigenda.engines.locate.contexts import Contexts, Style, generate_contexts
 from corrigenda.engines.locate.layer_choice import choose_layer, describe_choice
 from corrigenda.engines.locate.records import StopLoss
-from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, search_memory
+from corrigenda.engines.locate.search_size import search_flops, search_memory
+from corrigenda.engines.locate.target_search import SearchRow, SearchSettings
 from corrigenda.facts import Fact, Span
 from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.lm.chat import has_chat_template
+from corrigenda.lm.footprint import USUAL_TOKENS, head_flops, pass_flops
 from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, require_layers, value, write
@@ -47,6 +49,8 @@ _SAME_KEY = 0.999
 _CAPTURE_TOKENS = 4096
 _PULL_BACK = 1e-3
 _CHAT_WEIGHT = 0.5
+_CONTEXT_TOKENS = 10
+_USUAL_CONTEXTS: Mapping[Style, int] = {"rome": 21, "memit": 6}
 _CLAMP_AT_NORM = 1.5
 _CONTEXTS, _SITES, _NOTICES = "contexts", "locate/sites", "locate/notices"
 
@@ -72,6 +76,7 @@ class LocateThenEdit(Editor):
 
     context_style: ClassVar[Style]
     usual_clamp: ClassVar[float] = 4.0
+    low_rank: ClassVar[bool] = True
 
     steps: int = Field(default=20, ge=1, description="Forward passes of the target search.")
     learning_rate: float = Field(default=0.5, gt=0, description="Of Adam in the target search.")
@@ -133,7 +138,29 @@ class LocateThenEdit(Editor):
 
     def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
         """Estimate the bytes of the target search: constants of the facts and one graph."""
-        return search_memory(lm, self.sites(lm)[-1].layer, num_facts)
+        return search_memory(lm, self.sites(lm)[-1].layer, num_facts, self._usual_rows)
+
+    def editing_work(self, lm: LanguageModel, num_facts: int) -> tuple[StageWork, ...]:
+        """Estimate the operations of contexts, of the target search, and of writing."""
+        sites = self.likely_sites(lm)
+        last = sites[-1].layer
+        rows = num_facts * self._usual_rows
+        read = rows * USUAL_TOKENS / 2
+        captured = sum(pass_flops(lm, read, 0, site.layer) for site in sites)
+        widths = [lm.weight(site).shape[1] for site in sites] if self.requires.moments else []
+        written = self._usual_rows * _CONTEXT_TOKENS
+        return (
+            StageWork("contexts", pass_flops(lm, written) + head_flops(lm, written)),
+            StageWork("search", search_flops(lm, last, rows, self.steps)),
+            StageWork(WRITING, captured, sum(4.0 * num_facts * width**2 for width in widths)),
+        )
+
+    @property
+    def _usual_rows(self) -> int:
+        """Rows of a fact: its prompt in each context, and its essence prompt."""
+        return 1 + (
+            _USUAL_CONTEXTS[self.context_style] if self.contexts is None else len(self.contexts)
+        )
 
     def fit(
         self,

@@ -25,9 +25,10 @@ from corrigenda.engines.locate.records import (
     SearchTrace,
     Targets,
 )
+from corrigenda.engines.locate.search_size import HEAD_ROWS, bucket_tokens, token_bytes
 from corrigenda.errors import NonFinite
 from corrigenda.lm.components import ComponentTail
-from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, graph_bytes, head_bytes
+from corrigenda.lm.footprint import FLOAT, head_rows, room_of, vocabulary_of
 from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens
@@ -46,11 +47,7 @@ __all__ = [
 
 # Padded positions cost less than streaming the weights of the later blocks for another bucket.
 _PADDING_TOKENS = {"cpu": 16, "cuda": 1024}
-_BUCKET_TOKENS = {"cpu": 512, "cuda": 16384}
-# A fact in its contexts.
-_USUAL_ROWS = 21
 _STAGE = "search"
-_HEAD_ROWS = {"cpu": 256, "cuda": 4096}
 
 
 def find_targets(
@@ -98,20 +95,6 @@ def find_targets(
     return Targets(anchors.flatten(1), deltas.flatten(1), traces)
 
 
-def search_memory(lm: LanguageModel, layer: int, num_facts: int) -> int:
-    """Estimate the bytes that a search at a layer takes, for facts of usual length."""
-    kind = lm.device.type
-    stored = num_facts * _USUAL_ROWS * USUAL_TOKENS * _token_bytes(lm, layer)
-    stored += num_facts * FLOAT * _vocabulary(lm)
-    graph = graph_bytes(lm, lm.num_layers - layer, _BUCKET_TOKENS[kind])
-    return min(stored, memory_budget(lm)) + graph + head_bytes(lm, _HEAD_ROWS[kind])
-
-
-def _token_bytes(lm: LanguageModel, layer: int) -> int:
-    """Count the bytes of keys and values of one earlier position above a layer."""
-    return 2 * lm.d_model * (lm.num_layers - layer) * lm.dtype.itemsize
-
-
 def _groups(
     lm: LanguageModel, rows: Sequence[SearchRow], layer: int, num_facts: int
 ) -> list[list[SearchRow]]:
@@ -125,21 +108,17 @@ def _groups(
         of_fact[row.fact].append(row)
     of_fact.sort(key=lambda own: (own[0].tail, own[0].ids, own[0].labels) if own else (0,))
     budget = memory_budget(lm)
-    token_bytes = _token_bytes(lm, layer)
+    each = token_bytes(lm, layer)
     groups: list[list[SearchRow]] = []
     used = budget
     for own in of_fact:
-        size = token_bytes * sum(len(row.ids) for row in own) + FLOAT * _vocabulary(lm)
+        size = each * sum(len(row.ids) for row in own) + FLOAT * vocabulary_of(lm)
         if used + size > budget:
             groups.append([])
             used = 0
         groups[-1].extend(own)
         used += size
     return groups
-
-
-def _vocabulary(lm: LanguageModel) -> int:
-    return int(lm.model.config.get_text_config().vocab_size)
 
 
 class _Course(NamedTuple):
@@ -168,17 +147,19 @@ class _Bucket:
     weights: Float[Tensor, "batch k"]  # 1 / (contexts * target tokens)
 
 
-def _bucket(rows: Sequence[SearchRow], device_type: str) -> list[list[SearchRow]]:
+def _bucket(lm: LanguageModel, rows: Sequence[SearchRow], layer: int) -> list[list[SearchRow]]:
     """Group rows so that padding stays below what another pass over the weights would cost."""
     ordered = sorted(rows, key=lambda row: (-row.tail, row.start, row.ids, row.labels))
+    kind = room_of(lm).kind
+    most = bucket_tokens(lm, layer)
     buckets: list[list[SearchRow]] = []
     waste = 0
     for row in ordered:
         if buckets:
             longest = buckets[-1][0].tail
             waste += longest - row.tail
-            full = longest * (len(buckets[-1]) + 1) > _BUCKET_TOKENS[device_type]
-            if waste <= _PADDING_TOKENS[device_type] and not full:
+            full = longest * (len(buckets[-1]) + 1) > most
+            if waste <= _PADDING_TOKENS[kind] and not full:
                 buckets[-1].append(row)
                 continue
         buckets.append([row])
@@ -249,7 +230,7 @@ def _search(
     contexts = [0] * len(names)
     for row in rows:
         contexts[row.fact] += bool(row.labels)
-    buckets = [_build(lm, part, layer, role, contexts) for part in _bucket(rows, lm.device.type)]
+    buckets = [_build(lm, part, layer, role, contexts) for part in _bucket(lm, rows, layer)]
     for bucket in buckets:
         for i, row in enumerate(bucket.rows):
             if row.anchor:
@@ -388,7 +369,7 @@ def _read_head(
     """
     back = torch.empty_like(hidden)
     kl_weight = settings.kl_weight
-    size = _HEAD_ROWS[lm.device.type]
+    size = head_rows(lm, HEAD_ROWS)
     for begin in range(0, len(hidden), size):
         part = slice(begin, begin + size)
         with torch.set_grad_enabled(grad):

@@ -10,13 +10,14 @@ from jaxtyping import Float
 from pydantic import Field, JsonValue
 from torch import Tensor
 
-from corrigenda.editor import Requires, Supports
+from corrigenda.editor import MemoryEstimate, Requires, Supports
 from corrigenda.engines.locate.layers import MultiLayerEditor
 from corrigenda.engines.locate.pipeline import EditPlan
 from corrigenda.errors import MissingState
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.project import NullSpace, null_space
 from corrigenda.linalg.solve import null_space_ridge
+from corrigenda.lm.footprint import room_of
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.progress import Progress
@@ -26,6 +27,8 @@ from corrigenda.training.dataset import TrainingSet
 _RULE, _NOTICES = "alphaedit/rule", "alphaedit/notices"
 _FREE_OF_ALL = 0.98
 _ENOUGH_KEYS = 10.0
+# Matrices that are there at once while eigenvectors of one are found.
+_DECOMPOSITION = 6
 
 
 class AlphaEdit(MultiLayerEditor):
@@ -42,6 +45,10 @@ class AlphaEdit(MultiLayerEditor):
     supports: ClassVar[Supports] = Supports(
         single=True, batch=True, sequential=True, exact=False, order_free=True
     )
+
+    # A projector and the protected keys beside the moment; a decomposition in place of a factor.
+    factors_per_site: ClassVar[int] = 2
+    solves_per_cube: ClassVar[float] = 9.0
 
     weight: float | None = Field(
         default=None,
@@ -70,8 +77,25 @@ class AlphaEdit(MultiLayerEditor):
     ) -> State:
         """Fit second moments at `sites(lm)` and find the projectors from them, once."""
         state = super().fit(lm, corpus, progress=progress)
-        device = "cuda" if lm.device.type == "cuda" else "cpu"
+        device = "cuda" if self._decomposes_on_device(lm) else "cpu"
         return self.with_projectors(state, state.moment_sites, device=device)
+
+    def memory(self, lm: LanguageModel, num_facts: int) -> MemoryEstimate:
+        """Estimate the memory, with that of a decomposition on the device where it fits there."""
+        found = super().memory(lm, num_facts)
+        if self._decomposes_on_device(lm):
+            return found._replace(fit=max(found.fit, self._decomposition_bytes(lm)))
+        return found
+
+    def _decomposes_on_device(self, lm: LanguageModel) -> bool:
+        room = room_of(lm)
+        if room.kind == "cpu" or lm.device.type not in ("cuda", "meta"):
+            return False
+        return room.free is None or self._decomposition_bytes(lm) <= room.free
+
+    def _decomposition_bytes(self, lm: LanguageModel) -> int:
+        widths = [lm.weight(site).shape[1] for site in self.likely_sites(lm)]
+        return _DECOMPOSITION * 8 * max(widths) ** 2
 
     def with_projectors(
         self, state: State, sites: Sequence[Site], *, device: torch.device | str = "cpu"

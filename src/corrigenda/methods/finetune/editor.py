@@ -8,9 +8,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from corrigenda.editor import Edit, Editor, Supports
+from corrigenda.editor import Edit, Editor, StageWork, Supports
 from corrigenda.errors import BadConfig, PromptTooLong
 from corrigenda.facts import Fact
+from corrigenda.lm.footprint import USUAL_READS, USUAL_TOKENS, head_flops, pass_flops
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.lm.spans import encode_fact
@@ -69,7 +70,16 @@ class FineTuneEditor(Editor):
 
     def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
         """Return the bytes of the weight, its gradient, Adam's moments, inputs and one graph."""
-        return training_memory(lm, self.sites(lm)[0], num_facts)
+        return training_memory(lm, self.sites(lm)[0], num_facts, self.batch_size)
+
+    def editing_work(self, lm: LanguageModel, num_facts: int) -> tuple[StageWork, ...]:
+        """Estimate the operations of all epochs: two passes of the later blocks each, and Adam."""
+        (site,) = self.sites(lm)
+        epochs, tokens = self.epochs * num_facts, USUAL_TOKENS * num_facts
+        one = pass_flops(lm, USUAL_TOKENS, site.layer + 1) + head_flops(lm, USUAL_READS)
+        step = 4.0 * USUAL_TOKENS * lm.weight(site).numel()
+        passes = pass_flops(lm, tokens) + epochs * (2 * one + step)
+        return (StageWork("training", passes),)
 
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
         """Train one change for all facts; the model is left as it is.

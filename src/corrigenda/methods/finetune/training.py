@@ -20,7 +20,15 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from corrigenda.errors import NonFinite
-from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, graph_bytes, head_bytes
+from corrigenda.lm.footprint import (
+    FLOAT,
+    USUAL_READS,
+    USUAL_TOKENS,
+    graph_bytes,
+    graph_tokens,
+    head_bytes,
+    room_of,
+)
 from corrigenda.lm.kv_cache import batches, pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, key
@@ -242,12 +250,14 @@ class _FactConstants:
     keys: Float[Tensor, "batch pos d_in"]
 
 
-def training_memory(lm: LanguageModel, site: Site, num_facts: int) -> int:
+def training_memory(lm: LanguageModel, site: Site, num_facts: int, batch_size: int) -> int:
     """Estimate the bytes that training one weight takes, for facts of usual length."""
     weight = lm.weight(site)
     stored = num_facts * USUAL_TOKENS * _stored_numbers(lm, site) * lm.dtype.itemsize
-    tokens = _STEP_TOKENS[lm.device.type]
-    graph = graph_bytes(lm, lm.num_layers - site.layer, tokens) + head_bytes(lm, tokens)
+    above = lm.num_layers - site.layer - 1
+    batch = min(num_facts, batch_size)
+    tokens = min(batch * USUAL_TOKENS, graph_tokens(lm, above, _STEP_TOKENS))
+    graph = graph_bytes(lm, above, tokens) + head_bytes(lm, batch * USUAL_READS)
     return _TRAINED_COPIES * FLOAT * weight.numel() + min(stored, memory_budget(lm)) + graph
 
 
@@ -266,22 +276,25 @@ class _ConstantsCache:
         needed = sum(self._lengths) * _stored_numbers(lm, site) * lm.dtype.itemsize
         self._stored: list[_FactConstants] | None = None
         if needed <= memory_budget(lm):
-            together = batches(lm, self._lengths, _STORED_TOKENS[lm.device.type])
+            together = batches(lm, self._lengths, _STORED_TOKENS[room_of(lm).kind])
             self._stored = [self.compute(indices) for indices in together]
 
     def split(self, chosen: Sequence[int]) -> list[tuple[_FactConstants | None, list[int]]]:
         """Split a mini-batch into parts that run together; None where constants are not stored."""
         if self._stored is None:
             lengths = [self._lengths[index] for index in chosen]
-            step = _STEP_TOKENS[self._lm.device.type]
+            step = self._step_tokens()
             parts = batches(self._lm, lengths, step)
             return [(None, [chosen[i] for i in part]) for part in parts]
         found: list[tuple[_FactConstants | None, list[int]]] = []
         for held in self._stored:
             own = sorted((i for i in chosen if i in held.rows), key=held.rows.__getitem__)
-            size = max(1, _STEP_TOKENS[self._lm.device.type] // held.tail.width)
+            size = max(1, self._step_tokens() // held.tail.width)
             found += [(held, own[begin : begin + size]) for begin in range(0, len(own), size)]
         return found
+
+    def _step_tokens(self) -> int:
+        return graph_tokens(self._lm, self._lm.num_layers - self._site.layer - 1, _STEP_TOKENS)
 
     @torch.no_grad()
     def compute(self, indices: Sequence[int]) -> _FactConstants:

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from corrigenda.editor import Edit, Editor, Requires, Supports
-from corrigenda.engines.answer_loss import score_answers
+from corrigenda.editor import Edit, Editor, Requires, StageWork, Supports
+from corrigenda.engines.answer_loss import score_answers, step_tokens
 from corrigenda.engines.gradients import LabelledRow, labelled_rows
 from corrigenda.engines.shared_memory import (
     KeyDistances,
@@ -29,6 +29,17 @@ from corrigenda.engines.shared_memory import (
 )
 from corrigenda.facts import Fact
 from corrigenda.linalg.nearest import NearestSearch
+from corrigenda.lm.footprint import (
+    FLOAT,
+    USUAL_READS,
+    USUAL_TOKENS,
+    cache_bytes,
+    graph_bytes,
+    head_bytes,
+    head_flops,
+    pass_bytes,
+    pass_flops,
+)
 from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.model import LanguageModel, gather
 from corrigenda.lm.sites import Point, Site, key, value
@@ -220,6 +231,32 @@ class Grace(Editor):
         site = Site(usual if self.layer is None else self.layer, self.part)
         lm.module(site)
         return site
+
+    def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
+        """Return the bytes of the codebook, of Adam's moments, and of one graph above the layer."""
+        site = self.site(lm)
+        above = lm.num_layers - site.layer
+        rows = min(num_facts, max(1, step_tokens(lm) // USUAL_TOKENS))
+        tokens = rows * (USUAL_READS if self.replace == "last" else USUAL_TOKENS)
+        d_out, d_in = lm.weight(site).shape
+        stored = num_facts * FLOAT * (d_in + 4 * d_out)
+        constants = cache_bytes(lm, rows * USUAL_TOKENS, above)
+        graph = graph_bytes(lm, above, tokens) + head_bytes(lm, rows * USUAL_READS)
+        asking = pass_bytes(lm, rows * USUAL_TOKENS, 0)
+        return stored + max(asking, constants + graph)
+
+    def patch_bytes(self, lm: LanguageModel, num_facts: int) -> int:
+        """Estimate the bytes of the entries: a key and a value for each fact."""
+        return num_facts * FLOAT * sum(lm.weight(self.site(lm)).shape)
+
+    def editing_work(self, lm: LanguageModel, num_facts: int) -> tuple[StageWork, ...]:
+        """Estimate the operations of all steps: two passes of the later blocks each."""
+        site = self.site(lm)
+        tail = USUAL_READS if self.replace == "last" else USUAL_TOKENS
+        one = pass_flops(lm, num_facts * tail, site.layer + 1)
+        one += head_flops(lm, num_facts * USUAL_READS)
+        before = pass_flops(lm, 3 * num_facts * USUAL_TOKENS)
+        return (StageWork("training", before + 2 * self.steps * one),)
 
     def distances(self, lm: LanguageModel, facts: Sequence[Fact]) -> KeyDistances:
         """Measure distances of keys of paraphrases, neighbours and other facts, to set `radius`."""

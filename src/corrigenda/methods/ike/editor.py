@@ -72,6 +72,11 @@ class IKE(InContextEditor):
     )
     seed: int = Field(default=42, description="Of the types and of the probes that show them.")
 
+    @property
+    def usual_demonstrations(self) -> int:
+        """How many demonstrations come before a new fact."""
+        return self.num_demonstrations
+
     def train(
         self,
         lm: LanguageModel,

@@ -18,7 +18,7 @@ from corrigenda.engines.locate.target_search import SearchTrace, find_targets
 from corrigenda.errors import NotEnoughFacts
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
-from corrigenda.linalg.solve import key_agreement, rank_one
+from corrigenda.linalg.solve import key_agreement, multiply, rank_one
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, key
 from corrigenda.patch import WeightPatch
@@ -117,7 +117,8 @@ class Rome(LocateThenEdit):
         changes: dict[Site, Change] = {site: written.change}
         size = 0.0
         if self.largest_change is not None:
-            size = norm(written.change) / float(lm.weight(site).double().norm())
+            whole = torch.linalg.vector_norm(lm.weight(site), dtype=torch.float64)
+            size = norm(written.change) / float(whole)
         if self.largest_change is not None and size > self.largest_change:
             changes = {}
             notes["status"] = ["refused"]
@@ -138,7 +139,7 @@ class Rome(LocateThenEdit):
         (site,) = plan.sites
         written = self._compute(lm, facts, plan, state)
         at = written.key_clean if self.variant in ("rome", "p-rome") else written.key_mean
-        output = lm.weight(site).double() @ at
+        output = multiply(lm.weight(site), at)
         if self.variant == "r-rome":
             values = written.wanted - _bias(lm, site)
         else:
@@ -171,7 +172,7 @@ class Rome(LocateThenEdit):
         factor = state.factor(site) if self.use_moment else None
         match self.variant:
             case "r-rome":
-                output = lm.weight(site).double() @ mean + _bias(lm, site)
+                output = multiply(lm.weight(site), mean) + _bias(lm, site)
                 change = rank_one(mean, wanted - output, factor)
             case "rome":
                 change = rank_one(mean, delta, factor, at=clean)

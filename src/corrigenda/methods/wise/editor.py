@@ -13,12 +13,19 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, JsonValue
 
-from corrigenda.editor import Edit, Editor, Requires, Supports
+from corrigenda.editor import Edit, Editor, Requires, StageWork, Supports
 from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.engines.ordinary_text import draw_rows
 from corrigenda.facts import Fact
 from corrigenda.lm.activation import activation_of
-from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, graph_bytes, head_bytes
+from corrigenda.lm.footprint import (
+    FLOAT,
+    USUAL_TOKENS,
+    graph_bytes,
+    head_bytes,
+    head_flops,
+    pass_flops,
+)
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sampling import sample
 from corrigenda.lm.sites import Site
@@ -126,13 +133,30 @@ class Wise(Editor):
     def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
         """Return the bytes of the side memory, its gradient and shards, and of one graph above."""
         (site,) = self.sites(lm)
-        prefixes = len(_LENGTHS) * len(SEED_WORDS) + 1
-        if self.contexts is not None:
-            prefixes = len(self.contexts)
-        tokens = min(num_facts, self.batch_size) * prefixes * USUAL_TOKENS
+        tokens = min(num_facts, self.batch_size) * self._num_prefixes * USUAL_TOKENS
         shards = 4 + min(num_facts, self.merge_frequency) // self.save_frequency
-        graph = graph_bytes(lm, lm.num_layers - site.layer, tokens) + head_bytes(lm, tokens)
-        return shards * lm.d_model * lm.d_inner * FLOAT + graph
+        graph = graph_bytes(lm, lm.num_layers - site.layer - 1, tokens) + head_bytes(lm, tokens)
+        inputs = tokens * (2 * lm.d_inner + 4 * lm.d_model) * FLOAT
+        return shards * lm.d_model * lm.d_inner * FLOAT + inputs + graph
+
+    def patch_bytes(self, lm: LanguageModel, num_facts: int) -> int:
+        """Estimate the bytes of the side memory: its sub-spaces, and a bit for each entry."""
+        numbers = lm.weight(self.sites(lm)[0]).numel()
+        spaces = 1 + (min(num_facts, self.merge_frequency) - 1) // self.save_frequency
+        touched = 1.0 - (1.0 - self.mask_ratio) ** spaces
+        return int(numbers * (FLOAT * touched + 1 / 8))
+
+    def editing_work(self, lm: LanguageModel, num_facts: int) -> tuple[StageWork, ...]:
+        """Estimate the operations of all steps: two passes of the later blocks for each prompt."""
+        (site,) = self.sites(lm)
+        tokens = num_facts * self._num_prefixes * USUAL_TOKENS
+        one = pass_flops(lm, tokens, site.layer + 1) + head_flops(lm, tokens)
+        step = 4.0 * tokens * lm.weight(site).numel()
+        return (StageWork("training", pass_flops(lm, tokens) + self.steps * (2 * one + step)),)
+
+    @property
+    def _num_prefixes(self) -> int:
+        return len(_LENGTHS) * len(SEED_WORDS) + 1 if self.contexts is None else len(self.contexts)
 
     @property
     def training(self) -> SideTraining:

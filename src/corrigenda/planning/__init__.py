@@ -1,0 +1,1 @@
+"""What an edit of a model will take, from its configuration alone."""
