@@ -355,7 +355,7 @@ class LanguageModel:
         """
         if not points:
             return {}
-        return self._hooks.run_until(points, lambda: self._forward(tokens), keep)
+        return self._hooks.run_until(points, lambda: self._forward(tokens), keep, self.device)
 
     def swap(self, transforms: Mapping[Point, TensorMap]) -> AbstractContextManager[None]:
         """Replace tensors of the forward pass, until left.
@@ -368,7 +368,7 @@ class LanguageModel:
         Raises:
             UnknownSite (CG303): the model has no such point.
         """
-        return self._hooks.attached(transforms)
+        return self._hooks.attached(transforms, home=self.device)
 
     def add(
         self, terms: Mapping[Site, Term], *, inputs: Mapping[Site, Point] | None = None

@@ -1,0 +1,55 @@
+"""The rule for models on several devices: the library computes where token ids go.
+
+What is read at a point of the pass arrives on that device, what is put in goes to the device of the
+tensor it meets, and a module that is called by itself is called where its weights are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def run_on(device: torch.device, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a function that works on a device, whichever one its tensor comes from.
+
+    Its result goes back; where the function returns the tensor it got, so does the new one.
+
+    Example:
+        >>> double = run_on(torch.device("cpu"), lambda tensor: 2 * tensor)
+        >>> double(torch.ones(2)).tolist()
+        [2.0, 2.0]
+    """
+
+    def run(tensor: Tensor) -> Tensor:
+        moved = tensor.to(device)
+        new = function(moved)
+        return tensor if new is moved else new.to(tensor.device)
+
+    return run
+
+
+def call_module(module: nn.Module, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+    """Call a module on the device of its weights; the result is on the device of `x`.
+
+    Example:
+        >>> call_module(nn.LayerNorm(2), torch.zeros(1, 2)).tolist()
+        [[0.0, 0.0]]
+    """
+    weight = next(module.parameters(), x)
+    return module(x.to(weight.device)).to(x.device)
+
+
+def multiply(
+    x: Float[Tensor, "*rows d_out"], weight: Float[Tensor, "d_out d_in"]
+) -> Float[Tensor, "*rows d_in"]:
+    """Return x W, taken on the device of the weight in the dtype of `x`, on the device of `x`.
+
+    Example:
+        >>> multiply(torch.ones(1, 2), torch.eye(2)).tolist()
+        [[1.0, 1.0]]
+    """
+    return (x.to(weight.device) @ weight.to(x.dtype)).to(x.device)
