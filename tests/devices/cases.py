@@ -97,7 +97,5 @@ CASES: dict[str, Case] = {
     "ice": Case(2, {"embedder": "states"}),
     "mello": Case(2, {"retriever": "states"}),
     "deepedit": Case(2, {"retriever": "states"}),
-    "truthx": Case(
-        2, {"steps": 3, "validate_every": 2, "hidden": 16, "code": 8, "max_pairs": 40}
-    ),
+    "truthx": Case(2, {"steps": 3, "validate_every": 2, "hidden": 16, "code": 8, "max_pairs": 40}),
 }

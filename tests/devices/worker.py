@@ -24,8 +24,9 @@ from corrigenda.testing.virtual_devices import (
 replace_cuda_calls()
 sys.path.insert(0, str(Path(__file__).parent))
 
-import corrigenda as cg  # noqa: E402
 from cases import CASES, facts  # noqa: E402
+
+import corrigenda as cg  # noqa: E402
 from corrigenda.lm.model import LanguageModel  # noqa: E402
 from corrigenda.patch import WeightPatch  # noqa: E402
 from corrigenda.transforms.registry import parse_transform  # noqa: E402
@@ -64,10 +65,11 @@ def load(layout: str) -> LanguageModel:
 
 
 class Trial:
-    """One method on one layout; `stage` says how far it came."""
+    """One method on one layout; `stage` says how far it came, `traffic` what one edit moved."""
 
     def __init__(self, method: str, layout: str) -> None:
         self.method, self.layout, self.stage = method, layout, "load"
+        self.traffic: list[list[object]] = []
 
     def run(self) -> None:
         """Fit, edit, ask, edit again, apply at run time, transform."""
@@ -82,6 +84,7 @@ class Trial:
             TRAFFIC.clear()
             self.stage = "edit"
             made = editor.edit(lm, chosen, state)
+            self.traffic = [[*entry, *found] for entry, found in TRAFFIC.items()]
             self.stage = "apply"
             with made.patch.apply(lm):
                 _ask(lm, chosen)
@@ -103,7 +106,7 @@ class Trial:
         self.stage = "undo"
         fresh = dict(cg.load("pocket").model.named_parameters())
         for name, parameter in lm.model.named_parameters():
-            assert torch.equal(parameter.inner, fresh[name]), name
+            assert torch.equal(parameter.numbers, fresh[name]), name
 
 
 def _ask(lm: LanguageModel, chosen: list[cg.Fact]) -> None:
@@ -124,8 +127,7 @@ def answer(method: str, layout: str) -> dict[str, object]:
         ]
         path = " > ".join(lines[-6:])
         fault = f"{trial.stage}: {type(error).__name__}: {str(error)[:300]}\n  {path}"
-    traffic = sorted(([*entry, *found] for entry, found in TRAFFIC.items()), key=lambda row: -row[3])
-    return {"fault": fault, "traffic": traffic}
+    return {"fault": fault, "traffic": sorted(trial.traffic, key=lambda row: -row[3])}
 
 
 if __name__ == "__main__":

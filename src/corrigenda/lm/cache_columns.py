@@ -5,6 +5,8 @@ Columns are padded and cut on the left, where the attention mask hides them.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -21,7 +23,7 @@ def is_resizable(cache: object) -> bool:
 
 def select_rows(cache: Cache, rows: Int[Tensor, " rows"]) -> None:
     """Keep some rows of a cache, whichever devices its layers are on."""
-    for layer in cache.layers:
+    for layer in cast("list[DynamicLayer]", cache.layers):
         layer.batch_select_indices(rows.to(getattr(layer, "device", rows.device)))
 
 

@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def run_on(device: torch.device, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def run_on(
+    device: torch.device, function: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
     """Return a function that works on a device, whichever one its tensor comes from.
 
     Its result goes back; where the function returns the tensor it got, so does the new one.
@@ -53,3 +55,23 @@ def multiply(
         [[1.0, 1.0]]
     """
     return (x.to(weight.device) @ weight.to(x.dtype)).to(x.device)
+
+
+class SharedTensors:
+    """What is made of tensors for devices, once for each tensor and device.
+
+    The tensors have to outlive it.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._made: dict[tuple[int, torch.device], Tensor] = {}
+
+    def make(
+        self, tensor: Tensor, device: torch.device, function: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return what the function makes of a tensor, on a device."""
+        place = id(tensor), device
+        if place not in self._made:
+            self._made[place] = function(tensor).to(device)
+        return self._made[place]

@@ -27,7 +27,7 @@ from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.model import LanguageModel, gather
 from corrigenda.lm.model_hooks import ModelHook, place_hooks
 from corrigenda.lm.passes import PassStop
-from corrigenda.lm.placement import call_module
+from corrigenda.lm.placement import SharedTensors, call_module
 from corrigenda.lm.sites import Point, Site, Tokens, state, value, write
 
 _CACHE_NAMES = ("past_key_values", "layer_past")
@@ -165,8 +165,8 @@ class Tail:
         if norm is not None:
             base = hidden - gather(seen[write(site)], view.columns)
         module = None if norm is None else lm.blocks[layer].get_submodule(norm)
-        memo: dict[_Copy, Tensor] = {}
-        steps = [call.step(view, memo, hidden.dtype) for call in calls]
+        shared = SharedTensors()
+        steps = [call.step(view, shared, hidden.dtype) for call in calls]
         return cls(starts, ends, module, entry, base, hidden, prefix, steps)
 
     @property
@@ -265,9 +265,7 @@ class Tail:
             step._replace(
                 constants=_Constants(
                     *(
-                        (tensor if rows is None else tensor[rows.to(tensor.device)])[
-                            :, :, :prefix
-                        ]
+                        (tensor if rows is None else tensor[rows.to(tensor.device)])[:, :, :prefix]
                         for tensor in step.constants
                     )
                 ),
@@ -282,13 +280,6 @@ class Tail:
         base, entry, hidden = map(pick, (self._base, self._entry, self._hidden))
         self._live = _Live(rows, at, offsets, base, entry, hidden, steps)
         return self._live
-
-
-class _Copy(NamedTuple):
-    """Names what was made of a tensor for a device."""
-
-    tensor_id: int
-    device: torch.device
 
 
 class _View(NamedTuple):
@@ -377,7 +368,7 @@ class _Call:
             isinstance(found, Tensor) and found.dim() in (2, 3) and found.shape[1] == self._columns
         )
 
-    def step(self, view: _View, memo: dict[_Copy, Tensor], dtype: torch.dtype) -> _Step:
+    def step(self, view: _View, shared: SharedTensors, dtype: torch.dtype) -> _Step:
         """Return the call of the block in the tail, its constants on the device of the block.
 
         Blocks of one device share what the model shares.
@@ -400,10 +391,10 @@ class _Call:
                 fixed[name] = found
                 continue
             along[name] = _map_tensors(
-                found, self._is_along, lambda one: _remember(memo, one, device, view.along)
+                found, self._is_along, lambda one: shared.make(one, device, view.along)
             )
         mask = self._given["attention_mask"]
-        mask = _remember(memo, mask, device, lambda mask: view.mask(mask, dtype))
+        mask = shared.make(mask, device, lambda mask: view.mask(mask, dtype))
         return _Step(self.block, self._cache_name, constants, mask, along, fixed)
 
 
@@ -429,18 +420,6 @@ def _map_tensors(
     if isinstance(found, tuple):
         return tuple(_map_tensors(one, fits, function) for one in found)
     return function(found) if isinstance(found, Tensor) and fits(found) else found
-
-
-def _remember(
-    memo: dict[_Copy, Tensor],
-    tensor: Tensor,
-    device: torch.device,
-    function: Callable[[Tensor], Tensor],
-) -> Tensor:
-    copy = _Copy(id(tensor), device)
-    if copy not in memo:
-        memo[copy] = function(tensor).to(device)
-    return memo[copy]
 
 
 def _add_padding(tokens: Tokens) -> Tokens:

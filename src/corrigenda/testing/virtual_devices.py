@@ -62,15 +62,15 @@ class VirtualTensor(Tensor):
     """A CPU tensor under the name of a device.
 
     Attributes:
-        inner: The numbers.
+        numbers: What it holds, on the CPU.
         place: The device it claims to lie on.
     """
 
-    inner: Tensor
+    numbers: Tensor
     place: torch.device
 
     @staticmethod
-    def __new__(cls, inner: Tensor, place: torch.device) -> VirtualTensor:
+    def __new__(cls: type[VirtualTensor], inner: Tensor, place: torch.device) -> VirtualTensor:
         """Make one of shape, dtype and strides of a plain tensor, which it shares."""
         assert not isinstance(inner, VirtualTensor)
         return torch.Tensor._make_wrapper_subclass(
@@ -84,11 +84,11 @@ class VirtualTensor(Tensor):
 
     def __init__(self, inner: Tensor, place: torch.device) -> None:
         """Keep the tensor."""
-        self.inner, self.place = inner, place
+        self.numbers, self.place = inner, place
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]  # as subclasses that dispatch do
 
-    def __repr__(self) -> str:
+    def __repr__(self, *, tensor_contents: str | None = None) -> str:
         return f"VirtualTensor({tuple(self.shape)}, {self.dtype}, {self.place})"
 
     @classmethod
@@ -103,13 +103,14 @@ def _place(tensor: object) -> torch.device:
 
 
 def _strip(found: object) -> Any:
-    return found.inner if isinstance(found, VirtualTensor) else found
+    return found.numbers if isinstance(found, VirtualTensor) else found
 
 
 def _wrap(found: object, place: torch.device) -> Any:
     """Put a plain tensor on a device."""
-    plain = isinstance(found, Tensor) and not isinstance(found, VirtualTensor)
-    return VirtualTensor(found, place) if plain and place.type == "cuda" else found
+    if isinstance(found, VirtualTensor) or not isinstance(found, Tensor) or place.type == "cpu":
+        return found
+    return VirtualTensor(found, place)
 
 
 def _resolve(device: Any) -> torch.device | None:
@@ -129,7 +130,7 @@ def _count_copy(tensor: Tensor, source: torch.device, target: torch.device) -> N
 
 _WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal")
 _INDEXING = ("index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_")
-_HOST_ARGUMENTS = ("_pack_padded_sequence",)
+_PACKING = "_pack_padded_sequence"
 
 
 def _operate(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -145,8 +146,11 @@ def _operate(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         _count_copy(args[1], _place(args[1]), _place(args[0]))
         _strip(args[0]).copy_(_strip(args[1]))
         return args[0]
-    if name not in _HOST_ARGUMENTS:
-        _require_one_device(name, args, kwargs)
+    if name == _PACKING:
+        # Lengths are given, and sizes of batches returned, on the host.
+        packed, sizes = operator(*map(_strip, args))
+        return _wrap(packed, _place(args[0])), sizes
+    _require_one_device(name, args, kwargs)
     found = operator(*tree_map(_strip, args), **tree_map(_strip, kwargs))
     for position, argument in enumerate(operator._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
@@ -183,16 +187,19 @@ class _Move(torch.autograd.Function):
     """A copy to a device and dtype, which gradients cross in the other direction."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, place: torch.device, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, place: torch.device, dtype: torch.dtype, counted: bool
+    ) -> Tensor:
         ctx.source = _place(x), x.dtype
         found = _strip(x).to(dtype, copy=True)
-        _count_copy(found, _place(x), place)
+        if counted:
+            _count_copy(found, _place(x), place)
         return _wrap(found, place)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         place, dtype = ctx.source
-        return _wrap(_strip(gradients[0]).to(dtype, copy=True), place), None, None
+        return _wrap(_strip(gradients[0]).to(dtype, copy=True), place), None, None, None
 
 
 class _Destination(NamedTuple):
@@ -221,15 +228,26 @@ def _to(x: Tensor, *args: Any, **options: Any) -> Tensor:
         return Tensor.to(x, *args, **options)
     if (place, dtype) == (_place(x), x.dtype) and not copy:
         return x
-    return _Move.apply(x, place, dtype)  # pyright: ignore[reportReturnType]
+    return _Move.apply(x, place, dtype, True)  # pyright: ignore[reportReturnType]
 
 
-_FACTORIES = tuple(
-    getattr(torch, name)
-    for name in (
-        "arange as_tensor empty empty_strided eye full linspace ones rand randint randn randperm "
-        "scalar_tensor tensor tril_indices zeros"
-    ).split()
+_FACTORIES = (
+    torch.arange,
+    torch.as_tensor,
+    torch.empty,
+    torch.empty_strided,
+    torch.eye,
+    torch.full,
+    torch.linspace,
+    torch.ones,
+    torch.rand,
+    torch.randint,
+    torch.randn,
+    torch.randperm,
+    torch.scalar_tensor,
+    torch.tensor,
+    torch.tril_indices,
+    torch.zeros,
 )
 _RANDOM = (
     Tensor.bernoulli_,
@@ -273,9 +291,27 @@ class _Functions(TorchFunctionMode):
             return _to(*args, **options)
         if function is nn.functional.scaled_dot_product_attention:
             return torch.ops.aten._scaled_dot_product_attention_math(*args, **options)[0]
+        if getattr(function, "__name__", "") == "lstm":
+            return _unfuse(function, args)
         if args and isinstance(args[0], VirtualTensor):
             return _call(function, args, options)
         return function(*args, **options)
+
+
+def _unfuse(function: Any, args: tuple[Any, ...]) -> Any:
+    """Run on the host what is one kernel on a GPU, and has no operators to look at."""
+    tensors = [one for one in tree_leaves(args) if isinstance(one, Tensor)]
+    places = [one.place for one in tensors if isinstance(one, VirtualTensor)]
+    if len(set(places)) > 1:
+        raise DeviceMismatch(f"{function.__name__}: tensors on {sorted(set(map(str, places)))}")
+
+    def move(found: object, place: torch.device) -> object:
+        if not isinstance(found, Tensor) or _place(found) == place:
+            return found
+        return _Move.apply(found, place, found.dtype, False)
+
+    found = function(*tree_map(lambda one: move(one, CPU), args))
+    return tree_map(lambda one: move(one, places[0] if places else CPU), found)
 
 
 def _call(function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -283,9 +319,9 @@ def _call(function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     x = args[0]
     if function is Tensor.tolist:
         _count("wait")
-        return x.inner.tolist()
+        return x.numbers.tolist()
     if function is Tensor.data_ptr:
-        return x.inner.data_ptr()
+        return x.numbers.data_ptr()
     if function is Tensor.numpy:
         raise DeviceMismatch(f"numpy() of a tensor on {x.place}")
     if function is Tensor.cpu:
