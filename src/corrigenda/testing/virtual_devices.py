@@ -228,7 +228,7 @@ def _to(x: Tensor, *args: Any, **options: Any) -> Tensor:
         return Tensor.to(x, *args, **options)
     if (place, dtype) == (_place(x), x.dtype) and not copy:
         return x
-    return _Move.apply(x, place, dtype, True)  # pyright: ignore[reportReturnType]
+    return _Move.apply(x, place, dtype, True)  # pyright: ignore[reportReturnType]  # untyped in torch
 
 
 _FACTORIES = (
@@ -379,7 +379,7 @@ def replace_cuda_calls() -> None:
         return fork_rng([], *args, **options)
 
     functools.update_wrapper(no_inference, inference_mode, updated=())
-    torch.inference_mode = no_inference  # pyright: ignore[reportAttributeAccessIssue]
+    torch.inference_mode = no_inference  # pyright: ignore[reportAttributeAccessIssue]  # replaced
     torch.random.fork_rng = fork_host_only
     torch.cuda.mem_get_info = lambda device=None: (_FREE_BYTES, _FREE_BYTES)
     torch.__future__.set_overwrite_module_params_on_conversion(True)
