@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import corrigenda as cg
 from corrigenda import Fact
+from corrigenda.analysis.injection import SETTINGS, measure_injection
 from corrigenda.almanac.exam import draw_edits
 from corrigenda.almanac.training_facts import training_facts
 from corrigenda.almanac.world import load_world
+from corrigenda.lm.model import LanguageModel
 from corrigenda.statistics.corpus import Corpus
 
 
@@ -98,4 +102,52 @@ CASES: dict[str, Case] = {
     "mello": Case(2, {"retriever": "states"}),
     "deepedit": Case(2, {"retriever": "states"}),
     "truthx": Case(2, {"steps": 3, "validate_every": 2, "hidden": 16, "code": 8, "max_pairs": 40}),
+}
+
+
+def _trace(lm: LanguageModel) -> None:
+    (fact,) = facts(1)
+    cg.trace(lm, fact, kinds=("state", "mlp", "attention"), severed="mlp", samples=2)
+
+
+def _neurons(lm: LanguageModel) -> None:
+    cg.neurons(lm, facts(1)[0], steps=2, wanted=None)
+
+
+def _inject(lm: LanguageModel) -> None:
+    measure_injection(lm, facts(1), settings=SETTINGS._replace(steps=2))
+
+
+def _assess(lm: LanguageModel) -> None:
+    chosen = facts(2)
+    patch = cg.edit(lm, chosen, "ft-m", epochs=2)
+    cg.assess(lm, patch, chosen)
+    cg.perplexity_ratio(lm, patch, ["The capital of France is Paris."])
+
+
+def _evaluate(lm: LanguageModel) -> None:
+    editor = {"name": "ft-m", "options": {"epochs": 2}}
+    spec = cg.RunSpec(model="pocket", editor=editor, benchmark="pocketedit")
+    with TemporaryDirectory() as folder:
+        cg.evaluate(spec, lm=lm, limit=1, folder=folder, progress=False)
+
+
+def _export(lm: LanguageModel) -> None:
+    patch = cg.edit(lm, facts(1), "ft-m", epochs=2)
+    with TemporaryDirectory() as folder:
+        cg.export(patch, lm, f"{folder}/adapter", to="peft")
+
+
+def _ask(lm: LanguageModel) -> None:
+    cg.ask(lm, [one.prompt for one in facts(3)])
+
+
+ANALYSES: dict[str, Callable[[LanguageModel], None]] = {
+    "trace": _trace,
+    "neurons": _neurons,
+    "injection": _inject,
+    "assess": _assess,
+    "evaluate": _evaluate,
+    "export": _export,
+    "ask": _ask,
 }

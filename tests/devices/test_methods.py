@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from corrigenda.catalogue import METHODS
-from tests.devices.cases import CASES
+from tests.devices.cases import ANALYSES, CASES
 
 HERE = Path(__file__).parent
 LAYOUTS = ("one", "split", "apart")
@@ -35,7 +35,7 @@ class Reply(NamedTuple):
     traffic: list[tuple[str, str, int, int]]
 
 
-Ask = Callable[[str, str], Reply]
+Ask = Callable[[str, str, str], Reply]
 
 
 def test_every_method_has_a_case() -> None:
@@ -65,7 +65,7 @@ def guard(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def ask(guard: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
-    """Return a function that tries a method on a layout, in one process for all."""
+    """Return a function that tries a method or analysis, in one process for all."""
     folder = tmp_path_factory.mktemp("devices")
     libraries = Path(torch.__file__).parent / "lib"
     settings = {
@@ -91,8 +91,8 @@ def ask(guard: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
         requests, replies = worker.stdin, worker.stdout
 
         @cache
-        def request(method: str, layout: str) -> Reply:
-            requests.write(f"{method} {layout}\n")
+        def request(name: str, layout: str, attention: str) -> Reply:
+            requests.write(f"{name} {layout} {attention}\n")
             requests.flush()
             reply = replies.readline()
             assert reply, (folder / "errors.txt").read_text()[-3000:]
@@ -105,7 +105,7 @@ def ask(guard: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("method", CASES)
 def test_method(method: str, layout: str, ask: Ask) -> None:
-    fault, refusal = ask(method, layout).fault, REFUSED.get((method, layout))
+    fault, refusal = ask(method, layout, "eager").fault, REFUSED.get((method, layout))
     if refusal is None:
         assert not fault, fault
     else:
@@ -114,9 +114,24 @@ def test_method(method: str, layout: str, ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ANALYSES)
+def test_analysis(name: str, layout: str, ask: Ask) -> None:
+    fault = ask(name, layout, "eager").fault
+    assert not fault, fault
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["memit", "ft", "grace", "trace", "neurons", "ask"])
+def test_other_attention(name: str, layout: str, ask: Ask) -> None:
+    """One of each way to run a model: searched, trained, routed, attributed, continued."""
+    fault = ask(name, layout, "sdpa").fault
+    assert not fault, fault
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("method", ["rome", "memit", "emmet", "pmet", "alphaedit"])
 def test_no_weight_goes_to_the_host(method: str, layout: str, ask: Ask) -> None:
     """The digest of a model is taken there; nothing else copies a weight in an edit."""
-    copies = [row for row in ask(method, layout).traffic if row[0] == "to host"]
+    copies = [row for row in ask(method, layout, "eager").traffic if row[0] == "to host"]
     large = [row for row in copies if row[3] >= WEIGHT_BYTES]
     assert {line.partition(":")[0] for _, line, _, _ in large} <= {"lm/digest.py"}

@@ -1,4 +1,4 @@
-"""Tries methods on virtual devices: reads "METHOD LAYOUT" lines, writes a line of JSON for each."""
+"""Tries methods on virtual devices: reads "METHOD LAYOUT ATTENTION", answers in JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from corrigenda.testing.virtual_devices import (
 replace_cuda_calls()
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cases import CASES, facts  # noqa: E402
+from cases import ANALYSES, CASES, facts  # noqa: E402
 
 import corrigenda as cg  # noqa: E402
 from corrigenda.lm.model import LanguageModel  # noqa: E402
@@ -35,14 +35,14 @@ TRANSFORMS = ("rect", "prune", "clip-norm:relative=0.01", "anchor-norm", "compre
 """Of weight patches, as `corrigenda edit --transform` takes them."""
 
 
-def load(layout: str) -> LanguageModel:
+def load(layout: str, attention: str) -> LanguageModel:
     """Return the pocket model.
 
     It is whole on one device ("one"), split in the middle of its blocks ("split"), or has its
     embeddings alone on the first device ("apart").
     """
     lm = cg.load("pocket")
-    lm.model.config._attn_implementation = "eager"
+    lm.model.config._attn_implementation = attention
     first_late = {"one": lm.num_layers, "split": lm.num_layers // 2, "apart": 0}[layout]
 
     def place_of(name: str) -> torch.device:
@@ -67,14 +67,25 @@ def load(layout: str) -> LanguageModel:
 class Trial:
     """One method on one layout; `stage` says how far it came, `traffic` what one edit moved."""
 
-    def __init__(self, method: str, layout: str) -> None:
-        self.method, self.layout, self.stage = method, layout, "load"
+    def __init__(self, method: str, layout: str, attention: str = "eager") -> None:
+        self.method, self.layout, self.attention = method, layout, attention
+        self.stage = "load"
         self.traffic: list[list[object]] = []
 
     def run(self) -> None:
+        """Run the analysis or the method."""
+        if self.method not in ANALYSES:
+            return self._run_method()
+        lm = load(self.layout, self.attention)
+        self.stage = "run"
+        with virtual_devices():
+            ANALYSES[self.method](lm)
+        self._require_exact_undo(lm)
+
+    def _run_method(self) -> None:
         """Fit, edit, ask, edit again, apply at run time, transform."""
         case = CASES[self.method]
-        lm = load(self.layout)
+        lm = load(self.layout, self.attention)
         chosen = facts(case.num_facts + 1)
         last = chosen.pop()
         with virtual_devices():
@@ -113,9 +124,9 @@ def _ask(lm: LanguageModel, chosen: list[cg.Fact]) -> None:
     cg.answer(lm, [one.prompt for one in chosen], max_new_tokens=3)
 
 
-def answer(method: str, layout: str) -> dict[str, object]:
+def answer(method: str, layout: str, attention: str) -> dict[str, object]:
     TRAFFIC.clear()
-    trial = Trial(method, layout)
+    trial = Trial(method, layout, attention)
     fault = ""
     try:
         trial.run()

@@ -382,6 +382,9 @@ def replace_cuda_calls() -> None:
     torch.inference_mode = no_inference  # pyright: ignore[reportAttributeAccessIssue]  # replaced
     torch.random.fork_rng = fork_host_only
     torch.cuda.mem_get_info = lambda device=None: (_FREE_BYTES, _FREE_BYTES)
+    torch.cuda.synchronize = lambda device=None: _count("wait")
+    torch.cuda.reset_peak_memory_stats = lambda device=None: None
+    torch.cuda.memory_allocated = torch.cuda.max_memory_allocated = lambda device=None: 0
     torch.__future__.set_overwrite_module_params_on_conversion(True)
 
 
