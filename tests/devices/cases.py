@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import corrigenda as cg
 from corrigenda import Fact
-from corrigenda.analysis.injection import SETTINGS, measure_injection
 from corrigenda.almanac.exam import draw_edits
 from corrigenda.almanac.training_facts import training_facts
 from corrigenda.almanac.world import load_world
+from corrigenda.analysis.injection import SETTINGS, measure_injection
 from corrigenda.lm.model import LanguageModel
 from corrigenda.statistics.corpus import Corpus
 
