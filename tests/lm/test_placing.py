@@ -10,7 +10,7 @@ import torch
 
 import corrigenda as cg
 from corrigenda.errors import BadConfig, NotAModel
-from corrigenda.lm.loading import Placing, require_double
+from corrigenda.lm.loading import Placement, require_double
 from corrigenda.lm.model import LanguageModel
 from corrigenda.testing.tiny import tiny_model
 
@@ -62,7 +62,7 @@ def test_attention(folder: Path) -> None:
 
 
 def test_device_and_device_map(folder: Path) -> None:
-    placing: Placing = {"device_map": "auto"}
+    placing: Placement = {"device_map": "auto"}
     with pytest.raises(BadConfig, match="device_map"):
         LanguageModel.load(str(folder), device="cuda", **placing)
 

@@ -30,7 +30,7 @@ from corrigenda.lm.product_speed import is_slow
 _DEVICES = ("cpu", "cuda", "mps", "meta")
 
 
-class Placing(TypedDict, total=False):
+class Placement(TypedDict, total=False):
     """How transformers places, stores and runs a model; what is None or missing is its default.
 
     Attributes:
@@ -51,7 +51,7 @@ def load_pair(
     dtype: torch.dtype | str | None,
     device: torch.device | str,
     trust_remote_code: bool,
-    placing: Placing | None = None,
+    placing: Placement | None = None,
 ) -> tuple[PreTrainedModel, FastTokenizer]:
     """Load a model and its tokenizer.
 

@@ -21,7 +21,7 @@ from corrigenda.lm.grad_mode import leave_inference_mode
 from corrigenda.lm.head import logits_of
 from corrigenda.lm.hooks import Hooks, TensorMap, Term, additions
 from corrigenda.lm.interceptors import Interceptors
-from corrigenda.lm.loading import Placing, load_pair, require_fast, require_trainable
+from corrigenda.lm.loading import Placement, load_pair, require_fast, require_trainable
 from corrigenda.lm.naming import encode_prompts, name_points, stack_named
 from corrigenda.lm.probing import resolve
 from corrigenda.lm.prompt_ends import PromptEnds
@@ -96,7 +96,7 @@ class LanguageModel:
         dtype: torch.dtype | str | None = None,
         device: torch.device | str = "cpu",
         trust_remote_code: bool = False,
-        **placing: Unpack[Placing],
+        **placing: Unpack[Placement],
     ) -> LanguageModel:
         """Load a model and its tokenizer, from safetensors files only.
 
@@ -106,7 +106,7 @@ class LanguageModel:
             dtype: By default the one it was saved in; float32 for those of the package.
             device: Where it should be.
             trust_remote_code: Whether code that comes with the model may run.
-            **placing: See `corrigenda.lm.loading.Placing`.
+            **placing: See `corrigenda.lm.loading.Placement`.
 
         Raises:
             BadConfig (CG502): `placing` does not go with the rest.
