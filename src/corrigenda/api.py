@@ -75,6 +75,9 @@ def load(
     *,
     dtype: torch.dtype | str | None = None,
     device: str = "cpu",
+    device_map: str | dict[str, int | str | torch.device] | None = None,
+    quantization_config: object = None,
+    attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     presets: Sequence[Preset | str | Path] = (),
 ) -> LanguageModel:
@@ -86,15 +89,19 @@ def load(
         name_or_path: `pocket`, `pocket-gpt2`, a folder, or a name on the Hugging Face hub.
         tokenizer: Refused: the tokenizer is in the same place. `wrap` takes one.
         dtype: A torch dtype or its name; the checkpoint's own if None, float32 for shipped ones.
-        device: Where the model goes.
+        device: Where the model goes: "cpu", "cuda", "cuda:1"; "auto" is `device_map="auto"`.
+        device_map: Splits the model over devices, as `from_pretrained` takes it.
+        quantization_config: Quantises the model, as `from_pretrained` takes it.
+        attn_implementation: Such as "sdpa" or "eager"; the model's default if None.
         trust_remote_code: Passed on to transformers.
         presets: Options of methods for this model, such as files that `corrigenda tune` wrote; they
             come before those of the methods.
 
     Raises:
         UnknownModel (CG301): no such model.
-        NotAModel (CG307): a model in memory, or a tokenizer.
-        BadConfig (CG502): no such dtype or device.
+        NotAModel (CG307): a model in memory, or a tokenizer; or one that `device_map` keeps partly
+            out of memory.
+        BadConfig (CG502): no such dtype or device, or both `device` and `device_map`.
     """
     given = cast("object", name_or_path)
     if tokenizer is not None or not isinstance(given, str | Path):
@@ -106,6 +113,8 @@ def load(
         if dtype not in _DTYPES:
             raise BadConfig(f'no dtype "{dtype}".', hint=did_you_mean(dtype, list(_DTYPES)))
         dtype = _DTYPES[dtype]
+    if device == "auto":
+        device, device_map = "cpu", device_map or "auto"
     try:
         place = torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
@@ -113,7 +122,13 @@ def load(
     if place.is_meta:
         raise BadConfig('the device "meta" holds no weights.', hint="Give cpu, cuda or mps.")
     lm = LanguageModel.load(
-        str(name_or_path), dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        str(name_or_path),
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        device_map=device_map,
+        quantization_config=quantization_config,
+        attn_implementation=attn_implementation,
     )
     give_presets(lm, presets)
     return lm

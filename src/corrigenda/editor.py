@@ -6,7 +6,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, ParamSpec, TypeVar, cast
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +15,7 @@ from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.lm.footprint import pass_bytes, pass_flops, room_of
 from corrigenda.lm.grad_mode import leave_inference_mode
+from corrigenda.lm.loading import require_double
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.progress import Progress
@@ -69,6 +70,22 @@ def explain_experts(function: Callable[Arguments, Result]) -> Callable[Arguments
             where = f"method {getattr(args[0], 'name', '')}, {error.where}"
             hint = f"These methods edit mixtures of experts: {known}."
             raise UnknownSite(error.message, where=where, hint=hint) from error
+
+    return call
+
+
+def check_device(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Refuse a model on a device that no change can be computed on, before anything is done.
+
+    Args:
+        function: Method of an editor, from a model.
+    """
+
+    @wraps(function)
+    def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        lm = cast("LanguageModel", args[1] if len(args) > 1 else options["lm"])
+        require_double(lm.device, lm.name)
+        return function(*args, **options)
 
     return call
 
@@ -194,7 +211,8 @@ class Editor(Settings, ABC):
         """Wrap the steps of a method.
 
         They learn also where the caller is in `torch.inference_mode`, and name the methods that
-        work in a mixture of experts where they find no weight there.
+        work in a mixture of experts where they find no weight there. Devices without float64 are
+        refused.
         """
         super().__pydantic_init_subclass__(**options)
         for name in ("fit", "train", "edit", "constraints", "locate"):
@@ -203,12 +221,16 @@ class Editor(Settings, ABC):
         for name in ("sites", "fit", "train", "edit"):
             if name in vars(cls):
                 setattr(cls, name, explain_experts(vars(cls)[name]))
+        for name in ("fit", "edit"):
+            if name in vars(cls):
+                setattr(cls, name, check_device(vars(cls)[name]))
 
     @abstractmethod
     def sites(self, lm: LanguageModel) -> tuple[Site, ...]:
         """Return the weights that an edit of this model changes, lowest layer first."""
 
     @leave_inference_mode
+    @check_device
     def fit(
         self,
         lm: LanguageModel,

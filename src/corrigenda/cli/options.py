@@ -65,7 +65,7 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if not given."),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto spreads over all.")]
 AsJson = Annotated[
     bool,
     typer.Option(

@@ -22,6 +22,7 @@ from corrigenda.engines.gradients import scaled_gradients
 from corrigenda.facts import Span
 from corrigenda.lm.kv_cache import batches, pad_id, widen
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.placement import multiply
 from corrigenda.lm.sites import Site, Tokens, key, state, value, write
 from corrigenda.lm.spans import encode
 from corrigenda.lm.tail import Tail
@@ -183,7 +184,7 @@ def attribute(
         for layer, (tail, block) in enumerate(zip(tails, blocks, strict=True)):
             read = _BlockObjective(lm, tail, block.written, tokens.lengths - 1, labels, objective)
             gradients, values = _integrate(read, path, batch_tokens)
-            found = block.keys * ((block.gain * gradients) @ lm.weight(Site(layer)).to(wide))
+            found = block.keys * multiply(block.gain * gradients, lm.weight(Site(layer)))
             scores[:, layer].index_add_(0, prompts, share[:, None] * found.double().cpu())
             without[:, layer].index_add_(0, prompts, share * values[:, 0].double().cpu())
             if layer == 0:

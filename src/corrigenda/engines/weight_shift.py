@@ -50,6 +50,7 @@ def shift_weights(
     def term_of(shift: Tensor) -> Term:
         def term(read: Tensor, _: Tensor) -> Tensor:
             own = shift if edits is None else shift[edits.to(shift.device)]
+            own = own.to(read.device)
             return read.to(shift.dtype) @ own.mT
 
         return term

@@ -30,7 +30,6 @@ Moment = Cholesky | Tensor | None
 """A factor (reused, best), a second moment (factored here), or None for the identity."""
 
 _MAX_CONDITION = 1e10
-_ROWS_AT_ONCE = 1024
 _EPSILON = torch.finfo(torch.float64).eps
 
 
@@ -46,13 +45,6 @@ class GramReport(NamedTuple):
     condition: float
     closest: tuple[int, int]
     cosine: float
-
-
-def multiply(
-    weight: Float[Tensor, "d_out d_in"], vector: Float[Tensor, " d_in"]
-) -> Float[Tensor, " d_out"]:
-    """Return W v in float64; a weight of another dtype is converted 1,024 rows at a time."""
-    return torch.cat([rows.double() @ vector for rows in weight.split(_ROWS_AT_ONCE)])
 
 
 def rank_one(

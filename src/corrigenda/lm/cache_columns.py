@@ -5,10 +5,13 @@ Columns are padded and cut on the left, where the attention mask hides them.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 
 def is_resizable(cache: object) -> bool:
@@ -16,6 +19,12 @@ def is_resizable(cache: object) -> bool:
     return type(cache) is DynamicCache and all(
         type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
     )
+
+
+def select_rows(cache: Cache, rows: Int[Tensor, " rows"]) -> None:
+    """Keep some rows of a cache, whichever devices its layers are on."""
+    for layer in cast("list[DynamicLayer]", cache.layers):
+        layer.batch_select_indices(rows.to(getattr(layer, "device", rows.device)))
 
 
 def resize(cache: DynamicCache, width: int) -> None:

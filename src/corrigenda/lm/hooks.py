@@ -17,6 +17,7 @@ from corrigenda.errors import UnknownSite
 from corrigenda.lm.compiled import require_eager
 from corrigenda.lm.model_hooks import ModelHook, place_hooks
 from corrigenda.lm.passes import PassStop, WatchedMap, require_fired
+from corrigenda.lm.placement import run_on
 from corrigenda.lm.sites import Point, Site, key, value
 from corrigenda.lm.storage import Place, Storage
 
@@ -67,8 +68,15 @@ class Hooks:
             self._storage.find(site)
 
     @contextmanager
-    def attached(self, transforms: Mapping[Point, TensorMap]) -> Generator[None]:
+    def attached(
+        self, transforms: Mapping[Point, TensorMap], *, home: torch.device | None = None
+    ) -> Generator[None]:
         """Call the transforms during every pass, until left; inner contexts come after outer ones.
+
+        Args:
+            transforms: By point.
+            home: Where transforms get their tensors; what they return goes back to the device of
+                the block. By default they work on the latter.
 
         Raises:
             UnknownSite (CG303): see `check`; nothing is attached then.
@@ -78,7 +86,10 @@ class Hooks:
             self.check(point)
         layers = [point.site.layer for point in transforms]
         require_eager(self._storage.model, self._family.blocks, layers)
-        watched = [WatchedMap(point, transform) for point, transform in transforms.items()]
+        watched = [
+            WatchedMap(point, transform if home is None else run_on(home, transform))
+            for point, transform in transforms.items()
+        ]
 
         def place(stack: ExitStack) -> None:
             if self._family.flat_mlp or self._family.experts:
@@ -112,6 +123,7 @@ class Hooks:
         points: Sequence[Point],
         run: Callable[[], object],
         keep: TensorMap | None = None,
+        home: torch.device | None = None,
     ) -> dict[Point, Tensor]:
         """Run a pass until all points are reached, and return their tensors.
 
@@ -121,6 +133,7 @@ class Hooks:
             points: At least one.
             run: Runs the pass.
             keep: What to keep of each tensor; by default all of it.
+            home: Where the tensors go; by default each stays on the device of its block.
 
         Raises:
             UnknownSite (CG303): see `check`.
@@ -139,7 +152,8 @@ class Hooks:
 
             return record
 
-        with self.attached({point: recorder(point) for point in wanted}), stop:
+        recorders = {point: recorder(point) for point in wanted}
+        with self.attached(recorders, home=home), stop:
             run()
         require_fired([point for point in wanted if point not in found])
         return {point: found[point] for point in wanted}

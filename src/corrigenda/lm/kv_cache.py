@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from corrigenda.lm.cache_columns import append_rows, is_resizable, resize
+from corrigenda.lm.cache_columns import append_rows, is_resizable, resize, select_rows
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.prompt_ends import PromptDecisions
 from corrigenda.lm.sites import Tokens
@@ -239,7 +239,7 @@ class RunningRows:
             return
         if len(places) < len(self._ids):
             keep = torch.tensor(places, dtype=torch.long, device=self._ids.device)
-            self._cache.batch_select_indices(keep)
+            select_rows(self._cache, keep)
             self._lm.prompt_ends.select(keep)
             self._ids, self._mask, self._ends = (
                 rows[keep] for rows in (self._ids, self._mask, self._ends)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, TypeGuard, cast
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +27,23 @@ from corrigenda.lm.model_files import check_model_files
 from corrigenda.lm.model_names import PACKAGED, SHIPPED, WELL_KNOWN
 from corrigenda.lm.product_speed import is_slow
 
+_DEVICES = ("cpu", "cuda", "mps", "meta")
+
+
+class Placement(TypedDict, total=False):
+    """How transformers places, stores and runs a model; what is None or missing is its default.
+
+    Attributes:
+        device_map: "auto" and the like, or devices by module: the model is split over devices, by
+            accelerate.
+        quantization_config: Of transformers, such as `BitsAndBytesConfig(load_in_4bit=True)`.
+        attn_implementation: "sdpa", "eager", and others that the model has.
+    """
+
+    device_map: str | dict[str, int | str | torch.device] | None
+    quantization_config: object
+    attn_implementation: str | None
+
 
 def load_pair(
     name_or_path: str | Path,
@@ -33,6 +51,7 @@ def load_pair(
     dtype: torch.dtype | str | None,
     device: torch.device | str,
     trust_remote_code: bool,
+    placing: Placement | None = None,
 ) -> tuple[PreTrainedModel, FastTokenizer]:
     """Load a model and its tokenizer.
 
@@ -41,6 +60,9 @@ def load_pair(
     with a warning, any model of half precision on a processor that measurably does.
 
     Raises:
+        BadConfig (CG502): `placing` asks for what a model in memory cannot have, for a device and
+            a `device_map`, or for a device of another type than cpu, cuda and mps.
+        NotAModel (CG307): `device_map` leaves weights on the disk or moves them in and out.
         UnknownModel (CG301): nothing there, no model in it, or not all of its weights.
         UnknownFamily (CG302): a GGUF file of an architecture that cannot be read.
         SlowTokenizer (CG305): the tokenizer gives no character offsets.
@@ -49,24 +71,66 @@ def load_pair(
         MissingExtra (CG504): a package that the model comes with, or is read by, is missing.
     """
     name = str(name_or_path)
+    given: dict[str, Any] = {key: one for key, one in (placing or {}).items() if one is not None}
+    placed = bool(given.keys() & {"device_map", "quantization_config"})
+    _require_placing(name, device, given)
+    if "quantization_config" in given:
+        given.setdefault("device_map", {"": device})
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
         source = find_folder(name)
         if isinstance(source, str):
-            pair = _load_folder(source, name, dtype, trust_remote_code)
+            pair = _load_folder(source, name, dtype, trust_remote_code, given)
+        elif placed:
+            raise BadConfig(
+                "a GGUF file that cannot be kept in the cache is loaded on one device only.",
+                where=name,
+                hint="Make room in the cache: see `corrigenda cache`.",
+            )
         else:
             pair = _cast(source, dtype)
+            if given:
+                pair[0].set_attn_implementation(given["attn_implementation"])
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
     model, tokenizer = pair
     require_fast(tokenizer, name)
-    if dtype is None and torch.device(device).type == "cpu":
-        model = _leave_slow_dtype(model, name)
-    cast("Any", model).to(device)
+    if not placed:
+        if dtype is None and torch.device(device).type == "cpu":
+            model = _leave_slow_dtype(model, name)
+        cast("Any", model).to(device)
     require_weights(model, name)
     return model, tokenizer
+
+
+def _require_placing(name: str, device: torch.device | str, given: Mapping[str, object]) -> None:
+    kind = torch.device(device).type
+    if kind not in _DEVICES:
+        raise BadConfig(
+            f'devices of type "{kind}" are not supported.',
+            where=name,
+            hint='Load it with device="cpu" or device="cuda".',
+        )
+    if "device_map" in given and torch.device(device) != torch.device("cpu"):
+        raise BadConfig(
+            f"a device ({device}) and a device_map ({given['device_map']}) are given.",
+            where=name,
+            hint="Give one of them.",
+        )
+    placed = given.get("device_map")
+    offloaded = [path for path, one in placed.items() if one == "disk"] if _is_map(placed) else []
+    if offloaded:
+        raise NotAModel(
+            f"the device_map leaves weights on the disk: {', '.join(sorted(offloaded))}.",
+            where=name,
+            hint="Put these modules on a device.",
+        )
+
+
+def _is_map(placed: object) -> TypeGuard[Mapping[str, object]]:
+    return isinstance(placed, Mapping)
 
 
 def find_folder(name: str) -> str | tuple[PreTrainedModel, FastTokenizer]:
@@ -88,7 +152,11 @@ def find_folder(name: str) -> str | tuple[PreTrainedModel, FastTokenizer]:
 
 
 def _load_folder(
-    source: str, name: str, dtype: torch.dtype | str | None, trust_remote_code: bool
+    source: str,
+    name: str,
+    dtype: torch.dtype | str | None,
+    trust_remote_code: bool,
+    placing: dict[str, Any],
 ) -> tuple[PreTrainedModel, FastTokenizer]:
     settings = {"trust_remote_code": trust_remote_code}
     own = "float32" if name in SHIPPED else "auto"
@@ -99,6 +167,7 @@ def _load_folder(
             use_safetensors=True,
             output_loading_info=True,
             **settings,
+            **placing,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **settings)
     except ImportError as error:
@@ -186,6 +255,20 @@ def require_trainable(model: PreTrainedModel, name: str) -> None:
             "the model was made in torch.inference_mode; no gradient can ever flow through it.",
             where=name,
             hint="Load it outside of `with torch.inference_mode()`; it may be asked inside.",
+        )
+
+
+def require_double(device: torch.device, name: str) -> None:
+    """Refuse to edit a model on a device without float64, in which changes are computed.
+
+    Raises:
+        BadConfig (CG502): it has none.
+    """
+    if device.type == "mps":
+        raise BadConfig(
+            f"edits are computed in float64, which {device.type} does not have.",
+            where=name,
+            hint='Edit it with device="cpu"; the saved patch can be applied and asked there too.',
         )
 
 

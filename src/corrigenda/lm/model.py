@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, Unpack, cast, overload
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -21,7 +21,7 @@ from corrigenda.lm.grad_mode import leave_inference_mode
 from corrigenda.lm.head import logits_of
 from corrigenda.lm.hooks import Hooks, TensorMap, Term, additions
 from corrigenda.lm.interceptors import Interceptors
-from corrigenda.lm.loading import load_pair, require_fast, require_trainable
+from corrigenda.lm.loading import Placement, load_pair, require_fast, require_trainable
 from corrigenda.lm.naming import encode_prompts, name_points, stack_named
 from corrigenda.lm.probing import resolve
 from corrigenda.lm.prompt_ends import PromptEnds
@@ -96,6 +96,7 @@ class LanguageModel:
         dtype: torch.dtype | str | None = None,
         device: torch.device | str = "cpu",
         trust_remote_code: bool = False,
+        **placing: Unpack[Placement],
     ) -> LanguageModel:
         """Load a model and its tokenizer, from safetensors files only.
 
@@ -105,15 +106,21 @@ class LanguageModel:
             dtype: By default the one it was saved in; float32 for those of the package.
             device: Where it should be.
             trust_remote_code: Whether code that comes with the model may run.
+            **placing: See `corrigenda.lm.loading.Placement`.
 
         Raises:
+            BadConfig (CG502): `placing` does not go with the rest.
             UnknownModel (CG301): no model there.
             UnknownFamily (CG302): its architecture is not understood.
             SlowTokenizer (CG305): its tokenizer gives no character offsets.
             PickleRefused (CG403): its weights are pickled.
         """
         model, tokenizer = load_pair(
-            name_or_path, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+            name_or_path,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            placing=placing,
         )
         return cls(model, tokenizer, name=str(name_or_path))
 
@@ -355,7 +362,7 @@ class LanguageModel:
         """
         if not points:
             return {}
-        return self._hooks.run_until(points, lambda: self._forward(tokens), keep)
+        return self._hooks.run_until(points, lambda: self._forward(tokens), keep, self.device)
 
     def swap(self, transforms: Mapping[Point, TensorMap]) -> AbstractContextManager[None]:
         """Replace tensors of the forward pass, until left.
@@ -368,7 +375,7 @@ class LanguageModel:
         Raises:
             UnknownSite (CG303): the model has no such point.
         """
-        return self._hooks.attached(transforms)
+        return self._hooks.attached(transforms, home=self.device)
 
     def add(
         self, terms: Mapping[Site, Term], *, inputs: Mapping[Site, Point] | None = None

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from corrigenda.lm.cache_columns import select_rows
 from corrigenda.lm.kv_cache import batches, pad_id, token_budget, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Tokens, state
@@ -327,7 +328,7 @@ def _rate_groups(
         return
     chosen = torch.tensor([number for number, _, _ in added], device=lm.device)
     cache = output.past_key_values
-    cache.batch_select_indices(chosen)
+    select_rows(cache, chosen)
     lm.prompt_ends.select(chosen)
     rest = Tokens.pad([ids for _, _, ids in added], pad_id(lm), side="left").to(lm.device)
     lengths = mask.sum(1)[chosen]

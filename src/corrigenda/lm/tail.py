@@ -28,6 +28,7 @@ from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.model import LanguageModel, gather
 from corrigenda.lm.model_hooks import ModelHook, place_hooks
 from corrigenda.lm.passes import PassStop
+from corrigenda.lm.placement import SharedTensors, call_module
 from corrigenda.lm.sites import Point, Site, Tokens, state, value, write
 
 _CACHE_NAMES = ("past_key_values", "layer_past")
@@ -165,8 +166,8 @@ class Tail:
         if norm is not None:
             base = hidden - gather(seen[write(site)], view.columns)
         module = None if norm is None else lm.blocks[layer].get_submodule(norm)
-        memo: dict[int, Tensor] = {}
-        steps = [call.step(view, memo, hidden.dtype) for call in calls]
+        shared = SharedTensors()
+        steps = [call.step(view, shared, hidden.dtype) for call in calls]
         return cls(starts, ends, module, entry, base, hidden, prefix, steps)
 
     @property
@@ -212,12 +213,12 @@ class Tail:
         live = self._select(at, rows)
         if delta.dim() == 2:
             delta = delta[:, None]
-        delta = delta[:, : live.hidden.shape[1]]
+        delta = delta[:, : live.hidden.shape[1]].to(live.hidden.device)
         width = delta.shape[1]
         entry, base = live.entry[:, :width], live.base[:, :width]
         entered = (entry + delta).to(entry.dtype)
         if self._norm is not None:
-            entered = base + self._norm(entered)
+            entered = base + call_module(self._norm, entered)
         elif live.base is not live.entry:
             entered = (base + delta).to(base.dtype)
         hidden = torch.cat([entered, live.hidden[:, width:]], dim=1)
@@ -230,7 +231,7 @@ class Tail:
                 **step.fixed,
             )
             hidden = output[0] if isinstance(output, tuple) else output
-        return gather(hidden, live.offsets)
+        return gather(hidden, live.offsets).to(self._hidden.device)
 
     @torch.no_grad()
     def _select(self, at: Int[Tensor, "rows k"], rows: Int[Tensor, " rows"] | None) -> _Live:
@@ -250,12 +251,13 @@ class Tail:
             """Pick rows and columns of a constant; one that several blocks share stays shared."""
             if id(tensor) not in chosen:
                 part = tensor[:, :length]
-                chosen[id(tensor)] = part if rows is None else part[rows]
+                chosen[id(tensor)] = part if rows is None else part[rows.to(part.device)]
             return chosen[id(tensor)]
 
         def pick_mask(mask: Tensor) -> Tensor:
             if id(mask) not in chosen:
-                part = mask[:, :, :length] if rows is None else mask[rows, :, :length]
+                part = mask if rows is None else mask[rows.to(mask.device)]
+                part = part[:, :, :length]
                 new = part[..., self._prefix : self._prefix + length]
                 chosen[id(mask)] = torch.cat([part[..., :prefix], new], dim=-1)
             return chosen[id(mask)]
@@ -264,7 +266,7 @@ class Tail:
             step._replace(
                 constants=_Constants(
                     *(
-                        (tensor if rows is None else tensor[rows])[:, :, :prefix]
+                        (tensor if rows is None else tensor[rows.to(tensor.device)])[:, :, :prefix]
                         for tensor in step.constants
                     )
                 ),
@@ -291,6 +293,7 @@ class _View(NamedTuple):
 
     def along(self, tensor: Tensor) -> Tensor:
         """Pick positions, the second axis."""
+        tensor = tensor.to(self.columns.device)
         return gather(tensor.expand(len(self.columns), *tensor.shape[1:]), self.columns)
 
     def mask(self, mask: Tensor, dtype: torch.dtype) -> Float[Tensor, "batch head pos keys"]:
@@ -299,6 +302,7 @@ class _View(NamedTuple):
         Every position sees itself, so that rows of padding stay finite.
         """
         lowest = torch.finfo(dtype).min
+        mask = mask.to(self.columns.device)
         if mask.dtype == torch.bool:
             mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
                 ~mask, lowest
@@ -365,8 +369,14 @@ class _Call:
             isinstance(found, Tensor) and found.dim() in (2, 3) and found.shape[1] == self._columns
         )
 
-    def step(self, view: _View, memo: dict[int, Tensor], dtype: torch.dtype) -> _Step:
-        """Return the call of the block in the tail; blocks share what the model shares."""
+    def step(self, view: _View, shared: SharedTensors, dtype: torch.dtype) -> _Step:
+        """Return the call of the block in the tail, its constants on the device of the block.
+
+        Blocks of one device share what the model shares.
+        """
+        assert self._recorder.recorded is not None
+        constants = _Constants(*self._recorder.recorded)
+        device = constants.keys.device
         along: dict[str, Any] = {}
         fixed: dict[str, Any] = {}
         for name, found in self._given.items():
@@ -382,13 +392,11 @@ class _Call:
                 fixed[name] = found
                 continue
             along[name] = _map_tensors(
-                found, self._is_along, lambda one: _remember(memo, one, view.along)
+                found, self._is_along, lambda one: shared.make(one, device, view.along)
             )
-        mask = _remember(memo, self._given["attention_mask"], lambda mask: view.mask(mask, dtype))
-        assert self._recorder.recorded is not None
-        return _Step(
-            self.block, self._cache_name, _Constants(*self._recorder.recorded), mask, along, fixed
-        )
+        mask = self._given["attention_mask"]
+        mask = shared.make(mask, device, lambda mask: view.mask(mask, dtype))
+        return _Step(self.block, self._cache_name, constants, mask, along, fixed)
 
 
 def _recorder(seen: dict[Point, Tensor], point: Point) -> TensorMap:
@@ -412,14 +420,6 @@ def _map_tensors(
     if isinstance(found, tuple):
         return tuple(_map_tensors(one, fits, function) for one in found)
     return function(found) if isinstance(found, Tensor) and fits(found) else found
-
-
-def _remember(
-    memo: dict[int, Tensor], tensor: Tensor, function: Callable[[Tensor], Tensor]
-) -> Tensor:
-    if id(tensor) not in memo:
-        memo[id(tensor)] = function(tensor)
-    return memo[id(tensor)]
 
 
 def _add_padding(tokens: Tokens) -> Tokens:

@@ -18,6 +18,7 @@ from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.solve import equality, ridge
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.placement import multiply
 from corrigenda.lm.sites import Site
 from corrigenda.state import State
 
@@ -101,5 +102,5 @@ class Emmet(SpreadEditor):
         if not facts or self.gamma > 0:
             return {}
         (layer,) = self.solve_layers(lm, facts, state or State())
-        values = lm.weight(layer.site).double() @ layer.keys.T + layer.share.T
+        values = multiply(layer.keys, lm.weight(layer.site).T).T + layer.share.T
         return {layer.site: Constraint(layer.keys.T, values)}

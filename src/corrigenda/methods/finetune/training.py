@@ -358,7 +358,7 @@ def _nll(
 
     length = int((at - held.starts[rows][:, None]).max()) + 1
     keys = held.keys[:, :length] if everything else held.keys[rows, :length]
-    keys = keys.to(delta.dtype)
+    keys = keys.to(delta.device, delta.dtype)
     if training.bias:
         keys = pad(keys, (0, 1), value=1.0)
     hidden = held.tail.run(linear(keys, delta), at, rows=picked_rows)[valid]

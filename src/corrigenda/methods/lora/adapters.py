@@ -187,7 +187,7 @@ def train(
                 loss, penalty = scores.losses.mean(), kind.penalty(list(adapters.values()))
                 if penalty is not None:
                     trained.penalties.append(float(penalty.detach()))
-                    loss = loss + penalty
+                    loss = loss + penalty.to(loss.device)
                 _step(lm, optimiser, loss, training.clip)
                 kind.after_step(tuner, step)
                 optimiser.zero_grad()

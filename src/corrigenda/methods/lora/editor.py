@@ -293,6 +293,23 @@ class AdaLora(AdapterEditor):
         """Factor of the product P diag(L) Q; pruning does not change it."""
         return self.alpha / (self.initial_rank + _RANK_OFFSET)
 
+    def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
+        """Train adapters on all facts together; see `AdapterEditor.edit`.
+
+        Raises:
+            BadConfig (CG502): `pruning`, and the adapters would be on several devices, whose
+                importances `peft` cannot compare.
+        """
+        modules = [lm.module(site) for site in self.sites(lm)]
+        devices = {str(one.device) for module in modules for one in module.parameters()}
+        if self.pruning and len(devices) > 1:
+            raise BadConfig(
+                f"peft prunes adapters on one device only, these are on {sorted(devices)}.",
+                where=f"method {self.name}, model {lm.name}",
+                hint="Load the model on one device, set pruning=False, or take lora.",
+            )
+        return super().edit(lm, facts, state)
+
     def settled_after(self, num_steps: int) -> int:
         """Return the step at which the directions that stay are chosen; steps count from 1."""
         return num_steps - int(self.final * num_steps)

@@ -256,8 +256,9 @@ def apply_factors(
         own = (owners[:, None] == edit.owners[None, :])[:, None, :]
 
         def multiply(read: Tensor, _: Tensor) -> Tensor:
-            along = read.to(edit.inputs.dtype) @ edit.inputs.T
-            return (along * own.to(along)) @ edit.outputs
+            inputs, outputs = edit.inputs.to(read.device), edit.outputs.to(read.device)
+            along = read.to(inputs.dtype) @ inputs.T
+            return (along * own.to(along)) @ outputs
 
         return multiply
 

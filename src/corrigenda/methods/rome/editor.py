@@ -18,8 +18,9 @@ from corrigenda.engines.locate.target_search import SearchTrace, find_targets
 from corrigenda.errors import NotEnoughFacts
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
-from corrigenda.linalg.solve import key_agreement, multiply, rank_one
+from corrigenda.linalg.solve import key_agreement, rank_one
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.placement import multiply
 from corrigenda.lm.sites import Site, key
 from corrigenda.patch import WeightPatch
 from corrigenda.patch.changes import Change, norm
@@ -139,7 +140,7 @@ class Rome(LocateThenEdit):
         (site,) = plan.sites
         written = self._compute(lm, facts, plan, state)
         at = written.key_clean if self.variant in ("rome", "p-rome") else written.key_mean
-        output = multiply(lm.weight(site), at)
+        output = multiply(at, lm.weight(site).T)
         if self.variant == "r-rome":
             values = written.wanted - _bias(lm, site)
         else:
@@ -172,7 +173,7 @@ class Rome(LocateThenEdit):
         factor = state.factor(site) if self.use_moment else None
         match self.variant:
             case "r-rome":
-                output = multiply(lm.weight(site), mean) + _bias(lm, site)
+                output = multiply(mean, lm.weight(site).T) + _bias(lm, site)
                 change = rank_one(mean, wanted - output, factor)
             case "rome":
                 change = rank_one(mean, delta, factor, at=clean)
@@ -211,4 +212,4 @@ def _bias(lm: LanguageModel, site: Site) -> Float[Tensor, " d_model"]:
     bias = lm.bias(site)
     if bias is None:
         return torch.zeros(lm.d_model, dtype=torch.float64, device=lm.device)
-    return bias.double()
+    return bias.to(lm.device, torch.float64)
