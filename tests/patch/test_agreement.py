@@ -73,10 +73,13 @@ def interrupted_at(line: int, file: str) -> Generator[list[int]]:
 
 @contextmanager
 def interrupted_after(seconds: float) -> Generator[None]:
-    """Send this process SIGINT after some time, once."""
+    """Send this process SIGINT after some time, and each second until it ends.
+
+    Python drops an interrupt that arrives in a finaliser, and the test would wait for ever.
+    """
     before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
