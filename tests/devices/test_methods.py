@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,6 @@ from corrigenda.catalogue import METHODS
 from tests.devices.cases import ANALYSES, CASES
 
 HERE = Path(__file__).parent
-LAYOUTS = ("one", "split", "apart")
 REFUSED = {("adalora", "split"): "peft prunes adapters on one device only"}
 WEIGHT_BYTES = 768 * 256 * 4  # of a down projection of the pocket model
 
@@ -36,6 +35,20 @@ class Reply(NamedTuple):
 
 
 Ask = Callable[[str, str, str], Reply]
+
+
+def every(names: Iterable[str], *, always: Collection[str] = ()) -> pytest.MarkDecorator:
+    """Try names on all layouts: split always, the others in the slow tier where not in `always`.
+
+    The models on one device and with embeddings apart show little that the split one does not.
+    """
+    rows = []
+    for name in names:
+        rows.append(pytest.param(name, "split", id=f"{name}-split"))
+        for layout in ("one", "apart"):
+            marks = () if layout == "apart" and name in always else pytest.mark.slow
+            rows.append(pytest.param(name, layout, id=f"{name}-{layout}", marks=marks))
+    return pytest.mark.parametrize(("name", "layout"), rows)
 
 
 def test_every_method_has_a_case() -> None:
@@ -102,10 +115,9 @@ def ask(guard: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
         requests.close()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("method", CASES)
-def test_method(method: str, layout: str, ask: Ask) -> None:
-    fault, refusal = ask(method, layout, "eager").fault, REFUSED.get((method, layout))
+@every(CASES, always=("rome", "memit", "emmet", "ft", "knowledge-neurons", "knowledge-editor"))
+def test_method(name: str, layout: str, ask: Ask) -> None:
+    fault, refusal = ask(name, layout, "eager").fault, REFUSED.get((name, layout))
     if refusal is None:
         assert not fault, fault
     else:
@@ -113,25 +125,22 @@ def test_method(method: str, layout: str, ask: Ask) -> None:
         assert refusal in fault
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ANALYSES)
+@every(ANALYSES, always=("neurons", "trace"))
 def test_analysis(name: str, layout: str, ask: Ask) -> None:
     fault = ask(name, layout, "eager").fault
     assert not fault, fault
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["memit", "ft", "grace", "trace", "neurons", "ask"])
+@every(("memit", "ft", "grace", "trace", "neurons", "ask"))
 def test_other_attention(name: str, layout: str, ask: Ask) -> None:
     """One of each way to run a model: searched, trained, routed, attributed, continued."""
     fault = ask(name, layout, "sdpa").fault
     assert not fault, fault
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("method", ["rome", "memit", "emmet", "pmet", "alphaedit"])
-def test_no_weight_goes_to_the_host(method: str, layout: str, ask: Ask) -> None:
+@every(("rome", "memit", "emmet", "pmet", "alphaedit"))
+def test_no_weight_goes_to_the_host(name: str, layout: str, ask: Ask) -> None:
     """The digest of a model is taken there; nothing else copies a weight in an edit."""
-    copies = [row for row in ask(method, layout, "eager").traffic if row[0] == "to host"]
+    copies = [row for row in ask(name, layout, "eager").traffic if row[0] == "to host"]
     large = [row for row in copies if row[3] >= WEIGHT_BYTES]
     assert {line.partition(":")[0] for _, line, _, _ in large} <= {"lm/digest.py"}
