@@ -50,12 +50,16 @@ _PLANNED: WeakKeyDictionary[nn.Module, Room] = WeakKeyDictionary()
 
 
 def room_of(lm: LanguageModel) -> Room:
-    """Return the room of a model: that of its device, or the one it is planned for."""
+    """Return the room of a model: that of its device, or the one it is planned for.
+
+    What torch holds in reserve on a GPU and does not use counts as free.
+    """
     planned = _PLANNED.get(lm.model)
     if planned is not None:
         return planned
     if lm.device.type == "cuda":
-        return Room("cuda", int(torch.cuda.mem_get_info(lm.device)[0]))
+        unused = torch.cuda.memory_reserved(lm.device) - torch.cuda.memory_allocated(lm.device)
+        return Room("cuda", int(torch.cuda.mem_get_info(lm.device)[0]) + unused)
     return Room("cpu" if lm.device.type == "cpu" else "cuda", None)
 
 

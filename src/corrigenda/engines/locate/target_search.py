@@ -145,6 +145,7 @@ class _Bucket:
     valid: Tensor  # (batch, k) bool: which of `at` are real reads
     labels: Int[Tensor, "batch k"]  # -1 at the essence read
     weights: Float[Tensor, "batch k"]  # 1 / (contexts * target tokens)
+    head_rows: int  # positions whose logits are computed at once
 
 
 def _bucket(lm: LanguageModel, rows: Sequence[SearchRow], layer: int) -> list[list[SearchRow]]:
@@ -191,9 +192,8 @@ def _build(
     else:
         tail = Tail.build(lm, tokens, layer, starts, role=role)
     facts = torch.tensor([row.fact for row in rows], device=device)
-    return _Bucket(
-        rows, tail, facts, at.to(device), valid.to(device), labels.to(device), weights.to(device)
-    )
+    moved = (part.to(device) for part in (at, valid, labels, weights))
+    return _Bucket(rows, tail, facts, *moved, head_rows=head_rows(lm, HEAD_ROWS))
 
 
 class _PassSums(NamedTuple):
@@ -329,7 +329,8 @@ def _run(
         hidden = bucket.tail.run(delta, at, rows=keep)[valid]
     owners = facts[:, None].expand_as(valid)[valid]
     reads = _HeadReads(owners, labels[valid], weights[valid], weight[owners])
-    back = _read_head(lm, hidden.detach(), reads, before, settings, read, grad)
+    size = bucket.head_rows
+    back = _read_head(lm, hidden.detach(), reads, before, settings, read, size, grad)
     if grad:
         torch.autograd.backward(hidden, back)
         assert delta.grad is not None
@@ -359,17 +360,17 @@ def _read_head(
     before: dict[int, Float[Tensor, " vocab"]],
     settings: SearchSettings,
     read: _PassSums,
+    size: int,
     grad: bool,
 ) -> Float[Tensor, "reads d_model"]:
     """SearchLosses at the head and their gradient with respect to the hidden states.
 
     The gradient of both losses with respect to the logits is written down directly (softmax minus
-    one-hot, and `p * (log p - log p0 - KL)`), a few rows at a time, so the logits of a step are
+    one-hot, and `p * (log p - log p0 - KL)`), `size` rows at a time, so the logits of a step are
     never held together.
     """
     back = torch.empty_like(hidden)
     kl_weight = settings.kl_weight
-    size = head_rows(lm, HEAD_ROWS)
     for begin in range(0, len(hidden), size):
         part = slice(begin, begin + size)
         with torch.set_grad_enabled(grad):

@@ -273,6 +273,8 @@ class _ConstantsCache:
         self.examples = examples
         self._lm, self._site = lm, site
         self._lengths = [len(example.ids) for example in examples]
+        # Asked once: the free memory changes while facts are stored.
+        self._step_tokens = graph_tokens(lm, lm.num_layers - site.layer - 1, _STEP_TOKENS)
         needed = sum(self._lengths) * _stored_numbers(lm, site) * lm.dtype.itemsize
         self._stored: list[_FactConstants] | None = None
         if needed <= memory_budget(lm):
@@ -283,18 +285,15 @@ class _ConstantsCache:
         """Split a mini-batch into parts that run together; None where constants are not stored."""
         if self._stored is None:
             lengths = [self._lengths[index] for index in chosen]
-            step = self._step_tokens()
+            step = self._step_tokens
             parts = batches(self._lm, lengths, step)
             return [(None, [chosen[i] for i in part]) for part in parts]
         found: list[tuple[_FactConstants | None, list[int]]] = []
         for held in self._stored:
             own = sorted((i for i in chosen if i in held.rows), key=held.rows.__getitem__)
-            size = max(1, self._step_tokens() // held.tail.width)
+            size = max(1, self._step_tokens // held.tail.width)
             found += [(held, own[begin : begin + size]) for begin in range(0, len(own), size)]
         return found
-
-    def _step_tokens(self) -> int:
-        return graph_tokens(self._lm, self._lm.num_layers - self._site.layer - 1, _STEP_TOKENS)
 
     @torch.no_grad()
     def compute(self, indices: Sequence[int]) -> _FactConstants:
