@@ -117,7 +117,7 @@ def test_the_tokenizer_and_the_answers_of_pocket(pocket):
 
 
 def is_clear(lm, prompt):
-    """Tell whether half precision, in which llama.cpp computes, cannot change the likeliest token."""
+    """Tell whether half precision, in which llama.cpp computes, cannot change the answer."""
     first, second = next_token_top(lm, [prompt], 2)[0]
     return first.probability > 1.1 * second.probability
 
