@@ -124,7 +124,7 @@ def edit_once(options: argparse.Namespace) -> dict[str, object]:
         "units_of_stages": {name: round(value / unit, 2) for name, value in clock.seconds.items()},
         "took": made.succeeded,
         "other_wording_follows": answers[PARAPHRASE].startswith(TARGET),
-        "neighbour_kept": answers[NEIGHBOUR].startswith(KEPT),
+        "neighbour_kept": KEPT in answers[NEIGHBOUR] and TARGET not in answers[NEIGHBOUR],
         "answers": answers,
         "answers_in_chat": in_chat,
         "changed": [change.site for change in made.changes],
