@@ -169,7 +169,7 @@ class _Asked(NamedTuple):
 
 
 def _ask(lm: LanguageModel, facts: Sequence[Fact]) -> _Asked:
-    prompts = [prompt for _, _, prompt in list_questions(facts)]
+    prompts = [question.prompt for question in list_questions(facts)]
     return _Asked(answer(lm, prompts), check_targets(lm, facts))
 
 
@@ -184,8 +184,14 @@ def _compare(
             for old, new in zip(before.held, after.held, strict=True)
         ),
         answers=tuple(
-            PromptAnswers(prompt=prompt, role=role, fact=index, before=old, after=new)
-            for (index, role, prompt), old, new in zip(
+            PromptAnswers(
+                prompt=question.prompt,
+                role=question.role,
+                fact=question.fact,
+                before=old,
+                after=new,
+            )
+            for question, old, new in zip(
                 list_questions(facts), before.answers, after.answers, strict=True
             )
         ),
