@@ -75,8 +75,10 @@ def interrupted_at(line: int, file: str) -> Generator[list[int]]:
 def interrupted_after(seconds: float) -> Generator[None]:
     """Send this process SIGINT after some time, and each second until it ends.
 
-    Python drops an interrupt that arrives in a finaliser, and the test would wait for ever.
+    Python drops an interrupt that arrives in a finaliser, and a shell may start this process in the
+    background with interrupts ignored: the test would wait for ever.
     """
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
@@ -84,6 +86,7 @@ def interrupted_after(seconds: float) -> Generator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGINT, ignored)
 
 
 def count_lines(action: Callable[[], object], file: str) -> int:
