@@ -44,7 +44,7 @@ def test_a_card_lies_in_the_folder(to, pocket, edit, tmp_path):
     assert card["patch"]["digest"] == edit.digest()
     own, *others = card["facts"][0]["answers"]
     assert (own["before"], own["after"]) == ("Paris", "Rome")
-    assert {one["role"] for one in others} == {"paraphrase", "neighbour"}
+    assert {one["role"] for one in others} == {"paraphrase", "neighbour", "same subject"}
     assert card["measured"]["efficacy"] == 1.0
     assert {one["name"] for one in card["files"]} == {
         path.name for path in (tmp_path / "out").iterdir()
