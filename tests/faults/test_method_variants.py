@@ -57,7 +57,7 @@ def test_pocket_presets_are_what_they_were() -> None:
     assert found is not None
     assert dict(found.options) == {
         **{"layer": 3, "steps": 25, "learning_rate": 0.5, "kl_weight": 0.0625},
-        **{"weight_decay": 0.05, "clamp": 10.0},
+        **{"weight_decay": 0.05, "clamp": 10.0, "stop_on": "total"},
     }
     assert build_editor("rome", "pocket").variant == "r-rome"
 
