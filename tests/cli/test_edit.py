@@ -218,6 +218,11 @@ def test_a_chat_model_is_shown_in_both_forms(run: Run, fact: Fact, tmp_path: Pat
     plain = run(*edit, "--no-chat", "--json").json
     assert [item["chat"] for item in plain["answers"]] == [False]
     assert plain["chat"] is None
+    patch = tmp_path / "chat.safetensors"
+    run(*edit, "-o", patch)
+    for form, forms in (("--chat", [False, True]), ("--no-chat", [False])):
+        told = run("assess", patch, tmp_path, form, "--json").json
+        assert [item["chat"] for item in told["answers"]] == forms
     asked = run("ask", tmp_path, "Who?", "--chat", "--json").json
     told = run("ask", tmp_path, "Who?", "--no-chat", "--json").json
     assert asked["replies"][0]["top"] == []

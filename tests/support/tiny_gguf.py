@@ -8,19 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from corrigenda.exports import gguf_layout
 from corrigenda.lm.model import LanguageModel
 
+# Transformers does not read GPT-NeoX.
 ARCHITECTURES = {
-    "gpt2": "gpt2",
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "qwen3_moe": "qwen3moe",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3",
-    "phi3": "phi3",
-    "olmo2": "olmo2",
+    family: name for family, name in gguf_layout.ARCHITECTURES.items() if family != "gpt_neox"
 }
 _TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 

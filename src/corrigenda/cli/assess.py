@@ -32,6 +32,7 @@ def assess(
             show_default=False,
         ),
     ] = None,
+    chat: options.Chat = None,
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
     as_json: options.AsJson = False,
@@ -39,15 +40,15 @@ def assess(
     """Ask the facts of a patch with and without it; also when weights are quantised (--after).
 
     Quantised weights meet a patch in two ways: it is merged before they are quantised ("merged"),
-    or added at run time to quantised weights ("adapter", as llama.cpp does with --lora). Exit
-    status 1 means that a fact is not true somewhere.
+    or added at run time to quantised weights ("adapter", as llama.cpp does with --lora); there
+    facts are asked in plain form. Exit status 1 means that a fact is not true somewhere.
     """
     import corrigenda
 
     loaded = corrigenda.load_patch(patch)
     wanted = None if facts is None else corrigenda.read_facts(facts)
     lm = options.open_model(model, dtype=dtype, device=device)
-    assessment = corrigenda.assess(lm, loaded, wanted)
+    assessment = corrigenda.assess(lm, loaded, wanted, chat=chat)
     types = [one.strip() for one in after.split(",")] if after else []
     survivals = corrigenda.assess_after(lm, loaded, types, wanted) if types else ()
     data = {

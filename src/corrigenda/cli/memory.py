@@ -44,10 +44,11 @@ def announce(lm: LanguageModel, editor: Editor, num_facts: int, *, fit_only: boo
 
 def _free_bytes(lm: LanguageModel) -> int | None:
     """Return the free bytes of the model's device; None where they are not known."""
-    if lm.device.type == "cuda":
-        import torch
+    from corrigenda.lm.footprint import room_of
 
-        return int(torch.cuda.mem_get_info(lm.device)[0])
+    room = room_of(lm)
+    if room.free is not None:
+        return room.free
     names = getattr(os, "sysconf_names", {})
     if {"SC_AVPHYS_PAGES", "SC_PAGE_SIZE"} <= set(names):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
