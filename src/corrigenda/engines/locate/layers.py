@@ -14,7 +14,7 @@ from corrigenda.editor import Edit
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Style
 from corrigenda.engines.locate.pipeline import SMALL_AGREEMENT, EditPlan, LocateThenEdit
-from corrigenda.engines.locate.target_search import EntryRole, SearchTrace, Targets, find_targets
+from corrigenda.engines.locate.records import EntryRole, SearchTrace, Targets
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.protected import Protected
@@ -126,14 +126,7 @@ class SpreadEditor(LocateThenEdit):
         stack: ExitStack,
     ) -> list[SolvedLayer]:
         """Solve layer by layer; on `stack` the changes of the lower ones stay applied."""
-        targets = find_targets(
-            lm,
-            pipeline.rewrite_rows(lm, facts, plan.contexts),
-            layer=plan.sites[-1].layer,
-            role=self.role,
-            settings=self.search_settings(lm),
-            names=[fact.label for fact in facts],
-        )
+        targets = self.find_targets(lm, facts, plan)
         notes.traces = targets.traces
         sequences = pipeline.subject_tokens(lm, facts, plan.contexts)
         layers = []

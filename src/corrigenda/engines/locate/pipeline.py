@@ -20,9 +20,10 @@ from torch import Tensor
 from corrigenda.editor import Editor, StageWork
 from corrigenda.engines.locate.contexts import Contexts, Style, generate_contexts
 from corrigenda.engines.locate.layer_choice import choose_layer, describe_choice
-from corrigenda.engines.locate.records import StopLoss
+from corrigenda.engines.locate.records import EntryRole, StopLoss, Targets
 from corrigenda.engines.locate.search_size import search_flops, search_memory
-from corrigenda.engines.locate.target_search import SearchRow, SearchSettings
+from corrigenda.engines.locate.target_cache import current_targets
+from corrigenda.engines.locate.target_search import SearchRow, SearchSettings, find_targets
 from corrigenda.facts import Fact, Span
 from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.lm.chat import has_chat_template
@@ -75,6 +76,7 @@ class LocateThenEdit(Editor):
     """Editor with the options and steps that all locate-then-edit methods share."""
 
     context_style: ClassVar[Style]
+    role: ClassVar[EntryRole]
     usual_clamp: ClassVar[float] = 4.0
     low_rank: ClassVar[bool] = True
 
@@ -95,6 +97,11 @@ class LocateThenEdit(Editor):
     )
     contexts: Contexts | None = Field(
         default=None, description="Prefixes; the fitted ones, or generated, if not given."
+    )
+    num_prefixes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Generated prefixes, evenly spread over the style's; all of them by default.",
     )
     chat_contexts: bool = Field(
         default=True, description="Edit the chat form too, where the model has a chat template."
@@ -158,9 +165,11 @@ class LocateThenEdit(Editor):
     @property
     def _usual_rows(self) -> int:
         """Rows of a fact: its prompt in each context, and its essence prompt."""
-        return 1 + (
-            _USUAL_CONTEXTS[self.context_style] if self.contexts is None else len(self.contexts)
-        )
+        if self.contexts is not None:
+            return 1 + len(self.contexts)
+        if self.num_prefixes is not None:
+            return 2 + self.num_prefixes
+        return 1 + _USUAL_CONTEXTS[self.context_style]
 
     def fit(
         self,
@@ -172,7 +181,7 @@ class LocateThenEdit(Editor):
         """Fit second moments at `sites(lm)` and generate the contexts, on the unedited model."""
         sites, notices = self._locate(lm)
         fitted = super().fit(lm, corpus, progress=progress)
-        contexts = self.contexts or generate_contexts(lm, self.context_style, seed=self.seed)
+        contexts = self.contexts or self._generate_contexts(lm)
         return fitted.updated(
             meta={
                 _CONTEXTS: contexts.to_json(),
@@ -201,7 +210,7 @@ class LocateThenEdit(Editor):
         if contexts is None and _CONTEXTS in state.meta:
             contexts = Contexts.from_json(str(state.meta[_CONTEXTS]))
         if contexts is None:
-            contexts = generate_contexts(lm, self.context_style, seed=self.seed)
+            contexts = self._generate_contexts(lm)
         statistics = describe_moments(state, sites) if self.requires.moments else {}
         if statistics.get("chosen"):
             notices = (*notices, str(statistics["summary"]))
@@ -209,12 +218,33 @@ class LocateThenEdit(Editor):
             contexts = replace(contexts, chat=_CHAT_WEIGHT)
         return EditPlan(sites, contexts, notices, statistics)
 
+    def find_targets(self, lm: LanguageModel, facts: Sequence[Fact], plan: EditPlan) -> Targets:
+        """Search the targets of facts, at the last edited block."""
+        return find_targets(
+            lm,
+            rewrite_rows(lm, facts, plan.contexts),
+            layer=plan.sites[-1].layer,
+            role=self.role,
+            settings=self.search_settings(lm),
+            names=[fact.label for fact in facts],
+        )
+
+    def search_ahead(
+        self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None
+    ) -> None:
+        """Search the targets of facts together, inside `target_cache.keep_targets`."""
+        if facts and current_targets() is not None:
+            self.find_targets(lm, facts, self.make_plan(lm, state))
+
     def make_header(
         self, lm: LanguageModel, facts: Sequence[Fact], notes: Mapping[str, object]
     ) -> Header:
         """Make the header of a patch."""
         config = self.model_dump(mode="json")
         return header_for(lm, method=self.name, config=config, facts=facts, notes=notes)
+
+    def _generate_contexts(self, lm: LanguageModel) -> Contexts:
+        return generate_contexts(lm, self.context_style, count=self.num_prefixes, seed=self.seed)
 
     def _locate(self, lm: LanguageModel) -> tuple[tuple[Site, ...], tuple[str, ...]]:
         layers, notices = self.configured_layers(), ()

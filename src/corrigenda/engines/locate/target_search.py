@@ -26,6 +26,7 @@ from corrigenda.engines.locate.records import (
     Targets,
 )
 from corrigenda.engines.locate.search_size import HEAD_ROWS, bucket_tokens, token_bytes
+from corrigenda.engines.locate.target_cache import current_targets
 from corrigenda.errors import NonFinite
 from corrigenda.lm.components import ComponentTail
 from corrigenda.lm.footprint import FLOAT, head_rows, room_of, vocabulary_of
@@ -61,6 +62,8 @@ def find_targets(
 ) -> Targets:
     """Search one vector per fact, with the model as it is now.
 
+    Inside `target_cache.keep_targets`, facts that were searched already are not searched again.
+
     Minimises, per fact, the mean over contexts, by their weights, and target tokens of -log p, plus
     `kl_weight * KL(now || before)` at the essence row, plus `weight_decay * ||delta|| /
     ||anchor||^2`; with two deltas the last is a sum over both, and each has its own ball. The model
@@ -83,6 +86,27 @@ def find_targets(
     Reference: ROME (Meng et al. 2022), equation 4 and appendix E.5; MEMIT (Meng et al. 2023),
         equation 16; PMET (Li et al. 2024), equation 13, for two deltas.
     """
+
+    def search(rows: Sequence[SearchRow], names: Sequence[str]) -> Targets:
+        return _find(lm, rows, layer=layer, role=role, settings=settings, names=names)
+
+    cache = current_targets()
+    if cache is None or lm.patches or not names:
+        return search(rows, names)
+    origin = (lm.recall_digest(), str(lm.dtype), layer, role, settings)
+    return cache.find(origin, rows, names, search)
+
+
+def _find(
+    lm: LanguageModel,
+    rows: Sequence[SearchRow],
+    *,
+    layer: int,
+    role: EntryRole,
+    settings: SearchSettings,
+    names: Sequence[str],
+) -> Targets:
+    """Search all facts; see `find_targets`."""
     parts = 2 if role == "components" else 1
     anchors = torch.zeros(len(names), parts, lm.d_model, device=lm.device)
     deltas = torch.zeros_like(anchors)

@@ -14,7 +14,7 @@ from corrigenda.editor import Constraint, Edit, Requires, Supports
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Style
 from corrigenda.engines.locate.pipeline import SMALL_AGREEMENT, EditPlan, LocateThenEdit
-from corrigenda.engines.locate.target_search import SearchTrace, find_targets
+from corrigenda.engines.locate.records import EntryRole, SearchTrace
 from corrigenda.errors import NotEnoughFacts
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
@@ -68,6 +68,7 @@ class Rome(LocateThenEdit):
         single=True, batch=False, sequential=True, exact=True, order_free=False
     )
     context_style: ClassVar[Style] = "rome"
+    role: ClassVar[EntryRole] = "value"
 
     variant: Variant = Field(
         default="r-rome", description="Which key enters the residual and the denominator."
@@ -157,14 +158,7 @@ class Rome(LocateThenEdit):
                 "memit or emmet.",
             )
         (site,) = plan.sites
-        targets = find_targets(
-            lm,
-            pipeline.rewrite_rows(lm, facts, plan.contexts),
-            layer=site.layer,
-            role="value",
-            settings=self.search_settings(lm),
-            names=[fact.label for fact in facts],
-        )
+        targets = self.find_targets(lm, facts, plan)
         report_stage(pipeline.WRITING, 0, 1)
         sequences = pipeline.subject_tokens(lm, facts, plan.contexts)
         keys = pipeline.capture_last(lm, sequences, [key(site)])[key(site)]
