@@ -28,7 +28,8 @@ def assess(
         str | None,
         typer.Option(
             metavar="TYPE,...",
-            help="Ask again after quantising the weights: bf16, f16, q8_0, q5_1, q5_0, q4_1, q4_0.",
+            help="Ask again after quantising the weights: bf16, f16, q8_0, q5_1, q5_0, q4_1, "
+            "q4_0; or after a short fine-tuning on ordinary text: fine-tuned.",
             show_default=False,
         ),
     ] = None,
