@@ -153,7 +153,7 @@ class TreatedCopy:
         self._copy = LanguageModel(copy.deepcopy(lm.model).float(), lm.tokenizer, name=lm.name)
 
     def assess(
-        self, patch: Patch, kind: WeightType | None, facts: Sequence[Fact], whole: Asked
+        self, patch: Patch, kind: WeightType | None, facts: Sequence[Fact], whole: FactAnswers
     ) -> Iterator[Survival]:
         """Yield what is left of a patch, by placing.
 
@@ -177,7 +177,7 @@ class TreatedCopy:
         trained = fine_tune(other) if kind is None else None
         before = ask_facts(other, facts, trained)
         kept = _compare(patch, facts, whole, before).share(Role.NEIGHBOUR)
-        after: dict[Placing, Asked] = {}
+        after: dict[Placing, FactAnswers] = {}
         if kind is None:
             with free.apply(other):
                 after[Placing.FINE_TUNED] = ask_facts(other, facts, fine_tune(other))
@@ -213,7 +213,7 @@ def quantise_into(other: LanguageModel, lm: LanguageModel, kind: WeightType) -> 
         targets[path].copy_(weight.T if flipped else weight)
 
 
-class Asked(NamedTuple):
+class FactAnswers(NamedTuple):
     """Answers to all questions, and which facts are true."""
 
     answers: list[str]
@@ -222,14 +222,16 @@ class Asked(NamedTuple):
 
 def ask_facts(
     lm: LanguageModel, facts: Sequence[Fact], trained: WeightPatch | None = None
-) -> Asked:
+) -> FactAnswers:
     """Ask all questions about facts, and whether they are true; with a patch on top if given."""
     prompts = [question.prompt for question in list_questions(facts)]
     with nullcontext() if trained is None else trained.apply(lm):
-        return Asked(answer(lm, prompts), check_targets(lm, facts))
+        return FactAnswers(answer(lm, prompts), check_targets(lm, facts))
 
 
-def _compare(patch: WeightPatch, facts: Sequence[Fact], before: Asked, after: Asked) -> Assessment:
+def _compare(
+    patch: WeightPatch, facts: Sequence[Fact], before: FactAnswers, after: FactAnswers
+) -> Assessment:
     return Assessment(
         patch=patch,
         facts=tuple(facts),
