@@ -9,7 +9,8 @@ import torch
 
 import corrigenda as cg
 from corrigenda.almanac.exam import ExamEdit
-from corrigenda.engines.locate import pipeline, target_search
+from corrigenda.engines.locate import target_search
+from corrigenda.engines.locate.rows import rewrite_rows
 from corrigenda.engines.locate.target_cache import current_targets, keep_targets
 from corrigenda.facts import Fact
 from corrigenda.knowledge.edit_trial import EditTrial, Unedited
@@ -111,10 +112,10 @@ def test_equal_facts_are_searched_once_and_the_order_is_that_of_the_facts(
 ) -> None:
     editor = Memit(**OPTIONS, layers=(2,))
     plan = editor.make_plan(pocket, editor.fit(pocket))
-    alone = editor.find_targets(pocket, FACTS, plan)
+    alone = editor.find_wanted(pocket, FACTS, plan, 2)[0]
     with keep_targets():
-        editor.find_targets(pocket, FACTS[1:2], plan)
-        found = editor.find_targets(pocket, [*FACTS, FACTS[0]], plan)
+        editor.find_wanted(pocket, FACTS[1:2], plan, 2)
+        found = editor.find_wanted(pocket, [*FACTS, FACTS[0]], plan, 2)[0]
     assert searched == [3, 1, 2]
     torch.testing.assert_close(found.deltas[:3], alone.deltas, rtol=1e-3, atol=1e-4)
     assert torch.equal(found.deltas[0], found.deltas[3])
@@ -144,6 +145,6 @@ def test_fewer_prefixes_are_evenly_spread(pocket: LanguageModel) -> None:
     assert len(plan.contexts.prefixes) == 3
     lengths = [len(pocket.tokenizer(one).input_ids) for one in plan.contexts.prefixes[1:]]
     assert lengths[0] < lengths[1]
-    assert len(pipeline.rewrite_rows(pocket, FACTS[:1], plan.contexts)) == 4
+    assert len(rewrite_rows(pocket, FACTS[:1], plan.contexts)) == 4
     with pytest.raises(cg.errors.BadConfig, match="It has 20"):
         Rome(layer=2, num_prefixes=21).fit(pocket)

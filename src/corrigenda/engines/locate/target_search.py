@@ -277,19 +277,7 @@ def _search(
         total = weight * read.nll + read.kl + shrink
         _record(traces, names, live, torch.stack([total, read.nll, read.kl, shrink], dim=1))
         course.report(step, traces)
-        stopping = read.nll if settings.stop_on == "nll" else total
-        done = live & (stopping < settings.stop_loss)
-        for fact in done.nonzero().flatten().tolist():
-            traces[fact].stop = "loss"
-        if settings.settled_kl is not None:
-            settled = live & ~done & (read.missed == 0)
-            for fact in (live & ~done).nonzero().flatten().tolist():
-                traces[fact].settled = bool(settled[fact])
-            weight = torch.where(settled, settings.settled_weight, 1.0)
-            settled &= read.kl <= settings.settled_kl
-            for fact in settled.nonzero().flatten().tolist():
-                traces[fact].stop = "settled"
-            done |= settled
+        done, weight = _find_done(traces, settings, live, read, total)
         live &= ~done
         if last or not live.any():
             report_stage(_STAGE, course.before + settings.steps, course.total)
@@ -309,6 +297,37 @@ def _search(
         for fact, outside in zip(now.tolist(), beyond.any(dim=1).tolist(), strict=True):
             traces[fact].at_clamp = outside
             traces[fact].clamped_steps += outside
+
+
+def _find_done(
+    traces: list[SearchTrace],
+    settings: SearchSettings,
+    live: Tensor,
+    read: _PassSums,
+    total: Float[Tensor, " n"],
+) -> tuple[Tensor, Float[Tensor, " n"]]:
+    """Return which facts take no further step, and the weight of each target's loss from now on."""
+    stopping = read.nll if settings.stop_on == "nll" else total
+    done = live & (stopping < settings.stop_loss)
+    for fact in done.nonzero().flatten().tolist():
+        traces[fact].stop = "loss"
+    weight = read.nll.new_ones(len(live))
+    if settings.likeliest_stop:
+        for fact in (live & (read.missed == 0)).nonzero().flatten().tolist():
+            traces[fact].likeliest += 1
+            if traces[fact].likeliest >= settings.likeliest_stop and not done[fact]:
+                traces[fact].stop = "likeliest"
+                done[fact] = True
+    if settings.settled_kl is not None:
+        settled = live & ~done & (read.missed == 0)
+        for fact in (live & ~done).nonzero().flatten().tolist():
+            traces[fact].settled = bool(settled[fact])
+        weight = torch.where(settled, settings.settled_weight, 1.0)
+        settled &= read.kl <= settings.settled_kl
+        for fact in settled.nonzero().flatten().tolist():
+            traces[fact].stop = "settled"
+        done |= settled
+    return done, weight
 
 
 def _record(
@@ -407,7 +426,7 @@ def _read_head(
             wanted = label.clamp_min(0)
             picked = log_p.gather(1, wanted[:, None])[:, 0]
             read.nll.index_add_(0, own, -picked * weight)
-            if settings.settled_kl is not None:
+            if settings.settled_kl is not None or settings.likeliest_stop:
                 missed = (picked < log_p.amax(dim=1)) & (label >= 0)
                 read.missed.index_add_(0, own, missed.to(read.missed))
             weight = weight * scale
