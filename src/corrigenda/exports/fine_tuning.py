@@ -50,7 +50,7 @@ def fine_tune(
 
 def _split(lm: LanguageModel, row: Sequence[int]) -> list[Fact]:
     """Return a text as a prompt of two words and the rest; nothing of a text without a rest."""
-    words = lm.tokenizer.decode(row, skip_special_tokens=True).split(" ")
+    words = str(lm.tokenizer.decode(list(row), skip_special_tokens=True)).split(" ")
     prompt, rest = (
         " ".join(part).strip() for part in (words[:_PROMPT_WORDS], words[_PROMPT_WORDS:])
     )
