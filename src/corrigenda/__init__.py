@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from corrigenda.benchmarks.counterfact.counterfact import CounterFact
     from corrigenda.benchmarks.counterfact.counterfact_flat import CounterFactFlat
     from corrigenda.benchmarks.counterfact.counterfact_plus import CounterFactPlus
+    from corrigenda.benchmarks.hallueditbench import HalluEditBench
     from corrigenda.benchmarks.klob import KLoB
     from corrigenda.benchmarks.knowedit.knowedit_convsent import KnowEditConvSent
     from corrigenda.benchmarks.knowedit.knowedit_counterfact import KnowEditCounterFact
@@ -72,11 +73,20 @@ if TYPE_CHECKING:
     from corrigenda.benchmarks.knowedit.knowedit_wikibio import KnowEditWikiBio
     from corrigenda.benchmarks.knowedit.knowedit_zsre import KnowEditZsRE
     from corrigenda.benchmarks.mquake import MQuAKE
+    from corrigenda.benchmarks.mquake_remastered import MQuAKERemastered
+    from corrigenda.benchmarks.own_cases import OwnCases
+    from corrigenda.benchmarks.peak import Peak
     from corrigenda.benchmarks.pitfalls.conflictedit import ConflictEdit
     from corrigenda.benchmarks.pitfalls.roundedit import RoundEdit
     from corrigenda.benchmarks.pocketedit.pocketedit import PocketEdit
+    from corrigenda.benchmarks.qaedit import QAEdit
     from corrigenda.benchmarks.rippleedits import RippleEdits
     from corrigenda.benchmarks.sanitation import Sanitation
+    from corrigenda.benchmarks.taxi import Taxi
+    from corrigenda.benchmarks.unstructured.akew import Akew
+    from corrigenda.benchmarks.unstructured.unke import Unke
+    from corrigenda.benchmarks.wikibigedit import WikiBigEdit
+    from corrigenda.benchmarks.wise import Wise
     from corrigenda.benchmarks.zsre import ZsRE
     from corrigenda.methods.alphaedit.editor import AlphaEdit
     from corrigenda.methods.calinet.editor import Calinet
@@ -100,7 +110,6 @@ if TYPE_CHECKING:
     from corrigenda.methods.t_patcher.editor import TPatcher
     from corrigenda.methods.truthx.editor import TruthX
     from corrigenda.methods.ultraedit.editor import UltraEdit
-    from corrigenda.methods.wise.editor import Wise
 # end
 
 __version__ = VERSION
@@ -198,6 +207,7 @@ __all__ += [
     "IKE",
     "SERAC",
     "AdaLora",
+    "Akew",
     "AlphaEdit",
     "Calinet",
     "ConflictEdit",
@@ -210,6 +220,7 @@ __all__ += [
     "FtL",
     "FtM",
     "Grace",
+    "HalluEditBench",
     "KLoB",
     "KnowEditConvSent",
     "KnowEditCounterFact",
@@ -222,20 +233,27 @@ __all__ += [
     "LocftBf",
     "Lora",
     "MQuAKE",
+    "MQuAKERemastered",
     "Malmen",
     "MeLLo",
     "Melo",
     "Memit",
     "Mend",
+    "OwnCases",
+    "Peak",
     "Pmet",
     "PocketEdit",
+    "QAEdit",
     "RippleEdits",
     "Rome",
     "RoundEdit",
     "Sanitation",
     "TPatcher",
+    "Taxi",
     "TruthX",
     "UltraEdit",
+    "Unke",
+    "WikiBigEdit",
     "Wise",
     "ZsRE",
 ]
