@@ -25,7 +25,7 @@ Shares = dict[str, float]
 
 PAGE = Path(__file__).parents[1] / "docs" / "measured-real.md"
 BEGIN, END = "<!-- survives: begin -->", "<!-- survives: end -->"
-TYPES = ("bf16", "q8_0", "q4_1", "q4_0")
+TYPES = ("bf16", "q8_0", "q4_1", "q4_0", "fine-tuned")
 METHODS = ("rome", "memit", "alphaedit", "ft-m", "lora")
 # Country, its capital, and the wrong one to write.
 CAPITALS = (
@@ -77,7 +77,7 @@ def measure(
     by_case: dict[str, list[Survival]] = {}
     for patch, group in made:
         for one in cg.assess_after(lm, patch, TYPES, group):
-            by_case.setdefault(f"{one.weights}, {one.placing}", []).append(one)
+            by_case.setdefault(one.treatment, []).append(one)
     for name, found in by_case.items():
         kept = sum(one.unedited_kept or 0.0 for one in found) / len(found)
         shares = average([one.assessment for one in found])
