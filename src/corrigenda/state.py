@@ -49,7 +49,7 @@ class State:
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Mapping[str, JsonValue] = field(default_factory=dict)
-    _factors: dict[tuple[Site, float], Cholesky] = field(default_factory=dict, repr=False)
+    _factors: dict[tuple[Site, float, float], Cholesky] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(sorted(self.tensors.items()))))
@@ -105,13 +105,14 @@ class State:
                     hint="Call `editor.fit(lm)` with the same editor and pass its state.",
                 )
 
-    def factor(self, site: Site, shrinkage: float | None = None) -> Cholesky:
+    def factor(self, site: Site, shrinkage: float | None = None, *, added: float = 0.0) -> Cholesky:
         """The Cholesky factor of a site's second moment, computed once per state.
 
         Args:
             site: Where the keys were taken.
             shrinkage: rho of `SecondMoment.covariance`; None takes the entry `shrinkage` of `meta`,
                 else `automatic_shrinkage`. Published methods have 0.
+            added: What is added to the diagonal, in the units of the moment.
 
         Raises:
             MissingState (CG503): no moment for this site.
@@ -119,15 +120,21 @@ class State:
             IllConditioned (CG203): no factor exists, or too few keys with `shrinkage=0`.
         """
         shrinkage = self.shrinkage(site) if shrinkage is None else shrinkage
-        if (site, shrinkage) not in self._factors:
+        if (site, shrinkage, added) not in self._factors:
             moment = self.moment(site)
             if not moment.count:
                 raise EmptyCorpus(
                     f"no key was seen at {site}.",
                     hint="Give more text, or text that reaches this expert.",
                 )
-            self._factors[site, shrinkage] = moment.cholesky(shrinkage, where=str(site))
-        return self._factors[site, shrinkage]
+            if added:
+                matrix = moment.covariance(shrinkage)
+                matrix.diagonal().add_(added)
+                made = Cholesky.of(matrix, where=str(site))
+            else:
+                made = moment.cholesky(shrinkage, where=str(site))
+            self._factors[site, shrinkage, added] = made
+        return self._factors[site, shrinkage, added]
 
     def shrinkage(self, site: Site) -> float:
         """Return the shrinkage that `factor` takes at a site by itself.

@@ -34,6 +34,7 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
     "emmet": ({"layer": 1, **QUICK},),
     "pmet": ({"layers": [1, 2], "weight": 20.0, **QUICK},),
     "alphaedit": ({"layers": [1, 2], "energy": 0.1, **QUICK},),
+    "rlsedit": ({"layers": [1, 2], "weight": 20.0, "deviation": 0.5, **QUICK},),
     "ft": (
         {"layer": 1, "epochs": 4, "box": 1e-3},
         {"layer": 3, "epochs": 4, "objective": "last-token", "weight_decay": 0.1, "batch_size": 2},
