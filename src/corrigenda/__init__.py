@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from corrigenda.run.spec import RunSpec
     from corrigenda.serving.server import serve
     from corrigenda.state import State
+    from corrigenda.streaming.stream import stream
     from corrigenda.tuning.tune import tune
 
 # generated: classes
@@ -142,6 +143,7 @@ _HOMES = {
     "report": "corrigenda.reports.document",
     "restore_merged": "corrigenda.exports.restore",
     "serve": "corrigenda.serving.server",
+    "stream": "corrigenda.streaming.stream",
     "trace": "corrigenda.analysis.causal_trace:causal_trace",
     "transform": "corrigenda.api",
     "tune": "corrigenda.tuning.tune",
@@ -184,6 +186,7 @@ __all__ = [
     "report",
     "restore_merged",
     "serve",
+    "stream",
     "trace",
     "transform",
     "tune",
