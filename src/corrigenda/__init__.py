@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from corrigenda.methods.memit.editor import Memit
     from corrigenda.methods.mend.editor import Mend
     from corrigenda.methods.pmet.editor import Pmet
+    from corrigenda.methods.rlsedit.editor import RLSEdit
     from corrigenda.methods.rome.editor import Rome
     from corrigenda.methods.serac.editor import SERAC
     from corrigenda.methods.t_patcher.editor import TPatcher
@@ -229,6 +230,7 @@ __all__ += [
     "Mend",
     "Pmet",
     "PocketEdit",
+    "RLSEdit",
     "RippleEdits",
     "Rome",
     "RoundEdit",

@@ -98,7 +98,10 @@ class Fact:
     @classmethod
     def restore(cls, fields: Mapping[str, object]) -> Fact:
         """Return the fact that `asdict` made these plain fields of."""
-        plain = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
+        plain = {
+            name: tuple(cast("list[str]", one)) if isinstance(one, list) else one
+            for name, one in fields.items()
+        }
         return cls(**plain)  # type: ignore[arg-type]  # what `asdict` made of a Fact
 
     def _strip(self) -> None:

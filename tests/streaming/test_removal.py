@@ -53,8 +53,10 @@ def test_what_is_left_is_to_the_bit_a_stream_that_never_had_them(name: str) -> N
 @pytest.mark.parametrize("name", EDITORS)
 def test_without_any_fact_the_model_is_the_unedited_one(name: str) -> None:
     edits = streamed(name)
-    before = {site: one.clone() for site, one in weights(EditStream.empty(
-        edits.editor, edits.state, edits.base)).items()}
+    before = {
+        site: one.clone()
+        for site, one in weights(EditStream.empty(edits.editor, edits.state, edits.base)).items()
+    }
     nothing = edits.without(batches=range(4))
     after = weights(nothing)
     assert all(torch.equal(before[site], after[site]) for site in before)
@@ -76,9 +78,11 @@ def test_a_stream_does_what_its_editor_does_batch_by_batch(name: str) -> None:
     base = {layer: model.weight(cg.Site(layer)) for layer in LAYERS}
     for layer in LAYERS:
         change = total[layer] - base[layer]
-        assert float((ours[cg.Site(layer)] - total[layer]).abs().max()) <= 2e-3 * float(
-            change.abs().max()
-        ) or float(change.abs().max()) == 0.0
+        assert (
+            float((ours[cg.Site(layer)] - total[layer]).abs().max())
+            <= 2e-3 * float(change.abs().max())
+            or float(change.abs().max()) == 0.0
+        )
 
 
 @pytest.mark.parametrize("name", WEIGHTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -315,7 +314,8 @@ class _Active:
                 break
             same += 1
         while len(self.applied) > same:
-            self.applied.pop().revert()
+            self.applied[-1].revert()
+            self.applied.pop()
         mode = "runtime" if self.lm.is_quantised else "merge"
         for member in members[same:]:
             self.applied.append(member.apply(self.lm, mode=mode))
@@ -327,8 +327,9 @@ def _activate(lm: LanguageModel) -> Generator[_Active]:
     try:
         yield active
     finally:
-        with contextlib.ExitStack() as stack:
-            for entry in active.applied:
+        # Nothing was active before; what an interrupt left unnoted comes off too.
+        with ExitStack() as stack:
+            for entry in lm.patches.entries:
                 stack.callback(entry.revert)
 
 
