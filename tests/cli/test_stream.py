@@ -11,7 +11,7 @@ import corrigenda
 from tests.support.streams import facts
 from tests.support.tiny_on_disk import Run
 
-METHOD = ("-m", "grace", "--set", "layer=1", "--set", "steps=30", "--set", "radius=0.3")
+METHOD = ("-m", "grace", "--layer", 1, "--set", "steps=30", "--set", "radius=0.3")
 
 
 @pytest.fixture
