@@ -1,4 +1,4 @@
-"""`stream`: many facts, batch by batch, with checkpoints from which a killed process goes on."""
+"""`stream`: many facts batch by batch, with checkpoints to resume from."""
 
 from __future__ import annotations
 
