@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from corrigenda.run.spec import RunSpec
     from corrigenda.serving.server import serve
     from corrigenda.state import State
+    from corrigenda.streaming.stream import stream
     from corrigenda.tuning.tune import tune
 
 # generated: classes
@@ -106,6 +107,7 @@ if TYPE_CHECKING:
     from corrigenda.methods.memit.editor import Memit
     from corrigenda.methods.mend.editor import Mend
     from corrigenda.methods.pmet.editor import Pmet
+    from corrigenda.methods.rlsedit.editor import RLSEdit
     from corrigenda.methods.rome.editor import Rome
     from corrigenda.methods.serac.editor import SERAC
     from corrigenda.methods.t_patcher.editor import TPatcher
@@ -155,6 +157,7 @@ _HOMES = {
     "report": "corrigenda.reports.document",
     "restore_merged": "corrigenda.exports.restore",
     "serve": "corrigenda.serving.server",
+    "stream": "corrigenda.streaming.stream",
     "trace": "corrigenda.analysis.causal_trace:causal_trace",
     "transform": "corrigenda.api",
     "tune": "corrigenda.tuning.tune",
@@ -199,6 +202,7 @@ __all__ = [
     "report",
     "restore_merged",
     "serve",
+    "stream",
     "trace",
     "transform",
     "tune",
@@ -247,6 +251,7 @@ __all__ += [
     "Pmet",
     "PocketEdit",
     "QAEdit",
+    "RLSEdit",
     "RippleEdits",
     "Rome",
     "RoundEdit",
