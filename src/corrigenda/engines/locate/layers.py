@@ -201,7 +201,7 @@ class SpreadEditor(LocateThenEdit):
         """Find keys and residuals as `edit` does, with its errors; the model is left as it is."""
         plan = self.make_plan(lm, state)
         self.check_facts(lm, facts, plan)
-        notes = _LayerNotes(facts, plan, pipeline.subject_warnings(lm, facts))
+        notes = LayerNotes(facts, plan, pipeline.subject_warnings(lm, facts), self.merges_facts)
         with ExitStack() as stack:
             layers = self._solve_in_order(lm, facts, plan, state, notes, stack)
         own = torch.arange(len(facts))
