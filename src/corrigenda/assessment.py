@@ -396,7 +396,7 @@ def measure_changes(lm: LanguageModel, patch: Patch) -> tuple[SiteChange, ...]:
     sizes = []
     for site, change in patch.changes.items():
         size = norm(change)
-        weight = lm.weight(site)
+        weight = lm.values(site)
         sizes.append(
             SiteChange(
                 site=str(site),

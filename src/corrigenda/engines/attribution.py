@@ -184,7 +184,7 @@ def attribute(
         for layer, (tail, block) in enumerate(zip(tails, blocks, strict=True)):
             read = _BlockObjective(lm, tail, block.written, tokens.lengths - 1, labels, objective)
             gradients, values = _integrate(read, path, batch_tokens)
-            found = block.keys * multiply(block.gain * gradients, lm.weight(Site(layer)))
+            found = block.keys * multiply(block.gain * gradients, lm.values(Site(layer)))
             scores[:, layer].index_add_(0, prompts, share[:, None] * found.double().cpu())
             without[:, layer].index_add_(0, prompts, share * values[:, 0].double().cpu())
             if layer == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,16 +135,16 @@ def _estimate(
     device_flops: float | None,
 ) -> CostEstimate:
     sites = editor.likely_sites(lm)
-    changed = [lm.weight(site) for site in sites]
+    changed = [lm.shape(site) for site in sites]
     memory = editor.memory(lm, facts)
-    statistics = [8 * one.shape[1] ** 2 for one in changed] if editor.requires.moments else []
+    statistics = [8 * width**2 for _, width in changed] if editor.requires.moments else []
     return CostEstimate(
         model=lm.name,
         method=editor.name,
         facts=facts,
         dtype=str(lm.dtype).removeprefix("torch."),
         parameters=sum(one.numel() for one in lm.model.parameters()),
-        changed=sum(one.numel() for one in changed),
+        changed=sum(math.prod(shape) for shape in changed),
         weights=weights,
         statistics=sum(statistics),
         search=editor.working_memory(lm, facts),

@@ -86,7 +86,7 @@ class Conditioner(nn.Module):
         """Draw first values; word vectors are a copy of the model's own, in float32."""
         super().__init__()
         self.max_scale = max_scale
-        self.shapes = {site: (lm.weight(site).shape[0], lm.weight(site).shape[1]) for site in sites}
+        self.shapes = {site: lm.shape(site) for site in sites}
         words = lm.model.get_input_embeddings().weight
         assert isinstance(words, Tensor)
         with torch.random.fork_rng(devices=[]):

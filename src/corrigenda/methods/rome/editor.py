@@ -118,7 +118,7 @@ class Rome(LocateThenEdit):
         changes: dict[Site, Change] = {site: written.change}
         size = 0.0
         if self.largest_change is not None:
-            whole = torch.linalg.vector_norm(lm.weight(site), dtype=torch.float64)
+            whole = torch.linalg.vector_norm(lm.values(site), dtype=torch.float64)
             size = norm(written.change) / float(whole)
         if self.largest_change is not None and size > self.largest_change:
             changes = {}
@@ -140,7 +140,7 @@ class Rome(LocateThenEdit):
         (site,) = plan.sites
         written = self._compute(lm, facts, plan, state)
         at = written.key_clean if self.variant in ("rome", "p-rome") else written.key_mean
-        output = multiply(at, lm.weight(site).T)
+        output = multiply(at, lm.values(site).T)
         if self.variant == "r-rome":
             values = written.wanted - _bias(lm, site)
         else:
@@ -173,7 +173,7 @@ class Rome(LocateThenEdit):
         factor = state.factor(site) if self.use_moment else None
         match self.variant:
             case "r-rome":
-                output = multiply(mean, lm.weight(site).T) + _bias(lm, site)
+                output = multiply(mean, lm.values(site).T) + _bias(lm, site)
                 change = rank_one(mean, wanted - output, factor)
             case "rome":
                 change = rank_one(mean, delta, factor, at=clean)
