@@ -16,7 +16,7 @@ from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.lm.footprint import pass_bytes, pass_flops, room_of
 from corrigenda.lm.grad_mode import leave_inference_mode
-from corrigenda.lm.loading import require_double
+from corrigenda.lm.loading import require_double, require_weights
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.progress import Progress
@@ -76,7 +76,7 @@ def explain_experts(function: Callable[Arguments, Result]) -> Callable[Arguments
 
 
 def check_device(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Refuse a model on a device that no change can be computed on, before anything is done.
+    """Refuse, before anything is done, a model on a device without float64 or with weights absent.
 
     Args:
         function: Method of an editor, from a model.
@@ -86,6 +86,7 @@ def check_device(function: Callable[Arguments, Result]) -> Callable[Arguments, R
     def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
         lm = cast("LanguageModel", args[1] if len(args) > 1 else options["lm"])
         require_double(lm.device, lm.name)
+        require_weights(lm.model, lm.name)
         return function(*args, **options)
 
     return call

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import random
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,6 +40,19 @@ def require_same(lm: LanguageModel, before: dict[str, torch.Tensor]) -> None:
     assert all(torch.equal(after[name], one) for name, one in before.items())
 
 
+@pytest.fixture(autouse=True)
+def random_states() -> Iterator[None]:
+    """The generators of the user stay as they are, whatever a method draws."""
+
+    def read() -> list[object]:
+        _, numbers, *rest = np.random.get_state()
+        return [random.getstate(), torch.get_rng_state().tolist(), list(numbers), rest]
+
+    before = read()
+    yield
+    assert read() == before
+
+
 @pytest.mark.parametrize(("name", "kind"), ROWS)
 def test_method(name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fit, edit, apply, save, load, edit again, compose, undo."""
@@ -46,9 +62,7 @@ def test_method(name: str, kind: str, tmp_path: Path, monkeypatch: pytest.Monkey
     chosen = facts(case.num_facts + 1)
     last = chosen.pop()
     editor = cg.build_editor(lm, name, **case.options)
-    # By its name the copy is no pocket model, which would bring facts of its own.
-    material = case.material or (CASES["mend"].material if editor.requires.training_set else None)
-    state = editor.fit(lm, material() if material else None)
+    state = editor.fit(lm, case.material() if case.material else None)
     if (name, kind) in REFUSED:
         with pytest.raises(QuantisedWeights, match=r"CG304.*peft"):
             editor.edit(lm, chosen, state)

@@ -71,6 +71,8 @@ def edit(
     chat: options.Chat = None,
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
+    quantization: options.Quantization = None,
+    attention: options.Attention = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Correct facts: answers before and after, the size of the change, and how to undo it.
@@ -91,7 +93,9 @@ def edit(
 
     steps = parse_transforms(transform or ())
 
-    lm = options.open_model(model, dtype=dtype, device=device)
+    lm = options.open_model(
+        model, dtype=dtype, device=device, quantization=quantization, attention=attention
+    )
     editor = build_editor(lm, method, layer=layer, **config)
     memory = announce(lm, editor, len(wanted))
     assessment = corrigenda.correct(lm, wanted, editor, corpus=text, transforms=steps, chat=chat)

@@ -164,6 +164,8 @@ class LanguageModel:
     @property
     def d_inner(self) -> int:
         """Width of the feed-forward blocks: of one expert where block 0 has experts."""
+        if "mlp.down" not in self.family.slots:
+            return int(self.model.config.get_text_config().intermediate_size)
         expert = 0 if self.num_experts(0) else None
         return self.shape(Site(0, "mlp.down", expert))[1]
 

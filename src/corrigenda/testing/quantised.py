@@ -71,9 +71,9 @@ class PackedLinear(Int8Linear):
 
 
 def quantise(lm: LanguageModel, kind: type[Int8Linear] = Int8Linear) -> LanguageModel:
-    """Return a copy of a dense model with all linear modules of its blocks quantised."""
+    """Return a copy of a dense model, of the same name, with all linear modules quantised."""
     model = copy.deepcopy(lm.model)
-    own = LanguageModel(model, lm.tokenizer, name=f"{lm.name}-8bit", family=lm.family)
+    own = LanguageModel(model, lm.tokenizer, name=lm.name, family=lm.family)
     sites = [Site(layer, part) for layer in range(own.num_layers) for part in PARTS]
     paths = {own.module_path(site) for site in sites if site.part in lm.family.slots}
     for path in sorted(paths):

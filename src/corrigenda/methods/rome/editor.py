@@ -18,6 +18,7 @@ from corrigenda.engines.locate.target_search import SearchTrace, find_targets
 from corrigenda.errors import NotEnoughFacts
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
+from corrigenda.linalg.norms import frobenius_norm
 from corrigenda.linalg.solve import key_agreement, rank_one
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.placement import multiply
@@ -118,8 +119,7 @@ class Rome(LocateThenEdit):
         changes: dict[Site, Change] = {site: written.change}
         size = 0.0
         if self.largest_change is not None:
-            whole = torch.linalg.vector_norm(lm.values(site), dtype=torch.float64)
-            size = norm(written.change) / float(whole)
+            size = norm(written.change) / frobenius_norm(lm.values(site))
         if self.largest_change is not None and size > self.largest_change:
             changes = {}
             notes["status"] = ["refused"]

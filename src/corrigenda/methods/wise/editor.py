@@ -7,7 +7,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -283,9 +283,10 @@ class _SideWriter:
         )
         where = ", ".join(fact.label for fact in facts)
         trained = train(lm, one, side.current, mask, editor.training, act=self.act, where=where)
-        self.trainings.append(trained)
+        # Of each training the course is kept, and the change of the last one only.
+        self.trainings.append(replace(trained, delta=trained.delta.new_empty(0, 0)))
         counted = [score for score in trained.scores if score >= editor.irrelevant_margin]
-        side = side.add_edits(trained.delta.cpu(), counted, len(facts))
+        side = side.add_edits(trained.delta, counted, len(facts))
         memory = len(side.memories)
         if side.written >= editor.save_frequency:
             side = side.finish_shard()
