@@ -142,8 +142,11 @@ def measure_edits(report: Report, lm: LanguageModel, facts: list[Fact], sizes: S
     name = f"statistics of {len(sites)} blocks, {sizes.tokens} tokens"
     report.measure(name, lambda: fitted.append(fit_moments(lm, sites, corpus, keep=False)))
     rome.edit(lm, facts[:1])  # warm up
-    for fact in facts[: sizes.rome]:
-        report.measure("rome, 1 fact", lambda fact=fact: rome.edit(lm, [fact]))
+    report.measure(
+        f"rome, {sizes.rome} times 1 fact, a fact",
+        lambda: [rome.edit(lm, [fact]) for fact in facts[: sizes.rome]],
+        sizes.rome,
+    )
     plain = report.measure(
         f"plain search, {sizes.plain} facts, a fact",
         lambda: [plain_search(lm, fact, contexts, sizes) for fact in facts[: sizes.plain]],

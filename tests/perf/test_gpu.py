@@ -34,4 +34,4 @@ def test_what_there_is_no_time_for_is_named(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = json.loads(ran.stdout.splitlines()[-1])
-    assert "rome, 1 fact" in found["left out"]
+    assert any(name.startswith("rome") for name in found["left out"])

@@ -191,6 +191,7 @@ class RayExecutor:
         self._cpus = int(have.get("CPU", 1))
         self._count = workers or self._gpus or max(1, self._cpus)
         self._actors: list[Any] = []
+        self._group: Any = None
         self._share = -1
 
     def ask_unedited(
@@ -248,19 +249,25 @@ class RayExecutor:
     def _find_workers(self, job: RunJob) -> list[Any]:
         share = gpu_share(job.spec.device, self._gpus, self._count)
         if self._share != share:
-            for actor in self._actors:
-                self._ray.kill(actor)
-            group = self._reserve({"CPU": 1, **({"GPU": share} if share else {})})
+            self._release()
+            strategy = self._reserve({"CPU": 1, **({"GPU": share} if share else {})})
             kind = self._ray.remote(
                 num_cpus=1,
                 num_gpus=share,
                 max_restarts=_RESTARTS,
                 max_task_retries=_RESTARTS,
-                scheduling_strategy=group,
+                scheduling_strategy=strategy,
             )(_RayWorker)
             self._actors = [kind.remote(torch.get_num_threads()) for _ in range(self._count)]
             self._share = share
         return self._actors
+
+    def _release(self) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+        if self._group is not None:
+            importlib.import_module("ray.util.placement_group").remove_placement_group(self._group)
+        self._actors, self._group, self._share = [], None, -1
 
     def _reserve(self, bundle: Mapping[str, int]) -> object:
         """Return the placement of all workers: a bundle of one machine for each.
@@ -279,6 +286,7 @@ class RayExecutor:
                 where="executor ray",
                 hint="Ask for fewer workers (--workers), or start more machines.",
             )
+        self._group = group
         return strategies.PlacementGroupSchedulingStrategy(placement_group=group)
 
 
