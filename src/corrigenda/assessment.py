@@ -15,6 +15,7 @@ from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact, FactLike, as_facts
 from corrigenda.knowledge.edit_trial import compute_share
 from corrigenda.linalg.lowrank import LowRank
+from corrigenda.linalg.norms import frobenius_norm
 from corrigenda.lm.wrapping import require_lm
 from corrigenda.patch.changes import norm, num_parameters
 from corrigenda.patch.weights import WeightPatch
@@ -403,13 +404,13 @@ def measure_changes(lm: LanguageModel, patch: Patch) -> tuple[SiteChange, ...]:
     sizes = []
     for site, change in patch.changes.items():
         size = norm(change)
-        weight = lm.weight(site)
+        weight = lm.values(site)
         sizes.append(
             SiteChange(
                 site=str(site),
                 parameter=lm.parameter_name(site),
                 norm=size,
-                relative_norm=size / float(weight.double().norm()),
+                relative_norm=size / frobenius_norm(weight),
                 rank=change.rank if isinstance(change, LowRank) else None,
                 parameters=weight.numel(),
                 stored=num_parameters(change),

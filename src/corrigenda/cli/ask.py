@@ -30,6 +30,8 @@ def ask(
     force: options.Force = False,
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
+    quantization: options.Quantization = None,
+    attention: options.Attention = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Answer prompts by greedy continuation; with --patch, before and after it."""
@@ -37,7 +39,9 @@ def ask(
     import corrigenda
 
     patches = [corrigenda.load_patch(file) for file in patch or ()]
-    lm = options.open_model(model, dtype=dtype, device=device)
+    lm = options.open_model(
+        model, dtype=dtype, device=device, quantization=quantization, attention=attention
+    )
     before = corrigenda.ask(lm, prompts, max_new_tokens=tokens, top=top, chat=chat)
     after = before
     if patches:
