@@ -18,6 +18,7 @@ from corrigenda.cli import (
     ask,
     assess,
     benchmarks,
+    book,
     cache,
     doctor,
     edit,
@@ -103,6 +104,7 @@ for command in (
     doctor.doctor,
 ):
     app.command()(command)
+app.add_typer(book.app, name="book")
 app.add_typer(cache.app, name="cache")
 app.add_typer(pocket.app, name="pocket")
 
