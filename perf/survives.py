@@ -4,8 +4,8 @@
 
 Each method edits facts that the model knows, several at a time as it was made for: ROME one by one,
 the others all at once. Efficacy, paraphrases and neighbours are asked with the weights as they are,
-then quantised by the package gguf or fine-tuned a little (cg.assess_after). With --write the table goes into
-docs/measured-real.md. Ends with one line of JSON.
+then quantised by the package gguf or fine-tuned a little (cg.assess_after). With --write the table
+goes into docs/measured-real.md. Ends with one line of JSON.
 """
 
 import argparse
