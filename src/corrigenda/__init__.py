@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from corrigenda.methods.melo.editor import Melo
     from corrigenda.methods.memit.editor import Memit
     from corrigenda.methods.mend.editor import Mend
+    from corrigenda.methods.neuraldb.editor import NeuralDB
     from corrigenda.methods.pmet.editor import Pmet
     from corrigenda.methods.rome.editor import Rome
     from corrigenda.methods.serac.editor import SERAC
@@ -224,6 +225,7 @@ __all__ += [
     "Melo",
     "Memit",
     "Mend",
+    "NeuralDB",
     "Pmet",
     "PocketEdit",
     "RippleEdits",
