@@ -106,6 +106,7 @@ if TYPE_CHECKING:
     from corrigenda.methods.melo.editor import Melo
     from corrigenda.methods.memit.editor import Memit
     from corrigenda.methods.mend.editor import Mend
+    from corrigenda.methods.neuraldb.editor import NeuralDB
     from corrigenda.methods.pmet.editor import Pmet
     from corrigenda.methods.rlsedit.editor import RLSEdit
     from corrigenda.methods.rome.editor import Rome
@@ -246,6 +247,7 @@ __all__ += [
     "Melo",
     "Memit",
     "Mend",
+    "NeuralDB",
     "OwnCases",
     "Peak",
     "Pmet",
