@@ -110,10 +110,7 @@ def tenths(clock: Sequence[float], counts: Sequence[int]) -> list[float]:
     """Facts per second of each tenth of the batches; of each batch where they are fewer."""
     parts = min(TENTHS, len(counts))
     ends = [round(len(counts) * part / parts) for part in range(parts + 1)]
-    return [
-        sum(counts[begin:end]) / (clock[end] - clock[begin])
-        for begin, end in pairwise(ends)
-    ]
+    return [sum(counts[begin:end]) / (clock[end] - clock[begin]) for begin, end in pairwise(ends)]
 
 
 def take_out(edits: EditStream, removals: int, batch: int) -> dict[str, object]:

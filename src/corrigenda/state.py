@@ -105,14 +105,14 @@ class State:
                     hint="Call `editor.fit(lm)` with the same editor and pass its state.",
                 )
 
-    def factor(self, site: Site, shrinkage: float | None = None, *, added: float = 0.0) -> Cholesky:
+    def factor(self, site: Site, shrinkage: float | None = None, *, ridge: float = 0.0) -> Cholesky:
         """The Cholesky factor of a site's second moment, computed once per state.
 
         Args:
             site: Where the keys were taken.
             shrinkage: rho of `SecondMoment.covariance`; None takes the entry `shrinkage` of `meta`,
                 else `automatic_shrinkage`. Published methods have 0.
-            added: What is added to the diagonal, in the units of the moment.
+            ridge: Added to the diagonal, in the units of the moment.
 
         Raises:
             MissingState (CG503): no moment for this site.
@@ -120,21 +120,20 @@ class State:
             IllConditioned (CG203): no factor exists, or too few keys with `shrinkage=0`.
         """
         shrinkage = self.shrinkage(site) if shrinkage is None else shrinkage
-        if (site, shrinkage, added) not in self._factors:
+        place = site, shrinkage, ridge
+        if place not in self._factors and ridge:
+            matrix = self.factor(site, shrinkage).matrix()
+            matrix.diagonal().add_(ridge)
+            self._factors[place] = Cholesky.of(matrix, where=str(site))
+        if place not in self._factors:
             moment = self.moment(site)
             if not moment.count:
                 raise EmptyCorpus(
                     f"no key was seen at {site}.",
                     hint="Give more text, or text that reaches this expert.",
                 )
-            if added:
-                matrix = moment.covariance(shrinkage)
-                matrix.diagonal().add_(added)
-                made = Cholesky.of(matrix, where=str(site))
-            else:
-                made = moment.cholesky(shrinkage, where=str(site))
-            self._factors[site, shrinkage, added] = made
-        return self._factors[site, shrinkage, added]
+            self._factors[place] = moment.cholesky(shrinkage, where=str(site))
+        return self._factors[place]
 
     def shrinkage(self, site: Site) -> float:
         """Return the shrinkage that `factor` takes at a site by itself.

@@ -249,6 +249,12 @@ def require_separable(editor: Editor) -> None:
             where=f"method {editor.name}",
             hint=f"These can: {', '.join(list_separable())}.",
         )
+    if getattr(editor, "corrects_changes", False):
+        raise BadConfig(
+            "with `ideal_weight` a change depends on all edits before, so that none comes out alone.",
+            where=f"method {editor.name}",
+            hint="Set ideal_weight to 0; a joint system (`sequential`) fits all edits together too.",
+        )
 
 
 def is_separable(editor: Editor | type[Editor]) -> bool:
