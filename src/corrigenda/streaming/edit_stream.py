@@ -241,7 +241,7 @@ def require_separable(editor: Editor) -> None:
     """Refuse a method whose edits cannot be taken out one by one.
 
     Raises:
-        BadConfig (CG502): names the methods that can.
+        BadConfig (CG502): names the methods that can, or the option that ties edits together.
     """
     if not is_separable(editor):
         raise BadConfig(
@@ -251,9 +251,9 @@ def require_separable(editor: Editor) -> None:
         )
     if getattr(editor, "corrects_changes", False):
         raise BadConfig(
-            "with `ideal_weight` a change depends on all edits before, so that none comes out alone.",
+            "with `ideal_weight` a change depends on all edits before: none comes out alone.",
             where=f"method {editor.name}",
-            hint="Set ideal_weight to 0; a joint system (`sequential`) fits all edits together too.",
+            hint="Set it to 0; with `sequential` all edits are fitted together too.",
         )
 
 
