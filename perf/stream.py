@@ -1,6 +1,6 @@
 """Thousands of edits in a stream on the pocket model, and facts taken out of it again.
 
-    python perf/stream.py [--edits 2000] [--methods memit,ultraedit] [--removals 1000]
+    python perf/stream.py [--edits 2000] [--methods ultraedit,memit] [--removals 1000]
 
 Subjects are real and invented ones of the pocket world, in batches of 100. By method:
 
@@ -47,7 +47,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="pocket", help="a name or a folder")
-    parser.add_argument("--methods", default="memit,ultraedit", help="with commas")
+    parser.add_argument("--methods", default="ultraedit,memit", help="with commas")
     parser.add_argument("--edits", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--removals", type=int, default=1000, help="edits of that stream")

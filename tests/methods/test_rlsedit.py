@@ -29,7 +29,7 @@ def price(editor: RLSEdit, state: State, site: Site) -> Tensor:
     """S of the paper, dense."""
     metric = state.factor(site).matrix()
     eye = torch.eye(len(metric), dtype=metric.dtype)
-    return editor.deviation**2 * eye + editor.anchor**2 * (editor.weight or 0.0) * metric
+    return editor.norm_weight * eye + editor.anchor**2 * (editor.weight or 0.0) * metric
 
 
 def edit_in_batches(
@@ -52,12 +52,12 @@ def edit_in_batches(
 
 
 @pytest.mark.parametrize("batches", [[[0, 1], [2, 3]], [[0], [1], [2], [3]], [[0, 1, 2], [3]]])
-@pytest.mark.parametrize(("anchor", "deviation"), [(1.0, 0.0), (0.7, 1.5), (0.0, 2.0)])
+@pytest.mark.parametrize(("anchor", "norm_weight"), [(1.0, 0.0), (0.7, 2.2), (0.0, 4.0)])
 def test_batches_equal_one_joint_regression(
-    batches: list[list[int]], anchor: float, deviation: float
+    batches: list[list[int]], anchor: float, norm_weight: float
 ) -> None:
     """With V = W K + R of each batch: W - W_0 = sum (V - W_0 K) K^T (S + sum K K^T)^-1."""
-    lm, editor = model("llama", torch.float64), rlsedit(anchor=anchor, deviation=deviation)
+    lm, editor = model("llama", torch.float64), rlsedit(anchor=anchor, norm_weight=norm_weight)
     state = moments(lm, LAYERS)
     total, solved = edit_in_batches(lm, editor, batches, state)
     for site, layers in solved.items():
@@ -72,7 +72,7 @@ def test_batches_equal_one_joint_regression(
         assert (total[site] - joint).norm() <= 1e-8 * joint.norm()
 
 
-def test_without_deviation_it_is_memit_in_sequence() -> None:
+def test_without_a_price_of_the_norm_it_is_memit_in_sequence() -> None:
     """Keys of a layer depend on lower layers alone: they are the same as written and edited."""
     lm = model("llama", torch.float64)
     state = moments(lm, LAYERS)
@@ -85,7 +85,7 @@ def test_without_deviation_it_is_memit_in_sequence() -> None:
 
 
 def test_a_layer_solves_the_ridge_of_the_joint_price() -> None:
-    lm, editor = model("llama", torch.float64), rlsedit(deviation=1.5)
+    lm, editor = model("llama", torch.float64), rlsedit(norm_weight=2.2)
     state = moments(lm, LAYERS)
     for layer in editor.solve_layers(lm, FACTS, state):
         whole = price(editor, state, layer.site)
@@ -98,14 +98,14 @@ def test_a_higher_price_of_either_kind_changes_less() -> None:
     state = moments(lm, LAYERS)
     sizes = [
         sum(rlsedit(**options).edit(lm, FACTS[:1], state).patch.norms().values())
-        for options in ({}, {"deviation": 3.0}, {"deviation": 1e6}, {"anchor": 1e6})
+        for options in ({}, {"norm_weight": 9.0}, {"norm_weight": 1e12}, {"anchor": 1e6})
     ]
     assert sizes[0] > sizes[1] > 1e3 * max(sizes[2:])
 
 
 def test_without_any_price_it_is_refused() -> None:
     with pytest.raises(BadConfig, match="would cost nothing"):
-        rlsedit(anchor=0.0, deviation=0.0)
+        rlsedit(anchor=0.0, norm_weight=0.0)
 
 
 def test_the_state_does_not_grow_for_good() -> None:

@@ -191,6 +191,12 @@ def test_methods_whose_edits_cannot_be_taken_out_are_refused_and_others_named() 
     assert all(is_separable(editor) for editor in EDITORS.values())
 
 
+def test_an_option_that_ties_edits_together_is_refused() -> None:
+    tied = EDITORS["memit"].model_copy(update={"ideal_weight": 1.0})
+    with pytest.raises(BadConfig, match="none comes out alone"):
+        cg.stream(lm(), tied, facts(2))
+
+
 def test_active_patches_and_bad_counts_are_refused_before_any_work() -> None:
     with streamed("memit").apply(lm()), pytest.raises(NotApplied, match="patches are active"):
         cg.stream(lm(), EDITORS["memit"], facts(2))

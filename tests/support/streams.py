@@ -34,7 +34,7 @@ EDITORS: dict[str, Editor] = {
     "memit": Memit(**_SEVERAL),
     "memit in sequence": Memit(sequential=True, **_SEVERAL),
     "alphaedit": AlphaEdit(energy=0.3, **_SEVERAL),
-    "rlsedit": RLSEdit(deviation=0.5, **_SEVERAL),
+    "rlsedit": RLSEdit(norm_weight=0.25, **_SEVERAL),
     "pmet": Pmet(**_SEVERAL),
     "emmet": Emmet(layer=1, **_SEARCH),
     "emmet with a ridge": Emmet(layer=1, gamma=0.5, **_SEARCH),

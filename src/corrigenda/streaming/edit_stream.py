@@ -241,13 +241,19 @@ def require_separable(editor: Editor) -> None:
     """Refuse a method whose edits cannot be taken out one by one.
 
     Raises:
-        BadConfig (CG502): names the methods that can.
+        BadConfig (CG502): names the methods that can, or the option that ties edits together.
     """
     if not is_separable(editor):
         raise BadConfig(
             f"the edits of {editor.name} cannot be streamed: none can be taken out by itself.",
             where=f"method {editor.name}",
             hint=f"These can: {', '.join(list_separable())}.",
+        )
+    if getattr(editor, "corrects_changes", False):
+        raise BadConfig(
+            "with `ideal_weight` a change depends on all edits before: none comes out alone.",
+            where=f"method {editor.name}",
+            hint="Set it to 0; with `sequential` all edits are fitted together too.",
         )
 
 

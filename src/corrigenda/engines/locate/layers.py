@@ -415,13 +415,6 @@ class RidgeEditor(MultiLayerEditor):
         ridge = self.norm_weight / self.price(state, site) if self.norm_weight else 0.0
         return state.factor(site, ridge=ridge)
 
-    def coordinates(
-        self, state: State, site: Site, keys: Float[Tensor, "d_in n"]
-    ) -> Float[Tensor, "size n"]:
-        """Return keys in the coordinates in which every change costs the same."""
-        factor = self.metric(state, site)
-        return factor.whiten(keys.to(factor.lower))
-
     def solve(
         self,
         keys: Float[Tensor, "d_in n"],

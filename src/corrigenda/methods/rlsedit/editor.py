@@ -5,25 +5,21 @@ from __future__ import annotations
 from typing import ClassVar, Self
 
 import torch
-from jaxtyping import Float
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from corrigenda.editor import Requires, Supports
-from corrigenda.engines.locate.layers import MultiLayerEditor
+from corrigenda.engines.locate.layers import RidgeEditor
 from corrigenda.errors import BadConfig
 from corrigenda.linalg.cholesky import Cholesky
-from corrigenda.linalg.lowrank import LowRank
-from corrigenda.linalg.solve import ridge
 from corrigenda.lm.sites import Site
 from corrigenda.state import State
 
-# Letters: S = lambda^2 I + mu^2 w C price of a change - C second moment of keys - w `weight`
-#          lambda `deviation` - mu `anchor` - K keys - R residuals, one column a fact
 
-
-class RLSEdit(MultiLayerEditor):
+class RLSEdit(RidgeEditor):
     """Recursive least squares for edits that come in batches (RLSEdit).
+
+    A change costs S = mu^2 w C + lambda^2 I, with C the second moment of keys, w `weight`,
+    mu `anchor` and lambda^2 `norm_weight`.
 
     Reference: Wang et al. 2026, the recursion of the soft constraints. See the card.
     """
@@ -37,15 +33,12 @@ class RLSEdit(MultiLayerEditor):
     anchor: float = Field(
         default=1.0, ge=0, description="Price of changed outputs at the keys of text, mu."
     )
-    deviation: float = Field(
-        default=0.0, ge=0, description="Price of any change of the weights, lambda."
-    )
 
     @model_validator(mode="after")
     def _require_a_price(self) -> Self:
-        if self.anchor == 0.0 and self.deviation == 0.0:
+        if self.anchor == 0.0 and self.norm_weight == 0.0:
             raise BadConfig(
-                "anchor and deviation are both 0, so that a change would cost nothing.",
+                "anchor and norm_weight are both 0, so that a change would cost nothing.",
                 where="method rlsedit",
                 hint="Set one of them above 0; as published, anchor is 1.",
             )
@@ -59,7 +52,7 @@ class RLSEdit(MultiLayerEditor):
     def price(self, state: State, site: Site) -> float:
         """Return mu^2 w, or lambda^2 where there is no anchor."""
         if self.anchor == 0.0:
-            return self.deviation**2
+            return self.norm_weight
         return self.anchor**2 * super().price(state, site)
 
     def metric(self, state: State, site: Site) -> Cholesky:
@@ -71,20 +64,4 @@ class RLSEdit(MultiLayerEditor):
         if self.anchor == 0.0:
             width = state.factor(site).size
             return Cholesky(torch.eye(width, dtype=torch.float64))
-        return state.factor(site, ridge=self.deviation**2 / self.price(state, site))
-
-    def solve(
-        self,
-        keys: Float[Tensor, "d_in n"],
-        residuals: Float[Tensor, "d_out n"],
-        state: State,
-        site: Site,
-    ) -> LowRank:
-        """Solve R K^T (S + K_p K_p^T + K K^T)^-1, the gain of the recursion times the residual."""
-        return ridge(
-            keys,
-            residuals,
-            self.metric(state, site),
-            weight=self.price(state, site),
-            protected=self.protected(state, site),
-        )
+        return super().metric(state, site)
