@@ -13,7 +13,7 @@ from corrigenda.fixing.card import CARD, FATES, PATCH, list_left, write_files
 from corrigenda.fixing.fix import FixResult
 from corrigenda.fixing.lines import FactLine
 from corrigenda.fixing.retries import move_layers, strengthen
-from corrigenda.fixing.search import Approach, SearchTrial, list_approaches, search
+from corrigenda.fixing.search import Approach, EditMaker, SearchTrial, list_approaches, search
 from corrigenda.fixing.understanding import Fate, understand
 from corrigenda.fixing.undoing import take_out
 from corrigenda.lm.model import LanguageModel
@@ -140,12 +140,12 @@ def test_methods_follow_the_number_of_facts() -> None:
 
 def test_search_keeps_its_budget(pocket: LanguageModel, fixed: FixResult) -> None:
     """Without time only the first approach is tried, and an error is no end."""
-    trials = search(pocket, fixed.facts[:1], list_approaches(2), budget=1e-9)
+    trials = search(EditMaker(pocket), fixed.facts[:1], list_approaches(2), budget=1e-9)
     assert [one.approach.method for one in trials] == ["memit"]
     assert trials[0].on_front
     assert 0 <= trials[0].success <= 1
     bad = [Approach("memit", {"layers": (99,)}), Approach("memit")]
-    trials = search(pocket, fixed.facts[:1], bad, budget=5)
+    trials = search(EditMaker(pocket), fixed.facts[:1], bad, budget=5)
     assert trials[0].approach == Approach("memit")
     assert trials[1].problem
     assert isinstance(trials[1], SearchTrial)

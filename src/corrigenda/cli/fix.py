@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,23 +77,21 @@ def fix(
 
     lines = read_lines(corrections)
     announce_loading(model)
-    from corrigenda.cli.fix_book import keep_in_book, list_earlier, open_book
     from corrigenda.fixing.card import write_files
     from corrigenda.fixing.fix import correct_lines
+    from corrigenda.fixing.keeping import keep_in_book, list_earlier, open_book
+    from corrigenda.fixing.search import EditMaker
     from corrigenda.fixing.understanding import understand
 
     lm = options.open_model(model, dtype=dtype, device=device)
     opened = open_book(book, lm) if book is not None else None
     asks = not yes and not as_json and sys.stdin.isatty() and sys.stdout.isatty()
-    with ExitStack() as active:
-        if opened is not None:
-            active.enter_context(opened.apply(lm))
+    maker = EditMaker(lm, [] if opened is None else [opened.patch()], chat=chat)
+    with maker.applied():
         understood = understand(lm, lines, list_earlier(opened))
         if asks:
             understood = confirm_lines(lm, understood)
-        result = correct_lines(
-            lm, understood, method=method, budget=budget, limits=limits, chat=chat
-        )
+    result = correct_lines(maker, understood, method=method, budget=budget, limits=limits)
     write_files(result, folder, model=model, source=corrections.name)
     kept = keep_in_book(opened, lm, result) if opened is not None else 0
     data = {

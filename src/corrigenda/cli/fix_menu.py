@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,8 +136,11 @@ def _ask_both(lm: LanguageModel, result: FixResult, prompt: str) -> None:
     import corrigenda
 
     assert result.patch is not None, "the menu is shown where there is a patch"
-    before = corrigenda.ask(lm, prompt)
-    with result.patch.apply(lm):
+    with ExitStack() as active:
+        for one in result.below:
+            active.enter_context(one.apply(lm))
+        before = corrigenda.ask(lm, prompt)
+        active.enter_context(result.patch.apply(lm))
         after = corrigenda.ask(lm, prompt)
     rows = [("before", before.continuation), ("after", after.continuation)]
     output.stdout().print(output.table(("", prompt), rows))
@@ -171,5 +175,6 @@ def _export(lm: LanguageModel, result: FixResult, folder: Path) -> None:
     import corrigenda
 
     assert result.patch is not None, "the menu is shown where there is a patch"
-    corrigenda.export(lm, result.patch, folder / "merged", to="merged")
+    patches = [*result.below, result.patch]
+    corrigenda.export(patches, lm, folder / "merged", to="merged")
     output.stdout().print(Line(f"written: {folder / 'merged'}"), soft_wrap=True)

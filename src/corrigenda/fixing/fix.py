@@ -13,25 +13,26 @@ from corrigenda.assessment import Assessment, Outcome
 from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact, FactLike, as_facts
 from corrigenda.fixing.lines import FactLine, read_lines
-from corrigenda.fixing.retries import Attempt, Retried, add_up, retry
+from corrigenda.fixing.retries import Retried, RetryAttempt, retry
 from corrigenda.fixing.search import (
     Approach,
+    EditMaker,
     SearchTrial,
     list_approaches,
     list_outcomes,
-    make_patch,
     search,
 )
 from corrigenda.fixing.understanding import Fate, UnderstoodLine, understand
 from corrigenda.guarding.damage import GuardVerdict
 from corrigenda.guarding.guard import SAMPLE, GuardReport, guard
 from corrigenda.lm.wrapping import require_lm
+from corrigenda.patch.compare import add_up
 from corrigenda.progress import Progress, report_stage, show_progress
 from corrigenda.prompt_answers import Role
 
 if TYPE_CHECKING:
     from corrigenda.lm.model import LanguageModel
-    from corrigenda.patch import Patch
+    from corrigenda.patch import PatchValue
 
 BUDGET = 5.0
 """Minutes of the search by default."""
@@ -87,6 +88,7 @@ class FixResult:
         patch: The edit; None where nothing was to be done, or the guard refused it.
         parts: The patches of which it is the sum: the first edit, then the retries that were kept.
         owners: For each of these, the facts that it was made for.
+        below: Patches on top of which it was made.
         approach: The method that was chosen; None where nothing was to be done.
         trials: Outcomes of the search, best first.
         attempts: Retries.
@@ -96,12 +98,13 @@ class FixResult:
     """
 
     lines: tuple[LineFate, ...]
-    patch: Patch | None = None
-    parts: tuple[Patch, ...] = ()
+    patch: PatchValue | None = None
+    parts: tuple[PatchValue, ...] = ()
     owners: tuple[tuple[Fact, ...], ...] = ()
+    below: tuple[PatchValue, ...] = ()
     approach: Approach | None = None
     trials: tuple[SearchTrial, ...] = ()
-    attempts: tuple[Attempt, ...] = ()
+    attempts: tuple[RetryAttempt, ...] = ()
     assessment: Assessment | None = None
     report: GuardReport | None = None
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -151,6 +154,7 @@ def fix(
     *,
     method: str | None = None,
     budget: float = BUDGET,
+    below: Sequence[PatchValue] = (),
     earlier: Sequence[Fact] = (),
     limits: Mapping[str, Sequence[float]] | None = None,
     sample: int = SAMPLE,
@@ -165,10 +169,11 @@ def fix(
     that did not take, and guards what must not change. The model is left as it was.
 
     Args:
-        lm: The model; patches that are active, such as those of a book, stay so.
+        lm: The model, without patches.
         corrections: A file, see `corrigenda.fixing.lines.read_lines`; or facts.
         method: The method, without a search.
         budget: Minutes of the search; at least one method is tried.
+        below: Patches on top of which the facts are corrected, such as that of a book.
         earlier: Corrections that were made before; a line may not contradict them.
         limits: Limits of the guard; see `corrigenda.guard`.
         sample: Known facts of each kind, and texts, that the guard asks.
@@ -199,35 +204,38 @@ def fix(
     with show_progress(progress):
         begin = time.perf_counter()
         report_stage("understand", 0, 1)
-        understood = understand(lm, lines, earlier)
+        maker = EditMaker(lm, below, chat=chat)
+        with maker.applied():
+            understood = understand(lm, lines, earlier)
         report_stage("understand", 1, 1)
         seconds = {"understand": time.perf_counter() - begin}
         return correct_lines(
-            lm,
+            maker,
             understood,
             method=method,
             budget=budget,
             limits=limits,
             sample=sample,
-            chat=chat,
             seed=seed,
             seconds=seconds,
         )
 
 
 def correct_lines(
-    lm: LanguageModel,
+    maker: EditMaker,
     understood: Sequence[UnderstoodLine],
     *,
     method: str | None = None,
     budget: float = BUDGET,
     limits: Mapping[str, Sequence[float]] | None = None,
     sample: int = SAMPLE,
-    chat: bool | None = None,
     seed: int = 0,
     seconds: Mapping[str, float] | None = None,
 ) -> FixResult:
-    """Search, edit, retry and guard for lines that were understood; see `fix`."""
+    """Search, edit, retry and guard for lines that were understood; see `fix`.
+
+    Where the guard refuses an edit, the next best method of the search is taken.
+    """
     taken = dict(seconds or {})
     wanted = [one for one in understood if one.fate is None and one.fact is not None]
     facts = [one.fact for one in wanted if one.fact is not None]
@@ -236,29 +244,34 @@ def correct_lines(
         return FixResult(lines=lines, seconds=taken)
     begin = time.perf_counter()
     approaches = list_approaches(len(facts), method)
-    trials = search(lm, facts, approaches, budget=budget, chat=chat, seed=seed)
-    searched = time.perf_counter()
-    approach = trials[0].approach
-    editor = approach.build(lm)
-    report_stage("edit: all facts", 0, 1)
-    patch = make_patch(lm, editor, facts, chat=chat)
-    report_stage("edit: all facts", 1, 1)
-    retried = retry(lm, editor, patch, facts, chat=chat)
-    edited = time.perf_counter()
-    total = add_up(retried.patches)
-    report = guard(lm, total, facts, sample=sample, limits=limits, chat=chat, seed=seed)
-    taken |= {
-        "search": searched - begin,
-        "edit": edited - searched,
-        "guard": time.perf_counter() - edited,
-    }
-    refused = report.verdict is GuardVerdict.REFUSED
+    trials = search(maker, facts, approaches, budget=budget, seed=seed)
+    taken["search"] = time.perf_counter() - begin
+    taken |= {"edit": 0.0, "guard": 0.0}
+    for trial in trials:
+        begin = time.perf_counter()
+        editor = trial.approach.build(maker.lm)
+        report_stage("edit: all facts", 0, 1)
+        retried = retry(maker, editor, maker.make(editor, facts), facts)
+        report_stage("edit: all facts", 1, 1)
+        edited = time.perf_counter()
+        total = add_up(retried.patches)
+        with maker.applied():
+            report = guard(
+                maker.lm, total, facts, sample=sample, limits=limits, chat=maker.chat, seed=seed
+            )
+        taken["edit"] += edited - begin
+        taken["guard"] += time.perf_counter() - edited
+        refused = report.verdict is GuardVerdict.REFUSED
+        last = trial is trials[-1] or trials[trials.index(trial) + 1].problem
+        if not refused or last:
+            break
     return FixResult(
         lines=tuple(_list_fates(understood, facts, retried, report)),
         patch=None if refused else total,
         parts=() if refused else retried.patches,
         owners=tuple(tuple(facts[place] for place in own) for own in retried.facts),
-        approach=approach,
+        below=maker.below,
+        approach=trial.approach,
         trials=tuple(trials),
         attempts=retried.attempts,
         assessment=retried.assessment,

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from corrigenda.assessment import Assessment, Outcome, measure
+from corrigenda.assessment import Assessment, Outcome
 from corrigenda.catalogue import build_editor
 from corrigenda.errors import CorrigendaError
 from corrigenda.facts import Fact
-from corrigenda.fixing.search import list_outcomes, make_patch
+from corrigenda.fixing.search import EditMaker, list_outcomes
 from corrigenda.progress import report_stage
 from corrigenda.tuning.scores import score_outcomes
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor
     from corrigenda.lm.model import LanguageModel
-    from corrigenda.patch import Patch
+    from corrigenda.patch import PatchValue
 
 STORE = "grace"
 """Method that keeps the last facts beside the weights."""
@@ -25,7 +25,7 @@ _STRONGER = {"clamp": 2.0, "steps": 1.5, "weight_decay": 0.2, "weight": 0.1}
 _WEAK = 0.5
 
 
-class Attempt(NamedTuple):
+class RetryAttempt(NamedTuple):
     """A retry, and whether it was kept.
 
     Attributes:
@@ -53,61 +53,43 @@ class Retried(NamedTuple):
         attempts: Every retry.
     """
 
-    patches: tuple[Patch, ...]
+    patches: tuple[PatchValue, ...]
     facts: tuple[tuple[int, ...], ...]
     assessment: Assessment
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[RetryAttempt, ...]
 
 
-def add_up(patches: Sequence[Patch]) -> Patch:
-    """Return one patch that does what all do, in order."""
-    total = patches[0]
-    for one in patches[1:]:
-        total = total + one  # type: ignore[operator]  # every kind of the package can be added
-    return total
-
-
-def retry(
-    lm: LanguageModel,
-    editor: Editor,
-    patch: Patch,
-    facts: Sequence[Fact],
-    *,
-    chat: bool | None,
-) -> Retried:
+def retry(maker: EditMaker, editor: Editor, patch: PatchValue, facts: Sequence[Fact]) -> Retried:
     """Ask for facts, and edit those again that did not take, on top of the patch.
 
     A fact did not take where its prompt has another answer, or fewer than half of its paraphrases
     have the new one. A retry is kept where the score of all facts rises and no prompt is lost.
 
     Args:
-        lm: The model; left as it was.
+        maker: Makes the patches.
         editor: The editor of the patch.
         patch: The patch.
         facts: All facts.
-        chat: Whether to ask in the chat form too; by default where there is a template.
     """
-    patches: list[Patch] = [patch]
+    patches: list[PatchValue] = [patch]
     owned: list[tuple[int, ...]] = [tuple(range(len(facts)))]
-    held = [False] * len(facts)
-    found = measure(lm, patch, facts, held, chat=chat)
-    attempts: list[Attempt] = []
-    for name, other in _list_editors(lm, editor):
+    found = maker.measure(patches, facts)
+    attempts: list[RetryAttempt] = []
+    for name, other in _list_editors(maker.lm, editor):
         weak = list_weak(found, only_prompts=name == "store")
         if not weak:
             continue
         report_stage(f"edit: {name}", 0, 1)
         try:
-            with add_up(patches).apply(lm):
-                further = make_patch(lm, other, [facts[place] for place in weak], chat=chat)
-            together = measure(lm, add_up([*patches, further]), facts, held, chat=chat)
+            further = maker.make(other, [facts[place] for place in weak], patches)
+            together = maker.measure([*patches, further], facts)
         except CorrigendaError as error:
             problem = f"{error.code} {error.message}"
-            attempts.append(Attempt(name, other.name, weak, False, problem))
+            attempts.append(RetryAttempt(name, other.name, weak, False, problem))
             continue
         report_stage(f"edit: {name}", 1, 1)
         better = _is_better(together, found)
-        attempts.append(Attempt(name, other.name, weak, better))
+        attempts.append(RetryAttempt(name, other.name, weak, better))
         if better:
             found = together
             patches.append(further)

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from corrigenda.assessment import Assessment, measure
+from corrigenda.books.patches import require_value
 from corrigenda.catalogue import build_editor
 from corrigenda.engines.chat_forms import add_chat_forms, set_chat_contexts
 from corrigenda.errors import CorrigendaError
 from corrigenda.facts import Fact
 from corrigenda.knowledge.edit_trial import FactOutcome
+from corrigenda.patch.compare import add_up
 from corrigenda.progress import report_stage
 from corrigenda.prompt_answers import Role, asks_in_chat
 from corrigenda.tuning.scores import DriftMeter, score_outcomes
 
 if TYPE_CHECKING:
-    from corrigenda.editor import Editor, State
+    from corrigenda.editor import Editor
     from corrigenda.lm.model import LanguageModel
-    from corrigenda.patch import Patch
+    from corrigenda.patch import PatchValue
 
 SAMPLE = 8
 """Facts of the search."""
@@ -104,55 +107,93 @@ def list_approaches(count: int, method: str | None = None) -> list[Approach]:
     return [Approach(name) for name in (ONE if count == 1 else SEVERAL)]
 
 
-def make_patch(
-    lm: LanguageModel,
-    editor: Editor,
-    facts: Sequence[Fact],
-    *,
-    chat: bool | None,
-    state: State | None = None,
-) -> Patch:
-    """Return the patch of facts, all at once where the method can, else one after the other.
+class EditMaker:
+    """Makes and measures patches of one model, on top of others that lie below.
 
-    The method gets no prompt by which the edit is judged.
+    States are fitted on the model without any patch, as methods expect them.
     """
-    editor = set_chat_contexts(editor, asks_in_chat(lm, chat))
-    state = editor.fit(lm, progress=report_stage) if state is None else state
-    plain = [replace(one, paraphrases=(), neighbours=(), same_subject=()) for one in facts]
-    if editor.supports.batch or len(plain) == 1:
-        return editor.edit(lm, add_chat_forms(lm, editor, plain, chat), state).patch
-    total, state = editor.edit(lm, plain[:1], state)
-    for fact in plain[1:]:
-        with total.apply(lm):
-            patch, state = editor.edit(lm, [fact], state)
-        total += patch
-    return total
+
+    def __init__(
+        self, lm: LanguageModel, below: Sequence[PatchValue] = (), *, chat: bool | None = None
+    ) -> None:
+        """Bind a model.
+
+        Args:
+            lm: The model, without patches; every method leaves it so.
+            below: Patches on top of which all others are made, such as those of a book.
+            chat: Whether to edit and ask in the chat form too; by default where there is a
+                template.
+        """
+        self.lm, self.below, self.chat = lm, tuple(below), chat
+
+    def make(
+        self, editor: Editor, facts: Sequence[Fact], on: Sequence[PatchValue] = ()
+    ) -> PatchValue:
+        """Return the patch of facts, all at once where the method can, else one after the other.
+
+        The method gets no prompt by which the edit is judged.
+
+        Args:
+            editor: The method.
+            facts: What should become true.
+            on: Further patches on top of which it is made.
+
+        Raises:
+            NotExportable (CG405): a patch of a plug-in that cannot be part of a sum.
+            CorrigendaError: as `Editor.fit` and `Editor.edit`.
+        """
+        lm, editor = self.lm, set_chat_contexts(editor, asks_in_chat(self.lm, self.chat))
+        state = editor.fit(lm, progress=report_stage)
+        plain = [replace(one, paraphrases=(), neighbours=(), same_subject=()) for one in facts]
+        with self.applied(on):
+            if editor.supports.batch or len(plain) == 1:
+                wanted = add_chat_forms(lm, editor, plain, self.chat)
+                return require_value(editor.edit(lm, wanted, state).patch)
+            patches: list[PatchValue] = []
+            with ExitStack() as active:
+                for fact in plain:
+                    patch, state = editor.edit(lm, [fact], state)
+                    active.enter_context(patch.apply(lm))
+                    patches.append(require_value(patch))
+        return add_up(patches)
+
+    def measure(self, patches: Sequence[PatchValue], facts: Sequence[Fact]) -> Assessment:
+        """Return the assessment of patches together, of facts that are not true without them."""
+        with self.applied():
+            return measure(self.lm, add_up(patches), facts, [False] * len(facts), chat=self.chat)
+
+    @contextmanager
+    def applied(self, on: Sequence[PatchValue] = ()) -> Generator[None]:
+        """Keep the patches below, and further ones, active."""
+        with ExitStack() as active:
+            for one in (*self.below, *on):
+                active.enter_context(one.apply(self.lm))
+            yield
 
 
 def search(
-    lm: LanguageModel,
+    maker: EditMaker,
     facts: Sequence[Fact],
     approaches: Sequence[Approach],
     *,
     budget: float,
-    chat: bool | None = None,
     seed: int = 0,
 ) -> list[SearchTrial]:
     """Try approaches on a sample of the facts, and return the trials, best score first.
 
     Args:
-        lm: The model; left as it was.
+        maker: Makes the patches.
         facts: Facts that are not true yet.
         approaches: What to try; a single one is taken without a trial.
         budget: Minutes; no trial begins after them, and the first is always made.
-        chat: Whether to ask in the chat form too; by default where there is a template.
         seed: Decides the texts on which drift is measured.
     """
     if len(approaches) == 1:
         return [SearchTrial(approaches[0], math.nan, math.nan, 0.0, 0.0, on_front=True)]
     step = max(1, len(facts) // SAMPLE)
     sample = list(facts[::step][:SAMPLE])
-    meter = DriftMeter(lm, seed=seed)
+    with maker.applied():
+        meter = DriftMeter(maker.lm, seed=seed)
     begin = time.monotonic()
     trials: list[SearchTrial] = []
     for number, approach in enumerate(approaches):
@@ -160,25 +201,21 @@ def search(
         took = max((one.seconds for one in trials), default=0.0)
         if trials and time.monotonic() - begin + took > budget * _MINUTE:
             continue
-        trials.append(_try(lm, approach, sample, meter, chat))
+        trials.append(_try(maker, approach, sample, meter))
     report_stage("search: methods tried", len(approaches), len(approaches))
     trials.sort(key=lambda one: (bool(one.problem), -one.score))
     return mark_front(trials)
 
 
 def _try(
-    lm: LanguageModel,
-    approach: Approach,
-    sample: Sequence[Fact],
-    meter: DriftMeter,
-    chat: bool | None,
+    maker: EditMaker, approach: Approach, sample: Sequence[Fact], meter: DriftMeter
 ) -> SearchTrial:
     begin = time.monotonic()
     try:
-        patch = make_patch(lm, approach.build(lm), sample, chat=chat)
-        found = measure(lm, patch, sample, [False] * len(sample), chat=chat)
-        with patch.apply(lm):
-            drift = meter.measure(lm)
+        patch = maker.make(approach.build(maker.lm), sample)
+        found = maker.measure([patch], sample)
+        with maker.applied([patch]):
+            drift = meter.measure(maker.lm)
     except CorrigendaError as error:
         problem = f"{error.code} {error.message}"
         seconds = time.monotonic() - begin

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from corrigenda.assessment import measure
 from corrigenda.errors import BadConfig
 from corrigenda.fixing.fix import FixResult
-from corrigenda.fixing.retries import add_up
-from corrigenda.fixing.search import make_patch
+from corrigenda.fixing.search import EditMaker
 from corrigenda.fixing.understanding import Fate
 
 if TYPE_CHECKING:
@@ -41,13 +39,14 @@ def take_out(lm: LanguageModel, result: FixResult, number: int) -> FixResult:
     )
     if not left:
         return replace(result, lines=lines, patch=None, parts=(), owners=(), assessment=None)
-    patches = [make_patch(lm, result.approach.build(lm), left, chat=None)]
-    found = measure(lm, add_up(patches), left, [False] * len(left))
+    maker = EditMaker(lm, result.below)
+    patch = maker.make(result.approach.build(lm), left)
+    found = maker.measure([patch], left)
     return replace(
         result,
         lines=lines,
-        patch=add_up(patches),
-        parts=tuple(patches),
+        patch=patch,
+        parts=(patch,),
         owners=(tuple(left),),
         assessment=found,
     )
