@@ -57,14 +57,25 @@ def test_a_second_run_with_the_same_book_changes_nothing(
     book = tmp_path / "book"
     arguments = ("fix", "pocket", file, "-m", "memit", "--yes", "--book", book, "--json")
     first = command(*arguments, "-o", tmp_path / "one")
+    assert first.code == 1, first.err
     assert first.json["kept"] == 3
+    assert first.json["counts"] == {
+        "corrected": 3,
+        "already true": 1,
+        "duplicate": 1,
+        "contradiction": 1,
+        "unreadable": 2,
+    }
+    written = {one.name for one in (tmp_path / "one").iterdir()}
+    assert written == {"patch.safetensors", "card.md", "fates.json"}
     state = Book.open(book).state
     with Book.open(book).apply(pocket):
         for one in fixed.facts:
             assert cg.answer(pocket, one.prompt).startswith(one.target)
     second = command(*arguments, "-o", tmp_path / "two")
     assert second.json["kept"] == 0
-    assert second.json["counts"]["already true"] == 4
+    # The duplicate holds by the book, not by an earlier line.
+    assert second.json["counts"]["already true"] == 5
     assert "corrected" not in second.json["counts"]
     assert Book.open(book).state == state
     assert not (tmp_path / "two" / "patch.safetensors").exists()

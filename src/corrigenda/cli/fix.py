@@ -86,7 +86,7 @@ def fix(
     lm = options.open_model(model, dtype=dtype, device=device)
     opened = open_book(book, lm) if book is not None else None
     asks = not yes and not as_json and sys.stdin.isatty() and sys.stdout.isatty()
-    maker = EditMaker(lm, [] if opened is None else [opened.patch()], chat=chat)
+    maker = EditMaker(lm, [opened.patch()] if opened else [], chat=chat)
     with maker.applied():
         understood = understand(lm, lines, list_earlier(opened))
         if asks:

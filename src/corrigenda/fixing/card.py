@@ -142,13 +142,19 @@ def _render_search(result: FixResult) -> list[str]:
 def _render_use(result: FixResult, model: str) -> str:
     if result.patch is None:
         return "There is no patch, so there is nothing to undo."
+    under = ""
+    if result.below:
+        under = (
+            " They were made on top of the book, which must be active too: `corrigenda book export`"
+            " writes all of its corrections together."
+        )
     ask = shlex.join(["corrigenda", "ask", model, "PROMPT", "--patch", PATCH])
     export = shlex.join(["corrigenda", "export", PATCH, model, "--to", "merged", "-o", "FOLDER"])
     serve = shlex.join(["corrigenda", "serve", model, "--patch", PATCH])
     return (
         f"```sh\n{ask}\n{serve}\n{export}\n```\n\n"
         "The corrections are in the patch alone; the model is unchanged. To undo them, stop using "
-        "the patch."
+        f"the patch.{under}"
     )
 
 
