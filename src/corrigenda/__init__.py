@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from corrigenda.exports.restore import restore_merged
     from corrigenda.exports.survival import assess_after
     from corrigenda.facts import Fact, Span, read_facts
+    from corrigenda.fixing.fix import fix
     from corrigenda.guarding.guard import guard
     from corrigenda.knowledge.exam import exam
     from corrigenda.lm.model import LanguageModel
@@ -146,6 +147,7 @@ _HOMES = {
     "exam": "corrigenda.knowledge.exam",
     "export": "corrigenda.exports.export",
     "fit": "corrigenda.api",
+    "fix": "corrigenda.fixing.fix",
     "guard": "corrigenda.guarding.guard",
     "list_methods": "corrigenda.catalogue",
     "list_models": "corrigenda.catalogue",
@@ -191,6 +193,7 @@ __all__ = [
     "exam",
     "export",
     "fit",
+    "fix",
     "guard",
     "list_methods",
     "list_models",
