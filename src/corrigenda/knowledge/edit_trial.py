@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -148,18 +148,28 @@ class Unedited:
     the short answer that it gives.
     """
 
-    def __init__(self, lm: LanguageModel, cases: Sequence[ExamEdit], *, chat: bool = False) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        cases: Sequence[ExamEdit] | Mapping[str, tuple[str, ...]],
+        *,
+        chat: bool = False,
+    ) -> None:
         """Ask the model, which carries no edit of these facts.
 
         Args:
             lm: The model.
-            cases: Edits with the prompts that should keep their answers.
+            cases: Edits with the prompts that should keep their answers; or such prompts, each with
+                its right answers, none where they are not known.
             chat: Whether to ask in the chat template too.
         """
         self.chat = chat
         self._right: dict[str, tuple[str, ...]] = {}
-        for case in cases:
-            self._right |= {text: case.right.get(text, ()) for text in list_kept_prompts(case)}
+        if isinstance(cases, Mapping):
+            self._right |= cases
+        else:
+            for case in cases:
+                self._right |= {text: case.right.get(text, ()) for text in list_kept_prompts(case)}
         prompts = list(self._right)
         judged = f"right {hash_settings(self._right)}"
         asked = _ask_cached(lm, judged, prompts, self._ask_right)
@@ -167,6 +177,11 @@ class Unedited:
         others = [text for text in prompts if text not in self._known]
         self._before = _ask_cached(lm, "answer", others, answer)
         self._in_chat = _ask_cached(lm, "chat", prompts, ask_in_chat) if chat else {}
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The prompts whose right answer is known, and given."""
+        return frozenset(self._known)
 
     def _ask_right(self, lm: LanguageModel, prompts: Sequence[str]) -> list[str]:
         """Return for each prompt "right", or nothing."""
