@@ -75,7 +75,7 @@ def build_app(
         enable_monitoring=False,
         mcp_server=False,
         pwa=False,
-        theme=gr.themes.Base(font=_SYSTEM_FONTS, font_mono=_SYSTEM_MONO, primary_hue="violet"),
+        theme=make_theme(),
         css=package.joinpath("style.css").read_text(encoding="utf-8"),
         js=package.joinpath("behaviour.js").read_text(encoding="utf-8"),
     )
@@ -83,9 +83,32 @@ def build_app(
     return app
 
 
+def make_theme() -> gr.themes.Base:
+    """Return the theme: fonts of the system, and colours of enough contrast in light and dark."""
+    theme = gr.themes.Base(font=_SYSTEM_FONTS, font_mono=_SYSTEM_MONO, primary_hue="violet")
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_800",
+        block_label_text_color_dark="*neutral_100",
+        block_title_text_color="*neutral_800",
+        block_title_text_color_dark="*neutral_100",
+        input_placeholder_color="*neutral_600",
+        input_placeholder_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
+    )
+
+
 def build_pages(workspace: Workspace, runs: Path) -> gr.Blocks:
     """Return the pages; telemetry of the framework is off."""
-    with gr.Blocks(title="Corrigenda", analytics_enabled=False) as pages:
+    with gr.Blocks(title="Corrigenda", analytics_enabled=False, fill_width=True) as pages:
         gr.Markdown(f"# Corrigenda: {workspace.lm.name}")
         with gr.Tabs():
             with gr.Tab("Correct", id="correct"):
@@ -98,6 +121,7 @@ def build_pages(workspace: Workspace, runs: Path) -> gr.Blocks:
                 add_book_page()
             with gr.Tab("Runs", id="runs"):
                 recorded = add_runs_page(runs)
-        pages.load(lambda: list_active(workspace), None, active, api_visibility="private")
-        pages.load(lambda: list_runs(runs), None, recorded, api_visibility="private")
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        pages.load(lambda: list_active(workspace), None, active, **quiet)
+        pages.load(lambda: list_runs(runs), None, recorded, **quiet)
     return pages

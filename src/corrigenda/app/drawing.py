@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from corrigenda.errors import CorrigendaError
+from corrigenda.guarding.damage import GuardVerdict
 
 if TYPE_CHECKING:
     from corrigenda.analysis.heatmap import Heatmap, Plot
     from corrigenda.api import Reply
     from corrigenda.app.tasks import StageProgress
     from corrigenda.assessment import Assessment
+    from corrigenda.guarding.guard import GuardReport
 
 _STRONG = 0.5
 
@@ -108,6 +110,17 @@ def draw_assessment(assessment: Assessment) -> str:
     return (
         f'<p>Outcome: <strong class="{kind}">{outcomes}</strong> by {_escape(assessment.method)}'
         f"</p>{changed}{draw_notices(assessment.notices)}{draw_answers(assessment)}"
+    )
+
+
+def draw_verdict(report: GuardReport) -> str:
+    """Return the verdict of the guard with the number that decided, and all damages."""
+    kind = "good" if report.verdict is GuardVerdict.FREE else "bad"
+    heads = ("measure", "damage", "interval", "free up to", "n")
+    return (
+        f'<p>Guard: <strong class="{kind}">{report.verdict}</strong>: {_escape(report.reason)}.</p>'
+        + draw_notices(report.notices)
+        + draw_table(heads, report.rows(), caption="Damage to what must not change")
     )
 
 

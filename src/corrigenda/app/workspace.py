@@ -17,6 +17,7 @@ from corrigenda.app.tasks import BackgroundTask
 from corrigenda.errors import BadConfig
 from corrigenda.exports.forms import Form
 from corrigenda.facts import Fact
+from corrigenda.guarding.damage import GuardVerdict
 from corrigenda.lm.chat import has_chat_template
 from corrigenda.lm.wrapping import require_lm
 from corrigenda.patch.compare import add_up
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from corrigenda.analysis.causal_trace import CausalTrace
     from corrigenda.api import Reply
     from corrigenda.assessment import Assessment
+    from corrigenda.guarding.guard import GuardReport
     from corrigenda.lm.model import LanguageModel
     from corrigenda.patch import Applied
 
@@ -44,22 +46,24 @@ class DownloadForm(StrEnum):
 
 
 @dataclass(frozen=True)
-class ActiveCorrection:
-    """A correction that is active on the model, with the replies before and after it.
+class AppCorrection:
+    """A correction that was made in the app.
 
     Attributes:
         number: Its number in this app, from 1.
         assessment: What was measured.
         before: Reply to the prompt without it.
         after: Reply to the prompt with it.
-        applied: The handle of its patch.
+        guarded: What the guard found; None where it was not asked.
+        applied: The handle of its patch; None where the guard refused it, or nothing changes.
     """
 
     number: int
     assessment: Assessment
     before: Reply
     after: Reply
-    applied: Applied
+    guarded: GuardReport | None
+    applied: Applied | None
 
     @property
     def label(self) -> str:
@@ -82,7 +86,7 @@ class Workspace:
         """
         self.lm = require_lm(lm)
         self._lock = threading.Lock()
-        self._active: list[ActiveCorrection] = []
+        self._active: list[AppCorrection] = []
         self._made = 0
         self._task: BackgroundTask[object] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="corrigenda-app-")
@@ -93,7 +97,7 @@ class Workspace:
         return Path(self._folder.name)
 
     @property
-    def corrections(self) -> tuple[ActiveCorrection, ...]:
+    def corrections(self) -> tuple[AppCorrection, ...]:
         """Active corrections, in the order they were made."""
         return tuple(self._active)
 
@@ -113,18 +117,45 @@ class Workspace:
         if self._task is not None:
             self._task.cancel()
 
-    def correct(self, fact: Fact, method: str, *, layer: int | None = None) -> ActiveCorrection:
-        """Make a correction and keep it active; see `corrigenda.correct` for errors."""
+    def correct(
+        self, fact: Fact, method: str, *, layer: int | None = None, guard: bool = True
+    ) -> AppCorrection:
+        """Make a correction and keep it active, unless the guard refuses it.
+
+        Args:
+            fact: What should become true.
+            method: Name of the method.
+            layer: Block to edit; the preset's or one by depth if None.
+            guard: Whether to measure what must not change; see `corrigenda.guard`.
+
+        Raises:
+            CorrigendaError: as `corrigenda.correct`; the model is as it was.
+        """
         before = corrigenda.ask(self.lm, fact.prompt)
         assessment = corrigenda.correct(self.lm, fact, method, layer=layer)
-        applied = assessment.patch.apply(self.lm)
-        after = corrigenda.ask(self.lm, fact.prompt)
+        patch = assessment.patch
+        guarded = None
+        if guard and not patch.is_empty:
+            guarded = corrigenda.guard(self.lm, patch, assessment.facts)
+        applied = patch.apply(self.lm)
+        try:
+            after = corrigenda.ask(self.lm, fact.prompt)
+        except BaseException:
+            applied.revert()
+            raise
+        refused = guarded is not None and guarded.verdict is GuardVerdict.REFUSED
+        keep = not (refused or patch.is_empty)
+        if not keep:
+            applied.revert()
         self._made += 1
-        correction = ActiveCorrection(self._made, assessment, before, after, applied)
-        self._active.append(correction)
-        return correction
+        made = AppCorrection(
+            self._made, assessment, before, after, guarded, applied if keep else None
+        )
+        if keep:
+            self._active.append(made)
+        return made
 
-    def undo(self, number: int) -> ActiveCorrection:
+    def undo(self, number: int) -> AppCorrection:
         """Take an active correction off, bit for bit.
 
         Raises:
@@ -132,7 +163,7 @@ class Workspace:
         """
         for correction in self._active:
             if correction.number == number:
-                correction.applied.revert()
+                _revert(correction)
                 self._active.remove(correction)
                 return correction
         raise BadConfig(f"no correction {number} is active.", hint="Choose one of the list.")
@@ -183,10 +214,15 @@ class Workspace:
 
     def _take_off(self) -> None:
         for correction in reversed(self._active):
-            correction.applied.revert()
+            _revert(correction)
 
     def _put_on(self) -> None:
         self._active = [
             replace(one, applied=one.assessment.patch.apply(self.lm, force=True))
             for one in self._active
         ]
+
+
+def _revert(correction: AppCorrection) -> None:
+    assert correction.applied is not None, "it is active"
+    correction.applied.revert()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import gradio as gr
 
 import corrigenda
-from corrigenda.app.drawing import draw_assessment, draw_bars, draw_note, draw_reply
+from corrigenda.app.drawing import draw_assessment, draw_bars, draw_note, draw_reply, draw_verdict
 from corrigenda.app.pages.fields import (
     DEFAULT_METHOD,
     add_fact_fields,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from corrigenda.api import Reply
-    from corrigenda.app.workspace import ActiveCorrection, Workspace
+    from corrigenda.app.workspace import AppCorrection, Workspace
 
 Updates = Iterator[dict[object, object]]
 
@@ -44,6 +44,12 @@ def add_correct_page(workspace: Workspace, queue: str) -> gr.Radio:
     fields = add_fact_fields("correct")
     in_chat = gr.Checkbox(
         label="Ask in the chat form", elem_id="correct-chat", visible=workspace.has_chat
+    )
+    guard = gr.Checkbox(
+        value=True,
+        label="Check what must not change",
+        info="Takes longer; a correction beyond the limits does not stay.",
+        elem_id="correct-guard",
     )
     with gr.Accordion("Method, and what else to ask", open=False):
         with gr.Row():
@@ -95,27 +101,28 @@ def add_correct_page(workspace: Workspace, queue: str) -> gr.Radio:
         neighbours: str,
         method: str,
         layer: float | None,
+        guard: bool,
     ) -> Updates:
-        def work() -> ActiveCorrection:
+        def work() -> AppCorrection:
             fact = make_fact(prompt, target, subject, paraphrases, neighbours)
-            return workspace.correct(fact, method, layer=parse_layer(layer))
+            return workspace.correct(fact, method, layer=parse_layer(layer), guard=guard)
 
-        def show(made: ActiveCorrection) -> dict[object, object]:
+        def show(made: AppCorrection) -> dict[object, object]:
             return {
-                result: draw_bars(["before", "after"], [made.before, made.after])
-                + draw_assessment(made.assessment),
+                status: draw_note(_describe(made)),
+                result: draw_correction(made),
                 active: list_active(workspace),
             }
 
-        yield from stream_work(workspace, status, work, show, done="Corrected.")
+        yield from stream_work(workspace, status, work, show)
 
     def run_undo(number: int | None) -> Updates:
-        def work() -> ActiveCorrection:
+        def work() -> AppCorrection:
             if number is None:
                 raise BadConfig("no correction is chosen.", hint="Choose one of the list.")
             return workspace.undo(number)
 
-        def show(made: ActiveCorrection) -> dict[object, object]:
+        def show(made: AppCorrection) -> dict[object, object]:
             return {
                 status: draw_note(f"Undone, bit for bit: {made.label}"),
                 active: list_active(workspace),
@@ -135,7 +142,7 @@ def add_correct_page(workspace: Workspace, queue: str) -> gr.Radio:
     gr.on(
         [correct.click, fields.target.submit],
         run_correct,
-        [*fields, *related, method, layer],
+        [*fields, *related, method, layer, guard],
         [status, result, active],
         **shared,
     )
@@ -155,6 +162,15 @@ def list_active(workspace: Workspace) -> gr.Radio:
     )
 
 
+def draw_correction(made: AppCorrection) -> str:
+    """Return next tokens, verdict and answers, before and after a correction."""
+    return (
+        draw_bars(["before", "after"], [made.before, made.after])
+        + draw_assessment(made.assessment)
+        + ("" if made.guarded is None else draw_verdict(made.guarded))
+    )
+
+
 def draw_link(name: str) -> str:
     """Return the link to a file for download."""
     return f'<p><a href="/downloads/{name}" download>Download {name}</a></p>'
@@ -162,3 +178,12 @@ def draw_link(name: str) -> str:
 
 def _explain_active(number: int = 0) -> str:
     return f"{number} on the model." if number else "None yet."
+
+
+def _describe(made: AppCorrection) -> str:
+    if made.assessment.is_no_op:
+        return "The model says so already: nothing was changed."
+    if made.applied is None:
+        return "Refused by the guard: the correction was taken off."
+    took = "Corrected" if made.assessment.succeeded else "It did not take, but is on the model"
+    return f"{took}: {made.label}"

@@ -38,6 +38,7 @@ def add_fact_fields(name: str, *, target: str = "Correct answer") -> FactFields:
     """
     with gr.Row():
         prompt = gr.Textbox(
+            "",
             label="Prompt",
             info="Text up to the answer.",
             placeholder=EXAMPLE,
@@ -47,11 +48,12 @@ def add_fact_fields(name: str, *, target: str = "Correct answer") -> FactFields:
             scale=3,
         )
         answer = gr.Textbox(
-            label=target, info="What should follow it.", elem_id=f"{name}-target", max_lines=1
+            "", label=target, info="What should follow.", elem_id=f"{name}-target", max_lines=1
         )
         subject = gr.Textbox(
+            "",
             label="Subject",
-            info="What it is about; found where only one is possible.",
+            info="Found where it is certain.",
             elem_id=f"{name}-subject",
             max_lines=1,
         )
@@ -62,12 +64,14 @@ def add_related_fields(name: str) -> RelatedFields:
     """Add fields for paraphrases and neighbours."""
     with gr.Row():
         paraphrases = gr.Textbox(
+            "",
             label="Paraphrases",
             info="Other wordings, one a line: they should get the answer too.",
             elem_id=f"{name}-paraphrases",
             lines=3,
         )
         neighbours = gr.Textbox(
+            "",
             label="Neighbours",
             info="The same of other subjects, one a line: they should keep theirs.",
             elem_id=f"{name}-neighbours",
