@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         transform,
     )
     from corrigenda.assessment import Assessment, assess
+    from corrigenda.books.book import Book
     from corrigenda.catalogue import build_editor, list_methods, list_models
     from corrigenda.editor import Editor
     from corrigenda.errors import CorrigendaError
@@ -109,6 +110,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "Assessment": "corrigenda.assessment",
+    "Book": "corrigenda.books.book",
     "CorrigendaError": "corrigenda.errors",
     "Editor": "corrigenda.editor",
     "Fact": "corrigenda.facts",
@@ -152,6 +154,7 @@ _HOMES = {
 
 __all__ = [
     "Assessment",
+    "Book",
     "CorrigendaError",
     "Editor",
     "Fact",
