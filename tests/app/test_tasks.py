@@ -28,7 +28,7 @@ def test_progress_is_that_of_the_stage_reported_last(lock: threading.Lock) -> No
         assert go.wait(60)
         return 7
 
-    task = BackgroundTask(work, lock)
+    task = BackgroundTask(work, lock).start()
     assert reported.wait(60)
     progress = next(task.watch(seconds=0.001))
     assert progress.current == ("search", 4, 20)
@@ -48,7 +48,7 @@ def test_cancelled_work_ends_where_it_reports_next(lock: threading.Lock) -> None
         report_stage("search", 1, 2)
         after.append("reached")
 
-    task = BackgroundTask(work, lock)
+    task = BackgroundTask(work, lock).start()
     assert started.wait(60)
     task.cancel()
     go.set()
@@ -61,7 +61,7 @@ def test_cancelled_work_ends_where_it_reports_next(lock: threading.Lock) -> None
 def test_work_waits_for_the_lock_and_can_be_cancelled_there(lock: threading.Lock) -> None:
     ran: list[int] = []
     with lock:
-        first, second = (BackgroundTask(lambda n=n: ran.append(n), lock) for n in (1, 2))
+        first, second = (BackgroundTask(lambda n=n: ran.append(n), lock).start() for n in (1, 2))
         second.cancel()
         assert next(first.watch(seconds=0.001)).current is None
         assert not ran
@@ -76,7 +76,7 @@ def test_errors_are_raised_where_the_result_is_read(lock: threading.Lock) -> Non
         raise BadConfig("no dtype.")
 
     with pytest.raises(BadConfig, match="CG502"):
-        BackgroundTask(work, lock).result()
+        BackgroundTask(work, lock).start().result()
 
 
 def test_warnings_become_notices(lock: threading.Lock) -> None:
@@ -84,6 +84,6 @@ def test_warnings_become_notices(lock: threading.Lock) -> None:
         for _ in range(2):
             warnings.warn("a BOS is typed", stacklevel=2)
 
-    task = BackgroundTask(work, lock)
+    task = BackgroundTask(work, lock).start()
     task.result()
     assert task.notices == ("a BOS is typed",)

@@ -12,9 +12,9 @@ from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, R
 
 import corrigenda
 from corrigenda.app.access import PageGuard
-from corrigenda.app.pages.book import add_book_page
+from corrigenda.app.pages.book import add_book_page, draw_history, list_corrections
 from corrigenda.app.pages.compare import add_compare_page
-from corrigenda.app.pages.correct import add_correct_page, list_active
+from corrigenda.app.pages.correct import add_correct_page
 from corrigenda.app.pages.runs import add_runs_page, list_runs
 from corrigenda.app.pages.where import add_where_page
 from corrigenda.app.workspace import Workspace
@@ -117,11 +117,13 @@ def build_pages(workspace: Workspace, runs: Path) -> gr.Blocks:
                 add_where_page(workspace, _QUEUE)
             with gr.Tab("Compare", id="compare"):
                 add_compare_page(workspace, _QUEUE)
-            with gr.Tab("Book", id="book"):
-                add_book_page()
+            with gr.Tab("Book", id="book") as book:
+                history = add_book_page(workspace, _QUEUE, active)
             with gr.Tab("Runs", id="runs"):
                 recorded = add_runs_page(runs)
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        pages.load(lambda: list_active(workspace), None, active, **quiet)
+        pages.load(lambda: list_corrections(workspace), None, active, **quiet)
+        for opened in (pages.load, book.select):
+            opened(lambda: draw_history(workspace), None, history, **quiet)
         pages.load(lambda: list_runs(runs), None, recorded, **quiet)
     return pages

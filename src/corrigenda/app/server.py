@@ -14,6 +14,7 @@ from corrigenda.serving.server import address_of, listen, require_no_loop
 from corrigenda.serving.settings import Access, require_safe
 
 if TYPE_CHECKING:
+    from corrigenda.books import Book
     from corrigenda.lm.model import LanguageModel
 
 _GRACE_SECONDS = 2
@@ -33,6 +34,7 @@ def require_app_extra() -> None:
 
 def run_app(
     lm: LanguageModel,
+    book: Book | None = None,
     *,
     host: str = "127.0.0.1",
     port: int = PORT,
@@ -44,6 +46,7 @@ def run_app(
 
     Args:
         lm: The model; corrections that are made stay on it until the end.
+        book: Its book, in which they are kept; if None, they are gone at the end.
         host: Where to listen.
         port: The port; 0 takes a free one.
         access: Token and names.
@@ -54,6 +57,7 @@ def run_app(
         MissingExtra (CG504): the extra `app` is not installed.
         UnsafeAddress (CG701): other machines reach the address, and no token is asked for.
         BadConfig (CG502): the address cannot be used, or an event loop runs already.
+        WrongBase (CG401), DamagedBook (CG802): the book is of another model, or damaged.
     """
     require_app_extra()
     require_no_loop()
@@ -69,7 +73,7 @@ def run_app(
         from corrigenda.app.building import build_app
         from corrigenda.app.workspace import Workspace
 
-        workspace = Workspace(lm)
+        workspace = Workspace(lm, book)
         try:
             app = build_app(workspace, host=host, access=access, runs=runs)
             config = uvicorn.Config(

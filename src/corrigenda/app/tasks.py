@@ -47,7 +47,7 @@ class BackgroundTask(Generic[Result]):
     """
 
     def __init__(self, work: Callable[[], Result], lock: threading.Lock) -> None:
-        """Start the work as soon as the lock is free.
+        """Hold work until `start`.
 
         Args:
             work: What to do; what it reports by `corrigenda.progress` is read here.
@@ -60,7 +60,11 @@ class BackgroundTask(Generic[Result]):
         self._ended = threading.Event()
         self._results: list[Result] = []
         self._error: BaseException | None = None
+
+    def start(self) -> BackgroundTask[Result]:
+        """Run the work as soon as the lock is free; return this task."""
         threading.Thread(target=self._run, daemon=True).start()
+        return self
 
     def cancel(self) -> None:
         """Let the work end where it next reports progress; harmless when it has ended."""

@@ -1,4 +1,4 @@
-"""The model of an app and the corrections that are active on it; one work at a time uses it."""
+"""The model of an app with a book of corrections on it; one work at a time uses it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING, TypeVar
 import corrigenda
 from corrigenda.analysis.injection import LayerInjections, measure_injection
 from corrigenda.app.tasks import BackgroundTask
+from corrigenda.books.book import Book
+from corrigenda.books.verdicts import judge
 from corrigenda.errors import BadConfig
-from corrigenda.exports.forms import Form
 from corrigenda.facts import Fact
 from corrigenda.guarding.damage import GuardVerdict
 from corrigenda.lm.chat import has_chat_template
 from corrigenda.lm.wrapping import require_lm
-from corrigenda.patch.compare import add_up
 from corrigenda.settings import parse_choice
 
 if TYPE_CHECKING:
     from corrigenda.analysis.causal_trace import CausalTrace
     from corrigenda.api import Reply
     from corrigenda.assessment import Assessment
+    from corrigenda.books.checking import BookCheck
+    from corrigenda.books.records import Correction
     from corrigenda.guarding.guard import GuardReport
     from corrigenda.lm.model import LanguageModel
     from corrigenda.patch import Applied
@@ -35,7 +37,7 @@ Value = TypeVar("Value")
 
 
 class DownloadForm(StrEnum):
-    """Form in which the active corrections are downloaded."""
+    """Form in which the corrections on the model are downloaded."""
 
     PATCH = "patch"
     """One file that `corrigenda` reads."""
@@ -46,60 +48,65 @@ class DownloadForm(StrEnum):
 
 
 @dataclass(frozen=True)
-class AppCorrection:
-    """A correction that was made in the app.
+class CorrectionTrial:
+    """What came of a correction.
 
     Attributes:
-        number: Its number in this app, from 1.
         assessment: What was measured.
         before: Reply to the prompt without it.
         after: Reply to the prompt with it.
         guarded: What the guard found; None where it was not asked.
-        applied: The handle of its patch; None where the guard refused it, or nothing changes.
+        kept: The correction in the book; None where it did not take, was refused by the guard, or
+            nothing had to be changed.
     """
 
-    number: int
     assessment: Assessment
     before: Reply
     after: Reply
     guarded: GuardReport | None
-    applied: Applied | None
+    kept: Correction | None
 
     @property
-    def label(self) -> str:
-        """Return the number with the fact."""
-        facts = "; ".join(f"{fact.prompt} {fact.target}" for fact in self.assessment.facts)
-        return f"{self.number}: {facts}"
+    def is_refused(self) -> bool:
+        """Whether the guard refused it."""
+        return self.guarded is not None and self.guarded.verdict is GuardVerdict.REFUSED
 
 
 class Workspace:
-    """A model with active corrections, and a folder for what is downloaded.
+    """A model with the corrections of a book on it, and a folder for what is downloaded.
 
-    Everything that uses the model goes through `start`, so that only one work does at a time.
+    Everything that uses the model goes through `start`, so that only one work does at a time, with
+    the corrections on the model that are then in the book.
     """
 
-    def __init__(self, lm: LanguageModel) -> None:
-        """Take a model.
+    def __init__(self, lm: LanguageModel, book: Book | None = None) -> None:
+        """Take a model and a book.
 
         Args:
             lm: The model; `close` leaves it as it is now.
+            book: Its book; if None, a new one that is removed at the end.
+
+        Raises:
+            WrongBase (CG401): the model is not the base of the book.
+            DamagedBook (CG802): a patch is missing, damaged, or another one.
         """
         self.lm = require_lm(lm)
-        self._lock = threading.Lock()
-        self._active: list[AppCorrection] = []
-        self._made = 0
-        self._task: BackgroundTask[object] | None = None
+        self.is_kept = book is not None
         self._folder = tempfile.TemporaryDirectory(prefix="corrigenda-app-")
+        self.book = book or Book.new(Path(self._folder.name) / "book", lm)
+        self._lock = threading.Lock()
+        self._task: BackgroundTask[object] | None = None
+        self._applied: Applied | None = None
+        self._state: str | None = None
+        self.book.apply(lm).revert()
+        self._put_on()
 
     @property
     def downloads(self) -> Path:
         """Folder of what was exported; removed at the end."""
-        return Path(self._folder.name)
-
-    @property
-    def corrections(self) -> tuple[AppCorrection, ...]:
-        """Active corrections, in the order they were made."""
-        return tuple(self._active)
+        path = Path(self._folder.name) / "downloads"
+        path.mkdir(exist_ok=True)
+        return path
 
     @property
     def has_chat(self) -> bool:
@@ -108,9 +115,14 @@ class Workspace:
 
     def start(self, work: Callable[[], Value]) -> BackgroundTask[Value]:
         """Run work that uses the model, when no other does."""
-        task = BackgroundTask(work, self._lock)
+
+        def run() -> Value:
+            self._put_on()
+            return work()
+
+        task = BackgroundTask(run, self._lock)
         self._task = task
-        return task
+        return task.start()
 
     def cancel(self) -> None:
         """Cancel the work that was started last."""
@@ -119,8 +131,8 @@ class Workspace:
 
     def correct(
         self, fact: Fact, method: str, *, layer: int | None = None, guard: bool = True
-    ) -> AppCorrection:
-        """Make a correction and keep it active, unless the guard refuses it.
+    ) -> CorrectionTrial:
+        """Make a correction, and keep it in the book where it took and the guard lets it.
 
         Args:
             fact: What should become true.
@@ -129,64 +141,64 @@ class Workspace:
             guard: Whether to measure what must not change; see `corrigenda.guard`.
 
         Raises:
+            ConflictingCorrections (CG803): the book answers the question already.
             CorrigendaError: as `corrigenda.correct`; the model is as it was.
         """
         before = corrigenda.ask(self.lm, fact.prompt)
         assessment = corrigenda.correct(self.lm, fact, method, layer=layer)
         patch = assessment.patch
-        guarded = None
-        if guard and not patch.is_empty:
-            guarded = corrigenda.guard(self.lm, patch, assessment.facts)
-        applied = patch.apply(self.lm)
-        try:
+        if patch.is_empty:
+            return CorrectionTrial(assessment, before, before, None, None)
+        guarded = corrigenda.guard(self.lm, patch, assessment.facts) if guard else None
+        with patch.apply(self.lm):
             after = corrigenda.ask(self.lm, fact.prompt)
-        except BaseException:
-            applied.revert()
-            raise
-        refused = guarded is not None and guarded.verdict is GuardVerdict.REFUSED
-        keep = not (refused or patch.is_empty)
-        if not keep:
-            applied.revert()
-        self._made += 1
-        made = AppCorrection(
-            self._made, assessment, before, after, guarded, applied if keep else None
+        trial = CorrectionTrial(assessment, before, after, guarded, None)
+        if trial.is_refused or not assessment.succeeded:
+            return trial
+        verdict = judge(assessment).model_copy(
+            update={"guard": "" if guarded is None else str(guarded.verdict)}
         )
-        if keep:
-            self._active.append(made)
-        return made
+        kept = self.book.add(self.lm, assessment.facts, patch, assessment.config, verdict=verdict)
+        self._put_on()
+        return replace(trial, kept=kept)
 
-    def undo(self, number: int) -> AppCorrection:
-        """Take an active correction off, bit for bit.
+    def undo(self, name: str) -> Correction:
+        """Take a correction out of the book and off the model, bit for bit.
 
         Raises:
-            BadConfig (CG502): none has this number.
+            UnknownCorrection (CG804): there is none of this id.
         """
-        for correction in self._active:
-            if correction.number == number:
-                _revert(correction)
-                self._active.remove(correction)
-                return correction
-        raise BadConfig(f"no correction {number} is active.", hint="Choose one of the list.")
+        correction = self.book.undo(name)
+        self._put_on()
+        return correction
+
+    def check(self) -> BookCheck:
+        """Ask all corrections of the book again; see `Book.check`."""
+        self._take_off()
+        try:
+            return self.book.check(self.lm)
+        finally:
+            self._put_on()
 
     def export(self, form: DownloadForm | str) -> Path:
-        """Write the active corrections as one file for download; see `corrigenda.export`.
+        """Write the corrections on the model as one file for download; see `corrigenda.export`.
 
         Raises:
             NotExportable (CG405): they have no such form.
             BadConfig (CG502): there are none.
         """
         form = parse_choice(DownloadForm, form)
-        if not self._active:
-            raise BadConfig("no correction is active.", hint="Make one first.")
-        patches = [one.assessment.patch for one in self._active]
-        name = f"corrections-{self._made}-{form}"
+        whole = self.book.patch()
+        if whole.is_empty:
+            raise BadConfig("no correction is on the model.", hint="Make one first.")
+        name = f"corrections-{self.book.state}-{form}"
         if form is DownloadForm.PATCH:
-            return add_up(patches).save(self.downloads / f"{name}.safetensors")
+            return whole.save(self.downloads / f"{name}.safetensors")
         folder = self.downloads / name
         shutil.rmtree(folder, ignore_errors=True)
         self._take_off()
         try:
-            corrigenda.export(patches, self.lm, folder, to=Form(str(form)))
+            self.book.export(self.lm, folder, to=str(form))
         finally:
             self._put_on()
         return Path(shutil.make_archive(str(folder), "zip", folder))
@@ -205,24 +217,23 @@ class Workspace:
         return measure_injection(self.lm, [fact])
 
     def close(self) -> None:
-        """Take all corrections off and remove what was exported."""
+        """Take all corrections off the model and remove what was exported."""
         self.cancel()
         with self._lock:
             self._take_off()
-            self._active.clear()
         self._folder.cleanup()
 
-    def _take_off(self) -> None:
-        for correction in reversed(self._active):
-            _revert(correction)
-
     def _put_on(self) -> None:
-        self._active = [
-            replace(one, applied=one.assessment.patch.apply(self.lm, force=True))
-            for one in self._active
-        ]
+        """Let the model have the corrections that are in the book now."""
+        state = self.book.state
+        if state == self._state:
+            return
+        self._take_off()
+        if any(one.patch for one in self.book.corrections):
+            self._applied = self.book.apply(self.lm)
+        self._state = state
 
-
-def _revert(correction: AppCorrection) -> None:
-    assert correction.applied is not None, "it is active"
-    correction.applied.revert()
+    def _take_off(self) -> None:
+        if self._applied is not None:
+            self._applied.revert()
+        self._applied = self._state = None

@@ -15,8 +15,9 @@ def app(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="[MODEL]",
-            help="A name of `corrigenda models`, a folder, a .gguf file, or a name on the hub.",
+            metavar="[MODEL|BOOK]",
+            help="A name of `corrigenda models`, a folder, a .gguf file, a name on the hub; or the "
+            "folder of a book.",
         ),
     ] = "pocket",
     host: Annotated[str, typer.Option(help="Where to listen; other than here needs a token.")] = (
@@ -42,7 +43,8 @@ def app(
 ) -> None:
     """Correct facts in a browser: ask, correct, look where, compare, undo; Ctrl+C ends it.
 
-    Nothing leaves this machine. Corrections last until the end; export what you want to keep.
+    Nothing leaves this machine. Corrections are kept in the book where one is opened; else they
+    last until the end, so export what you want to keep.
     """
     from corrigenda.app.server import require_app_extra, run_app
     from corrigenda.serving.settings import Access, require_safe
@@ -50,13 +52,22 @@ def app(
     require_app_extra()
     access = Access(token, hosts=tuple(allowed_host or ()))
     require_safe(host, access)
-    lm = options.open_model(model, dtype=dtype, device=device)
+    from corrigenda.books.folder import is_book
+
+    book = None
+    if is_book(model):
+        from corrigenda.books import Book
+
+        book = Book.open(model)
+    name = model if book is None else book.base.name
+    lm = options.open_model(name, dtype=dtype, device=device)
 
     def announce(address: str) -> None:
         def draw(console: Console) -> None:
             asked = " and asks for the token" if token else ""
             console.print(f"{address} shows {lm.name}{asked}; Ctrl+C ends it", soft_wrap=True)
 
-        output.show({"address": address, "model": lm.name}, as_json=as_json, people=draw)
+        data = {"address": address, "model": lm.name, "book": model if book else None}
+        output.show(data, as_json=as_json, people=draw)
 
-    run_app(lm, host=host, port=port, access=access, runs=runs, ready=announce)
+    run_app(lm, book, host=host, port=port, access=access, runs=runs, ready=announce)

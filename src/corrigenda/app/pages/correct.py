@@ -9,6 +9,7 @@ import gradio as gr
 
 import corrigenda
 from corrigenda.app.drawing import draw_assessment, draw_bars, draw_note, draw_reply, draw_verdict
+from corrigenda.app.pages.book import list_corrections
 from corrigenda.app.pages.fields import (
     DEFAULT_METHOD,
     add_fact_fields,
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from corrigenda.api import Reply
-    from corrigenda.app.workspace import AppCorrection, Workspace
+    from corrigenda.app.workspace import CorrectionTrial, Workspace
+    from corrigenda.books.records import Correction
 
 Updates = Iterator[dict[object, object]]
 
@@ -39,7 +41,7 @@ def add_correct_page(workspace: Workspace, queue: str) -> gr.Radio:
         queue: Name of the queue of all work that uses the model.
 
     Returns:
-        The list of active corrections, to be filled when the page is opened.
+        The list of corrections, to be filled when the page is opened.
     """
     fields = add_fact_fields("correct")
     in_chat = gr.Checkbox(
@@ -70,10 +72,8 @@ def add_correct_page(workspace: Workspace, queue: str) -> gr.Radio:
         cancel = gr.Button("Cancel", elem_id="correct-cancel")
     status = add_status("correct")
     result = gr.HTML(elem_id="correct-result")
-    gr.Markdown("## Active corrections")
-    active = gr.Radio(
-        [], label="Corrections on the model", elem_id="correct-active", info=_explain_active()
-    )
+    gr.Markdown("## Corrections on the model")
+    active = gr.Radio([], label="Corrections", elem_id="correct-active")
     with gr.Row():
         undo = gr.Button("Undo the chosen one", elem_id="correct-undo")
         form = gr.Dropdown(
@@ -103,29 +103,29 @@ def add_correct_page(workspace: Workspace, queue: str) -> gr.Radio:
         layer: float | None,
         guard: bool,
     ) -> Updates:
-        def work() -> AppCorrection:
+        def work() -> CorrectionTrial:
             fact = make_fact(prompt, target, subject, paraphrases, neighbours)
             return workspace.correct(fact, method, layer=parse_layer(layer), guard=guard)
 
-        def show(made: AppCorrection) -> dict[object, object]:
+        def show(made: CorrectionTrial) -> dict[object, object]:
             return {
                 status: draw_note(_describe(made)),
                 result: draw_correction(made),
-                active: list_active(workspace),
+                active: list_corrections(workspace),
             }
 
         yield from stream_work(workspace, status, work, show)
 
-    def run_undo(number: int | None) -> Updates:
-        def work() -> AppCorrection:
-            if number is None:
+    def run_undo(name: str | None) -> Updates:
+        def work() -> Correction:
+            if not name:
                 raise BadConfig("no correction is chosen.", hint="Choose one of the list.")
-            return workspace.undo(number)
+            return workspace.undo(name)
 
-        def show(made: AppCorrection) -> dict[object, object]:
+        def show(undone: Correction) -> dict[object, object]:
             return {
-                status: draw_note(f"Undone, bit for bit: {made.label}"),
-                active: list_active(workspace),
+                status: draw_note(f"Undone, bit for bit: {undone.number}: {undone.label}"),
+                active: list_corrections(workspace),
             }
 
         yield from stream_work(workspace, status, work, show)
@@ -152,17 +152,7 @@ def add_correct_page(workspace: Workspace, queue: str) -> gr.Radio:
     return active
 
 
-def list_active(workspace: Workspace) -> gr.Radio:
-    """Return the update of the list of active corrections; the last one is chosen."""
-    made = workspace.corrections
-    return gr.Radio(
-        choices=[(one.label, one.number) for one in made],
-        value=made[-1].number if made else None,
-        info=_explain_active(len(made)),
-    )
-
-
-def draw_correction(made: AppCorrection) -> str:
+def draw_correction(made: CorrectionTrial) -> str:
     """Return next tokens, verdict and answers, before and after a correction."""
     return (
         draw_bars(["before", "after"], [made.before, made.after])
@@ -176,14 +166,11 @@ def draw_link(name: str) -> str:
     return f'<p><a href="/downloads/{name}" download>Download {name}</a></p>'
 
 
-def _explain_active(number: int = 0) -> str:
-    return f"{number} on the model." if number else "None yet."
-
-
-def _describe(made: AppCorrection) -> str:
+def _describe(made: CorrectionTrial) -> str:
+    if made.kept is not None:
+        return f"Corrected: {made.kept.number}: {made.kept.label}"
     if made.assessment.is_no_op:
         return "The model says so already: nothing was changed."
-    if made.applied is None:
+    if made.is_refused:
         return "Refused by the guard: the correction was taken off."
-    took = "Corrected" if made.assessment.succeeded else "It did not take, but is on the model"
-    return f"{took}: {made.label}"
+    return "It did not take: nothing was kept. Try another method or block."
