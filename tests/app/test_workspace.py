@@ -101,6 +101,9 @@ def test_a_second_answer_to_a_question_is_refused(workspace: Workspace) -> None:
 def test_a_book_is_opened_followed_and_left_as_it_is(lm: LanguageModel, tmp_path: Path) -> None:
     book = Book.new(tmp_path / "book", lm)
     before = weights(lm)
+    empty = Workspace(lm, book)
+    assert empty.book is book
+    empty.close()
     kept = book.add(lm, FRANCE, cg.edit(lm, FRANCE, cg.FtM(layer=4), progress=False))
     workspace = Workspace(lm, book)
     try:

@@ -1,4 +1,4 @@
-"""The app as an ASGI application: its pages, downloads and reports, behind `PageGuard`."""
+"""The app as an ASGI application: its pages, downloads and reports, guarded by `PageGuard`."""
 
 from __future__ import annotations
 

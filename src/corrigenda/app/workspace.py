@@ -93,7 +93,7 @@ class Workspace:
         self.lm = require_lm(lm)
         self.is_kept = book is not None
         self._folder = tempfile.TemporaryDirectory(prefix="corrigenda-app-")
-        self.book = book or Book.new(Path(self._folder.name) / "book", lm)
+        self.book = Book.new(Path(self._folder.name) / "book", lm) if book is None else book
         self._lock = threading.Lock()
         self._task: BackgroundTask[object] | None = None
         self._applied: Applied | None = None

@@ -67,7 +67,7 @@ def app(
             asked = " and asks for the token" if token else ""
             console.print(f"{address} shows {lm.name}{asked}; Ctrl+C ends it", soft_wrap=True)
 
-        data = {"address": address, "model": lm.name, "book": model if book else None}
+        data = {"address": address, "model": lm.name, "book": None if book is None else model}
         output.show(data, as_json=as_json, people=draw)
 
     run_app(lm, book, host=host, port=port, access=access, runs=runs, ready=announce)
