@@ -42,6 +42,12 @@ def test_a_correction_stays_until_it_is_undone(workspace: Workspace) -> None:
         workspace.undo(made.kept.id)
 
 
+def test_related_prompts_are_found_without_a_subject(workspace: Workspace) -> None:
+    fact = cg.Fact(prompt=FRANCE.prompt, target="Rome")
+    roles = {one.role for one in workspace.correct(fact, "ft-m", guard=False).assessment.answers}
+    assert roles == {"prompt", "paraphrase", "neighbour", "same subject"}
+
+
 def test_the_first_of_two_is_undone_and_the_rest_exported(workspace: Workspace) -> None:
     first = workspace.correct(FRANCE, "ft-m", guard=False).kept
     workspace.correct(SPAIN, "ft-m", guard=False)
