@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from corrigenda.books.checking import BookCheck, BookStatus, check_corrections, describe_status
-from corrigenda.books.folder import BOOK_FILE, BookFolder
+from corrigenda.books.folder import BookFolder, is_book
 from corrigenda.books.history import LogEntry, read_log
 from corrigenda.books.making import Additions, BookEditor, add_patch, make_corrections
 from corrigenda.books.merging import Keep, Merge, merge_books
@@ -239,10 +239,7 @@ class Book:
             UnknownCorrection (CG804): there is none, or there are several.
             WriteFailed (CG601): it cannot be moved; the book is as it was.
         """
-        with self._folder.writing() as lock:
-            correction = self._folder.find(name)
-            self._folder.take_out(correction, lock)
-        return correction
+        return self._folder.undo(name)
 
     def check(
         self, lm: LanguageModel, *, chat: bool | None = None, force: bool = False
@@ -305,11 +302,10 @@ class Book:
 
         Raises:
             WrongBase (CG401): the folder holds a book of a third model.
-            UnknownMethod (CG501): the method of a correction is not installed.
+            UnknownMethod (CG501), BadConfig (CG502): the editor given is none.
         """
         lm = require_lm(lm)
-        there = (Path(folder) / BOOK_FILE).exists()
-        new = Book.open(folder) if there else Book.new(folder, lm)
+        new = Book.open(folder) if is_book(folder) else Book.new(folder, lm)
         require_base_of(new._folder, lm)
         chosen = None if editor is None else resolve_editor(lm, editor, layer=layer, **options)
         with show_progress(progress) as report:
@@ -350,8 +346,3 @@ class Book:
         """
         require_base_of(self._folder, require_lm(lm))
         export(self.patch(), lm, path, **options)  # type: ignore[arg-type]  # checked there
-
-
-def is_book(path: str | Path) -> bool:
-    """Return whether a path is the folder of a book."""
-    return (Path(path) / BOOK_FILE).is_file()

@@ -77,12 +77,12 @@ class BookFolder:
             DamagedBook (CG802), NewerFormat (CG404): its `book.toml` cannot be read.
         """
         self.path = Path(path)
-        file = self.path / BOOK_FILE
-        if not is_plain_file(file):
+        if not is_book(self.path):
             raise NotABook(
                 f"{self.path} is no book: it has no {BOOK_FILE}.",
                 hint="Make one: corrigenda book new FOLDER MODEL.",
             )
+        file = self.path / BOOK_FILE
         self.base: BookBase = parse_base(_read(file), str(file))
         self._parsed: dict[tuple[str, int, int], Correction] = {}
 
@@ -96,7 +96,7 @@ class BookFolder:
         """
         folder = Path(path)
         check_place(folder, folder=True)
-        if (folder / BOOK_FILE).exists():
+        if is_book(folder):
             raise NotABook(
                 f"{folder} holds a book already.",
                 hint="Open it, or choose another folder for the new one.",
@@ -257,6 +257,13 @@ class BookFolder:
             assert failure is not None, "an error of the system"
             raise failure from error
 
+    def undo(self, name: str | int) -> Correction:
+        """Take one correction out by its number or id; see `Book.undo` for its errors."""
+        with self.writing() as lock:
+            correction = self.find(name)
+            self.take_out(correction, lock)
+        return correction
+
     def note_verdicts(self, verdicts: Iterable[tuple[Correction, Verdict]], state: str) -> None:
         """Write what was answered into the records where it is new, and note the state asked.
 
@@ -321,6 +328,11 @@ class BookFolder:
                 if orphan or is_abandoned(entry):
                     with contextlib.suppress(OSError):
                         entry.unlink()
+
+
+def is_book(path: str | Path) -> bool:
+    """Return whether a path is the folder of a book."""
+    return is_plain_file(Path(path) / BOOK_FILE)
 
 
 def missing_patch(correction: Correction, file: Path) -> DamagedBook:

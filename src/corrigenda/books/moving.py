@@ -10,9 +10,9 @@ from corrigenda.books.conflicts import QuestionIndex
 from corrigenda.books.folder import BookFolder
 from corrigenda.books.making import ActiveBook, Attempt, BookEditor, Refused, commit, try_facts
 from corrigenda.books.patches import require_base_of
-from corrigenda.books.records import Correction
+from corrigenda.books.records import FAILED, Correction, Verdict
 from corrigenda.catalogue import build_editor
-from corrigenda.errors import BadConfig
+from corrigenda.errors import BadConfig, CorrigendaError
 from corrigenda.methods.registry import METHODS
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class EditorsAgain:
 
         Raises:
             UnknownMethod (CG501): its method is not installed.
+            CorrigendaError: its state cannot be fitted on this model.
         """
         editor = self._editor or self._build(correction)
         key = f"{editor.name} {editor.model_dump_json()}"
@@ -110,11 +111,7 @@ def move_corrections(
                 found["present"].append(one)
                 continue
             attempt = _try_again(active, lm, one, editors)
-            made = dataclasses.replace(
-                attempt.correction,
-                source=one.id,
-                method=attempt.correction.method or one.method,
-            )
+            made = dataclasses.replace(attempt.correction, source=one.id)
             added = commit(new, made, attempt.patch)
             if attempt.patch is not None:
                 active.add(added, attempt.patch)
@@ -129,5 +126,11 @@ def move_corrections(
 def _try_again(
     active: ActiveBook, lm: LanguageModel, correction: Correction, editors: EditorsAgain
 ) -> Attempt:
-    how = editors.of(correction)
+    """Return one try with the method of a correction; one that is not installed is the reason."""
+    try:
+        how = editors.of(correction)
+    except CorrigendaError as error:
+        failed = Verdict(outcomes=(FAILED,) * len(correction.facts))
+        kept = dataclasses.replace(correction, patch="", made_on="", verdict=failed)
+        return Attempt(kept, None, str(error.message))
     return try_facts(active, lm, correction.facts, how)

@@ -29,7 +29,8 @@ def assess(
         str | None,
         typer.Option(
             metavar="TYPE,...",
-            help="Ask again after quantising the weights: bf16, f16, q8_0, q5_1, q5_0, q4_1, q4_0.",
+            help="Ask again after quantising the weights: bf16, f16, q8_0, q5_1, q5_0, q4_1, "
+            "q4_0; or after a short fine-tuning on ordinary text: fine-tuned.",
             show_default=False,
         ),
     ] = None,
@@ -51,7 +52,7 @@ def assess(
     check_options(guard, limit, task)
     import corrigenda
 
-    loaded = corrigenda.load_patch(patch)
+    loaded = options.open_patch(patch)
     wanted = None if facts is None else corrigenda.read_facts(facts)
     lm = options.open_model(model, dtype=dtype, device=device)
     assessment = corrigenda.assess(lm, loaded, wanted, chat=chat)

@@ -21,6 +21,7 @@ from corrigenda.cli import (
     ask,
     assess,
     benchmarks,
+    book,
     cache,
     doctor,
     edit,
@@ -107,6 +108,7 @@ for command in (
     doctor.doctor,
 ):
     app.command()(command)
+app.add_typer(book.app, name="book")
 app.add_typer(cache.app, name="cache")
 app.add_typer(pocket.app, name="pocket")
 
