@@ -22,6 +22,9 @@ from corrigenda.facts import Fact, find_subject
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, state, value
 from corrigenda.lm.spans import Encoded, encode, encode_fact
+from corrigenda.progress import report_stage
+
+_STAGE = "blocks"
 
 SETTINGS = SearchSettings(
     steps=25,
@@ -140,7 +143,9 @@ def measure_injection(
     asked = [place for number, fact in enumerate(facts) for place in _make_rows(lm, number, fact)]
     names = [fact.label for fact in facts]
     results = []
-    for layer in range(lm.num_layers) if layers is None else layers:
+    blocks = list(range(lm.num_layers) if layers is None else layers)
+    for done, layer in enumerate(blocks):
+        report_stage(_STAGE, done, len(blocks))
         found = find_targets(lm, rows, layer=layer, role="value", settings=settings, names=names)
         says = _check_answers(lm, asked, layer, found.deltas)
         by_fact: list[list[bool]] = [[] for _ in facts]
@@ -153,6 +158,7 @@ def measure_injection(
                 tuple(tuple(own[1:]) for own in by_fact),
             )
         )
+    report_stage(_STAGE, len(blocks), len(blocks))
     return LayerInjections(results)
 
 

@@ -21,6 +21,9 @@ from corrigenda.facts import find_subject
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Tokens, state
 from corrigenda.lm.spans import encode
+from corrigenda.progress import report_stage
+
+_STAGE = "tracing"
 
 
 class TracedPrompt(NamedTuple):
@@ -135,7 +138,11 @@ def compute_probabilities(
     length = len(question.ids)
     step = max(1, (batch_tokens // length - 1 - samples) // samples)
     parts = [restorations[at : at + step] for at in range(0, len(restorations), step)] or [()]
-    reads = [_read_batch(lm, question, noise, part) for part in parts]
+    reads = []
+    for done, part in enumerate(parts):
+        report_stage(_STAGE, done, len(parts))
+        reads.append(_read_batch(lm, question, noise, part))
+    report_stage(_STAGE, len(parts), len(parts))
     clean, corrupted = reads[0][0], reads[0][1 : 1 + samples]
     restored = [read[1 + samples :].view(-1, samples) for read in reads]
     return AnswerProbabilities(clean, corrupted, torch.cat(restored))

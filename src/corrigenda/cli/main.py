@@ -15,6 +15,9 @@ import typer
 from typer.core import TyperGroup
 
 from corrigenda.cli import (
+    app as app_command,
+)
+from corrigenda.cli import (
     ask,
     assess,
     benchmarks,
@@ -102,6 +105,7 @@ for command in (
     export.export,
     export.restore,
     serve.serve,
+    app_command.app,
     trace.trace,
     neurons.neurons,
     doctor.doctor,

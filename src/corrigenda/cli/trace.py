@@ -12,9 +12,6 @@ from rich.text import Text
 from corrigenda.cli import options, output
 from corrigenda.cli.progress import announce_loading
 from corrigenda.errors import BadConfig, did_you_mean
-from corrigenda.progress import report_stage
-
-_TRACING = "tracing"
 
 
 def trace(
@@ -84,7 +81,6 @@ def trace(
     import corrigenda
 
     lm = options.open_model(model, dtype=dtype, device=device)
-    report_stage(_TRACING, 0, 1)
     result = corrigenda.trace(
         lm,
         prompt,
@@ -97,7 +93,6 @@ def trace(
         noise=noise,
         seed=seed,
     )
-    report_stage(_TRACING, 1, 1)
     plot = result.plot()
     if figure is not None:
         plot.save(figure)

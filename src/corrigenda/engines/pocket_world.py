@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from corrigenda.errors import AmbiguousSubject
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.model_names import SHIPPED
@@ -45,11 +46,18 @@ def complete_subjects(lm: LanguageModel, facts: Sequence[Fact]) -> tuple[list[Fa
 def add_related_prompts(lm: LanguageModel, fact: Fact) -> Fact:
     """Return a fact with the related prompts of a pocket model's world, if it has none.
 
-    These are paraphrases, neighbours and other facts of the subject. For other models, and where
-    the fact names any of them, it comes back as it is.
+    These are paraphrases, neighbours and other facts of the subject; a subject that is not given is
+    found where only one is possible. For other models, and where the fact names any of them, it
+    comes back as it is.
     """
     if lm.name not in SHIPPED or fact.paraphrases or fact.neighbours or fact.same_subject:
         return fact
     from corrigenda.almanac import exam
 
-    return exam.add_related_prompts(fact)
+    if fact.subject is not None:
+        return exam.add_related_prompts(fact)
+    try:
+        subject = subject_of(lm, fact.prompt)
+    except AmbiguousSubject:
+        return fact
+    return replace(exam.add_related_prompts(replace(fact, subject=subject)), subject=None)

@@ -71,7 +71,7 @@ def serve(
         WrongBase (CG401), NotApplied (CG406) ...: patches do not belong on this model.
     """
     require_extra()
-    _require_no_loop()
+    require_no_loop()
     access = access or Access()
     require_safe(host, access)
     listening = listen(host, port)
@@ -105,7 +105,12 @@ def serve(
             uvicorn.Server(config).run(sockets=[listening])
 
 
-def _require_no_loop() -> None:
+def require_no_loop() -> None:
+    """Refuse to serve where an event loop runs already.
+
+    Raises:
+        BadConfig (CG502): one does.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:

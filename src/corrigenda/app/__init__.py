@@ -1,0 +1,1 @@
+"""The local web app: corrections made, looked into, compared, undone and exported in a browser."""
