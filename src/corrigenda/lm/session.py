@@ -21,6 +21,7 @@ from corrigenda.lm.digest import TensorDigests
 from corrigenda.lm.interceptors import Interceptors
 from corrigenda.lm.interrupts import defer_interrupts
 from corrigenda.lm.model_hooks import drop_copied_hooks
+from corrigenda.lm.passes import WatchedMap
 from corrigenda.lm.prompt_ends import PromptEnds
 
 _ATTRIBUTE = "_corrigenda_session"
@@ -40,6 +41,7 @@ class Session:
         digest_counts: How many active patches have, or contain, each digest; by first application.
         base_digest: Digest of the model without any of them; None while there are none.
         weights: The weights that they change, see `corrigenda.patch.patched_weight`.
+        watched: The functions placed at points of its passes, in the order in which they act.
         tensor_digests: Hashes of the model's tensors.
         lock: Held by the thread that reads or changes all this together.
     """
@@ -54,9 +56,14 @@ class Session:
         self.digest_counts: dict[str, int] = {}
         self.base_digest: str | None = None
         self.weights: list[Any] = []
+        self.watched: list[WatchedMap] = []
         self.tensor_digests = TensorDigests()
         self._overrides: dict[str, int] = {}
         self.lock = RLock()
+
+    def forget(self, watched: Sequence[WatchedMap]) -> None:
+        """Drop functions that were removed from the passes."""
+        self.watched = [one for one in self.watched if one not in watched]
 
     def __deepcopy__(self, memo: object) -> None:
         """Leave the copy of a model without a session, so that it starts with a fresh one."""

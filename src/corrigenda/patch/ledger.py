@@ -183,7 +183,7 @@ class Ledger(ActivePatches[HasHeader]):
         return self.session.weights
 
     def _counts(self, entry: Applied, step: int) -> dict[str, int]:
-        """Return the counts of digests with a patch put on or taken off, with those of its parts."""
+        """Return the counts of digests with those of a patch and its parts added."""
         counts = dict(self.session.digest_counts)
         for member in getattr(entry.patch, "members", (entry.patch,)):
             for name in digests_of(member):
