@@ -62,6 +62,12 @@ class SharedMemory(ABC, Generic[PatchKind]):
         """Bring what was built up to date after a patch became the last one."""
         self.forget()
 
+    def drop(self, *names: str) -> None:
+        """Drop cached properties, so that they are found anew."""
+        for name in names:
+            if name in self.__dict__:
+                delattr(self, name)
+
 
 def memory_of(lm: LanguageModel, kind: type[MemoryKind], group: Hashable) -> MemoryKind | None:
     """Return the memory of a group of patches on a model; None while none of them is active."""

@@ -41,12 +41,13 @@ def exact_product(L: Float[Tensor, "m r"], R: Float[Tensor, "n r"]) -> Float[Ten
         >>> exact_product(one, one).item() == 1.0 + 2.0**-60
         True
     """
-    L, R = L.double(), R.double()
-    if L.shape[1] < 2:
-        return L * R.T if L.shape[1] else L.new_zeros(len(L), len(R))
-    b = (_MANTISSA - math.ceil(math.log2(_SLICES * L.shape[1]))) // 2
-    left_scale, left = _slices(L, b)
-    right_scale, right = _slices(R, b)
+    rank = L.shape[1]
+    if rank < 2:
+        shape = len(L), len(R)
+        return L.double() * R.double().T if rank else L.new_zeros(shape, dtype=torch.float64)
+    b = (_MANTISSA - math.ceil(math.log2(_SLICES * rank))) // 2
+    left_scale, left = _slices(L.double(), b)
+    right_scale, right = _slices(R.double(), b)
     total = torch.zeros(len(L), len(R), dtype=torch.float64, device=L.device)
     step = 2.0**-b
     # Smallest products first; those below 2^-3b are left out.

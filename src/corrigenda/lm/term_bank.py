@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from corrigenda.linalg.row_buffer import RowBuffer
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.passes import WatchedMap
-from corrigenda.lm.row_buffer import RowBuffer
 from corrigenda.lm.session import Session, session_of
 from corrigenda.lm.sites import Point, Site, value
 

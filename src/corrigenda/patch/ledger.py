@@ -22,6 +22,7 @@ from torch import Tensor
 
 from corrigenda.errors import NotApplied, NotExportable, WeightsChanged, WrongBase
 from corrigenda.lm.compiled import run_wrappers_directly
+from corrigenda.lm.digest import count_writes
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.session import ActivePatches, session_of
 from corrigenda.lm.sites import Site
@@ -205,7 +206,8 @@ class Ledger(ActivePatches[HasHeader]):
             if _same_storage(current, lm.weight(weight.site)):
                 weight.sites.add(site)
                 return weight
-        weight = PatchedWeight(site, current.detach().clone(), {site})
+        pristine = current.detach().clone()
+        weight = PatchedWeight(site, pristine, {site}, count_writes(current))
         self._weights.append(weight)
         return weight
 
@@ -301,9 +303,16 @@ def _names(entry: Applied) -> list[tuple[int, int]]:
 
 def _write(lm: LanguageModel, weights: Iterable[PatchedWeight]) -> None:
     """Write weights as the changes in their sums make them: pristine where there are none."""
+    digests = session_of(lm.model).tensor_digests
     for weight in dict.fromkeys(weights):
+        now = lm.weight(weight.site)
+        undisturbed = weight.version is not None and count_writes(now) == weight.version
         lm.write(weight.site, weight.current())
-        weight.written = fingerprint(lm.weight(weight.site))
+        weight.written, weight.version = fingerprint(now), count_writes(now)
+        if undisturbed and not len(weight.sum) and weight.before is not None:
+            assert weight.version is not None, "it had one before"
+            digests.renew(now, weight.before, weight.version)
+            weight.before = weight.version
 
 
 def _require_unchanged(lm: LanguageModel, weights: Iterable[PatchedWeight]) -> None:

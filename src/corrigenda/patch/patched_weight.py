@@ -156,14 +156,18 @@ class PatchedWeight:
         site: The site through which it is written.
         pristine: Its value without any patch.
         sites: All sites that share the storage.
+        before: Version counter of its storage before the first patch; None where it has none.
         written: Fingerprint of what patches last wrote into it; None before.
+        version: Version counter after that.
         sum: The changes that are active.
     """
 
     site: Site
     pristine: Float[Tensor, "d_out d_in"]
-    sites: set[Site] = field(default_factory=set)
+    sites: set[Site] = field(default_factory=set[Site])
+    before: int | None = None
     written: Tensor | None = None
+    version: int | None = None
     sum: ExactSum = field(init=False)
 
     def __post_init__(self) -> None:
@@ -194,8 +198,8 @@ def largest_entry(change: Change) -> float:
     """
     match change:
         case LowRank(left=left, right=right):
-            sizes = [one.double().abs().amax(0).tolist() for one in (left, right)]
-            return math.fsum(one * other for one, other in zip(*sizes, strict=True))
+            sizes = left.double().abs().amax(0) * right.double().abs().amax(0)
+            return math.fsum(map(float, sizes))
         case Dense(delta=delta):
             return float(delta.double().abs().max())
         case Rows(values=values):

@@ -128,9 +128,7 @@ def share_slots(lm: LanguageModel, slots: Mapping[int, Slots], kind: str) -> Gen
             point = key(Site(layer, "mlp.up"))
             rows = own.keys, own.values.T, *gates
             name = kind, len(rows)
-            stack.enter_context(
-                add_rows(lm, Site(layer), rows, kind=name, term=term, point=point)
-            )
+            stack.enter_context(add_rows(lm, Site(layer), rows, kind=name, term=term, point=point))
         yield
 
 

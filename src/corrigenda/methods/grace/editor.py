@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -131,18 +132,35 @@ class _ActiveCodebook(SharedMemory[GracePatch]):
         parts = [patch.stored for patch in self.patches if patch.stored]
         # It outlives the pass that needs it first.
         with torch.inference_mode(False):
-            return Codebook.of(CodebookRecords.concatenate(parts)) if parts else None
+            return Codebook.of(*parts) if parts else None
 
     @cached_property
-    def _nearest(self) -> NearestSearch:
+    def nearest(self) -> NearestSearch:
+        """Return the search among the keys of the codebook."""
         assert self.book is not None, "some patch has an entry"
         with torch.inference_mode(False):
             return NearestSearch(self.book.keys.to(self.lm.weight(self.site).device))
 
+    @cached_property
+    def lost(self) -> frozenset[int]:
+        """Return the records that are out of reach."""
+        book = self.book
+        return frozenset() if book is None else frozenset(out_of_reach(book, self.nearest))
+
+    def extend(self, patch: GracePatch) -> None:
+        self.drop("lost")
+        book = self.__dict__.get("book")
+        if book is None:
+            self.forget()
+        elif patch.stored:
+            with torch.inference_mode(False):
+                self.book = book.extend(patch.stored)
+                if "nearest" in self.__dict__:
+                    new = self.book.keys_from(len(book))
+                    self.nearest.extend(new.to(self.lm.weight(self.site).device))
+
     def forget(self) -> None:
-        for name in ("book", "_nearest"):
-            if name in self.__dict__:
-                delattr(self, name)
+        self.drop("book", "nearest", "lost")
 
     def transforms(self) -> Mapping[Point, TensorMap]:
         return {key(self.site): self._read, value(self.site): self._write}
@@ -153,7 +171,7 @@ class _ActiveCodebook(SharedMemory[GracePatch]):
         if not (self.suspended or book is None or (ends.continued and self.replace != "all")):
 
             def decide(ends: Int[Tensor, " batch"]) -> Tensor:
-                found = self._nearest.search(gather(inputs, ends))
+                found = self.nearest.search(gather(inputs, ends))
                 return book.hits(found).to(inputs.device)
 
             self._route = ends.decide_once(self, decide)
@@ -284,7 +302,10 @@ class Grace(Editor):
         keys = keys_at(lm, [row.ids[: row.reads[0] + 1] for row in rows], key(site))
         noise = key_noise(lm, keys)
         targets = [row.labels for row in rows]
-        plan = place_facts(book, keys, targets, right, radius=self.radius, noise=noise)
+        search = None if active is None or book is None else active.nearest
+        plan = place_facts(
+            book, keys, targets, right, radius=self.radius, noise=noise, search=search
+        )
         names = [fact.label for fact in facts]
         with suspend(active):
             idle = () if active is None else active.patches
@@ -385,23 +406,20 @@ def _find_lost(
     if not stored:
         return []
     earlier = [] if active is None else [patch for patch in active.patches if patch.stored]
-    parts = [*(patch.stored for patch in earlier), stored]
-    everyone = [*(patch.facts for patch in earlier), facts]
-    owners = [
-        own[fact]
-        for own, part in zip(everyone, parts, strict=True)
-        for fact in part["facts"].tolist()
-    ]
-    lost = set(out_of_reach(Codebook.of(CodebookRecords.concatenate(parts))))
-    if earlier:
-        lost -= set(out_of_reach(Codebook.of(CodebookRecords.concatenate(parts[:-1]))))
+    before = None if active is None else active.book
+    book = Codebook.of(stored) if before is None else before.extend(stored)
+    lost = set(out_of_reach(book))
+    if active is not None:
+        lost -= active.lost
     edited_again = {fact.prompt for fact in facts}
-    new = len(owners) - len(parts[-1]["facts"])
-    return [
-        owners[row].label
-        for row in sorted(lost)
-        if row >= new or owners[row].prompt not in edited_again
-    ]
+    labels = []
+    for record in sorted(lost):
+        part = bisect.bisect_right(book.begins, record) - 1
+        own = facts if part == len(earlier) else earlier[part].facts
+        fact = own[int(book.parts[part]["facts"][record - book.begins[part]])]
+        if part == len(earlier) or fact.prompt not in edited_again:
+            labels.append(fact.label)
+    return labels
 
 
 def _notes(

@@ -116,8 +116,7 @@ class _SideRouter(SharedMemory[SidePatch]):
             self.forget()
 
     def forget(self) -> None:
-        for name in ("_latest", "_thresholds", "_deltas"):
-            self.__dict__.pop(name, None)
+        self.drop("_latest", "_thresholds", "_deltas")
 
     @cached_property
     def _latest(self) -> SidePatch:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+# Parts of torch have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-_LEAST = 16
+# Room for further rows: a share of those there, and at least so many.
+_SHARE, _LEAST = 4, 16
 
 
 class RowBuffer:
@@ -32,7 +36,7 @@ class RowBuffer:
         return self._count
 
     @property
-    def rows(self) -> Shaped[Tensor, "n *d"]:
+    def rows(self) -> Shaped[Tensor, "n ..."]:
         """All rows, as a view.
 
         Raises:
@@ -42,14 +46,14 @@ class RowBuffer:
         return self._memory[: self._count]
 
     @torch.no_grad()
-    def append(self, rows: Shaped[Tensor, "n *d"]) -> None:
+    def append(self, rows: Shaped[Tensor, "n ..."]) -> None:
         """Put rows after the others."""
         # A pass may be the first to need them, and they outlive it.
         with torch.inference_mode(False):
             end = self._count + len(rows)
             memory = self._memory
             if memory is None or end > len(memory):
-                room = max(_LEAST, 2 * len(memory), end) if memory is not None else end
+                room = end if memory is None else end + end // _SHARE + _LEAST
                 larger = rows.new_empty(room, *rows.shape[1:])
                 if memory is not None:
                     larger[: self._count] = memory[: self._count]
