@@ -1,13 +1,14 @@
 """Whether edit 500 costs what edit 1 costs: seconds to make, apply and undo, and memory, by edit.
 
     python perf/sequence.py --method memit|alphaedit|grace|melo|wise|t-patcher [--edits 500]
-        [--model pocket] [--steps N] [--threads 1] [--profile FILE]
+        [--model pocket] [--steps N] [--undo 50] [--threads 1] [--profile FILE]
 
 Edits one fact after the other, each on top of those before, which stay active. Processor seconds
-are counted for each edit: to make the patch, to apply it, and to take off the patch that was
-applied `--undo` places earlier and put it on again. The last fifth of the edits is compared with
-the first fifth, and the growth of the resident memory between them with what the patches and the
-state store. The last line is one JSON object.
+are counted for each edit: to make the patch, to apply it, and every fifth time to take off the
+patch that was applied `--undo` places earlier, which is then put on again. The last fifth of the
+edits is compared with the first one, and the growth of resident memory between their ends with the
+bytes of the patches, as they lie in a process, and of the state. The last line is one JSON object.
+`--steps` shortens searches and trainings; the object says how many steps were taken.
 """
 
 from __future__ import annotations
@@ -15,27 +16,94 @@ from __future__ import annotations
 import argparse
 import cProfile
 import gc
-import json
-import pickle
 import statistics
 import sys
 import time
 import warnings
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
 from figures import publish
 from scaling import make_facts
+from torch import Tensor
 
 from corrigenda.almanac.corpus import texts
-from corrigenda.editor import State
+from corrigenda.editor import Editor, State
+from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.methods.presets import build_editor
 from corrigenda.patch import Patch
+from corrigenda.patch.applied import Applied
 
 METHODS = ("memit", "alphaedit", "grace", "melo", "wise", "t-patcher", "calinet", "ultraedit")
 MOST = 1.15
+UNDO_EVERY = 5
+PAGE = 4096
+
+Result = TypeVar("Result")
+
+
+class MemoryMark(NamedTuple):
+    """Bytes after some edits: `resident` in the process, `stored` by patches and state."""
+
+    edits: int
+    resident: int
+    stored: int
+
+
+class EditSequence:
+    """A sequence of edits, with what each of them took."""
+
+    def __init__(self, lm: LanguageModel, editor: Editor, undo: int) -> None:
+        """Fit the editor."""
+        self.lm, self.editor, self.undo = lm, editor, undo
+        self.state: State | None = editor.fit(lm, list(texts()))
+        self.active: list[Applied] = []
+        self.stored = 0
+        self.seconds: dict[str, list[float]] = {"edit": [], "apply": [], "undo": []}
+
+    def run(self, facts: list[Fact]) -> None:
+        """Edit facts one after the other."""
+        for fact in facts:
+            self._edit(fact)
+            if len(self.active) % UNDO_EVERY == 0:
+                self._undo()
+            if len(self.active) % 50 == 0:
+                show(f"edit {len(self.active)}: {median(self.seconds['edit'][-50:]):.2f} ms")
+
+    def mark(self) -> MemoryMark:
+        """Measure the memory."""
+        assert self.state is not None, "the editor was fitted"
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        stored = self.stored + tensor_bytes(self.state.tensors) + object_bytes(self.state.meta)
+        return MemoryMark(len(self.active), PAGE * pages, stored)
+
+    def _edit(self, fact: Fact) -> None:
+        def make() -> Patch:
+            patch, self.state = self.editor.edit(self.lm, [fact], self.state)
+            return patch
+
+        patch = self._timed("edit", make)
+        self.active.append(self._timed("apply", lambda: patch.apply(self.lm)))
+        self.stored += tensor_bytes(patch.tensors()) + object_bytes(patch.header.model_dump())
+
+    def _undo(self) -> None:
+        place = max(0, len(self.active) - 1 - self.undo)
+        earlier = self.active[place]
+        self._timed("undo", earlier.revert)
+        assert isinstance(earlier.patch, Patch), "what was applied"
+        # Later patches were made on top of this one, and it is not the last one now.
+        self.active[place] = earlier.patch.apply(self.lm, force=True)
+
+    def _timed(self, name: str, work: Callable[[], Result]) -> Result:
+        begin = time.process_time()
+        result = work()
+        self.seconds[name].append(time.process_time() - begin)
+        return result
 
 
 def main() -> None:
@@ -52,83 +120,50 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", message="Few keys")
     lm = LanguageModel.load(options.model, dtype=torch.float32)
-    settings = {} if options.steps is None else {"steps": options.steps}
+    settings: dict[str, object] = {} if options.steps is None else {"steps": options.steps}
     if options.method == "memit":
         settings["sequential"] = True
     editor = build_editor(options.method, lm.name, **settings)
-    state = editor.fit(lm, list(texts()))
+    sequence = EditSequence(lm, editor, options.undo)
     facts = make_facts(options.edits)
-    facts *= -(-options.edits // len(facts))
-    first, last = options.edits // 5, options.edits - options.edits // 5
-    spent: dict[str, list[float]] = {"edit": [], "apply": [], "undo": []}
-    stored, resident = [0], [0]
+    fifth = len(facts) // 5
+    sequence.run(facts[:fifth])
+    early = sequence.mark()
+    sequence.run(facts[fifth : len(facts) - fifth])
     profile = cProfile.Profile()
-    with ExitStack() as stack:
-        active = []
-        for number, fact in enumerate(facts[: options.edits]):
-            if options.profile and number == last:
-                profile.enable()
-            patch, state = timed(spent["edit"], lambda: editor.edit(lm, [fact], state))
-            active.append(timed(spent["apply"], lambda: stack.enter_context(patch.apply(lm))))
-            # The sixth part of the edits is enough to know what undoing costs.
-            if number % 6 == 0:
-                earlier = active[max(0, number - options.undo)]
-                timed(spent["undo"], earlier.revert)
-                place = active.index(earlier)
-                active[place] = stack.enter_context(earlier.patch.apply(lm, force=True))
-            stored.append(stored[-1] + stored_bytes(patch))
-            if number in (first, options.edits - 1):
-                resident.append(resident_bytes())
-                marks = number, stored[-1] + state_bytes(state)
-                show(f"{number + 1} edits: {resident[-1] / 2**20:.1f} MiB")
-                stored_at = [*locals().get("stored_at", []), marks[1]]
-            if (number + 1) % 50 == 0:
-                show(f"edit {number + 1}: {statistics.median(spent['edit'][-50:]):.4f} s")
-        profile.disable()
-        begin = time.process_time()
+    with profile if options.profile else nullcontext():
+        sequence.run(facts[len(facts) - fifth :])
+    late = sequence.mark()
     if options.profile:
         profile.dump_stats(options.profile)
+    begin = time.process_time()
+    lm.patches.clear()
     clearing = time.process_time() - begin
     found: dict[str, object] = {
         "method": editor.name,
         "model": lm.name,
-        "edits": options.edits,
+        "edits": len(facts),
         "steps": getattr(editor, "steps", None),
-        "patches active at the end": options.edits,
     }
     limits = {}
-    for name, seconds in spent.items():
-        fifth = max(1, len(seconds) // 5)
-        early, late = (statistics.median(x) for x in (seconds[:fifth], seconds[-fifth:]))
-        found[f"{name}: first ms"] = round(1000 * early, 3)
-        found[f"{name}: last ms"] = round(1000 * late, 3)
-        found[f"{name}: last over first"] = round(late / early, 3)
+    for name, seconds in sequence.seconds.items():
+        count = max(1, len(seconds) // 5)
+        first, last = median(seconds[:count]), median(seconds[-count:])
+        found[f"{name}: first ms"], found[f"{name}: last ms"] = round(first, 3), round(last, 3)
+        found[f"{name}: last over first"] = round(last / first, 3)
         limits[f"{name}: last over first"] = MOST
-    found["taking all off, ms an edit"] = round(1000 * clearing / options.edits, 3)
-    found["memory: growth MiB"] = round((resident[2] - resident[1]) / 2**20, 2)
-    found["memory: stored MiB"] = round((stored_at[1] - stored_at[0]) / 2**20, 2)
+    found["taking all off, ms an edit"] = round(1000 * clearing / len(facts), 3)
+    found["memory grows by, MiB"] = round((late.resident - early.resident) / 2**20, 2)
+    found["of it stored, MiB"] = round((late.stored - early.stored) / 2**20, 2)
     publish(found, limits=limits)
 
 
-def timed(seconds: list[float], work):
-    """Do some work and record its processor seconds."""
-    begin = time.process_time()
-    result = work()
-    seconds.append(time.process_time() - begin)
-    return result
+def median(seconds: list[float]) -> float:
+    """Median in milliseconds."""
+    return 1000 * statistics.median(seconds)
 
 
-def stored_bytes(patch: Patch) -> int:
-    """Bytes of a patch in a process: of its tensors, and of the objects of its header."""
-    return tensor_bytes(patch.tensors()) + object_bytes(patch.header.model_dump())
-
-
-def state_bytes(state: State) -> int:
-    """Bytes of a state in a process."""
-    return tensor_bytes(state.tensors) + object_bytes(dict(state.meta))
-
-
-def tensor_bytes(tensors) -> int:
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
@@ -136,18 +171,11 @@ def tensor_bytes(tensors) -> int:
 def object_bytes(found: object) -> int:
     """Bytes of Python objects and of what they hold."""
     size = sys.getsizeof(found)
-    if isinstance(found, dict):
+    if isinstance(found, Mapping):
         return size + sum(object_bytes(one) + object_bytes(other) for one, other in found.items())
     if isinstance(found, list | tuple):
         return size + sum(map(object_bytes, found))
     return size
-
-
-def resident_bytes() -> int:
-    """Bytes of the process that are in memory, after garbage is collected."""
-    gc.collect()
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * 4096
 
 
 def show(line: str) -> None:
