@@ -162,14 +162,12 @@ class Codebook:
         if not len(records):
             return self.parts[0][name][:0]
         owners = torch.bucketize(records, self._begins, right=True) - 1
-        own = owners.unique_consecutive().tolist()
-        if len(own) == len(owners.unique()):
-            picked = [
-                self.parts[owner][name][records[owners == owner] - self.begins[owner]]
-                for owner in own
-            ]
-            return picked[0] if len(picked) == 1 else torch.cat(picked)
-        return torch.cat([self.rows(name, one[None]) for one in records])
+        own, counts = owners.unique_consecutive(return_counts=True)
+        picked = [
+            self.parts[owner][name][some - self.begins[owner]]
+            for owner, some in zip(own.tolist(), records.split(counts.tolist()), strict=True)
+        ]
+        return picked[0] if len(picked) == 1 else torch.cat(picked)
 
     def values(self, entries: Int[Tensor, " some"]) -> Float[Tensor, "some d_out"]:
         """Return the values of some entries; float32, on the CPU."""
