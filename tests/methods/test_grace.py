@@ -55,7 +55,7 @@ def records(keys, targets, *, radius=1.0, book=None, right=None) -> tuple[Codebo
 
 
 def codebook_of(*parts: CodebookRecords) -> Codebook:
-    return Codebook.of(CodebookRecords.concatenate([part._asdict() for part in parts]))
+    return Codebook.of(*(part._asdict() for part in parts))
 
 
 A, B = (1, 2), (3,)

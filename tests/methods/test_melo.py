@@ -92,6 +92,7 @@ def test_the_same_label_joins_and_the_nearest_key_decides() -> None:
     assert cluster.radius == 1.0
     assert grown.route([0.7, 0.0], [0.9, 0.0], [1.9, 0.0]) == [0, 1, -1]
     grown.add([-0.9, 0.0], A)
+    (cluster, _) = grown.database.clusters
     assert cluster.radius == pytest.approx(float(2.5 / 3 + 0.7 / 3 + 0.3), abs=0.3)
     own = [grown.database.keys[point] for point in cluster.points]
     assert all(float((key - cluster.centre).norm()) <= cluster.radius for key in own)
@@ -342,3 +343,29 @@ def test_on_the_pocket_model_a_block_carries_to_close_wordings() -> None:
         after = answer(lm, remaining)
     assert said == [fact.target for fact in facts]
     assert sum(one == two for one, two in zip(before, after, strict=True)) >= len(remaining) - 1
+
+
+def test_a_trial_leaves_the_clusters_as_they_were() -> None:
+    grown = Grown()
+    for point, label in (([0.0, 0.0], A), ([1.6, 0.0], A), ([9.0, 0.0], B)):
+        grown.add(point, label)
+
+    def shown() -> tuple[object, ...]:
+        database = grown.database
+        clusters = [
+            (one.id, one.centre.tolist(), one.radius, one.points) for one in database.clusters
+        ]
+        nearest = [database.nearest(torch.tensor([x, 0.0]))[1] for x in (-1.0, 0.8, 5.0, 8.9)]
+        return clusters, len(database.keys), list(database.forgotten), nearest
+
+    before = shown()
+    with grown.database.trial():
+        grown.add([0.8, 0.6], B)
+        grown.add([9.0, 0.0], A)
+        grown.add([1.0, 0.0], A)
+        assert shown() != before
+        assert grown.database.forgotten
+    assert shown() == before
+    grown.add([0.8, 0.6], B)
+    assert grown.acts[-1] == IN_CONFLICT
+    assert grown.database.forgotten == [0, 1]

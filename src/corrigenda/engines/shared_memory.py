@@ -1,8 +1,9 @@
 """Memories that the active patches of a method share: one codebook or database, one set of hooks.
 
 Each patch is a value with entries of its own. The memory is built from the entries of all active
-patches, in the order in which they became active, and built again when a patch is applied or
-reverted. Reverting a patch therefore also undoes what it did to the entries of other patches.
+patches, in the order in which they became active; a patch that is applied adds to it, and one that
+is reverted has it built again. Reverting a patch therefore also undoes what it did to the entries
+of other patches.
 """
 
 from __future__ import annotations
@@ -55,7 +56,17 @@ class SharedMemory(ABC, Generic[PatchKind]):
 
     @abstractmethod
     def forget(self) -> None:
-        """Drop everything built from the patches, because the list of patches has changed."""
+        """Drop everything built from the patches, because one of them was taken out."""
+
+    def extend(self, patch: PatchKind) -> None:
+        """Bring what was built up to date after a patch became the last one."""
+        self.forget()
+
+    def drop(self, *names: str) -> None:
+        """Drop cached properties, so that they are found anew."""
+        for name in names:
+            if name in self.__dict__:
+                delattr(self, name)
 
 
 def memory_of(lm: LanguageModel, kind: type[MemoryKind], group: Hashable) -> MemoryKind | None:
@@ -90,13 +101,13 @@ def join(
             memory.hooks = stack.pop_all()
         groups[group] = memory
     memory.patches.append(patch)
-    memory.forget()
+    memory.extend(patch)
     try:
         yield
     finally:
         # By identity: equal patches may be active twice.
-        place = next(i for i, one in enumerate(memory.patches) if one is patch)
-        del memory.patches[place]
+        places = reversed(range(len(memory.patches)))
+        del memory.patches[next(place for place in places if memory.patches[place] is patch)]
         memory.forget()
         if not memory.patches:
             del groups[group]

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from corrigenda.linalg.row_buffer import RowBuffer
+
 _QUERIES_AT_ONCE = 64
 _NUMBERS_AT_ONCE = 1 << 24
 # Unit round-off of a product in a float32 matrix product, by torch.get_float32_matmul_precision().
@@ -45,15 +47,35 @@ class NearestSearch:
 
     def __init__(self, vectors: Float[Tensor, "n d"]) -> None:
         """Store a float32 copy of the vectors, on their device."""
+        self._stored, self._lengths = RowBuffer(), RowBuffer()
+        self._longest = 0.0
+        self.extend(vectors)
+
+    def extend(self, vectors: Float[Tensor, "n d"]) -> None:
+        """Store further vectors; what is found is as if all had been given at once."""
+        if not len(vectors):
+            return
         vectors = vectors.float()
-        self._centre = vectors.mean(0) if len(vectors) else vectors.new_zeros(vectors.shape[1])
-        # Activations share a large mean, whose square would drown the differences.
-        self._vectors = vectors - self._centre
-        self._squares = self._vectors.square().sum(1)
-        self._longest = float(self._squares.max().sqrt()) if len(vectors) else 0.0
+        if not len(self):
+            # Activations share a large mean, whose square would drown the differences; the first
+            # vector has it, and stays first.
+            self._centre = vectors[0].clone()
+        vectors = vectors - self._centre
+        squares = vectors.square().sum(1)
+        self._stored.append(vectors)
+        self._lengths.append(squares)
+        self._longest = max(self._longest, float(squares.max().sqrt()))
 
     def __len__(self) -> int:
-        return len(self._vectors)
+        return len(self._stored)
+
+    @property
+    def _vectors(self) -> Float[Tensor, "n d"]:
+        return self._stored.rows
+
+    @property
+    def _squares(self) -> Float[Tensor, " n"]:
+        return self._lengths.rows
 
     @torch.no_grad()
     def search(self, queries: Float[Tensor, "queries d"]) -> NearestVectors:

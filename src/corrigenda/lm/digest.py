@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -83,6 +84,19 @@ class TensorDigests:
             total.update(name.encode() + b"\0" + one.hash)
         return total.hexdigest()
 
+    def renew(self, part: Tensor, before: int, after: int) -> None:
+        """Keep the hash of a tensor of which a part was changed and has its old bits again.
+
+        Args:
+            part: All or some of the tensor, in its memory.
+            before: Version counter of the tensor while it had these bits the last time.
+            after: Its version counter now.
+        """
+        for name, (state, known) in self._known.items():
+            begin, version, *layout = state.stamp
+            if version == before and _holds(begin, layout, part.data_ptr()):
+                self._known[name] = _Known(_State((begin, after, *layout), state.total), known)
+
 
 def digest(model: PreTrainedModel) -> str:
     """Return the hash of a model, see `TensorDigests.digest`, with nothing remembered."""
@@ -124,9 +138,22 @@ def _list_stored(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _stamp(tensor: Tensor) -> tuple[object, ...]:
-    version = 0 if tensor.is_inference() else tensor._version
     layout = (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
-    return (tensor.data_ptr(), version, *layout)
+    return (tensor.data_ptr(), count_writes(tensor) or 0, *layout)
+
+
+def count_writes(tensor: Tensor) -> int | None:
+    """Return the version counter of a tensor; None where it has none."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _holds(begin: object, layout: Sequence[object], place: int) -> bool:
+    """Whether a place in memory is one of a tensor of a stamp."""
+    shape, _, dtype, _ = layout
+    assert isinstance(begin, int), "a stamp begins with a place in memory"
+    assert isinstance(shape, tuple), "then come version, shape, strides, dtype and device"
+    assert isinstance(dtype, torch.dtype), "see `_stamp`"
+    return begin <= place < begin + math.prod(shape) * dtype.itemsize
 
 
 def _sum_bits(tensors: Sequence[Tensor]) -> list[int]:

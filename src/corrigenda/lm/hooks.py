@@ -18,6 +18,7 @@ from corrigenda.lm.compiled import require_eager
 from corrigenda.lm.model_hooks import ModelHook, place_hooks
 from corrigenda.lm.passes import PassStop, WatchedMap, require_fired
 from corrigenda.lm.placement import run_on
+from corrigenda.lm.session import session_of
 from corrigenda.lm.sites import Point, Site, key, value
 from corrigenda.lm.storage import Place, Storage
 
@@ -45,7 +46,6 @@ class Hooks:
         self._experts: dict[int, list[tuple[Site, str, TensorMap]]] = {}
         self._expert_handles: dict[int, RemovableHandle] = {}
         self._shapes: dict[int, torch.Size] = {}
-        self._watched: list[WatchedMap] = []
 
     def check(self, point: Point) -> None:
         """Refuse points that the model does not have.
@@ -98,14 +98,12 @@ class Hooks:
                     self._remember_shape(stack, layer)
             for one in watched:
                 self._attach(stack, one.point, one)
-            self._watched += watched
-            stack.callback(self._forget, watched)
+            session = session_of(self._storage.model)
+            session.watched = [*session.watched, *watched]
+            stack.callback(session.forget, watched)
 
         with place_hooks(place):
             yield
-
-    def _forget(self, watched: Sequence[WatchedMap]) -> None:
-        self._watched = [one for one in self._watched if one not in watched]
 
     @contextmanager
     def require_fired(self) -> Generator[None]:
@@ -114,7 +112,8 @@ class Hooks:
         Raises:
             CompiledModel (CG308): a hook was passed by.
         """
-        silent = [one for one in self._watched if not one.fired and one.point.site.expert is None]
+        watched = session_of(self._storage.model).watched
+        silent = [one for one in watched if not one.fired and one.point.site.expert is None]
         yield
         require_fired([one.point for one in silent if not one.fired])
 

@@ -9,43 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from threading import RLock
 from types import NoneType
 from typing import Any, TypeVar, overload
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from corrigenda.errors import NotApplied
 from corrigenda.lm.digest import TensorDigests
 from corrigenda.lm.interceptors import Interceptors
 from corrigenda.lm.interrupts import defer_interrupts
 from corrigenda.lm.model_hooks import drop_copied_hooks
+from corrigenda.lm.passes import WatchedMap
 from corrigenda.lm.prompt_ends import PromptEnds
-from corrigenda.lm.sites import Site
 
 _ATTRIBUTE = "_corrigenda_session"
 
 PatchType = TypeVar("PatchType")
-
-
-@dataclass(eq=False)
-class PatchedWeight:
-    """A weight under change: the storage of one site, or of several that share it.
-
-    Attributes:
-        site: The site through which it is written.
-        pristine: Its value without any patch.
-        sites: All sites that share the storage.
-        written: Fingerprint of what patches last wrote into it; None before.
-    """
-
-    site: Site
-    pristine: Float[Tensor, "d_out d_in"]
-    sites: set[Site] = field(default_factory=set)
-    written: Tensor | None = None
 
 
 class Session:
@@ -57,8 +38,10 @@ class Session:
         prompt_ends: Where the prompts of the running pass end.
         memories: What active patches share, by group; see `corrigenda.engines.shared_memory`.
         entries: The active patches, in order of application.
+        digest_counts: How many active patches have, or contain, each digest; by first application.
         base_digest: Digest of the model without any of them; None while there are none.
-        weights: The weights that they change.
+        weights: The weights that they change, see `corrigenda.patch.patched_weight`.
+        watched: The functions placed at points of its passes, in the order in which they act.
         tensor_digests: Hashes of the model's tensors.
         lock: Held by the thread that reads or changes all this together.
     """
@@ -70,11 +53,17 @@ class Session:
         self.prompt_ends = PromptEnds(model)
         self.memories: dict[Hashable, Any] = {}
         self.entries: list[Any] = []
+        self.digest_counts: dict[str, int] = {}
         self.base_digest: str | None = None
-        self.weights: list[PatchedWeight] = []
+        self.weights: list[Any] = []
+        self.watched: list[WatchedMap] = []
         self.tensor_digests = TensorDigests()
         self._overrides: dict[str, int] = {}
         self.lock = RLock()
+
+    def forget(self, watched: Sequence[WatchedMap]) -> None:
+        """Drop functions that were removed from the passes."""
+        self.watched = [one for one in self.watched if one not in watched]
 
     def __deepcopy__(self, memo: object) -> None:
         """Leave the copy of a model without a session, so that it starts with a fresh one."""

@@ -112,8 +112,12 @@ def add_up(patches: Sequence[Patch]) -> PatchValue:
         WrongBase (CG401): they were made on different models.
         NotApplied (CG406): the same patch is in two of them.
     """
-    first, *others = map(_require_composable, patches)
-    return reduce(PatchValue.__add__, others, first)
+    left = list(map(_require_composable, patches))
+    # Neighbours first, since each sum copies what it adds; composition is associative.
+    while len(left) > 1:
+        pairs = [left[place : place + 2] for place in range(0, len(left), 2)]
+        left = [reduce(PatchValue.__add__, pair) for pair in pairs]
+    return left[0]
 
 
 def _require_composable(patch: Patch) -> PatchValue:

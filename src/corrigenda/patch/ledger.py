@@ -2,8 +2,9 @@
 
 Adding a change and subtracting it again does not restore floating-point weights. So the first
 merged patch that touches a weight leaves a copy of it here, and from then on the weight is always
-computed anew: pristine copy plus all active changes in order of application, summed in float64 and
-rounded once. With no change left the copy is written back and dropped.
+pristine copy plus sum of the active changes, rounded once; the sum is exact in any order (see
+`corrigenda.patch.patched_weight`), so that one more or one less costs the same however many there
+are. With no change left the copy is written back and dropped.
 
 The list of active patches changes only after the weights are right, and weights are written back
 when anything fails: at every moment outside of this module, list and weights agree. A weight into
@@ -19,14 +20,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.errors import NonFinite, NotApplied, NotExportable, WeightsChanged, WrongBase
+from corrigenda.errors import NotApplied, NotExportable, WeightsChanged, WrongBase
 from corrigenda.lm.compiled import run_wrappers_directly
+from corrigenda.lm.digest import count_writes
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.session import ActivePatches, PatchedWeight, session_of
+from corrigenda.lm.session import ActivePatches, session_of
 from corrigenda.lm.sites import Site
 from corrigenda.patch.applied import Applied, HasHeader
-from corrigenda.patch.changes import add_to_weight
+from corrigenda.patch.changes import Change
 from corrigenda.patch.header import Header
+from corrigenda.patch.patched_weight import PatchedWeight
 
 
 class Ledger(ActivePatches[HasHeader]):
@@ -44,11 +47,8 @@ class Ledger(ActivePatches[HasHeader]):
 
     def digests(self) -> tuple[str, ...]:
         """Return the digests of active patches and their parts; empty ones change nothing."""
-        found: dict[str, None] = {}
-        for patch in self:
-            if not patch.is_empty:
-                found |= dict.fromkeys(digests_of(patch))
-        return tuple(found)
+        with self.session.lock:
+            return tuple(self.session.digest_counts)
 
     def admit(self, patch: HasHeader, lm: LanguageModel, *, force: bool) -> None:
         """Refuse a patch that does not belong on this model as it is; see `require`.
@@ -70,7 +70,7 @@ class Ledger(ActivePatches[HasHeader]):
         """
         base = self.base(lm)
         require_base(patch.header, base, lm)
-        active = self.digests()
+        active = self.session.digest_counts
         missing = [name for name in patch.header.prerequisites if name not in active]
         if missing:
             raise WrongBase(
@@ -100,9 +100,8 @@ class Ledger(ActivePatches[HasHeader]):
             UnknownSite (CG303): as `LanguageModel.values`.
         """
         with self.session.lock:
-            self._drop_idle()
-            for weight in self.session.weights:
-                if site in weight.sites:
+            for weight in self._weights:
+                if site in weight.sites and len(weight.sum):
                     return weight.pristine
             return lm.values(site)
 
@@ -121,22 +120,29 @@ class Ledger(ActivePatches[HasHeader]):
         """
         session, lm = self.session, entry.lm
         with session.exclusive(), torch.inference_mode(False):
-            before = session.entries
+            before = session.entries, session.digest_counts
+            after = [*session.entries, entry], self._counts(entry, 1)
             self._drop_idle()
             touched = self._touched(entry)
+            weights = [weight for weight, _ in touched]
             if not force:
-                _require_unchanged(lm, touched)
+                _require_unchanged(lm, weights)
             try:
-                _write(lm, touched, [*before, entry])
+                for (weight, change), name in zip(touched, _names(entry), strict=True):
+                    weight.sum.add(name, change)
+                _write(lm, weights)
                 if hooks is not None:
                     entry.hooks.enter_context(session.override("save_pretrained", _RefusedSave(lm)))
                     entry.hooks.enter_context(run_wrappers_directly(lm.model))
                     entry.hooks.enter_context(hooks)
-                session.entries = [*before, entry]
+                session.entries, session.digest_counts = after
             except BaseException:
-                session.entries = before
+                session.entries, session.digest_counts = before
                 entry.hooks.close()
-                _write(lm, touched, before)
+                for weight, name in zip(weights, _names(entry), strict=True):
+                    weight.sum.discard(name)
+                _write(lm, weights)
+                self._drop_idle()
                 raise
         return entry
 
@@ -149,48 +155,67 @@ class Ledger(ActivePatches[HasHeader]):
         """
         session, lm = self.session, entry.lm
         with session.exclusive(), torch.inference_mode(False):
-            before = session.entries
-            after = [other for other in before if other is not entry]
-            if len(after) == len(before):
+            before = session.entries, session.digest_counts
+            left = [other for other in session.entries if other is not entry]
+            if len(left) == len(session.entries):
                 return
-            self._drop_idle()
+            after = left, self._counts(entry, -1)
             touched = self._touched(entry)
+            weights = [weight for weight, _ in touched]
             if not force:
-                _require_unchanged(lm, touched)
+                _require_unchanged(lm, weights)
             try:
-                _write(lm, touched, after)
-                session.entries = after
+                for weight, name in zip(weights, _names(entry), strict=True):
+                    weight.sum.discard(name)
+                _write(lm, weights)
+                session.entries, session.digest_counts = after
             except BaseException:
-                session.entries = before
-                _write(lm, touched, before)
+                session.entries, session.digest_counts = before
+                for (weight, change), name in zip(touched, _names(entry), strict=True):
+                    weight.sum.discard(name)
+                    weight.sum.add(name, change)
+                _write(lm, weights)
                 raise
             self._drop_idle()
             entry.hooks.close()
 
-    def _touched(self, entry: Applied) -> list[PatchedWeight]:
-        """Return the weights that an entry changes, with a pristine copy of each."""
-        touched = [self._patched_weight(entry.lm, site) for site, _ in entry.changes]
-        return list(dict.fromkeys(touched))
+    @property
+    def _weights(self) -> list[PatchedWeight]:
+        return self.session.weights
+
+    def _counts(self, entry: Applied, step: int) -> dict[str, int]:
+        """Return the counts of digests with those of a patch and its parts added."""
+        counts = dict(self.session.digest_counts)
+        for member in getattr(entry.patch, "members", (entry.patch,)):
+            if member.is_empty:
+                continue
+            for name in digests_of(member):
+                counts[name] = counts.get(name, 0) + step
+                if not counts[name]:
+                    del counts[name]
+        return counts
+
+    def _touched(self, entry: Applied) -> list[tuple[PatchedWeight, Change]]:
+        """Return the changes of an entry, each with its weight, of which there is a copy now."""
+        return [(self._patched_weight(entry.lm, site), change) for site, change in entry.changes]
 
     def _patched_weight(self, lm: LanguageModel, site: Site) -> PatchedWeight:
-        for weight in self.session.weights:
+        for weight in self._weights:
             if site in weight.sites:
                 return weight
         current = lm.weight(site)
-        for weight in self.session.weights:
+        for weight in self._weights:
             if _same_storage(current, lm.weight(weight.site)):
                 weight.sites.add(site)
                 return weight
-        weight = PatchedWeight(site, current.detach().clone(), {site})
-        self.session.weights.append(weight)
+        pristine = current.detach().clone()
+        weight = PatchedWeight(site, pristine, {site}, count_writes(current))
+        self._weights.append(weight)
         return weight
 
     def _drop_idle(self) -> None:
         """Forget the pristine copies of weights that no active patch changes."""
-        changed = {site for entry in self.entries for site, _ in entry.changes}
-        self.session.weights[:] = [
-            weight for weight in self.session.weights if weight.sites & changed
-        ]
+        self._weights[:] = [weight for weight in self._weights if len(weight.sum)]
 
 
 def ledger_of(lm: LanguageModel) -> Ledger:
@@ -273,26 +298,23 @@ class _RefusedSave:
         )
 
 
-def _write(lm: LanguageModel, weights: Iterable[PatchedWeight], entries: Sequence[Applied]) -> None:
-    """Write weights as some entries make them: pristine where none of them changes one."""
-    for weight in weights:
-        changes = [
-            change for entry in entries for site, change in entry.changes if site in weight.sites
-        ]
-        new = weight.pristine
-        if changes:
-            total = weight.pristine.to(_sum_dtype(weight.pristine), copy=True)
-            for change in changes:
-                add_to_weight(change, total)
-            new = total.to(weight.pristine.dtype)
-            if not bool(torch.isfinite(new).all()):
-                raise NonFinite(
-                    f"the patched weight exceeds the range of {new.dtype}.",
-                    where=f"site {weight.site}",
-                    hint="The change is too large for this model; load it in float32 or bfloat16.",
-                )
-        lm.write(weight.site, new)
-        weight.written = fingerprint(lm.weight(weight.site))
+def _names(entry: Applied) -> list[tuple[int, int]]:
+    """Return the names of an entry's changes in sums; the entry lives as long as they are there."""
+    return [(id(entry), place) for place in range(len(entry.changes))]
+
+
+def _write(lm: LanguageModel, weights: Iterable[PatchedWeight]) -> None:
+    """Write weights as the changes in their sums make them: pristine where there are none."""
+    digests = session_of(lm.model).tensor_digests
+    for weight in dict.fromkeys(weights):
+        now = lm.weight(weight.site)
+        undisturbed = weight.version is not None and count_writes(now) == weight.version
+        lm.write(weight.site, weight.current())
+        weight.written, weight.version = fingerprint(now), count_writes(now)
+        if undisturbed and not len(weight.sum) and weight.before is not None:
+            assert weight.version is not None, "it had one before"
+            digests.renew(now, weight.before, weight.version)
+            weight.before = weight.version
 
 
 def _require_unchanged(lm: LanguageModel, weights: Iterable[PatchedWeight]) -> None:
@@ -303,7 +325,7 @@ def _require_unchanged(lm: LanguageModel, weights: Iterable[PatchedWeight]) -> N
     """
     changed = [
         str(weight.site)
-        for weight in weights
+        for weight in dict.fromkeys(weights)
         if weight.written is not None
         and not torch.equal(weight.written, fingerprint(lm.weight(weight.site)))
     ]
@@ -331,7 +353,3 @@ def _same_storage(first: Tensor, second: Tensor) -> bool:
         and first.shape == second.shape
         and first.stride() == second.stride()
     )
-
-
-def _sum_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.device.type == "mps" else torch.float64

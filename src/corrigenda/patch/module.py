@@ -136,7 +136,7 @@ class ModulePatch(PatchValue):
         """Return every tensor of the patch by its name in a file."""
         return dict(self.stored)
 
-    def digest(self) -> str:
+    def find_digest(self) -> str:
         """Return a hash of what decides its effect: kind, tensors, facts and configuration."""
         header = self.header.model_dump(include={"kind", "facts", "config"})
         text = json.dumps(header, sort_keys=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 
+from jaxtyping import Float
 from torch import Tensor
 
 from corrigenda.errors import WrongBase
@@ -12,6 +13,7 @@ from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.hooks import Copies, Term, scatter_rows
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
+from corrigenda.lm.term_bank import add_rows
 from corrigenda.patch.changes import Change, Dense, Rows, tensors_of
 
 
@@ -32,29 +34,39 @@ def require_shapes(changes: Mapping[Site, Change], lm: LanguageModel) -> None:
             )
 
 
-def added_at_run_time(
-    changes: Mapping[Site, Change], lm: LanguageModel
-) -> AbstractContextManager[None]:
+@contextmanager
+def added_at_run_time(changes: Mapping[Site, Change], lm: LanguageModel) -> Generator[None]:
     """Hooks that add each change's output at its site, until left.
 
     Sums are formed in float32 (float64 where the model is), then rounded to the model's dtype.
+    Factors of several patches at one site are one hook, see `corrigenda.lm.term_bank`.
     """
-    return lm.add({site: _term(change) for site, change in changes.items()})
+    with ExitStack() as stack:
+        for site, change in changes.items():
+            if isinstance(change, LowRank):
+                rows = change.left.T, change.right.T
+                stack.enter_context(add_rows(lm, site, rows, kind="factors", term=_sum_factors))
+            else:
+                stack.enter_context(lm.add({site: _term(change)}))
+        yield
 
 
-def _term(change: Change) -> Term:
+def _sum_factors(
+    rows: tuple[Tensor, ...], x: Float[Tensor, "batch pos d_in"], _: Tensor
+) -> Float[Tensor, "batch pos d_out"]:
+    left, right = rows
+    return (x @ right.T) @ left
+
+
+def _term(change: Dense | Rows) -> Term:
     names, tensors = zip(*tensors_of(change).items(), strict=True)
     copies = Copies(tensors)
 
     def term(x: Tensor, output: Tensor) -> Tensor:
         parts = dict(zip(names, copies.like(x), strict=True))
-        match change:
-            case LowRank():
-                return (x @ parts["right"]) @ parts["left"].T
-            case Dense():
-                return x @ parts["delta"].T
-            case Rows():
-                added = x @ parts["values"].T
-                return scatter_rows(added, parts["index"], output.shape[-1], dim=-1)
+        if isinstance(change, Dense):
+            return x @ parts["delta"].T
+        added = x @ parts["values"].T
+        return scatter_rows(added, parts["index"], output.shape[-1], dim=-1)
 
     return term

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -43,9 +44,17 @@ class PatchValue(ABC):
     def is_empty(self) -> bool:
         """Whether applying it changes nothing."""
 
-    @abstractmethod
     def digest(self) -> str:
-        """Return a hash of what decides its effect."""
+        """Return a hash of what decides its effect; it is found once, since a patch is a value."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return self.find_digest()
+
+    @abstractmethod
+    def find_digest(self) -> str:
+        """Return the hash that `digest` remembers."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -205,7 +214,7 @@ class ComposedPatch(PatchValue):
         """Whether no member changes anything."""
         return all(member.is_empty for member in self.members)
 
-    def digest(self) -> str:
+    def find_digest(self) -> str:
         """Return a hash of the members' digests, in order."""
         text = "\n".join(member.digest() for member in self.members)
         return hashlib.sha256(f"{COMPOSED}\n{text}".encode()).hexdigest()

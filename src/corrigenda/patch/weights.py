@@ -89,7 +89,7 @@ class WeightPatch(PatchValue):
             for name, tensor in change_algebra.tensors_of(change).items()
         }
 
-    def digest(self) -> str:
+    def find_digest(self) -> str:
         """Return a hash of the changes alone, by which later patches refer to this one."""
         return change_algebra.digest_of(self.tensors())
 

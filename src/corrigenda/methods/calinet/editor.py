@@ -29,6 +29,7 @@ from corrigenda.methods.calinet.slots import (
     add_slots,
     is_gated,
     new_slots,
+    share_slots,
     train,
 )
 from corrigenda.patch import ModulePatch
@@ -75,7 +76,7 @@ class CalinetPatch(ModulePatch):
 
     def hooks(self, lm: LanguageModel) -> AbstractContextManager[None]:
         """Add the slots to the outputs of their feed-forward blocks, until left."""
-        return add_slots(lm, self.slots)
+        return share_slots(lm, self.slots, self.kind)
 
 
 class Calinet(Editor):

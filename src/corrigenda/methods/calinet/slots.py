@@ -7,8 +7,8 @@ blocks from there on, and the head only where a label is read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -26,6 +26,7 @@ from corrigenda.lm.kv_cache import batches, pad_id, widen
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, Tokens, key
 from corrigenda.lm.tail import Tail
+from corrigenda.lm.term_bank import add_rows
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -106,6 +107,29 @@ def add_slots(lm: LanguageModel, slots: Mapping[int, Slots]) -> AbstractContextM
     activation = activation_of(lm)
     terms = {Site(layer): _term(own, activation) for layer, own in slots.items()}
     return lm.add(terms, inputs={Site(layer): key(Site(layer, "mlp.up")) for layer in slots})
+
+
+@contextmanager
+def share_slots(lm: LanguageModel, slots: Mapping[int, Slots], kind: str) -> Generator[None]:
+    """Add slots that are not trained, as one hook with all others of that kind, until left.
+
+    Raises:
+        BadConfig (CG502), UnknownSite (CG303): as `add_slots`.
+    """
+    activation = activation_of(lm)
+
+    def term(rows: tuple[Tensor, ...], hidden: Tensor, output: Tensor) -> Tensor:
+        keys, values, *gates = rows
+        return Slots(keys, values.T, *gates).branch(hidden, activation).to(output.dtype)
+
+    with ExitStack() as stack:
+        for layer, own in slots.items():
+            gates = () if own.gates is None else (own.gates,)
+            point = key(Site(layer, "mlp.up"))
+            rows = own.keys, own.values.T, *gates
+            name = kind, len(rows)
+            stack.enter_context(add_rows(lm, Site(layer), rows, kind=name, term=term, point=point))
+        yield
 
 
 def _term(slots: Slots, activation: Activation) -> Term:

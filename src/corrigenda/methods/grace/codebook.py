@@ -8,6 +8,8 @@ entry which is no longer active becomes an entry of its own.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +28,7 @@ ADDED, SPLIT, TAKEN_OVER = 0, 1, 2
 ACT_NAMES = ("added", "split", "expanded")
 
 _GAP = 1e-5
+_ACTS = ("acts", "ids", "roots", "radii", "root_radii")
 
 
 class CodebookRecords(NamedTuple):
@@ -55,12 +58,6 @@ class CodebookRecords(NamedTuple):
     lengths: Int[Tensor, " n"]
     facts: Int[Tensor, " n"]
 
-    @classmethod
-    def concatenate(cls, parts: Sequence[Mapping[str, Tensor]]) -> CodebookRecords:
-        """Return the records of several patches, in order; parts without records are left out."""
-        full = [part for part in parts if part]
-        return cls(*(torch.cat([part[name] for part in full]) for name in cls._fields))
-
     def of_facts(self, facts: Sequence[int]) -> CodebookRecords | None:
         """Return the records of some facts, numbered by their places; None where there are none."""
         kept = torch.isin(self.facts, torch.tensor(facts, dtype=torch.long))
@@ -75,77 +72,152 @@ class CodebookRecords(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """Entries of the codebook, computed from records.
+    """Entries of the codebook, computed from the records of patches, in order.
+
+    Records stay where they are; adding those of one more patch costs what they are, apart from a
+    few numbers for each earlier record.
 
     Attributes:
-        records: All records.
+        parts: Tensors of the patches, each with the fields of `CodebookRecords` by name.
+        begins: First record of each, all records counted, and their number at the end.
+        acts: Of all records.
         places: Record of each entry.
-        used: Record that gives an entry its value and target: its own, or the last that took it.
-        radii: Of the entries, float64.
+        used: Record that gives each record's entry its value and target: the last that took it.
+        radii_of_records: Of each record's entry, float64.
+        numbers: First record of each entry by its number; None until a record asks for one.
+        open_numbers: Numbers of entries that records asked for in vain, or stand in for.
     """
 
-    records: CodebookRecords
+    parts: tuple[Mapping[str, Tensor], ...]
+    begins: tuple[int, ...]
+    acts: Int[Tensor, " n"]
     places: Int[Tensor, " entries"]
-    used: Int[Tensor, " entries"]
-    radii: Float[Tensor, " entries"]
+    used: Int[Tensor, " n"]
+    radii_of_records: Float[Tensor, " n"]
+    numbers: Mapping[int, int] | None = None
+    open_numbers: frozenset[int] = frozenset()
 
     @classmethod
-    def of(cls, records: CodebookRecords) -> Codebook:
+    def of(cls, *parts: Mapping[str, Tensor]) -> Codebook:
         """Return the codebook after all records, applied in order."""
-        radii = records.radii.clone()
-        used = torch.arange(len(radii))
-        own = records.acts != TAKEN_OVER
-        entry: dict[int, int] = {}
-        changing = (records.acts != ADDED).nonzero().squeeze(1).tolist()
-        if changing:
-            ids = records.ids.tolist()
+        none = torch.zeros(0, dtype=torch.long)
+        return cls((), (0,), none, none, none, none.double())._after(parts)
+
+    def extend(self, part: Mapping[str, Tensor]) -> Codebook:
+        """Return the codebook after the records of one more patch; this one stays as it is."""
+        if not self.open_numbers.isdisjoint(part["ids"].tolist()):
+            return Codebook.of(*self.parts, part)
+        return self._after([part])
+
+    def _after(self, parts: Sequence[Mapping[str, Tensor]]) -> Codebook:
+        """Return the codebook after further records, none of whose numbers are open."""
+        begin = self.begins[-1]
+        columns = {name: torch.cat([part[name] for part in parts]) for name in _ACTS}
+        acts, ids, roots = (columns[name] for name in ("acts", "ids", "roots"))
+        end = begin + len(acts)
+        radii = torch.cat([self.radii_of_records, columns["radii"].double()])
+        used = torch.cat([self.used, torch.arange(begin, end)])
+        own = acts != TAKEN_OVER
+        changing = (acts != ADDED).nonzero().squeeze(1).tolist()
+        numbers, still_open = self.numbers, set(self.open_numbers)
+        if changing or numbers is not None:
+            numbers = dict(self._number_entries() if numbers is None else numbers)
             for row in own.nonzero().squeeze(1).tolist():
-                entry.setdefault(ids[row], row)
-            for row in changing:
-                root = entry.get(int(records.roots[row]))
-                if records.acts[row] == SPLIT:
-                    if root is not None:
-                        radii[root] = records.root_radii[row]
-                elif root is None:
-                    own[row] = True
-                    entry.setdefault(ids[row], row)
-                else:
-                    radii[root] = max(radii[root], records.root_radii[row])
-                    used[root] = row
-        places = own.nonzero().squeeze(1)
-        return cls(records, places, used[places], radii[places])
+                numbers.setdefault(int(ids[row]), begin + row)
+        for row in changing:
+            assert numbers is not None, "some record asks for an entry"
+            root = numbers.get(int(roots[row]))
+            if root is None:
+                still_open.add(int(roots[row]))
+            if acts[row] == SPLIT:
+                if root is not None:
+                    radii[root] = columns["root_radii"][row]
+            elif root is None:
+                own[row] = True
+                still_open.add(int(ids[row]))
+                numbers.setdefault(int(ids[row]), begin + row)
+            else:
+                radii[root] = max(radii[root], columns["root_radii"][row])
+                used[root] = begin + row
+        ends = itertools.accumulate((len(part["acts"]) for part in parts), initial=begin)
+        return Codebook(
+            (*self.parts, *parts),
+            (*self.begins[:-1], *ends),
+            torch.cat([self.acts, acts]),
+            torch.cat([self.places, begin + own.nonzero().squeeze(1)]),
+            used,
+            radii,
+            numbers,
+            frozenset(still_open),
+        )
 
     def __len__(self) -> int:
         return len(self.places)
 
-    @cached_property
+    @property
+    def radii(self) -> Float[Tensor, " entries"]:
+        """Return the radii of the entries."""
+        return self.radii_of_records[self.places]
+
+    @property
     def keys(self) -> Float[Tensor, "entries d_in"]:
         """Return the keys of the entries."""
-        if len(self.places) == len(self.records.keys):
-            return self.records.keys
-        return self.records.keys[self.places]
+        return self.keys_from(0)
+
+    def keys_from(self, first: int) -> Float[Tensor, "some d_in"]:
+        """Return the keys of the entries from one on."""
+        return self.rows("keys", self.places[first:])
+
+    def rows(self, name: str, records: Int[Tensor, " some"]) -> Float[Tensor, "some d"]:
+        """Return a tensor of some records, in their order; float32, on the CPU."""
+        if not len(records):
+            return self.parts[0][name][:0]
+        owners = torch.bucketize(records, self._begins, right=True) - 1
+        own, counts = owners.unique_consecutive(return_counts=True)
+        picked = [
+            self.parts[owner][name][some - self.begins[owner]]
+            for owner, some in zip(own.tolist(), records.split(counts.tolist()), strict=True)
+        ]
+        return picked[0] if len(picked) == 1 else torch.cat(picked)
 
     def values(self, entries: Int[Tensor, " some"]) -> Float[Tensor, "some d_out"]:
         """Return the values of some entries; float32, on the CPU."""
-        return self.records.values[self.used[entries]]
+        return self.rows("values", self.used[self.places[entries]])
+
+    def number(self, entry: int) -> int:
+        """Return the number of an entry."""
+        owner, row = self._find(int(self.places[entry]))
+        return int(owner["ids"][row])
 
     def target(self, entry: int) -> tuple[int, ...]:
         """Return the tokens of an entry's answer."""
-        return self.answer(int(self.used[entry]))
+        return self.answer(int(self.used[self.places[entry]]))
 
-    def answer(self, row: int) -> tuple[int, ...]:
+    def answer(self, record: int) -> tuple[int, ...]:
         """Return the tokens of a record's answer."""
-        end = int(self._ends[row])
-        return tuple(self.records.targets[end - int(self.records.lengths[row]) : end].tolist())
+        owner, row = self._find(record)
+        end = int(owner["lengths"][: row + 1].sum())
+        return tuple(owner["targets"][end - int(owner["lengths"][row]) : end].tolist())
 
     def hits(self, found: NearestVectors) -> Int[Tensor, " queries"]:
         """Return the entry in whose ball each query lies, -1 for none."""
-        inside = found.distances <= self.radii[found.indices]
+        inside = found.distances <= self.radii_of_records[self.places[found.indices]]
         return torch.where(inside, found.indices, -1)
 
+    def _find(self, record: int) -> tuple[Mapping[str, Tensor], int]:
+        owner = bisect.bisect_right(self.begins, record) - 1
+        return self.parts[owner], record - self.begins[owner]
+
     @cached_property
-    def _ends(self) -> Int[Tensor, " n"]:
-        return self.records.lengths.cumsum(0)
+    def _begins(self) -> Int[Tensor, " parts"]:
+        return torch.tensor(self.begins)
+
+    def _number_entries(self) -> dict[int, int]:
+        ids = [number for part in self.parts for number in part["ids"].tolist()]
+        found: dict[int, int] = {}
+        for record in self.places.tolist():
+            found.setdefault(ids[record], record)
+        return found
 
 
 class FactPlacement(NamedTuple):
@@ -189,6 +261,7 @@ def place_facts(
     *,
     radius: float,
     noise: Sequence[float],
+    search: NearestSearch | None = None,
 ) -> list[FactPlacement]:
     """Decide where facts go, one after another, and how the balls they meet change.
 
@@ -204,10 +277,12 @@ def place_facts(
         right: Whether the model answers with the target already.
         radius: epsilon of a new ball.
         noise: How far each key may lie from itself when read again.
+        search: Search among the keys of the codebook, if there is one already.
 
     Reference: Hartvigsen et al. 2023, algorithm 1. A ball that expands gets the noise on top.
     """
-    found = NearestSearch(keys[:0] if book is None else book.keys).search(keys)
+    search = search or NearestSearch(keys[:0] if book is None else book.keys)
+    found = search.search(keys)
     changed: dict[int, _Ball] = {}
     new: list[_Ball] = []
     new_keys = keys[:0].double()
@@ -217,8 +292,8 @@ def place_facts(
         if book is not None:
             entry = int(found.indices[fact])
             if entry not in changed:
-                number = int(book.records.ids[book.places[entry]])
-                ball = _Ball(number, float(book.radii[entry]), book.target(entry), entry, None)
+                radius_now = float(book.radii_of_records[book.places[entry]])
+                ball = _Ball(book.number(entry), radius_now, book.target(entry), entry, None)
                 changed[entry] = ball
             nearest = changed[entry]
         if new:
@@ -262,10 +337,12 @@ def _place_fact(
     return FactPlacement(SPLIT, distance / 2, nearest.id, max(0.0, distance / 2 - _GAP))
 
 
-def out_of_reach(book: Codebook) -> list[int]:
+def out_of_reach(book: Codebook, search: NearestSearch | None = None) -> list[int]:
     """Return the records that took over an entry and no longer lie in a ball with their target."""
-    taken = (book.records.acts == TAKEN_OVER).nonzero().squeeze(1)
-    hits = book.hits(NearestSearch(book.keys).search(book.records.keys[taken]))
+    taken = (book.acts == TAKEN_OVER).nonzero().squeeze(1)
+    if not len(taken):
+        return []
+    hits = book.hits((search or NearestSearch(book.keys)).search(book.rows("keys", taken)))
     return [
         row
         for row, hit in zip(taken.tolist(), hits.tolist(), strict=True)

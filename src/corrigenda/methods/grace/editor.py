@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import cached_property
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -19,8 +17,6 @@ from corrigenda.engines.answer_loss import score_answers, step_tokens
 from corrigenda.engines.gradients import LabelledRow, labelled_rows
 from corrigenda.engines.shared_memory import (
     KeyDistances,
-    SharedMemory,
-    join,
     key_distances,
     key_noise,
     keys_at,
@@ -28,7 +24,6 @@ from corrigenda.engines.shared_memory import (
     suspend,
 )
 from corrigenda.facts import Fact
-from corrigenda.linalg.nearest import NearestSearch
 from corrigenda.lm.footprint import (
     FLOAT,
     USUAL_READS,
@@ -40,10 +35,8 @@ from corrigenda.lm.footprint import (
     pass_bytes,
     pass_flops,
 )
-from corrigenda.lm.hooks import TensorMap
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.naming import gather
-from corrigenda.lm.sites import Point, Site, key, value
+from corrigenda.lm.sites import Site, key, value
 from corrigenda.methods.grace.codebook import (
     ACT_NAMES,
     TAKEN_OVER,
@@ -53,133 +46,17 @@ from corrigenda.methods.grace.codebook import (
     out_of_reach,
     place_facts,
 )
+from corrigenda.methods.grace.patch import ActiveCodebook, GracePatch, codebook_group
 from corrigenda.methods.grace.training import (
     Replace,
     ValueTrace,
     ValueTraining,
-    replaced_at,
     train_values,
 )
-from corrigenda.patch import ModulePatch
 from corrigenda.settings import select
 from corrigenda.state import State
 
 _DEPTH = 27 / 32
-
-
-class GracePatch(ModulePatch):
-    """Entries of a codebook, with their effect on the entries of earlier patches.
-
-    Patches that are active at one site share one codebook.
-    """
-
-    kind: ClassVar[str] = "grace"
-    may_be_bare = True
-    forms = MappingProxyType(
-        {
-            "keys": "float n d_in",
-            "values": "float n d_out",
-            **dict.fromkeys(("radii", "root_radii"), "float n"),
-            **dict.fromkeys(("acts", "ids", "roots", "lengths", "facts"), "int n"),
-            "targets": "int tokens",
-        }
-    )
-    options = MappingProxyType({"layer": int, "part": str, "replace": ("last", "prompt", "all")})
-
-    def require_sound(self) -> None:
-        """Refuse a site that is none, and answers that do not belong to the keys."""
-        super().require_sound()
-        if not self.stored:
-            return
-        _ = self.site
-        if int(self.stored["lengths"].sum()) != len(self.stored["targets"]):
-            raise ValueError("the lengths of the answers do not add up to their tokens")
-
-    def sizes_in(self, lm: LanguageModel) -> dict[str, int]:
-        """Return the widths of its site in a model."""
-        d_out, d_in = lm.shape(self.site)
-        return {"d_in": d_in, "d_out": d_out}
-
-    def without_facts(self, gone: Collection[int]) -> GracePatch:
-        """Return the patch without some facts' entries, and what these did to other entries."""
-        facts = [index for index in range(len(self.header.facts)) if index not in gone]
-        kept = CodebookRecords(**self.stored).of_facts(facts) if self.stored else None
-        return GracePatch({} if kept is None else kept._asdict(), self.header.of_facts(facts))
-
-    @property
-    def site(self) -> Site:
-        """Return the layer whose output is replaced."""
-        config = self.header.config
-        return Site.parse(f"{config['layer']}.{config['part']}")
-
-    @property
-    def replace(self) -> Replace:
-        """Return which tokens' output is replaced."""
-        return self.header.config["replace"]  # type: ignore[return-value]  # what `Grace` wrote
-
-    def hooks(self, lm: LanguageModel) -> AbstractContextManager[object]:
-        """Add the entries to the codebook of the model, until left."""
-        group = _group(self.site, self.replace)
-        return join(lm, self, group, lambda: _ActiveCodebook(lm, self.site, self.replace))
-
-
-class _ActiveCodebook(SharedMemory[GracePatch]):
-    """Codebook of all active patches at one site, with the hooks that search it and replace."""
-
-    def __init__(self, lm: LanguageModel, site: Site, replace: Replace) -> None:
-        super().__init__(lm)
-        self.site = site
-        self.replace: Replace = replace
-        self._route: Int[Tensor, " batch"] | None = None
-
-    @cached_property
-    def book(self) -> Codebook | None:
-        """Return the codebook; None while no patch has an entry."""
-        parts = [patch.stored for patch in self.patches if patch.stored]
-        # It outlives the pass that needs it first.
-        with torch.inference_mode(False):
-            return Codebook.of(CodebookRecords.concatenate(parts)) if parts else None
-
-    @cached_property
-    def _nearest(self) -> NearestSearch:
-        assert self.book is not None, "some patch has an entry"
-        with torch.inference_mode(False):
-            return NearestSearch(self.book.keys.to(self.lm.device_at(self.site)))
-
-    def forget(self) -> None:
-        for name in ("book", "_nearest"):
-            if name in self.__dict__:
-                delattr(self, name)
-
-    def transforms(self) -> Mapping[Point, TensorMap]:
-        return {key(self.site): self._read, value(self.site): self._write}
-
-    def _read(self, inputs: Float[Tensor, "batch pos d_in"]) -> Tensor:
-        ends, book = self.lm.prompt_ends, self.book
-        self._route = None
-        if not (self.suspended or book is None or (ends.continued and self.replace != "all")):
-
-            def decide(ends: Int[Tensor, " batch"]) -> Tensor:
-                found = self._nearest.search(gather(inputs, ends))
-                return book.hits(found).to(inputs.device)
-
-            self._route = ends.decide_once(self, decide)
-        return inputs
-
-    def _write(self, output: Float[Tensor, "batch pos d_out"]) -> Tensor:
-        route, book = self._route, self.book
-        if route is None or book is None:
-            return output
-        rows = (route >= 0).nonzero().squeeze(1)
-        if not len(rows):
-            return output
-        values = book.values(route[rows].cpu()).to(output)
-        columns = torch.arange(output.shape[1], device=output.device).expand(len(rows), -1)
-        ends = columns[:, :1] if self.replace == "all" else self.lm.prompt_ends.ends[rows, None]
-        where = replaced_at(columns, ends.to(columns.device), self.replace)
-        output = output.clone()
-        output[rows] = torch.where(where[..., None], values[:, None], output[rows])
-        return output
 
 
 class Grace(Editor):
@@ -285,13 +162,16 @@ class Grace(Editor):
         if not facts:
             return Edit(GracePatch.make(lm, {}, method=self.name, config=config), state)
         rows = labelled_rows(lm, facts)
-        active = memory_of(lm, _ActiveCodebook, _group(site, self.replace))
+        active = memory_of(lm, ActiveCodebook, codebook_group(site, self.replace))
         book = None if active is None else active.book
         before, right = score_answers(lm, rows)
         keys = keys_at(lm, [row.ids[: row.reads[0] + 1] for row in rows], key(site))
         noise = key_noise(lm, keys)
         targets = [row.labels for row in rows]
-        plan = place_facts(book, keys, targets, right, radius=self.radius, noise=noise)
+        search = None if active is None or book is None else active.nearest
+        plan = place_facts(
+            book, keys, targets, right, radius=self.radius, noise=noise, search=search
+        )
         names = [fact.label for fact in facts]
         with suspend(active):
             idle = () if active is None else active.patches
@@ -359,10 +239,6 @@ class Grace(Editor):
         return torch.stack(drawn)
 
 
-def _group(site: Site, replace: Replace) -> tuple[str, Site, Replace]:
-    return "grace", site, replace
-
-
 def _to_records(
     done: Sequence[int],
     plan: Sequence[FactPlacement],
@@ -386,29 +262,26 @@ def _to_records(
 
 
 def _find_lost(
-    active: _ActiveCodebook | None, stored: Mapping[str, Tensor], facts: Sequence[Fact]
+    active: ActiveCodebook | None, stored: Mapping[str, Tensor], facts: Sequence[Fact]
 ) -> list[str]:
     """Return the facts, of this edit or before, that the new balls moved out of reach."""
     if not stored:
         return []
     earlier = [] if active is None else [patch for patch in active.patches if patch.stored]
-    parts = [*(patch.stored for patch in earlier), stored]
-    everyone = [*(patch.facts for patch in earlier), facts]
-    owners = [
-        own[fact]
-        for own, part in zip(everyone, parts, strict=True)
-        for fact in part["facts"].tolist()
-    ]
-    lost = set(out_of_reach(Codebook.of(CodebookRecords.concatenate(parts))))
-    if earlier:
-        lost -= set(out_of_reach(Codebook.of(CodebookRecords.concatenate(parts[:-1]))))
+    before = None if active is None else active.book
+    book = Codebook.of(stored) if before is None else before.extend(stored)
+    lost = set(out_of_reach(book))
+    if active is not None:
+        lost -= active.lost
     edited_again = {fact.prompt for fact in facts}
-    new = len(owners) - len(parts[-1]["facts"])
-    return [
-        owners[row].label
-        for row in sorted(lost)
-        if row >= new or owners[row].prompt not in edited_again
-    ]
+    labels = []
+    for record in sorted(lost):
+        part = bisect.bisect_right(book.begins, record) - 1
+        own = facts if part == len(earlier) else earlier[part].facts
+        fact = own[int(book.parts[part]["facts"][record - book.begins[part]])]
+        if part == len(earlier) or fact.prompt not in edited_again:
+            labels.append(fact.label)
+    return labels
 
 
 def _notes(

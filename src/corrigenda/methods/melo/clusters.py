@@ -8,8 +8,10 @@ record whose cluster is no longer active opens one of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corrigenda.linalg.nearest import NearestSearch
+from corrigenda.linalg.row_buffer import RowBuffer
 
 OPENED, JOINED, IN_CONFLICT, REPLACED = 0, 1, 2, 3
 """Act of a record: it opened a cluster, joined one, opened one that shrinks another, or opened one
@@ -52,24 +55,8 @@ class ClusterRecords(NamedTuple):
     targets: Int[Tensor, " tokens"]
     lengths: Int[Tensor, " n"]
 
-    @classmethod
-    def concatenate(
-        cls, parts: Sequence[Mapping[str, Tensor]], counts: Sequence[int]
-    ) -> ClusterRecords:
-        """Return the records of several patches, in order, with blocks numbered consecutively.
 
-        Args:
-            parts: Tensors of the patches, each with the fields by name.
-            counts: Blocks of each patch.
-        """
-        columns = {name: torch.cat([part[name] for part in parts]) for name in cls._fields}
-        before = torch.tensor([0, *counts[:-1]]).cumsum(0)
-        sizes = torch.tensor([len(part["ids"]) for part in parts])
-        columns["blocks"] = columns["blocks"] + before.repeat_interleave(sizes)
-        return cls(**columns)
-
-
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Cluster:
     """Keys with one answer.
 
@@ -94,7 +81,7 @@ class ClusterDatabase:
 
     Attributes:
         keys: Of the records.
-        clusters: In the order in which they were opened.
+        clusters: In the order in which they were opened; one that changes is replaced.
         forgotten: Records whose keys fell out of their cluster.
     """
 
@@ -102,23 +89,39 @@ class ClusterDatabase:
     clusters: list[Cluster] = field(default_factory=list)
     forgotten: list[int] = field(default_factory=list)
     _by_id: dict[int, int] = field(default_factory=dict)
+    _centres: RowBuffer = field(default_factory=RowBuffer)
+    _dead: set[int] = field(default_factory=set)
+    _undo: list[Callable[[], object]] | None = None
 
-    @classmethod
-    def of(cls, records: ClusterRecords) -> ClusterDatabase:
-        """Return the clusters after all records, applied in order."""
-        found = cls()
-        ends = records.lengths.cumsum(0).tolist()
-        targets = records.targets.tolist()
-        columns = (records.radii, records.noise, records.acts, records.ids, records.roots)
-        rows = zip(*(column.tolist() for column in columns), strict=True)
+    def extend(self, part: Mapping[str, Tensor]) -> None:
+        """Apply the records of a patch, which has the fields of `ClusterRecords` by name."""
+        names = ("radii", "noise", "acts", "ids", "roots", "lengths")
+        targets = part["targets"].tolist()
         begin = 0
-        for row, (key, (radius, noise, act, number, root)) in enumerate(
-            zip(records.keys.unbind(0), rows, strict=True)
+        for key, radius, noise, act, number, root, length in zip(
+            part["keys"].unbind(0), *(part[name].tolist() for name in names), strict=True
         ):
-            label = tuple(targets[begin : ends[row]])
-            begin = ends[row]
-            found.apply(key, label, radius, noise, act, number, root)
-        return found
+            label = tuple(targets[begin : begin + length])
+            begin += length
+            self.apply(key, label, radius, noise, act, number, root)
+
+    @contextmanager
+    def trial(self) -> Generator[None]:
+        """Apply records only until left: then the clusters are as they were."""
+        assert self._undo is None, "trials are not nested"
+        self._undo = []
+        numbers = len(self.keys), len(self.clusters), len(self.forgotten)
+        try:
+            yield
+        finally:
+            for undo in reversed(self._undo):
+                undo()
+            self._undo = None
+            for some, count in zip(
+                (self.keys, self.clusters, self.forgotten), numbers, strict=True
+            ):
+                del some[count:]
+            self._centres.remove(numbers[1], len(self._centres))
 
     def __len__(self) -> int:
         return len(self.clusters)
@@ -142,45 +145,57 @@ class ClusterDatabase:
             return
         cluster = self.clusters[place]
         if act == JOINED:
-            cluster.points.append(row)
-            own = torch.stack([self.keys[point] for point in cluster.points]).double()
-            cluster.centre = own.mean(0)
-            reach = float((own - cluster.centre).norm(dim=1).max()) + noise
-            cluster.radius = max(radius, reach) if len(cluster.points) > 1 else radius
+            points = [*cluster.points, row]
+            own = torch.stack([self.keys[point] for point in points]).double()
+            centre = own.mean(0)
+            reach = float((own - centre).norm(dim=1).max()) + noise
+            reach = max(radius, reach) if len(points) > 1 else radius
+            self._replace(place, replace(cluster, centre=centre, radius=reach, points=points))
             return
         half = _distance(key, cluster.centre) / 2
-        cluster.radius = -1.0 if act == REPLACED else max(0.0, half - _GAP)
-        self._drop(cluster)
+        smaller = -1.0 if act == REPLACED else max(0.0, half - _GAP)
+        points = [
+            point
+            for point in cluster.points
+            if _distance(self.keys[point], cluster.centre) <= smaller
+        ]
+        self.forgotten += [point for point in cluster.points if point not in points]
+        self._replace(place, replace(cluster, radius=smaller, points=points))
         self._open(row, number, radius if act == REPLACED else half + _GAP, label)
 
     def nearest(self, key: Float[Tensor, " d"]) -> tuple[Cluster | None, float]:
         """Return the living cluster with the nearest centre, and its distance."""
-        living = [cluster for cluster in self.clusters if cluster.radius >= 0]
-        if not living:
+        if len(self._dead) == len(self.clusters):
             return None, torch.inf
-        centres = torch.stack([one.centre.double() for one in living])
-        apart = (centres - key.double()).norm(dim=1)
-        return living[int(apart.argmin())], float(apart.min())
+        apart = (self._centres.rows - key.double()).norm(dim=1)
+        apart[list(self._dead)] = torch.inf
+        return self.clusters[int(apart.argmin())], float(apart.min())
 
     def _open(self, row: int, number: int, radius: float, label: tuple[int, ...]) -> None:
+        self._on_undo(partial(_restore, self._by_id, number, self._by_id.get(number)))
         self._by_id[number] = len(self.clusters)
         self.clusters.append(Cluster(number, self.keys[row], radius, label, [row]))
+        self._centres.append(self.keys[row].double()[None])
 
-    def _drop(self, cluster: Cluster) -> None:
-        remaining = [
-            row
-            for row in cluster.points
-            if _distance(self.keys[row], cluster.centre) <= cluster.radius
-        ]
-        self.forgotten += [row for row in cluster.points if row not in remaining]
-        cluster.points = remaining
+    def _replace(self, place: int, cluster: Cluster) -> None:
+        self._on_undo(partial(self._put, place, self.clusters[place]))
+        self._put(place, cluster)
+
+    def _put(self, place: int, cluster: Cluster) -> None:
+        self.clusters[place] = cluster
+        self._centres.rows[place] = cluster.centre.double()
+        (self._dead.add if cluster.radius < 0 else self._dead.discard)(place)
+
+    def _on_undo(self, undo: Callable[[], object]) -> None:
+        if self._undo is not None:
+            self._undo.append(undo)
 
 
 class ClusterIndex:
     """Index that finds a query's block: the nearest centre, then that cluster's nearest key."""
 
     def __init__(
-        self, database: ClusterDatabase, blocks: Int[Tensor, " n"], device: torch.device
+        self, database: ClusterDatabase, blocks: Sequence[int], device: torch.device
     ) -> None:
         """Prepare to search, on a device."""
         self._clusters = [one for one in database.clusters if one.radius >= 0]
@@ -206,6 +221,13 @@ class ClusterIndex:
                 place = int((own - query).norm(dim=1).argmin())
             routes.append(int(self._blocks[points[place]]))
         return torch.tensor(routes)
+
+
+def _restore(numbers: dict[int, int], number: int, place: int | None) -> None:
+    if place is None:
+        del numbers[number]
+    else:
+        numbers[number] = place
 
 
 def _distance(one: Float[Tensor, " d"], other: Float[Tensor, " d"]) -> float:

@@ -169,7 +169,12 @@ class Melo(Editor):
         router = memory_of(lm, BlockRouter, BlockLayers(index, targets, self.gain))
         keys = keys_at(lm, [row.ids[: row.reads[0] + 1] for row in rows], value(index))
         noise = key_noise(lm, keys)
-        plan, database = self._plan(router, keys, rows, noise)
+        database = ClusterDatabase() if router is None else router.database
+        before = len(database.forgotten)
+        with database.trial():
+            plan = self._plan(database, keys, rows, noise)
+            forgotten = database.forgotten[before:]
+            num_clusters = len(database)
         with suspend(router):
             idle = () if router is None else router.patches
             trained = self._train(lm, targets, rows, [fact.label for fact in facts], idle)
@@ -187,9 +192,8 @@ class Melo(Editor):
         for site in targets:
             stored[f"{A_PART}{site}"] = torch.stack([one.blocks[site].a for one in trained])
             stored[f"{B_PART}{site}"] = torch.stack([one.blocks[site].b for one in trained])
-        notes = _notes(
-            facts, plan, trained, _find_forgotten(router, database, facts), len(database)
-        )
+        lost = _label_forgotten(router, forgotten, facts)
+        notes = _notes(facts, plan, trained, lost, num_clusters)
         patch = MeloPatch.make(
             lm, stored, method=self.name, config=config, facts=facts, notes=notes
         )
@@ -197,14 +201,12 @@ class Melo(Editor):
 
     def _plan(
         self,
-        router: BlockRouter | None,
+        database: ClusterDatabase,
         keys: Float[Tensor, "n d"],
         rows: Sequence[LabelledRow],
         noise: Sequence[float],
-    ) -> tuple[list[ClusterPlacement], ClusterDatabase]:
-        """Return where each fact's key goes, and the clusters after all facts."""
-        records = None if router is None else router.records
-        database = ClusterDatabase() if records is None else ClusterDatabase.of(records)
+    ) -> list[ClusterPlacement]:
+        """Return where each fact's key goes; they are in the database then."""
         ids = _entry_ids(keys, rows)
         plan: list[ClusterPlacement] = []
         is_first = False
@@ -218,7 +220,7 @@ class Melo(Editor):
                 keys[fact], row.labels, self.radius, noise[fact], one.act, ids[fact], one.root
             )
             plan.append(one)
-        return plan, database
+        return plan
 
     def _train(
         self,
@@ -254,17 +256,24 @@ def _find_early(index: Site, targets: Iterable[Site]) -> list[Site]:
     return [site for site in targets if (site.layer, _ORDER.get(site.part, 3)) <= own]
 
 
-def _find_forgotten(
-    router: BlockRouter | None, database: ClusterDatabase, facts: Sequence[Fact]
+def _label_forgotten(
+    router: BlockRouter | None, forgotten: Sequence[int], facts: Sequence[Fact]
 ) -> list[str]:
-    """Return the facts, of this edit or before, whose keys this edit moved out of clusters."""
-    before: list[int] = [] if router is None else router.database.forgotten
+    """Return the facts, of this edit or before, whose keys this edit moved out of clusters.
+
+    Args:
+        router: The patches that are active.
+        forgotten: The records of those facts.
+        facts: Of this edit.
+    """
+    if not forgotten:
+        return []
     earlier = [] if router is None else [fact for patch in router.full for fact in patch.facts]
     owners = [*earlier, *facts]
     edited_again = {fact.prompt for fact in facts}
     return [
         owners[row].label
-        for row in database.forgotten[len(before) :]
+        for row in forgotten
         if row >= len(earlier) or owners[row].prompt not in edited_again
     ]
 

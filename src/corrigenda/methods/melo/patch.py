@@ -21,7 +21,7 @@ from corrigenda.lm.hooks import TensorMap, additions, scatter_rows
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.naming import gather
 from corrigenda.lm.sites import Point, Site, value
-from corrigenda.methods.melo.clusters import ClusterDatabase, ClusterIndex, ClusterRecords
+from corrigenda.methods.melo.clusters import ClusterDatabase, ClusterIndex
 from corrigenda.patch import ModulePatch, WeightPatch
 
 A_PART, B_PART = "a/", "b/"
@@ -122,41 +122,62 @@ class BlockRouter(SharedMemory[MeloPatch]):
         self._route: Int[Tensor, " batch"] | None = None
         self._blocks: dict[Site, tuple[Tensor, Tensor]] = {}
 
-    @property
+    @cached_property
     def full(self) -> list[MeloPatch]:
         """Return the patches that have a block."""
         return [patch for patch in self.patches if patch.stored]
-
-    @cached_property
-    def records(self) -> ClusterRecords | None:
-        """Return the records of all patches; None where there are none."""
-        full = self.full
-        if not full:
-            return None
-        return ClusterRecords.concatenate(
-            [one.stored for one in full], [one.num_blocks for one in full]
-        )
 
     @cached_property
     def database(self) -> ClusterDatabase:
         """Return the clusters."""
         # It outlives the pass that needs it first.
         with torch.inference_mode(False):
-            return ClusterDatabase() if self.records is None else ClusterDatabase.of(self.records)
+            database = ClusterDatabase()
+            for patch in self.full:
+                database.extend(patch.stored)
+            return database
+
+    @cached_property
+    def blocks(self) -> list[int]:
+        """Return the block that the key of each record selects, all blocks counted."""
+        return [
+            begin + block
+            for patch, begin in zip(self.full, self._begins, strict=False)
+            for block in patch.stored["blocks"].tolist()
+        ]
+
+    @cached_property
+    def _begins(self) -> list[int]:
+        """First block of each patch, and their number at the end."""
+        return list(itertools.accumulate((patch.num_blocks for patch in self.full), initial=0))
 
     @cached_property
     def _index(self) -> ClusterIndex:
-        assert self.records is not None, "some patch has a block"
         device = self.lm.device_at(self.layers.index)
         with torch.inference_mode(False):
-            return ClusterIndex(self.database, self.records.blocks, device)
+            return ClusterIndex(self.database, self.blocks, device)
+
+    def extend(self, patch: MeloPatch) -> None:
+        """Apply the records of a patch that became the last one."""
+        if not patch.stored:
+            return
+        self._route = None
+        self.drop("_index")
+        with torch.inference_mode(False):
+            if "database" in self.__dict__:
+                self.database.extend(patch.stored)
+            if "blocks" in self.__dict__:
+                begin = self._begins[-1]
+                self.blocks += [begin + block for block in patch.stored["blocks"].tolist()]
+        if "_begins" in self.__dict__:
+            self._begins.append(self._begins[-1] + patch.num_blocks)
+        if "full" in self.__dict__:
+            self.full.append(patch)
 
     def forget(self) -> None:
-        """Drop records, clusters and routes, because the list of patches has changed."""
+        """Drop clusters and routes, because a patch was taken out."""
         self._route = None
-        for name in ("records", "database", "_index"):
-            if name in self.__dict__:
-                delattr(self, name)
+        self.drop("full", "database", "blocks", "_begins", "_index")
 
     def transforms(self) -> Mapping[Point, TensorMap]:
         """Return hooks that read keys after the index layer and add terms after the targets."""
@@ -164,7 +185,7 @@ class BlockRouter(SharedMemory[MeloPatch]):
         return {value(self.layers.index): self._read, **additions(terms)}
 
     def _read(self, output: Float[Tensor, "batch pos d"]) -> Tensor:
-        if self.suspended or self.records is None:
+        if self.suspended or not self.full:
             self._route = None
             return output
         route = self.lm.prompt_ends.decide_once(
@@ -190,12 +211,10 @@ class BlockRouter(SharedMemory[MeloPatch]):
     def _gather_blocks(
         self, site: Site, numbers: list[int], x: Tensor
     ) -> tuple[Float[Tensor, "rows d_in p"], Float[Tensor, "rows p d_out"]]:
-        full = self.full
-        begins = [0, *itertools.accumulate(patch.num_blocks for patch in full)]
         picked = []
         for number in numbers:
-            owner = bisect.bisect_right(begins, number) - 1
-            picked.append((full[owner], number - begins[owner]))
+            owner = bisect.bisect_right(self._begins, number) - 1
+            picked.append((self.full[owner], number - self._begins[owner]))
         a, b = (
             torch.stack([patch.stored[f"{name}{site}"][number] for patch, number in picked]).to(x)
             for name in (A_PART, B_PART)

@@ -58,7 +58,7 @@ class NeuralDBPatch(ModulePatch):
 
     def sizes_in(self, lm: LanguageModel) -> dict[str, int]:
         """Return the widths of its site in a model."""
-        d_out, d_in = lm.weight(Site(self.layer)).shape
+        d_out, d_in = lm.shape(Site(self.layer))
         return {"d_in": d_in, "d_model": d_out}
 
     @property
@@ -121,7 +121,7 @@ class _ActiveDatabase(SharedMemory[NeuralDBPatch]):
                 DatabaseRows.concatenate([patch.stored for patch in self.patches]),
                 threshold=self.gate.threshold,
                 same_token=self.gate.same_token,
-                device=self.lm.weight(Site(self.gate.layer)).device,
+                device=self.lm.device_at(Site(self.gate.layer)),
             )
 
     def forget(self) -> None:
@@ -224,7 +224,7 @@ class NeuralDB(LocateThenEdit):
 
     def patch_bytes(self, lm: LanguageModel, num_facts: int) -> int:
         """Estimate the bytes of the rows: a key and a residual for each fact."""
-        return num_facts * FLOAT * sum(lm.weight(Site(self._layer(lm))).shape)
+        return num_facts * FLOAT * sum(lm.shape(Site(self._layer(lm))))
 
     def editing_work(self, lm: LanguageModel, num_facts: int) -> tuple[StageWork, ...]:
         """Estimate the operations of the target search."""

@@ -18,12 +18,12 @@ from corrigenda.engines.ordinary_text import draw_rows, tap_tokens
 from corrigenda.facts import Fact
 from corrigenda.lm.activation import activation_of
 from corrigenda.lm.footprint import FLOAT, USUAL_TOKENS, head_bytes
-from corrigenda.lm.hooks import Copies, Term
 from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Point, Site, Tokens, key
 from corrigenda.lm.spans import encode_fact
 from corrigenda.lm.tail import Tail
+from corrigenda.lm.term_bank import RowTerm, add_rows
 from corrigenda.methods.t_patcher.neurons import (
     FactRun,
     Neurons,
@@ -85,26 +85,35 @@ class NeuronPatch(ModulePatch):
     def hooks(self, lm: LanguageModel) -> Generator[None]:
         """Add act(q K_p^T + b_p) V_p to the block's output at every token where a neuron fires.
 
-        Where no neuron fires, the output tensor is left as it is.
+        Where no neuron fires, the output tensor is left as it is. The neurons of all active patches
+        are one hook.
         """
         if not len(self.stored["owners"]):
             yield
             return
         notes = self.header.notes
-        act = _find_activation(lm, str(notes["activation"]))
+        activation = str(notes["activation"])
         (site,) = _sites(lm)
-        with lm.add({site: _term(self.neurons, act)}, inputs={site: _query_point(site)}):
+        with add_rows(
+            lm,
+            site,
+            self.neurons,
+            kind=(self.kind, activation),
+            term=_term(_find_activation(lm, activation)),
+            point=_query_point(site),
+        ):
             yield
 
 
-def _term(neurons: Neurons, act: Callable[[Tensor], Tensor]) -> Term:
+def _term(act: Callable[[Tensor], Tensor]) -> RowTerm:
     """Return what neurons add at the tokens where one of them fires."""
-    copies = Copies(neurons)
 
     def term(
-        queries: Float[Tensor, "batch pos d"], _: Float[Tensor, "batch pos d"]
+        rows: tuple[Tensor, ...],
+        queries: Float[Tensor, "batch pos d"],
+        _: Float[Tensor, "batch pos d"],
     ) -> Float[Tensor, "batch pos d"] | None:
-        placed = Neurons(*copies.like(queries))
+        placed = Neurons(*rows)
         fired = act(placed.activations(queries))
         active = (fired != 0).any(-1, keepdim=True)
         if not bool(active.any()):

@@ -43,6 +43,7 @@ from corrigenda.training.dataset import TrainingSet, text_only
 _EPSILON = 1e-7
 _FLOOR = 1e-6
 _ROUNDED_AWAY = 0.5
+_ROWS_MEASURED = 256
 _ROW_OF_TEXT = 64
 _ANSWER_OF_TEXT = 4
 _DOCUMENTS_TO_DRAW_FROM = 50
@@ -342,11 +343,17 @@ def _normalise(
 
 
 def _rounding_losses(lm: LanguageModel, changes: Mapping[Site, LowRank]) -> dict[Site, float]:
-    """Return the share of each change that is lost when the weight is rounded to its dtype."""
+    """Return the share of each change that is lost when the weight is rounded to its dtype.
+
+    It is measured on rows spread evenly over the weight.
+    """
     lost = {}
     for site, change in changes.items():
-        weight, delta = lm.weight(site).double().cpu(), change.to_dense()
-        written = (weight + delta).to(lm.weight(site).dtype).double() - weight
+        weight = lm.weight(site)
+        rows = slice(None, None, max(1, len(weight) // _ROWS_MEASURED))
+        before = weight[rows].double().cpu()
+        delta = LowRank(change.left[rows], change.right).to_dense().cpu()
+        written = (before + delta).to(weight.dtype).double() - before
         size = float(delta.norm())
         lost[site] = float((written - delta).norm()) / size if size else 0.0
     return lost

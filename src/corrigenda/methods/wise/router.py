@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -14,10 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
+from corrigenda.engines.shared_memory import SharedMemory, join
 from corrigenda.lm.activation import activation_of
-from corrigenda.lm.hooks import Copies, scatter_rows
+from corrigenda.lm.hooks import Copies, TensorMap, additions, scatter_rows
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site
+from corrigenda.lm.sites import Point, Site
 from corrigenda.methods.wise.side_memory import (
     SideMemory,
     choose,
@@ -85,56 +87,58 @@ class SidePatch(ModulePatch):
             for i in names
         ]
 
-    @contextmanager
-    def hooks(self, lm: LanguageModel) -> Generator[None]:
-        """Route each query to the memory with the largest response above its threshold.
+    def hooks(self, lm: LanguageModel) -> AbstractContextManager[object]:
+        """Route each query to the memory with the largest response above its threshold, until left.
 
-        Where no row is routed to a side memory, the output tensor is left as it is.
+        Where no row is routed to a side memory, the output tensor is left as it is. The patches of
+        a sequence are one hook, of which only the latest takes room for its memories.
         """
-        memories = self.memories()
-        if not memories:
-            yield
-            return
-        site = Site(int(str(self.header.notes["layer"])))
-        router = _ResponseRouter(self, lm, memories)
-        with lm.prompt_ends.follow(), lm.add({site: router.respond}):
-            yield
-
-    def is_silent(self, lm: LanguageModel) -> bool:
-        """Return whether a later patch of its sequence is active or the sequence is in training."""
-        mine = self.header.notes
-        if mine["sequence"] == _TRAINED.get():
-            return True
-        others = (one.header.notes for one in lm.patches if isinstance(one, SidePatch))
-        return any(
-            other["sequence"] == mine["sequence"]
-            and int(str(other["turn"])) > int(str(mine["turn"]))
-            for other in others
-        )
+        if not self.stored:
+            return nullcontext()
+        notes = self.header.notes
+        site = Site(int(str(notes["layer"])))
+        sequence = str(notes["sequence"])
+        return join(lm, self, (self.kind, site, sequence), lambda: _SideRouter(lm, site, sequence))
 
 
-class _ResponseRouter:
-    """Chooses a side memory for each row of a pass, and gives its response."""
+class _SideRouter(SharedMemory[SidePatch]):
+    """Router of the latest patch of a sequence: chooses a side memory for each row of a pass."""
 
-    def __init__(self, patch: SidePatch, lm: LanguageModel, memories: Sequence[SideMemory]) -> None:
-        self._patch, self._lm = patch, lm
-        config = patch.header.config
-        self._routing = config["routing"]
-        longest = config["longest_mean"]
-        self._longest = None if longest is None else int(str(longest))
-        self._act = activation_of(lm) if config["score"] == "activated" else None
-        self._thresholds = torch.tensor([one.score for one in memories], dtype=torch.float64)
-        self._deltas = Copies([one.delta for one in memories])
+    def __init__(self, lm: LanguageModel, site: Site, sequence: str) -> None:
+        super().__init__(lm)
+        self.site, self.sequence = site, sequence
+
+    def transforms(self) -> Mapping[Point, TensorMap]:
+        return additions({self.site: self.respond})
+
+    def extend(self, patch: SidePatch) -> None:
+        if _turn(patch) >= _turn(self._latest):
+            self.forget()
+
+    def forget(self) -> None:
+        self.drop("_latest", "_thresholds", "_deltas")
+
+    @cached_property
+    def _latest(self) -> SidePatch:
+        return max(reversed(self.patches), key=_turn)
+
+    @cached_property
+    def _thresholds(self) -> Tensor:
+        return torch.tensor([one.score for one in self._latest.memories()], dtype=torch.float64)
+
+    @cached_property
+    def _deltas(self) -> Copies:
+        return Copies([one.delta for one in self._latest.memories()])
 
     def respond(
         self, x: Float[Tensor, "batch pos d_in"], output: Float[Tensor, "batch pos d_out"]
     ) -> Float[Tensor, "batch pos d_out"] | None:
         """Return the response of the chosen memory for each row; None where none was chosen."""
-        if self._patch.is_silent(self._lm):
+        if self.sequence == _TRAINED.get():
             return None
         deltas = self._deltas.like(x)
-        if self._routing == "prompt":
-            chosen = self._lm.prompt_ends.decide_once(
+        if self._latest.header.config["routing"] == "prompt":
+            chosen = self.lm.prompt_ends.decide_once(
                 self, lambda ends: self._choose(x, output, deltas, ends.to(x.device))
             )
         else:
@@ -155,16 +159,21 @@ class _ResponseRouter:
         deltas: Sequence[Tensor],
         ends: Int[Tensor, " batch"] | None,
     ) -> Int[Tensor, " batch"]:
-        inside = self._lm.prompt_ends.mask.to(x.device)
+        config = self._latest.header.config
+        longest = None if config["longest_mean"] is None else int(str(config["longest_mean"]))
+        act = activation_of(self.lm) if config["score"] == "activated" else None
+        inside = self.lm.prompt_ends.mask.to(x.device)
         if ends is not None:
             inside = inside & (torch.arange(x.shape[1], device=x.device) <= ends[:, None])
         scores = [
-            query_scores(
-                response_scores(linear(x, delta), output, self._act), inside, self._longest
-            )
+            query_scores(response_scores(linear(x, delta), output, act), inside, longest)
             for delta in deltas
         ]
         return choose(torch.stack(scores), self._thresholds)
+
+
+def _turn(patch: SidePatch) -> int:
+    return int(str(patch.header.notes["turn"]))
 
 
 @contextmanager
