@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from corrigenda.exports.restore import restore_merged
     from corrigenda.exports.survival import assess_after
     from corrigenda.facts import Fact, Span, read_facts
+    from corrigenda.guarding.guard import guard
     from corrigenda.knowledge.exam import exam
     from corrigenda.lm.model import LanguageModel
     from corrigenda.lm.sites import Site
@@ -131,6 +132,7 @@ _HOMES = {
     "exam": "corrigenda.knowledge.exam",
     "export": "corrigenda.exports.export",
     "fit": "corrigenda.api",
+    "guard": "corrigenda.guarding.guard",
     "list_methods": "corrigenda.catalogue",
     "list_models": "corrigenda.catalogue",
     "load": "corrigenda.api",
@@ -173,6 +175,7 @@ __all__ = [
     "exam",
     "export",
     "fit",
+    "guard",
     "list_methods",
     "list_models",
     "load",

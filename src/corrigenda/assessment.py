@@ -157,6 +157,11 @@ class Assessment:
         role = parse_choice(Role, role)
         return compute_share(self._results(role, chat=chat))
 
+    def count(self, role: Role) -> tuple[int, int]:
+        """Return how many prompts of a role have the wanted answer in plain form, and how many."""
+        found = self._results(role, chat=False)
+        return sum(found), len(found)
+
     def subject_kept(self, *, chat: bool = False) -> float | None:
         """Return the share of full sentences about a subject that still name it.
 

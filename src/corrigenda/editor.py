@@ -383,6 +383,17 @@ class Editor(Settings, ABC):
             CorrigendaError: other errors of facts, tokenizer or solver.
         """
 
+    def search_ahead(
+        self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None
+    ) -> None:
+        """Do together what edits of single facts have in common; without it they do it themselves.
+
+        Args:
+            lm: The model, as it will be at each of these edits.
+            facts: Facts that are edited one by one afterwards.
+            state: As for `edit`.
+        """
+
     def constraints(
         self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None
     ) -> Mapping[Site, Constraint]:

@@ -179,6 +179,12 @@ class WeightsChanged(CorrigendaError):
     code = "CG407"
 
 
+class EditRefused(CorrigendaError):
+    """The guard measured damage beyond the limits; the edit was taken back."""
+
+    code = "CG408"
+
+
 class UnknownMethod(CorrigendaError):
     """No method by that name."""
 

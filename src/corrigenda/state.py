@@ -49,7 +49,7 @@ class State:
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Mapping[str, JsonValue] = field(default_factory=dict)
-    _factors: dict[tuple[Site, float], Cholesky] = field(default_factory=dict, repr=False)
+    _factors: dict[tuple[Site, float, float], Cholesky] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(sorted(self.tensors.items()))))
@@ -105,13 +105,14 @@ class State:
                     hint="Call `editor.fit(lm)` with the same editor and pass its state.",
                 )
 
-    def factor(self, site: Site, shrinkage: float | None = None) -> Cholesky:
+    def factor(self, site: Site, shrinkage: float | None = None, *, ridge: float = 0.0) -> Cholesky:
         """The Cholesky factor of a site's second moment, computed once per state.
 
         Args:
             site: Where the keys were taken.
             shrinkage: rho of `SecondMoment.covariance`; None takes the entry `shrinkage` of `meta`,
                 else `automatic_shrinkage`. Published methods have 0.
+            ridge: Added to the diagonal, in the units of the moment.
 
         Raises:
             MissingState (CG503): no moment for this site.
@@ -119,15 +120,20 @@ class State:
             IllConditioned (CG203): no factor exists, or too few keys with `shrinkage=0`.
         """
         shrinkage = self.shrinkage(site) if shrinkage is None else shrinkage
-        if (site, shrinkage) not in self._factors:
+        place = site, shrinkage, ridge
+        if place not in self._factors and ridge:
+            matrix = self.factor(site, shrinkage).matrix()
+            matrix.diagonal().add_(ridge)
+            self._factors[place] = Cholesky.of(matrix, where=str(site))
+        if place not in self._factors:
             moment = self.moment(site)
             if not moment.count:
                 raise EmptyCorpus(
                     f"no key was seen at {site}.",
                     hint="Give more text, or text that reaches this expert.",
                 )
-            self._factors[site, shrinkage] = moment.cholesky(shrinkage, where=str(site))
-        return self._factors[site, shrinkage]
+            self._factors[place] = moment.cholesky(shrinkage, where=str(site))
+        return self._factors[place]
 
     def shrinkage(self, site: Site) -> float:
         """Return the shrinkage that `factor` takes at a site by itself.

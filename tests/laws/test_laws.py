@@ -30,10 +30,18 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
     "memit": (
         {"layers": [1, 2], "weight": 20.0, **QUICK},
         {"layers": [1, 2], "weight": 20.0, "sequential": True, **QUICK},
+        {"layers": [1, 2], "weight": 20.0, "boundary": True, "merge_subjects": True, **QUICK},
+        {
+            **{"layers": [1, 2], "weight": 20.0, "sequential": True, "likeliest_stop": 1},
+            **{"norm_weight": 1.0, "ideal_weight": 1.0, **QUICK},
+        },
     ),
     "emmet": ({"layer": 1, **QUICK},),
     "pmet": ({"layers": [1, 2], "weight": 20.0, **QUICK},),
-    "alphaedit": ({"layers": [1, 2], "energy": 0.1, **QUICK},),
+    "alphaedit": (
+        {"layers": [1, 2], "energy": 0.1, **QUICK},
+        {"layers": [1, 2], "energy": 0.1, "norm_anchor": True, "anchor_facts": 8, **QUICK},
+    ),
     "ft": (
         {"layer": 1, "epochs": 4, "box": 1e-3},
         {"layer": 3, "epochs": 4, "objective": "last-token", "weight_decay": 0.1, "batch_size": 2},

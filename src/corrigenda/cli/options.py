@@ -108,6 +108,33 @@ Text = Annotated[
     ),
 ]
 
+Guard = Annotated[
+    bool,
+    typer.Option(
+        "--guard/--no-guard",
+        help="Measure what must not change, and refuse the edit where the damage is too large.",
+        show_default=False,
+    ),
+]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="MEASURE=FREE,REFUSED",
+        help="Other limits of the guard, such as perplexity=0.05,0.2; may be repeated.",
+        show_default=False,
+    ),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="A task of lm-eval that the guard runs too; may be repeated.",
+        show_default=False,
+    ),
+]
+
 
 def parse_settings(settings: Sequence[str] | None) -> dict[str, Setting]:
     """Return the options in texts `option=value`; a value that is not JSON is text.

@@ -11,7 +11,7 @@ from corrigenda.facts import Fact
 EVEN_ODDS = math.log(2.0)
 """Loss of an answer, in nats, at which it is as likely as all others together."""
 
-EditStatus = Literal["written", "not converged", "clamped"]
+EditStatus = Literal["written", "not converged", "clamped", "left out"]
 
 
 def summarise(
@@ -21,7 +21,7 @@ def summarise(
     failed = [
         f"{fact.label}: {status}; the target stayed unlikely in the search."
         for fact, status in zip(facts, statuses, strict=True)
-        if status != "written"
+        if status not in ("written", "left out")
     ]
     return {"status": list(statuses), "notices": [*warnings, *failed]}
 

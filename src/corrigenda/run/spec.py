@@ -26,6 +26,7 @@ from corrigenda.methods.registry import METHODS
 from corrigenda.run.editor_spec import EditorSpec, Table
 from corrigenda.run.objects import as_editor, as_tables
 from corrigenda.run.tables import (
+    AfterSpec,
     AskSpec,
     DataSpec,
     HealthSpec,
@@ -60,6 +61,7 @@ class SharedSpec(Table):
         regime: How many cases are edited at once and in sequence.
         ask: Which probes are asked, and how.
         health: Measures of the whole model.
+        after: Treatments of edited weights after which facts are asked once more.
         seed: Shuffles a mix, and seeds methods that have a `seed` and no other value for it.
         metrics: Metrics of tables; none takes the default ones.
         intervals: Intervals of tables.
@@ -80,6 +82,7 @@ class SharedSpec(Table):
     regime: Regime = Field(default_factory=Regime)
     ask: AskSpec = Field(default_factory=AskSpec)
     health: HealthSpec = Field(default_factory=HealthSpec)
+    after: AfterSpec = Field(default_factory=AfterSpec)
     seed: int = 0
     metrics: tuple[str, ...] = ()
     intervals: Intervals = Field(default_factory=Intervals)
@@ -161,6 +164,8 @@ class RunSpec(SharedSpec):
         for name in ("quantization", "attention"):
             if plain[name] is None:
                 del plain[name]
+        if not self.after.forms:
+            del plain["after"]
         drawn = (*plain["benchmark"], *plain["health"]["tasks"])
         for one in (*drawn, *([plain["train"]] if self.train else ())):
             if one["limit"] is None:
@@ -231,7 +236,17 @@ def _choose_folder(one: DataSpec, folder: str) -> str | None:
 
 def _make_error(kind: type[BaseModel], error: ValidationError) -> BadConfig:
     """Return one error with all problems of a recipe; unknown keys are compared with all known."""
-    tables = (kind, EditorSpec, DataSpec, Regime, AskSpec, HealthSpec, TaskSpec, Intervals)
+    tables = (
+        kind,
+        EditorSpec,
+        DataSpec,
+        Regime,
+        AskSpec,
+        HealthSpec,
+        TaskSpec,
+        AfterSpec,
+        Intervals,
+    )
     known = sorted({name for table in tables for name in table.model_fields})
     problems: list[str] = []
     hints: list[str] = []

@@ -148,6 +148,19 @@ class HealthSpec(Table):
         return self
 
 
+class AfterSpec(Table):
+    """What happens to edited weights before facts are asked once more.
+
+    Attributes:
+        forms: Types of weights they are quantised to (`q8_0`, `q4_0`, ...), each merged and as an
+            adapter, and `fine-tuned`; see `corrigenda.assess_after`.
+    """
+
+    forms: tuple[
+        Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "fine-tuned"], ...
+    ] = ()
+
+
 class Intervals(Table):
     """Settings of the intervals of tables (see `corrigenda.metrics.estimate.Bootstrap`).
 

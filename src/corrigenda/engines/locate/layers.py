@@ -13,22 +13,21 @@ from torch import Tensor
 from corrigenda.editor import Edit
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Style
-from corrigenda.engines.locate.pipeline import SMALL_AGREEMENT, EditPlan, LocateThenEdit
-from corrigenda.engines.locate.target_search import EntryRole, SearchTrace, Targets, find_targets
+from corrigenda.engines.locate.ideal_editor import sentence_keys, simulate_ideal
+from corrigenda.engines.locate.layer_notes import LayerNotes, SolvedLayer
+from corrigenda.engines.locate.pipeline import EditPlan, LocateThenEdit
+from corrigenda.engines.locate.records import EntryRole, Targets
 from corrigenda.facts import Fact
+from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.linalg.protected import Protected
-from corrigenda.linalg.solve import gram_condition
+from corrigenda.linalg.solve import ridge
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, key
 from corrigenda.lm.sites import state as residual_stream
 from corrigenda.patch import Header, WeightPatch
-from corrigenda.patch.notes import round_series, summarise
 from corrigenda.progress import report_stage
 from corrigenda.state import State
-
-SMALL_FRACTION = 0.3
-"""Below this share of a wanted change in the last edited block, a fact counts as hardly written."""
 
 
 class LayerMeasurement(NamedTuple):
@@ -51,6 +50,17 @@ class SpreadEditor(LocateThenEdit):
     context_style: ClassVar[Style] = "memit"
     role: ClassVar[EntryRole] = "state"
     usual_clamp: ClassVar[float] = 0.75
+
+    merge_subjects: bool = Field(
+        default=False,
+        description="Search one value for all facts of a batch with the same subject "
+        "(MEMIT-Merge).",
+    )
+
+    @property
+    def merges_facts(self) -> bool:
+        """Whether facts of one subject get one target: the option `merge_subjects`."""
+        return self.merge_subjects
 
     def solve(
         self,
@@ -100,21 +110,39 @@ class SpreadEditor(LocateThenEdit):
             MissingState (CG503): no state, or one without these layers.
             NonFinite (CG201): the model gives no finite loss.
             NotEnoughFacts (CG106), DependentKeys (CG202): equality constraints on keys that
-                coincide, or more of them than coordinates.
+                coincide, or more of them than coordinates; merged facts that contradict each other.
         """
         state = state or State()
         if not facts:
             return Edit(WeightPatch({}, self.make_header(lm, facts, {})), state)
         plan = self.make_plan(lm, state)
         self.check_facts(lm, facts, plan)
-        notes = _LayerNotes(facts, plan, pipeline.subject_warnings(lm, facts))
+        notes = LayerNotes(facts, plan, pipeline.subject_warnings(lm, facts), self.merges_facts)
         with ExitStack() as stack:
-            changes = {
-                layer.site: layer.change
-                for layer in self._solve_in_order(lm, facts, plan, state, notes, stack)
-            }
-            after = self.extend_state(lm, facts, plan, state)
+            solved = self._solve_in_order(lm, facts, plan, state, notes, stack)
+            changes, after = {layer.site: layer.change for layer in solved}, state
+            if not self.corrects_changes:
+                after = self.extend_state(lm, facts, plan, state)
+        if self.corrects_changes:
+            changes, after = self.correct_changes(lm, facts, changes, state)
+            with WeightPatch(changes, Header(method=self.name)).apply(lm):
+                after = self.extend_state(lm, facts, plan, after)
         return Edit(WeightPatch(changes, self.make_header(lm, facts, notes.finish())), after)
+
+    @property
+    def corrects_changes(self) -> bool:
+        """Whether `correct_changes` makes others of the changes that were solved for."""
+        return False
+
+    def correct_changes(
+        self,
+        lm: LanguageModel,
+        facts: Sequence[Fact],
+        changes: dict[Site, LowRank],
+        state: State,
+    ) -> tuple[dict[Site, LowRank], State]:
+        """Return the changes as they are written, and the state that remembers them."""
+        return changes, state
 
     def _solve_in_order(
         self,
@@ -122,25 +150,24 @@ class SpreadEditor(LocateThenEdit):
         facts: Sequence[Fact],
         plan: EditPlan,
         state: State,
-        notes: _LayerNotes,
+        notes: LayerNotes,
         stack: ExitStack,
     ) -> list[SolvedLayer]:
         """Solve layer by layer; on `stack` the changes of the lower ones stay applied."""
-        targets = find_targets(
-            lm,
-            pipeline.rewrite_rows(lm, facts, plan.contexts),
-            layer=plan.sites[-1].layer,
-            role=self.role,
-            settings=self.search_settings(lm),
-            names=[fact.label for fact in facts],
-        )
-        notes.traces = targets.traces
+        searched = self.searched_layers(plan.sites)
+        targets, here = None, plan
         sequences = pipeline.subject_tokens(lm, facts, plan.contexts)
         layers = []
         for done, site in enumerate(plan.sites):
+            if targets is None or len(searched) > 1:
+                here = plan._replace(sites=(site,)) if len(searched) > 1 else plan
+                targets, notices = self.find_wanted(lm, facts, here, here.sites[-1].layer)
+                notes.traces = targets.traces
+                notes.warnings += notices
             report_stage(pipeline.WRITING, done, len(plan.sites))
-            measured = self._measure(lm, site, plan, sequences, targets)
-            share = self.layer_share(measured.residuals, len(plan.sites) - done)
+            measured = self._measure(lm, site, here, sequences, targets)
+            remaining = 1 if here is not plan else len(plan.sites) - done
+            share = self.layer_share(measured.residuals, remaining)
             self.check_keys(facts, measured.keys)
             change = self.solve(measured.keys.T, share.T, state, site)
             layers.append(SolvedLayer(site, measured.keys, share, change))
@@ -159,7 +186,9 @@ class SpreadEditor(LocateThenEdit):
         """Return keys, shares and changes of every layer, as `edit` finds them."""
         plan = self.make_plan(lm, state)
         with ExitStack() as stack:
-            return self._solve_in_order(lm, facts, plan, state, _LayerNotes(facts, plan, ()), stack)
+            return self._solve_in_order(
+                lm, facts, plan, state, LayerNotes(facts, plan, (), self.merges_facts), stack
+            )
 
     def check_facts(self, lm: LanguageModel, facts: Sequence[Fact], plan: EditPlan) -> None:
         """Refuse, before the search, a batch that no solve could take; least squares takes all."""
@@ -207,6 +236,43 @@ class MultiLayerEditor(SpreadEditor):
         description="Price of disturbing old keys, in background keys; by default "
         "as many as suit the model, see `price`.",
     )
+
+    boundary: bool = Field(
+        default=False,
+        description="Edit the first and the last of the layers alone, each to a target of its own "
+        "(BLUE).",
+    )
+    ideal_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="Fit the effects of all edits of a sequence together (SimIE), at this price of "
+        "a change in squared units of keys; 0: each edit for itself.",
+    )
+
+    def select_layers(self, layers: tuple[int, ...]) -> tuple[int, ...]:
+        """Return all layers, or with `boundary` the first and the last."""
+        return tuple(sorted({min(layers), max(layers)})) if self.boundary else layers
+
+    def searched_layers(self, sites: Sequence[Site]) -> tuple[int, ...]:
+        """Return the last layer, or with `boundary` all that are edited."""
+        return tuple(site.layer for site in (sites if self.boundary else sites[-1:]))
+
+    @property
+    def corrects_changes(self) -> bool:
+        """Whether changes are corrected: with `ideal_weight`."""
+        return self.ideal_weight > 0
+
+    def correct_changes(
+        self,
+        lm: LanguageModel,
+        facts: Sequence[Fact],
+        changes: dict[Site, LowRank],
+        state: State,
+    ) -> tuple[dict[Site, LowRank], State]:
+        """Return what SimIE makes of the changes, and the state with the keys of the sentences."""
+        keys = sentence_keys(lm, facts, list(changes))
+        prefix = f"{self.name}/ideal/"
+        return simulate_ideal(changes, keys, state, weight=self.ideal_weight, prefix=prefix)
 
     @property
     def protects_keys(self) -> bool:
@@ -289,86 +355,40 @@ class MultiLayerEditor(SpreadEditor):
         return f"{self.name}/protected/{site}/"
 
 
-class SolvedLayer(NamedTuple):
-    """Solution of one layer: keys and shares one row per fact, float64."""
+class RidgeEditor(MultiLayerEditor):
+    """Editor whose solve is a ridge on old keys, with a price for the norm of the change itself."""
 
-    site: Site
-    keys: Float[Tensor, "n d_in"]
-    share: Float[Tensor, "n d_model"]
-    change: LowRank
+    norm_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="Price of the norm of a change, in squared units of keys (norm-constrained "
+        "update).",
+    )
 
+    def metric(self, state: State, site: Site) -> Cholesky:
+        """Return the factor of C, or with `norm_weight` of C + norm_weight / weight I."""
+        ridge = self.norm_weight / self.price(state, site) if self.norm_weight else 0.0
+        return state.factor(site, ridge=ridge)
 
-class _LayerNotes:
-    """Notes for the header, collected layer by layer."""
+    def coordinates(
+        self, state: State, site: Site, keys: Float[Tensor, "d_in n"]
+    ) -> Float[Tensor, "size n"]:
+        """Return keys in the coordinates in which every change costs the same."""
+        factor = self.metric(state, site)
+        return factor.whiten(keys.to(factor.lower))
 
-    def __init__(self, facts: Sequence[Fact], plan: EditPlan, warnings: Sequence[str]) -> None:
-        self.facts, self.plan = facts, plan
-        self.traces: list[SearchTrace] = []
-        self.warnings = [*plan.notices, *warnings]
-        self.agreement: dict[str, list[float]] = {}
-        self.fraction: dict[str, list[float]] = {}
-        self.missing: dict[str, list[float]] = {}
-        self.first_missing: list[float] = []
-        self.left: list[float] = []
-        self.condition: dict[str, float] = {}
-        self.conflicts: list[list[int]] = []
-
-    def add(
+    def solve(
         self,
-        layer: SolvedLayer,
-        missing: Float[Tensor, "n d_model"],
-        keys: Float[Tensor, "size n"],
-        clean: Float[Tensor, "size n"],
-    ) -> None:
-        """Record one layer; `keys` and `clean` are in the coordinates of the method."""
-        name = str(layer.site)
-        self.agreement[name] = pipeline.key_agreements(keys.T, clean.T, None)
-        written = layer.change @ layer.keys.T.to(layer.change.right)
-        self.fraction[name] = pipeline.written_fractions(written, layer.share.T.to(written))
-        if not self.first_missing:
-            self.first_missing = missing.norm(dim=1).tolist()
-        self.left = (missing.T.to(written) - written).norm(dim=0).tolist()
-        self.missing[name] = missing.norm(dim=1).tolist()
-        self.condition[name] = gram_condition(keys, None).condition
-        for fact, ratio in zip(self.facts, self.agreement[name], strict=True):
-            if ratio < SMALL_AGREEMENT:
-                self.warnings.append(
-                    f"{fact.label}: key agreement {ratio:.3f} at {name} is below "
-                    f"{SMALL_AGREEMENT}; the averaged key does not represent the bare prompt."
-                )
-        if self.conflicts:
-            return
-        for i, j in pipeline.same_key_pairs(layer.keys):
-            if self.facts[i].target != self.facts[j].target:
-                self.conflicts.append([i, j])
-                self.warnings.append(
-                    f"{self.facts[i].label} and {self.facts[j].label} have the same key and "
-                    "different targets; least squares averages them."
-                )
-
-    def _small_fractions(self) -> list[str]:
-        """Describe a batch of which too little was written; empty where enough was."""
-        pairs = zip(self.left, self.first_missing, strict=True)
-        shares = [1 - left / missing for left, missing in pairs if missing > 0]
-        few = [share for share in shares if share < SMALL_FRACTION]
-        if not few:
-            return []
-        return [
-            f"Of {len(few)} of {len(self.facts)} facts less than {SMALL_FRACTION:.0%} of the "
-            f"wanted change was written (least {min(few):.0%}): lower `weight` to write more."
-        ]
-
-    def finish(self) -> dict[str, object]:
-        """Return the notes for the header."""
-        warnings = [*self.warnings, *self._small_fractions()]
-        return {
-            **summarise(self.facts, [trace.status for trace in self.traces], warnings),
-            "search": [trace.to_dict() for trace in self.traces],
-            "key_agreement": round_series(self.agreement),
-            "written_fraction": round_series(self.fraction),
-            "missing": round_series(self.missing),
-            "key_condition": {name: f"{value:.3g}" for name, value in self.condition.items()},
-            "conflicts": self.conflicts,
-            "layers": [site.layer for site in self.plan.sites],
-            "statistics": self.plan.statistics,
-        }
+        keys: Float[Tensor, "d_in n"],
+        residuals: Float[Tensor, "d_out n"],
+        state: State,
+        site: Site,
+    ) -> LowRank:
+        """Solve R K^T (weight C + norm_weight I + K_p K_p^T + K K^T)^-1."""
+        return ridge(
+            keys,
+            residuals,
+            self.metric(state, site),
+            weight=self.price(state, site),
+            protected=self.protected(state, site),
+        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -20,23 +21,56 @@ from torch import Tensor
 from corrigenda.editor import Editor, StageWork
 from corrigenda.engines.locate.contexts import Contexts, Style, generate_contexts
 from corrigenda.engines.locate.layer_choice import choose_layer, describe_choice
-from corrigenda.engines.locate.records import StopLoss
+from corrigenda.engines.locate.records import EntryRole, SearchSettings, StopLoss, Targets
+from corrigenda.engines.locate.rows import (
+    capture_last,
+    encode_in_contexts,
+    rewrite_rows,
+    subject_tokens,
+)
 from corrigenda.engines.locate.search_size import search_flops, search_memory
-from corrigenda.engines.locate.target_search import SearchRow, SearchSettings
-from corrigenda.facts import Fact, Span
+from corrigenda.engines.locate.target_cache import current_targets
+from corrigenda.engines.locate.wanted import (
+    NormAnchor,
+    describe_merged,
+    hash_search,
+    measure_anchor,
+    read_outputs,
+    scale_targets,
+    search_targets,
+)
+from corrigenda.errors import MissingState
+from corrigenda.facts import Fact
 from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.lm.chat import has_chat_template
 from corrigenda.lm.footprint import USUAL_TOKENS, head_flops, pass_flops
-from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Site, Tokens, require_layers, value, write
-from corrigenda.lm.spans import Encoded, encode, encode_fact, encode_turn
+from corrigenda.lm.sites import Site, require_layers, value, write
+from corrigenda.lm.spans import encode_fact
 from corrigenda.patch import Header, header_for
 from corrigenda.progress import Progress
 from corrigenda.settings import select
 from corrigenda.state import State
 from corrigenda.statistics.fitting import describe_moments
 from corrigenda.training.dataset import TrainingSet
+
+__all__ = [
+    "SMALL_AGREEMENT",
+    "WRITING",
+    "EditPlan",
+    "LocateThenEdit",
+    "average",
+    "capture_last",
+    "encode_in_contexts",
+    "key_agreements",
+    "norm_gain",
+    "residuals_at_output",
+    "rewrite_rows",
+    "same_key_pairs",
+    "subject_tokens",
+    "subject_warnings",
+    "written_fractions",
+]
 
 SMALL_AGREEMENT = 0.1
 """Below this ratio of the clean to the averaged key, an edit at the clean prompt is
@@ -46,13 +80,13 @@ WRITING = "writing"
 """Name of the stage in which a change of weights is solved for."""
 
 _SAME_KEY = 0.999
-_CAPTURE_TOKENS = 4096
 _PULL_BACK = 1e-3
 _CHAT_WEIGHT = 0.5
 _CONTEXT_TOKENS = 10
 _USUAL_CONTEXTS: Mapping[Style, int] = {"rome": 21, "memit": 6}
 _CLAMP_AT_NORM = 1.5
 _CONTEXTS, _SITES, _NOTICES = "contexts", "locate/sites", "locate/notices"
+_ANCHORS = "locate/anchors"
 
 
 class EditPlan(NamedTuple):
@@ -63,19 +97,24 @@ class EditPlan(NamedTuple):
         contexts: Contexts and their weights.
         notices: Decisions taken for the caller, in words.
         statistics: What the second moments were made of, for the header.
+        anchors: Length of solved values at each layer that is searched; empty where none is fixed.
     """
 
     sites: tuple[Site, ...]
     contexts: Contexts
     notices: tuple[str, ...]
     statistics: Mapping[str, JsonValue]
+    anchors: Mapping[int, NormAnchor] = MappingProxyType({})
 
 
 class LocateThenEdit(Editor):
     """Editor with the options and steps that all locate-then-edit methods share."""
 
     context_style: ClassVar[Style]
+    role: ClassVar[EntryRole] = "value"
     usual_clamp: ClassVar[float] = 4.0
+    most_anchors: ClassVar[float] = 2.0
+    """A solved value longer than so many anchors is left out, see `norm_anchor`."""
     low_rank: ClassVar[bool] = True
 
     steps: int = Field(default=20, ge=1, description="Forward passes of the target search.")
@@ -93,8 +132,27 @@ class LocateThenEdit(Editor):
         default="nll",
         description="Loss compared with stop_loss: nll of the target, or total as published.",
     )
+    likeliest_stop: int = Field(
+        default=0,
+        ge=0,
+        description="End a search after so many passes in which every target token was the "
+        "likeliest (most-probable early stopping); 0: never.",
+    )
+    norm_anchor: bool = Field(
+        default=False,
+        description="Bring every solved value to the mean length of those of the unedited model "
+        "(norm-anchor scaling), measured by `fit`.",
+    )
+    anchor_facts: int = Field(
+        default=1000, ge=2, description="Facts by which that length is measured."
+    )
     contexts: Contexts | None = Field(
         default=None, description="Prefixes; the fitted ones, or generated, if not given."
+    )
+    num_prefixes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Generated prefixes, evenly spread over the style's; all of them by default.",
     )
     chat_contexts: bool = Field(
         default=True, description="Edit the chat form too, where the model has a chat template."
@@ -108,6 +166,44 @@ class LocateThenEdit(Editor):
     def layers_up_to(self, last: int, num_layers: int) -> tuple[int, ...]:
         """Return the layers to edit where `last` is the one chosen for the model."""
         return (last,)
+
+    def select_layers(self, layers: tuple[int, ...]) -> tuple[int, ...]:
+        """Return those of the layers that are edited: all."""
+        return layers
+
+    def searched_layers(self, sites: Sequence[Site]) -> tuple[int, ...]:
+        """Return the layers at which targets are searched: the last one."""
+        return (sites[-1].layer,)
+
+    @property
+    def merges_facts(self) -> bool:
+        """Whether facts of one subject get one target."""
+        return False
+
+    def find_wanted(
+        self, lm: LanguageModel, facts: Sequence[Fact], plan: EditPlan, layer: int
+    ) -> tuple[Targets, list[str]]:
+        """Search targets at a layer, on the model as it is, and return notices too.
+
+        Raises:
+            NotEnoughFacts (CG106), NonFinite (CG201): see `search_targets`.
+        """
+        settings = self.search_settings(lm)
+        found = search_targets(
+            lm,
+            facts,
+            plan.contexts,
+            layer=layer,
+            role=self.role,
+            settings=settings,
+            merged=self.merges_facts,
+        )
+        notices = describe_merged(facts, found.traces) if self.merges_facts else []
+        if not self.norm_anchor:
+            return found, notices
+        outputs = read_outputs(lm, facts, found, layer, self.role)
+        scaled = scale_targets(found, outputs, plan.anchors[layer].length, self.most_anchors)
+        return scaled.targets, [*notices, *scaled.describe(facts)]
 
     def search_settings(self, lm: LanguageModel) -> SearchSettings:
         """Return the settings of the target search on a model.
@@ -138,29 +234,34 @@ class LocateThenEdit(Editor):
 
     def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
         """Estimate the bytes of the target search: constants of the facts and one graph."""
-        return search_memory(lm, self.sites(lm)[-1].layer, num_facts, self._usual_rows)
+        return search_memory(
+            lm, self.searched_layers(self.sites(lm))[0], num_facts, self._usual_rows
+        )
 
     def editing_work(self, lm: LanguageModel, num_facts: int) -> tuple[StageWork, ...]:
         """Estimate the operations of contexts, of the target search, and of writing."""
         sites = self.likely_sites(lm)
-        last = sites[-1].layer
         rows = num_facts * self._usual_rows
+        layers = self.searched_layers(sites)
+        searched = sum(search_flops(lm, layer, rows, self.steps) for layer in layers)
         read = rows * USUAL_TOKENS / 2
         captured = sum(pass_flops(lm, read, 0, site.layer) for site in sites)
         widths = [lm.shape(site)[1] for site in sites] if self.requires.moments else []
         written = self._usual_rows * _CONTEXT_TOKENS
         return (
             StageWork("contexts", pass_flops(lm, written) + head_flops(lm, written)),
-            StageWork("search", search_flops(lm, last, rows, self.steps)),
+            StageWork("search", searched),
             StageWork(WRITING, captured, sum(4.0 * num_facts * width**2 for width in widths)),
         )
 
     @property
     def _usual_rows(self) -> int:
         """Rows of a fact: its prompt in each context, and its essence prompt."""
-        return 1 + (
-            _USUAL_CONTEXTS[self.context_style] if self.contexts is None else len(self.contexts)
-        )
+        if self.contexts is not None:
+            return 1 + len(self.contexts)
+        if self.num_prefixes is not None:
+            return 2 + self.num_prefixes
+        return 1 + _USUAL_CONTEXTS[self.context_style]
 
     def fit(
         self,
@@ -169,12 +270,26 @@ class LocateThenEdit(Editor):
         *,
         progress: Progress | None = None,
     ) -> State:
-        """Fit second moments at `sites(lm)` and generate the contexts, on the unedited model."""
+        """Fit second moments at `sites(lm)` and generate the contexts, on the unedited model.
+
+        With `norm_anchor` the length of solved values is measured too.
+        """
         sites, notices = self._locate(lm)
         fitted = super().fit(lm, corpus, progress=progress)
-        contexts = self.contexts or generate_contexts(lm, self.context_style, seed=self.seed)
+        contexts = self.contexts or self._generate_contexts(lm)
+        anchors: dict[str, JsonValue] = {}
+        for layer in self.searched_layers(sites) if self.norm_anchor else ():
+            anchor = measure_anchor(
+                lm,
+                layer=layer,
+                role=self.role,
+                settings=self.search_settings(lm),
+                count=self.anchor_facts,
+            )
+            anchors[str(layer)] = anchor._asdict()
         return fitted.updated(
             meta={
+                _ANCHORS: anchors,
                 _CONTEXTS: contexts.to_json(),
                 _SITES: [str(site) for site in sites],
                 _NOTICES: list(notices),
@@ -191,7 +306,8 @@ class LocateThenEdit(Editor):
         state = state or State()
         state.require_base(lm)
         if self.configured_layers() is None and _SITES in state.meta:
-            sites = tuple(Site.parse(text) for text in _read_texts(state, _SITES))
+            known = {site.layer: site for site in map(Site.parse, _read_texts(state, _SITES))}
+            sites = tuple(known[layer] for layer in self.select_layers(tuple(known)))
             notices = _read_texts(state, _NOTICES)
         else:
             sites, notices = self._locate(lm)
@@ -201,13 +317,22 @@ class LocateThenEdit(Editor):
         if contexts is None and _CONTEXTS in state.meta:
             contexts = Contexts.from_json(str(state.meta[_CONTEXTS]))
         if contexts is None:
-            contexts = generate_contexts(lm, self.context_style, seed=self.seed)
+            contexts = self._generate_contexts(lm)
         statistics = describe_moments(state, sites) if self.requires.moments else {}
         if statistics.get("chosen"):
             notices = (*notices, str(statistics["summary"]))
         if self.contexts is None and self.chat_contexts and has_chat_template(lm.tokenizer):
             contexts = replace(contexts, chat=_CHAT_WEIGHT)
-        return EditPlan(sites, contexts, notices, statistics)
+        anchors = self._read_anchors(lm, state, sites) if self.norm_anchor else {}
+        return EditPlan(sites, contexts, notices, statistics, anchors)
+
+    def search_ahead(
+        self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None
+    ) -> None:
+        """Search the targets of facts together, inside `target_cache.keep_targets`."""
+        if facts and current_targets() is not None and not self.merges_facts:
+            plan = self.make_plan(lm, state)
+            self.find_wanted(lm, facts, plan, self.searched_layers(plan.sites)[0])
 
     def make_header(
         self, lm: LanguageModel, facts: Sequence[Fact], notes: Mapping[str, object]
@@ -216,83 +341,37 @@ class LocateThenEdit(Editor):
         config = self.model_dump(mode="json")
         return header_for(lm, method=self.name, config=config, facts=facts, notes=notes)
 
+    def _generate_contexts(self, lm: LanguageModel) -> Contexts:
+        return generate_contexts(lm, self.context_style, count=self.num_prefixes, seed=self.seed)
+
     def _locate(self, lm: LanguageModel) -> tuple[tuple[Site, ...], tuple[str, ...]]:
         layers, notices = self.configured_layers(), ()
         if layers is None:
             layers = self.layers_up_to(choose_layer(lm), lm.num_layers)
             notices = (describe_choice(lm, layers),)
+        layers = self.select_layers(layers)
         require_layers(lm, layers, where=f"method {self.name}")
         return tuple(Site(layer) for layer in layers), notices
 
-
-def encode_in_contexts(lm: LanguageModel, fact: Fact, contexts: Contexts) -> list[Encoded]:
-    """Encode one fact, target included, after every prefix, and in the chat form where wanted.
-
-    The labels of the chat form begin at the subject of the sentence that answers: an edit at the
-    subject that is to say another target learns to go on naming the subject.
-
-    Raises:
-        AmbiguousSubject (CG104): the fact names no subject.
-        SubjectNotFound (CG103), PromptTooLong (CG105): as `corrigenda.lm.spans.encode`.
-        BadConfig (CG502): the chat form of a model without a chat template.
-    """
-    fact.span  # noqa: B018 - raises where the subject is missing or ambiguous
-    found = [encode_fact(lm, fact, prefix=prefix) for prefix in contexts.prefixes]
-    if contexts.chat:
-        found.append(
-            encode_turn(
-                lm,
-                fact.prompt,
-                target=fact.target,
-                subject=fact.span,
-                separator=fact.separator,
-                labels="subject",
-                where=fact.label,
-            )
-        )
-    return found
-
-
-def rewrite_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Contexts) -> list[SearchRow]:
-    """Make the rows of the target search: each fact in every context, and its essence prompt.
-
-    The essence prompt is "<subject> is a", cut after the subject: its loss is read at the subject's
-    last token, and a causal model does not see the words after it.
-
-    Raises:
-        AmbiguousSubject, SubjectNotFound, PromptTooLong: see `encode_in_contexts`.
-    """
-    rows: list[SearchRow] = []
-    for index, fact in enumerate(facts):
-        encoded = encode_in_contexts(lm, fact, contexts)
-        for context, one in enumerate(encoded):
-            rows.append(
-                SearchRow(
-                    fact=index,
-                    ids=tuple(one.ids[:-1]),
-                    start=_subject_end(one),
-                    reads=tuple(one.reads),
-                    labels=one.target_ids,
-                    anchor=context == 0,
-                    weight=contexts.loss_weights[context],
+    def _read_anchors(
+        self, lm: LanguageModel, state: State, sites: Sequence[Site]
+    ) -> dict[int, NormAnchor]:
+        kept = state.meta.get(_ANCHORS)
+        found = {}
+        for layer in self.searched_layers(sites):
+            fields = kept.get(str(layer)) if isinstance(kept, dict) else None
+            settings = self.search_settings(lm)
+            wanted = hash_search(layer, self.role, settings, self.anchor_facts)
+            if not isinstance(fields, dict) or fields.get("settings") != wanted:
+                raise MissingState(
+                    f"the length of solved values at block {layer} was not measured with these "
+                    "settings.",
+                    where=f"method {self.name}, norm_anchor",
+                    hint="Call `editor.fit(lm)` with the same editor on the unedited model, and "
+                    "pass its state.",
                 )
-            )
-        subject = fact.subject or ""
-        essence = encode(lm, f"{subject} is a", subject=Span(0, len(subject)), where=fact.label)
-        start = _subject_end(essence)
-        rows.append(SearchRow(index, tuple(essence.ids[: start + 1]), start, (start,), ()))
-    return rows
-
-
-def subject_tokens(
-    lm: LanguageModel, facts: Sequence[Fact], contexts: Contexts
-) -> list[tuple[int, ...]]:
-    """Return token ids up to the subject's last token, in each context; facts outermost."""
-    return [
-        tuple(one.ids[: _subject_end(one) + 1])
-        for fact in facts
-        for one in encode_in_contexts(lm, fact, contexts)
-    ]
+            found[layer] = NormAnchor(**fields)  # type: ignore[arg-type]  # what `fit` wrote
+        return found
 
 
 def subject_warnings(lm: LanguageModel, facts: Sequence[Fact]) -> list[str]:
@@ -311,32 +390,6 @@ def subject_warnings(lm: LanguageModel, facts: Sequence[Fact]) -> list[str]:
                 "all others; a prompt with a word before it is safer."
             )
     return found
-
-
-def capture_last(
-    lm: LanguageModel, sequences: Sequence[tuple[int, ...]], points: Sequence[Point]
-) -> dict[Point, Float[Tensor, "batch d"]]:
-    """Capture values at the last token of each sequence, in the order given; float32.
-
-    Equal sequences run once and batches are sorted by length, so neither repetition nor padding
-    costs, and the result does not depend on the order of the sequences.
-    """
-    unique = sorted(set(sequences), key=lambda ids: (len(ids), ids))
-    place = {ids: index for index, ids in enumerate(unique)}
-    order = torch.tensor([place[ids] for ids in sequences], device=lm.device)
-    parts: dict[Point, list[Tensor]] = {point: [] for point in points}
-    begin = 0
-    while begin < len(unique):
-        end = begin + 1
-        while end < len(unique) and len(unique[end]) * (end + 1 - begin) <= _CAPTURE_TOKENS:
-            end += 1
-        batch = unique[begin:end]
-        tokens = Tokens.pad(batch, pad_id(lm)).to(lm.device)
-        at = torch.tensor([len(ids) - 1 for ids in batch], device=lm.device)
-        for point, values in lm.tap(tokens, list(points), positions=at).items():
-            parts[point].append(values.float())
-        begin = end
-    return {point: torch.cat(values)[order].clone() for point, values in parts.items()}
 
 
 def average(values: Float[Tensor, "batch d"], weights: Sequence[float]) -> Float[Tensor, "n d"]:
@@ -409,8 +462,3 @@ def norm_gain(
 def _read_texts(state: State, name: str) -> tuple[str, ...]:
     found = state.meta.get(name)
     return tuple(map(str, found)) if isinstance(found, list) else ()
-
-
-def _subject_end(encoded: Encoded) -> int:
-    assert encoded.subject_last is not None, "encoded with a subject"
-    return encoded.subject_last

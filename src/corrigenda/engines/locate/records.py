@@ -31,6 +31,9 @@ class SearchSettings(NamedTuple):
         stop_on: Which loss that is: "nll", that of the target alone, or "total", which also holds
             the essence term and the decay. Published code compares the total, of which the decay
             alone is larger than 0.05 on many models, so that no search ends early.
+        likeliest_stop: A fact takes no further step once so many passes, not necessarily in a row,
+            found every target token the most likely one in every context; 0: never. Most-probable
+            early stopping, Gupta et al. 2025.
         settled_weight: Weight of the target's loss in the step after one in which the target was
             the most likely token wherever it is read, 1 otherwise; see `settled_kl`.
         settled_kl: A fact for which that is so, and whose weighted essence term is at most this,
@@ -44,6 +47,7 @@ class SearchSettings(NamedTuple):
     clamp: float
     stop_loss: float = 0.05
     stop_on: StopLoss = "nll"
+    likeliest_stop: int = 0
     settled_weight: float = 1.0
     settled_kl: float | None = None
 
@@ -94,23 +98,31 @@ class SearchTrace:
 
     Attributes:
         losses: One entry per forward pass.
-        stop: "loss" when the loss fell below the stopping value, "settled" when the target
-            was the most likely token everywhere and the essence stayed, else "steps".
+        stop: "loss" when the loss fell below the stopping value, "likeliest" when the target was
+            the most likely in enough passes, "settled" when it was so everywhere and the essence
+            stayed, else "steps".
         clamped_steps: Steps after which delta was pulled back onto the ball.
         at_clamp: Whether the last step ended on the ball.
         settled: Whether the last pass found the target the most likely token wherever it is read;
             only where `SearchSettings.settled_kl` asks for it.
+        likeliest: Passes that found the target the most likely token wherever it is read; only
+            where `SearchSettings.likeliest_stop` asks for it.
+        skipped: Whether the value was left out for its length, so that nothing is written.
     """
 
     losses: list[SearchLosses] = field(default_factory=list)
-    stop: Literal["loss", "settled", "steps"] = "steps"
+    stop: Literal["loss", "likeliest", "settled", "steps"] = "steps"
     clamped_steps: int = 0
     at_clamp: bool = False
     settled: bool = False
+    likeliest: int = 0
+    skipped: bool = False
 
     @property
     def status(self) -> EditStatus:
         """Whether the target settled or got at least even odds (geometric mean), else why not."""
+        if self.skipped:
+            return "left out"
         if self.stop != "steps" or self.settled or self.losses[-1].nll <= EVEN_ODDS:
             return "written"
         return "clamped" if self.at_clamp else "not converged"

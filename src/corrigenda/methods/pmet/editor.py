@@ -12,20 +12,17 @@ from torch import Tensor
 
 from corrigenda.editor import Requires, Supports
 from corrigenda.engines.locate import pipeline
-from corrigenda.engines.locate.layers import MultiLayerEditor
+from corrigenda.engines.locate.layers import RidgeEditor
 from corrigenda.engines.locate.pipeline import EditPlan
 from corrigenda.engines.locate.records import EntryRole, SearchSettings, Targets
-from corrigenda.linalg.lowrank import LowRank
-from corrigenda.linalg.solve import ridge
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site, value
-from corrigenda.state import State
 
 _SETTLED_WEIGHT = 0.1
 _SETTLED_KL = 0.01
 
 
-class Pmet(MultiLayerEditor):
+class Pmet(RidgeEditor):
     """Precise Model Editing in a Transformer (PMET).
 
     Two vectors are searched at the last edited block, after its attention and after its
@@ -78,13 +75,3 @@ class Pmet(MultiLayerEditor):
     ) -> Float[Tensor, "n d_model"]:
         """Divide by the square root of the layers to go: lower layers get more than in MEMIT."""
         return missing / math.sqrt(remaining)
-
-    def solve(
-        self,
-        keys: Float[Tensor, "d_in n"],
-        residuals: Float[Tensor, "d_out n"],
-        state: State,
-        site: Site,
-    ) -> LowRank:
-        """Solve R K^T (weight C + K K^T)^-1."""
-        return ridge(keys, residuals, state.factor(site), weight=self.price(state, site))

@@ -14,7 +14,7 @@ from corrigenda.editor import Constraint, Edit, Requires, Supports
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Style
 from corrigenda.engines.locate.pipeline import SMALL_AGREEMENT, EditPlan, LocateThenEdit
-from corrigenda.engines.locate.target_search import SearchTrace, find_targets
+from corrigenda.engines.locate.records import SearchTrace
 from corrigenda.errors import NotEnoughFacts
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
@@ -43,6 +43,7 @@ class RankOneEdit(NamedTuple):
         wanted: The output the search asks for at the subject's last token.
         trace: Course of the target search.
         agreement: `(u . k_clean) / (u . k_mean)`.
+        notices: On the target, in words.
     """
 
     change: LowRank
@@ -52,6 +53,7 @@ class RankOneEdit(NamedTuple):
     wanted: Float[Tensor, " d_model"]
     trace: SearchTrace
     agreement: float
+    notices: tuple[str, ...] = ()
 
 
 class Rome(LocateThenEdit):
@@ -69,6 +71,7 @@ class Rome(LocateThenEdit):
         single=True, batch=False, sequential=True, exact=True, order_free=False
     )
     context_style: ClassVar[Style] = "rome"
+    most_anchors: ClassVar[float] = 5.0
 
     variant: Variant = Field(
         default="r-rome", description="Which key enters the residual and the denominator."
@@ -157,14 +160,7 @@ class Rome(LocateThenEdit):
                 "memit or emmet.",
             )
         (site,) = plan.sites
-        targets = find_targets(
-            lm,
-            pipeline.rewrite_rows(lm, facts, plan.contexts),
-            layer=site.layer,
-            role="value",
-            settings=self.search_settings(lm),
-            names=[fact.label for fact in facts],
-        )
+        targets, notices = self.find_wanted(lm, facts, plan, site.layer)
         report_stage(pipeline.WRITING, 0, 1)
         sequences = pipeline.subject_tokens(lm, facts, plan.contexts)
         keys = pipeline.capture_last(lm, sequences, [key(site)])[key(site)]
@@ -183,12 +179,14 @@ class Rome(LocateThenEdit):
                 change = rank_one(mean, delta, factor)
         agreement = key_agreement(mean, clean, factor)
         report_stage(pipeline.WRITING, 1, 1)
-        return RankOneEdit(change, mean, clean, delta, wanted, targets.traces[0], agreement)
+        return RankOneEdit(
+            change, mean, clean, delta, wanted, targets.traces[0], agreement, tuple(notices)
+        )
 
     def _notes(
         self, lm: LanguageModel, fact: Fact, plan: EditPlan, written: RankOneEdit
     ) -> dict[str, object]:
-        warnings = [*plan.notices, *pipeline.subject_warnings(lm, [fact])]
+        warnings = [*plan.notices, *pipeline.subject_warnings(lm, [fact]), *written.notices]
         if written.agreement < SMALL_AGREEMENT:
             because = (
                 "original ROME divides by it"
