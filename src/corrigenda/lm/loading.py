@@ -107,19 +107,7 @@ def load_pair(
             model = _leave_slow_dtype(model, name)
         cast("Any", model).to(device)
     require_weights(model, name)
-    if getattr(model, "is_quantized", False):
-        _settle(model)
     return model, tokenizer
-
-
-@torch.no_grad()
-def _settle(model: PreTrainedModel) -> None:
-    """Run one token: packed weights take the form that they are computed in, and keep it.
-
-    On a CPU bitsandbytes rounds the scales of 4-bit weights in the first pass. After that, the
-    digest of the model is that of its answers.
-    """
-    model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
 
 
 def _require_placing(name: str, device: torch.device | str, given: Mapping[str, object]) -> None:
