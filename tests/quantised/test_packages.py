@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -35,6 +35,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def test_every_name_is_tried() -> None:
     assert set(PACKAGES) == set(QUANTISATIONS)
+
+
+def test_recipes_know_the_same_names() -> None:
+    (names, _) = get_args(cg.RunSpec.model_fields["quantization"].annotation)
+    assert get_args(names) == QUANTISATIONS
 
 
 def test_unknown_names_are_refused() -> None:
