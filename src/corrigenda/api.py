@@ -16,7 +16,7 @@ from corrigenda.assessment import Assessment, measure
 from corrigenda.catalogue import give_presets, resolve_editor
 from corrigenda.editor import Editor, State
 from corrigenda.engines.chat_forms import add_chat_forms, set_chat_contexts
-from corrigenda.engines.pocket_world import add_related_prompts, subject_of
+from corrigenda.engines.pocket_world import add_related_prompts, complete_subjects
 from corrigenda.errors import AlreadyTrue, BadConfig, NotAModel, NotExportable, did_you_mean
 from corrigenda.facts import Fact, FactLike, as_facts
 from corrigenda.lm.decoding import answer as short_answers
@@ -381,15 +381,9 @@ def _edit(
     chat: bool | None,
 ) -> _Made:
     editor = set_chat_contexts(editor, asks_in_chat(lm, chat))
-    notices: list[str] = []
-    complete: list[Fact] = []
-    for given in facts:
-        fact = given
-        if fact.subject is None and editor.requires.subject:
-            subject = subject_of(lm, fact.prompt, where=fact.name)
-            notices.append(f'subject of {fact.label}: "{subject}" (found)')
-            fact = replace(fact, subject=subject)
-        complete.append(fact)
+    complete, notices = list(facts), list[str]()
+    if editor.requires.subject:
+        complete, notices = complete_subjects(lm, facts)
     notices += find_typed_bos(lm, [fact.prompt for fact in complete])
     held = check_targets(lm, complete)
     notices += [

@@ -336,6 +336,7 @@ def measure(
     held: Sequence[bool] | None = None,
     *,
     chat: bool | None = None,
+    force: bool = False,
 ) -> Assessment:
     """Assess a patch on facts as they are.
 
@@ -345,6 +346,7 @@ def measure(
         facts: What to ask.
         held: For each fact, whether it is true without the patch; asked if None.
         chat: As for `assess`.
+        force: Put the patch on a model other than the one it was made on.
     """
     start = time.perf_counter()
     held = check_targets(lm, facts) if held is None else held
@@ -354,7 +356,7 @@ def measure(
     report_stage(_ASKING, 1, 2)
     holds = held
     if not patch.is_empty:
-        with patch.apply(lm):
+        with patch.apply(lm, force=force):
             after = ask_questions(lm, questions)
             holds = check_targets(lm, facts)
     report_stage(_ASKING, 2, 2)

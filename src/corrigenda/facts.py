@@ -95,6 +95,15 @@ class Fact:
         if self.subject is not None:
             self.span  # noqa: B018 - raises where the subject is missing or ambiguous
 
+    @classmethod
+    def restore(cls, fields: Mapping[str, object]) -> Fact:
+        """Return the fact that `asdict` made these plain fields of."""
+        plain = {
+            name: tuple(cast("list[str]", one)) if isinstance(one, list) else one
+            for name, one in fields.items()
+        }
+        return cls(**plain)  # type: ignore[arg-type]  # what `asdict` made of a Fact
+
     def _strip(self) -> None:
         """Check every field, and drop the white space around texts."""
         start = cast("object", self.subject_start)

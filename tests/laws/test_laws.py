@@ -42,6 +42,7 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
         {"layers": [1, 2], "energy": 0.1, **QUICK},
         {"layers": [1, 2], "energy": 0.1, "norm_anchor": True, "anchor_facts": 8, **QUICK},
     ),
+    "rlsedit": ({"layers": [1, 2], "weight": 20.0, "norm_weight": 0.25, **QUICK},),
     "ft": (
         {"layer": 1, "epochs": 4, "box": 1e-3},
         {"layer": 3, "epochs": 4, "objective": "last-token", "weight_decay": 0.1, "batch_size": 2},
@@ -76,6 +77,10 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
             "steps": 2,
             "radius": 0.2,
         },
+    ),
+    "neuraldb": (
+        {"layer": 1, "key_mode": "bare", "threshold": 0.99, **QUICK},
+        {"layer": 2, "key_mode": "bare", "threshold": 0.99, "same_token": True, **QUICK},
     ),
     "melo": (
         {"index": "1.mlp.up", "targets": ["2.mlp.up", "3.mlp.down"], "steps": 2, "radius": 0.2},

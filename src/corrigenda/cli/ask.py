@@ -19,7 +19,9 @@ def ask(
     patch: Annotated[
         list[Path] | None,
         typer.Option(
-            "--patch", "-p", metavar="FILE", help="Answer with this patch; may be repeated."
+            *("--patch", "-p"),
+            metavar="FILE",
+            help="Answer with this patch, or with a book (a folder); may be repeated.",
         ),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Longest continuation.")] = 16,
@@ -38,7 +40,7 @@ def ask(
     announce_loading(model)
     import corrigenda
 
-    patches = [corrigenda.load_patch(file) for file in patch or ()]
+    patches = [options.open_patch(file) for file in patch or ()]
     lm = options.open_model(
         model, dtype=dtype, device=device, quantization=quantization, attention=attention
     )

@@ -54,7 +54,7 @@ def assess(
     check_options(guard, limit, task)
     import corrigenda
 
-    loaded = corrigenda.load_patch(patch)
+    loaded = options.open_patch(patch)
     wanted = None if facts is None else corrigenda.read_facts(facts)
     lm = options.open_model(
         model, dtype=dtype, device=device, quantization=quantization, attention=attention

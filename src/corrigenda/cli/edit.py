@@ -14,6 +14,7 @@ from rich.text import Text as Line
 from corrigenda.cli import options, output
 from corrigenda.cli.guarding import check_options, draw_report, run_guard
 from corrigenda.cli.progress import announce_loading
+from corrigenda.cli.stream import StreamPlace, check_stream, edit_stream
 from corrigenda.errors import BadConfig
 
 if TYPE_CHECKING:
@@ -62,6 +63,28 @@ def edit(
             help="A prompt about another fact of the subject; may be repeated.",
         ),
     ] = None,
+    stream: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Edit the facts of --facts in batches of N, any of which can be taken out again.",
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Keep the stream here; a killed command goes on from it."
+        ),
+    ] = None,
+    without: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Take a fact out of the stream, by its place from 0; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     layer: Annotated[
         int | None, typer.Option(help="Block to edit; the preset's or one by depth if not given.")
     ] = None,
@@ -92,6 +115,7 @@ def edit(
     config = options.add_preset(options.parse_settings(settings), preset)
     if out is not None:
         options.check_folder(out)
+    check_stream(stream, facts, folder, without, transform)
     announce_loading(model)
     import corrigenda
     from corrigenda.catalogue import build_editor
@@ -104,7 +128,11 @@ def edit(
         model, dtype=dtype, device=device, quantization=quantization, attention=attention
     )
     editor = build_editor(lm, method, layer=layer, **config)
-    memory = announce(lm, editor, len(wanted))
+    memory = announce(lm, editor, min(len(wanted), stream or len(wanted)))
+    if stream is not None:
+        place = StreamPlace(stream, folder, tuple(without or ()), out)
+        edit_stream(lm, editor, wanted, place, corpus=text, chat=chat, as_json=as_json)
+        return
     assessment = corrigenda.correct(lm, wanted, editor, corpus=text, transforms=steps, chat=chat)
     for line in assessment.notices:
         output.notice(line)

@@ -16,6 +16,7 @@ from corrigenda.text_files import UnreadableText, check_text, parse_value
 
 if TYPE_CHECKING:
     from corrigenda.lm.model import LanguageModel
+    from corrigenda.patch import Patch
 
 # Arguments of `cg.edit` and `cg.fit`, which no option of a method may be called.
 _ARGUMENTS = frozenset(
@@ -208,6 +209,19 @@ def open_model(
     )
     finish_loading(name)
     return lm
+
+
+def open_patch(path: str | Path) -> Patch:
+    """Return the patch in a file, or the sum of the patches of the book in a folder.
+
+    Raises:
+        CorruptFile (CG402), PickleRefused (CG403), NewerFormat (CG404): as `load_patch`.
+        DamagedBook (CG802): a file of the book is missing or damaged.
+    """
+    import corrigenda
+    from corrigenda.books.folder import is_book
+
+    return corrigenda.Book.open(path).patch() if is_book(path) else corrigenda.load_patch(path)
 
 
 def check_folder(path: Path, *, folder: bool = False) -> None:

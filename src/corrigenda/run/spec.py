@@ -161,11 +161,11 @@ class RunSpec(SharedSpec):
         plain = self.model_dump(mode="json", exclude=without)
         if self.health.rollback_above is None:
             del plain["health"]["rollback_above"]
+        if not self.after.forms:
+            del plain["after"]
         for name in ("quantization", "attention"):
             if plain[name] is None:
                 del plain[name]
-        if not self.after.forms:
-            del plain["after"]
         drawn = (*plain["benchmark"], *plain["health"]["tasks"])
         for one in (*drawn, *([plain["train"]] if self.train else ())):
             if one["limit"] is None:

@@ -179,6 +179,12 @@ class AlphaEdit(MultiLayerEditor):
         free = self.projector(state, site)
         return free.coordinates(keys.to(free.basis))
 
+    def lift(
+        self, state: State, site: Site, coordinates: Float[Tensor, "size n"]
+    ) -> Float[Tensor, "d_in n"]:
+        """Return the vectors of the free directions that have these coordinates."""
+        return self.projector(state, site).lift(coordinates)
+
     def solve(
         self,
         keys: Float[Tensor, "d_in n"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from types import MappingProxyType
@@ -99,6 +99,12 @@ class GracePatch(ModulePatch):
         """Return the widths of its site in a model."""
         d_out, d_in = lm.shape(self.site)
         return {"d_in": d_in, "d_out": d_out}
+
+    def without_facts(self, gone: Collection[int]) -> GracePatch:
+        """Return the patch without some facts' entries, and what these did to other entries."""
+        facts = [index for index in range(len(self.header.facts)) if index not in gone]
+        kept = CodebookRecords(**self.stored).of_facts(facts) if self.stored else None
+        return GracePatch({} if kept is None else kept._asdict(), self.header.of_facts(facts))
 
     @property
     def site(self) -> Site:
