@@ -20,9 +20,10 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import evaluate
 import torch
@@ -132,7 +133,7 @@ def main() -> None:
 def measure_edits(report: Report, lm: LanguageModel, facts: list[Fact], sizes: Sizes) -> None:
     """Statistics, ROME, MEMIT, the plain search and UltraEdit."""
     contexts = Contexts(("", *PREFIXES))
-    shared = {"contexts": contexts, "steps": sizes.steps, "stop_loss": 0.0}
+    shared: dict[str, Any] = {"contexts": contexts, "steps": sizes.steps, "stop_loss": 0.0}
     rome = build_editor(lm, "rome", layer=sizes.layers[0], use_moment=False, **shared)
     memit = build_editor(lm, "memit", layers=sizes.layers, **shared)
     texts = [f"{one.prompt} {one.target}." for one in facts]
@@ -243,7 +244,7 @@ def pad_rows(rows: list[SearchRow], device: torch.device) -> tuple[Tensor, Tenso
 
 
 @contextmanager
-def hooked(module: torch.nn.Module, hook: Callable[..., object]) -> Iterator[None]:
+def hooked(module: torch.nn.Module, hook: Callable[..., object]) -> Generator[None]:
     """Place a forward hook until left."""
     handle = module.register_forward_hook(hook)
     try:
@@ -258,7 +259,9 @@ def predict(sizes: Sizes, share: float) -> dict[str, object]:
     found: dict[str, object] = {}
     for method, counts in (("rome", (1,)), ("memit", sizes.batches)):
         for count in counts:
-            layers = {"layers": sizes.layers} if method == "memit" else {"layer": sizes.layers[0]}
+            layers: dict[str, Any] = (
+                {"layers": sizes.layers} if method == "memit" else {"layer": sizes.layers[0]}
+            )
             cost = plan(lm, method, facts=count, device_flops=share * H200_FLOPS, **layers)
             stages = {one.stage: one.seconds or 0.0 for one in cost.stages}
             spent = sum(seconds for name, seconds in stages.items() if name != "statistics")

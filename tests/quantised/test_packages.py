@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -35,6 +35,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def test_every_name_is_tried() -> None:
     assert set(PACKAGES) == set(QUANTISATIONS)
+
+
+def test_recipes_know_the_same_names() -> None:
+    (names, _) = get_args(cg.RunSpec.model_fields["quantization"].annotation)
+    assert get_args(names) == QUANTISATIONS
 
 
 def test_unknown_names_are_refused() -> None:
@@ -77,3 +82,13 @@ def test_edits(name: str) -> None:
             if method in ("rome", "ft-m", "lora"):
                 assert cg.ask(lm, FACT.prompt).top != before.top
         assert cg.ask(lm, FACT.prompt) == before
+
+
+def test_weights_that_cannot_be_read_back_are_refused() -> None:
+    pytest.importorskip("bitsandbytes")
+    lm = cg.load("pocket", quantization_config="4bit")
+    module = lm.module(cg.Site(1))
+    assert not module.support_avx512bf16_for_cpu
+    module.weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(QuantisedWeights, match=r"CG304.*packed"):
+        cg.wrap(lm.model, lm.tokenizer)

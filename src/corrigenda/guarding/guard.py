@@ -308,7 +308,7 @@ def measure_norm_growth(lm: LanguageModel, patches: Sequence[Patch]) -> float | 
             total[site] = add(total[site], change) if site in total else change
     growths: list[float] = []
     for site, change in total.items():
-        weight = lm.weight(site).detach().double().cpu().clone()
+        weight = lm.values(site).detach().double().cpu().clone()
         before = float(weight.norm())
         add_to_weight(change, weight)
         growths.append(float(weight.norm()) / before - 1)

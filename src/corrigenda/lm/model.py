@@ -25,6 +25,7 @@ from corrigenda.lm.loading import Placement, load_pair, require_fast, require_tr
 from corrigenda.lm.naming import encode_prompts, gather, name_points, stack_named
 from corrigenda.lm.probing import resolve
 from corrigenda.lm.prompt_ends import PromptEnds
+from corrigenda.lm.quantisation import keep_readable
 from corrigenda.lm.session import ActivePatches, session_of
 from corrigenda.lm.sites import Point, PointRole, Site, Tokens
 from corrigenda.lm.storage import OutputRows, Storage
@@ -78,6 +79,7 @@ class LanguageModel:
         self.name = name or getattr(model.config, "name_or_path", "") or type(model).__name__
         require_fast(tokenizer, self.name)
         require_trainable(model, self.name)
+        keep_readable(model, self.name)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.family = family or resolve(model)

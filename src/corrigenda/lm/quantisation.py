@@ -6,7 +6,11 @@ import importlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from corrigenda.errors import BadConfig, MissingExtra, did_you_mean
+from torch import nn
+
+from corrigenda.errors import BadConfig, MissingExtra, QuantisedWeights, did_you_mean
+
+_PACKS = "support_avx512bf16_for_cpu"
 
 
 def _bitsandbytes(bits: int) -> object:
@@ -38,6 +42,28 @@ QUANTISATIONS: tuple[str, ...] = tuple(_MAKERS)
 """Names of ways to quantise; checkpoints of GPTQ, AWQ and the like need none: they say it."""
 
 
+def keep_readable(model: nn.Module, name: str) -> None:
+    """Keep bitsandbytes from packing 4-bit weights anew for some CPUs in their first pass.
+
+    Reading its state dict, from which digests are taken, is to undo that and does not: the weights
+    are others afterwards (bitsandbytes 0.50).
+
+    Raises:
+        QuantisedWeights (CG304): they are packed already.
+    """
+    for path, module in model.named_modules():
+        if hasattr(module, _PACKS):
+            setattr(module, _PACKS, False)
+            quantised = getattr(getattr(module, "weight", None), "quant_state", None)
+            if getattr(quantised, "packing_format_for_cpu", False):
+                raise QuantisedWeights(
+                    "the weights were packed for this processor in the model's first pass, in a "
+                    "form that cannot be read back.",
+                    where=f"{name}, module {path}",
+                    hint="Load the model with cg.load, or wrap it before it computes anything.",
+                )
+
+
 def quantisation_config(name: str) -> object:
     """Return the configuration of transformers for a name of `QUANTISATIONS`.
 
@@ -50,7 +76,7 @@ def quantisation_config(name: str) -> object:
     package, make = _MAKERS[name]
     try:
         return make()
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise MissingExtra(
             f"the quantisation {name} needs the package {package}.",
             where=str(error),

@@ -173,7 +173,10 @@ class Storage:
     def _orient(self, site: Site, place: Place) -> Float[Tensor, "d_out d_in"]:
         """Return all of the parameter, as (d_out, d_in)."""
         stored = getattr(place.module, place.parameter, None)
-        parameter = stored[site.expert] if site.expert is not None else stored
+        parameter: object = stored
+        if site.expert is not None:
+            assert stored is not None, "experts are fused"
+            parameter = stored[site.expert]
         if not is_matrix(parameter):
             how = type(place.module).__name__ if stored is None else str(stored.dtype)
             raise QuantisedWeights(
