@@ -53,7 +53,7 @@ from corrigenda.metrics.selection import (
     select,
 )
 from corrigenda.metrics.strings import contains
-from corrigenda.metrics.success import Measure, measure_named, metric_name, success
+from corrigenda.metrics.success import NO_TOKENS, Measure, measure_named, metric_name, success
 from corrigenda.rows import Row, Stage
 from corrigenda.short_answers import keeps_answer
 
@@ -126,6 +126,9 @@ def same_tokens(row: Row) -> float | str:
     """
     if row.predicted_before is None:
         return NOT_COMPARED
+    if row.predicted is None and row.protocol in NATURAL:
+        # An endpoint gives text alone.
+        return NO_TOKENS
     before, after = row.predicted_before, required_ids(row, "predicted")
     if not before:
         return float(not after)

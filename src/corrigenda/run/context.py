@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from corrigenda.lm.model import LanguageModel
 from corrigenda.rows import Measurement
 from corrigenda.run.health import make_text_query
+from corrigenda.run.judges import Judge
 from corrigenda.run.plan import Unit, UnitStep
 from corrigenda.run.prober import ask
 from corrigenda.run.queries import Answer, AnswerTable, Query
@@ -32,6 +33,7 @@ class UnitContext:
         texts: Texts whose perplexity is taken.
         items: Items of other tasks.
         batch_tokens: Most tokens in one batch of queries; None takes what suits the device.
+        judge: Judges natural answers; None for rules alone.
     """
 
     spec: RunSpec
@@ -45,6 +47,7 @@ class UnitContext:
     texts: tuple[str, ...]
     items: tuple[RunItem, ...]
     batch_tokens: int | None
+    judge: Judge | None = None
 
     def ask(self, queries: Iterable[Query]) -> AnswerTable:
         """Ask the model as it is now."""
