@@ -33,7 +33,7 @@ class StatedFactsEditor(InContextEditor):
     )
 
 
-class Wording(NamedTuple):
+class FactWording(NamedTuple):
     """Words around facts and prompts.
 
     Attributes:
@@ -51,13 +51,13 @@ class Wording(NamedTuple):
     context_tokens: int
 
     @classmethod
-    def of(cls, config: Mapping[str, object]) -> Wording:
+    def of(cls, config: Mapping[str, object]) -> FactWording:
         """Return the wording that an editor's configuration gives."""
         texts = [str(config[name]) for name in cls._fields[:-1]]
         return cls(*texts, int(str(config["context_tokens"])))
 
     def ask(self, prompt: str, label: str) -> str:
-        """Return a question with its labels, or a prompt to be continued behind its own."""
+        """Return a question with its labels, or a prompt to be continued with its label."""
         if prompt.rstrip().endswith("?"):
             return f"{self.question_label}{prompt}{self.answer_label}"
         return f"{label}{prompt}"
@@ -81,7 +81,7 @@ class StatedFactsPatch(InContextPatch):
         self, lm: LanguageModel, layout: Layout, entries: Sequence[StoredFact], prompt: str
     ) -> str:
         """Return a prompt behind as many facts as there is room for, the nearest last."""
-        wording = Wording.of(self.header.config)
+        wording = FactWording.of(self.header.config)
         asked = wording.ask(prompt, layout.prompt_label)
         head = f"{wording.instruction}\n" if wording.instruction else ""
         room = lm.context_length - layout.reserve - count_template_tokens(lm.tokenizer)

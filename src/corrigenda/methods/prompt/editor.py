@@ -1,4 +1,4 @@
-"""The facts in the prompt: all of them stand before every question."""
+"""The facts in the prompt: all of them come before every question."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 
 
-class PromptPatch(StatedFactsPatch):
+class AllFactsPatch(StatedFactsPatch):
     """All facts, in alphabetical order, before every prompt."""
 
     kind: ClassVar[str] = "prompt"
@@ -44,7 +44,7 @@ class Prompt(StatedFactsEditor):
 
     name: ClassVar[str] = "prompt"
     requires: ClassVar[Requires] = Requires()
-    patch_class: ClassVar[type[InContextPatch]] = PromptPatch
+    patch_class: ClassVar[type[InContextPatch]] = AllFactsPatch
 
     scope: Literal["always"] = Field(default="always", description="Every prompt gets the facts.")
 

@@ -1,12 +1,9 @@
-"""The baselines prompt and rag: what is asked, what costs nothing, and what is found."""
+"""The baseline rag: what is found, and what is left bit for bit as it was."""
 
 from __future__ import annotations
 
-import pytest
-
 from corrigenda.facts import Fact
 from corrigenda.lm.decoding import score
-from corrigenda.methods.prompt.editor import Prompt
 from corrigenda.methods.rag.editor import Rag
 from corrigenda.patch import load_patch
 from tests.support.in_context import EDITS, asked
@@ -18,27 +15,6 @@ HEAD = "These facts are true, even where you know otherwise:"
 
 def told(fact: Fact) -> str:
     return f"- {fact.prompt} {fact.target}"
-
-
-def test_all_facts_stand_before_every_prompt() -> None:
-    lm = model()
-    patch = Prompt().edit(lm, EDITS).patch
-    lines = "\n".join(sorted(map(told, EDITS)))
-    open_one, question = asked(patch, lm, ["It is in", "Who?"])
-    assert open_one == f"{HEAD}\n{lines}\n\nIt is in"
-    assert question == f"{HEAD}\n{lines}\n\nQuestion: Who?\nAnswer:"
-    assert asked(Prompt().edit(lm, EDITS[::-1]).patch, lm, ["Why?"]) == asked(patch, lm, ["Why?"])
-
-
-def test_facts_that_do_not_fit_are_left_out_and_the_question_never() -> None:
-    lm = model()
-    first = min(map(told, EDITS))
-    one = Prompt(context_tokens=60, instruction="").edit(lm, EDITS).patch
-    (text,) = asked(one, lm, ["Who founded it?"])
-    assert text.endswith("Question: Who founded it?\nAnswer:")
-    assert 0 < text.count("\n- ") + text.startswith("- ") < len(EDITS) or first in text
-    none = Prompt(context_tokens=1).edit(lm, EDITS).patch
-    assert asked(none, lm, ["Who founded it?"]) == ["Who founded it?"]
 
 
 def test_only_what_is_near_is_written_and_the_rest_is_bit_for_bit_the_same() -> None:
@@ -74,16 +50,3 @@ def test_a_later_fact_takes_the_place_of_an_earlier(tmp_path) -> None:
     assert text.count(EDITS[0].prompt) == 2
     assert f"{EDITS[0].prompt} Oslo" in text
     assert f"{EDITS[0].prompt} {EDITS[0].target}" not in text
-
-
-@pytest.mark.parametrize("kind", [Prompt, Rag])
-def test_words_are_read_from_the_preset_of_a_model(kind: type) -> None:
-    from corrigenda.catalogue import build_editor
-    from corrigenda.testing.tiny import tiny_model
-
-    lm = tiny_model("gpt2")
-    editor = build_editor(lm, kind.name, fact_label="New: ", gap="\n", instruction="")
-    options = {"embedder": "states", "scope": "always"} if kind is Rag else {}
-    patch = editor.model_copy(update=options).edit(lm, EDITS[:1]).patch
-    (text,) = asked(patch, lm, ["It is in"])
-    assert text == f"New: {EDITS[0].prompt} {EDITS[0].target}\nIt is in"
