@@ -89,7 +89,7 @@ if TYPE_CHECKING:
     from corrigenda.benchmarks.unstructured.akew import Akew
     from corrigenda.benchmarks.unstructured.unke import Unke
     from corrigenda.benchmarks.wikibigedit import WikiBigEdit
-    from corrigenda.benchmarks.wise import Wise
+    from corrigenda.benchmarks.wise import WiseData
     from corrigenda.benchmarks.zsre import ZsRE
     from corrigenda.methods.alphaedit.editor import AlphaEdit
     from corrigenda.methods.calinet.editor import Calinet
@@ -109,12 +109,15 @@ if TYPE_CHECKING:
     from corrigenda.methods.mend.editor import Mend
     from corrigenda.methods.neuraldb.editor import NeuralDB
     from corrigenda.methods.pmet.editor import Pmet
+    from corrigenda.methods.prompt.editor import Prompt
+    from corrigenda.methods.rag.editor import Rag
     from corrigenda.methods.rlsedit.editor import RLSEdit
     from corrigenda.methods.rome.editor import Rome
     from corrigenda.methods.serac.editor import SERAC
     from corrigenda.methods.t_patcher.editor import TPatcher
     from corrigenda.methods.truthx.editor import TruthX
     from corrigenda.methods.ultraedit.editor import UltraEdit
+    from corrigenda.methods.wise.editor import Wise
 # end
 
 __version__ = VERSION
@@ -255,8 +258,10 @@ __all__ += [
     "Peak",
     "Pmet",
     "PocketEdit",
+    "Prompt",
     "QAEdit",
     "RLSEdit",
+    "Rag",
     "RippleEdits",
     "Rome",
     "RoundEdit",
@@ -268,6 +273,7 @@ __all__ += [
     "Unke",
     "WikiBigEdit",
     "Wise",
+    "WiseData",
     "ZsRE",
 ]
 # end

@@ -281,6 +281,12 @@ class NoCases(CorrigendaError):
     code = "CG607"
 
 
+class JudgeFailed(CorrigendaError):
+    """A judge of answers gives none."""
+
+    code = "CG611"
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """Return a hint that names the closest of the known names, else lists them all.
 

@@ -18,6 +18,7 @@ from tests.support.in_context import EDITS
 
 OPTIONS: dict[str, dict[str, object]] = {
     "ice": {"embedder": "states"},
+    "rag": {"embedder": "states"},
     "ike": {"embedder": "states", "num_demonstrations": 2, "reserve": 8},
     "serac": {"embedder": "states", "steps": 2},
     "mello": {"retriever": "states", "new_tokens": 2, "rounds": 2},

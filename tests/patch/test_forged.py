@@ -22,7 +22,7 @@ from corrigenda.testing.tiny import tiny_model
 from tests.laws.test_laws import ANSWERS, FACTS, TEXTS, VARIANTS
 
 KINDS = (
-    *("calinet", "deepedit", "grace", "ice", "ike", "mello", "melo"),
+    *("calinet", "deepedit", "grace", "ice", "ike", "mello", "melo", "prompt", "rag"),
     *("serac", "t-patcher", "truthx", "wise"),
 )
 

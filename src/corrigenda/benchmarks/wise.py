@@ -32,7 +32,7 @@ class _WiseRecord(_WiseOptional):
 _SCHEMA = TypeAdapter(_WiseRecord)
 
 
-class Wise(Benchmark):
+class WiseData(Benchmark):
     """Long edits: true sentences in place of invented ones, and descriptions of what is new.
 
     Attributes:

@@ -12,11 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from corrigenda.cli import options, output
+from corrigenda.errors import BadConfig
 from corrigenda.progress import report_stage
 
 if TYPE_CHECKING:
     from corrigenda.metrics.estimate import Estimate
     from corrigenda.reports.evaluation import Evaluation
+    from corrigenda.run.spec import Recipe
 
 # Between the columns of a table.
 _EVALUATION = "evaluation"
@@ -25,8 +27,13 @@ _GAP = 2
 
 def evaluate(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe by its name, or a TOML file.")
-    ],
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="A recipe by its name, a TOML file, or a benchmark by its name.",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="Another model than the recipe's.")
     ] = None,
@@ -63,18 +70,80 @@ def evaluate(
     ] = None,
     quantization: options.Quantization = None,
     attention: options.Attention = None,
+    cases: Annotated[
+        Path | None,
+        typer.Option("--cases", metavar="FILE", help="Cases of your own, as JSON lines or CSV."),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", metavar="NAMES", help="Methods, separated by commas."),
+    ] = None,
+    protocols: Annotated[
+        str | None,
+        typer.Option(
+            "--protocols",
+            metavar="NAMES",
+            help="Protocols, separated by commas: teacher_forced, greedy, generate, chat, rank.",
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            metavar="URL|MODEL|FUNCTION",
+            help="Judge of natural answers: an endpoint, a local model, or module:function.",
+        ),
+    ] = None,
+    judge_model: Annotated[
+        str, typer.Option("--judge-model", help="Name of the model of an endpoint.")
+    ] = "",
+    system: Annotated[
+        str | None,
+        typer.Option("--system", metavar="TEXT", help="System message of the protocol chat."),
+    ] = None,
+    before: Annotated[
+        str | None,
+        typer.Option(
+            "--before", metavar="MODEL|URL", help="The model before an edit made elsewhere."
+        ),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            "--after",
+            metavar="MODEL|PATCH|ADAPTER|URL",
+            help="The same after it: a model, a patch, an adapter of peft, or an endpoint.",
+        ),
+    ] = None,
+    endpoint_model: Annotated[
+        str, typer.Option("--endpoint-model", help="Name of the model of an endpoint.")
+    ] = "",
     as_json: options.AsJson = False,
 ) -> None:
     """Evaluate the methods of a recipe: for each case edit, ask, and take the edit off.
+
+    With --before and --after nothing is edited: two models are asked the same.
 
     A run that was interrupted resumes; one that is finished is only read. Every answer is a row
     in FOLDER/RUN/rows.parquet. Exit status 1 means that some edits failed.
     """
     report_stage(_EVALUATION, 0, 1)
     import corrigenda
+    from corrigenda.run.named_recipe import find_recipe, read_judge
 
-    found = corrigenda.evaluate(
+    chosen = find_recipe(
         recipe,
+        cases=cases,
+        methods=_split_names(methods),
+        protocols=_split_names(protocols),
+        judge=None if judge is None else read_judge(judge, judge_model),
+        system=system,
+    )
+    if before is not None or after is not None:
+        _referee(chosen, before, after, endpoint_model, limit, data, out, as_json)
+        return
+    found = corrigenda.evaluate(
+        chosen,
         model=model,
         limit=limit,
         data=data,
@@ -90,7 +159,7 @@ def evaluate(
         },
     )
     output.show(
-        {"recipe": recipe, **found.to_json()},
+        {"recipe": recipe or str(cases), **found.to_json()},
         as_json=as_json,
         people=lambda console: _draw(console, found),
     )
@@ -99,6 +168,41 @@ def evaluate(
             output.notice(f"{run.spec.editor.title}: {number} x {reason}")
     if found.has_errors:
         raise typer.Exit(output.FINDING)
+
+
+def _referee(
+    recipe: Recipe,
+    before: str | None,
+    after: str | None,
+    endpoint_model: str,
+    limit: int | None,
+    data: Path | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Compare two models, and print the table."""
+    from corrigenda.reports.refereed import referee
+
+    if before is None or after is None:
+        raise BadConfig("a comparison needs two models.", hint="Give both --before and --after.")
+    found = referee(
+        recipe,
+        before=before,
+        after=after,
+        model=endpoint_model,
+        limit=limit,
+        data=data,
+        folder=out,
+    )
+    output.show(
+        found.to_json(),
+        as_json=as_json,
+        people=lambda console: console.print(Text(repr(found)), soft_wrap=True),
+    )
+
+
+def _split_names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def _draw(console: Console, found: Evaluation) -> None:

@@ -100,6 +100,10 @@ class InContextEditor(Editor):
         """Return demonstrations for each fact, farthest first, and notes about them."""
         return [[] for _ in facts], {}
 
+    def _embed(self, lm: LanguageModel, facts: Sequence[Fact]) -> Float[Tensor, "facts d"]:
+        """Return the vectors by which facts are found: those of their prompts."""
+        return embedder(self.embedder).embed(lm, [fact.prompt for fact in facts])
+
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None) -> Edit:
         """Store the facts with the demonstrations written before them; the model stays as it is.
 
@@ -135,7 +139,7 @@ class InContextEditor(Editor):
             _DEMONSTRATIONS: text_tensors.encode_value(
                 [list(map(str, demos)) for demos in demonstrations]
             ),
-            _VECTORS: embedder(self.embedder).embed(lm, [fact.prompt for fact in facts]),
+            _VECTORS: self._embed(lm, facts),
         }
         patch = self.patch_class.make(
             lm,
@@ -205,7 +209,7 @@ class Layout(NamedTuple):
         return demonstrations[low:]
 
 
-class _StoredFact(NamedTuple):
+class StoredFact(NamedTuple):
     """A new fact with its demonstrations, farthest first, and the embedding of its prompt."""
 
     fact: Fact
@@ -213,10 +217,10 @@ class _StoredFact(NamedTuple):
     vector: Float[Tensor, " d"]
 
 
-class _FactStore(NamedTuple):
+class FactStore(NamedTuple):
     """Facts of all active patches of a group, with an index of their prompts."""
 
-    entries: list[_StoredFact]
+    entries: list[StoredFact]
     vectors: Index
 
 
@@ -268,15 +272,19 @@ class InContextPatch(ModulePatch):
             if not places:
                 asked.append(RewrittenPrompt(prompt))
                 continue
-            closing = layout.closing(
-                [store.entries[place].fact for place in reversed(places)], prompt
-            )
-            demonstrations = layout.cut(lm, store.entries[places[0]].demonstrations, closing)
-            asked.append(RewrittenPrompt("".join(demonstrations) + closing))
+            entries = [store.entries[place] for place in reversed(places)]
+            asked.append(RewrittenPrompt(self._write(lm, layout, entries, prompt)))
         return asked
 
+    def _write(
+        self, lm: LanguageModel, layout: Layout, entries: Sequence[StoredFact], prompt: str
+    ) -> str:
+        """Return a prompt behind facts, the nearest last, with the nearest's demonstrations."""
+        closing = layout.closing([entry.fact for entry in entries], prompt)
+        return "".join(layout.cut(lm, entries[-1].demonstrations, closing)) + closing
+
     def _nearest(
-        self, lm: LanguageModel, store: _FactStore, prompts: Sequence[str]
+        self, lm: LanguageModel, store: FactStore, prompts: Sequence[str]
     ) -> list[list[int]]:
         """Return the places in the store of the facts nearest to each prompt, nearest first."""
         config = self.header.config
@@ -292,16 +300,16 @@ class InContextPatch(ModulePatch):
         ]
 
 
-def _build_store(patches: Sequence[ModulePatch]) -> _FactStore:
+def _build_store(patches: Sequence[ModulePatch]) -> FactStore:
     """Return the facts of all patches; of those with equal prompts the last."""
-    entries: dict[str, _StoredFact] = {}
+    entries: dict[str, StoredFact] = {}
     for patch in patches:
         texts = text_tensors.decode_value(patch.stored[_DEMONSTRATIONS])
         assert isinstance(texts, list), "one list of demonstrations a fact"
         for fact, own, vector in zip(patch.facts, texts, patch.stored[_VECTORS], strict=True):
             entries.pop(fact.prompt, None)
-            entries[fact.prompt] = _StoredFact(fact, tuple(cast("list[str]", own)), vector)
-    return _FactStore(
+            entries[fact.prompt] = StoredFact(fact, tuple(cast("list[str]", own)), vector)
+    return FactStore(
         list(entries.values()), Index(torch.stack([e.vector for e in entries.values()]))
     )
 

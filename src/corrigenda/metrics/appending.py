@@ -247,6 +247,7 @@ METRICS: tuple[Metric, ...] = (
         "appended",
         "reliability",
         reads="reliability",
+        on_request=True,
     ),
     define(
         "appended_paraphrase@rank",
@@ -255,12 +256,14 @@ METRICS: tuple[Metric, ...] = (
         "appended_paraphrase",
         "generalization",
         reads="generalization",
+        on_request=True,
     ),
     define(
         "answers_kept@rank",
         "other subjects keep an old answer",
         answers_kept,
         reads="locality/neighborhood",
+        on_request=True,
     ),
     *(
         define(
@@ -269,6 +272,7 @@ METRICS: tuple[Metric, ...] = (
             additivity,
             which,
             reads="reliability",
+            on_request=True,
             better=LOWER,
             reference=0.0,
             options={"wrong": wrong},

@@ -91,6 +91,7 @@ METRICS: tuple[Metric, ...] = (
             role,
             reads=role,
             better=HIGHER,
+            on_request=True,
             options={"per_token": per_token},
         )
         for name, (role, title) in _SCORES.items()
@@ -104,5 +105,6 @@ METRICS: tuple[Metric, ...] = (
         "property",
         reads="property",
         better=AS_BEFORE,
+        on_request=True,
     ),
 )

@@ -37,6 +37,13 @@ COSTS: Mapping[str, str] = {
 """Measurements `cost/<name>` that are means over units of work; lower is better."""
 
 
+PER_EDIT: Mapping[str, str] = {
+    "edit_seconds": "seconds for each fact",
+    "stored_bytes": "bytes of the patch for each fact",
+}
+"""Costs that are given for each fact too."""
+
+
 def cost(
     records: Sequence[Measurement], what: str, *, bootstrap: Bootstrap = BOOTSTRAP
 ) -> Estimate:
@@ -136,6 +143,19 @@ METRICS: tuple[Metric, ...] = (
             scale=1.0,
         )
         for name, title in COSTS.items()
+    ),
+    *(
+        define(
+            f"cost_per_edit/{name}",
+            title,
+            cost_per_edit,
+            name,
+            reads=f"cost/{name}",
+            better=LOWER,
+            span=POSITIVE,
+            scale=1.0,
+        )
+        for name, title in PER_EDIT.items()
     ),
     define(
         "inference_overhead",

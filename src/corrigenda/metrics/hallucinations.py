@@ -128,6 +128,7 @@ METRICS: tuple[Metric, ...] = tuple(
         name,
         role,
         reads=role,
+        on_request=True,
         options={"protocol": protocol},
     )
     for name, (role, title) in _SCORES.items()

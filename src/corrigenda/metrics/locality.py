@@ -53,7 +53,7 @@ from corrigenda.metrics.selection import (
     select,
 )
 from corrigenda.metrics.strings import contains
-from corrigenda.metrics.success import Measure, measure_named, metric_name, success
+from corrigenda.metrics.success import NO_TOKENS, Measure, measure_named, metric_name, success
 from corrigenda.rows import Row, Stage
 from corrigenda.short_answers import keeps_answer
 
@@ -109,10 +109,7 @@ def same_answer(row: Row) -> float | str:
 
 
 def one_holds_other(row: Row) -> float | str:
-    """1 if one of the two answers occurs in the other; neither may be without words.
-
-    HalluEditBench compares characters, so that an empty answer is in any other, "No" in "Norway".
-    """
+    """1 if one of the two answers occurs in the other; neither may be without words."""
     if row.answer_before is None:
         return NOT_COMPARED
     now, before = required_answer(row), row.answer_before
@@ -126,6 +123,8 @@ def same_tokens(row: Row) -> float | str:
     """
     if row.predicted_before is None:
         return NOT_COMPARED
+    if row.predicted is None and row.protocol in NATURAL:
+        return NO_TOKENS
     before, after = row.predicted_before, required_ids(row, "predicted")
     if not before:
         return float(not after)

@@ -60,6 +60,7 @@ METRICS: tuple[Metric, ...] = (
         target_perplexity,
         reads="reliability",
         better=LOWER,
+        on_request=True,
         span=(0.0, None),
         scale=1.0,
     ),

@@ -61,6 +61,8 @@ class Metric:
         reads: Role or family of the rows, or name of the measurements.
         scale: Factor that tables of the field print it with.
         legacy: Whether it is there only to compare with published numbers.
+        on_request: Whether only tables that name it show it: a score of one benchmark that reads
+            what others have too.
         sequence: Whether it reads all moments of a sequence, not one.
         reference: Value of the unedited model, where it is the same for every model.
         repeats: Name of the metric that has the same value where both can be computed; tables that
@@ -78,6 +80,7 @@ class Metric:
     reads: str
     scale: float
     legacy: bool
+    on_request: bool
     sequence: bool
     reference: float | None
     repeats: str
@@ -99,6 +102,7 @@ def define(
     span: tuple[float | None, float | None] = SHARE,
     scale: float = PERCENT,
     legacy: bool = False,
+    on_request: bool = False,
     sequence: bool = False,
     reference: float | None = None,
     repeats: str = "",
@@ -116,6 +120,7 @@ def define(
         span: Least and greatest possible value.
         scale: Factor that tables print it with.
         legacy: Whether it is there only to compare with published numbers.
+        on_request: Whether only tables that name it show it.
         sequence: Whether it reads all moments of a sequence.
         reference: Value of the unedited model, where it is the same for every model.
         repeats: Name of the metric that has the same value.
@@ -135,6 +140,7 @@ def define(
         reads=reads,
         scale=scale,
         legacy=legacy,
+        on_request=on_request,
         sequence=sequence,
         reference=reference,
         repeats=repeats,

@@ -107,7 +107,7 @@ def evaluate(
         records: Of one run. Of a sequence, metrics of sequences read all moments, the others the
             last; cut the rows with `selection.at` for an earlier one.
         wanted: Names of metrics. None takes the ones that find at least one case, without legacy
-            ones and those that repeat another.
+            ones, those of a single benchmark, and those that repeat another.
         bootstrap: How to find intervals. Where cases cannot be resampled so (CG509), a metric has a
             value and no interval.
 
@@ -134,7 +134,7 @@ def evaluate(
     found = [
         estimate(one)
         for one in (*METRICS, *_task_metrics(records))
-        if not one.legacy
+        if not (one.legacy or one.on_request)
         and not one.repeats
         and (sequential or not one.sequence)
         and (

@@ -14,7 +14,7 @@ from corrigenda.metrics.estimate import Bootstrap, Estimate
 from corrigenda.metrics.metric import Better, Metric, RunRecords
 from corrigenda.metrics.registry import evaluate
 from corrigenda.metrics.selection import as_before, at, with_tag
-from corrigenda.reports import numbers
+from corrigenda.reports import forcing, numbers
 from corrigenda.reports.citations import collect_citations
 from corrigenda.reports.sections import (
     Chart,
@@ -116,7 +116,11 @@ def _build_group(
         runs=tuple(runs),
         labels=labels,
         lines=lines,
-        parts=(*_split_by_benchmark(runs, lines), *_split_by_kind(runs, lines)),
+        parts=(
+            *_compare_protocols(runs),
+            *_split_by_benchmark(runs, lines),
+            *_split_by_kind(runs, lines),
+        ),
         charts=tuple(_build_charts(runs, labels, lines)) if in_sequence else (),
         trade_off=_build_trade_off(labels, lines),
         errors=tuple(_count_errors(runs, labels)),
@@ -150,7 +154,7 @@ def build_lines(
     """
     bootstrap = bootstrap or runs[0].spec.intervals.bootstrap()
     found = summary.make_lines(runs, metrics, bootstrap)
-    plain = [one.metric.name for one in found if not _is_comparison(one.metric)]
+    plain = [one.metric.name for one in found if not is_comparison(one.metric)]
     last = runs[0].rows
     last = at(last, max((row.edits for row in last), default=0))
     # Judged as answers of an edit that changed nothing.
@@ -162,6 +166,22 @@ def build_lines(
         yield TableLine(
             one.metric, own, one.estimates, numbers.find_best(one.metric, one.estimates, own)
         )
+
+
+def _compare_protocols(runs: Sequence[Recorded]) -> Iterable[TableSection]:
+    """Make one table for each role that was asked with the answer fed and without."""
+    for role in forcing.ROLES:
+        measures = forcing.list_measures(runs[0].rows, role)
+        found = {
+            measure: line
+            for measure in measures
+            for line in build_lines(runs, [f"{role}@{measure}"])
+            if any(line.estimates)
+        }
+        if found:
+            names = tuple(forcing.LINES[measure] for measure in found)
+            title = f"How much of {role} is teacher forcing"
+            yield TableSection(title, (*found.values(),), names)
 
 
 def _split_by_benchmark(
@@ -206,7 +226,7 @@ def _split_by_kind(runs: Sequence[Recorded], lines: Sequence[TableLine]) -> Iter
             yield TableSection(title, (*found.values(),), (*found,))
 
 
-def _is_comparison(one: Metric) -> bool:
+def is_comparison(one: Metric) -> bool:
     """Return whether a metric compares with the unedited model or describes the edit alone."""
     return (
         one.protocol is None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from corrigenda.lm.model import LanguageModel
 from corrigenda.rows import Measurement
 from corrigenda.run.health import make_text_query
+from corrigenda.run.judges import Judge
 from corrigenda.run.plan import Unit, UnitStep
 from corrigenda.run.prober import ask
 from corrigenda.run.queries import Answer, AnswerTable, Query
@@ -34,6 +35,7 @@ class UnitContext:
         items: Items of other tasks.
         survival: Asks facts after treatments of the weights; None without any.
         batch_tokens: Most tokens in one batch of queries; None takes what suits the device.
+        judge: Judges natural answers; None for rules alone.
     """
 
     spec: RunSpec
@@ -48,6 +50,7 @@ class UnitContext:
     items: tuple[RunItem, ...]
     survival: SurvivalMeter | None
     batch_tokens: int | None
+    judge: Judge | None = None
 
     def ask(self, queries: Iterable[Query]) -> AnswerTable:
         """Ask the model as it is now."""

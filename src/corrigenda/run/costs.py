@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from corrigenda.errors import CorrigendaError
+from corrigenda.lm.interception import PromptRewriter, rewrite_prompts
 from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.spans import encode
 from corrigenda.patch.protocols import Patch
 from corrigenda.rows import Measurement
 
@@ -88,6 +91,25 @@ def build_cost(
     return Measurement(
         run=run, case=case, name=f"cost/{name}", values=[float(value), float(facts)], edits=edits
     )
+
+
+def count_added_tokens(lm: LanguageModel, prompts: Sequence[str]) -> float | None:
+    """Return the mean number of tokens that active edits add to prompts; 0 where none rewrites any.
+
+    Returns:
+        None where no prompt can be asked.
+    """
+    if not lm.interceptors.of_kind(PromptRewriter):
+        return 0.0
+    added: list[int] = []
+    for prompt in prompts:
+        try:
+            (asked,) = rewrite_prompts(lm, [prompt])
+            model = asked.lm or lm
+            added.append(len(encode(model, asked.prompt).ids) - len(encode(lm, prompt).ids))
+        except CorrigendaError:
+            continue
+    return sum(added) / len(added) if added else None
 
 
 @contextmanager

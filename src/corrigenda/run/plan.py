@@ -19,6 +19,7 @@ from corrigenda.facts import Fact
 from corrigenda.run.health import make_text_query, read_texts
 from corrigenda.run.queries import Query, make_query
 from corrigenda.run.spec import DataSpec, Regime, RunSpec
+from corrigenda.run.tables import AskSpec
 from corrigenda.run.tasks import items_of
 
 CONDITION = "condition"
@@ -148,7 +149,8 @@ def load_data(spec: RunSpec) -> RunData:
         title = f"{one.name} ({one.options['part']})" if "part" in one.options else one.name
         skipped = Counter(loaded.skipped)
         for case in loaded:
-            prepared = _select_probes(add_surroundings(case, spec.ask.surroundings, skipped), spec)
+            whole = add_surroundings(case, spec.ask.surroundings, skipped)
+            prepared = select_probes(whole, spec.ask)
             cases.append(_add_benchmark_name(prepared, title) if several else prepared)
         counts[title] = {
             "counts": dict(loaded.counts),
@@ -283,8 +285,8 @@ def _load_benchmark(data: DataSpec) -> LoadedBenchmark:
     )
 
 
-def _select_probes(case: Case, spec: RunSpec) -> Case:
-    ask = spec.ask
+def select_probes(case: Case, ask: AskSpec) -> Case:
+    """Return a case with the probes that are asked, under the protocols that are asked for."""
     selected = tuple(
         probe
         for probe in case.probes

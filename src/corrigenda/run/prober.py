@@ -296,7 +296,7 @@ def _generate(
         ]
         for index, (text, ids) in given:
             one = queries[index]
-            answer = _cut_answer(one, text)
+            answer = cut_answer(one, text)
             new = lm.tokenizer(text, add_special_tokens=False).input_ids if ids is None else ids
             found.add(index, answer=answer, predicted=list(new))
             if one.protocol in NATURAL:
@@ -321,7 +321,7 @@ def _is_finished(query: Query, text: str) -> bool:
     return _ends_line(_cut_marker(text, query.marker))
 
 
-def _cut_answer(query: Query, text: str) -> str:
+def cut_answer(query: Query, text: str) -> str:
     """Return the answer in a continuation: a natural one whole, up to the first of its stops."""
     if not query.is_text:
         return _first_line(_cut_marker(text, query.marker) or "")

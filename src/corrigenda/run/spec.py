@@ -31,6 +31,7 @@ from corrigenda.run.tables import (
     DataSpec,
     HealthSpec,
     Intervals,
+    JudgeSpec,
     Regime,
     TaskSpec,
 )
@@ -236,17 +237,8 @@ def _choose_folder(one: DataSpec, folder: str) -> str | None:
 
 def _make_error(kind: type[BaseModel], error: ValidationError) -> BadConfig:
     """Return one error with all problems of a recipe; unknown keys are compared with all known."""
-    tables = (
-        kind,
-        EditorSpec,
-        DataSpec,
-        Regime,
-        AskSpec,
-        HealthSpec,
-        TaskSpec,
-        AfterSpec,
-        Intervals,
-    )
+    parts = (EditorSpec, DataSpec, Regime, AskSpec, JudgeSpec, HealthSpec, TaskSpec, AfterSpec)
+    tables = (kind, *parts, Intervals)
     known = sorted({name for table in tables for name in table.model_fields})
     problems: list[str] = []
     hints: list[str] = []

@@ -14,7 +14,15 @@ from corrigenda.metrics.registry import evaluate, metric
 from corrigenda.run.store import Recorded
 
 # Shown by other lines of the same table, or of interest only on request.
-_LEFT_OUT = ("cost/", "errors_", "edit_wise", "locality_correct", "instance_wise", "graph_residual")
+_LEFT_OUT = (
+    "cost/",
+    "cost_per_edit/",
+    "errors_",
+    "edit_wise",
+    "locality_correct",
+    "instance_wise",
+    "graph_residual",
+)
 _SHOWN_ANYWAY = ("cost/edit_seconds",)
 
 
@@ -131,14 +139,17 @@ def _choose_names(headline: Sequence[str], tables: Sequence[dict[str, Estimate]]
     names = _list_names(tables)
     first = [name for name in headline if any(_drop_empty(table.get(name)) for table in tables)]
     repeated = {metric(name).repeats for name in first}
-    others = [name for name in names if _is_shown(name) and name not in {*first, *repeated}]
+    others = [name for name in names if is_shown(name) and name not in {*first, *repeated}]
     return first + others
 
 
-def _is_shown(name: str) -> bool:
+def is_shown(name: str) -> bool:
+    """Return whether tables that list no metrics show this one."""
     if name in _SHOWN_ANYWAY:
         return True
-    return ":" not in name and not name.startswith(_LEFT_OUT)
+    if name.startswith("judge_agreement"):
+        return True
+    return (":" not in name or name.endswith(":judge")) and not name.startswith(_LEFT_OUT)
 
 
 def _drop_empty(estimate: Estimate | None) -> Estimate | None:

@@ -86,6 +86,57 @@ def _check_wording(wording: str) -> str:
     return wording
 
 
+JUDGE_PROMPT = """You grade an answer to a question.
+
+Question: {question}
+Expected answer: {expected}
+Given answer: {answer}
+
+The given answer is right (A) if it says all that the expected answer says, in any order and with \
+any further words, and nothing that contradicts it. It is wrong (B) if a part is missing, if it \
+also names something false in its place, or if it only repeats the expected answer.
+Reply with one letter, A or B."""
+"""What a judge is asked, unless a recipe says otherwise."""
+
+
+class JudgeSpec(Table):
+    """A judge of natural answers.
+
+    Attributes:
+        kind: "endpoint" in the form of OpenAI's chat completions, "model" for a local one, or
+            "function".
+        name: Name of the endpoint's model; the local model; or `package.module:function`, which
+            maps a prompt to a verdict.
+        url: Address of the endpoint, up to `/v1`.
+        key_variable: Environment variable that holds the endpoint's key, where it needs one.
+        temperature: Of the endpoint; a local model always takes its likeliest tokens.
+        max_new_tokens: Most tokens of a verdict.
+        prompt: What it is asked; `{question}`, `{expected}` and `{answer}` are filled in.
+        roles: Families of roles whose answers are judged.
+        seconds: Longest wait for an answer of the endpoint.
+    """
+
+    kind: Literal["endpoint", "model", "function"]
+    name: str
+    url: str = ""
+    key_variable: str = "OPENAI_API_KEY"
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    max_new_tokens: Annotated[int, Field(ge=1)] = 8
+    prompt: str = JUDGE_PROMPT
+    roles: tuple[str, ...] = ("reliability", "generalization", "portability")
+    seconds: Annotated[float, Field(gt=0)] = 60.0
+
+    @model_validator(mode="after")
+    def _check(self) -> JudgeSpec:
+        if (self.kind == "endpoint") != bool(self.url):
+            raise ValueError("an endpoint needs `url`, and nothing else has one")
+        if self.kind == "model" and self.temperature:
+            raise ValueError("a local judge has temperature 0")
+        if any(f"{{{slot}}}" not in self.prompt for slot in ("question", "expected", "answer")):
+            raise ValueError("the prompt lacks {question}, {expected} or {answer}")
+        return self
+
+
 class AskSpec(Table):
     """Which probes are asked, and how.
 
@@ -100,6 +151,7 @@ class AskSpec(Table):
             newline.
         wording: Text around the prompts of `generate`, such as "Question: {} Answer:".
         system: System message of `chat`; empty leaves it to the template.
+        judge: Judges the natural answers; None for rules alone.
         chat: Ask every prompt as a user's turn in the model's chat template; answers are whole
             sentences then, so that metrics end in `:contains` and `:answer`.
     """
@@ -113,6 +165,7 @@ class AskSpec(Table):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     wording: Annotated[str, AfterValidator(_check_wording)] = "{}"
     system: str = ""
+    judge: JudgeSpec | None = None
     chat: bool = False
 
     @property

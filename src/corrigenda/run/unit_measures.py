@@ -34,6 +34,12 @@ class StepWork(NamedTuple):
     fit_seconds: float
 
 
+def _list_edited_prompts(step: UnitStep) -> list[str]:
+    """Return the prompts by which the edits of a step are asked."""
+    probes = (probe for case in step.cases for probe in case.probes)
+    return list(dict.fromkeys(one.prompt for one in probes if one.role == "reliability"))
+
+
 class UnitMeasures:
     """Measures a unit, with the edits that are active."""
 
@@ -53,6 +59,9 @@ class UnitMeasures:
         if not self._edits.failure(step):
             yield from costs.build_costs(run, label, work.spent, work.patches, facts, edits)
             yield costs.build_cost(run, label, "ask_seconds", work.ask_seconds, facts, edits)
+            added = costs.count_added_tokens(context.lm, _list_edited_prompts(step))
+            if added is not None:
+                yield costs.build_cost(run, label, "prompt_tokens", added, facts, edits)
         if work.fit_seconds:
             yield costs.build_cost(run, label, "fit_seconds", work.fit_seconds, facts, edits)
         if step.asked_again and context.spec.health.drift:

@@ -44,12 +44,13 @@ class UnitProbes:
         context, failed, models = self._context, self._edits.failed, self._edits.models
         due = [*self._list_due_after(step, number)]
         given = context.ask([one.query for one in due if one.case.id not in failed])
-        return [
+        rows = [
             build_skipped_row(context.run, one, failed[one.case.id])
             if one.case.id in failed
             else build_row(context.run, one, given, context.baseline, context.distributions, models)
             for one in due
         ]
+        return rows if context.judge is None else context.judge.add_verdicts(rows)
 
     def _list_due_after(self, step: UnitStep, number: int) -> Iterator[DueProbe]:
         """Yield the probes of the cases just edited, and of all before them where so planned.

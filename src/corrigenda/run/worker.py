@@ -14,6 +14,7 @@ from corrigenda.progress import Progress
 from corrigenda.rows import Measurement
 from corrigenda.run import costs, health, plan, tasks
 from corrigenda.run.context import UnitContext
+from corrigenda.run.judges import Judge
 from corrigenda.run.known_facts import name_exam
 from corrigenda.run.plan import QueryBlock, Unit
 from corrigenda.run.prober import ask
@@ -71,6 +72,8 @@ class Worker:
         self._items = tasks.items_of(spec.health)
         self._survival = SurvivalMeter(lm, spec.after.forms) if spec.after.forms else None
         self._transforms = parse_transforms(spec.editor.transforms)
+        judge = spec.ask.judge
+        self._judge = None if judge is None else Judge(judge, spec.device)
         self._progress = progress
         self._state: State | None = None
         self._fit_seconds = 0.0
@@ -168,6 +171,7 @@ class Worker:
             items=self._items,
             survival=self._survival,
             batch_tokens=self.batch_tokens,
+            judge=self._judge,
         )
 
     def _ask_distributions(self, unit: Unit) -> AnswerTable:

@@ -1,0 +1,1 @@
+"""Retrieval over the edited facts: the nearest are written before the question."""
