@@ -125,7 +125,8 @@ class _ActiveDatabase(SharedMemory[NeuralDBPatch]):
             )
 
     def forget(self) -> None:
-        self.__dict__.pop("database", None)
+        if "database" in self.__dict__:
+            del self.database
 
     def transforms(self) -> Mapping[Point, TensorMap]:
         layer = self.gate.layer
