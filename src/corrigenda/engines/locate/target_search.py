@@ -47,6 +47,8 @@ __all__ = [
 
 # Padded positions cost less than streaming the weights of the later blocks for another bucket.
 _PADDING_TOKENS = {"cpu": 16, "cuda": 1024}
+# An answer that is to become unlikely has a finite loss however likely it is.
+_LARGEST_ODDS = 1 - 1e-4
 _STAGE = "search"
 
 
@@ -61,7 +63,8 @@ def find_targets(
 ) -> Targets:
     """Search one vector per fact, with the model as it is now.
 
-    Minimises, per fact, the mean over contexts, by their weights, and target tokens of -log p, plus
+    Minimises, per fact, the mean over contexts, by their weights, and target tokens of -log p (of
+    -log(1 - p) where the answer is to become unlikely, a row of negative weight), plus
     `kl_weight * KL(now || before)` at the essence row, plus `weight_decay * ||delta|| /
     ||anchor||^2`; with two deltas the last is a sum over both, and each has its own ball. The model
     runs in its own dtype; delta, Adam's moments and the losses are float32.
@@ -401,11 +404,15 @@ def _read_head(
             # Essence rows carry label -1; they are few, so they are treated one by one.
             wanted = label.clamp_min(0)
             picked = log_p.gather(1, wanted[:, None])[:, 0]
-            read.nll.index_add_(0, own, -picked * weight)
+            # A weight below 0 makes the label unlikely: -log(1 - p) takes the place of -log p.
+            away = weight < 0
+            odds = picked.exp().clamp_max(_LARGEST_ODDS)
+            losses = torch.where(away, torch.log1p(-odds), -picked) * weight
+            read.nll.index_add_(0, own, losses)
             if settings.settled_kl is not None or settings.likeliest_stop:
-                missed = (picked < log_p.amax(dim=1)) & (label >= 0)
+                missed = ((picked < log_p.amax(dim=1)) != away) & (label >= 0)
                 read.missed.index_add_(0, own, missed.to(read.missed))
-            weight = weight * scale
+            weight = torch.where(away, odds / (1 - odds), 1.0) * weight * scale
             essence = {i: log_p[i].clone() for i in (label < 0).nonzero().flatten().tolist()}
             slope = log_p.exp_().mul_(weight[:, None])
             slope.scatter_add_(1, wanted[:, None], -weight[:, None])
