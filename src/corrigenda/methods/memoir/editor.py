@@ -1,4 +1,4 @@
-"""MEMOIR: a residual memory beside one layer, used through sparse masks that the prompt chooses."""
+"""MEMOIR: a residual memory at one layer, used through sparse masks that the prompt chooses."""
 
 from __future__ import annotations
 
