@@ -36,6 +36,7 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "memit-simie": ("memit", {"preset": "{model}-simie"}),
     "ultraedit": ("ultraedit", {}),
     "neuraldb": ("neuraldb", {}),
+    "memoir": ("memoir", {}),
     "grace": ("grace", {}),
 }
 """What is compared: method and options; `{model}` is the name of the model."""

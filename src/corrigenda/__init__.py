@@ -106,6 +106,7 @@ if TYPE_CHECKING:
     from corrigenda.methods.mello.editor import MeLLo
     from corrigenda.methods.melo.editor import Melo
     from corrigenda.methods.memit.editor import Memit
+    from corrigenda.methods.memoir.editor import Memoir
     from corrigenda.methods.mend.editor import Mend
     from corrigenda.methods.neuraldb.editor import NeuralDB
     from corrigenda.methods.pmet.editor import Pmet
@@ -252,6 +253,7 @@ __all__ += [
     "MeLLo",
     "Melo",
     "Memit",
+    "Memoir",
     "Mend",
     "NeuralDB",
     "OwnCases",

@@ -22,6 +22,9 @@ from corrigenda.fact_records import LISTS, FactRow, read_rows, translate
 from corrigenda.look_alikes import explain_look_alike
 from corrigenda.text_files import UnreadableText, check_text, parse_json_lines
 
+REFUSAL = "I don't know."
+"""Answer to what is to be forgotten, where none is given."""
+
 _BLANK = "{}"
 _HINT = 'One JSON object a line: {"prompt": ..., "target": ..., "subject": ...}.'
 _MOST_PROBLEMS = 20
@@ -45,7 +48,7 @@ class Fact:
 
     Attributes:
         prompt: Text up to the answer, without the answer.
-        target: The answer that should become true.
+        target: The answer that should become true; may be left out, or None, with `erase`.
         subject: The entity the fact is about, exactly as written in `prompt`; None where a method
             needs no subject.
         subject_start: Character at which the subject starts; needed only when it occurs more than
@@ -58,6 +61,9 @@ class Fact:
         separator: Text between prompt and target; empty for languages written without spaces.
         chat: Whether the prompt is a user's turn in the model's chat template, and the target is in
             the assistant's answer to it.
+        erase: Whether the answer is to be forgotten: the target is then a refusal, `REFUSAL` where
+            none is given. Locate-then-edit methods can make `before` unlikely instead, see their
+            option `erasure`.
         name: How messages refer to this fact (a record id, a file and line).
 
     Raises:
@@ -67,7 +73,7 @@ class Fact:
     """
 
     prompt: str
-    target: str
+    target: str = ""
     subject: str | None = None
     subject_start: int | None = None
     before: str | None = None
@@ -77,9 +83,11 @@ class Fact:
     same_subject: tuple[str, ...] = ()
     separator: str = " "
     chat: bool = False
+    erase: bool = False
     name: str = field(default="", repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self._complete_erasure()
         self._strip()
         self._fill_template()
         if not self.prompt.strip():
@@ -90,7 +98,7 @@ class Fact:
             raise EmptyTarget(
                 f'the target of "{self.prompt}" is empty.',
                 where=self.name,
-                hint="Give the answer that should hold.",
+                hint="Give the answer that should hold, or `erase=True` to forget the answer.",
             )
         if self.subject is not None:
             self.span  # noqa: B018 - raises where the subject is missing or ambiguous
@@ -103,6 +111,14 @@ class Fact:
             for name, one in fields.items()
         }
         return cls(**plain)  # type: ignore[arg-type]  # what `asdict` made of a Fact
+
+    def _complete_erasure(self) -> None:
+        """Give what is to be forgotten a refusal as its target."""
+        target = cast("object", self.target)
+        if not isinstance(cast("object", self.erase), bool):
+            raise _no_text("erase", self.erase, self.name, expected="true or false")
+        if self.erase and (target is None or target == ""):
+            object.__setattr__(self, "target", REFUSAL)
 
     def _strip(self) -> None:
         """Check every field, and drop the white space around texts."""
@@ -164,12 +180,13 @@ class Fact:
 
 
 class FactRecord(TypedDict, total=False):
-    """Mapping with the fields of a fact; `prompt` and `target` are required."""
+    """Mapping with the fields of a fact; `prompt`, and `target` or `erase`, are required."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]  # read by pydantic
 
     prompt: Required[str]
-    target: Required[str]
+    target: str
+    erase: bool
     subject: str | None
     subject_start: int | None
     before: str | None
@@ -182,7 +199,11 @@ class FactRecord(TypedDict, total=False):
     name: str
 
 
-_RECORDS = TypeAdapter(FactRecord)
+class _TargetedRecord(FactRecord):
+    target: Required[str]  # type: ignore[misc]  # what is optional becomes required
+
+
+_RECORDS, _TARGETED_RECORDS = TypeAdapter(FactRecord), TypeAdapter(_TargetedRecord)
 
 FactLike = Fact | Mapping[str, object]
 """A fact, or a mapping with its fields."""
@@ -302,7 +323,8 @@ def _parse_fact(record: object, unused: set[str], *, name: str) -> Fact:
     names = cast("Mapping[object, object]", record)
     try:
         translation = translate({str(key): value for key, value in names.items()})
-        fields = _RECORDS.validate_python(translation.fields)
+        kind = _RECORDS if translation.fields.get("erase") is True else _TARGETED_RECORDS
+        fields = kind.validate_python(translation.fields)
     except ValidationError as error:
         raise MalformedFacts(
             f"{_list_problems(error)}.",

@@ -96,6 +96,7 @@ CASES: dict[str, Case] = {
     ),
     "grace": Case(3, _SEARCH),
     "melo": Case(3, _SEARCH),
+    "memoir": Case(2, _SEARCH, _texts),
     "neuraldb": Case(3, _SEARCH),
     "wise": Case(2, _SEARCH, _texts),
     "serac": Case(2, {"steps": 3, "validate_every": 2, "embedder": "states"}, _training),

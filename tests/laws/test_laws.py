@@ -79,6 +79,12 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
             "radius": 0.2,
         },
     ),
+    "memoir": (
+        {
+            **{"layer": 1, "steps": 4, "threshold": 0.95},
+            "contexts": {"prefixes": ["", "I think so. "]},
+        },
+    ),
     "neuraldb": (
         {"layer": 1, "key_mode": "bare", "threshold": 0.99, **QUICK},
         {"layer": 2, "key_mode": "bare", "threshold": 0.99, "same_token": True, **QUICK},

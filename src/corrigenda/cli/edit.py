@@ -39,6 +39,10 @@ def edit(
         str | None,
         typer.Option("--subject", "-s", help="What the fact is about, as written in the prompt."),
     ] = None,
+    erase: Annotated[
+        str | None,
+        typer.Option(metavar="ANSWER", help="Forget this answer, instead of --target."),
+    ] = None,
     method: options.Method = "rome",
     out: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Save the patch here.")
@@ -110,7 +114,8 @@ def edit(
     """
     check_options(guard, limit, task)
     wanted = _read_wanted(
-        prompt, subject, target, facts, (paraphrase or (), neighbour or (), same_subject or ())
+        *(prompt, subject, target, erase, facts),
+        (paraphrase or (), neighbour or (), same_subject or ()),
     )
     config = options.add_preset(options.parse_settings(settings), preset)
     if out is not None:
@@ -170,24 +175,27 @@ def _read_wanted(
     prompt: str | None,
     subject: str | None,
     target: str | None,
+    erase: str | None,
     file: Path | None,
     related: tuple[Sequence[str], Sequence[str], Sequence[str]],
 ) -> list[Fact]:
     from corrigenda.facts import Fact, read_facts
 
     if file is not None:
-        if any((prompt, subject, target, *related)):
+        if any((prompt, subject, target, erase, *related)):
             raise BadConfig(
                 "give a facts file or a single fact, not both.", hint="Drop PROMPT or --facts."
             )
         return read_facts(file)
-    if prompt is None or target is None:
+    if prompt is None or (target is None and erase is None):
         raise BadConfig(
             "what should become true is missing.", hint="Give PROMPT and --target, or --facts FILE."
         )
     fact = Fact(
         prompt=prompt.rstrip(),
-        target=target.strip(),
+        target=(target or "").strip(),
+        before=erase,
+        erase=erase is not None,
         subject=subject,
         paraphrases=tuple(related[0]),
         neighbours=tuple(related[1]),

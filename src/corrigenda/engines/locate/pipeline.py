@@ -21,7 +21,7 @@ from torch import Tensor
 from corrigenda.editor import Editor, StageWork
 from corrigenda.engines.locate.contexts import Contexts, Style, generate_contexts
 from corrigenda.engines.locate.layer_choice import choose_layer, describe_choice
-from corrigenda.engines.locate.records import EntryRole, SearchSettings, StopLoss, Targets
+from corrigenda.engines.locate.records import EntryRole, Erasure, SearchSettings, StopLoss, Targets
 from corrigenda.engines.locate.rows import (
     capture_last,
     encode_in_contexts,
@@ -146,6 +146,10 @@ class LocateThenEdit(Editor):
     anchor_facts: int = Field(
         default=1000, ge=2, description="Facts by which that length is measured."
     )
+    erasure: Erasure = Field(
+        default="refuse",
+        description="Of facts with `erase`: a likely refusal, or an unlikely `before`.",
+    )
     contexts: Contexts | None = Field(
         default=None, description="Prefixes; the fitted ones, or generated, if not given."
     )
@@ -197,6 +201,7 @@ class LocateThenEdit(Editor):
             role=self.role,
             settings=settings,
             merged=self.merges_facts,
+            suppress=self.erasure == "suppress",
         )
         notices = describe_merged(facts, found.traces) if self.merges_facts else []
         if not self.norm_anchor:

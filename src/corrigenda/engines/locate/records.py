@@ -18,6 +18,10 @@ StopLoss = Literal["nll", "total"]
 """Which loss of a search is compared with `SearchSettings.stop_loss`."""
 
 
+Erasure = Literal["refuse", "suppress"]
+"""How an answer is forgotten: a refusal becomes likely, or the answer unlikely."""
+
+
 class SearchSettings(NamedTuple):
     """Settings of the search, in the units of the method cards.
 
@@ -63,7 +67,8 @@ class SearchRow(NamedTuple):
         labels: Wanted token after each of `reads`; empty for the essence row, whose distribution
             must stay.
         anchor: Whether this is the clean prompt, whose vector at `start` is the fact's anchor.
-        weight: Weight of its loss; the mean over a fact's labelled rows is 1.
+        weight: Weight of its loss; the mean over a fact's labelled rows is 1. The weights of a fact
+            whose labels are to become unlikely are negative.
     """
 
     fact: int

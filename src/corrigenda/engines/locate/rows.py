@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.engines.locate.records import SearchRow
+from corrigenda.errors import EmptyTarget
 from corrigenda.facts import Fact, Span
 from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
@@ -52,20 +54,29 @@ def rewrite_rows(
     facts: Sequence[Fact],
     contexts: Contexts,
     owners: Sequence[int] | None = None,
+    *,
+    suppress: bool = False,
 ) -> list[SearchRow]:
     """Make the rows of the target search: each fact in every context, and its essence prompt.
 
     With `owners`, the number of a vector for each fact, facts may share a vector: anchor and
     essence are then those of the fact whose clean prompt comes first in the order of token ids.
 
+    With `suppress` a fact with `erase` gets rows that make its answer `before` unlikely.
+
     The essence prompt is "<subject> is a", cut after the subject: its loss is read at the subject's
     last token, and a causal model does not see the words after it.
 
     Raises:
         AmbiguousSubject, SubjectNotFound, PromptTooLong: see `encode_in_contexts`.
+        EmptyTarget (CG102): an answer to make unlikely that is not given.
     """
     owners = range(len(facts)) if owners is None else owners
-    encoded = [encode_in_contexts(lm, fact, contexts) for fact in facts]
+    signs = [-1.0 if suppress and fact.erase else 1.0 for fact in facts]
+    encoded = [
+        encode_in_contexts(lm, fact if sign > 0 else _forgotten(fact), contexts)
+        for fact, sign in zip(facts, signs, strict=True)
+    ]
     leaders: dict[int, int] = {}
     for index in sorted(range(len(facts)), key=lambda one: (encoded[one][0].ids, one)):
         leaders.setdefault(owners[index], index)
@@ -81,7 +92,7 @@ def rewrite_rows(
                     reads=tuple(one.reads),
                     labels=one.target_ids,
                     anchor=leads and context == 0,
-                    weight=contexts.loss_weights[context],
+                    weight=signs[index] * contexts.loss_weights[context],
                 )
             )
         if not leads:
@@ -91,6 +102,17 @@ def rewrite_rows(
         start = _subject_end(essence)
         rows.append(SearchRow(owner, tuple(essence.ids[: start + 1]), start, (start,), ()))
     return rows
+
+
+def _forgotten(fact: Fact) -> Fact:
+    """Return a fact whose target is the answer to forget."""
+    if not fact.before:
+        raise EmptyTarget(
+            f'the answer to forget of "{fact.prompt}" is not given.',
+            where=fact.label,
+            hint='Give `before`, or choose erasure="refuse".',
+        )
+    return replace(fact, target=fact.before)
 
 
 def subject_tokens(

@@ -24,6 +24,8 @@ from corrigenda.lm.tail import Tail
 
 # Padded positions cost less than streaming the weights of the later blocks for another bucket.
 _PADDING_TOKENS = {"cpu": 16, "cuda": 1024}
+# An answer that is to become unlikely has a finite loss however likely it is.
+_LARGEST_ODDS = 1 - 1e-4
 
 
 class PassSums(NamedTuple):
@@ -247,11 +249,15 @@ class Bucket:
                 owners, labels = chosen.owners[span], chosen.labels[span]
                 weights = chosen.weights[span]
                 picked = log_p.gather(1, labels[:, None])[:, 0]
-                read.nll.index_add_(0, owners, -picked * weights)
+                # A weight below 0 makes the label unlikely: -log(1 - p) takes the place of -log p.
+                away = weights < 0
+                odds = picked.exp().clamp_max(_LARGEST_ODDS)
+                losses = torch.where(away, torch.log1p(-odds), -picked) * weights
+                read.nll.index_add_(0, owners, losses)
                 if settings.settled_kl is not None or settings.likeliest_stop:
-                    missed = (picked < log_p.amax(dim=1)) * chosen.labelled[span]
+                    missed = ((picked < log_p.amax(dim=1)) != away) * chosen.labelled[span]
                     read.missed.index_add_(0, owners, missed)
-                weights = weights * scales[owners]
+                weights = torch.where(away, odds / (1 - odds), 1.0) * weights * scales[owners]
                 kept = part.essences
                 now = None if kept is None else log_p[kept.places]
                 slope = log_p.exp_().mul_(weights[:, None])

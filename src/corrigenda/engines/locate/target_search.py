@@ -59,7 +59,8 @@ def find_targets(
 
     Inside `target_cache.keep_targets`, facts that were searched already are not searched again.
 
-    Minimises, per fact, the mean over contexts, by their weights, and target tokens of -log p, plus
+    Minimises, per fact, the mean over contexts, by their weights, and target tokens of -log p (of
+    -log(1 - p) where the answer is to become unlikely, a row of negative weight), plus
     `kl_weight * KL(now || before)` at the essence row, plus `weight_decay * ||delta|| /
     ||anchor||^2`; with two deltas the last is a sum over both, and each has its own ball. The model
     runs in its own dtype; delta, Adam's moments and the losses are float32.

@@ -92,6 +92,7 @@ def search_targets(
     role: EntryRole,
     settings: SearchSettings,
     merged: bool = False,
+    suppress: bool = False,
 ) -> Targets:
     """Search one vector per fact, or with `merged` one for all facts of a subject.
 
@@ -107,6 +108,7 @@ def search_targets(
         role: Where it enters, see `find_targets`.
         settings: Settings of the search.
         merged: Whether facts of one subject share one vector.
+        suppress: Whether answers to forget become unlikely, in place of the refusal likely.
 
     Raises:
         NotEnoughFacts (CG106): merged facts with one prompt and different targets.
@@ -118,7 +120,7 @@ def search_targets(
     first = {owner: fact.label for owner, fact in zip(owners[::-1], facts[::-1], strict=True)}
     found = find_targets(
         lm,
-        rewrite_rows(lm, facts, contexts, owners),
+        rewrite_rows(lm, facts, contexts, owners, suppress=suppress),
         layer=layer,
         role=role,
         settings=settings,

@@ -1,4 +1,4 @@
-"""NeuralDB: a database of searched residuals beside one block, found by the cosine of a key."""
+"""NeuralDB: a database of searched residuals at one block, found by the cosine of a key."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ class NeuralDBPatch(ModulePatch):
 
     def hooks(self, lm: LanguageModel) -> AbstractContextManager[object]:
         """Add the rows to the database of the model, until left."""
-        gate = Gate.of(self.header.config)
+        gate = LookupRule.of(self.header.config)
         return join(lm, self, ("neuraldb", gate), lambda: _ActiveDatabase(lm, gate))
 
 
-class Gate(NamedTuple):
+class LookupRule(NamedTuple):
     """Place and rule of a database; patches with the same share one.
 
     Attributes:
@@ -97,7 +97,7 @@ class Gate(NamedTuple):
     same_token: bool
 
     @classmethod
-    def of(cls, config: Mapping[str, object]) -> Gate:
+    def of(cls, config: Mapping[str, object]) -> LookupRule:
         """Return the gate of a configuration."""
         return cls(
             int(str(config["layer"])), float(str(config["threshold"])), bool(config["same_token"])
@@ -107,7 +107,7 @@ class Gate(NamedTuple):
 class _ActiveDatabase(SharedMemory[NeuralDBPatch]):
     """Database of all active patches with one gate, with the hooks that search it and add."""
 
-    def __init__(self, lm: LanguageModel, gate: Gate) -> None:
+    def __init__(self, lm: LanguageModel, gate: LookupRule) -> None:
         super().__init__(lm)
         self.gate = gate
         self._route: Int[Tensor, "batch pos"] | None = None
@@ -125,7 +125,8 @@ class _ActiveDatabase(SharedMemory[NeuralDBPatch]):
             )
 
     def forget(self) -> None:
-        self.__dict__.pop("database", None)
+        if "database" in self.__dict__:
+            del self.database
 
     def transforms(self) -> Mapping[Point, TensorMap]:
         layer = self.gate.layer
@@ -254,7 +255,7 @@ class NeuralDB(LocateThenEdit):
         plan = self.make_plan(lm, state)
         (site,) = plan.sites
         config = {**self.model_dump(mode="json"), "layer": site.layer}
-        active = memory_of(lm, _ActiveDatabase, ("neuraldb", Gate.of(config)))
+        active = memory_of(lm, _ActiveDatabase, ("neuraldb", LookupRule.of(config)))
         earlier = [] if active is None else _earlier_facts(active.patches, facts)
         warnings = [*plan.notices, *pipeline.subject_warnings(lm, facts)]
         with suspend(active):
