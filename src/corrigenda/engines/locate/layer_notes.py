@@ -8,7 +8,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.engines.locate import pipeline
+from corrigenda.engines.locate.diagnostics import key_agreements, same_key_pairs, written_fractions
 from corrigenda.engines.locate.pipeline import SMALL_AGREEMENT, EditPlan
 from corrigenda.engines.locate.records import SearchTrace
 from corrigenda.facts import Fact
@@ -57,9 +57,9 @@ class LayerNotes:
     ) -> None:
         """Record one layer; `keys` and `clean` are in the coordinates of the method."""
         name = str(layer.site)
-        self.agreement[name] = pipeline.key_agreements(keys.T, clean.T, None)
+        self.agreement[name] = key_agreements(keys.T, clean.T, None)
         written = layer.change @ layer.keys.T.to(layer.change.right)
-        self.fraction[name] = pipeline.written_fractions(written, layer.share.T.to(written))
+        self.fraction[name] = written_fractions(written, layer.share.T.to(written))
         if not self.first_missing:
             self.first_missing = missing.norm(dim=1).tolist()
         self.left = (missing.T.to(written) - written).norm(dim=0).tolist()
@@ -73,7 +73,7 @@ class LayerNotes:
                 )
         if self.conflicts or self.merged:
             return
-        for i, j in pipeline.same_key_pairs(layer.keys):
+        for i, j in same_key_pairs(layer.keys):
             if self.facts[i].target != self.facts[j].target:
                 self.conflicts.append([i, j])
                 self.warnings.append(

@@ -41,7 +41,6 @@ from corrigenda.engines.locate.wanted import (
 )
 from corrigenda.errors import MissingState
 from corrigenda.facts import Fact
-from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.lm.chat import has_chat_template
 from corrigenda.lm.footprint import USUAL_TOKENS, head_flops, pass_flops
 from corrigenda.lm.model import LanguageModel
@@ -79,7 +78,6 @@ unreliable."""
 WRITING = "writing"
 """Name of the stage in which a change of weights is solved for."""
 
-_SAME_KEY = 0.999
 _PULL_BACK = 1e-3
 _CHAT_WEIGHT = 0.5
 _CONTEXT_TOKENS = 10
@@ -401,34 +399,6 @@ def average(values: Float[Tensor, "batch d"], weights: Sequence[float]) -> Float
     """Average over contexts values captured facts outermost; float64."""
     grouped = values.double().reshape(-1, len(weights), values.shape[-1])
     return torch.einsum("c,ncd->nd", grouped.new_tensor(list(weights)), grouped)
-
-
-def key_agreements(
-    keys: Float[Tensor, "n d_in"], clean: Float[Tensor, "n d_in"], factor: Cholesky | None
-) -> list[float]:
-    """Return each fact's `(u . k_clean) / (u . k)`, `u = C^-1 k`: 1 where both keys agree."""
-    if factor is None:
-        direction = keys.double()
-    else:
-        direction = factor.solve(keys.double().T.to(factor.lower.device)).T.to(keys.device)
-    own = (direction * keys.double()).sum(dim=1)
-    return ((direction * clean.double()).sum(dim=1) / own).tolist()
-
-
-def same_key_pairs(keys: Float[Tensor, "n d_in"]) -> list[tuple[int, int]]:
-    """Return pairs of facts whose keys are nearly parallel (cosine above 0.999)."""
-    unit = torch.nn.functional.normalize(keys.double(), dim=1)
-    close = torch.triu(unit @ unit.T > _SAME_KEY, diagonal=1)
-    return [(int(i), int(j)) for i, j in close.nonzero().tolist()]
-
-
-def written_fractions(
-    written: Float[Tensor, "d_out n"], wanted: Float[Tensor, "d_out n"]
-) -> list[float]:
-    """Return the share of each wanted vector that is written, along its own direction."""
-    norms = wanted.square().sum(dim=0)
-    share = (written * wanted).sum(dim=0) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
-    return torch.where(norms > 0, share, torch.ones_like(share)).tolist()
 
 
 def residuals_at_output(

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from corrigenda.editor import Constraint, Requires, Supports
-from corrigenda.engines.locate import pipeline
+from corrigenda.engines.locate.diagnostics import same_key_pairs
 from corrigenda.engines.locate.layers import SpreadEditor
 from corrigenda.engines.locate.pipeline import EditPlan
 from corrigenda.errors import DependentKeys, NotEnoughFacts
@@ -76,7 +76,7 @@ class Emmet(SpreadEditor):
         """
         if self.gamma > 0:
             return
-        for i, j in pipeline.same_key_pairs(keys):
+        for i, j in same_key_pairs(keys):
             raise NotEnoughFacts(
                 "two facts of the batch have the same key, so both cannot be constraints.",
                 where=f"{facts[i].label} and {facts[j].label}",
