@@ -35,6 +35,7 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "alphaedit-blue": ("alphaedit", {"preset": "{model}-blue"}),
     "memit-simie": ("memit", {"preset": "{model}-simie"}),
     "ultraedit": ("ultraedit", {}),
+    "neuraldb": ("neuraldb", {}),
     "grace": ("grace", {}),
 }
 """What is compared: method and options; `{model}` is the name of the model."""

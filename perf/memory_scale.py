@@ -1,10 +1,11 @@
-"""What memories of many edits cost while a model generates: GRACE, MELO, SERAC, IKE.
+"""What memories of many edits cost while a model generates: GRACE, MELO, NeuralDB, SERAC, IKE.
 
     python perf/memory_scale.py [--stored 10,1000,100000] [--only grace,melo] [--tokens 64]
 
 The stores are made directly: eight edits of the prompts asked, the others at random. Two batches of
 eight prompts are generated from: all out of scope, and all in scope. Each edit is routed once, on
-the prompt. By method and number of edits:
+the prompt; NeuralDB looks up every token, as `neuraldb` among all its rows, as `neuraldb-token`
+among those of the token. By method and number of edits:
 
 - `outside`, `inside`: time per generated token, the median over the tokens, beside that of the
   unedited model (1: equal);
@@ -36,13 +37,15 @@ from corrigenda.engines import text_tensors
 from corrigenda.engines.shared_memory import keys_at
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Tokens, key, value
+from corrigenda.lm.sites import Point, Site, Tokens, key, value
 from corrigenda.lm.spans import encode
 from corrigenda.methods.grace import codebook
 from corrigenda.methods.grace.editor import Grace, GracePatch
 from corrigenda.methods.ike.editor import IkePatch
 from corrigenda.methods.melo import clusters
 from corrigenda.methods.melo.editor import Melo, MeloPatch
+from corrigenda.methods.neuraldb.database import DatabaseRows
+from corrigenda.methods.neuraldb.editor import NeuralDB, NeuralDBPatch
 from corrigenda.methods.presets import build_editor
 from corrigenda.methods.serac.editor import SeracPatch
 from corrigenda.methods.serac.scope import ScopeHead
@@ -220,6 +223,47 @@ def melo(
     return MeloPatch.make(lm, stored, method="melo", config=config, facts=[*own, *fillers])
 
 
+def neuraldb(
+    lm: LanguageModel, own: Sequence[Fact], fillers: Sequence[Fact], generator: torch.Generator
+) -> ModulePatch:
+    """Rows of the prompts, and random ones of random tokens; every token is compared with all."""
+    return _database(lm, own, fillers, generator, same_token=False)
+
+
+def neuraldb_token(
+    lm: LanguageModel, own: Sequence[Fact], fillers: Sequence[Fact], generator: torch.Generator
+) -> ModulePatch:
+    """The same rows; a token is compared with those whose subject ends in it."""
+    return _database(lm, own, fillers, generator, same_token=True)
+
+
+def _database(
+    lm: LanguageModel,
+    own: Sequence[Fact],
+    fillers: Sequence[Fact],
+    generator: torch.Generator,
+    *,
+    same_token: bool,
+) -> ModulePatch:
+    editor = build_editor("neuraldb", lm.name)
+    assert isinstance(editor, NeuralDB), "found by its name"
+    assert editor.layer is not None, "the preset names it"
+    site = Site(editor.layer)
+    subjects = [encode(lm, fact.prompt[: fact.span.end]).ids for fact in own]
+    keys = scattered(keys_at(lm, subjects, key(site)), len(fillers), generator)
+    count, words = len(keys), len(lm.tokenizer)
+    tokens = torch.randint(0, words, (count,), generator=generator)
+    tokens[: len(own)] = torch.tensor([ids[-1] for ids in subjects])
+    stored = DatabaseRows(
+        keys=keys,
+        residuals=torch.randn(count, lm.d_model, generator=generator),
+        subjects=torch.arange(1, count + 1),
+        tokens=tokens,
+    )._asdict()
+    config = {**editor.model_dump(mode="json"), "same_token": same_token}
+    return NeuralDBPatch.make(lm, stored, method="neuraldb", config=config, facts=[*own, *fillers])
+
+
 def serac(
     lm: LanguageModel, own: Sequence[Fact], fillers: Sequence[Fact], generator: torch.Generator
 ) -> ModulePatch:
@@ -249,7 +293,10 @@ def ike(
     return IkePatch.make(lm, stored, method="ike", config=config, facts=facts)
 
 
-MAKE: dict[str, Make] = {"grace": grace, "melo": melo, "serac": serac, "ike": ike}
+MAKE: dict[str, Make] = {
+    **{"grace": grace, "melo": melo, "neuraldb": neuraldb, "neuraldb-token": neuraldb_token},
+    **{"serac": serac, "ike": ike},
+}
 """By method, what makes a store of edits."""
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         transform,
     )
     from corrigenda.assessment import Assessment, assess
+    from corrigenda.books.book import Book
     from corrigenda.catalogue import build_editor, list_methods, list_models
     from corrigenda.editor import Editor
     from corrigenda.errors import CorrigendaError
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from corrigenda.exports.restore import restore_merged
     from corrigenda.exports.survival import assess_after
     from corrigenda.facts import Fact, Span, read_facts
+    from corrigenda.fixing.fix import fix
     from corrigenda.guarding.guard import guard
     from corrigenda.knowledge.exam import exam
     from corrigenda.lm.model import LanguageModel
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from corrigenda.benchmarks.counterfact.counterfact import CounterFact
     from corrigenda.benchmarks.counterfact.counterfact_flat import CounterFactFlat
     from corrigenda.benchmarks.counterfact.counterfact_plus import CounterFactPlus
+    from corrigenda.benchmarks.hallueditbench import HalluEditBench
     from corrigenda.benchmarks.klob import KLoB
     from corrigenda.benchmarks.knowedit.knowedit_convsent import KnowEditConvSent
     from corrigenda.benchmarks.knowedit.knowedit_counterfact import KnowEditCounterFact
@@ -73,11 +76,20 @@ if TYPE_CHECKING:
     from corrigenda.benchmarks.knowedit.knowedit_wikibio import KnowEditWikiBio
     from corrigenda.benchmarks.knowedit.knowedit_zsre import KnowEditZsRE
     from corrigenda.benchmarks.mquake import MQuAKE
+    from corrigenda.benchmarks.mquake_remastered import MQuAKERemastered
+    from corrigenda.benchmarks.own_cases import OwnCases
+    from corrigenda.benchmarks.peak import Peak
     from corrigenda.benchmarks.pitfalls.conflictedit import ConflictEdit
     from corrigenda.benchmarks.pitfalls.roundedit import RoundEdit
     from corrigenda.benchmarks.pocketedit.pocketedit import PocketEdit
+    from corrigenda.benchmarks.qaedit import QAEdit
     from corrigenda.benchmarks.rippleedits import RippleEdits
     from corrigenda.benchmarks.sanitation import Sanitation
+    from corrigenda.benchmarks.taxi import Taxi
+    from corrigenda.benchmarks.unstructured.akew import Akew
+    from corrigenda.benchmarks.unstructured.unke import Unke
+    from corrigenda.benchmarks.wikibigedit import WikiBigEdit
+    from corrigenda.benchmarks.wise import Wise
     from corrigenda.benchmarks.zsre import ZsRE
     from corrigenda.methods.alphaedit.editor import AlphaEdit
     from corrigenda.methods.calinet.editor import Calinet
@@ -95,6 +107,7 @@ if TYPE_CHECKING:
     from corrigenda.methods.melo.editor import Melo
     from corrigenda.methods.memit.editor import Memit
     from corrigenda.methods.mend.editor import Mend
+    from corrigenda.methods.neuraldb.editor import NeuralDB
     from corrigenda.methods.pmet.editor import Pmet
     from corrigenda.methods.rlsedit.editor import RLSEdit
     from corrigenda.methods.rome.editor import Rome
@@ -102,7 +115,6 @@ if TYPE_CHECKING:
     from corrigenda.methods.t_patcher.editor import TPatcher
     from corrigenda.methods.truthx.editor import TruthX
     from corrigenda.methods.ultraedit.editor import UltraEdit
-    from corrigenda.methods.wise.editor import Wise
 # end
 
 __version__ = VERSION
@@ -111,6 +123,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "Assessment": "corrigenda.assessment",
+    "Book": "corrigenda.books.book",
     "CorrigendaError": "corrigenda.errors",
     "Editor": "corrigenda.editor",
     "Fact": "corrigenda.facts",
@@ -134,6 +147,7 @@ _HOMES = {
     "exam": "corrigenda.knowledge.exam",
     "export": "corrigenda.exports.export",
     "fit": "corrigenda.api",
+    "fix": "corrigenda.fixing.fix",
     "guard": "corrigenda.guarding.guard",
     "list_methods": "corrigenda.catalogue",
     "list_models": "corrigenda.catalogue",
@@ -155,6 +169,7 @@ _HOMES = {
 
 __all__ = [
     "Assessment",
+    "Book",
     "CorrigendaError",
     "Editor",
     "Fact",
@@ -178,6 +193,7 @@ __all__ = [
     "exam",
     "export",
     "fit",
+    "fix",
     "guard",
     "list_methods",
     "list_models",
@@ -202,6 +218,7 @@ __all__ += [
     "IKE",
     "SERAC",
     "AdaLora",
+    "Akew",
     "AlphaEdit",
     "Calinet",
     "ConflictEdit",
@@ -214,6 +231,7 @@ __all__ += [
     "FtL",
     "FtM",
     "Grace",
+    "HalluEditBench",
     "KLoB",
     "KnowEditConvSent",
     "KnowEditCounterFact",
@@ -226,21 +244,29 @@ __all__ += [
     "LocftBf",
     "Lora",
     "MQuAKE",
+    "MQuAKERemastered",
     "Malmen",
     "MeLLo",
     "Melo",
     "Memit",
     "Mend",
+    "NeuralDB",
+    "OwnCases",
+    "Peak",
     "Pmet",
     "PocketEdit",
+    "QAEdit",
     "RLSEdit",
     "RippleEdits",
     "Rome",
     "RoundEdit",
     "Sanitation",
     "TPatcher",
+    "Taxi",
     "TruthX",
     "UltraEdit",
+    "Unke",
+    "WikiBigEdit",
     "Wise",
     "ZsRE",
 ]

@@ -91,7 +91,8 @@ def load(
         dtype: A torch dtype or its name; the checkpoint's own if None, float32 for shipped ones.
         device: Where the model goes: "cpu", "cuda", "cuda:1"; "auto" is `device_map="auto"`.
         device_map: Splits the model over devices, as `from_pretrained` takes it.
-        quantization_config: Quantises the model, as `from_pretrained` takes it.
+        quantization_config: Quantises the model, as `from_pretrained` takes it; or a name: "4bit",
+            "8bit", "torchao-int8", "quanto-int8", "quanto-int4".
         attn_implementation: Such as "sdpa" or "eager"; the model's default if None.
         trust_remote_code: Passed on to transformers.
         presets: Options of methods for this model, such as files that `corrigenda tune` wrote; they

@@ -96,6 +96,7 @@ CASES: dict[str, Case] = {
     ),
     "grace": Case(3, _SEARCH),
     "melo": Case(3, _SEARCH),
+    "neuraldb": Case(3, _SEARCH),
     "wise": Case(2, _SEARCH, _texts),
     "serac": Case(2, {"steps": 3, "validate_every": 2, "embedder": "states"}, _training),
     "ike": Case(2, {"embedder": "states", "num_demonstrations": 4}, _training),

@@ -78,6 +78,10 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
             "radius": 0.2,
         },
     ),
+    "neuraldb": (
+        {"layer": 1, "key_mode": "bare", "threshold": 0.99, **QUICK},
+        {"layer": 2, "key_mode": "bare", "threshold": 0.99, "same_token": True, **QUICK},
+    ),
     "melo": (
         {"index": "1.mlp.up", "targets": ["2.mlp.up", "3.mlp.down"], "steps": 2, "radius": 0.2},
     ),

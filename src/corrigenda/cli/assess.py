@@ -40,6 +40,8 @@ def assess(
     chat: options.Chat = None,
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
+    quantization: options.Quantization = None,
+    attention: options.Attention = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Ask the facts of a patch with and without it; also when weights are quantised (--after).
@@ -52,9 +54,11 @@ def assess(
     check_options(guard, limit, task)
     import corrigenda
 
-    loaded = corrigenda.load_patch(patch)
+    loaded = options.open_patch(patch)
     wanted = None if facts is None else corrigenda.read_facts(facts)
-    lm = options.open_model(model, dtype=dtype, device=device)
+    lm = options.open_model(
+        model, dtype=dtype, device=device, quantization=quantization, attention=attention
+    )
     assessment = corrigenda.assess(lm, loaded, wanted, chat=chat)
     types = [one.strip() for one in after.split(",")] if after else []
     survivals = corrigenda.assess_after(lm, loaded, types, wanted) if types else ()

@@ -98,6 +98,8 @@ def edit(
     chat: options.Chat = None,
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
+    quantization: options.Quantization = None,
+    attention: options.Attention = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Correct facts: answers before and after, the size of the change, and how to undo it.
@@ -122,7 +124,9 @@ def edit(
 
     steps = parse_transforms(transform or ())
 
-    lm = options.open_model(model, dtype=dtype, device=device)
+    lm = options.open_model(
+        model, dtype=dtype, device=device, quantization=quantization, attention=attention
+    )
     editor = build_editor(lm, method, layer=layer, **config)
     memory = announce(lm, editor, min(len(wanted), stream or len(wanted)))
     if stream is not None:

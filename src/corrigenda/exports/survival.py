@@ -151,6 +151,7 @@ class TreatedCopy:
         """Copy a model, which carries no patch."""
         self._lm = lm
         self._copy = LanguageModel(copy.deepcopy(lm.model).float(), lm.tokenizer, name=lm.name)
+        self._trained: WeightPatch | None = None
 
     def assess(
         self, patch: Patch, kind: WeightType | None, facts: Sequence[Fact], whole: FactAnswers
@@ -174,8 +175,9 @@ class TreatedCopy:
         free = WeightPatch(patch.changes, Header(method=patch.header.method))
         lm, other = self._lm, self._copy
         quantise_into(other, lm, kind or WeightType.F32)
-        trained = fine_tune(other) if kind is None else None
-        before = ask_facts(other, facts, trained)
+        if kind is None and self._trained is None:
+            self._trained = fine_tune(other)
+        before = ask_facts(other, facts, self._trained if kind is None else None)
         kept = _compare(patch, facts, whole, before).share(Role.NEIGHBOUR)
         after: dict[Placing, FactAnswers] = {}
         if kind is None:

@@ -54,11 +54,14 @@ def split_patch(patch: Patch, count: int) -> list[Patch]:
         return []
     if any(not isinstance(one, LowRank) or one.rank != count for one in patch.changes.values()):
         return []
-    header = patch.header.model_copy(update={"facts": (), "notes": {}, "parts": ()})
-    return [
-        WeightPatch({site: _column(one, place) for site, one in patch.changes.items()}, header)
-        for place in range(count)
-    ]
+    own = [one for one in patch.header.facts if not one.get("chat")]
+    facts = own if len(own) == count else [None] * count
+    found: list[Patch] = []
+    for place, fact in enumerate(facts):
+        update = {"facts": () if fact is None else (fact,), "notes": {}, "parts": ()}
+        changes = {site: _column(one, place) for site, one in patch.changes.items()}
+        found.append(WeightPatch(changes, patch.header.model_copy(update=update)))
+    return found
 
 
 def _is_closed_form(patch: WeightPatch) -> bool:

@@ -58,6 +58,7 @@ class PromptEnds:
         self._marked: Ends | None = None
         self._ends: Ends | None = None
         self._mask: Bool[Tensor, "batch pos"] | None = None
+        self._ids: Int[Tensor, "batch pos"] | None = None
         self._decided: dict[int, Tensor] = {}
         self._owners: dict[int, object] = {}
         self._running = False
@@ -88,6 +89,16 @@ class PromptEnds:
         self._require_pass()
         assert self._mask is not None, "a pass has begun"
         return self._mask
+
+    @property
+    def ids(self) -> Int[Tensor, "batch pos"] | None:
+        """Tokens of the running pass; None where it was given embeddings.
+
+        Raises:
+            LostPrompts (CG306): no pass is followed.
+        """
+        self._require_pass()
+        return self._ids
 
     @property
     def are_followed(self) -> bool:
@@ -173,6 +184,7 @@ class PromptEnds:
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
+        self._ids = ids
         if ids is None:
             ids = kwargs["inputs_embeds"]
         self._running = True

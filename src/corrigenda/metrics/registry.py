@@ -12,6 +12,8 @@ from dataclasses import replace
 
 from corrigenda.errors import NotResampled, UnknownMetric, did_you_mean
 from corrigenda.metrics import (
+    appending,
+    categories,
     collapse,
     conflict,
     consistency,
@@ -20,8 +22,11 @@ from corrigenda.metrics import (
     erasure,
     error_types,
     fluency,
+    hallucinations,
     locality,
     locating,
+    long_targets,
+    natural,
     projection,
     ripple,
     robustness,
@@ -38,8 +43,13 @@ from corrigenda.metrics.tasks import answers, choices, measured
 
 METRICS: tuple[Metric, ...] = (
     *success.METRICS,
+    *natural.METRICS,
     *locality.METRICS,
     *counterfact.METRICS,
+    *categories.METRICS,
+    *appending.METRICS,
+    *hallucinations.METRICS,
+    *long_targets.METRICS,
     *ripple.METRICS,
     *fluency.METRICS,
     *consistency.METRICS,

@@ -7,7 +7,7 @@ from __future__ import annotations
 # pyright: reportUnknownArgumentType=false
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -52,7 +52,9 @@ class SharedSpec(Table):
     Attributes:
         model: `pocket`, a folder, or a name on the Hugging Face hub.
         dtype: By default the one it was saved in; float32 for the pocket models.
-        device: Device of the model.
+        device: Device of the model; "auto" spreads it over all.
+        quantization: How it is quantised as it is loaded, see `corrigenda.lm.quantisation`.
+        attention: Its attention, such as "eager"; the model's default if None.
         benchmark: One or several; several are edited one after the other, or as a "mix".
         train: Benchmark whose facts the method is fitted on, where it needs a training set. With
             another one than `benchmark` this is the cross-domain regime.
@@ -71,6 +73,10 @@ class SharedSpec(Table):
     model: str = "pocket"
     dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
     device: str = "cpu"
+    quantization: Literal["4bit", "8bit", "torchao-int8", "quanto-int8", "quanto-int4"] | None = (
+        None
+    )
+    attention: str | None = None
     benchmark: Benchmarks
     train: DataSpec | None = None
     regime: Regime = Field(default_factory=Regime)
@@ -157,6 +163,9 @@ class RunSpec(SharedSpec):
             del plain["health"]["rollback_above"]
         if not self.after.forms:
             del plain["after"]
+        for name in ("quantization", "attention"):
+            if plain[name] is None:
+                del plain[name]
         drawn = (*plain["benchmark"], *plain["health"]["tasks"])
         for one in (*drawn, *([plain["train"]] if self.train else ())):
             if one["limit"] is None:
@@ -184,6 +193,7 @@ class Recipe(SharedSpec):
         limit: int | None = None,
         data: str | None = None,
         chat: bool | None = None,
+        placing: Mapping[str, str | None] | None = None,
     ) -> tuple[RunSpec, ...]:
         """Return one run for each method.
 
@@ -192,6 +202,7 @@ class Recipe(SharedSpec):
             limit: Most cases of each benchmark, where the recipe takes more; drawn by its seed.
             data: Folder that holds the public files of benchmarks for which the recipe names none.
             chat: Whether to ask in the chat form, where not as the recipe says.
+            placing: `dtype`, `device`, `quantization` and `attention`, as far as given.
 
         Raises:
             UnknownMethod (CG501), UnknownBenchmark (CG508), UnknownMetric (CG505), BadConfig
@@ -199,6 +210,7 @@ class Recipe(SharedSpec):
         """
         shared = {name: getattr(self, name) for name in SharedSpec.model_fields}
         shared["model"] = model or self.model
+        shared |= {name: one for name, one in (placing or {}).items() if one is not None}
         if chat is not None:
             shared["ask"] = self.ask.model_copy(update={"chat": chat})
         if limit is not None:

@@ -246,7 +246,7 @@ class LocateThenEdit(Editor):
         searched = sum(search_flops(lm, layer, rows, self.steps) for layer in layers)
         read = rows * USUAL_TOKENS / 2
         captured = sum(pass_flops(lm, read, 0, site.layer) for site in sites)
-        widths = [lm.weight(site).shape[1] for site in sites] if self.requires.moments else []
+        widths = [lm.shape(site)[1] for site in sites] if self.requires.moments else []
         written = self._usual_rows * _CONTEXT_TOKENS
         return (
             StageWork("contexts", pass_flops(lm, written) + head_flops(lm, written)),

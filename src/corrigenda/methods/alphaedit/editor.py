@@ -94,7 +94,7 @@ class AlphaEdit(MultiLayerEditor):
         return room.free is None or self._decomposition_bytes(lm) <= room.free
 
     def _decomposition_bytes(self, lm: LanguageModel) -> int:
-        widths = [lm.weight(site).shape[1] for site in self.likely_sites(lm)]
+        widths = [lm.shape(site)[1] for site in self.likely_sites(lm)]
         return _DECOMPOSITION * 8 * max(widths) ** 2
 
     def with_projectors(
