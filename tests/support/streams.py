@@ -16,6 +16,7 @@ from corrigenda.methods.alphaedit.editor import AlphaEdit
 from corrigenda.methods.emmet.editor import Emmet
 from corrigenda.methods.grace.editor import Grace
 from corrigenda.methods.memit.editor import Memit
+from corrigenda.methods.neuraldb.editor import NeuralDB
 from corrigenda.methods.pmet.editor import Pmet
 from corrigenda.methods.rlsedit.editor import RLSEdit
 from corrigenda.methods.ultraedit.editor import UltraEdit
@@ -40,11 +41,13 @@ EDITORS: dict[str, Editor] = {
     "emmet with a ridge": Emmet(layer=1, gamma=0.5, **_SEARCH),
     "ultraedit": UltraEdit(layers=LAYERS, learning_rate=0.01),
     "grace": Grace(layer=1, steps=2, radius=0.3),
+    "neuraldb": NeuralDB(layer=1, **_SEARCH),
 }
 """Every kind of method whose edits can be taken out."""
 
 JOINT = ("memit in sequence", "alphaedit", "rlsedit")
-WEIGHTS = tuple(name for name in EDITORS if name != "grace")
+STORES = ("grace", "neuraldb")
+WEIGHTS = tuple(name for name in EDITORS if name not in STORES)
 
 
 def facts(count: int) -> list[Fact]:

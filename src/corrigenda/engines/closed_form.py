@@ -6,7 +6,7 @@ From these records the change of every weight can be computed again without any 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
@@ -108,6 +108,6 @@ class JointEditor(ClosedFormEditor, Protocol):
 class SeparablePatch(Protocol):
     """Patch made of entries, each of which belongs to one fact."""
 
-    def without_facts(self, gone: Collection[int]) -> Patch:
+    def without(self, places: Sequence[int]) -> Patch:
         """Return the patch without the facts at these places of its header."""
         ...

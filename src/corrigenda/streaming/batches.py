@@ -79,7 +79,7 @@ class StreamBatch:
         out = [index for index, place in enumerate(self.owners) if place in gone]
         if self.patch is None or len(out) == len(self.owners):
             return None
-        return self.patch.without_facts(out) if out else self.patch
+        return self.patch.without(out) if out else self.patch
 
     def _items(self) -> list[tuple[Site, KeyRecords]]:
         return list(self.records.items())

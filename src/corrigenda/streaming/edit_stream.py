@@ -262,7 +262,7 @@ def is_separable(editor: Editor | type[Editor]) -> bool:
     if hasattr(editor, "record") and hasattr(editor, "joins_batches"):
         return True
     kind = module_class(editor.name)
-    return kind is not None and hasattr(kind, "without_facts")
+    return kind is not None and hasattr(kind, "without")
 
 
 def list_separable() -> list[str]:

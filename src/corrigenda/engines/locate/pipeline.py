@@ -61,14 +61,11 @@ __all__ = [
     "average",
     "capture_last",
     "encode_in_contexts",
-    "key_agreements",
     "norm_gain",
     "residuals_at_output",
     "rewrite_rows",
-    "same_key_pairs",
     "subject_tokens",
     "subject_warnings",
-    "written_fractions",
 ]
 
 SMALL_AGREEMENT = 0.1

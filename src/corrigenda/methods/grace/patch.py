@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from types import MappingProxyType
@@ -56,9 +56,9 @@ class GracePatch(ModulePatch):
         d_out, d_in = lm.shape(self.site)
         return {"d_in": d_in, "d_out": d_out}
 
-    def without_facts(self, gone: Collection[int]) -> GracePatch:
+    def without(self, places: Sequence[int]) -> GracePatch:
         """Return the patch without some facts' entries, and what these did to other entries."""
-        facts = [index for index in range(len(self.header.facts)) if index not in gone]
+        facts = [index for index in range(len(self.header.facts)) if index not in places]
         kept = CodebookRecords(**self.stored).of_facts(facts) if self.stored else None
         return GracePatch({} if kept is None else kept._asdict(), self.header.of_facts(facts))
 
