@@ -62,7 +62,7 @@ class LocalModel(NamedTuple):
 
 
 class EndpointModel(NamedTuple):
-    """A model behind an endpoint; it gives text alone.
+    """A model that an endpoint serves; it gives text alone.
 
     Attributes:
         url: Address, up to `/v1`.
