@@ -151,7 +151,10 @@ def test_a_fact_is_corrected_exported_and_undone_by_keyboard(page, tmp_path: Pat
     go_to(page, "#correct-correct")
     page.keyboard.press("Enter")
     wait_for(page, "#correct-status", "Corrected: 1: The capital of France is -> Rome")
-    assert "paraphrase" in page.inner_text("#correct-result")
+    shown = page.inner_text("#correct-result")
+    assert "paraphrase" in shown
+    assert page.input_value("#correct-layer :is(input, textarea)") == ""
+    assert "layers.0." not in shown, "the block of the preset"
     assert find_barriers(page) == []
     keep_picture(page, "correct")
     go_to(page, "#correct-export")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.themes import Base as Theme
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 
 import corrigenda
@@ -15,6 +16,7 @@ from corrigenda.app.access import PageGuard
 from corrigenda.app.pages.book import add_book_page, draw_history, list_corrections
 from corrigenda.app.pages.compare import add_compare_page
 from corrigenda.app.pages.correct import add_correct_page
+from corrigenda.app.pages.fields import connect
 from corrigenda.app.pages.runs import add_runs_page, list_runs
 from corrigenda.app.pages.where import add_where_page
 from corrigenda.app.workspace import Workspace
@@ -83,9 +85,9 @@ def build_app(
     return app
 
 
-def make_theme() -> gr.themes.Base:
+def make_theme() -> Theme:
     """Return the theme: fonts of the system, and colours of enough contrast in light and dark."""
-    theme = gr.themes.Base(font=_SYSTEM_FONTS, font_mono=_SYSTEM_MONO, primary_hue="violet")
+    theme = Theme(font=_SYSTEM_FONTS, font_mono=_SYSTEM_MONO, primary_hue="violet")
     return theme.set(
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_300",
@@ -121,9 +123,7 @@ def build_pages(workspace: Workspace, runs: Path) -> gr.Blocks:
                 history = add_book_page(workspace, _QUEUE, active)
             with gr.Tab("Runs", id="runs"):
                 recorded = add_runs_page(runs)
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        pages.load(lambda: list_corrections(workspace), None, active, **quiet)
-        for opened in (pages.load, book.select):
-            opened(lambda: draw_history(workspace), None, history, **quiet)
-        pages.load(lambda: list_runs(runs), None, recorded, **quiet)
+        connect([pages.load], lambda: list_corrections(workspace), [], [active])
+        connect([pages.load, book.select], lambda: draw_history(workspace), [], [history])
+        connect([pages.load], lambda: list_runs(runs), [], [recorded])
     return pages

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from corrigenda.assessment import Assessment
     from corrigenda.guarding.guard import GuardReport
 
-_STRONG = 0.5
-
 
 def draw_note(text: str) -> str:
     """Return a paragraph; its lines stay lines."""
@@ -176,9 +174,8 @@ def _draw_cell(value: float, top: float, place: str, unit: str) -> str:
     if math.isnan(value):
         return "<td></td>"
     share = min(1.0, max(0.0, value / top))
-    kind = ' class="strong"' if share > _STRONG else ""
     title = _escape(f"{place}: {unit} {value:.3f}")
-    return f'<td{kind} style="--share:{share:.2f}" title="{title}">{100 * value:.0f}</td>'
+    return f'<td style="--share:{share:.2f}" title="{title}">{100 * value:.0f}</td>'
 
 
 def _draw_bar(probability: float | None) -> str:

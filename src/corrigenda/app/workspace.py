@@ -95,7 +95,7 @@ class Workspace:
         self._folder = tempfile.TemporaryDirectory(prefix="corrigenda-app-")
         self.book = Book.new(Path(self._folder.name) / "book", lm) if book is None else book
         self._lock = threading.Lock()
-        self._task: BackgroundTask[object] | None = None
+        self._cancel: Callable[[], None] | None = None
         self._applied: Applied | None = None
         self._state: str | None = None
         self.book.apply(lm).revert()
@@ -121,13 +121,13 @@ class Workspace:
             return work()
 
         task = BackgroundTask(run, self._lock)
-        self._task = task
+        self._cancel = task.cancel
         return task.start()
 
     def cancel(self) -> None:
         """Cancel the work that was started last."""
-        if self._task is not None:
-            self._task.cancel()
+        if self._cancel is not None:
+            self._cancel()
 
     def correct(
         self, fact: Fact, method: str, *, layer: int | None = None, guard: bool = True

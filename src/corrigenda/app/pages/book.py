@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import gradio as gr
 
 from corrigenda.app.drawing import draw_note, draw_table
-from corrigenda.app.pages.fields import add_status
+from corrigenda.app.pages.fields import add_status, connect
 from corrigenda.app.streaming import stream_work
 from corrigenda.errors import BadConfig
 
@@ -77,17 +77,16 @@ def add_book_page(workspace: Workspace, queue: str, choice: gr.Radio) -> gr.HTML
 
         yield from stream_work(workspace, status, workspace.check, show)
 
-    shared = {"concurrency_id": queue, "show_progress": "hidden", "api_visibility": "private"}
-    gr.on([undo.click, chosen.submit], run_undo, chosen, [status, history, choice], **shared)
-    check.click(run_check, None, [status, result, history], **shared)
-    refresh.click(
+    events = [undo.click, chosen.submit]
+    connect(events, run_undo, [chosen], [status, history, choice], queue=queue)
+    connect([check.click], run_check, [], [status, result, history], queue=queue)
+    connect(
+        [refresh.click],
         lambda: (draw_history(workspace), list_corrections(workspace)),
-        None,
+        [],
         [history, choice],
-        show_progress="hidden",
-        api_visibility="private",
     )
-    cancel.click(workspace.cancel, queue=False, api_visibility="private")
+    connect([cancel.click], workspace.cancel, [], [])
     return history
 
 

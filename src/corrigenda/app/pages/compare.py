@@ -13,6 +13,7 @@ from corrigenda.app.pages.fields import (
     add_fact_fields,
     add_related_fields,
     add_status,
+    connect,
     list_choices,
     make_fact,
 )
@@ -69,13 +70,11 @@ def add_compare_page(workspace: Workspace, queue: str) -> None:
             if len(trials) == before:
                 return
 
-    gr.on(
+    connect(
         [compare.click, fields.target.submit],
         run_compare,
         [*fields, *related, methods],
         [status, result],
-        concurrency_id=queue,
-        show_progress="hidden",
-        api_visibility="private",
+        queue=queue,
     )
-    cancel.click(workspace.cancel, queue=False, api_visibility="private")
+    connect([cancel.click], workspace.cancel, [], [])

@@ -15,6 +15,7 @@ from corrigenda.app.pages.fields import (
     add_fact_fields,
     add_related_fields,
     add_status,
+    connect,
     list_choices,
     make_fact,
     parse_layer,
@@ -58,11 +59,11 @@ def add_correct_page(workspace: Workspace, queue: str) -> gr.Radio:
             method = gr.Dropdown(
                 list_choices(), value=DEFAULT_METHOD, label="Method", elem_id="correct-method"
             )
-            layer = gr.Number(
-                value=None,
+            layer = gr.Textbox(
+                "",
                 label="Block",
                 info="The preset's where empty.",
-                precision=0,
+                max_lines=1,
                 elem_id="correct-layer",
             )
         related = add_related_fields("correct")
@@ -100,7 +101,7 @@ def add_correct_page(workspace: Workspace, queue: str) -> gr.Radio:
         paraphrases: str,
         neighbours: str,
         method: str,
-        layer: float | None,
+        layer: str,
         guard: bool,
     ) -> Updates:
         def work() -> CorrectionTrial:
@@ -136,19 +137,18 @@ def add_correct_page(workspace: Workspace, queue: str) -> gr.Radio:
 
         yield from stream_work(workspace, link, lambda: workspace.export(form), show)
 
-    shared = {"concurrency_id": queue, "show_progress": "hidden", "api_visibility": "private"}
     asked = [fields.prompt, in_chat]
-    gr.on([ask.click, fields.prompt.submit], run_ask, asked, [status, result], **shared)
-    gr.on(
+    connect([ask.click, fields.prompt.submit], run_ask, asked, [status, result], queue=queue)
+    connect(
         [correct.click, fields.target.submit],
         run_correct,
         [*fields, *related, method, layer, guard],
         [status, result, active],
-        **shared,
+        queue=queue,
     )
-    undo.click(run_undo, active, [status, active], **shared)
-    export.click(run_export, form, link, **shared)
-    cancel.click(workspace.cancel, queue=False, api_visibility="private")
+    connect([undo.click], run_undo, [active], [status, active], queue=queue)
+    connect([export.click], run_export, [form], [link], queue=queue)
+    connect([cancel.click], workspace.cancel, [], [])
     return active
 
 

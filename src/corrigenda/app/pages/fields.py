@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import gradio as gr
+from gradio.components import Component
+from gradio.events import Dependency
 
 from corrigenda.catalogue import list_methods
 from corrigenda.errors import BadConfig
@@ -85,6 +88,34 @@ def add_status(name: str) -> gr.HTML:
     return gr.HTML(elem_id=f"{name}-status", elem_classes="status")
 
 
+def connect(
+    events: Sequence[Callable[..., Dependency]],
+    function: Callable[..., object],
+    inputs: Sequence[Component],
+    outputs: Sequence[Component],
+    *,
+    queue: str | None = None,
+) -> None:
+    """Let events of a page call a function; it is no part of a public interface over HTTP.
+
+    Args:
+        events: Such as `button.click`.
+        function: Takes the values of `inputs`; returns or yields those of `outputs`.
+        inputs: Components that are read.
+        outputs: Components that are written.
+        queue: Name of the queue of work that is done one after the other; None for none.
+    """
+    gr.on(
+        events,
+        function,
+        inputs,
+        outputs,
+        concurrency_id=queue,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+
 def list_choices(*, quick: bool = False) -> list[str]:
     """Return the names of methods; with `quick`, those that need no training."""
     return [row.name for row in list_methods() if not (quick and row.training)]
@@ -103,17 +134,17 @@ def make_fact(
     )
 
 
-def parse_layer(value: float | None) -> int | None:
-    """Return the block in a number field; None where it is empty.
+def parse_layer(text: str) -> int | None:
+    """Return the block in a field; None where it is empty.
 
     Raises:
-        BadConfig (CG502): a number that is none of a block.
+        BadConfig (CG502): it is no number of a block.
     """
-    if value is None:
+    if not text.strip():
         return None
-    if value < 0 or value != int(value):
-        raise BadConfig(f"{value:g} is no block.", hint="Give 0 or more, or leave it empty.")
-    return int(value)
+    if not text.strip().isdecimal():
+        raise BadConfig(f'"{text}" is no block.', hint="Give 0 or more, or leave it empty.")
+    return int(text)
 
 
 def _split_lines(text: str) -> list[str]:

@@ -9,7 +9,7 @@ import gradio as gr
 
 import corrigenda
 from corrigenda.app.drawing import draw_error, draw_note, wrap_region
-from corrigenda.app.pages.fields import add_status
+from corrigenda.app.pages.fields import add_status, connect
 from corrigenda.errors import CorrigendaError
 from corrigenda.run import store
 
@@ -42,8 +42,8 @@ def add_runs_page(folder: Path) -> gr.Radio:
         tables = wrap_region(document._repr_html_(), "Tables of the report")
         return {status: draw_note("Done."), result: link + tables}
 
-    refresh.click(lambda: list_runs(folder), None, runs, api_visibility="private")
-    show.click(run_show, runs, [status, result], api_visibility="private")
+    connect([refresh.click], lambda: list_runs(folder), [], [runs])
+    connect([show.click], run_show, [runs], [status, result])
     return runs
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import gradio as gr
 
 from corrigenda.app.drawing import draw_plot
-from corrigenda.app.pages.fields import add_fact_fields, add_status, make_fact
+from corrigenda.app.pages.fields import add_fact_fields, add_status, connect, make_fact
 from corrigenda.app.streaming import stream_work
 
 if TYPE_CHECKING:
@@ -61,13 +61,8 @@ def add_where_page(workspace: Workspace, queue: str) -> None:
 
         yield from stream_work(workspace, status, work, show)
 
-    shared = {"concurrency_id": queue, "show_progress": "hidden", "api_visibility": "private"}
-    gr.on(
-        [trace.click, fields.prompt.submit],
-        run_trace,
-        [*fields, samples],
-        [status, result],
-        **shared,
-    )
-    inject.click(run_inject, [*fields], [status, result], **shared)
-    cancel.click(workspace.cancel, queue=False, api_visibility="private")
+    outputs = [status, result]
+    events = [trace.click, fields.prompt.submit]
+    connect(events, run_trace, [*fields, samples], outputs, queue=queue)
+    connect([inject.click], run_inject, [*fields], outputs, queue=queue)
+    connect([cancel.click], workspace.cancel, [], [])
