@@ -197,4 +197,4 @@ class Baseline:
 
 
 def _decode(lm: LanguageModel, row: Sequence[int]) -> str:
-    return str(lm.tokenizer.decode(row, skip_special_tokens=True))
+    return str(lm.tokenizer.decode([*row], skip_special_tokens=True))
