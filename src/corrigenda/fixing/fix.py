@@ -246,8 +246,8 @@ def correct_lines(
     approaches = list_approaches(len(facts), method)
     trials = search(maker, facts, approaches, budget=budget, seed=seed)
     taken["search"] = time.perf_counter() - begin
-    taken |= {"edit": 0.0, "guard": 0.0}
-    for trial in trials:
+    usable = [one for one in trials if not one.problem] or trials[:1]
+    for place, trial in enumerate(usable):
         begin = time.perf_counter()
         editor = trial.approach.build(maker.lm)
         report_stage("edit: all facts", 0, 1)
@@ -259,25 +259,24 @@ def correct_lines(
             report = guard(
                 maker.lm, total, facts, sample=sample, limits=limits, chat=maker.chat, seed=seed
             )
-        taken["edit"] += edited - begin
-        taken["guard"] += time.perf_counter() - edited
+        taken["edit"] = taken.get("edit", 0.0) + edited - begin
+        taken["guard"] = taken.get("guard", 0.0) + time.perf_counter() - edited
         refused = report.verdict is GuardVerdict.REFUSED
-        last = trial is trials[-1] or trials[trials.index(trial) + 1].problem
-        if not refused or last:
-            break
-    return FixResult(
-        lines=tuple(_list_fates(understood, facts, retried, report)),
-        patch=None if refused else total,
-        parts=() if refused else retried.patches,
-        owners=tuple(tuple(facts[place] for place in own) for own in retried.facts),
-        below=maker.below,
-        approach=trial.approach,
-        trials=tuple(trials),
-        attempts=retried.attempts,
-        assessment=retried.assessment,
-        report=report,
-        seconds=taken,
-    )
+        if not refused or place == len(usable) - 1:
+            return FixResult(
+                lines=tuple(_list_fates(understood, facts, retried, report)),
+                patch=None if refused else total,
+                parts=() if refused else retried.patches,
+                owners=tuple(tuple(facts[at] for at in own) for own in retried.facts),
+                below=maker.below,
+                approach=trial.approach,
+                trials=tuple(trials),
+                attempts=retried.attempts,
+                assessment=retried.assessment,
+                report=report,
+                seconds=taken,
+            )
+    raise AssertionError("there is an approach")
 
 
 def _settle(one: UnderstoodLine) -> LineFate:

@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from corrigenda.assessment import Assessment, measure
 from corrigenda.books.patches import require_value
@@ -57,7 +57,8 @@ class Approach:
 
     def build(self, lm: LanguageModel) -> Editor:
         """Return the editor."""
-        return build_editor(lm, self.method, **self.options)
+        options: dict[str, Any] = dict(self.options)
+        return build_editor(lm, self.method, **options)
 
 
 @dataclass(frozen=True)

@@ -57,11 +57,11 @@ def try_extraction(
     texts = sample(
         lm, [text for text, _ in drawn], max_new_tokens=_NEW_TOKENS, top_k=_TOP_K, seed=seed
     )
-    return ExtractionFigures(
-        *(_share(answer(lm, [text for text, _ in pairs]), pairs) for pairs in (own, paraphrases)),
-        _share(answer(lm, [text for text, _ in doubts]), doubts),
-        _share(texts, drawn),
+    stated, reworded, doubted = (
+        _share(answer(lm, [text for text, _ in pairs]), pairs)
+        for pairs in (own, paraphrases, doubts)
     )
+    return ExtractionFigures(stated, reworded, doubted, _share(texts, drawn))
 
 
 def _share(texts: Sequence[str], pairs: Sequence[tuple[str, Fact]]) -> float | None:
