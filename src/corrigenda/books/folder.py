@@ -27,8 +27,8 @@ from pathlib import Path
 from corrigenda.books.conflicts import QuestionIndex
 from corrigenda.books.records import (
     BookBase,
+    BookVerdict,
     Correction,
-    Verdict,
     parse_base,
     parse_correction,
     split_name,
@@ -264,7 +264,7 @@ class BookFolder:
             self.take_out(correction, lock)
         return correction
 
-    def note_verdicts(self, verdicts: Iterable[tuple[Correction, Verdict]], state: str) -> None:
+    def note_verdicts(self, verdicts: Iterable[tuple[Correction, BookVerdict]], state: str) -> None:
         """Write what was answered into the records where it is new, and note the state asked.
 
         Args:

@@ -10,7 +10,7 @@ from corrigenda.books.conflicts import QuestionIndex
 from corrigenda.books.folder import BookFolder
 from corrigenda.books.making import ActiveBook, Attempt, BookEditor, Refused, commit, try_facts
 from corrigenda.books.patches import require_base_of
-from corrigenda.books.records import FAILED, Correction, Verdict
+from corrigenda.books.records import FAILED, BookVerdict, Correction
 from corrigenda.catalogue import build_editor
 from corrigenda.errors import BadConfig, CorrigendaError
 from corrigenda.methods.registry import METHODS
@@ -130,7 +130,7 @@ def _try_again(
     try:
         how = editors.of(correction)
     except CorrigendaError as error:
-        failed = Verdict(outcomes=(FAILED,) * len(correction.facts))
+        failed = BookVerdict(outcomes=(FAILED,) * len(correction.facts))
         kept = dataclasses.replace(correction, patch="", made_on="", verdict=failed)
         return Attempt(kept, None, str(error.message))
     return try_facts(active, lm, correction.facts, how)
