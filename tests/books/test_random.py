@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import warnings
@@ -22,6 +23,7 @@ from corrigenda.testing.tiny import tiny_model
 from tests.books.conftest import WRITTEN, draw_patch, fact, weights
 from tests.books.test_killed import run_killed
 
+COUNTER = itertools.count()
 NUMBERS = st.integers(0, 11)
 TARGETS = st.sampled_from(["Rome", "Oslo"])
 
@@ -48,7 +50,7 @@ class BookHistory(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         """Make two empty books."""
-        self.place = self.folder / f"{random.getrandbits(64):x}"
+        self.place = self.folder / str(next(COUNTER))
         for name in self.held:
             Book.new(self.place / name, self.lm)
 

@@ -41,7 +41,6 @@ from corrigenda.errors import (
     UnknownCorrection,
 )
 from corrigenda.files import (
-    check_place,
     explain_failure,
     is_abandoned,
     make_folder,
@@ -95,7 +94,6 @@ class BookFolder:
             WriteFailed (CG601): it cannot be written.
         """
         folder = Path(path)
-        check_place(folder, folder=True)
         if is_book(folder):
             raise NotABook(
                 f"{folder} holds a book already.",

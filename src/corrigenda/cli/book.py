@@ -44,7 +44,6 @@ def new(
     as_json: options.AsJson = False,
 ) -> None:
     """Make a book for a model, without corrections; the folder may exist, as one under git."""
-    options.check_folder(folder, folder=True)
     from corrigenda.books import Book
 
     lm = options.open_model(model, dtype=dtype, device=device)
