@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from corrigenda.books import Book, Correction, Verdict
+from corrigenda.books import Book, BookVerdict, Correction
 from corrigenda.facts import Fact
 from corrigenda.linalg import LowRank
 from corrigenda.lm.model import LanguageModel
@@ -16,7 +16,7 @@ from corrigenda.lm.sites import Site
 from corrigenda.patch import WeightPatch, header_for
 from corrigenda.testing.tiny import tiny_model
 
-WRITTEN = Verdict(outcomes=("succeeded",))
+WRITTEN = BookVerdict(outcomes=("succeeded",))
 SITES = (Site(0), Site(1))
 
 Add = Callable[..., Correction]

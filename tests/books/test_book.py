@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from corrigenda.books import Book, Verdict
+from corrigenda.books import Book, BookVerdict
 from corrigenda.books.records import state_of
 from corrigenda.errors import (
     ConflictingCorrections,
@@ -185,7 +185,7 @@ def test_question_is_answered_once(book, add, lm):
 
 
 def test_correction_without_a_patch_is_asked_too(book, lm):
-    kept = book.add(lm, fact(1), None, verdict=Verdict(outcomes=("already true",)))
+    kept = book.add(lm, fact(1), None, verdict=BookVerdict(outcomes=("already true",)))
     assert kept.patch == ""
     assert book.patch().is_empty
     assert book.status().without_patch == (kept.name,)

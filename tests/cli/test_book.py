@@ -170,6 +170,12 @@ def test_book_is_taken_where_a_patch_is(
     assert whole.code == 0
 
 
+def test_served_book_is_that_of_the_model(run: Run, filled: Path) -> None:
+    pytest.importorskip("fastapi")
+    ran = run("serve", "pocket", "--patch", filled, "--port", "0")
+    assert (ran.code, ran.err[:5]) == (2, "CG401")
+
+
 def test_folder_without_a_book_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
     for words in (("log",), ("status",), ("check",), ("undo", "1")):
         ran = run("book", *words, "-b", tmp_path)

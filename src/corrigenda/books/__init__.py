@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from corrigenda.books.book import Book
     from corrigenda.books.folder import BookFolder
-    from corrigenda.books.records import Correction, Verdict
+    from corrigenda.books.records import BookVerdict, Correction
 
-_HOMES = {"Book": "book", "BookFolder": "folder", "Correction": "records", "Verdict": "records"}
+_HOMES = {"Book": "book", "BookFolder": "folder", "Correction": "records", "BookVerdict": "records"}
 
-__all__ = ["Book", "BookFolder", "Correction", "Verdict"]
+__all__ = ["Book", "BookFolder", "BookVerdict", "Correction"]
 
 
 def __getattr__(name: str) -> object:

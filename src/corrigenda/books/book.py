@@ -13,7 +13,7 @@ from corrigenda.books.making import Additions, BookEditor, add_patch, make_corre
 from corrigenda.books.merging import Keep, Merge, merge_books
 from corrigenda.books.moving import EditorsAgain, Moved, move_corrections
 from corrigenda.books.patches import describe_base, require_base_of, sum_patches
-from corrigenda.books.records import BookBase, Correction, Verdict
+from corrigenda.books.records import BookBase, BookVerdict, Correction
 from corrigenda.catalogue import resolve_editor
 from corrigenda.exports.export import export
 from corrigenda.facts import FactLike, as_facts
@@ -154,7 +154,7 @@ class Book:
         patch: Patch | None,
         settings: Mapping[str, object] | None = None,
         *,
-        verdict: Verdict | Assessment | None = None,
+        verdict: BookVerdict | Assessment | None = None,
     ) -> Correction:
         """Add a patch that was made already, after all others.
 

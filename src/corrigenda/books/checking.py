@@ -15,7 +15,7 @@ from corrigenda.books.patches import (
     require_base_of,
     sum_patches,
 )
-from corrigenda.books.records import Correction, Verdict
+from corrigenda.books.records import BookVerdict, Correction
 from corrigenda.books.verdicts import judge
 from corrigenda.engines.pocket_world import add_related_prompts
 from corrigenda.errors import CorrigendaError
@@ -35,7 +35,7 @@ class Checked(NamedTuple):
     """
 
     correction: Correction
-    verdict: Verdict
+    verdict: BookVerdict
 
     @property
     def changed(self) -> bool:

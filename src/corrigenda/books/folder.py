@@ -27,8 +27,8 @@ from pathlib import Path
 from corrigenda.books.conflicts import QuestionIndex
 from corrigenda.books.records import (
     BookBase,
+    BookVerdict,
     Correction,
-    Verdict,
     parse_base,
     parse_correction,
     split_name,
@@ -41,7 +41,6 @@ from corrigenda.errors import (
     UnknownCorrection,
 )
 from corrigenda.files import (
-    check_place,
     explain_failure,
     is_abandoned,
     make_folder,
@@ -95,7 +94,6 @@ class BookFolder:
             WriteFailed (CG601): it cannot be written.
         """
         folder = Path(path)
-        check_place(folder, folder=True)
         if is_book(folder):
             raise NotABook(
                 f"{folder} holds a book already.",
@@ -264,7 +262,7 @@ class BookFolder:
             self.take_out(correction, lock)
         return correction
 
-    def note_verdicts(self, verdicts: Iterable[tuple[Correction, Verdict]], state: str) -> None:
+    def note_verdicts(self, verdicts: Iterable[tuple[Correction, BookVerdict]], state: str) -> None:
         """Write what was answered into the records where it is new, and note the state asked.
 
         Args:

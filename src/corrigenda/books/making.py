@@ -22,7 +22,7 @@ from corrigenda.books.patches import (
     require_value,
     sum_patches,
 )
-from corrigenda.books.records import FAILED, Correction, Verdict, state_of
+from corrigenda.books.records import FAILED, BookVerdict, Correction, state_of
 from corrigenda.books.verdicts import judge
 from corrigenda.engines.pocket_world import add_related_prompts, subject_of
 from corrigenda.errors import AlreadyTrue, BadConfig, ConflictingCorrections, CorrigendaError
@@ -140,7 +140,7 @@ def try_facts(
         tuple(facts),
         how.editor.name,
         plain(how.editor.model_dump(mode="json")),
-        verdict=Verdict(outcomes=(FAILED,) * len(facts)),
+        verdict=BookVerdict(outcomes=(FAILED,) * len(facts)),
     )
     try:
         own, subjects = _find_subjects(lm, facts, how.editor)
@@ -231,7 +231,7 @@ def add_patch(
     facts: Sequence[Fact],
     patch: Patch | None,
     settings: Mapping[str, object] | None,
-    verdict: Verdict | Assessment | None,
+    verdict: BookVerdict | Assessment | None,
 ) -> Correction:
     """Add a patch that was made already; see `Book.add`."""
     require_base_of(folder, lm)
@@ -249,7 +249,7 @@ def add_patch(
         made_on,
     )
     folder.require_new(correction)
-    if not isinstance(verdict, Verdict):
+    if not isinstance(verdict, BookVerdict):
         if verdict is None:
             with ActiveBook(folder, lm):
                 related = [add_related_prompts(lm, fact) for fact in facts]

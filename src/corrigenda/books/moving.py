@@ -10,7 +10,7 @@ from corrigenda.books.conflicts import QuestionIndex
 from corrigenda.books.folder import BookFolder
 from corrigenda.books.making import ActiveBook, Attempt, BookEditor, Refused, commit, try_facts
 from corrigenda.books.patches import require_base_of
-from corrigenda.books.records import FAILED, Correction, Verdict
+from corrigenda.books.records import FAILED, BookVerdict, Correction
 from corrigenda.catalogue import build_editor
 from corrigenda.errors import BadConfig, CorrigendaError
 from corrigenda.methods.registry import METHODS
@@ -105,12 +105,15 @@ def move_corrections(
     found = {name: [] for name in ("made", "held", "failed", "present")}
     known = {one.source: one for one in new.corrections if one.source}
     index = QuestionIndex(new.corrections)
+    wanted: list[tuple[Correction, BookEditor | CorrigendaError]] = []
+    for one in old.corrections:
+        if one.id in known or index.find(one.facts):
+            found["present"].append(one)
+        else:
+            wanted.append((one, _find_editor(one, editors)))
     with ActiveBook(new, lm) as active:
-        for one in old.corrections:
-            if one.id in known or index.find(one.facts):
-                found["present"].append(one)
-                continue
-            attempt = _try_again(active, lm, one, editors)
+        for one, how in wanted:
+            attempt = _try_again(active, lm, one, how)
             made = dataclasses.replace(attempt.correction, source=one.id)
             added = commit(new, made, attempt.patch)
             if attempt.patch is not None:
@@ -123,14 +126,23 @@ def move_corrections(
     return Moved(**{name: tuple(several) for name, several in found.items()})
 
 
-def _try_again(
-    active: ActiveBook, lm: LanguageModel, correction: Correction, editors: EditorsAgain
-) -> Attempt:
-    """Return one try with the method of a correction; one that is not installed is the reason."""
+def _find_editor(correction: Correction, editors: EditorsAgain) -> BookEditor | CorrigendaError:
+    """Return the editor of a correction, or why there is none; nothing may be active here."""
     try:
-        how = editors.of(correction)
+        return editors.of(correction)
     except CorrigendaError as error:
-        failed = Verdict(outcomes=(FAILED,) * len(correction.facts))
-        kept = dataclasses.replace(correction, patch="", made_on="", verdict=failed)
-        return Attempt(kept, None, str(error.message))
-    return try_facts(active, lm, correction.facts, how)
+        return error
+
+
+def _try_again(
+    active: ActiveBook,
+    lm: LanguageModel,
+    correction: Correction,
+    how: BookEditor | CorrigendaError,
+) -> Attempt:
+    """Return one try with the editor of a correction; that there is none is a reason."""
+    if isinstance(how, BookEditor):
+        return try_facts(active, lm, correction.facts, how)
+    failed = BookVerdict(outcomes=(FAILED,) * len(correction.facts))
+    kept = dataclasses.replace(correction, patch="", made_on="", verdict=failed)
+    return Attempt(kept, None, str(how.message))

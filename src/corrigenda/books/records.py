@@ -89,7 +89,7 @@ def parse_base(text: str, where: str) -> BookBase:
         raise DamagedBook(_explain(text, error), where=where, hint=_FROM_GIT) from error
 
 
-class Verdict(BaseModel):
+class BookVerdict(BaseModel):
     """What the corrected model answered when it was last asked about a correction.
 
     Attributes:
@@ -97,7 +97,7 @@ class Verdict(BaseModel):
             without the correction too.
         shares: Prompts with the wanted answer over prompts asked, as "2/3", by role; those in the
             chat form under the role and " in chat".
-        guard: Verdict of a measurement of damage, such as "free" or "costly"; empty where none was
+        guard: Result of a measurement of damage, such as "free" or "costly"; empty where none was
             made.
     """
 
@@ -139,7 +139,7 @@ class _Record(BaseModel):
     patch: str = ""
     made_on: str = ""
     source: str = ""
-    verdict: Verdict = Verdict()
+    verdict: BookVerdict = BookVerdict()
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Correction:
     patch: str = ""
     made_on: str = ""
     source: str = ""
-    verdict: Verdict = field(default_factory=Verdict)
+    verdict: BookVerdict = field(default_factory=BookVerdict)
     number: int = 0
 
     @cached_property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from corrigenda.books.records import Verdict
+from corrigenda.books.records import BookVerdict
 
 if TYPE_CHECKING:
     from corrigenda.assessment import Assessment
@@ -14,7 +14,7 @@ IN_CHAT = " in chat"
 """What is added to the name of a role for answers in the chat form."""
 
 
-def judge(found: Assessment, first: int = 0, count: int | None = None) -> Verdict:
+def judge(found: Assessment, first: int = 0, count: int | None = None) -> BookVerdict:
     """Return the verdict on some facts of an assessment.
 
     Args:
@@ -29,7 +29,7 @@ def judge(found: Assessment, first: int = 0, count: int | None = None) -> Verdic
             tally = counts[f"{one.role}{IN_CHAT if one.chat else ''}"]
             tally[0] += one.is_wanted(found.facts[one.fact])
             tally[1] += 1
-    return Verdict(
+    return BookVerdict(
         outcomes=tuple(map(str, found.outcomes[first:end])),
         shares={name: f"{right}/{asked}" for name, (right, asked) in counts.items()},
     )

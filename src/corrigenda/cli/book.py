@@ -44,7 +44,6 @@ def new(
     as_json: options.AsJson = False,
 ) -> None:
     """Make a book for a model, without corrections; the folder may exist, as one under git."""
-    options.check_folder(folder, folder=True)
     from corrigenda.books import Book
 
     lm = options.open_model(model, dtype=dtype, device=device)
@@ -100,6 +99,7 @@ def add(
     import corrigenda
     from corrigenda.assessment import list_facts
     from corrigenda.books.making import Additions
+    from corrigenda.catalogue import build_editor
 
     opened = _open(book)
     config = options.add_preset(options.parse_settings(settings), preset)
@@ -110,14 +110,8 @@ def add(
         added = [opened.add(lm, list_facts(one), one) for one in patches]
         done = Additions(added=tuple(added))
     else:
-        done = opened.make(
-            *(lm, wanted, method),
-            together=together,
-            corpus=text,
-            chat=chat,
-            layer=layer,
-            **config,
-        )
+        editor = build_editor(lm, method, layer=layer, **config)
+        done = opened.make(lm, wanted, editor, together=together, corpus=text, chat=chat)
     for line in done.notices:
         output.notice(line)
     output.show(
@@ -276,10 +270,13 @@ def move(
     if method is None and (settings or layer is not None):
         raise BadConfig("--set and --layer are for --method.", hint="Give the method too.")
     options.check_folder(out, folder=True)
+    from corrigenda.catalogue import build_editor
+
     opened = _open(book)
     config = options.parse_settings(settings)
     lm = options.open_model(to, dtype=dtype, device=device)
-    _, moved = opened.move(lm, out, method, chat=chat, layer=layer, **config)
+    editor = None if method is None else build_editor(lm, method, layer=layer, **config)
+    _, moved = opened.move(lm, out, editor, chat=chat)
     output.show(
         {"folder": str(out), "model": lm.name, **moved.to_json()},
         as_json=as_json,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from corrigenda.books.book import Book, is_book
 from corrigenda.books.patches import make_independent, require_value
-from corrigenda.books.records import Verdict
+from corrigenda.books.records import BookVerdict
 from corrigenda.fixing.understanding import Fate
 from corrigenda.guarding.causes import split_patch
 from corrigenda.patch.compare import add_up
@@ -59,7 +59,7 @@ def keep_in_book(book: Book, lm: LanguageModel, result: FixResult) -> int:
         true = [fact for fact in facts if id(fact) in made]
         if true:
             outcomes = ("succeeded",) * len(true)
-            book.add(lm, true, patch, verdict=Verdict(outcomes=outcomes, guard=guard))
+            book.add(lm, true, patch, verdict=BookVerdict(outcomes=outcomes, guard=guard))
             kept += 1
     return kept
 
