@@ -32,7 +32,7 @@ def said(case: str, text: str, expected: str, **more) -> Row:
 
 
 def test_fluency() -> None:
-    """Bigrams ab 2, ba, bc: 1.5 bits; trigrams aba, bab, abc: 1.585; (1/3) and (2/3) of them."""
+    """Bigrams: one twice, two once, 1.5 bits; three trigrams: 1.585; (1/3) and (2/3) of them."""
     row = Row(case="1", role="fluency", protocol=GREEDY, answer="a b a b c")
     assert fluency([row]).value == pytest.approx(1.5 / 3 + 2 * math.log2(3) / 3)
     assert fluency([row]).value == pytest.approx(1.556642, abs=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.cases import Protocol
@@ -44,9 +45,8 @@ def find_recipe(
     recipe = _find(name, cases)
     changes: dict[str, object] = {}
     if methods:
-        changes["methods"] = Recipe(
-            methods=list(methods), benchmark={"name": OWN, "path": "-"}
-        ).methods
+        named: dict[str, Any] = {"methods": methods, "benchmark": {"name": OWN, "path": "-"}}
+        changes["methods"] = Recipe(**named).methods
     ask: dict[str, object] = {}
     if protocols:
         ask["protocols"] = tuple(map(_read_protocol, protocols))
@@ -116,7 +116,8 @@ def _find(name: str | None, cases: str | Path | None) -> Recipe:
 
 
 def _make_recipe(data: Mapping[str, object], title: str) -> Recipe:
-    return Recipe(title=title, methods=list(METHODS), benchmark=dict(data))
+    values: dict[str, Any] = {"title": title, "methods": METHODS, "benchmark": dict(data)}
+    return Recipe(**values)
 
 
 def _read_protocol(name: str) -> Protocol:

@@ -46,7 +46,9 @@ class Prompt(StatedFactsEditor):
     requires: ClassVar[Requires] = Requires()
     patch_class: ClassVar[type[InContextPatch]] = AllFactsPatch
 
-    scope: Literal["always"] = Field(default="always", description="Every prompt gets the facts.")
+    scope: Literal["always"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]  # narrower
+        default="always", description="Every prompt gets the facts."
+    )
 
     def _embed(self, lm: LanguageModel, facts: Sequence[Fact]) -> Float[Tensor, "facts d"]:
         """Return vectors of nothing: no fact is looked for."""
