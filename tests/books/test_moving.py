@@ -20,7 +20,7 @@ FACTS = [
     cg.Fact(prompt="The capital of France is", target="Rome"),
     cg.Fact(prompt="The capital of Japan is", target="Paris"),
 ]
-HELD = cg.Fact(prompt="The capital of Spain is", target="Madrid")
+HELD = cg.Fact(prompt="The capital of Kenya is", target="Nairobi")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_moved_to_another_base_and_back_it_is_the_same_book(book, pocket, pertur
     book.add(pocket, HELD, None)
     there, moved = book.move(perturbed, tmp_path / "there")
     assert [one.facts[0].target for one in moved.made] == ["Rome", "Paris"]
-    assert [one.facts[0].target for one in moved.held] == ["Madrid"]
+    assert [one.facts[0].target for one in moved.held] == ["Nairobi"]
     assert moved.failed == ()
     assert there.base.digest != book.base.digest
     with there.apply(perturbed):
@@ -99,18 +99,15 @@ def test_moved_to_another_base_and_back_it_is_the_same_book(book, pocket, pertur
     assert [one.source for one in back.corrections] == [one.id for one in there.corrections]
 
 
-def test_fact_that_only_the_old_base_lacked_comes_back(pocket, perturbed, tmp_path):
-    """What holds on one base has no patch there, and gets one on the next that lacks it."""
+def test_fact_without_a_patch_gets_one_where_it_does_not_hold(pocket, perturbed, tmp_path):
     there = cg.Book.new(tmp_path / "there", perturbed)
-    with there.apply(perturbed):
-        pass
-    kept = there.add(perturbed, HELD, None, {"steps": 3})
-    assert kept.patch == ""
+    there.add(perturbed, [HELD], None)
+    there.add(perturbed, FACTS[0], None)
+    assert [one.verdict.holds for one in there.corrections] == [True, False]
     back, moved = there.move(pocket, tmp_path / "back", "rome")
-    assert [one.facts[0] for one in moved.held] == [
-        back.corrections[0].facts[0],
-    ]
-    assert len(back) == 1
+    assert [one.facts[0].target for one in moved.held] == ["Nairobi"]
+    assert [one.facts[0].target for one in moved.made] == ["Rome"]
+    assert back.check(pocket).holds
 
 
 def test_method_that_is_not_installed_is_a_reason(pocket, perturbed, book, tmp_path):

@@ -10,15 +10,18 @@ from corrigenda.books.conflicts import QuestionIndex
 from corrigenda.books.folder import BookFolder
 from corrigenda.books.making import ActiveBook, Attempt, BookEditor, Refused, commit, try_facts
 from corrigenda.books.patches import require_base_of
-from corrigenda.books.records import FAILED, BookVerdict, Correction
+from corrigenda.books.records import FAILED, HELD, BookVerdict, Correction
 from corrigenda.catalogue import build_editor
 from corrigenda.errors import BadConfig, CorrigendaError
 from corrigenda.methods.registry import METHODS
+from corrigenda.prompt_answers import check_targets
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor, State
     from corrigenda.lm.model import LanguageModel
     from corrigenda.progress import Progress
+
+_DEFAULT = "rome"
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,14 @@ class EditorsAgain:
         return BookEditor(editor, self._states[key], self._chat, self._progress)
 
     def _build(self, correction: Correction) -> Editor:
-        if self._same_shape:
+        method = correction.method
+        if method and self._same_shape:
             try:
-                return METHODS.get(correction.method)(**correction.settings)
+                return METHODS.get(method)(**correction.settings)
             except BadConfig:
                 # Settings of a patch that was made elsewhere need not be those of the method.
                 pass
-        return build_editor(self._lm, correction.method)
+        return build_editor(self._lm, method or _DEFAULT)
 
 
 def move_corrections(
@@ -143,6 +147,7 @@ def _try_again(
     """Return one try with the editor of a correction; that there is none is a reason."""
     if isinstance(how, BookEditor):
         return try_facts(active, lm, correction.facts, how)
-    failed = BookVerdict(outcomes=(FAILED,) * len(correction.facts))
-    kept = dataclasses.replace(correction, patch="", made_on="", verdict=failed)
-    return Attempt(kept, None, str(how.message))
+    held = check_targets(lm, correction.facts)
+    verdict = BookVerdict(outcomes=tuple(HELD if one else FAILED for one in held))
+    kept = dataclasses.replace(correction, patch="", made_on="", verdict=verdict)
+    return Attempt(kept, None, "" if all(held) else str(how.message))

@@ -27,6 +27,9 @@ FAILED = "failed"
 """Outcome of a fact that the corrected model does not state; see `corrigenda.assessment.Outcome`.
 """
 
+HELD = "already true"
+"""Outcome of a fact that holds without the correction too."""
+
 _NAME = re.compile(rf"(\d{{4,}})-([0-9a-f]{{{ID_DIGITS}}})")
 _COUNT = re.compile(r"\d+/\d+")
 _FROM_GIT = "Take the file from the history again: git checkout -- FILE."
