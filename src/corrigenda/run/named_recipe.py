@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from corrigenda.benchmarks.benchmark import BENCHMARKS
 from corrigenda.cases import Protocol
@@ -44,9 +45,7 @@ def find_recipe(
     recipe = _find(name, cases)
     changes: dict[str, object] = {}
     if methods:
-        changes["methods"] = Recipe(
-            methods=list(methods), benchmark={"name": OWN, "path": "-"}
-        ).methods
+        changes["methods"] = _make_recipe({"name": OWN}, "", methods).methods
     ask: dict[str, object] = {}
     if protocols:
         ask["protocols"] = tuple(map(_read_protocol, protocols))
@@ -115,8 +114,11 @@ def _find(name: str | None, cases: str | Path | None) -> Recipe:
     return _make_recipe({"name": plain}, str(BENCHMARKS.card(plain)["title"]))
 
 
-def _make_recipe(data: Mapping[str, object], title: str) -> Recipe:
-    return Recipe(title=title, methods=list(METHODS), benchmark=dict(data))
+def _make_recipe(
+    data: Mapping[str, object], title: str, methods: Sequence[str] = METHODS
+) -> Recipe:
+    table: dict[str, Any] = {"title": title, "methods": [*methods], "benchmark": dict(data)}
+    return Recipe(**table)
 
 
 def _read_protocol(name: str) -> Protocol:

@@ -6,7 +6,7 @@ from __future__ import annotations
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -129,7 +129,7 @@ class EndpointModel(NamedTuple):
 @contextmanager
 def open_model(
     source: str, *, base: str = "", model: str = "", device: str = "cpu"
-) -> Iterator[AskedModel]:
+) -> Generator[AskedModel]:
     """Open a model that was edited in whatever way, and close it.
 
     Args:
