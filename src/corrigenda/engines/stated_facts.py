@@ -53,8 +53,13 @@ class FactWording(NamedTuple):
     @classmethod
     def of(cls, config: Mapping[str, object]) -> FactWording:
         """Return the wording that an editor's configuration gives."""
-        instruction, question, answer, gap = (str(config[name]) for name in cls._fields[:-1])
-        return cls(instruction, question, answer, gap, int(str(config["context_tokens"])))
+        return cls(
+            instruction=str(config["instruction"]),
+            question_label=str(config["question_label"]),
+            answer_label=str(config["answer_label"]),
+            gap=str(config["gap"]),
+            context_tokens=int(str(config["context_tokens"])),
+        )
 
     def ask(self, prompt: str, label: str) -> str:
         """Return a question with its labels, or a prompt to be continued with its label."""

@@ -45,8 +45,7 @@ def find_recipe(
     recipe = _find(name, cases)
     changes: dict[str, object] = {}
     if methods:
-        named: dict[str, Any] = {"methods": methods, "benchmark": {"name": OWN, "path": "-"}}
-        changes["methods"] = Recipe(**named).methods
+        changes["methods"] = _make_recipe({"name": OWN}, "", methods).methods
     ask: dict[str, object] = {}
     if protocols:
         ask["protocols"] = tuple(map(_read_protocol, protocols))
@@ -115,9 +114,11 @@ def _find(name: str | None, cases: str | Path | None) -> Recipe:
     return _make_recipe({"name": plain}, str(BENCHMARKS.card(plain)["title"]))
 
 
-def _make_recipe(data: Mapping[str, object], title: str) -> Recipe:
-    values: dict[str, Any] = {"title": title, "methods": METHODS, "benchmark": dict(data)}
-    return Recipe(**values)
+def _make_recipe(
+    data: Mapping[str, object], title: str, methods: Sequence[str] = METHODS
+) -> Recipe:
+    table: dict[str, Any] = {"title": title, "methods": [*methods], "benchmark": dict(data)}
+    return Recipe(**table)
 
 
 def _read_protocol(name: str) -> Protocol:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
 from corrigenda.editor import Requires
@@ -45,10 +44,6 @@ class Prompt(StatedFactsEditor):
     name: ClassVar[str] = "prompt"
     requires: ClassVar[Requires] = Requires()
     patch_class: ClassVar[type[InContextPatch]] = AllFactsPatch
-
-    scope: Literal["always"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]  # narrower
-        default="always", description="Every prompt gets the facts."
-    )
 
     def _embed(self, lm: LanguageModel, facts: Sequence[Fact]) -> Float[Tensor, "facts d"]:
         """Return vectors of nothing: no fact is looked for."""
