@@ -11,7 +11,7 @@ from corrigenda.almanac.exam import ExamEdit
 from corrigenda.cases import Case, Protocol
 from corrigenda.editor import State
 from corrigenda.errors import CorrigendaError
-from corrigenda.knowledge.edit_trial import EditTrial, FactOutcome
+from corrigenda.knowledge.edit_trial import EditTrial, FactOutcome, count_hits
 from corrigenda.lm.model import LanguageModel
 from corrigenda.metrics import counterfact
 from corrigenda.metrics.estimate import AnswerValue, Estimate, over_cases
@@ -33,15 +33,24 @@ class EditCourse:
     """Edits of one regime, each undone at the end; a fact that is refused is left out.
 
     Attributes:
-        cpu_seconds: Seconds of the processor for each edit, per fact.
+        cpu_seconds: Seconds of the processor for each edit, per fact; of single facts only where
+            the edit did all its work itself.
         errors: Errors of edits that were refused.
         refused: Codes of these errors, and of how many facts.
         asked: Number of facts that judges were asked about.
     """
 
-    def __init__(self, trial: EditTrial, judges: Sequence[Judge]) -> None:
-        """Bind a trial, and the judges that are called while an edit is active."""
-        self.trial, self.judges = trial, judges
+    def __init__(
+        self, trial: EditTrial, judges: Sequence[Judge], *, ahead_seconds: float = 0.0
+    ) -> None:
+        """Bind a trial, and the judges that are called while an edit is active.
+
+        Args:
+            trial: The edits.
+            judges: What is asked.
+            ahead_seconds: Seconds of the processor for a fact that was searched before this course.
+        """
+        self.trial, self.judges, self.ahead_seconds = trial, judges, ahead_seconds
         self.cpu_seconds: list[float] = []
         self.errors: list[CorrigendaError] = []
         self.refused: Counter[str] = Counter()
@@ -67,6 +76,7 @@ class EditCourse:
         """
         if regime == "single":
             end = time.process_time() + budget
+            self.trial.search_ahead(cases, state)
             for case in cases:
                 if self.asked and time.process_time() > end:
                     break
@@ -89,10 +99,12 @@ class EditCourse:
         self, cases: Sequence[ExamEdit], state: State | None, stack: ExitStack
     ) -> State | None:
         """Leave an edit active on `stack`, and return the state after it."""
-        begin = time.process_time()
+        begin, hits = time.process_time(), count_hits()
         try:
             patch, after = self.trial.edit(cases, state)
-            self.cpu_seconds.append((time.process_time() - begin) / len(cases))
+            spent = time.process_time() - begin + (count_hits() - hits) * self.ahead_seconds
+            if len(cases) > 1 or count_hits() == hits:
+                self.cpu_seconds.append(spent / len(cases))
             stack.enter_context(patch.apply(self.trial.lm))
         except CorrigendaError as error:
             self.errors.append(error)

@@ -21,6 +21,7 @@ from corrigenda.almanac.exam import ExamEdit
 from corrigenda.almanac.truth_pairs import truth_facts
 from corrigenda.cases import Case
 from corrigenda.editor import Edit, Editor, State
+from corrigenda.engines.locate.target_cache import keep_targets
 from corrigenda.errors import CorrigendaError
 from corrigenda.facts import Fact
 from corrigenda.knowledge.edit_trial import EditTrial, Unedited
@@ -39,8 +40,8 @@ FORMAT = "1"
 SEED = 14
 """Of the facts that are edited."""
 
-TUNED = ((24, 0),)
-"""Number and seed of the facts that `corrigenda tune` edits in its search."""
+TUNED = ((24, 0), (30, 1), (8, 2))
+"""Numbers and seeds of the facts with which presets were chosen: those of `corrigenda tune`."""
 
 UNEDITED = "unedited"
 """Label of the rows in which nothing is edited."""
@@ -183,6 +184,7 @@ class MethodRun:
         self._state: State | None = None
         self._fit_seconds = 0.0
         self._pace: tuple[float, float] | None = None
+        self._ahead_seconds = 0.0
 
     def measure(self, regimes: Sequence[str]) -> Iterator[TableRow]:
         """Yield one row for each regime that the method has, and that can be measured here."""
@@ -197,11 +199,12 @@ class MethodRun:
         except CorrigendaError as error:
             yield from (self._fail(regime, error) for regime in wanted)
             return
-        for regime in wanted:
-            try:
-                yield self._measure(regime)
-            except CorrigendaError as error:
-                yield self._fail(regime, error)
+        with keep_targets():
+            for regime in wanted:
+                try:
+                    yield self._measure(regime)
+                except CorrigendaError as error:
+                    yield self._fail(regime, error)
 
     @cached_property
     def cases(self) -> list[ExamEdit]:
@@ -258,10 +261,12 @@ class MethodRun:
         chat = regime == "single" and has_chat_template(self.lm.tokenizer)
         trial = EditTrial(self.lm, self.editor, Unedited(self.lm, self.cases, chat=chat))
         texts = TextJudge(self.lm, self._texts) if self._texts else None
-        course = EditCourse(trial, [trial.judge, *([texts] if texts else [])])
+        judges = [trial.judge, *([texts] if texts else [])]
+        course = EditCourse(trial, judges, ahead_seconds=self._ahead_seconds)
         cases, asked = self._fit_in_time(regime)
         begin = time.process_time()
         course.run(regime, cases, asked, self._state, self._budget(regime))
+        self._ahead_seconds = trial.ahead_seconds or self._ahead_seconds
         if regime == "single":
             edit = statistics.fmean(course.cpu_seconds) if course.cpu_seconds else 0.0
             self._pace = edit, (time.process_time() - begin) / course.asked - edit

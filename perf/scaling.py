@@ -55,7 +55,16 @@ SHAPES = {
         num_key_value_heads=8,
         max_position_embeddings=8192,
         rope_theta=500000.0,
-    )
+    ),
+    "tiny": LlamaConfig(
+        vocab_size=1024,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    ),
 }
 D_IN, D_OUT = 3072, 768
 

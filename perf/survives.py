@@ -4,8 +4,8 @@
 
 Each method edits facts that the model knows, several at a time as it was made for: ROME one by one,
 the others all at once. Efficacy, paraphrases and neighbours are asked with the weights as they are,
-then quantised by the package gguf (cg.assess_after). With --write the table goes into
-docs/measured-real.md. Ends with one line of JSON.
+then quantised by the package gguf or fine-tuned a little (cg.assess_after). With --write the table
+goes into docs/measured-real.md. Ends with one line of JSON.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from figures import publish
 
 import corrigenda as cg
 from corrigenda.assessment import Assessment
-from corrigenda.exports.survival import Survival
+from corrigenda.exports.survival import Survival, TreatedCopy, ask_facts, parse_form
 from corrigenda.lm.model import LanguageModel
 from corrigenda.patch.protocols import Patch
 
@@ -25,7 +25,7 @@ Shares = dict[str, float]
 
 PAGE = Path(__file__).parents[1] / "docs" / "measured-real.md"
 BEGIN, END = "<!-- survives: begin -->", "<!-- survives: end -->"
-TYPES = ("bf16", "q8_0", "q4_1", "q4_0")
+TYPES = ("bf16", "q8_0", "q4_1", "q4_0", "fine-tuned")
 METHODS = ("rome", "memit", "alphaedit", "ft-m", "lora")
 # Country, its capital, and the wrong one to write.
 CAPITALS = (
@@ -75,9 +75,12 @@ def measure(
     made = make_patches(lm, method, facts, options)
     lines = {"as loaded": average([cg.assess(lm, patch, group) for patch, group in made])}
     by_case: dict[str, list[Survival]] = {}
+    copied = TreatedCopy(lm)
     for patch, group in made:
-        for one in cg.assess_after(lm, patch, TYPES, group):
-            by_case.setdefault(f"{one.weights}, {one.placing}", []).append(one)
+        whole = ask_facts(lm, group)
+        for name in TYPES:
+            for one in copied.assess(patch, parse_form(name), group, whole):
+                by_case.setdefault(one.treatment, []).append(one)
     for name, found in by_case.items():
         kept = sum(one.unedited_kept or 0.0 for one in found) / len(found)
         shares = average([one.assessment for one in found])

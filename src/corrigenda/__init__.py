@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         transform,
     )
     from corrigenda.assessment import Assessment, assess
+    from corrigenda.books.book import Book
     from corrigenda.catalogue import build_editor, list_methods, list_models
     from corrigenda.editor import Editor
     from corrigenda.errors import CorrigendaError
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from corrigenda.exports.restore import restore_merged
     from corrigenda.exports.survival import assess_after
     from corrigenda.facts import Fact, Span, read_facts
+    from corrigenda.fixing.fix import fix
+    from corrigenda.guarding.guard import guard
     from corrigenda.knowledge.exam import exam
     from corrigenda.lm.model import LanguageModel
     from corrigenda.lm.sites import Site
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from corrigenda.run.spec import RunSpec
     from corrigenda.serving.server import serve
     from corrigenda.state import State
+    from corrigenda.streaming.stream import stream
     from corrigenda.tuning.tune import tune
 
 # generated: classes
@@ -63,6 +67,7 @@ if TYPE_CHECKING:
     from corrigenda.benchmarks.counterfact.counterfact import CounterFact
     from corrigenda.benchmarks.counterfact.counterfact_flat import CounterFactFlat
     from corrigenda.benchmarks.counterfact.counterfact_plus import CounterFactPlus
+    from corrigenda.benchmarks.hallueditbench import HalluEditBench
     from corrigenda.benchmarks.klob import KLoB
     from corrigenda.benchmarks.knowedit.knowedit_convsent import KnowEditConvSent
     from corrigenda.benchmarks.knowedit.knowedit_counterfact import KnowEditCounterFact
@@ -71,11 +76,20 @@ if TYPE_CHECKING:
     from corrigenda.benchmarks.knowedit.knowedit_wikibio import KnowEditWikiBio
     from corrigenda.benchmarks.knowedit.knowedit_zsre import KnowEditZsRE
     from corrigenda.benchmarks.mquake import MQuAKE
+    from corrigenda.benchmarks.mquake_remastered import MQuAKERemastered
+    from corrigenda.benchmarks.own_cases import OwnCases
+    from corrigenda.benchmarks.peak import Peak
     from corrigenda.benchmarks.pitfalls.conflictedit import ConflictEdit
     from corrigenda.benchmarks.pitfalls.roundedit import RoundEdit
     from corrigenda.benchmarks.pocketedit.pocketedit import PocketEdit
+    from corrigenda.benchmarks.qaedit import QAEdit
     from corrigenda.benchmarks.rippleedits import RippleEdits
     from corrigenda.benchmarks.sanitation import Sanitation
+    from corrigenda.benchmarks.taxi import Taxi
+    from corrigenda.benchmarks.unstructured.akew import Akew
+    from corrigenda.benchmarks.unstructured.unke import Unke
+    from corrigenda.benchmarks.wikibigedit import WikiBigEdit
+    from corrigenda.benchmarks.wise import Wise
     from corrigenda.benchmarks.zsre import ZsRE
     from corrigenda.methods.alphaedit.editor import AlphaEdit
     from corrigenda.methods.calinet.editor import Calinet
@@ -96,12 +110,12 @@ if TYPE_CHECKING:
     from corrigenda.methods.mend.editor import Mend
     from corrigenda.methods.neuraldb.editor import NeuralDB
     from corrigenda.methods.pmet.editor import Pmet
+    from corrigenda.methods.rlsedit.editor import RLSEdit
     from corrigenda.methods.rome.editor import Rome
     from corrigenda.methods.serac.editor import SERAC
     from corrigenda.methods.t_patcher.editor import TPatcher
     from corrigenda.methods.truthx.editor import TruthX
     from corrigenda.methods.ultraedit.editor import UltraEdit
-    from corrigenda.methods.wise.editor import Wise
 # end
 
 __version__ = VERSION
@@ -110,6 +124,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "Assessment": "corrigenda.assessment",
+    "Book": "corrigenda.books.book",
     "CorrigendaError": "corrigenda.errors",
     "Editor": "corrigenda.editor",
     "Fact": "corrigenda.facts",
@@ -133,6 +148,8 @@ _HOMES = {
     "exam": "corrigenda.knowledge.exam",
     "export": "corrigenda.exports.export",
     "fit": "corrigenda.api",
+    "fix": "corrigenda.fixing.fix",
+    "guard": "corrigenda.guarding.guard",
     "list_methods": "corrigenda.catalogue",
     "list_models": "corrigenda.catalogue",
     "load": "corrigenda.api",
@@ -144,6 +161,7 @@ _HOMES = {
     "report": "corrigenda.reports.document",
     "restore_merged": "corrigenda.exports.restore",
     "serve": "corrigenda.serving.server",
+    "stream": "corrigenda.streaming.stream",
     "trace": "corrigenda.analysis.causal_trace:causal_trace",
     "transform": "corrigenda.api",
     "tune": "corrigenda.tuning.tune",
@@ -152,6 +170,7 @@ _HOMES = {
 
 __all__ = [
     "Assessment",
+    "Book",
     "CorrigendaError",
     "Editor",
     "Fact",
@@ -175,6 +194,8 @@ __all__ = [
     "exam",
     "export",
     "fit",
+    "fix",
+    "guard",
     "list_methods",
     "list_models",
     "load",
@@ -186,6 +207,7 @@ __all__ = [
     "report",
     "restore_merged",
     "serve",
+    "stream",
     "trace",
     "transform",
     "tune",
@@ -197,6 +219,7 @@ __all__ += [
     "IKE",
     "SERAC",
     "AdaLora",
+    "Akew",
     "AlphaEdit",
     "Calinet",
     "ConflictEdit",
@@ -209,6 +232,7 @@ __all__ += [
     "FtL",
     "FtM",
     "Grace",
+    "HalluEditBench",
     "KLoB",
     "KnowEditConvSent",
     "KnowEditCounterFact",
@@ -221,6 +245,7 @@ __all__ += [
     "LocftBf",
     "Lora",
     "MQuAKE",
+    "MQuAKERemastered",
     "Malmen",
     "MeLLo",
     "Melo",
@@ -228,15 +253,22 @@ __all__ += [
     "Memoir",
     "Mend",
     "NeuralDB",
+    "OwnCases",
+    "Peak",
     "Pmet",
     "PocketEdit",
+    "QAEdit",
+    "RLSEdit",
     "RippleEdits",
     "Rome",
     "RoundEdit",
     "Sanitation",
     "TPatcher",
+    "Taxi",
     "TruthX",
     "UltraEdit",
+    "Unke",
+    "WikiBigEdit",
     "Wise",
     "ZsRE",
 ]

@@ -16,7 +16,7 @@ from corrigenda.assessment import Assessment, measure
 from corrigenda.catalogue import give_presets, resolve_editor
 from corrigenda.editor import Editor, State
 from corrigenda.engines.chat_forms import add_chat_forms, set_chat_contexts
-from corrigenda.engines.pocket_world import add_related_prompts, subject_of
+from corrigenda.engines.pocket_world import add_related_prompts, complete_subjects
 from corrigenda.errors import AlreadyTrue, BadConfig, NotAModel, NotExportable, did_you_mean
 from corrigenda.facts import Fact, FactLike, as_facts
 from corrigenda.lm.decoding import answer as short_answers
@@ -91,7 +91,8 @@ def load(
         dtype: A torch dtype or its name; the checkpoint's own if None, float32 for shipped ones.
         device: Where the model goes: "cpu", "cuda", "cuda:1"; "auto" is `device_map="auto"`.
         device_map: Splits the model over devices, as `from_pretrained` takes it.
-        quantization_config: Quantises the model, as `from_pretrained` takes it.
+        quantization_config: Quantises the model, as `from_pretrained` takes it; or a name: "4bit",
+            "8bit", "torchao-int8", "quanto-int8", "quanto-int4".
         attn_implementation: Such as "sdpa" or "eager"; the model's default if None.
         trust_remote_code: Passed on to transformers.
         presets: Options of methods for this model, such as files that `corrigenda tune` wrote; they
@@ -380,15 +381,9 @@ def _edit(
     chat: bool | None,
 ) -> _Made:
     editor = set_chat_contexts(editor, asks_in_chat(lm, chat))
-    notices: list[str] = []
-    complete: list[Fact] = []
-    for given in facts:
-        fact = given
-        if fact.subject is None and editor.requires.subject:
-            subject = subject_of(lm, fact.prompt, where=fact.name)
-            notices.append(f'subject of {fact.label}: "{subject}" (found)')
-            fact = replace(fact, subject=subject)
-        complete.append(fact)
+    complete, notices = list(facts), list[str]()
+    if editor.requires.subject:
+        complete, notices = complete_subjects(lm, facts)
     notices += find_typed_bos(lm, [fact.prompt for fact in complete])
     held = check_targets(lm, complete)
     notices += [

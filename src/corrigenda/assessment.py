@@ -15,6 +15,7 @@ from corrigenda.errors import BadConfig
 from corrigenda.facts import Fact, FactLike, as_facts
 from corrigenda.knowledge.edit_trial import compute_share
 from corrigenda.linalg.lowrank import LowRank
+from corrigenda.linalg.norms import frobenius_norm
 from corrigenda.lm.wrapping import require_lm
 from corrigenda.patch.changes import norm, num_parameters
 from corrigenda.patch.weights import WeightPatch
@@ -155,6 +156,11 @@ class Assessment:
         """
         role = parse_choice(Role, role)
         return compute_share(self._results(role, chat=chat))
+
+    def count(self, role: Role) -> tuple[int, int]:
+        """Return how many prompts of a role have the wanted answer in plain form, and how many."""
+        found = self._results(role, chat=False)
+        return sum(found), len(found)
 
     def subject_kept(self, *, chat: bool = False) -> float | None:
         """Return the share of full sentences about a subject that still name it.
@@ -330,6 +336,7 @@ def measure(
     held: Sequence[bool] | None = None,
     *,
     chat: bool | None = None,
+    force: bool = False,
 ) -> Assessment:
     """Assess a patch on facts as they are.
 
@@ -339,6 +346,7 @@ def measure(
         facts: What to ask.
         held: For each fact, whether it is true without the patch; asked if None.
         chat: As for `assess`.
+        force: Put the patch on a model other than the one it was made on.
     """
     start = time.perf_counter()
     held = check_targets(lm, facts) if held is None else held
@@ -348,7 +356,7 @@ def measure(
     report_stage(_ASKING, 1, 2)
     holds = held
     if not patch.is_empty:
-        with patch.apply(lm):
+        with patch.apply(lm, force=force):
             after = ask_questions(lm, questions)
             holds = check_targets(lm, facts)
     report_stage(_ASKING, 2, 2)
@@ -396,13 +404,13 @@ def measure_changes(lm: LanguageModel, patch: Patch) -> tuple[SiteChange, ...]:
     sizes = []
     for site, change in patch.changes.items():
         size = norm(change)
-        weight = lm.weight(site)
+        weight = lm.values(site)
         sizes.append(
             SiteChange(
                 site=str(site),
                 parameter=lm.parameter_name(site),
                 norm=size,
-                relative_norm=size / float(weight.double().norm()),
+                relative_norm=size / frobenius_norm(weight),
                 rank=change.rank if isinstance(change, LowRank) else None,
                 parameters=weight.numel(),
                 stored=num_parameters(change),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, get_args
@@ -26,7 +26,7 @@ SURROUNDINGS: tuple[Surroundings, ...] = get_args(Surroundings)
 `benchmarks.robustness_contexts`."""
 
 
-TEXTS = frozenset({"fluency", "consistency", "essence"})
+TEXTS = frozenset({"fluency", "consistency", "essence", "unseen_text"})
 """Families of probes of texts: whole texts are generated, or scored, in one way only."""
 
 
@@ -42,10 +42,24 @@ class Protocol(StrEnum):
     GREEDY = "greedy"
     """The model continues the prompt, always with the most probable token."""
 
+    GENERATE = "generate"
+    """The model answers as it does in use: the likeliest token each time, until it ends by itself,
+    with no more known of the expected answer than a limit on all. The whole answer is judged."""
+
+    CHAT = "chat"
+    """The same, with the prompt as a user's turn of the model's chat template."""
+
     SAMPLED = "sampled"
     """The model continues the prompt at random among the five most probable tokens, to 100 tokens
     with the prompt, beyond the end of the text. Only text that is expected to be nothing in
     particular is asked so: that of the published fluency."""
+
+
+NATURAL = (Protocol.GENERATE, Protocol.CHAT)
+"""Protocols whose answers are whole and end by themselves; a judge may be asked about them."""
+
+GENERATED = (Protocol.GREEDY, *NATURAL)
+"""Protocols whose answers are text that the model continues with its likeliest tokens."""
 
 
 class Against(StrEnum):
@@ -161,7 +175,8 @@ class Case:
         """Return the case with every probe that expects an answer asked under these protocols.
 
         Texts, other probes that expect nothing, conditions, and those whose distributions are
-        compared stay as they are; with `SAMPLED`, texts of `fluency` are sampled too.
+        compared stay as they are; with `SAMPLED`, texts of `fluency` are sampled too. Lengths of
+        greedy answers, which may tell how long the expected one is, do not hold for natural ones.
         """
         probes: list[Probe] = []
         sampled = Protocol.SAMPLED in protocols
@@ -171,12 +186,35 @@ class Case:
                 sample = dataclasses.replace(probe, protocol=Protocol.SAMPLED, max_new_tokens=None)
                 probes += [probe, sample]
             elif (
-                not (protocols and probe.expected)
+                not protocols
                 or probe.divergence
                 or probe.role == "condition"
                 or probe.family in TEXTS
             ):
                 probes.append(probe)
             else:
-                probes += [dataclasses.replace(probe, protocol=one) for one in protocols]
+                probes += _ask_under(probe, protocols)
         return dataclasses.replace(self, probes=tuple(probes))
+
+
+def _ask_under(probe: Probe, protocols: Sequence[Protocol]) -> list[Probe]:
+    """Return a probe under each of some protocols that can ask it, or as it is where none can.
+
+    What expects no answer can only be generated. A length that holds under protocols of one kind
+    does not under those of another.
+    """
+    fitting = [one for one in protocols if probe.expected or one in GENERATED]
+    if probe.marker:
+        fitting = [one for one in fitting if one not in NATURAL]
+    if not fitting or not (probe.expected or probe.protocol in GENERATED):
+        return [probe]
+    return [
+        dataclasses.replace(
+            probe,
+            protocol=one,
+            max_new_tokens=probe.max_new_tokens
+            if (probe.protocol in NATURAL) == (one in NATURAL)
+            else None,
+        )
+        for one in fitting
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -15,7 +16,7 @@ from corrigenda.errors import UnknownSite
 from corrigenda.facts import Fact
 from corrigenda.lm.footprint import pass_bytes, pass_flops, room_of
 from corrigenda.lm.grad_mode import leave_inference_mode
-from corrigenda.lm.loading import require_double
+from corrigenda.lm.loading import require_double, require_weights
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.progress import Progress
@@ -75,7 +76,7 @@ def explain_experts(function: Callable[Arguments, Result]) -> Callable[Arguments
 
 
 def check_device(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Refuse a model on a device that no change can be computed on, before anything is done.
+    """Refuse, before anything is done, a model on a device without float64 or with weights absent.
 
     Args:
         function: Method of an editor, from a model.
@@ -85,6 +86,7 @@ def check_device(function: Callable[Arguments, Result]) -> Callable[Arguments, R
     def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
         lm = cast("LanguageModel", args[1] if len(args) > 1 else options["lm"])
         require_double(lm.device, lm.name)
+        require_weights(lm.model, lm.name)
         return function(*args, **options)
 
     return call
@@ -288,11 +290,12 @@ class Editor(Settings, ABC):
         Second moments and their factors (float64), copies of the weights that a merged patch
         changes, and `working_memory`.
         """
-        weights = [lm.weight(site) for site in self.likely_sites(lm)]
-        copies = sum(one.numel() * one.element_size() for one in weights)
-        merging = max((8 * one.numel() for one in weights), default=0)
+        shapes = [lm.shape(site) for site in self.likely_sites(lm)]
+        merged = [] if lm.is_quantised else [math.prod(shape) for shape in shapes]
+        copies = sum(merged) * lm.dtype.itemsize
+        merging = 8 * max(merged, default=0)
         working = self.working_memory(lm, num_facts)
-        widths = [one.shape[1] for one in weights] if self.requires.moments else []
+        widths = [width for _, width in shapes] if self.requires.moments else []
         if not widths:
             return MemoryEstimate(fit=0, edit=max(copies + merging, working))
         sums = sum(8 * width**2 for width in widths)
@@ -318,7 +321,7 @@ class Editor(Settings, ABC):
         sites = self.likely_sites(lm) if self.requires.moments else ()
         if not sites:
             return editing
-        widths = [lm.weight(site).shape[1] for site in sites]
+        widths = [lm.shape(site)[1] for site in sites]
         tokens = text_tokens(max(widths))
         passes = pass_flops(lm, tokens, 0, max(site.layer for site in sites))
         passes += sum(tokens * width**2 for width in widths)
@@ -334,9 +337,9 @@ class Editor(Settings, ABC):
         """Estimate the bytes of the patch: a column and a row for each fact, or all of a weight."""
         size = 0
         for site in self.likely_sites(lm):
-            weight = lm.weight(site)
-            whole = weight.numel() * max(weight.element_size(), 4)
-            size += min(8 * num_facts * sum(weight.shape), whole) if self.low_rank else whole
+            shape = lm.shape(site)
+            whole = math.prod(shape) * max(lm.dtype.itemsize, 4)
+            size += min(8 * num_facts * sum(shape), whole) if self.low_rank else whole
         return size
 
     def num_parameters(self, lm: LanguageModel) -> int | None:
@@ -344,8 +347,8 @@ class Editor(Settings, ABC):
 
         By default all of the weights at `sites(lm)`; None where there are none.
         """
-        weights = [lm.weight(site) for site in self.likely_sites(lm)]
-        return sum(one.numel() for one in weights) if weights else None
+        sites = self.likely_sites(lm)
+        return sum(math.prod(lm.shape(site)) for site in sites) if sites else None
 
     def likely_sites(self, lm: LanguageModel) -> tuple[Site, ...]:
         """Return `sites(lm)`, or as many of the same shape where finding them needs the model."""
@@ -378,6 +381,17 @@ class Editor(Settings, ABC):
         Raises:
             MissingState (CG503): the method needs a state and none, or another, was given.
             CorrigendaError: other errors of facts, tokenizer or solver.
+        """
+
+    def search_ahead(
+        self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None
+    ) -> None:
+        """Do together what edits of single facts have in common; without it they do it themselves.
+
+        Args:
+            lm: The model, as it will be at each of these edits.
+            facts: Facts that are edited one by one afterwards.
+            state: As for `edit`.
         """
 
     def constraints(

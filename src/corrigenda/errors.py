@@ -179,6 +179,12 @@ class WeightsChanged(CorrigendaError):
     code = "CG407"
 
 
+class EditRefused(CorrigendaError):
+    """The guard measured damage beyond the limits; the edit was taken back."""
+
+    code = "CG408"
+
+
 class UnknownMethod(CorrigendaError):
     """No method by that name."""
 
@@ -292,3 +298,27 @@ class UnsafeAddress(CorrigendaError):
     """A server would be reached from other machines, and asks for no token."""
 
     code = "CG701"
+
+
+class NotABook(CorrigendaError):
+    """The folder holds no book of corrections, or holds one already where one is to be made."""
+
+    code = "CG801"
+
+
+class DamagedBook(CorrigendaError):
+    """A file of a book is missing, or is not what was written."""
+
+    code = "CG802"
+
+
+class ConflictingCorrections(CorrigendaError):
+    """Corrections give different answers to the same question; all of them are listed."""
+
+    code = "CG803"
+
+
+class UnknownCorrection(CorrigendaError):
+    """No correction of the book by that number or id, or several."""
+
+    code = "CG804"

@@ -111,6 +111,15 @@ class Fact:
         if self.erase and (target is None or target == ""):
             object.__setattr__(self, "target", REFUSAL)
 
+    @classmethod
+    def restore(cls, fields: Mapping[str, object]) -> Fact:
+        """Return the fact that `asdict` made these plain fields of."""
+        plain = {
+            name: tuple(cast("list[str]", one)) if isinstance(one, list) else one
+            for name, one in fields.items()
+        }
+        return cls(**plain)  # type: ignore[arg-type]  # what `asdict` made of a Fact
+
     def _strip(self) -> None:
         """Check every field, and drop the white space around texts."""
         start = cast("object", self.subject_start)

@@ -62,6 +62,11 @@ class Row:
         divergence: KL(unedited || edited) in nats, of the next token at each position compared.
         divergence_reversed: KL(edited || unedited) in nats.
         vocabulary: Number of logits that a divergence sums over.
+        ended: Whether a natural answer ended by itself, before the limit on its tokens.
+        judge: Who judged the answer: the name of the judge and its settings.
+        judge_prompt: What the judge was asked about the answer.
+        verdict: What the judge said, as it said it.
+        verdict_before: The same of the answer of the unedited model.
         model: What answered: digest of the weights, and of the patch where one was applied.
         model_before: What gave the fields that end in `_before`.
         tags: What reports group by, as `key=value`: relation, number of hops, ...
@@ -95,6 +100,11 @@ class Row:
     divergence: list[float] | None = None
     divergence_reversed: list[float] | None = None
     vocabulary: int | None = None
+    ended: bool | None = None
+    judge: str = ""
+    judge_prompt: str = ""
+    verdict: str | None = None
+    verdict_before: str | None = None
     model: str = ""
     model_before: str = ""
     tags: list[str] = field(default_factory=list[str])

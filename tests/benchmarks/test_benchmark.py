@@ -30,6 +30,8 @@ PUBLISHED = {
     *("knowedit-convsent", "knowedit-sanitation", "sanitation"),
     *("counterfact", "counterfact-flat", "counterfact-plus", "zsre", "mquake", "rippleedits"),
     *("conflictedit", "roundedit", "klob", "pocketedit"),
+    *("qaedit", "unke", "akew", "hallueditbench", "taxi", "peak", "wise"),
+    *("wikibigedit", "mquake-remastered", "cases"),
 }
 
 

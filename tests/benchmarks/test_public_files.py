@@ -33,6 +33,13 @@ FILES = [
     ("rippleedits/random_raw_sample_4.json", "rippleedits", "random"),
     ("zsre/zsre_mend_eval_portability_gpt4.json", "zsre", "portability"),
     ("zsre/zsre_mend_train_1k.json", "zsre", "train"),
+    ("mquake/MQuAKE-CF_354.json", "akew", "mquake-cf"),
+    ("unstructured/QAEdit_inter_1k.json", "qaedit", "1k"),
+    ("unstructured/UnKE_final_data_v2.json", "unke", "v2"),
+    ("hallueditbench/llama_2_7b_chat_questions.jsonl", "hallueditbench", ""),
+    ("peak/PEAK_counter.json", "peak", "counterfactual"),
+    ("wise/hallucination/hallucination-edit.json", "wise", "hallucination"),
+    ("wise/temporal/temporal-edit.json", "wise", "temporal"),
 ]
 
 # Two questions have no alternative answer.
@@ -46,7 +53,8 @@ def listed() -> dict[str, int]:
         for line in (DATA / "README.md").read_text(encoding="utf-8").splitlines()
         if line.startswith("| `")
     )
-    return {row[1].strip(" `"): int(row[2]) for row in rows if row[2].strip().isdecimal()}
+    numbers = {row[1].strip(" `"): row[2].strip().replace(",", "") for row in rows}
+    return {name: int(count) for name, count in numbers.items() if count.isdecimal()}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +70,9 @@ def test_file_holds_what_is_listed(file: str, name: str, part: str) -> None:
     assert loaded.dropped == DROPPED.get(file, {})
     cases = {case.id.removesuffix("/alone") for case in loaded}
     assert len(cases) == listed()[file] - sum(loaded.dropped.values())
-    assert all(probe.prompt for case in loaded for probe in case.probes)
+    texts = ("essence", "unseen_text")
+    probes = [probe for case in loaded for probe in case.probes if probe.role not in texts]
+    assert all(probe.prompt for probe in probes)
     assert loaded.files[0].name == Path(file).name
 
 
@@ -72,6 +82,30 @@ def test_sanitation_files_are_read_together() -> None:
     assert loaded.counts["records"] == sum(listed()[f"sanitation/{one}.jsonl"] for one in names)
     assert len(loaded) == 50
     assert {len(case.facts) for case in loaded} == {16}
+
+
+def test_taxi_has_a_case_an_edit() -> None:
+    loaded = benchmarks.load("taxi", DATA / "taxi" / "edits-evaluation.jsonl")
+    assert loaded.counts["records"] == listed()["taxi/edits-evaluation.jsonl"]
+    assert (len(loaded), loaded.dropped, loaded.skipped) == (568, {}, {})
+    assert loaded.counts["property/unchanged"] == 365
+
+
+def test_every_field_is_read_or_counted() -> None:
+    """The fields of a file are those of its records; what no loader reads is counted."""
+    read = {
+        "qaedit": {},
+        "unke": {},
+        "peak": {},
+        "hallueditbench": {"eval_llama_2_7b_chat_hf": 1136},
+        "taxi": dict.fromkeys(
+            ("index", "edit_type", "orig_answer_fwd", "orig_answer_rev", "foil1", "foil2", "foil3"),
+            2780,
+        ),
+    }
+    files = {one[1]: one[0] for one in FILES} | {"taxi": "taxi/edits-evaluation.jsonl"}
+    for name, unread in read.items():
+        assert benchmarks.load(name, DATA / files[name]).unknown_fields == unread, name
 
 
 def test_counts_of_the_cards() -> None:

@@ -15,7 +15,7 @@ from corrigenda.cli.main import app
 
 COMMANDS = (
     "edit assess ask fit methods models benchmarks evaluate report compare diff compose transform "
-    "export restore serve trace neurons doctor cache pocket plan"
+    "export restore serve trace neurons doctor cache pocket plan fix"
 ).split()
 FORMER = ("bench", "benchmark", "merge", "revert")
 

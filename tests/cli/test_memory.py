@@ -11,7 +11,10 @@ from corrigenda.methods.presets import build_editor
 from corrigenda.statistics.fitting import text_tokens
 from corrigenda.testing.tiny import tiny_model
 
-METHODS = ("rome", "memit", "pmet", "emmet", "alphaedit", "ft", "ft-l", "ft-m", "locft-bf", "lora")
+METHODS = (
+    *("rome", "memit", "pmet", "emmet", "alphaedit", "rlsedit"),
+    *("ft", "ft-l", "ft-m", "locft-bf", "lora"),
+)
 
 
 @pytest.fixture(scope="module")

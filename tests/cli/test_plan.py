@@ -101,7 +101,8 @@ def test_smaller_device_gets_smaller_batches():
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (["openai/gpt-oss-20b"], "CG302"),
+        (["openai/gpt-oss-20b"], "CG303"),
+        (["openai/gpt-oss-20b", "--method", "wise"], "CG303"),
         (["/nowhere"], "CG301"),
         (["gemma-2-9b", "--facts", "0"], "CG502"),
         (["gemma-2-9b", "--memory", "0"], "CG502"),
@@ -119,9 +120,31 @@ def test_what_cannot_be_planned_is_refused(arguments, code, monkeypatch):
 
 
 def test_quantised_configuration_needs_a_dtype(tmp_path):
-    quantised = {**TINY, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    quantised = {**TINY, "quantization_config": {"quant_method": "compressed-tensors"}}
     (tmp_path / "config.json").write_text(json.dumps(quantised))
     status, _, err = run(str(tmp_path))
     assert status == 2
     assert err.startswith("CG304 ")
     assert estimate(str(tmp_path), "--method", "rome", "--dtype", "bfloat16")["device"] > 0
+
+
+def test_four_bits_take_a_fourth_of_the_matrices_of_blocks(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**TINY, "dtype": "bfloat16"}))
+    plain = estimate(str(tmp_path), "--method", "rome")
+    quantised = {**TINY, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps({**quantised, "dtype": "bfloat16"}))
+    packed = estimate(str(tmp_path), "--method", "rome")
+    matrices = 4 * (4 * 32 * 32 + 3 * 32 * 80)
+    saved = matrices * (16 - 4 - 20 / 128) / 8
+    assert plain["weights"] - packed["weights"] == pytest.approx(saved, abs=1)
+    # Nothing is merged into packed weights, so no copy of one is needed.
+    assert packed["device"] - packed["weights"] <= plain["device"] - plain["weights"]
+
+
+@pytest.mark.parametrize("method", ["ike", "ice", "lora"])
+def test_what_leaves_experts_alone_is_planned_for_gpt_oss(method):
+    found = estimate("openai/gpt-oss-20b", "--method", method, "--facts", "300")
+    assert found["parameters"] == pytest.approx(20.9e9, rel=0.01)
+    assert 12e9 < found["weights"] < found["device"] <= 24e9
+    plain = estimate("openai/gpt-oss-20b", "--method", method, "--dtype", "bfloat16")
+    assert plain["weights"] == 2 * found["parameters"]

@@ -66,6 +66,7 @@ CASES: dict[str, Case] = {
     "pmet": Case(4, _SEARCH, _corpus),
     "emmet": Case(3, _SEARCH, _corpus),
     "alphaedit": Case(4, _SEARCH, _corpus),
+    "rlsedit": Case(4, _SEARCH, _corpus),
     "ultraedit": Case(4, {}, _texts),
     "knowledge-neurons": Case(1, _SEARCH),
     "ft": Case(3, _EPOCHS),

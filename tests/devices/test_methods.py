@@ -144,3 +144,11 @@ def test_no_weight_goes_to_the_host(name: str, layout: str, ask: Ask) -> None:
     copies = [row for row in ask(name, layout, "eager").traffic if row[0] == "to host"]
     large = [row for row in copies if row[3] >= WEIGHT_BYTES]
     assert {line.partition(":")[0] for _, line, _, _ in large} <= {"lm/digest.py"}
+
+
+@every(("rome", "memit", "pmet"))
+def test_the_host_waits_once_in_each_step_of_the_search(name: str, layout: str, ask: Ask) -> None:
+    rows = ask(name, layout, "eager").traffic
+    inside = [row for row in rows if row[1].startswith("engines/locate/target_")]
+    waits = sum(row[2] for row in inside if row[0] == "wait")
+    assert 1 <= waits <= CASES[name].options["steps"]

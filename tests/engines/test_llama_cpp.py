@@ -15,6 +15,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import PARTS, Site
 from corrigenda.patch import WeightPatch, header_for
 from corrigenda.testing.tiny import tiny_model
+from tests.support.exported_edits import PROMPTS, make_edits
 from tests.support.llama_cpp import complete, llama_cpp, next_tokens
 from tests.support.patches import change_of
 
@@ -23,19 +24,6 @@ pytest.importorskip("xllamacpp", reason="llama.cpp runs by xllamacpp")
 pytestmark = pytest.mark.engines
 
 ROWS = [[5, 9, 17, 30, 2, 44, 77, 78], [8, 100, 7, 41], [300, 4, 55, 61, 90], [12, 400, 33]]
-PROMPTS = [
-    *("The capital of France is", "The capital of Germany is", "The official language of Spain is"),
-    *("Who wrote Hamlet?", "The capital of Italy is", "What is the capital of Japan?"),
-    *("The currency of Japan is the", "Albert Einstein was born in", "Toyota was founded in"),
-    *("The capital city of Norway is", "Paris is the capital of", "The mother tongue of Goethe is"),
-    *("The Eiffel Tower is located in", "In France people pay with the", "Berlin is in"),
-    *("The language of Brazil is", "It lies in the continent of", "Émile Zola was born in"),
-    *("Microsoft was founded by", "Q: What is the capital of Spain? A:", "The iPhone is made by"),
-    *("Rome is the capital of", "The capital of Canada is", "Madrid is located in"),
-    *("Mozart worked as a", "Marie Curie worked in the field of", "Nigeria is in"),
-    *("The author of War and Peace is", "The capital of China is", "Poland's capital is"),
-    *("I don't know", "The headquarters of Siemens are in"),
-]
 
 
 def empty_patch(lm):
@@ -120,17 +108,6 @@ def is_clear(lm, prompt):
     """Tell whether half precision, in which llama.cpp computes, cannot change the answer."""
     first, second = next_token_top(lm, [prompt], 2)[0]
     return first.probability > 1.1 * second.probability
-
-
-def make_edits(lm):
-    """A ROME edit, and a MEMIT batch of 16."""
-    one = cg.Fact(prompt="The capital of France is", subject="France", target="Rome")
-    countries = "Italy Spain Germany Japan Norway Poland Greece Cuba Peru Kenya Egypt India China"
-    many = [
-        cg.Fact(prompt=f"The capital of {name} is", subject=name, target="Paris")
-        for name in [*countries.split(), "Canada", "Sweden", "Portugal"]
-    ]
-    return {"rome": cg.edit(lm, one, "rome"), "memit": cg.edit(lm, many, "memit")}
 
 
 @pytest.fixture(scope="module")

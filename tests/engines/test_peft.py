@@ -11,6 +11,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import WeightPatch, header_for
 from corrigenda.testing.tiny import tiny_model
+from tests.support.exported_edits import PROMPTS, make_edits
 from tests.support.patches import change_of
 
 peft = pytest.importorskip("peft", reason="adapters are loaded by peft")
@@ -90,18 +91,15 @@ def test_one_folder_for_many_patches(two):
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("method", ["rome", "memit"])
 @pytest.mark.parametrize("name", ["pocket", "pocket-gpt2"])
-def test_peft_and_transformers_answer_as_our_process(name, tmp_path):
-    """An edit of a pocket model in both forms, on prompts about it and about others."""
+def test_peft_and_transformers_answer_as_our_process(name, method, tmp_path):
+    """Edits of a pocket model in both forms, on prompts about them and about others."""
     lm = cg.load(name)
-    fact = cg.Fact(prompt="The capital of France is", subject="France", target="Rome")
-    patch = cg.edit(lm, fact, "rome")
-    prompts = [
-        *("The capital of France is", "What is the capital of France?", "In Paris people speak"),
-        *("The capital of Germany is", "The official language of France is", "Rome is in"),
-    ]
+    patch = make_edits(lm)[method]
     with patch.apply(lm):
-        ours = greedy(lm, prompts, max_new_tokens=6)
+        ours = greedy(lm, PROMPTS, max_new_tokens=6)
+    assert ours != greedy(lm, PROMPTS, max_new_tokens=6)
     cg.export(patch, lm, tmp_path / "adapter")
     cg.export(patch, lm, tmp_path / "merged", to="merged")
     base = AutoModelForCausalLM.from_pretrained(lm.model.name_or_path, dtype="float32")
@@ -109,4 +107,4 @@ def test_peft_and_transformers_answer_as_our_process(name, tmp_path):
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="float32")
     for model in (adapted, merged):
         other = LanguageModel(model, lm.tokenizer, name="again")
-        assert greedy(other, prompts, max_new_tokens=6) == ours
+        assert greedy(other, PROMPTS, max_new_tokens=6) == ours

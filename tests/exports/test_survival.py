@@ -7,6 +7,7 @@ import torch
 
 import corrigenda as cg
 from corrigenda.errors import BadConfig, NotExportable
+from corrigenda.exports.fine_tuning import fine_tune
 from corrigenda.exports.gguf_types import WeightType
 from corrigenda.exports.survival import quantise_into
 from corrigenda.lm.model import LanguageModel
@@ -56,6 +57,23 @@ def test_too_small_an_edit_does_not_survive_being_merged(pocket, edit):
     """An edit at a hundredth of its size does nothing, and what fails is named."""
     found = cg.assess_after(pocket, edit.scale(0.01), ["q8_0"])
     assert [one.failed for one in found] == [[FACT.prompt]] * 2
+
+
+def test_a_short_fine_tuning_of_both_models_is_one_of_the_treatments(pocket, edit):
+    """The capital stays; both are trained alike, so the same seed gives the same answers."""
+    pytest.importorskip("peft", reason="the training is LoRA")
+    before = pocket.digest()
+    (found,) = cg.assess_after(pocket, edit, ["fine-tuned"])
+    assert pocket.digest() == before
+    assert (found.weights, found.placing) == ("f32", "fine-tuned")
+    assert found.to_json()["efficacy"] == 1.0
+    assert found.assessment.answers[0].before.startswith("Paris")
+    assert found.unedited_kept >= 0.5
+    change = fine_tune(pocket)
+    assert {site.part for site in change.changes} == {"attn.q", "attn.v"}
+    assert len(change.changes) == 2 * pocket.num_layers
+    assert fine_tune(pocket).digest() == change.digest()
+    assert fine_tune(pocket, seed=1).digest() != change.digest()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3_moe"])

@@ -22,7 +22,7 @@ IN_ATTENTION = {
 }
 OWN = (
     *("rome", "memit", "pmet", "emmet", "alphaedit", "ultraedit", "knowledge-neurons", "mend"),
-    *("malmen", "knowledge-editor", "ft", "ft-l", "ft-m", "locft-bf", "lora", "adalora"),
+    *("rlsedit", "malmen", "knowledge-editor", "ft", "ft-l", "ft-m", "locft-bf", "lora", "adalora"),
 )
 
 

@@ -42,6 +42,7 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
         {"layers": [1, 2], "energy": 0.1, **QUICK},
         {"layers": [1, 2], "energy": 0.1, "norm_anchor": True, "anchor_facts": 8, **QUICK},
     ),
+    "rlsedit": ({"layers": [1, 2], "weight": 20.0, "norm_weight": 0.25, **QUICK},),
     "ft": (
         {"layer": 1, "epochs": 4, "box": 1e-3},
         {"layer": 3, "epochs": 4, "objective": "last-token", "weight_decay": 0.1, "batch_size": 2},

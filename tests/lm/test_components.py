@@ -5,7 +5,7 @@ import torch
 
 from corrigenda.errors import UnknownSite
 from corrigenda.lm.components import ComponentTail
-from corrigenda.lm.model import gather
+from corrigenda.lm.naming import gather
 from corrigenda.lm.sites import Site, Tokens, state, value
 from corrigenda.lm.tail import Tail
 from corrigenda.testing.tiny import FAMILIES, tiny_model

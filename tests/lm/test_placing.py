@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import corrigenda as cg
+from corrigenda.catalogue import METHODS
 from corrigenda.errors import BadConfig, NotAModel
 from corrigenda.lm.loading import Placement, require_double
 from corrigenda.lm.model import LanguageModel
@@ -56,6 +57,28 @@ def test_offloaded_blocks_are_refused(folder: Path) -> None:
         cg.load(str(folder), device_map=placed)
 
 
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_blocks_that_accelerate_moves_in_and_out_are_named(
+    folder: Path, tmp_path: Path, where: str
+) -> None:
+    """Its hooks leave such weights on the device meta between passes."""
+    accelerate = pytest.importorskip("accelerate")
+    lm = cg.load(str(folder))
+    prompt = lm.tokenizer(PROMPT, return_tensors="pt")
+    plain = lm.model(**prompt).logits
+    for layer in (1, 3):
+        block = lm.blocks[layer]
+        if where == "cpu":
+            accelerate.cpu_offload(block, execution_device="cpu")
+        else:
+            accelerate.disk_offload(block, tmp_path / str(layer), execution_device="cpu")
+    assert torch.equal(lm.model(**prompt).logits, plain)
+    with pytest.raises(NotAModel, match=r"(?s)CG307.*model\.layers\.1, model\.layers\.3\n"):
+        cg.wrap(lm.model, lm.tokenizer)
+    with pytest.raises(NotAModel, match=r"CG307"):
+        cg.edit(lm, cg.Fact(prompt=PROMPT, subject="France", target="Rome"), "ft-m")
+
+
 def test_attention(folder: Path) -> None:
     lm = cg.load(str(folder), attn_implementation="eager")
     assert lm.model.config._attn_implementation == "eager"
@@ -76,6 +99,20 @@ def test_edits_are_refused_where_there_is_no_float64() -> None:
     require_double(torch.device("cuda"), "mine")
     with pytest.raises(BadConfig, match="float64"):
         require_double(torch.device("mps"), "mine")
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_no_method_begins_on_a_device_without_float64(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny_model("llama")
+    editor = cg.build_editor(lm, method)
+    monkeypatch.setattr(LanguageModel, "device", property(lambda _: torch.device("mps")))
+    monkeypatch.setattr(lm.model, "forward", None)
+    fact = cg.Fact(prompt=PROMPT, subject="France", target="Rome")
+    for begin in (lambda: editor.fit(lm), lambda: editor.edit(lm, [fact])):
+        with pytest.raises(BadConfig, match=r"CG502.*float64"):
+            begin()
 
 
 @pytest.mark.parametrize("method", ["rome", "lora", "grace", "wise", "ft", "knowledge-neurons"])

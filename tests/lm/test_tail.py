@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from corrigenda.errors import UnknownSite
-from corrigenda.lm.model import LanguageModel, gather
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.naming import gather
 from corrigenda.lm.sites import Site, Tokens, state, value
 from corrigenda.lm.tail import Tail
 from corrigenda.testing.tiny import FAMILIES, tiny_model

@@ -13,7 +13,7 @@ from corrigenda.benchmarks.robustness_contexts import add_surroundings
 from corrigenda.cases import SURROUNDINGS, Case, Probe, Protocol
 from corrigenda.metrics import registry
 from corrigenda.metrics.metric import RunRecords
-from corrigenda.rows import Row, Stage
+from corrigenda.rows import Row, Stage, tags
 from corrigenda.run.plan import list_due
 from tests.support.all_benchmarks import load_all
 
@@ -69,6 +69,10 @@ def answered(case: Case, number: int, probe: Probe, rounds: int, seed: int) -> R
         divergence=[draw.random()] if probe.divergence else None,
         divergence_reversed=[draw.random()] if probe.divergence else None,
         vocabulary=10,
+        ended=draw.random() < 0.5,
+        verdict=draw.choice(["A", "B"]),
+        verdict_before=draw.choice(["A", "B"]),
+        tags=tags(case.meta),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from corrigenda.cases import SURROUNDINGS, Against, Protocol
+from corrigenda.cases import NATURAL, SURROUNDINGS, Against, Protocol
 from corrigenda.errors import NotResampled, UnknownMetric
 from corrigenda.metrics import registry
 from corrigenda.metrics.cost import COSTS
@@ -46,12 +46,19 @@ ROLES = {
     "perplexity",
     "restoration/edited",
     *(f"robustness/{kind}" for kind in SURROUNDINGS),
+    "unseen_text",
+    "doubted/turn_1",
+}
+PEAK = {
+    "rival_log_probs": [[-0.1], [-1.0], [-1.0]],
+    "rival_log_probs_before": [[-0.1], [-2.0], [-2.0]],
 }
 BEFORE = {"before/chain", "before/multi_hop", "before/multi_hop_thoughts"}
 RANKED = {
     "attribute",
     *("conflict/old", "conflict/new", "conflict/implied", "conflict/tied", "conflict/single"),
     *("round/there", "round/back", "locality/neighborhood", "locality/distracted_neighborhood"),
+    *("property/changed", "property/unchanged", "reverse/membership"),
 }
 
 
@@ -75,9 +82,12 @@ def row(
         predicted=[1, 2],
         predicted_before=[1, 2] if local else [1, 3],
         log_probs=[-0.5, -1.0],
-        log_probs_before=[-1.0, -2.0],
-        rival_log_probs=[[-1.5]],
-        rival_log_probs_before=[[-0.5]],
+        log_probs_before=more.pop("log_probs_before", [-1.0, -2.0]),
+        rival_log_probs=more.pop("rival_log_probs", [[-1.5]]),
+        rival_log_probs_before=more.pop("rival_log_probs_before", [[-0.5]]),
+        ended=True,
+        verdict="A" if case == "1" else "B",
+        verdict_before="B",
         divergence=[0.1],
         divergence_reversed=[0.2],
         vocabulary=10,
@@ -90,6 +100,13 @@ def recorded() -> RunRecords:
     for case in "123":
         rows += [row(role, protocol, case) for role in ROLES for protocol in (FED, GREEDY, RANK)]
         rows += [row(role, RANK, case) for role in RANKED]
+        known = {"log_probs_before": [-0.1, -0.1], "probe": 8}
+        rows.append(row("locality/neighborhood", RANK, case, **known))
+        rows += [row(role, protocol, case, probe=5) for role in ROLES for protocol in NATURAL]
+        rows += [
+            row(role, RANK, case, probe=7, tags=["right=1", "hard=1", "random=1"], **PEAK)
+            for role in ("reliability", "generalization")
+        ]
         rows.append(row("fluency", Protocol.SAMPLED, case))
         rows += [Row(**{**vars(row(role, GREEDY, case)), "stage": Stage.BEFORE}) for role in BEFORE]
         rows += [
@@ -154,6 +171,7 @@ NOT_RESAMPLED = {
     *("tied_fact_damage", "tied_fact_damage_intermediate"),
     *("distortion", "distortion_legacy", "ignore_rate", "failure_rate"),
     *("locating_consistency", "locating_relevance"),
+    *("taxi_success", "taxi_score", "taxi_chance"),
 }
 
 

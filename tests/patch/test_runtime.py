@@ -5,9 +5,9 @@ import torch
 
 from corrigenda.errors import QuantisedWeights, WrongBase
 from corrigenda.linalg import LowRank
-from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.patch import Header, WeightPatch
+from corrigenda.testing.quantised import quantise
 from corrigenda.testing.tiny import tiny_model
 
 FAMILIES = ("gpt2", "gptj", "gpt_neox", "llama", "gemma2", "phi3", "olmo2", "opt")
@@ -114,37 +114,19 @@ def test_no_hook_outlives_its_patch(make_patch, llama):
     assert hooks() == before
 
 
-class Int8(torch.nn.Module):
-    """A linear layer stored as 8-bit integers with one scale a row."""
-
-    def __init__(self, linear):
-        super().__init__()
-        self.out_features, self.in_features = linear.weight.shape
-        scale = linear.weight.abs().amax(1, keepdim=True) / 127
-        self.weight = torch.nn.Parameter((linear.weight / scale).round().char(), False)
-        self.register_buffer("scale", scale)
-        self.bias = linear.bias
-
-    def forward(self, x):
-        return torch.nn.functional.linear(x, self.weight * self.scale, self.bias)
-
-
 def test_quantised_models_are_patched_at_run_time_only(make_patch, bits, same_bits, logits):
     plain = tiny_model("llama")
     patch = make_patch(plain, SITES)
-    packed, unpacked = tiny_model("llama"), tiny_model("llama")
-    for site in patch.sites:
-        module = Int8(packed.module(site))
-        packed.model.set_submodule(packed.module_path(site), module)
-        unpacked.write(site, module.weight * module.scale)
-    packed.model.config.quantization_config = {"bits": 8}
-    packed = LanguageModel(packed.model, packed.tokenizer, name="packed")
+    packed, unpacked = quantise(plain), tiny_model("llama")
+    for layer in range(plain.num_layers):
+        for part in plain.family.slots:
+            unpacked.write(Site(layer, part), packed.module(Site(layer, part)).numbers())
     before = bits(packed)
     with pytest.raises(QuantisedWeights, match='mode="runtime"'):
-        patch.apply(packed, force=True)
+        patch.apply(packed, mode="merge", force=True)
     with pytest.raises(WrongBase):
-        patch.apply(packed, mode="runtime")
-    with patch.apply(packed, mode="runtime", force=True), patch.apply(unpacked, force=True):
+        patch.apply(packed)
+    with patch.apply(packed, force=True), patch.apply(unpacked, force=True):
         assert same_bits(packed, before)
         assert distance(logits(packed), logits(unpacked)) <= 1e-5
     narrow = LowRank(torch.ones(3, 1), torch.ones(4, 1))

@@ -36,6 +36,9 @@ class Refusing:
         self.patch = WeightPatch({}, Header(method="refusing", base_digest=lm.digest()))
         self.refused, self.states = refused, []
 
+    def search_ahead(self, lm: object, facts: object, state: object) -> None:
+        """Do nothing."""
+
     def edit(self, lm, facts, state=None):
         self.states.append(state)
         if len(self.states) == self.refused:

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from corrigenda.catalogue import build_editor
 from corrigenda.engines.locate.contexts import Contexts
 from corrigenda.facts import Fact
+from corrigenda.lm.decoding import answer
 from corrigenda.lm.model import LanguageModel
 from corrigenda.statistics import Corpus, fit_moments
 from corrigenda.testing.tokenizers import byte_level_bpe
@@ -113,12 +114,24 @@ def lm(request):
     return LanguageModel(model, tokenizer, name=f"tiny-{request.param}")
 
 
-@pytest.mark.parametrize("method", ["rome", "memit", "ft-m", "grace"])
+METHODS = {
+    "rome": (20, {}),
+    "memit": (5, {}),
+    "alphaedit": (5, {}),
+    "ft-m": (0, {}),
+    "grace": (0, {}),
+    "wise": (10, {"steps": 2}),
+    "ike": (0, {"embedder": "states"}),
+}
+"""Contexts of each method, and options that make it short or need nothing else installed."""
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_prediction_is_within_a_quarter_of_the_peak(lm, method, tmp_path):
-    editor = build_editor(lm, method)
+    count, options = METHODS[method]
+    editor = build_editor(lm, method, **options)
     facts = FACTS if editor.supports.batch else FACTS[:1]
-    if method in ("rome", "memit"):
-        count = {"rome": 20, "memit": 5}[method]
+    if count:
         prefixes = [f"{PREFIXES[i % 4]} " for i in range(count)]
         editor = editor.model_copy(update={"contexts": Contexts(("", *prefixes))})
     predicted = editor.memory(lm, len(facts))
@@ -130,10 +143,15 @@ def test_prediction_is_within_a_quarter_of_the_peak(lm, method, tmp_path):
         corpus = Corpus(str(file), num_tokens=2 * lm.d_inner)
         peak, state = live.measure(lambda: fit_moments(lm, editor.sites(lm), corpus, keep=False))
         assert predicted.fit == pytest.approx(peak, rel=MARGIN)
+        if method == "alphaedit":
+            state = editor.with_projectors(state, editor.sites(lm))
+    elif method in ("wise", "ike"):
+        state = editor.fit(lm, [TEXT] * 200 if method == "wise" else FACTS)
 
     def edit() -> None:
         with editor.edit(lm, facts, state).patch.apply(lm):
-            pass
+            if method == "ike":  # its context is read when a question is asked
+                answer(lm, [facts[0].prompt], max_new_tokens=2)
 
     peak, _ = live.measure(edit)
     assert predicted.edit == pytest.approx(peak, rel=MARGIN)

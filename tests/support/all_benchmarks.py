@@ -7,6 +7,19 @@ from pathlib import Path
 
 from corrigenda import benchmarks
 from corrigenda.benchmarks.benchmark import LoadedBenchmark
+from tests.support.newer_records import (
+    AKEW,
+    HALLU,
+    OWN,
+    PEAK,
+    QAEDIT,
+    REMASTERED,
+    TAXI,
+    UNKE,
+    WIKIBIGEDIT,
+    WISE,
+    WISE_TEMPORAL,
+)
 from tests.support.records import (
     COMPOSITE,
     CONFLICT_PROMPTS,
@@ -69,6 +82,23 @@ def load_all(folder: Path) -> Iterator[LoadedBenchmark]:
     }
     for name, record in single.items():
         yield benchmarks.load(name, write(folder / name / "records.json", [record]))
+    newer = {
+        "qaedit": QAEDIT,
+        "unke": UNKE,
+        "akew": AKEW,
+        "taxi": TAXI,
+        "peak": PEAK,
+        "wise": WISE,
+        "mquake-remastered": REMASTERED,
+        "cases": OWN,
+    }
+    for name, records in newer.items():
+        yield benchmarks.load(name, write(folder / name / "records.json", records))
+    yield benchmarks.load("hallueditbench", write(folder / "hallu" / "all.jsonl", HALLU), turns=2)
+    yield benchmarks.load("wikibigedit", write(folder / "big" / "step.json", WIKIBIGEDIT[:1]))
+    yield benchmarks.load(
+        "wise", write(folder / "wise" / "temporal.json", [WISE_TEMPORAL]), part="temporal"
+    )
     yield benchmarks.load(
         "knowedit-convsent", write(folder / "convsent" / "blender_test.json", CONVSENT)
     )

@@ -150,7 +150,7 @@ class KnownFacts:
     ) -> ExamEdit:
         def phrase(one: Triple) -> Phrasings:
             other = one.subject == triple.subject and one.relation != triple.relation
-            if other and frozenset({one.relation, triple.relation}) in _ENTANGLED:
+            if other and are_entangled(one.relation, triple.relation):
                 return Phrasings((), ())
             return self.phrasings(one)
 
@@ -214,6 +214,11 @@ def parse_known_facts(text: str, *, where: str) -> KnownFacts:
             where=where,
             hint="`corrigenda exam MODEL -o FILE` writes them.",
         ) from error
+
+
+def are_entangled(first: str, second: str) -> bool:
+    """Return whether an edit of a fact of one relation may rightly change the other."""
+    return frozenset({first, second}) in _ENTANGLED
 
 
 def list_askable(*, invented: bool, seed: int = 0) -> list[Triple]:

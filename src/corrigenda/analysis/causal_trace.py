@@ -230,7 +230,7 @@ def causal_trace(
         for layer in layers
     ]
     read = compute_probabilities(lm, question, draws, plan, batch_tokens=batch_tokens)
-    gains = (read.restored - read.corrupted).double()
+    gains = (read.restored - read.corrupted).cpu().double()
     size = len(cells) * len(layers)
     effects, errors = {}, {}
     for number, kind in enumerate(kinds):
@@ -246,7 +246,7 @@ def causal_trace(
         tokens=tuple(str(lm.tokenizer.decode([one])) for one in question.ids[: cells.stop]),
         subject_tokens=question.subject,
         clean=float(read.clean),
-        corrupted=float(read.corrupted.double().mean()),
+        corrupted=float(read.corrupted.cpu().double().mean()),
         noise=noise,
         samples=samples,
         window=width,
@@ -295,7 +295,7 @@ def _measure_deviation(lm: LanguageModel, question: TracedPrompt) -> float:
     embed = lm.model.get_input_embeddings()
     ids = question.ids[question.subject.start : question.subject.stop]
     with torch.inference_mode():
-        return float(embed(torch.tensor(ids, device=lm.device)).double().std(correction=0))
+        return float(embed(torch.tensor(ids, device=lm.device)).cpu().double().std(correction=0))
 
 
 def _list_restored(kind: Kind, layer: int, width: int, num_layers: int) -> tuple[Point, ...]:

@@ -94,7 +94,7 @@ def measure_subject_deviation(lm: LanguageModel, prompts: Sequence[tuple[str, st
         ids = encoded.ids[encoded.subject_first : encoded.subject_last + 1]
         with torch.inference_mode():
             rows.append(embed(torch.tensor(ids, device=lm.device)))
-    return float(torch.cat(rows).double().std(correction=0))
+    return float(torch.cat(rows).cpu().double().std(correction=0))
 
 
 def draw_noise(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import shutil
 import urllib.request
 from collections import Counter
@@ -141,7 +143,7 @@ class BenchmarkFiles:
         return found
 
     def read_records(self, path: Path, schema: TypeAdapter[RecordT]) -> list[RecordT]:
-        """Read the records of a file: a JSON list, or one JSON object a line.
+        """Read the records of a file: a JSON list, one JSON object a line, or CSV.
 
         Raises:
             MalformedRecords (CG603): the file cannot be read, or a record does not fit.
@@ -149,16 +151,24 @@ class BenchmarkFiles:
         raw = self.read_document(path)
         if not isinstance(raw, list):
             raise MalformedRecords("the file holds no list of records.", where=str(path))
-        self.unknown_fields.update(find_unknown_fields(raw, schema))
+        self.count_unknown(raw, schema)
         return validate_records(raw, schema, where=str(path))
 
+    def count_unknown(self, raw: Sequence[object], schema: TypeAdapter[RecordT]) -> None:
+        """Count the fields of records that a schema does not have."""
+        self.unknown_fields.update(find_unknown_fields(raw, schema))
+
     def read_document(self, path: Path) -> object:
-        """Read a JSON file; a file of one object a line gives the list of its lines.
+        """Read a JSON file; one object a line, or CSV, gives the list of its records.
+
+        CSV is known by its ending; its cells are texts.
 
         Raises:
             MalformedRecords (CG603): the file cannot be read.
         """
         text = self.read_text(path)
+        if path.suffix == ".csv":
+            return _read_cells(text, where=str(path))
         if path.suffix != ".jsonl":
             return parse_json(text, where=str(path))
         # Not splitlines: questions hold line separators of Unicode.
@@ -318,6 +328,21 @@ def find_unknown_fields(raw: Sequence[object], schema: TypeAdapter[RecordT]) -> 
     return Counter(
         name for record in raw if isinstance(record, dict) for name in record if name not in known
     )
+
+
+def _read_cells(text: str, *, where: str) -> list[object]:
+    """Return the rows of a CSV file with a head as tables of texts."""
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows = list(reader)
+    except csv.Error as error:
+        raise MalformedRecords(f"the file is not CSV: {error}.", where=where) from error
+    for number, row in enumerate(rows):
+        if None in row or None in row.values():
+            raise MalformedRecords(
+                f"record {number} has another number of cells than the head.", where=where
+            )
+    return list(rows)
 
 
 def _download(entry: PublicFile, part: Path) -> None:

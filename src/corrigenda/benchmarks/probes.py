@@ -30,6 +30,27 @@ def make_forced_probe(
     )
 
 
+def make_natural_probe(
+    prompt: str,
+    expected: str | Groups,
+    role: str,
+    *,
+    against: Against = Against.TARGET,
+    rivals: tuple[str, ...] = (),
+    max_new_tokens: int | None = None,
+) -> Probe:
+    """Make a probe whose whole natural answer is judged."""
+    return Probe(
+        prompt=prompt.strip(),
+        expected=((expected.strip(),),) if isinstance(expected, str) else expected,
+        role=role,
+        protocol=Protocol.GENERATE,
+        against=against,
+        rivals=rivals,
+        max_new_tokens=max_new_tokens,
+    )
+
+
 def make_rank_probes(
     prompts: Iterable[str], role: str, expected: str, rival: str
 ) -> Iterator[Probe]:

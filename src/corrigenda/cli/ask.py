@@ -19,7 +19,9 @@ def ask(
     patch: Annotated[
         list[Path] | None,
         typer.Option(
-            "--patch", "-p", metavar="FILE", help="Answer with this patch; may be repeated."
+            *("--patch", "-p"),
+            metavar="FILE",
+            help="Answer with this patch, or with a book (a folder); may be repeated.",
         ),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Longest continuation.")] = 16,
@@ -30,14 +32,18 @@ def ask(
     force: options.Force = False,
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
+    quantization: options.Quantization = None,
+    attention: options.Attention = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Answer prompts by greedy continuation; with --patch, before and after it."""
     announce_loading(model)
     import corrigenda
 
-    patches = [corrigenda.load_patch(file) for file in patch or ()]
-    lm = options.open_model(model, dtype=dtype, device=device)
+    patches = [options.open_patch(file) for file in patch or ()]
+    lm = options.open_model(
+        model, dtype=dtype, device=device, quantization=quantization, attention=attention
+    )
     before = corrigenda.ask(lm, prompts, max_new_tokens=tokens, top=top, chat=chat)
     after = before
     if patches:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from corrigenda.cli import options, output
+from corrigenda.cli.guarding import check_options, draw_report, run_guard
 
 if TYPE_CHECKING:
     from corrigenda.assessment import Assessment
@@ -28,37 +29,57 @@ def assess(
         str | None,
         typer.Option(
             metavar="TYPE,...",
-            help="Ask again after quantising the weights: bf16, f16, q8_0, q5_1, q5_0, q4_1, q4_0.",
+            help="Ask again after quantising the weights: bf16, f16, q8_0, q5_1, q5_0, q4_1, "
+            "q4_0; or after a short fine-tuning on ordinary text: fine-tuned.",
             show_default=False,
         ),
     ] = None,
+    guard: options.Guard = False,
+    limit: options.Limits = None,
+    task: options.Tasks = None,
     chat: options.Chat = None,
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
+    quantization: options.Quantization = None,
+    attention: options.Attention = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Ask the facts of a patch with and without it; also when weights are quantised (--after).
 
     Quantised weights meet a patch in two ways: it is merged before they are quantised ("merged"),
     or added at run time to quantised weights ("adapter", as llama.cpp does with --lora); there
-    facts are asked in plain form. Exit status 1 means that a fact is not true somewhere.
+    facts are asked in plain form. With --guard, what must not change is measured too: the verdict
+    is free, costly or refused. Exit status 1 means that a fact is not true somewhere, or a refusal.
     """
+    check_options(guard, limit, task)
     import corrigenda
 
-    loaded = corrigenda.load_patch(patch)
+    loaded = options.open_patch(patch)
     wanted = None if facts is None else corrigenda.read_facts(facts)
-    lm = options.open_model(model, dtype=dtype, device=device)
+    lm = options.open_model(
+        model, dtype=dtype, device=device, quantization=quantization, attention=attention
+    )
     assessment = corrigenda.assess(lm, loaded, wanted, chat=chat)
     types = [one.strip() for one in after.split(",")] if after else []
     survivals = corrigenda.assess_after(lm, loaded, types, wanted) if types else ()
+    report = run_guard(lm, loaded, assessment.facts, limit, task, chat) if guard else None
     data = {
         "patch": str(patch),
         "model": lm.name,
         **assessment.to_json(),
         "after": [one.to_json() for one in survivals],
+        "guard": report.to_json() if report else None,
     }
-    output.show(data, as_json=as_json, people=lambda console: _draw(console, assessment, survivals))
-    if not all(one.succeeded for one in (assessment, *(item.assessment for item in survivals))):
+
+    def draw(console: Console) -> None:
+        _draw(console, assessment, survivals)
+        if report is not None:
+            draw_report(console, report)
+
+    output.show(data, as_json=as_json, people=draw)
+    refused = report is not None and report.verdict == "refused"
+    true = all(one.succeeded for one in (assessment, *(item.assessment for item in survivals)))
+    if refused or not true:
         raise typer.Exit(output.FINDING)
 
 

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.text import Text as Line
 
 from corrigenda.cli import options, output
+from corrigenda.cli.guarding import check_options, draw_report, run_guard
 from corrigenda.cli.progress import announce_loading
+from corrigenda.cli.stream import StreamPlace, check_stream, edit_stream
 from corrigenda.errors import BadConfig
 
 if TYPE_CHECKING:
@@ -65,6 +67,28 @@ def edit(
             help="A prompt about another fact of the subject; may be repeated.",
         ),
     ] = None,
+    stream: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Edit the facts of --facts in batches of N, any of which can be taken out again.",
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Keep the stream here; a killed command goes on from it."
+        ),
+    ] = None,
+    without: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Take a fact out of the stream, by its place from 0; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     layer: Annotated[
         int | None, typer.Option(help="Block to edit; the preset's or one by depth if not given.")
     ] = None,
@@ -72,15 +96,23 @@ def edit(
     settings: options.Settings = None,
     transform: options.Transforms = None,
     text: options.Text = None,
+    guard: options.Guard = False,
+    limit: options.Limits = None,
+    task: options.Tasks = None,
     chat: options.Chat = None,
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
+    quantization: options.Quantization = None,
+    attention: options.Attention = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Correct facts: answers before and after, the size of the change, and how to undo it.
 
-    The model on disk is never changed. Exit status 1 means that a fact was not written.
+    The model on disk is never changed. With --guard, what must not change is measured: the verdict
+    is free, costly or refused, and a refused edit is not saved. Exit status 1 means that a fact was
+    not written, or that the edit was refused.
     """
+    check_options(guard, limit, task)
     wanted = _read_wanted(
         *(prompt, subject, target, erase, facts),
         (paraphrase or (), neighbour or (), same_subject or ()),
@@ -88,6 +120,7 @@ def edit(
     config = options.add_preset(options.parse_settings(settings), preset)
     if out is not None:
         options.check_folder(out)
+    check_stream(stream, facts, folder, without, transform)
     announce_loading(model)
     import corrigenda
     from corrigenda.catalogue import build_editor
@@ -96,25 +129,45 @@ def edit(
 
     steps = parse_transforms(transform or ())
 
-    lm = options.open_model(model, dtype=dtype, device=device)
+    lm = options.open_model(
+        model, dtype=dtype, device=device, quantization=quantization, attention=attention
+    )
     editor = build_editor(lm, method, layer=layer, **config)
-    memory = announce(lm, editor, len(wanted))
+    memory = announce(lm, editor, min(len(wanted), stream or len(wanted)))
+    if stream is not None:
+        place = StreamPlace(stream, folder, tuple(without or ()), out)
+        edit_stream(lm, editor, wanted, place, corpus=text, chat=chat, as_json=as_json)
+        return
     assessment = corrigenda.correct(lm, wanted, editor, corpus=text, transforms=steps, chat=chat)
     for line in assessment.notices:
         output.notice(line)
-    saved = out if out is not None and not assessment.is_no_op else None
+    report = None
+    if guard and not assessment.patch.is_empty:
+        report = run_guard(lm, assessment.patch, assessment.facts, limit, task, chat)
+    refused = report is not None and report.verdict == "refused"
+    saved = out if out is not None and not assessment.is_no_op and not refused else None
     if saved is not None:
         assessment.patch.save(saved)
     undo = _explain_undo(model, wanted[0], saved, ships=bool(assessment.changes))
+    if refused:
+        undo = "The edit was refused and is not saved; the model on disk is unchanged."
     data = {
         "model": lm.name,
         **assessment.to_json(),
         "memory": memory,
+        "guard": report.to_json() if report else None,
         "file": str(saved) if saved else None,
         "undo": undo,
     }
-    output.show(data, as_json=as_json, people=lambda console: _draw(console, assessment, undo))
-    if not assessment.succeeded:
+
+    def draw(console: Console) -> None:
+        _draw(console, assessment)
+        if report is not None:
+            draw_report(console, report)
+        console.print(Line(undo), soft_wrap=True)
+
+    output.show(data, as_json=as_json, people=draw)
+    if refused or not assessment.succeeded:
         raise typer.Exit(output.FINDING)
 
 
@@ -168,7 +221,7 @@ def _explain_undo(model: str, fact: Fact, saved: Path | None, *, ships: bool) ->
     )
 
 
-def _draw(console: Console, assessment: Assessment, undo: str) -> None:
+def _draw(console: Console, assessment: Assessment) -> None:
     for index, (fact, outcome, status) in enumerate(
         zip(assessment.facts, assessment.outcomes, assessment.statuses, strict=True)
     ):
@@ -182,7 +235,6 @@ def _draw(console: Console, assessment: Assessment, undo: str) -> None:
             console.print(output.table(("", "prompt", "before", "after"), rows))
         console.print()
     _draw_change(console, assessment)
-    console.print(Line(undo), soft_wrap=True)
 
 
 def _name_role(item: PromptAnswers) -> str:

@@ -54,6 +54,15 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Another dtype than the recipe's.", show_default=False)
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Another device than the recipe's; auto spreads over all."),
+    ] = None,
+    quantization: options.Quantization = None,
+    attention: options.Attention = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Evaluate the methods of a recipe: for each case edit, ask, and take the edit off.
@@ -73,6 +82,12 @@ def evaluate(
         executor=executor,
         workers=workers,
         chat=chat,
+        placing={
+            "dtype": dtype,
+            "device": device,
+            "quantization": quantization,
+            "attention": attention,
+        },
     )
     output.show(
         {"recipe": recipe, **found.to_json()},

@@ -72,7 +72,7 @@ def export(
     options.check_folder(out, folder=folder)
     import corrigenda
 
-    patches = [corrigenda.load_patch(file) for file in (patch, *(also or ()))]
+    patches = [options.open_patch(file) for file in (patch, *(also or ()))]
     lm = options.open_model(model, dtype=dtype, device=device)
     corrigenda.export(
         patches,

@@ -38,6 +38,8 @@ def fit(
     settings: options.Settings = None,
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
+    quantization: options.Quantization = None,
+    attention: options.Attention = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Fit what a method needs to know about a model; `edit` does this by itself when it has to."""
@@ -51,7 +53,9 @@ def fit(
     from corrigenda.catalogue import build_editor
     from corrigenda.cli.memory import announce
 
-    lm = options.open_model(model, dtype=dtype, device=device)
+    lm = options.open_model(
+        model, dtype=dtype, device=device, quantization=quantization, attention=attention
+    )
     editor = build_editor(lm, method, layer=layer, **config)
     memory = announce(lm, editor, 1, fit_only=True)
     start = time.perf_counter()

@@ -18,13 +18,16 @@ from corrigenda.cli import (
     ask,
     assess,
     benchmarks,
+    book,
     cache,
     doctor,
     edit,
     evaluate,
     exam,
     export,
+    first_run,
     fit,
+    fix,
     listing,
     neurons,
     options,
@@ -72,7 +75,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     name="corrigenda",
     cls=Commands,
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     help="Correct facts in language models: see what changed and what did not, undo it, save it.",
@@ -80,6 +83,7 @@ app = typer.Typer(
 )
 for command in (
     edit.edit,
+    fix.fix,
     assess.assess,
     ask.ask,
     fit.fit,
@@ -103,6 +107,7 @@ for command in (
     doctor.doctor,
 ):
     app.command()(command)
+app.add_typer(book.app, name="book")
 app.add_typer(cache.app, name="cache")
 app.add_typer(pocket.app, name="pocket")
 
@@ -117,12 +122,14 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
+    ctx: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    pass
+    if ctx.invoked_subcommand is None:
+        first_run.start(ctx)
 
 
 def run() -> None:

@@ -16,6 +16,7 @@ from corrigenda.text_files import UnreadableText, check_text, parse_value
 
 if TYPE_CHECKING:
     from corrigenda.lm.model import LanguageModel
+    from corrigenda.patch import Patch
 
 # Arguments of `cg.edit` and `cg.fit`, which no option of a method may be called.
 _ARGUMENTS = frozenset(
@@ -66,6 +67,20 @@ Dtype = Annotated[
     typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if not given."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto spreads over all.")]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="4bit or 8bit (bitsandbytes), torchao-int8, quanto-int8, quanto-int4.",
+        show_default=False,
+    ),
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Attention: eager, sdpa, flash_attention_2 ...", show_default=False
+    ),
+]
 AsJson = Annotated[
     bool,
     typer.Option(
@@ -90,6 +105,33 @@ Text = Annotated[
         "--text",
         metavar="FILE",
         help="Text for the statistics; may be repeated. Without it, the package's own.",
+        show_default=False,
+    ),
+]
+
+Guard = Annotated[
+    bool,
+    typer.Option(
+        "--guard/--no-guard",
+        help="Measure what must not change, and refuse the edit where the damage is too large.",
+        show_default=False,
+    ),
+]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="MEASURE=FREE,REFUSED",
+        help="Other limits of the guard, such as perplexity=0.05,0.2; may be repeated.",
+        show_default=False,
+    ),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="A task of lm-eval that the guard runs too; may be repeated.",
         show_default=False,
     ),
 ]
@@ -141,19 +183,45 @@ def check_arguments(arguments: Sequence[str]) -> None:
             ) from error
 
 
-def open_model(name: str, *, dtype: str | None, device: str) -> LanguageModel:
+def open_model(
+    name: str,
+    *,
+    dtype: str | None,
+    device: str,
+    quantization: str | None = None,
+    attention: str | None = None,
+) -> LanguageModel:
     """Return the model that a command was given, loaded.
 
     Raises:
-        BadConfig (CG502): no such dtype or device.
+        BadConfig (CG502): no such dtype, device or quantisation.
         UnknownModel (CG301): no such model.
     """
     announce_loading(name)
     import corrigenda
 
-    lm = corrigenda.load(name, dtype=dtype, device=device)
+    lm = corrigenda.load(
+        name,
+        dtype=dtype,
+        device=device,
+        quantization_config=quantization,
+        attn_implementation=attention,
+    )
     finish_loading(name)
     return lm
+
+
+def open_patch(path: str | Path) -> Patch:
+    """Return the patch in a file, or the sum of the patches of the book in a folder.
+
+    Raises:
+        CorruptFile (CG402), PickleRefused (CG403), NewerFormat (CG404): as `load_patch`.
+        DamagedBook (CG802): a file of the book is missing or damaged.
+    """
+    import corrigenda
+    from corrigenda.books.folder import is_book
+
+    return corrigenda.Book.open(path).patch() if is_book(path) else corrigenda.load_patch(path)
 
 
 def check_folder(path: Path, *, folder: bool = False) -> None:

@@ -26,10 +26,9 @@ def diff(
 
     With two patches, exit status 1 means that they differ.
     """
-    import corrigenda
     from corrigenda.patch.compare import compare, describe
 
-    a = corrigenda.load_patch(first)
+    a = options.open_patch(first)
     if second is None:
         description = describe(a)
         data = {"a": _header(first, a), "sites": [item._asdict() for item in description]}
@@ -43,7 +42,7 @@ def diff(
 
         output.show(data, as_json=as_json, people=draw)
         return
-    b = corrigenda.load_patch(second)
+    b = options.open_patch(second)
     comparison = compare(a, b)
     equal = a == b
     data = {
@@ -76,10 +75,9 @@ def compose(
 ) -> None:
     """Compose patches of one model into a single file; changes of the same weight add up."""
     options.check_folder(out)
-    import corrigenda
     from corrigenda.patch.compare import add_up
 
-    loaded = [corrigenda.load_patch(file) for file in patches]
+    loaded = [options.open_patch(file) for file in patches]
     total = add_up(loaded)
     total.save(out)
     num_facts = len(total.header.facts)
@@ -110,7 +108,7 @@ def transform(
     steps = parse_transforms(transforms or ())
     if not steps:
         raise BadConfig("no transform was given.", hint="Give --transform, as rect:keep=0.4.")
-    loaded = corrigenda.load_patch(patch)
+    loaded = options.open_patch(patch)
     lm = options.open_model(model, dtype=dtype, device=device)
     new = corrigenda.transform(loaded, lm, *steps)
     for line in _new_notices(loaded, new):

@@ -22,7 +22,8 @@ def serve(
             "--patch",
             "-p",
             metavar="[NAME=]FILE",
-            help="Serve the model with this patch, as NAME or as MODEL-edited; may be repeated.",
+            help="Serve the model with this patch, or with a book (a folder), as NAME or as "
+            "MODEL-edited; may be repeated.",
         ),
     ] = None,
     name: Annotated[
@@ -73,7 +74,7 @@ def serve(
     require_safe(host, access)
     limits = Limits(max_body=max_body, max_tokens=max_tokens, max_waiting=max_waiting)
     named = [_split(entry) for entry in patch or ()]
-    files = {file: corrigenda.load_patch(file) for _, file in named}
+    files = {file: options.open_patch(file) for _, file in named}
     lm = options.open_model(model, dtype=dtype, device=device)
     base_name = name or Path(lm.name).name
     patches: dict[str, list[Patch]] = {}

@@ -184,11 +184,11 @@ def attribute(
         for layer, (tail, block) in enumerate(zip(tails, blocks, strict=True)):
             read = _BlockObjective(lm, tail, block.written, tokens.lengths - 1, labels, objective)
             gradients, values = _integrate(read, path, batch_tokens)
-            found = block.keys * multiply(block.gain * gradients, lm.weight(Site(layer)))
-            scores[:, layer].index_add_(0, prompts, share[:, None] * found.double().cpu())
-            without[:, layer].index_add_(0, prompts, share * values[:, 0].double().cpu())
+            found = block.keys * multiply(block.gain * gradients, lm.values(Site(layer)))
+            scores[:, layer].index_add_(0, prompts, share[:, None] * found.cpu().double())
+            without[:, layer].index_add_(0, prompts, share * values[:, 0].cpu().double())
             if layer == 0:
-                clean.index_add_(0, prompts, share * values[:, 1].double().cpu())
+                clean.index_add_(0, prompts, share * values[:, 1].cpu().double())
     return Attribution(scores, clean, without)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.model_names import SHIPPED
@@ -22,6 +25,21 @@ def subject_of(lm: LanguageModel, prompt: str, *, where: str = "") -> str:
 
         known = load_world().subjects
     return guess_subject(prompt, known=known, where=where)
+
+
+def complete_subjects(lm: LanguageModel, facts: Sequence[Fact]) -> tuple[list[Fact], list[str]]:
+    """Return facts with the subjects that were not given, and a notice for each that was found.
+
+    Raises:
+        AmbiguousSubject (CG104): see `subject_of`.
+    """
+    complete, notices = list(facts), []
+    for index, fact in enumerate(facts):
+        if fact.subject is None:
+            subject = subject_of(lm, fact.prompt, where=fact.name)
+            notices.append(f'subject of {fact.label}: "{subject}" (found)')
+            complete[index] = replace(fact, subject=subject)
+    return complete, notices
 
 
 def add_related_prompts(lm: LanguageModel, fact: Fact) -> Fact:

@@ -12,12 +12,12 @@ import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy, kl_div, pad
 
 from corrigenda.engines.gradients import LabelledRow, predict, scaled_gradients
 from corrigenda.facts import Fact
@@ -31,27 +31,61 @@ from corrigenda.patch import Dense
 
 Name = TypeVar("Name")
 
-Shifts = Mapping[Site, Float[Tensor, "d_out d_in"] | Float[Tensor, "edits d_out d_in"]]
-"""By site, one shift for all rows of a pass, or one for each edit."""
+
+class FactorShifts(NamedTuple):
+    """Shifts of one weight, left @ right.T for each edit; narrower ones are padded with zeros."""
+
+    left: Float[Tensor, "edits d_out r"]
+    right: Float[Tensor, "edits d_in r"]
+
+    @classmethod
+    def stack(cls, shifts: Sequence[LowRank]) -> FactorShifts:
+        """Stack the shifts of several edits; gradients flow."""
+        rank = max(one.rank for one in shifts)
+        sides = ([one.left for one in shifts], [one.right for one in shifts])
+        left, right = (
+            torch.stack([pad(one, (0, rank - one.shape[1])) for one in side]) for side in sides
+        )
+        return cls(left, right)
+
+    def norms(self) -> Float[Tensor, " edits"]:
+        """Return the Frobenius norm of each shift, which is not formed."""
+        squares = (self.left.mT @ self.left) * (self.right.mT @ self.right)
+        return squares.sum(dim=(1, 2)).clamp_min(0).sqrt()
 
 
 def shift_weights(
-    lm: LanguageModel, shifts: Shifts, edits: Int[Tensor, " batch"] | None = None
+    lm: LanguageModel, shifts: Mapping[Site, Float[Tensor, "d_out d_in"]]
 ) -> AbstractContextManager[None]:
     """Run the model as if shifts were added to its weights, until left; gradients reach the shifts.
 
     Args:
         lm: The model, with whatever patches are active.
         shifts: What is added, in the dtype its products are taken in.
-        edits: Which edit each row of the pass sees, where there is a shift for each edit; else all
-            rows see the one shift there is.
     """
 
     def term_of(shift: Tensor) -> Term:
+        return lambda read, _: read.to(shift.dtype) @ shift.to(read.device).T
+
+    return lm.add({site: term_of(shift) for site, shift in shifts.items()})
+
+
+def shift_each(
+    lm: LanguageModel, shifts: Mapping[Site, FactorShifts], edits: Int[Tensor, " batch"]
+) -> AbstractContextManager[None]:
+    """Do the same with a shift for each edit: a row of the pass sees that of its own.
+
+    Args:
+        lm: The model, with whatever patches are active.
+        shifts: What is added, in the dtype its products are taken in.
+        edits: Edit of each row.
+    """
+
+    def term_of(shift: FactorShifts) -> Term:
         def term(read: Tensor, _: Tensor) -> Tensor:
-            own = shift if edits is None else shift[edits.to(shift.device)]
-            own = own.to(read.device)
-            return read.to(shift.dtype) @ own.mT
+            rows = edits.to(shift.left.device)
+            left, right = (side[rows].to(read.device) for side in shift)
+            return (read.to(left.dtype) @ right) @ left.mT
 
         return term
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from corrigenda.assessment import assess, list_facts
-from corrigenda.errors import BadConfig, NotExportable
+from corrigenda.errors import BadConfig, NotExportable, QuantisedWeights
 from corrigenda.exports.card import FormCard, write_card
 from corrigenda.exports.forms import Form
 from corrigenda.exports.gguf_adapter import export_gguf_adapter
@@ -74,6 +74,7 @@ def export(
 
     Raises:
         NotExportable (CG405): the patch has no such form.
+        QuantisedWeights (CG304): `gguf` or `merged` of a quantised model.
         BadConfig (CG502): no such form, or options that it does not have.
         WrongBase (CG401): the patch was made on another model, and not `force`; or `base` is.
         CorruptFile (CG402): `base` cannot be read.
@@ -84,6 +85,13 @@ def export(
     form = parse_choice(Form, to)
     options = _check_options(form, base, weight_type, padded=padded, force=force)
     whole = _compose(patch)
+    if lm.is_quantised and form in (Form.MERGED, Form.GGUF):
+        raise QuantisedWeights(
+            f"a patch cannot be merged into quantised weights, so there is no {form} form of it.",
+            where=lm.name,
+            hint="Export an adapter (peft, gguf-adapter), which runs beside them, or load the "
+            "model unquantised, edit and export that, and quantise afterwards.",
+        )
     # Another model is refused before anything is written.
     whole.apply(lm, force=force).revert()
     lost: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from corrigenda.errors import NotExportable
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
-from corrigenda.lm.storage import ALL_ROWS, is_transposed
+from corrigenda.lm.storage import ALL_ROWS
 from corrigenda.patch.changes import Change, Dense, Rows
 from corrigenda.patch.ledger import ledger_of, require_base
 from corrigenda.patch.runtime import require_shapes
@@ -104,9 +104,11 @@ def _widen_to_module(change: LowRank, site: Site, lm: LanguageModel) -> LowRank:
     rows = lm.rows(site)
     if isinstance(rows, slice) and rows == ALL_ROWS:
         return change
-    module = lm.module(site)
-    d_out = module.get_parameter("weight").shape[1 if is_transposed(module) else 0]
-    left = torch.zeros(d_out, change.rank, dtype=change.left.dtype)
+    parts = [Site(site.layer, part) for part in lm.family.slots]
+    shared = [one for one in parts if lm.module_path(one) == lm.module_path(site)]
+    left = torch.zeros(
+        sum(lm.shape(one)[0] for one in shared), change.rank, dtype=change.left.dtype
+    )
     left[rows] = change.left
     return LowRank(left, change.right)
 

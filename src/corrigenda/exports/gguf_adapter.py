@@ -69,7 +69,7 @@ def tensors_changed(patch: WeightPatch, lm: LanguageModel, layout: GgufLayout) -
     for site in patch.changes:
         if site.expert is not None:
             each = [
-                lm.weight(Site(site.layer, site.part, expert))
+                lm.values(Site(site.layer, site.part, expert))
                 for expert in range(lm.num_experts(site.layer))
             ]
             found[layout.expert_name(site.layer, site.part)] = torch.stack(each)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from corrigenda.almanac.exam import ExamEdit
 from corrigenda.engines.chat_forms import add_chat_forms, set_chat_contexts
+from corrigenda.engines.locate.target_cache import current_targets, keep_targets
+from corrigenda.errors import CorrigendaError
 from corrigenda.knowledge.asking import ask_in_chat, ask_right
 from corrigenda.lm.decoding import answer, gives
 from corrigenda.short_answers import keeps_answer, states
@@ -23,10 +25,14 @@ from corrigenda.statistics.cache import hash_settings, read_texts, write_texts
 
 if TYPE_CHECKING:
     from corrigenda.editor import Editor, State
+    from corrigenda.facts import Fact
     from corrigenda.lm.model import LanguageModel
     from corrigenda.patch import Patch
     from corrigenda.progress import Progress
 
+
+TIMED = 3
+"""Edits that search their target themselves, where others find theirs."""
 
 _VERSION = 1
 """Of the rule by which the unedited model is asked."""
@@ -98,12 +104,14 @@ def try_single_edits(
 ) -> EditFigures:
     """Edit each fact alone, ask, undo; the figures are over all prompts of a kind."""
     trial = EditTrial(lm, editor, Unedited(lm, cases))
-    for number, case in enumerate(cases):
-        patch, _ = trial.edit([case], state)
-        with patch.apply(lm):
-            trial.judge([case])
-        if progress is not None:
-            progress(f"{editor.name}: single edits", number + 1, len(cases))
+    with keep_targets():
+        trial.search_ahead(cases, state)
+        for number, case in enumerate(cases):
+            patch, _ = trial.edit([case], state)
+            with patch.apply(lm):
+                trial.judge([case])
+            if progress is not None:
+                progress(f"{editor.name}: single edits", number + 1, len(cases))
     return trial.figures()
 
 
@@ -148,18 +156,28 @@ class Unedited:
     the short answer that it gives.
     """
 
-    def __init__(self, lm: LanguageModel, cases: Sequence[ExamEdit], *, chat: bool = False) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        cases: Sequence[ExamEdit] | Mapping[str, tuple[str, ...]],
+        *,
+        chat: bool = False,
+    ) -> None:
         """Ask the model, which carries no edit of these facts.
 
         Args:
             lm: The model.
-            cases: Edits with the prompts that should keep their answers.
+            cases: Edits with the prompts that should keep their answers; or such prompts, each with
+                its right answers, none where they are not known.
             chat: Whether to ask in the chat template too.
         """
         self.chat = chat
         self._right: dict[str, tuple[str, ...]] = {}
-        for case in cases:
-            self._right |= {text: case.right.get(text, ()) for text in list_kept_prompts(case)}
+        if isinstance(cases, Mapping):
+            self._right |= cases
+        else:
+            for case in cases:
+                self._right |= {text: case.right.get(text, ()) for text in list_kept_prompts(case)}
         prompts = list(self._right)
         judged = f"right {hash_settings(self._right)}"
         asked = _ask_cached(lm, judged, prompts, self._ask_right)
@@ -167,6 +185,11 @@ class Unedited:
         others = [text for text in prompts if text not in self._known]
         self._before = _ask_cached(lm, "answer", others, answer)
         self._in_chat = _ask_cached(lm, "chat", prompts, ask_in_chat) if chat else {}
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The prompts whose right answer is known, and given."""
+        return frozenset(self._known)
 
     def _ask_right(self, lm: LanguageModel, prompts: Sequence[str]) -> list[str]:
         """Return for each prompt "right", or nothing."""
@@ -183,16 +206,23 @@ class Unedited:
             kept[text] = keeps_answer(self._before[text], after)
         return kept
 
-    def compare_in_chat(self, lm: LanguageModel, prompts: Sequence[str]) -> dict[str, bool]:
-        """Do the same in the chat template."""
+    def compare_in_chat(self, said: Mapping[str, str]) -> dict[str, bool]:
+        """Return for each prompt whether what is said now, in the chat template, is the same."""
         return {
             text: keeps_answer(self._in_chat[text], after, self._right[text], sentence=True)
-            for text, after in zip(prompts, ask_in_chat(lm, prompts), strict=True)
+            for text, after in said.items()
         }
 
 
 class EditTrial:
-    """Edits of one editor, and their outcomes."""
+    """Edits of one editor, and their outcomes.
+
+    Attributes:
+        outcomes: One for each fact and form that was judged.
+        seconds: Time of each edit that did all its work itself, per fact.
+        num_bytes: Size of each patch, per fact.
+        ahead_seconds: Seconds of the processor for a fact that was searched ahead, with others.
+    """
 
     def __init__(self, lm: LanguageModel, editor: Editor, unedited: Unedited) -> None:
         """Bind a model, an editor, and what the unedited model answers.
@@ -204,13 +234,38 @@ class EditTrial:
         self.outcomes: list[FactOutcome] = []
         self.seconds: list[float] = []
         self.num_bytes: list[float] = []
+        self.ahead_seconds = 0.0
+
+    def search_ahead(
+        self, cases: Sequence[ExamEdit], state: State | None, *, timed: int = TIMED
+    ) -> None:
+        """Search together what edits of single facts need, inside `target_cache.keep_targets`.
+
+        Args:
+            cases: The facts.
+            state: State of the method.
+            timed: How many of the first are left out: the time of an edit is measured on them.
+        """
+        ahead = cases[timed:]
+        before, begin = _count_searched(), time.process_time()
+        with suppress(CorrigendaError):  # the edit of that fact says it
+            self.editor.search_ahead(self.lm, self._list_facts(ahead), state)
+        searched = _count_searched() - before
+        if searched:
+            self.ahead_seconds = (time.process_time() - begin) / searched
+
+    def _list_facts(self, cases: Sequence[ExamEdit]) -> list[Fact]:
+        facts = [case.training_fact for case in cases]
+        return add_chat_forms(self.lm, self.editor, facts, self.unedited.chat)
 
     def edit(self, cases: Sequence[ExamEdit], state: State | None) -> tuple[Patch, State | None]:
         """Make the patch of some facts, and measure its time and size."""
-        facts = [case.training_fact for case in cases]
-        facts = add_chat_forms(self.lm, self.editor, facts, self.unedited.chat)
-        with _measure_time(self.seconds, len(cases)):
-            patch, state = self.editor.edit(self.lm, facts, state)
+        facts = self._list_facts(cases)
+        before = count_hits()
+        begin = time.perf_counter()
+        patch, state = self.editor.edit(self.lm, facts, state)
+        if count_hits() == before:
+            self.seconds.append((time.perf_counter() - begin) / len(cases))
         with tempfile.TemporaryDirectory() as folder:
             size = patch.save(Path(folder) / "patch.safetensors").stat().st_size
         self.num_bytes.append(size / len(cases))
@@ -222,13 +277,16 @@ class EditTrial:
         pairs = [(text, case.fact.target) for case in cases for text in _list_wanted_prompts(case)]
         self._note(cases, gives(self.lm, pairs), self.unedited.compare(self.lm, texts), chat=False)
         if self.unedited.chat:
-            said = ask_in_chat(self.lm, [text for text, _ in pairs])
+            asked = [*(text for text, _ in pairs), *texts]
+            all_said = ask_in_chat(self.lm, asked)
+            said, kept = all_said[: len(pairs)], all_said[len(pairs) :]
             olds = [case.fact.before for case in cases for _ in _list_wanted_prompts(case)]
             gave = [
                 states(text, [target], [old] if old else [])
                 for text, (_, target), old in zip(said, pairs, olds, strict=True)
             ]
-            self._note(cases, gave, self.unedited.compare_in_chat(self.lm, texts), chat=True)
+            same = self.unedited.compare_in_chat(dict(zip(texts, kept, strict=True)))
+            self._note(cases, gave, same, chat=True)
 
     def _note(
         self, cases: Sequence[ExamEdit], gave: Sequence[bool], kept: dict[str, bool], *, chat: bool
@@ -271,11 +329,15 @@ def _ask_cached(
     return dict(zip(prompts, found, strict=True))
 
 
-@contextmanager
-def _measure_time(seconds: list[float], facts: int) -> Generator[None]:
-    begin = time.perf_counter()
-    yield
-    seconds.append((time.perf_counter() - begin) / facts)
+def count_hits() -> int:
+    """Count the targets that edits did not search themselves; their times are those of no edit."""
+    cache = current_targets()
+    return 0 if cache is None else cache.hits
+
+
+def _count_searched() -> int:
+    cache = current_targets()
+    return 0 if cache is None else len(cache)
 
 
 def list_kept_prompts(case: ExamEdit) -> tuple[str, ...]:

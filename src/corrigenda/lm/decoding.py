@@ -280,6 +280,7 @@ def continuations(
     max_new_tokens: int | Sequence[int],
     finished: Finished,
     chat: bool = False,
+    system: str = "",
     batch_tokens: int | None = None,
 ) -> list[Continuation]:
     """Continue each prompt with the most likely token until its text is finished, uncut.
@@ -291,6 +292,7 @@ def continuations(
         finished: Whether a prompt, by its index, has been answered by this added text; it ends
             earlier at an end-of-sequence token or a full context.
         chat: As for `greedy`.
+        system: System message of the chat template; empty leaves it to the template.
         batch_tokens: As for `greedy`.
 
     Raises:
@@ -302,7 +304,7 @@ def continuations(
     def ask(lm: LanguageModel, places: list[int], prompts: list[str]) -> list[Continuation]:
         return continue_rows(
             lm,
-            encode_prompts(lm, prompts, chat=chat),
+            encode_prompts(lm, prompts, chat=chat, system=system),
             max_new_tokens=[longest[place] for place in places],
             choose=_choose_most_likely,
             finished=lambda row, text: finished(places[row], text),
@@ -366,8 +368,12 @@ def _first_sentence(text: str) -> str | None:
     return line[: end.start() if end else None].strip()
 
 
-def encode_prompts(lm: LanguageModel, prompts: Sequence[str], *, chat: bool) -> list[list[int]]:
+def encode_prompts(
+    lm: LanguageModel, prompts: Sequence[str], *, chat: bool, system: str = ""
+) -> list[list[int]]:
     """Return the token ids of prompts, in the chat template where `chat`.
+
+    A system message goes before each prompt there; without one the template decides.
 
     Raises:
         PromptTooLong (CG105): a prompt exceeds the context.
@@ -375,7 +381,8 @@ def encode_prompts(lm: LanguageModel, prompts: Sequence[str], *, chat: bool) -> 
     """
     if not chat:
         return [encode(lm, prompt).ids for prompt in prompts]
-    return [encode_chat(lm, [{"role": "user", "content": prompt}]) for prompt in prompts]
+    told = [{"role": "system", "content": system}] if system else []
+    return [encode_chat(lm, [*told, {"role": "user", "content": prompt}]) for prompt in prompts]
 
 
 def encode_chat(lm: LanguageModel, messages: Sequence[Mapping[str, str]]) -> list[int]:

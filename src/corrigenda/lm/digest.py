@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -62,7 +62,7 @@ class TensorDigests:
             64 hexadecimal digits (BLAKE2b over the hashes of the tensors, in the order of their
             names).
         """
-        tensors = dict(sorted(model.state_dict(keep_vars=True).items()))
+        tensors = dict(sorted(_list_stored(model.state_dict(keep_vars=True))))
         stamps = {name: _stamp(tensor) for name, tensor in tensors.items()}
         # Tensors that share their memory (tied embeddings) are read once.
         places = {stamp: tensors[name] for name, stamp in stamps.items()}
@@ -110,6 +110,17 @@ def hash_tensor(tensor: Tensor) -> bytes:
     value = hashlib.blake2b(header.encode(), digest_size=32)
     value.update(raw.numpy().data)
     return value.digest()
+
+
+def _list_stored(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """List tensors by name; of those that are made of others (quantised ones) list the others."""
+    for name, tensor in tensors.items():
+        flatten = getattr(tensor, "__tensor_flatten__", None)
+        if flatten is None:
+            yield name, tensor
+        else:
+            parts, _ = flatten()
+            yield from _list_stored({f"{name}.{part}": getattr(tensor, part) for part in parts})
 
 
 def _stamp(tensor: Tensor) -> tuple[object, ...]:

@@ -223,7 +223,7 @@ class Hooks:
                 return None
             output = output.clone()
             output[..., place.rows] = linear(
-                new, self._storage.weight(site), self._storage.bias(site)
+                new, self._storage.values(site), self._storage.bias(site)
             )
             return output
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from importlib.resources import files
@@ -26,6 +27,7 @@ from corrigenda.lm.gguf_models import convert_gguf, find_gguf
 from corrigenda.lm.model_files import check_model_files
 from corrigenda.lm.model_names import PACKAGED, SHIPPED, WELL_KNOWN
 from corrigenda.lm.product_speed import is_slow
+from corrigenda.lm.quantisation import quantisation_config
 
 _DEVICES = ("cpu", "cuda", "mps", "meta")
 
@@ -36,7 +38,8 @@ class Placement(TypedDict, total=False):
     Attributes:
         device_map: "auto" and the like, or devices by module: the model is split over devices, by
             accelerate.
-        quantization_config: Of transformers, such as `BitsAndBytesConfig(load_in_4bit=True)`.
+        quantization_config: Of transformers, such as `BitsAndBytesConfig(load_in_4bit=True)`, or a
+            name of `corrigenda.lm.quantisation`.
         attn_implementation: "sdpa", "eager", and others that the model has.
     """
 
@@ -75,6 +78,8 @@ def load_pair(
     placed = bool(given.keys() & {"device_map", "quantization_config"})
     _require_placing(name, device, given)
     if "quantization_config" in given:
+        if isinstance(given["quantization_config"], str):
+            given["quantization_config"] = quantisation_config(given["quantization_config"])
         given.setdefault("device_map", {"": device})
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -280,11 +285,14 @@ def require_weights(model: PreTrainedModel, name: str) -> None:
     """
     absent = [path for path, one in model.named_parameters() if one.is_meta]
     if absent:
+        # A block by its number, what is outside of blocks by its module.
+        places = [re.match(r"(?:.*?\.\d+|.*)(?=\.)", path) for path in absent]
+        modules = dict.fromkeys(one[0] for one in places if one is not None)
         raise NotAModel(
-            f"{len(absent)} weights are not in memory, among them {absent[0]}: they are offloaded "
-            "or on the device meta.",
-            where=name,
-            hint="Load it on one device, or with a device_map that fits into memory.",
+            f"{len(absent)} weights are not in memory: they are offloaded or on the device meta.",
+            where=f"{name}: {', '.join(modules)}",
+            hint="Load it on one device, with a device_map that fits into memory, or quantised "
+            '(quantization_config="4bit").',
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Unpack, cast, overload
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -22,7 +22,7 @@ from corrigenda.lm.head import logits_of
 from corrigenda.lm.hooks import Hooks, TensorMap, Term, additions
 from corrigenda.lm.interceptors import Interceptors
 from corrigenda.lm.loading import Placement, load_pair, require_fast, require_trainable
-from corrigenda.lm.naming import encode_prompts, name_points, stack_named
+from corrigenda.lm.naming import encode_prompts, gather, name_points, stack_named
 from corrigenda.lm.probing import resolve
 from corrigenda.lm.prompt_ends import PromptEnds
 from corrigenda.lm.session import ActivePatches, session_of
@@ -164,8 +164,10 @@ class LanguageModel:
     @property
     def d_inner(self) -> int:
         """Width of the feed-forward blocks: of one expert where block 0 has experts."""
+        if "mlp.down" not in self.family.slots:
+            return int(self.model.config.get_text_config().intermediate_size)
         expert = 0 if self.num_experts(0) else None
-        return self.weight(Site(0, "mlp.down", expert)).shape[1]
+        return self.shape(Site(0, "mlp.down", expert))[1]
 
     @property
     def context_length(self) -> int:
@@ -187,7 +189,8 @@ class LanguageModel:
         """Whether weights are stored quantised, so that they cannot be written."""
         if getattr(self.model, "is_quantized", False):
             return True
-        return getattr(self.model.config, "quantization_config", None) is not None
+        configured = getattr(self.model.config, "quantization_config", None) is not None
+        return configured or self._storage.is_quantised()
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -211,12 +214,25 @@ class LanguageModel:
         """
         return self._storage.weight(site)
 
-    def bias(self, site: Site) -> Float[Tensor, " d_out"] | None:
-        """Return a bias, None where there is none.
+    def values(self, site: Site) -> Float[Tensor, "d_out d_in"]:
+        """Return a weight to be read only, dequantised where it is stored quantised."""
+        return self._storage.values(site)
+
+    def shape(self, site: Site) -> tuple[int, int]:
+        """Return (d_out, d_in) of a weight, also of one that is stored quantised.
 
         Raises:
             UnknownSite (CG303): no such layer, part or expert.
+            QuantisedWeights (CG304): its module packs it and does not tell its sizes.
         """
+        return self._storage.shape(site)
+
+    def device_at(self, site: Site) -> torch.device:
+        """Return where a weight is, also one that is stored quantised."""
+        return self._storage.device(site)
+
+    def bias(self, site: Site) -> Float[Tensor, " d_out"] | None:
+        """Return a bias, None where there is none."""
         return self._storage.bias(site)
 
     def write(self, site: Site, weight: Float[Tensor, "d_out d_in"]) -> None:
@@ -430,13 +446,3 @@ def _rebuild(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, family: Family
 ) -> LanguageModel:
     return LanguageModel(model, tokenizer, name=name, family=family)
-
-
-def gather(
-    tensor: Shaped[Tensor, "batch pos *d"],
-    positions: Int[Tensor, " batch"] | Int[Tensor, "batch k"],
-) -> Tensor:
-    """Pick positions of each row: (batch, d), or (batch, k, d) where `positions` has k columns."""
-    positions = positions.to(tensor.device)
-    rows = torch.arange(len(positions), device=tensor.device)
-    return tensor[rows.view(-1, *[1] * (positions.dim() - 1)), positions]

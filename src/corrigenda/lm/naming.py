@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from corrigenda.errors import EmptyTarget, UnknownSite
@@ -65,3 +66,13 @@ def stack_named(found: Mapping[Point, Tensor], tokens: Tokens, *, several_layers
     padding = ~tokens.mask.bool()[..., None]
     tensors = [one.masked_fill(padding.to(one.device), torch.nan) for one in found.values()]
     return torch.stack(tensors) if several_layers else tensors[0]
+
+
+def gather(
+    tensor: Shaped[Tensor, "batch pos *d"],
+    positions: Int[Tensor, " batch"] | Int[Tensor, "batch k"],
+) -> Tensor:
+    """Pick positions of each row: (batch, d), or (batch, k, d) where `positions` has k columns."""
+    positions = positions.to(tensor.device)
+    rows = torch.arange(len(positions), device=tensor.device)
+    return tensor[rows.view(-1, *[1] * (positions.dim() - 1)), positions]

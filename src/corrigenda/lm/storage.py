@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -18,6 +19,9 @@ OutputRows = slice | Int[Tensor, " d_out"]
 """Which outputs of a module belong to a site."""
 
 ALL_ROWS = slice(None)
+
+_NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_UNITS_AT_ONCE = 1024
 
 
 class Place(NamedTuple):
@@ -111,6 +115,45 @@ class Storage:
         place = self.find(site)
         return self._orient(site, place)[place.rows]
 
+    def values(self, site: Site) -> Float[Tensor, "d_out d_in"]:
+        """Return the numbers of a site's weight: `weight`, or a copy of one stored quantised."""
+        place = self.find(site)
+        if site.expert is not None or is_matrix(getattr(place.module, place.parameter, None)):
+            return self.weight(site)
+        return dequantise(place.module, self.shape(site)[1], self.model.dtype)[place.rows]
+
+    def shape(self, site: Site) -> tuple[int, int]:
+        """Return (d_out, d_in) of a site's weight, however it is stored.
+
+        Raises:
+            QuantisedWeights (CG304): it is packed by a module that does not tell its sizes.
+        """
+        place = self.find(site)
+        d_out, d_in = self._module_shape(site)
+        if isinstance(place.rows, slice):
+            return len(range(*place.rows.indices(d_out))), d_in
+        return len(place.rows), d_in
+
+    def _module_shape(self, site: Site) -> tuple[int, int]:
+        """Return (d_out, d_in) of the whole module, or expert, that holds a site's weight."""
+        place = self.find(site)
+        if site.expert is not None or is_matrix(getattr(place.module, place.parameter, None)):
+            d_out, d_in = self._orient(site, place).shape
+            return d_out, d_in
+        return _module_sizes(place)
+
+    def device(self, site: Site) -> torch.device:
+        """Return where a site's weight is."""
+        return device_of(self.find(site).module, self.model.device)
+
+    def is_quantised(self) -> bool:
+        """Whether a weight of a block is stored as something else than a matrix of numbers."""
+        paths = {slot.path for slot in self._family.slots.values()}
+        modules = [submodule(block, path) for block in self.blocks for path in paths]
+        return any(
+            not is_matrix(getattr(one, "weight", None)) for one in modules if one is not None
+        )
+
     def bias(self, site: Site) -> Float[Tensor, " d_out"] | None:
         """Return a site's bias, None where there is none."""
         place = self.find(site)
@@ -129,15 +172,16 @@ class Storage:
 
     def _orient(self, site: Site, place: Place) -> Float[Tensor, "d_out d_in"]:
         """Return all of the parameter, as (d_out, d_in)."""
-        parameter = getattr(place.module, place.parameter).detach()
-        if site.expert is not None:
-            parameter = parameter[site.expert]
-        if not parameter.is_floating_point() or parameter.dim() != 2:
+        stored = getattr(place.module, place.parameter, None)
+        parameter = stored[site.expert] if site.expert is not None else stored
+        if not is_matrix(parameter):
+            how = type(place.module).__name__ if stored is None else str(stored.dtype)
             raise QuantisedWeights(
-                f"the weight of this site is stored quantised ({parameter.dtype}).",
+                f"the weight of this site is stored quantised ({how}).",
                 where=f"site {site}, module {place.path}",
                 hint="Load the model in float32, bfloat16 or float16.",
             )
+        parameter = parameter.detach()
         return parameter.T if isinstance(place.module, Conv1D) else parameter
 
     def _rows(self, part: str, slot: Slot) -> OutputRows:
@@ -159,6 +203,55 @@ class Storage:
                 heads, width = config.num_attention_heads, head_width(config)
                 rows = torch.arange(3 * heads * width).view(heads, 3, width)
                 return rows[:, "qkv".index(part[-1])].reshape(-1)
+
+
+def is_matrix(stored: object) -> TypeGuard[Tensor]:
+    """Whether a weight is a matrix of numbers that can be read and written as it is.
+
+    Packed weights are of other shapes and dtypes, of 8-bit floating point with scales apart, or of
+    classes that bring a `dequantize` of their own.
+    """
+    return (
+        isinstance(stored, Tensor)
+        and stored.dtype in _NUMBERS
+        and stored.dim() == 2
+        and type(stored).dequantize is Tensor.dequantize
+    )
+
+
+@torch.no_grad()
+def dequantise(module: nn.Module, width: int, dtype: torch.dtype) -> Float[Tensor, "d_out d_in"]:
+    """Return the weight of a linear module from what it makes of unit vectors; a copy.
+
+    Hooks of the module do not run, so that patches active at run time do not count.
+    """
+    device = device_of(module, torch.device("cpu"))
+    bias = getattr(module, "bias", None)
+    columns: list[Tensor] = []
+    for units in torch.arange(width, device=device).split(_UNITS_AT_ONCE):
+        made = module.forward(one_hot(units, width).to(dtype))
+        columns.append((made if bias is None else made - bias).to(dtype))
+    return torch.cat(columns).T.contiguous()
+
+
+def device_of(module: nn.Module, default: torch.device) -> torch.device:
+    """Return where the tensors of a module are."""
+    held = (one for group in (module.parameters(), module.buffers()) for one in group)
+    return next((one.device for one in held), default)
+
+
+def _module_sizes(place: Place) -> tuple[int, int]:
+    """Return (d_out, d_in) of a module that packs its weight."""
+    for names in (("out_features", "in_features"), ("outfeatures", "infeatures")):
+        sizes = [getattr(place.module, name, None) for name in names]
+        if all(isinstance(size, int) for size in sizes):
+            return cast("int", sizes[0]), cast("int", sizes[1])
+    raise QuantisedWeights(
+        f"a {type(place.module).__name__} does not tell the shape of its weight.",
+        where=f"module {place.path}",
+        hint="Load the model in float32, bfloat16 or float16, or quantised by bitsandbytes, GPTQ, "
+        "AWQ, torchao or optimum-quanto.",
+    )
 
 
 def head_width(config: PreTrainedConfig) -> int:

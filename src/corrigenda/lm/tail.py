@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from corrigenda.lm.footprint import room_of
 from corrigenda.lm.hooks import TensorMap
-from corrigenda.lm.model import LanguageModel, gather
+from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.model_hooks import ModelHook, place_hooks
+from corrigenda.lm.naming import gather
 from corrigenda.lm.passes import PassStop
 from corrigenda.lm.placement import SharedTensors, call_module
 from corrigenda.lm.sites import Point, Site, Tokens, state, value, write

@@ -9,6 +9,8 @@ Unchanged means equal to the answer of the unedited model, which every row carri
 | `@greedy:exact` | the continuation is the same text |
 | `@greedy:sentence` | it is the same up to the end of its first sentence or line |
 | `@greedy:answer` | its short answer is the same, as `short_answers.keeps_answer` tells |
+| `@generate`, `@chat` | the whole natural answer is the same; also `:answer`, `:tokens` |
+| `@generate:contained` | one of the two answers occurs in the other; also of `@chat` |
 | `@greedy:tokens` | share of the unedited model's tokens that are at the same place |
 
 Under teacher forcing both models read the right answer, so what drifts after its first token is
@@ -25,7 +27,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from corrigenda.cases import Against, Protocol
+from corrigenda.cases import GENERATED, NATURAL, Against, Protocol
 from corrigenda.errors import UnknownMetric, did_you_mean
 from corrigenda.metrics.estimate import (
     BOOTSTRAP,
@@ -50,6 +52,7 @@ from corrigenda.metrics.selection import (
     required_log_probs,
     select,
 )
+from corrigenda.metrics.strings import contains
 from corrigenda.metrics.success import Measure, measure_named, metric_name, success
 from corrigenda.rows import Row, Stage
 from corrigenda.short_answers import keeps_answer
@@ -105,6 +108,17 @@ def same_answer(row: Row) -> float | str:
     return float(keeps_answer(row.answer_before, required_answer(row), known))
 
 
+def one_holds_other(row: Row) -> float | str:
+    """1 if one of the two answers occurs in the other; neither may be without words.
+
+    HalluEditBench compares characters, so that an empty answer is in any other, "No" in "Norway".
+    """
+    if row.answer_before is None:
+        return NOT_COMPARED
+    now, before = required_answer(row), row.answer_before
+    return float(contains(now, before) or contains(before, now))
+
+
 def same_tokens(row: Row) -> float | str:
     """Share of the tokens generated before that are at the same place now.
 
@@ -125,6 +139,15 @@ UNCHANGED: dict[Protocol, dict[str, Measure]] = {
         "sentence": same_sentence,
         "answer": same_answer,
         "tokens": same_tokens,
+    },
+    **{
+        protocol: {
+            "exact": same_text,
+            "answer": same_answer,
+            "tokens": same_tokens,
+            "contained": one_holds_other,
+        }
+        for protocol in NATURAL
     },
 }
 """Measures of what is unchanged, by protocol and name; the first of a protocol is its default."""
@@ -205,7 +228,7 @@ def still_correct(
     decide = measure_named(protocol, measure)
     items: list[AnswerValue] = []
     for row in found:
-        if not row.expected and not row.token_ids:
+        if not row.expected and (protocol in GENERATED or not row.token_ids):
             skipped[NO_GOLD] += 1
             continue
         if only_known:
@@ -386,7 +409,7 @@ METRICS: tuple[Metric, ...] = (
             reads="locality",
             options={"protocol": protocol},
         )
-        for protocol in (Protocol.TEACHER_FORCED, Protocol.GREEDY)
+        for protocol in (Protocol.TEACHER_FORCED, Protocol.GREEDY, *NATURAL)
     ),
     *(
         define(

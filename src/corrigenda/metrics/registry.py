@@ -12,6 +12,8 @@ from dataclasses import replace
 
 from corrigenda.errors import NotResampled, UnknownMetric, did_you_mean
 from corrigenda.metrics import (
+    appending,
+    categories,
     collapse,
     conflict,
     consistency,
@@ -20,8 +22,11 @@ from corrigenda.metrics import (
     erasure,
     error_types,
     fluency,
+    hallucinations,
     locality,
     locating,
+    long_targets,
+    natural,
     projection,
     ripple,
     robustness,
@@ -29,6 +34,7 @@ from corrigenda.metrics import (
     sentiment,
     sequences,
     success,
+    survival,
 )
 from corrigenda.metrics.estimate import BOOTSTRAP, Bootstrap, Estimate
 from corrigenda.metrics.metric import Metric, RunRecords
@@ -37,8 +43,13 @@ from corrigenda.metrics.tasks import answers, choices, measured
 
 METRICS: tuple[Metric, ...] = (
     *success.METRICS,
+    *natural.METRICS,
     *locality.METRICS,
     *counterfact.METRICS,
+    *categories.METRICS,
+    *appending.METRICS,
+    *hallucinations.METRICS,
+    *long_targets.METRICS,
     *ripple.METRICS,
     *fluency.METRICS,
     *consistency.METRICS,
@@ -67,7 +78,7 @@ def names() -> list[str]:
 
 
 def metric(name: str) -> Metric:
-    """Return a metric by its name; also of one task, such as `task_accuracy/rte@rank`.
+    """Return a metric by its name; also of one task or treatment, as `task_accuracy/rte@rank`.
 
     Raises:
         UnknownMetric (CG505): no metric by that name, or not under that protocol.
@@ -144,13 +155,20 @@ def _task_metrics(records: RunRecords) -> list[Metric]:
     ]
     for task in measured.names_of_tasks(records.measurements):
         found += measured.metrics_of(task)
+    for treatment in survival.names_of_treatments(records.measurements):
+        found += survival.metrics_of(treatment)
     return found
 
 
 def _metrics_of_task(task: str) -> list[Metric]:
     if not task:
         return []
-    return [*choices.metrics_of(task), *answers.metrics_of(task), *measured.metrics_of(task)]
+    return [
+        *choices.metrics_of(task),
+        *answers.metrics_of(task),
+        *measured.metrics_of(task),
+        *survival.metrics_of(task.partition("/")[0]),
+    ]
 
 
 def _task_in(name: str) -> str:

@@ -114,6 +114,12 @@ def with_tag(rows: Iterable[Row], tag: str) -> list[Row]:
     return [row for row in rows if tag in row.tags]
 
 
+def tag_of(row: Row, name: str) -> str | None:
+    """Return the value of a tag; None without it."""
+    found = (tag.partition("=") for tag in row.tags)
+    return next((value for own, _, value in found if own == name), None)
+
+
 def as_before(rows: Iterable[Row]) -> list[Row]:
     """Return rows of the unedited model, from the `_before` fields of those of the edited one.
 
@@ -139,6 +145,9 @@ def _before(row: Row) -> Row:
         rival_log_probs=row.rival_log_probs_before,
         divergence=None,
         divergence_reversed=None,
+        ended=None,
+        verdict=row.verdict_before,
+        verdict_before=None,
         model=row.model_before,
         model_before="",
         skipped=row.skipped or ("" if is_compared(row) else NOT_COMPARED),

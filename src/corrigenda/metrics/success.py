@@ -12,6 +12,7 @@ protocol, and the first of a protocol is the one meant where a name gives none:
 | `@greedy:whole` | all of it is the expected answer |
 | `@greedy:contains` | the expected answer occurs in it |
 | `@greedy:tokens` | share of its first m tokens that are those of the answer of m tokens |
+| `@generate`, `@chat` | natural answers, judged whole: see `natural` |
 | `@rank:preferred` | P~ of the expected answer is greater than that of every rival |
 
 All tokens right under teacher forcing means that greedy decoding gives the answer; fewer do
@@ -22,8 +23,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from corrigenda.cases import Protocol
+from corrigenda.cases import GENERATED, NATURAL, Protocol
 from corrigenda.errors import MalformedRows, UnknownMetric, did_you_mean
+from corrigenda.metrics import natural
 from corrigenda.metrics.estimate import (
     BOOTSTRAP,
     AnswerValue,
@@ -151,6 +153,7 @@ MEASURES: dict[Protocol, dict[str, Measure]] = {
         "contains_legacy": published_anywhere,
     },
     Protocol.RANK: {"preferred": preferred},
+    **{protocol: natural.MEASURES for protocol in NATURAL},
 }
 """Measures by protocol and name; the first of a protocol is its default."""
 
@@ -267,7 +270,7 @@ def failing_conditions(rows: Iterable[Row]) -> set[tuple[str, str]]:
             held = (
                 (
                     generated_anywhere(row)
-                    if row.protocol == Protocol.GREEDY
+                    if row.protocol in GENERATED
                     else measure_named(row.protocol)(row)
                 )
                 if not row.skipped

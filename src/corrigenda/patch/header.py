@@ -82,6 +82,11 @@ class Header(BaseModel):
         """Return canonical text: sorted keys, no spaces; equal headers have equal texts."""
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
 
+    def of_facts(self, places: Sequence[int]) -> Header:
+        """Return the header with some of its facts, and without what was noted of all."""
+        facts = tuple(self.facts[place] for place in places)
+        return self.model_copy(update={"facts": facts, "notes": {}})
+
     def as_parts(self, digest: str) -> tuple[PatchPart, ...]:
         """Return its parts in a composition: those it is composed of, or itself alone."""
         if self.parts:

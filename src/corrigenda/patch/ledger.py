@@ -43,10 +43,11 @@ class Ledger(ActivePatches[HasHeader]):
             return self.session.base_digest if self.entries else lm.recall_digest()
 
     def digests(self) -> tuple[str, ...]:
-        """Return the digests of all active patches and of the parts they are composed of."""
+        """Return the digests of active patches and their parts; empty ones change nothing."""
         found: dict[str, None] = {}
         for patch in self:
-            found |= dict.fromkeys(digests_of(patch))
+            if not patch.is_empty:
+                found |= dict.fromkeys(digests_of(patch))
         return tuple(found)
 
     def admit(self, patch: HasHeader, lm: LanguageModel, *, force: bool) -> None:
@@ -96,14 +97,14 @@ class Ledger(ActivePatches[HasHeader]):
         """Return a weight as it is without any merged patch; not a copy.
 
         Raises:
-            UnknownSite (CG303), QuantisedWeights (CG304): as `LanguageModel.weight`.
+            UnknownSite (CG303): as `LanguageModel.values`.
         """
         with self.session.lock:
             self._drop_idle()
             for weight in self.session.weights:
                 if site in weight.sites:
                     return weight.pristine
-            return lm.weight(site)
+            return lm.values(site)
 
     def enter(
         self,

@@ -96,15 +96,7 @@ class ModulePatch(PatchValue):
     @cached_property
     def facts(self) -> tuple[Fact, ...]:
         """The facts of the header, as they were given."""
-        return tuple(
-            Fact(
-                **{  # type: ignore[arg-type]  # what `asdict` made of a Fact
-                    name: tuple(value) if isinstance(value, list) else value
-                    for name, value in fact.items()
-                }
-            )
-            for fact in self.header.facts
-        )
+        return tuple(Fact.restore(fact) for fact in self.header.facts)
 
     def require_sound(self) -> None:
         """Refuse a patch that is not as its kind declares; what a file gives is checked so.

@@ -50,7 +50,11 @@ class Patch(Protocol):
         ...
 
     def apply(
-        self, lm: LanguageModel, *, mode: Literal["merge", "runtime"] = "merge", force: bool = False
+        self,
+        lm: LanguageModel,
+        *,
+        mode: Literal["merge", "runtime"] | None = None,
+        force: bool = False,
     ) -> Applied:
         """Make it active; if this raises, nothing has changed.
 

@@ -23,20 +23,13 @@ def require_shapes(changes: Mapping[Site, Change], lm: LanguageModel) -> None:
         UnknownSite (CG303): the model has no such layer or part.
     """
     for site, change in changes.items():
-        shape = _stored_shape(lm, site) if lm.is_quantised else tuple(lm.weight(site).shape)
+        shape = lm.shape(site)
         if shape != change.shape:
             raise WrongBase(
                 f"the patch changes a weight of shape {change.shape}, the model's is {shape}.",
                 where=f"site {site} of {lm.name}",
                 hint="The patch was made for a model of another size.",
             )
-
-
-def _stored_shape(lm: LanguageModel, site: Site) -> tuple[int, int]:
-    """Shape of a packed weight, of which only the module still knows."""
-    bias, sizes = lm.bias(site), vars(lm.module(site))
-    d_out = sizes["out_features"] if bias is None else len(bias)
-    return int(d_out), int(sizes["in_features"])
 
 
 def added_at_run_time(

@@ -91,7 +91,7 @@ class PatchValue(ABC):
         self,
         lm: LanguageModel,
         *,
-        mode: Literal["merge", "runtime"] = "merge",
+        mode: Literal["merge", "runtime"] | None = None,
         force: bool = False,
     ) -> Applied:
         """Make the patch active on a model; if this raises, nothing has changed.
@@ -100,7 +100,8 @@ class PatchValue(ABC):
             lm: A model; several patches may be active on it, in both modes.
             mode: For changes of weights: "merge" rewrites the weights (nothing is slower
                 afterwards); "runtime" leaves them alone and adds `(x @ right) @ left.T` in forward
-                hooks, also on quantised models. Other kinds work at run time whatever the mode.
+                hooks. By default "merge", but "runtime" on a quantised model. Other kinds of patch
+                always work at run time.
             force: Apply it to another base, without its prerequisites, twice, or over what
                 something else wrote into a patched weight. Shapes must fit.
 
@@ -115,6 +116,8 @@ class PatchValue(ABC):
             NonFinite (CG201): the sum overflows the dtype of the weight.
             UnknownSite (CG303): the model has no such layer or part.
         """
+        if mode is None:
+            mode = "runtime" if lm.is_quantised else "merge"
         self.require_mode(lm, mode)
         ledger = ledger_of(lm)
         with ledger.session.lock:

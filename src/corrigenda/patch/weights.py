@@ -144,7 +144,7 @@ class WeightPatch(PatchValue):
             raise QuantisedWeights(
                 "a patch cannot be merged into quantised weights.",
                 where=lm.name,
-                hint='Apply it with mode="runtime".',
+                hint='Apply it with mode="runtime", which is the default there.',
             )
 
     def require_fit(self, lm: LanguageModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import torch
 
 from corrigenda.catalogue import build_editor
 from corrigenda.editor import Editor
-from corrigenda.errors import BadConfig
+from corrigenda.errors import BadConfig, UnknownSite
 from corrigenda.lm.footprint import Room
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.product_speed import product_rate
-from corrigenda.planning.shaped_model import shape_model
+from corrigenda.planning.shaped_model import PLANNED_ONLY, shape_model
+from corrigenda.planning.stored_size import count_bytes, stored_bits
 
 GIGABYTE = 1e9
 """Bytes in the unit of sizes that people read."""
@@ -47,7 +49,7 @@ class CostEstimate:
         dtype: Of the weights.
         parameters: Parameters of the model.
         changed: Those in the weights that the edit changes; 0 where the weights stay.
-        weights: The weights of the model.
+        weights: The weights of the model, as they are stored.
         statistics: Sums of second moments, in float64.
         search: Search or training: its graph, constants and optimiser.
         patch: The patch: its factors, or the changed weights where it is no product.
@@ -102,7 +104,7 @@ def plan(
 
     Raises:
         UnknownModel (CG301), UnknownFamily (CG302), QuantisedWeights (CG304): see `shape_model`.
-        UnknownSite (CG303): the method has no place in this model.
+        UnknownSite (CG303): the method has no place in this model, or none that can be planned.
         UnknownMethod (CG501), BadConfig (CG502): see `build_editor`; no facts, memory or rate.
 
     Example:
@@ -117,12 +119,22 @@ def plan(
         lm = model
     else:
         lm = shape_model(str(model), dtype=dtype, room=Room(device, None))
-    weights = _count_bytes(lm)
+    weights = count_bytes(lm, stored_bits(lm.model.config))
     if not isinstance(model, LanguageModel) and device == "cuda":
         free = max(0, int(memory * GIGABYTE) - weights)
         lm = shape_model(str(model), dtype=dtype, room=Room(device, free))
     editor = build_editor(lm, method, layer=layer, **options)
-    return _estimate(lm, editor, facts, weights, device, device_flops)
+    try:
+        return _estimate(lm, editor, facts, weights, device, device_flops)
+    except UnknownSite as error:
+        if lm.family not in PLANNED_ONLY:
+            raise
+        raise UnknownSite(
+            f"{editor.name} works in the feed-forward blocks, and those of {lm.family.name} are "
+            "mixtures of experts in a form that no method can edit yet.",
+            where=f"{lm.name}: {error.message}",
+            hint="Methods in the context (ike, ice) and of the attention (lora) can be planned.",
+        ) from error
 
 
 def _estimate(
@@ -134,16 +146,16 @@ def _estimate(
     device_flops: float | None,
 ) -> CostEstimate:
     sites = editor.likely_sites(lm)
-    changed = [lm.weight(site) for site in sites]
+    changed = [lm.shape(site) for site in sites]
     memory = editor.memory(lm, facts)
-    statistics = [8 * one.shape[1] ** 2 for one in changed] if editor.requires.moments else []
+    statistics = [8 * width**2 for _, width in changed] if editor.requires.moments else []
     return CostEstimate(
         model=lm.name,
         method=editor.name,
         facts=facts,
         dtype=str(lm.dtype).removeprefix("torch."),
         parameters=sum(one.numel() for one in lm.model.parameters()),
-        changed=sum(one.numel() for one in changed),
+        changed=sum(math.prod(shape) for shape in changed),
         weights=weights,
         statistics=sum(statistics),
         search=editor.working_memory(lm, facts),
@@ -171,7 +183,3 @@ def _stages(
         )
         for one in work
     )
-
-
-def _count_bytes(lm: LanguageModel) -> int:
-    return sum(one.numel() * one.element_size() for one in lm.model.parameters())

@@ -17,13 +17,32 @@ from corrigenda.errors import (
     UnknownModel,
     did_you_mean,
 )
-from corrigenda.lm.families import FAMILIES
+from corrigenda.lm.families import FAMILIES, Family, Slot
 from corrigenda.lm.footprint import Room, plan_room
 from corrigenda.lm.gguf_models import find_gguf
 from corrigenda.lm.loading import find_folder
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.model_names import SHIPPED, WELL_KNOWN
 from corrigenda.planning.known_shapes import KNOWN_SHAPES
+from corrigenda.planning.stored_size import stored_bits
+
+# Families whose weights are in no table, and what of them can be planned for: the attention.
+_ATTENTION = {
+    "attn.out": Slot("self_attn.o_proj"),
+    "attn.q": Slot("self_attn.q_proj"),
+    "attn.k": Slot("self_attn.k_proj"),
+    "attn.v": Slot("self_attn.v_proj"),
+}
+PLANNED_ONLY: tuple[Family, ...] = (
+    Family(
+        name="gpt_oss",
+        model_types=("gpt_oss",),
+        blocks="model.layers",
+        final_norm="model.norm",
+        slots=_ATTENTION,
+    ),
+)
+"""Families for plans of methods that leave the experts alone."""
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -40,7 +59,8 @@ def shape_model(name: str, *, dtype: str | None, room: Room) -> LanguageModel:
     Raises:
         UnknownModel (CG301): no configuration by this name.
         UnknownFamily (CG302): its architecture is not understood.
-        QuantisedWeights (CG304): the configuration is of quantised weights, and no dtype is given.
+        QuantisedWeights (CG304): the configuration is of weights quantised in an unknown form, and
+            no dtype is given.
         BadConfig (CG502): no such dtype.
     """
     if dtype is not None and dtype not in _DTYPES:
@@ -49,7 +69,7 @@ def shape_model(name: str, *, dtype: str | None, room: Room) -> LanguageModel:
     text: Any = config.get_text_config()
     own = getattr(config, "dtype", None) or getattr(text, "dtype", None) or torch.float32
     wanted = own if dtype is None else getattr(torch, dtype)
-    known = {kind for family in FAMILIES for kind in family.model_types}
+    known = {kind: one for one in (*FAMILIES, *PLANNED_ONLY) for kind in one.model_types}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=wanted)
     if config.model_type not in known:
@@ -59,16 +79,17 @@ def shape_model(name: str, *, dtype: str | None, room: Room) -> LanguageModel:
             where=name,
             hint=f"Known: {', '.join(sorted(known))}.",
         )
-    quantised = getattr(config, "quantization_config", None)
-    if quantised is not None:
-        if dtype is None:
+    if getattr(config, "quantization_config", None) is not None:
+        if dtype is not None:
+            delattr(config, "quantization_config")
+        elif stored_bits(config) is None:
             raise QuantisedWeights(
-                "the weights are stored quantised, so their size is not told by their shapes.",
+                "the weights are stored in a form whose size is not known.",
                 where=name,
                 hint="Give --dtype bfloat16 to plan for the same model with plain weights.",
             )
-        delattr(config, "quantization_config")
-    lm = LanguageModel(model, PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE())), name=name)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE()))
+    lm = LanguageModel(model, tokenizer, name=name, family=known[config.model_type])
     plan_room(lm, room)
     return lm
 

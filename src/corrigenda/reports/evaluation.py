@@ -109,6 +109,7 @@ def evaluate(
     executor: str = "local",
     workers: int | None = None,
     chat: bool | None = None,
+    placing: Mapping[str, str | None] | None = None,
     progress: Progress | bool | None = None,
 ) -> Evaluation:
     """Evaluate the methods of a recipe on a benchmark: edit, ask and revert, case by case.
@@ -126,6 +127,7 @@ def evaluate(
         executor: Where units run: "local" or "ray".
         workers: Number of workers, with ray.
         chat: Whether to ask in the chat form, where not as the recipe says.
+        placing: `dtype`, `device`, `quantization` and `attention`, where not as the recipe says.
         progress: A callback with (stage, done, total), or False for no progress bar.
 
     Raises:
@@ -144,12 +146,14 @@ def evaluate(
         model = model or require_lm(lm).name
     if isinstance(found, Recipe):
         title, metrics, intervals = found.title, found.metrics, found.intervals
-        specs = found.runs(model=model, limit=limit, data=data, chat=chat)
+        specs = found.runs(model=model, limit=limit, data=data, chat=chat, placing=placing)
     else:
         specs = tuple(
             run
             for one in found
-            for run in _as_single(one).runs(model=model, limit=limit, data=data, chat=chat)
+            for run in _as_single(one).runs(
+                model=model, limit=limit, data=data, chat=chat, placing=placing
+            )
         )
         title, metrics, intervals = "", specs[0].metrics, specs[0].intervals
     chosen = executors.make_executor(executor, workers=workers) if lm is None else None

@@ -87,7 +87,7 @@ def _describe_answer(row: Row, *, judged: bool = True) -> ProbeAnswer:
 def _write_answer(row: Row) -> str:
     """Write what was generated, which answer is likelier, or how many tokens are right."""
     match row.protocol:
-        case Protocol.GREEDY | Protocol.SAMPLED:
+        case Protocol.GREEDY | Protocol.SAMPLED | Protocol.GENERATE | Protocol.CHAT:
             return row.answer or ""
         case Protocol.TEACHER_FORCED:
             if row.token_ids is None or row.predicted is None:

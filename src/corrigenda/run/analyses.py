@@ -22,6 +22,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.spans import encode
 from corrigenda.metrics.locating import FACTUAL, UNBIASEDNESS
 from corrigenda.metrics.projection import moved_columns, token_ranks
+from corrigenda.patch.moved import added_to_weight
 from corrigenda.patch.protocols import Patch
 from corrigenda.patch.weights import WeightPatch
 from corrigenda.rows import Measurement
@@ -100,9 +101,10 @@ def measure_projections(
         count: Columns of each weight.
     """
     sites = [site for site in patch.changes if site.part == "mlp.down"]
-    before = {site: lm.weight(site).detach().double().cpu().numpy() for site in sites}
+    before = {site: lm.values(site).detach().double().cpu().numpy() for site in sites}
     with patch.apply(lm):
-        after = {site: lm.weight(site).detach().double().cpu().numpy() for site in sites}
+        moved = {site: added_to_weight(lm, site).cpu().numpy() for site in sites}
+    after = {site: before[site] + moved[site] for site in sites}
     head = cast("nn.Module", lm.model.get_output_embeddings())
     unembedding = head.get_parameter("weight").detach().double().cpu().numpy()
     columns = {site: moved_columns(before[site], after[site], count=count) for site in sites}

@@ -72,6 +72,7 @@ def _make_row(index: int, query: Query, answer: Answer) -> Row:
         predicted=answer.predicted,
         log_probs=answer.log_probs,
         rival_log_probs=answer.rival_log_probs,
+        ended=answer.ended,
         skipped=answer.skipped,
     )
 
@@ -83,5 +84,6 @@ def _make_answer(row: Row) -> Answer:
         predicted=row.predicted,
         log_probs=row.log_probs,
         rival_log_probs=row.rival_log_probs,
+        ended=row.ended,
         skipped=row.skipped,
     )

@@ -13,6 +13,7 @@ from corrigenda.run.prober import ask
 from corrigenda.run.queries import Answer, AnswerTable, Query
 from corrigenda.run.row_builder import BaselineAnswers
 from corrigenda.run.spec import RunSpec
+from corrigenda.run.survival import SurvivalMeter
 from corrigenda.run.tasks import RunItem
 
 
@@ -31,6 +32,7 @@ class UnitContext:
         abilities: Scores of the unedited model on tasks of the harness.
         texts: Texts whose perplexity is taken.
         items: Items of other tasks.
+        survival: Asks facts after treatments of the weights; None without any.
         batch_tokens: Most tokens in one batch of queries; None takes what suits the device.
     """
 
@@ -44,6 +46,7 @@ class UnitContext:
     abilities: tuple[Measurement, ...]
     texts: tuple[str, ...]
     items: tuple[RunItem, ...]
+    survival: SurvivalMeter | None
     batch_tokens: int | None
 
     def ask(self, queries: Iterable[Query]) -> AnswerTable:

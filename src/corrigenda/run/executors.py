@@ -11,8 +11,9 @@ from __future__ import annotations
 # pyright: reportUnknownArgumentType=false
 import importlib
 import importlib.util
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+import os
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 NAMES = ("local", "ray")
 """Names for `executor`."""
 
-Result = TypeVar("Result")
+# How often a worker is started again, and how long the cluster may take to make room.
+_RESTARTS, _RESERVING_SECONDS = 3, 300.0
+# Of a cluster that is started here; units and answers are small.
+_OWN_CLUSTER = {"include_dashboard": False, "object_store_memory": 256 << 20}
 
 
 class RunJob(NamedTuple):
@@ -98,12 +102,25 @@ def load_model(spec: RunSpec) -> LanguageModel:
         UnknownModel (CG301): no such model.
         BadConfig (CG502): the device cannot be used.
     """
+    spread = spec.device == "auto"
     try:
-        torch.empty(0, device=spec.device)
+        torch.empty(0, device="cpu" if spread else spec.device)
     except (RuntimeError, AssertionError) as error:
         raise BadConfig(f'device "{spec.device}" cannot be used here: {error}') from error
     dtype = None if spec.dtype is None else getattr(torch, spec.dtype)
-    return LanguageModel.load(spec.model, dtype=dtype, device=spec.device)
+    return LanguageModel.load(
+        spec.model,
+        dtype=dtype,
+        device="cpu" if spread else spec.device,
+        device_map="auto" if spread else None,
+        quantization_config=spec.quantization,
+        attn_implementation=spec.attention,
+    )
+
+
+def name_loading(spec: RunSpec) -> tuple[str | None, ...]:
+    """Return all that decides which model a run loads, and how."""
+    return spec.model, spec.dtype, spec.device, spec.quantization, spec.attention
 
 
 class LocalExecutor:
@@ -113,12 +130,12 @@ class LocalExecutor:
         """Bind to a model in memory; None loads that of the run."""
         self._given = lm is not None
         self._lm = lm
-        self._loaded: tuple[str, str | None, str] | None = None
+        self._loaded: tuple[str | None, ...] | None = None
         self._worker: tuple[RunJob, Worker] | None = None
 
     def model(self, spec: RunSpec) -> LanguageModel:
         """Return the model in memory, else that of the run."""
-        wanted = (spec.model, spec.dtype, spec.device)
+        wanted = name_loading(spec)
         if self._lm is None or not (self._given or self._loaded == wanted):
             self._lm = None
             self._lm = load_model(spec)
@@ -150,10 +167,14 @@ class LocalExecutor:
 
 
 class RayExecutor:
-    """Runs units on workers of a Ray cluster, each with a model of its own."""
+    """Runs units on workers of a Ray cluster, each with a model of its own.
+
+    A worker loads a model once, for all methods of a recipe. One that is lost, with its process or
+    its machine, is started again, also elsewhere, and what it was doing is done again.
+    """
 
     def __init__(self, workers: int | None = None) -> None:
-        """Join the cluster of the environment, or start one on this machine.
+        """Join the cluster of the environment (`RAY_ADDRESS`), or start one on this machine.
 
         Args:
             workers: How many; None takes one for each GPU, else for each CPU.
@@ -163,19 +184,23 @@ class RayExecutor:
         """
         self._ray = _import_ray()
         if not self._ray.is_initialized():
-            self._ray.init(log_to_driver=False, include_dashboard=False, num_cpus=workers)
+            own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, **_OWN_CLUSTER}
+            self._ray.init(log_to_driver=False, **own)
         have = self._ray.cluster_resources()
         self._gpus = int(have.get("GPU", 0))
-        self._count = workers or self._gpus or max(1, int(have.get("CPU", 1)))
+        self._cpus = int(have.get("CPU", 1))
+        self._count = workers or self._gpus or max(1, self._cpus)
         self._actors: list[Any] = []
-        self._job: RunJob | None = None
+        self._group: Any = None
+        self._share = -1
 
     def ask_unedited(
         self, job: RunJob, blocks: Sequence[QueryBlock]
     ) -> Iterator[tuple[QueryBlock, list[Answer]]]:
         """Ask the unedited model."""
+        sent = self._ray.put(job._replace(progress=None))
         calls = [
-            lambda actor, block=block: actor.ask_unedited.remote(block)  # type: ignore[misc]  # of Ray
+            lambda actor, block=block: actor.ask_unedited.remote(sent, block)  # type: ignore[misc]  # of Ray
             for block in blocks
         ]
         for number, answers in self._run_calls(job, calls):
@@ -189,15 +214,20 @@ class RayExecutor:
         done: Collection[str],
     ) -> Generator[RunPart, None, None]:
         """Do units, as far as their parts are not recorded."""
+        sent = self._ray.put(job._replace(progress=None))
         wanted = [unit for unit in units if not set(unit.parts) <= set(done)]
         calls = [
             lambda actor, unit=unit: actor.run_unit.remote(  # type: ignore[misc]  # of Ray
-                unit, baseline(unit), frozenset(done) & set(unit.parts)
+                sent, unit, baseline(unit), frozenset(done) & set(unit.parts)
             )
             for unit in wanted
         ]
         for _, parts in self._run_calls(job, calls):
             yield from parts
+
+    def processes(self, job: RunJob) -> list[int]:
+        """Return the process of each worker, on the machine that it is on."""
+        return self._ray.get([actor.process.remote() for actor in self._find_workers(job)])
 
     def _run_calls(
         self, job: RunJob, calls: Sequence[Callable[[Any], Any]]
@@ -217,34 +247,93 @@ class RayExecutor:
             yield number, self._ray.get(finished)
 
     def _find_workers(self, job: RunJob) -> list[Any]:
-        job = job._replace(progress=None)
-        if self._job != job:
-            for actor in self._actors:
-                self._ray.kill(actor)
-            share = 1.0 if self._gpus and job.spec.device.startswith("cuda") else 0.0
-            kind = self._ray.remote(num_cpus=1, num_gpus=share)(_RayWorker)
-            self._actors = [kind.remote(job, torch.get_num_threads()) for _ in range(self._count)]
-            self._job = job
+        share = gpu_share(job.spec.device, self._gpus, self._count)
+        if self._share != share:
+            self._release()
+            strategy = self._reserve({"CPU": 1, **({"GPU": share} if share else {})})
+            kind = self._ray.remote(
+                num_cpus=1,
+                num_gpus=share,
+                max_restarts=_RESTARTS,
+                max_task_retries=_RESTARTS,
+                scheduling_strategy=strategy,
+            )(_RayWorker)
+            self._actors = [kind.remote(torch.get_num_threads()) for _ in range(self._count)]
+            self._share = share
         return self._actors
+
+    def _release(self) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+        if self._group is not None:
+            importlib.import_module("ray.util.placement_group").remove_placement_group(self._group)
+        self._actors, self._group, self._share = [], None, -1
+
+    def _reserve(self, bundle: Mapping[str, int]) -> object:
+        """Return the placement of all workers: a bundle of one machine for each.
+
+        Raises:
+            BadConfig (CG502): the cluster has no room for them.
+        """
+        groups = importlib.import_module("ray.util.placement_group")
+        strategies = importlib.import_module("ray.util.scheduling_strategies")
+        group = groups.placement_group([dict(bundle)] * self._count, strategy="SPREAD")
+        if not group.wait(_RESERVING_SECONDS):
+            groups.remove_placement_group(group)
+            raise BadConfig(
+                f"the cluster has no room for {self._count} workers of {dict(bundle)}: "
+                f"{self._cpus} CPUs and {self._gpus} GPUs in all.",
+                where="executor ray",
+                hint="Ask for fewer workers (--workers), or start more machines.",
+            )
+        self._group = group
+        return strategies.PlacementGroupSchedulingStrategy(placement_group=group)
+
+
+def gpu_share(device: str, gpus: int, workers: int) -> int:
+    """Return how many GPUs each worker gets, all on one machine.
+
+    Example:
+        >>> [gpu_share(one, 8, 2) for one in ("cpu", "cuda", "auto")]
+        [0, 1, 4]
+    """
+    if device == "auto":
+        return gpus // workers
+    return 1 if device.startswith("cuda") else 0
 
 
 class _RayWorker:
-    """A worker in a process of Ray."""
+    """A worker in a process of Ray; it keeps its model for as long as runs ask for the same."""
 
-    def __init__(self, job: RunJob, threads: int) -> None:
+    def __init__(self, threads: int) -> None:
         # As many as where the run was started, so that sums are formed in the same order.
         torch.set_num_threads(threads)
-        self._worker = _make_worker(job, load_model(job.spec))
+        self._loading: tuple[str | None, ...] | None = None
+        self._lm: LanguageModel | None = None
+        self._worker: tuple[str, Worker] | None = None
 
-    def ask_unedited(self, block: QueryBlock) -> list[Answer]:
+    def process(self) -> int:
+        """Return the id of this process."""
+        return os.getpid()
+
+    def ask_unedited(self, job: RunJob, block: QueryBlock) -> list[Answer]:
         """Ask the unedited model."""
-        return self._worker.ask_unedited(block)
+        return self._find_worker(job).ask_unedited(block)
 
     def run_unit(
-        self, unit: Unit, baseline: BaselineAnswers, done: Collection[str]
+        self, job: RunJob, unit: Unit, baseline: BaselineAnswers, done: Collection[str]
     ) -> list[RunPart]:
         """Do a unit."""
-        return list(self._worker.run_unit(unit, baseline, done))
+        return list(self._find_worker(job).run_unit(unit, baseline, done))
+
+    def _find_worker(self, job: RunJob) -> Worker:
+        if self._worker is None or self._worker[0] != job.run:
+            if self._lm is None or self._loading != name_loading(job.spec):
+                self._lm = self._worker = None
+                self._lm = load_model(job.spec)
+                self._loading = name_loading(job.spec)
+            self._worker = job.run, _make_worker(job, self._lm)
+        return self._worker[1]
 
 
 def _make_worker(job: RunJob, lm: LanguageModel) -> Worker:

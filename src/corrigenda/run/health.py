@@ -13,6 +13,7 @@ from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.wrapping import require_lm
 from corrigenda.metrics import collapse
 from corrigenda.patch.ledger import ledger_of
+from corrigenda.patch.moved import added_to_weight
 from corrigenda.patch.protocols import Patch
 from corrigenda.patch.weights import WeightPatch
 from corrigenda.rows import Measurement, Row
@@ -163,7 +164,7 @@ def measure_drift(run: str, case: str, lm: LanguageModel, edits: int) -> list[Me
     layers: dict[int, list[float]] = {}
     for site in sorted(sites, key=str):
         pristine = ledger.pristine(lm, site).double()
-        moved = lm.weight(site).double() - pristine
+        moved = added_to_weight(lm, site)
         sums = layers.setdefault(site.layer, [0.0, 0.0, 0.0])
         sums[0] += float(moved.square().sum())
         sums[1] += float(pristine.square().sum())

@@ -1,4 +1,4 @@
-"""Lock of a run's folder: one process at a time works in it, on one host or on several.
+"""Lock of a folder: one process at a time works in it, on one host or on several.
 
 The lock is a file in the folder, `lock.000001`, which names host, process and start. Its holder
 renews the time of the file (the heartbeat). A lock is stale when its process has ended, where that
@@ -161,17 +161,41 @@ def _take(folder: Path, number: int, is_done: Callable[[], bool]) -> FolderLock 
 
 
 def _create(folder: Path, number: int) -> bool:
-    """Create a lock file; False where another process did."""
+    """Create a lock file; False where another process did.
+
+    It takes its name with its content, so that a process that is killed meanwhile leaves no lock
+    of an unknown holder, which would count until it is stale.
+    """
+    own = _identify()
+    path = _lock_path(folder, number)
+    place = identify_process().machine, own.pid, own.begun, next(_counter)
+    part = folder / f".{path.name}.tmp-{'-'.join(map(str, place))}"
     try:
-        handle = os.open(_lock_path(folder, number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        try:
+            part.write_text(own.model_dump_json(), encoding="utf-8")
+            os.link(part, path)
+        finally:
+            part.unlink(missing_ok=True)
     except FileExistsError:
         return False
     except OSError as error:
+        if folder.is_dir() and os.access(folder, os.W_OK) and _create_unlinked(path, own):
+            return True
+        if path.exists():
+            return False
         raise WriteFailed(
-            f"{folder} cannot be locked: {error}.", hint="Choose another folder for runs."
+            f"{folder} cannot be locked: {error}.", hint="Choose another folder."
         ) from error
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(_identify().model_dump_json())
+    return True
+
+
+def _create_unlinked(path: Path, own: LockHolder) -> bool:
+    """Create a lock file on a file system without hard links; False where that fails."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(own.model_dump_json())
+    except OSError:
+        return False
     return True
 
 

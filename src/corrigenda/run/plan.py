@@ -203,7 +203,11 @@ def plan_queries(spec: RunSpec, cases: Sequence[Case]) -> tuple[QueryBlock, ...]
 
 def list_queries(spec: RunSpec, case: Case) -> list[Query]:
     """Return what the probes of a case ask, in their order."""
-    return [make_query(probe, spec.ask.max_new_tokens, chat=spec.ask.chat) for probe in case.probes]
+    ask = spec.ask
+    return [
+        make_query(probe, ask.max_new_tokens, chat=ask.chat, natural=ask.natural)
+        for probe in case.probes
+    ]
 
 
 def list_health_queries(spec: RunSpec) -> QueryBlock:

@@ -9,13 +9,13 @@ from __future__ import annotations
 # Parts of torch and transformers have no types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.cases import Protocol
+from corrigenda.cases import GENERATED, NATURAL, Protocol
 from corrigenda.errors import CorrigendaError, EmptyTarget
 from corrigenda.lm.chat import word_turn
 from corrigenda.lm.decoding import continuations
@@ -76,8 +76,8 @@ def add_examples(lm: LanguageModel, query: Query) -> Query:
 
 
 def _has_room(lm: LanguageModel, one: Query) -> bool:
-    greedy = one.protocol in (Protocol.GREEDY, Protocol.SAMPLED)
-    answers = ("",) if greedy else (one.target or "", *one.rivals)
+    generated = one.protocol in (*GENERATED, Protocol.SAMPLED)
+    answers = ("",) if generated else (one.target or "", *one.rivals)
     try:
         lengths = [len(_encode(lm, one, one.prompt, answer).ids) for answer in answers]
     except CorrigendaError:
@@ -146,7 +146,7 @@ def _score(
 ) -> None:
     wanted: list[_ScoredTarget] = []
     for index, one in enumerate(queries):
-        if one.protocol in (Protocol.GREEDY, Protocol.SAMPLED):
+        if one.protocol in (*GENERATED, Protocol.SAMPLED):
             _add_target_ids(lm, index, one, found)
             if one.divergence and distributions:
                 wanted.append(_ScoredTarget(index, one.target or "", -1))
@@ -239,7 +239,7 @@ def _add_rating(found: _AnswerCollector, one: _ScoredTarget, row: Fed, rating: R
     query = found.queries[one.query]
     if rating.distributions is not None:
         found.distributions[query] = rating.distributions
-    if query.protocol == Protocol.GREEDY or not row.labels:
+    if query.protocol in GENERATED or not row.labels:
         return
     if one.rival >= 0:
         rivals = found.parts[one.query]["rival_log_probs"]
@@ -269,22 +269,21 @@ def _generate(
     found: _AnswerCollector,
     batch_tokens: int | None,
 ) -> None:
-    fitting = _select_askable(lm, queries, found, Protocol.GREEDY)
+    fitting = _select_askable(lm, queries, found, GENERATED)
     # The dialogue so far, by query; each turn lengthens it.
     dialogues = {index: queries[index].prompt for index in fitting}
 
     def continue_all(several: list[int]) -> list[Continuation]:
         own = [queries[index] for index in several]
-        # Those of one call are all in the chat form, or none.
-        chat = bool(own) and own[0].chat
+        # Those of one call are in one form.
+        form = own[0]
         return continuations(
             lm,
             [_word(one, dialogues[index]) for one, index in zip(own, several, strict=True)],
-            chat=chat,
+            chat=form.chat,
+            system=form.system,
             max_new_tokens=[one.max_new_tokens for one in own],
-            finished=lambda at, text: (
-                not own[at].is_text and _ends_line(_cut_marker(text, own[at].marker))
-            ),
+            finished=lambda at, text: _is_finished(own[at], text),
             batch_tokens=batch_tokens,
         )
 
@@ -292,19 +291,43 @@ def _generate(
     while fitting:
         given = [
             pair
-            for form in (False, True)
-            if (own := [index for index in fitting if queries[index].chat is form])
+            for own in _group_by_form(queries, fitting)
             for pair in _ask_each(own, continue_all, found)
         ]
         for index, (text, ids) in given:
             one = queries[index]
-            answer = text if one.is_text else _first_line(_cut_marker(text, one.marker) or "")
+            answer = _cut_answer(one, text)
             new = lm.tokenizer(text, add_special_tokens=False).input_ids if ids is None else ids
             found.add(index, answer=answer, predicted=list(new))
+            if one.protocol in NATURAL:
+                found.add(index, ended=ids is None or len(ids) < one.max_new_tokens)
             if turn < len(one.turns):
                 dialogues[index] += f"{answer.rstrip()}\n{one.turns[turn]}"
         fitting = [index for index, _ in given if turn < len(queries[index].turns)]
         turn += 1
+
+
+def _group_by_form(queries: Sequence[Query], places: Sequence[int]) -> list[list[int]]:
+    """Group the places of queries that are put into a text in the same way."""
+    groups: dict[tuple[bool, str], list[int]] = {}
+    for index in places:
+        groups.setdefault((queries[index].chat, queries[index].system), []).append(index)
+    return [*groups.values()]
+
+
+def _is_finished(query: Query, text: str) -> bool:
+    if query.is_text:
+        return any(stop in text for stop in query.stop)
+    return _ends_line(_cut_marker(text, query.marker))
+
+
+def _cut_answer(query: Query, text: str) -> str:
+    """Return the answer in a continuation: a natural one whole, up to the first of its stops."""
+    if not query.is_text:
+        return _first_line(_cut_marker(text, query.marker) or "")
+    ends = [text.find(stop) for stop in query.stop if stop in text]
+    answer = text[: min(ends)] if ends else text
+    return answer.strip() if query.protocol in NATURAL else answer
 
 
 def _word(query: Query, prompt: str) -> str:
@@ -327,7 +350,7 @@ def _sample(
             batch_tokens=batch_tokens,
         )
 
-    fitting = _select_askable(lm, queries, found, Protocol.SAMPLED)
+    fitting = _select_askable(lm, queries, found, (Protocol.SAMPLED,))
     for index, (text, ids) in _ask_each(fitting, continue_all, found) if fitting else ():
         new = lm.tokenizer(text, add_special_tokens=False).input_ids if ids is None else ids
         found.add(index, answer=text, predicted=list(new))
@@ -347,13 +370,16 @@ def _ask_each(
 
 
 def _select_askable(
-    lm: LanguageModel, queries: Sequence[Query], found: _AnswerCollector, protocol: Protocol
+    lm: LanguageModel,
+    queries: Sequence[Query],
+    found: _AnswerCollector,
+    protocols: Collection[Protocol],
 ) -> list[int]:
-    """Return the places of the queries of a protocol whose prompts can be asked."""
+    """Return the places of the queries of some protocols whose prompts can be asked."""
     return [
         index
         for index, one in enumerate(queries)
-        if one.protocol == protocol
+        if one.protocol in protocols
         and not found.is_skipped(index)
         and _check_prompt(lm, one, index, found)
     ]

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from corrigenda.cases import TEXTS, Probe, Protocol
+from corrigenda.cases import GENERATED, NATURAL, TEXTS, Probe, Protocol
+from corrigenda.run.tables import PLAIN, NaturalForm
 
 
 class Query(NamedTuple):
@@ -27,6 +28,8 @@ class Query(NamedTuple):
         turns: Texts that follow each of the model's own answers, before the one that counts.
         examples: Worked examples before the prompt, as many of the first as there is room for.
         chat: Whether the prompt is a user's turn in the chat template.
+        system: System message of the chat template; empty leaves it to the template.
+        stop: Texts at which a natural answer ends, besides its own end.
     """
 
     prompt: str
@@ -41,6 +44,8 @@ class Query(NamedTuple):
     turns: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
     chat: bool = False
+    system: str = ""
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,7 @@ class Answer:
         predicted: Teacher forced: the argmax at each of them. Greedy: the tokens generated.
         log_probs: log p of each of them.
         rival_log_probs: The same of each rival.
+        ended: Whether a natural answer ended by itself.
         skipped: Why there is nothing: code and name of an error.
     """
 
@@ -61,6 +67,7 @@ class Answer:
     predicted: list[int] | None = None
     log_probs: list[float] | None = None
     rival_log_probs: list[list[float]] | None = None
+    ended: bool | None = None
     skipped: str = ""
 
 
@@ -76,25 +83,37 @@ class AnswerTable(NamedTuple):
     distributions: dict[Query, Float[Tensor, "reads vocab"]]
 
 
-def make_query(probe: Probe, max_new_tokens: int, *, chat: bool = False) -> Query:
+def make_query(
+    probe: Probe,
+    max_new_tokens: int,
+    *,
+    chat: bool = False,
+    natural: NaturalForm = PLAIN,
+) -> Query:
     """Return the query of a probe.
 
     Args:
         probe: The probe.
         max_new_tokens: Length of a greedy answer where the probe does not say.
         chat: Ask in the chat form, except texts, which are continued as they are.
+        natural: How natural answers are asked for.
     """
-    greedy = probe.protocol == Protocol.GREEDY
+    generated, is_natural = probe.protocol in GENERATED, probe.protocol in NATURAL
+    is_chat = probe.protocol == Protocol.CHAT
+    plain = probe.protocol == Protocol.GENERATE and not chat
+    length = natural.max_new_tokens if is_natural else max_new_tokens
     return Query(
-        prompt=probe.prompt,
+        prompt=natural.wording.replace("{}", probe.prompt) if plain else probe.prompt,
         protocol=probe.protocol,
         target=probe.answer,
         rivals=probe.rivals if probe.protocol == Protocol.RANK else (),
         separator=probe.separator,
-        max_new_tokens=(probe.max_new_tokens or max_new_tokens) if greedy else 0,
-        marker=probe.marker if greedy else "",
-        is_text=greedy and probe.family in TEXTS,
+        max_new_tokens=(probe.max_new_tokens or length) if generated else 0,
+        marker=probe.marker if generated else "",
+        is_text=is_natural or (generated and probe.family in TEXTS),
         divergence=probe.divergence,
-        turns=probe.turns if greedy else (),
-        chat=chat and probe.protocol != Protocol.SAMPLED and probe.family not in TEXTS,
+        turns=probe.turns if generated else (),
+        chat=is_chat or (chat and probe.protocol != Protocol.SAMPLED and probe.family not in TEXTS),
+        system=natural.system if is_chat else "",
+        stop=natural.stop if is_natural else (),
     )

@@ -9,6 +9,7 @@ from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
 from corrigenda.metrics.round_trip import GRAPH, RESIDUAL, Triple, graph_distance
 from corrigenda.patch.ledger import ledger_of
+from corrigenda.patch.moved import added_to_weight
 from corrigenda.patch.weights import WeightPatch
 from corrigenda.rows import Measurement
 
@@ -31,10 +32,7 @@ def measure_distance(lm: LanguageModel) -> float | None:
     sites = {site for patch in ledger if isinstance(patch, WeightPatch) for site in patch.changes}
     if any(not isinstance(patch, WeightPatch) for patch in ledger):
         return None
-    squares = [
-        float((lm.weight(site).double() - ledger.pristine(lm, site).double()).square().sum())
-        for site in sorted(sites, key=str)
-    ]
+    squares = [float(added_to_weight(lm, site).square().sum()) for site in sorted(sites, key=str)]
     return sum(squares) ** 0.5
 
 

@@ -120,6 +120,7 @@ def _build_row(run: str, due: DueProbe, answer: Answer, stage: Stage, **more: ob
         "predicted": answer.predicted,
         "log_probs": answer.log_probs,
         "rival_log_probs": answer.rival_log_probs,
+        "ended": answer.ended,
         "tags": tags({**due.case.meta, ROLLED_BACK: due.rolled_back}),
         "skipped": answer.skipped,
         **more,

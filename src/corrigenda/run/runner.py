@@ -28,7 +28,7 @@ from corrigenda.patch.header import library_versions
 from corrigenda.progress import Progress
 from corrigenda.run import plan, store, tasks
 from corrigenda.run.baseline import read_answers, write_answers
-from corrigenda.run.executors import Executor, LocalExecutor, RunJob, load_model
+from corrigenda.run.executors import Executor, LocalExecutor, RunJob, load_model, name_loading
 from corrigenda.run.known_facts import supply_known_facts
 from corrigenda.run.lock import FolderLock, hold_lock
 from corrigenda.run.plan import QueryBlock, RunData, Unit
@@ -134,7 +134,16 @@ def model_digest(spec: RunSpec, lm: LanguageModel | None = None) -> str:
     if lm is not None:
         return lm.digest()
     files = _fingerprint_files(spec.model)
-    known = hash_json([_DIGEST_FORMAT, spec.dtype, spec.model, files, *_list_slow_dtypes(spec)])
+    known = hash_json(
+        [
+            _DIGEST_FORMAT,
+            spec.dtype,
+            spec.model,
+            files,
+            *_list_slow_dtypes(spec),
+            *([spec.quantization] if spec.quantization else []),
+        ]
+    )
     path = cache_folder() / "digests" / f"{known}.txt"
     if files and (digest := _read_digest(path, known)):
         return digest
@@ -183,6 +192,8 @@ class _PlannedRun:
         health = tuple(map(tuple, plan.list_health_queries(spec)))
         texts = plan.hash_content((health, tasks.harness_digest(spec.health)))
         self._id = run_id(spec, model, data.digest(), texts)
+        # Another attention of the same weights answers a little differently.
+        self._answering = model if spec.attention is None else hash_json([model, spec.attention])
         self._store = Store(folder / self._id)
 
     def execute(self, executor: Executor) -> Recorded:
@@ -225,13 +236,13 @@ class _PlannedRun:
         found: dict[Query, Answer] = {}
         missing: list[QueryBlock] = []
         for block in plan.plan_queries(self._spec, self._data.cases):
-            answers = read_answers(block, self._model, self._batch_tokens)
+            answers = read_answers(block, self._answering, self._batch_tokens)
             if answers is None:
                 missing.append(block)
             else:
                 found |= zip(block, answers, strict=True)
         for number, (block, answers) in enumerate(executor.ask_unedited(job, missing), start=1):
-            write_answers(block, answers, self._model, self._batch_tokens)
+            write_answers(block, answers, self._answering, self._batch_tokens)
             found |= zip(block, answers, strict=True)
             self._report("unedited model", number, len(missing))
         health = plan.list_health_queries(self._spec)
@@ -264,7 +275,7 @@ class _PlannedRun:
 
 
 def _make_model_key(spec: RunSpec) -> str:
-    return hash_json([spec.model, spec.dtype, spec.device])
+    return hash_json(name_loading(spec))
 
 
 def _find_model(spec: RunSpec, lm: LanguageModel | None) -> LanguageModel:

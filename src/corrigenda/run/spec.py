@@ -7,7 +7,7 @@ from __future__ import annotations
 # pyright: reportUnknownArgumentType=false
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -26,6 +26,7 @@ from corrigenda.methods.registry import METHODS
 from corrigenda.run.editor_spec import EditorSpec, Table
 from corrigenda.run.objects import as_editor, as_tables
 from corrigenda.run.tables import (
+    AfterSpec,
     AskSpec,
     DataSpec,
     HealthSpec,
@@ -51,13 +52,16 @@ class SharedSpec(Table):
     Attributes:
         model: `pocket`, a folder, or a name on the Hugging Face hub.
         dtype: By default the one it was saved in; float32 for the pocket models.
-        device: Device of the model.
+        device: Device of the model; "auto" spreads it over all.
+        quantization: How it is quantised as it is loaded, see `corrigenda.lm.quantisation`.
+        attention: Its attention, such as "eager"; the model's default if None.
         benchmark: One or several; several are edited one after the other, or as a "mix".
         train: Benchmark whose facts the method is fitted on, where it needs a training set. With
             another one than `benchmark` this is the cross-domain regime.
         regime: How many cases are edited at once and in sequence.
         ask: Which probes are asked, and how.
         health: Measures of the whole model.
+        after: Treatments of edited weights after which facts are asked once more.
         seed: Shuffles a mix, and seeds methods that have a `seed` and no other value for it.
         metrics: Metrics of tables; none takes the default ones.
         intervals: Intervals of tables.
@@ -69,11 +73,16 @@ class SharedSpec(Table):
     model: str = "pocket"
     dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
     device: str = "cpu"
+    quantization: Literal["4bit", "8bit", "torchao-int8", "quanto-int8", "quanto-int4"] | None = (
+        None
+    )
+    attention: str | None = None
     benchmark: Benchmarks
     train: DataSpec | None = None
     regime: Regime = Field(default_factory=Regime)
     ask: AskSpec = Field(default_factory=AskSpec)
     health: HealthSpec = Field(default_factory=HealthSpec)
+    after: AfterSpec = Field(default_factory=AfterSpec)
     seed: int = 0
     metrics: tuple[str, ...] = ()
     intervals: Intervals = Field(default_factory=Intervals)
@@ -152,6 +161,11 @@ class RunSpec(SharedSpec):
         plain = self.model_dump(mode="json", exclude=without)
         if self.health.rollback_above is None:
             del plain["health"]["rollback_above"]
+        if not self.after.forms:
+            del plain["after"]
+        for name in ("quantization", "attention"):
+            if plain[name] is None:
+                del plain[name]
         drawn = (*plain["benchmark"], *plain["health"]["tasks"])
         for one in (*drawn, *([plain["train"]] if self.train else ())):
             if one["limit"] is None:
@@ -179,6 +193,7 @@ class Recipe(SharedSpec):
         limit: int | None = None,
         data: str | None = None,
         chat: bool | None = None,
+        placing: Mapping[str, str | None] | None = None,
     ) -> tuple[RunSpec, ...]:
         """Return one run for each method.
 
@@ -187,6 +202,7 @@ class Recipe(SharedSpec):
             limit: Most cases of each benchmark, where the recipe takes more; drawn by its seed.
             data: Folder that holds the public files of benchmarks for which the recipe names none.
             chat: Whether to ask in the chat form, where not as the recipe says.
+            placing: `dtype`, `device`, `quantization` and `attention`, as far as given.
 
         Raises:
             UnknownMethod (CG501), UnknownBenchmark (CG508), UnknownMetric (CG505), BadConfig
@@ -194,6 +210,7 @@ class Recipe(SharedSpec):
         """
         shared = {name: getattr(self, name) for name in SharedSpec.model_fields}
         shared["model"] = model or self.model
+        shared |= {name: one for name, one in (placing or {}).items() if one is not None}
         if chat is not None:
             shared["ask"] = self.ask.model_copy(update={"chat": chat})
         if limit is not None:
@@ -219,7 +236,17 @@ def _choose_folder(one: DataSpec, folder: str) -> str | None:
 
 def _make_error(kind: type[BaseModel], error: ValidationError) -> BadConfig:
     """Return one error with all problems of a recipe; unknown keys are compared with all known."""
-    tables = (kind, EditorSpec, DataSpec, Regime, AskSpec, HealthSpec, TaskSpec, Intervals)
+    tables = (
+        kind,
+        EditorSpec,
+        DataSpec,
+        Regime,
+        AskSpec,
+        HealthSpec,
+        TaskSpec,
+        AfterSpec,
+        Intervals,
+    )
     known = sorted({name for table in tables for name in table.model_fields})
     problems: list[str] = []
     hints: list[str] = []

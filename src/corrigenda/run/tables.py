@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from corrigenda.abilities.items import Form as TaskForm
 from corrigenda.abilities.items import Kind as TaskKind
@@ -60,6 +60,32 @@ class Regime(Table):
         return self.kind in ("sequential", "mix")
 
 
+class NaturalForm(NamedTuple):
+    """How natural answers are asked for.
+
+    Attributes:
+        max_new_tokens: Most tokens of an answer; the same whatever is expected.
+        stop: Texts at which an answer ends, besides its own end.
+        wording: Text around a prompt without chat template; `{}` is the prompt.
+        system: System message of the chat template; empty leaves it to the template.
+    """
+
+    max_new_tokens: int = 50
+    stop: tuple[str, ...] = ()
+    wording: str = "{}"
+    system: str = ""
+
+
+PLAIN = NaturalForm()
+"""Prompts as they are, answers of 50 tokens at most."""
+
+
+def _check_wording(wording: str) -> str:
+    if wording.count("{}") != 1:
+        raise ValueError("expected one {} for the prompt")
+    return wording
+
+
 class AskSpec(Table):
     """Which probes are asked, and how.
 
@@ -69,6 +95,11 @@ class AskSpec(Table):
         roles: Roles, or families of roles, that are asked; none asks all.
         without: Roles, or families of roles, that are left out.
         surroundings: Ask each edit in these surroundings too (see `robustness_contexts`).
+        natural_tokens: Most tokens of a natural answer, where the probe has no length of its own.
+        stop: Texts at which a natural answer ends, besides its own end; WILD takes "." and a
+            newline.
+        wording: Text around the prompts of `generate`, such as "Question: {} Answer:".
+        system: System message of `chat`; empty leaves it to the template.
         chat: Ask every prompt as a user's turn in the model's chat template; answers are whole
             sentences then, so that metrics end in `:contains` and `:answer`.
     """
@@ -78,7 +109,16 @@ class AskSpec(Table):
     roles: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     surroundings: tuple[Surroundings, ...] = ()
+    natural_tokens: Annotated[int, Field(ge=1)] = 50
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    wording: Annotated[str, AfterValidator(_check_wording)] = "{}"
+    system: str = ""
     chat: bool = False
+
+    @property
+    def natural(self) -> NaturalForm:
+        """How natural answers are asked for."""
+        return NaturalForm(self.natural_tokens, self.stop, self.wording, self.system)
 
 
 class TaskSpec(Table):
@@ -146,6 +186,19 @@ class HealthSpec(Table):
         if len(set(names)) < len(names):
             raise ValueError("two tasks have one name")
         return self
+
+
+class AfterSpec(Table):
+    """What happens to edited weights before facts are asked once more.
+
+    Attributes:
+        forms: Types of weights they are quantised to (`q8_0`, `q4_0`, ...), each merged and as an
+            adapter, and `fine-tuned`; see `corrigenda.assess_after`.
+    """
+
+    forms: tuple[
+        Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "fine-tuned"], ...
+    ] = ()
 
 
 class Intervals(Table):

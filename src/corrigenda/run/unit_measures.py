@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 from corrigenda.cases import Protocol
 from corrigenda.errors import CorrigendaError
+from corrigenda.metrics.survival import FAMILY
 from corrigenda.patch.protocols import Patch
 from corrigenda.rows import Measurement, Row, Stage
 from corrigenda.run import costs, health, tasks
 from corrigenda.run.context import UnitContext
 from corrigenda.run.plan import UnitStep
 from corrigenda.run.rollback import Rollback
+from corrigenda.run.survival import NOT_WEIGHTS, SurvivalMeter
 from corrigenda.run.unit_edits import UnitEdits
 
 
@@ -55,6 +57,8 @@ class UnitMeasures:
             yield costs.build_cost(run, label, "fit_seconds", work.fit_seconds, facts, edits)
         if step.asked_again and context.spec.health.drift:
             yield from health.measure_drift(run, label, context.lm, edits)
+        if step.asked_again and context.survival is not None:
+            yield from self._measure_survival(context.survival, step)
         moment = tasks.Moment(run, context.unit.label, edits)
         if step.number == 0:
             yield from tasks.place_scores(context.abilities, moment, Stage.BEFORE)
@@ -62,6 +66,19 @@ class UnitMeasures:
             yield from tasks.scores_after(
                 context.lm, context.spec.health, moment, context.batch_tokens
             )
+
+    def _measure_survival(self, meter: SurvivalMeter, step: UnitStep) -> Iterator[Measurement]:
+        """Yield what is left of the edits of a step after treatments of their weights."""
+        context = self._context
+        run, edits = context.run, context.num_edits(step)
+        found = list(meter.measure(context.lm, step.cases))
+        for one in found:
+            values = [float(one.right), float(one.asked)]
+            yield Measurement(run=run, case=one.case, name=one.name, values=values, edits=edits)
+        if not found:
+            name = f"{FAMILY}/{meter.forms[0]}/efficacy"
+            label = context.label(step)
+            yield Measurement(run=run, case=label, name=name, edits=edits, skipped=NOT_WEIGHTS)
 
     def text_rows(self, step: UnitStep) -> list[Row]:
         """Return the rows of the texts whose perplexity is taken."""

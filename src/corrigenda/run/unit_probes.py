@@ -81,5 +81,5 @@ class UnitProbes:
             place = edits = 0
         undone = self._rollback.rolled_back(case, rounds)
         for number, probe in plan.list_due(case, rounds):
-            query = make_query(probe, ask.max_new_tokens, chat=ask.chat)
+            query = make_query(probe, ask.max_new_tokens, chat=ask.chat, natural=ask.natural)
             yield DueProbe(case, number, probe, query, rounds, place, edits, undone)

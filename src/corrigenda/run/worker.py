@@ -21,6 +21,7 @@ from corrigenda.run.queries import Answer, AnswerTable
 from corrigenda.run.row_builder import BaselineAnswers
 from corrigenda.run.spec import RunSpec
 from corrigenda.run.store import RunPart
+from corrigenda.run.survival import SurvivalMeter
 from corrigenda.run.unit_edits import UnitEdits
 from corrigenda.run.unit_run import UnitRun
 from corrigenda.state import State
@@ -68,6 +69,7 @@ class Worker:
         self.batch_tokens = batch_tokens
         self._texts = health.read_texts(spec.health)
         self._items = tasks.items_of(spec.health)
+        self._survival = SurvivalMeter(lm, spec.after.forms) if spec.after.forms else None
         self._transforms = parse_transforms(spec.editor.transforms)
         self._progress = progress
         self._state: State | None = None
@@ -164,6 +166,7 @@ class Worker:
             abilities=tuple(self._abilities),
             texts=self._texts,
             items=self._items,
+            survival=self._survival,
             batch_tokens=self.batch_tokens,
         )
 

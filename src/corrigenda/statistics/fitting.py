@@ -209,7 +209,7 @@ class _MomentPass:
         running: dict[Site, _RunningMoment] = {}
         for site in sites:
             if kept is None:
-                width = self.lm.weight(site).shape[1]
+                width = self.lm.shape(site)[1]
                 running[site] = _RunningMoment(SecondMoment(width, device=device))
             else:
                 first = float(kept.tensors[f"{_FIRST}{site}"])
@@ -240,7 +240,7 @@ def _read_rows(
     keep: bool,
 ) -> TokenRows:
     assert corpus.source is not None, "completed"
-    width = max(lm.weight(site).shape[1] for site in sites)
+    width = max(lm.shape(site)[1] for site in sites)
     if corpus.source == OWN_TEXT:
         num_tokens = corpus.num_tokens or _OWN_TOKENS_PER_DIMENSION * width
         texts = write_own_text(lm, num_tokens, seed=corpus.seed, progress=progress, keep=keep)

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from corrigenda.errors import CorrigendaError
-from corrigenda.lm.model import LanguageModel, gather
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.naming import gather
 from corrigenda.lm.sites import PARTS, Point, Site, Tokens, key, state, value, write
 from corrigenda.lm.tail import Tail
 

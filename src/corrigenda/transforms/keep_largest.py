@@ -41,7 +41,7 @@ class KeepLargest(Transform):
         keys: Float[Tensor, "d_in n"] | None,
     ) -> TransformedChange:
         """Mask one change."""
-        weight = lm.weight(site).detach()
+        weight = lm.values(site).detach()
         count = round(self.keep * weight.numel())
         guarded = int((weight.abs() < GUARD).sum())
         report: dict[str, JsonValue] = {

@@ -175,7 +175,7 @@ def collect_keys(patch: WeightPatch, lm: LanguageModel) -> dict[Site, Float[Tens
 
 def read_weight(lm: LanguageModel, site: Site) -> Float[Tensor, "d_out d_in"]:
     """Return a weight before the change, as it is now, float64 on the CPU."""
-    return lm.weight(site).detach().cpu().double()
+    return lm.values(site).detach().cpu().double()
 
 
 def compute_output(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from corrigenda.almanac.exam import ExamEdit
 from corrigenda.editor import Editor, State
-from corrigenda.knowledge.edit_trial import EditTrial, FactOutcome, Unedited
+from corrigenda.knowledge.edit_trial import TIMED, EditTrial, FactOutcome, Unedited
 from corrigenda.lm.model import LanguageModel
 from corrigenda.tuning.scores import DriftMeter, score_outcomes
 
@@ -100,6 +100,7 @@ class Evaluator:
         begin = sum(not one.chat for one in found.single)
         for cases in self._split(begin):
             trial = EditTrial(self.lm, editor, self._unedited)
+            trial.search_ahead(cases, state, timed=max(0, TIMED - len(found.seconds)))
             for case in cases:
                 patch, _ = trial.edit([case], state)
                 with patch.apply(self.lm):

@@ -14,6 +14,7 @@ from corrigenda.almanac.exam import ExamEdit
 from corrigenda.almanac.known_facts import hash_questions
 from corrigenda.catalogue import build_editor, shape_of
 from corrigenda.editor import Editor
+from corrigenda.engines.locate.target_cache import keep_targets
 from corrigenda.errors import BadConfig, NoCases
 from corrigenda.files import cache_folder
 from corrigenda.knowledge.exam import draw_cases
@@ -102,7 +103,7 @@ def tune(
         )
     chat = has_chat_template(lm.tokenizer) if chat is None else chat
     begin = time.monotonic()
-    with show_progress(progress) as report:
+    with show_progress(progress) as report, keep_targets():
         cases = _draw(lm, facts, seed, (), report)
         others = _draw(lm, held_out or facts, seed + 1, cases, report)
         meter = DriftMeter(lm, corpus, seed=seed)

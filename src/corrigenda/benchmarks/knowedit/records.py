@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
@@ -19,9 +19,10 @@ from corrigenda.benchmarks.aliases import (
     merge_groups,
 )
 from corrigenda.benchmarks.benchmark import Benchmark, Tally, UnusableRecord, make_cases
-from corrigenda.benchmarks.files import BenchmarkFiles
+from corrigenda.benchmarks.files import BenchmarkFiles, validate_records
 from corrigenda.benchmarks.probes import make_fluency_probe, make_forced_probe
 from corrigenda.cases import Against, Case, Probe
+from corrigenda.errors import MalformedRecords
 from corrigenda.facts import Fact
 
 _EXCLUDED = re.compile(r"which is not (.+?), is$")
@@ -84,7 +85,7 @@ class KnowEditFacts(Benchmark):
         yield from make_cases(records, make, tally)
 
     def read_facts(self, files: BenchmarkFiles) -> list[KnowEditFact]:
-        """Read the records."""
+        """Read the records, in the published form or in those of other programs."""
         return [
             KnowEditFact(
                 subject=record["subject"],
@@ -97,8 +98,68 @@ class KnowEditFacts(Benchmark):
                 portability=record.get("portability") or {},
                 locality=record.get("locality") or {},
             )
-            for record in files.read_records(files.find_main(), _SCHEMA)
+            for record in _read_records(files)
         ]
+
+
+def _read_records(files: BenchmarkFiles) -> list[KnowEditRecord]:
+    path = files.find_main()
+    raw = files.read_document(path)
+    if not isinstance(raw, list):
+        raise MalformedRecords("the file holds no list of records.", where=str(path))
+    plain = [flatten_record(one) for one in cast("list[object]", raw)]
+    files.count_unknown(plain, _SCHEMA)
+    return validate_records(plain, _SCHEMA, where=str(path))
+
+
+def flatten_record(record: object) -> object:
+    """Return a record in the published form.
+
+    Two others are read: that of programs which nest the edit as CounterFact does
+    (`requested_rewrite`, `paraphrase_prompts`), and that of EasyEdit's own loaders, whose questions
+    of a kind are two lists, `{"prompt": [...], "ground_truth": [...]}`.
+    """
+    if not isinstance(record, Mapping):
+        return record
+    fields = dict(cast("Mapping[str, object]", record))
+    rewrite = fields.pop("requested_rewrite", None)
+    if isinstance(rewrite, list) and rewrite:
+        rewrite = cast("list[object]", rewrite)[0]
+    if isinstance(rewrite, Mapping):
+        inner = cast("Mapping[str, object]", rewrite)
+        subject, prompt = str(inner.get("subject", "")), str(inner.get("prompt", ""))
+        fields |= {
+            "subject": subject,
+            "prompt": prompt.replace("{}", subject),
+            "target_new": _read_text(inner.get("target_new")),
+            "ground_truth": _read_text(inner.get("target_true")),
+        }
+        paraphrases = fields.pop("paraphrase_prompts", None)
+        if isinstance(paraphrases, list) and paraphrases:
+            fields["rephrase_prompt"] = cast("list[object]", paraphrases)[0]
+    for family in ("portability", "locality"):
+        if isinstance(kinds := fields.get(family), Mapping):
+            table = cast("Mapping[str, object]", kinds)
+            fields[family] = {kind: _join_lists(items) for kind, items in table.items()}
+    return fields
+
+
+def _read_text(value: object) -> object:
+    return cast("Mapping[str, object]", value).get("str") if isinstance(value, Mapping) else value
+
+
+def _join_lists(items: object) -> object:
+    """Return questions with their answers, where these are two lists or one of each."""
+    if not isinstance(items, Mapping):
+        return items
+    table = cast("Mapping[str, object]", items)
+    prompts, answers = table.get("prompt"), table.get("ground_truth")
+    if isinstance(prompts, str):
+        return [{"prompt": prompts, "ground_truth": answers}]
+    if not (isinstance(prompts, list) and isinstance(answers, list)):
+        return items
+    pairs = zip(cast("list[object]", prompts), cast("list[object]", answers), strict=False)
+    return [{"prompt": prompt, "ground_truth": answer} for prompt, answer in pairs]
 
 
 def find_repeats(texts: Iterator[str]) -> frozenset[str]:

@@ -6,6 +6,7 @@ import json
 import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
@@ -127,7 +128,12 @@ class Contexts:
 
 
 def generate_contexts(
-    lm: LanguageModel, style: Style = "rome", *, seed: int = 0, keep: bool = True
+    lm: LanguageModel,
+    style: Style = "rome",
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    keep: bool = True,
 ) -> Contexts:
     """Generate prefixes with the model itself, by sampling among its five likeliest tokens.
 
@@ -137,22 +143,25 @@ def generate_contexts(
     puts before a text.
 
     Generate them once, from the unedited model, and use them for a whole sequence of edits. They
-    are cached by the content of the model, its active patches, style and seed.
+    are cached by the content of the model, its active patches, style, count and seed.
 
     Args:
         lm: The model; it stays as it is.
         style: Which paper's contexts.
+        count: How many prefixes besides the empty one: that many of the style's, evenly spread; all
+            of them if None.
         seed: Any integer; the same model, style and seed give the same contexts.
         keep: Read and write the cache.
 
     Raises:
-        BadConfig (CG502): no such style.
+        BadConfig (CG502): no such style, or more prefixes than it has.
 
     Reference: ROME (Meng et al. 2022), appendix E.5; MEMIT (Meng et al. 2023), appendix B. There
         nothing was seeded.
     """
     digest = lm.recall_digest()
-    name = _name(lm, digest, style, seed)
+    wanted = _choose(style, count)
+    name = _name(lm, digest, style, wanted, seed)
     # A sequence of edits would leave a file for each.
     lasting = keep and not lm.patches
     kept = _RECENT.get(name) if keep else None
@@ -160,17 +169,6 @@ def generate_contexts(
         kept = _read(name)
     if kept is not None:
         return kept
-    if style == "memit":
-        wanted = [(word, _LONG) for word in SEED_WORDS]
-    elif style == "rome":
-        wanted = [
-            (word, length)
-            for length in (_SHORT, _LONG)
-            for word in SEED_WORDS
-            for _ in range(_ROME_SAMPLES)
-        ]
-    else:
-        raise BadConfig(f'no style of contexts "{style}".', hint="Known: memit, rome.")
     by_room: dict[int, list[int]] = defaultdict(list)
     for index, (word, length) in enumerate(wanted):
         by_room[max(length - len(lm.tokenizer(word).input_ids), 0)].append(index)
@@ -195,7 +193,31 @@ def generate_contexts(
     return made
 
 
-def _name(lm: LanguageModel, digest: str, style: str, seed: int) -> str:
+def _choose(style: Style, count: int | None) -> list[tuple[str, int]]:
+    """Return the seed word and the length of each prefix."""
+    if style == "memit":
+        found = [(word, _LONG) for word in SEED_WORDS]
+    elif style == "rome":
+        found = [
+            (word, length)
+            for length in (_SHORT, _LONG)
+            for word in SEED_WORDS
+            for _ in range(_ROME_SAMPLES)
+        ]
+    else:
+        raise BadConfig(f'no style of contexts "{style}".', hint="Known: memit, rome.")
+    if count is None:
+        return found
+    if not 0 <= count <= len(found):
+        raise BadConfig(
+            f'{count} prefixes of the style "{style}".', hint=f"It has {len(found)}; give fewer."
+        )
+    return [found[number * len(found) // count] for number in range(count)]
+
+
+def _name(
+    lm: LanguageModel, digest: str, style: str, wanted: Sequence[tuple[str, int]], seed: int
+) -> str:
     """Return the file name of contexts: a hash of all that decides them."""
     settings = {
         "format": _FORMAT,
@@ -204,6 +226,7 @@ def _name(lm: LanguageModel, digest: str, style: str, seed: int) -> str:
         "words": lm.tokenizer(list(SEED_WORDS)).input_ids,
         "tokens": len(lm.tokenizer),
         "style": style,
+        "wanted": [list(one) for one in wanted],
         "seed": seed,
     }
     return f"contexts-{cache.hash_settings(settings)}.jsonl"

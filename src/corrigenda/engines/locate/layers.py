@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import ClassVar, NamedTuple
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
 from corrigenda.editor import Edit
+from corrigenda.engines.closed_form import KeyRecords, RecordedBatch
 from corrigenda.engines.locate import pipeline
 from corrigenda.engines.locate.contexts import Style
 from corrigenda.engines.locate.ideal_editor import sentence_keys, simulate_ideal
@@ -76,8 +78,18 @@ class SpreadEditor(LocateThenEdit):
         self, state: State, site: Site, keys: Float[Tensor, "d_in n"]
     ) -> Float[Tensor, "size n"]:
         """Return whitened keys: disturbing old ones costs the same in every direction."""
-        factor = state.factor(site)
+        factor = self.metric(state, site)
         return factor.whiten(keys.to(factor.lower))
+
+    def metric(self, state: State, site: Site) -> Cholesky:
+        """Return the factor of what a change is measured in: the second moment of keys."""
+        return state.factor(site)
+
+    def lift(
+        self, state: State, site: Site, coordinates: Float[Tensor, "size n"]
+    ) -> Float[Tensor, "d_in n"]:
+        """Return what reads a key as `coordinates` read its coordinates."""
+        return self.metric(state, site).unwhiten(coordinates)
 
     def remaining_residuals(
         self,
@@ -180,6 +192,25 @@ class SpreadEditor(LocateThenEdit):
         report_stage(pipeline.WRITING, len(plan.sites), len(plan.sites))
         return layers
 
+    @property
+    def joins_batches(self) -> bool:
+        """Whether all batches of a sequence are one system."""
+        return False
+
+    def record(self, lm: LanguageModel, facts: Sequence[Fact], state: State) -> RecordedBatch:
+        """Find keys and residuals as `edit` does, with its errors; the model is left as it is."""
+        plan = self.make_plan(lm, state)
+        self.check_facts(lm, facts, plan)
+        notes = LayerNotes(facts, plan, pipeline.subject_warnings(lm, facts), self.merges_facts)
+        with ExitStack() as stack:
+            layers = self._solve_in_order(lm, facts, plan, state, notes, stack)
+        own = torch.arange(len(facts))
+        records = {
+            layer.site: KeyRecords(layer.keys.cpu(), layer.share.cpu(), own) for layer in layers
+        }
+        statuses, notices = (tuple(notes.finish()[name]) for name in ("status", "notices"))  # type: ignore[arg-type]  # lists of sentences
+        return RecordedBatch(records, state, statuses, notices)
+
     def solve_layers(
         self, lm: LanguageModel, facts: Sequence[Fact], state: State
     ) -> list[SolvedLayer]:
@@ -279,6 +310,11 @@ class MultiLayerEditor(SpreadEditor):
         """Whether the keys of each batch are protected in later ones."""
         return False
 
+    @property
+    def joins_batches(self) -> bool:
+        """Whether all batches of a sequence are one system: where keys are protected."""
+        return self.protects_keys
+
     def configured_layers(self) -> tuple[int, ...] | None:
         """Return the layers given in ascending order, or None where there are none."""
         return None if self.layers is None else tuple(sorted(set(self.layers)))
@@ -325,15 +361,24 @@ class MultiLayerEditor(SpreadEditor):
 
     def protect(self, state: State, keys: Mapping[Site, Float[Tensor, "d_in n"]]) -> State:
         """Return a state in which these keys are protected too."""
-        tensors = {}
+        held = {}
         for site, new in keys.items():
             columns = self.coordinates(state, site, new)
             earlier = self.protected(state, site)
             if earlier is None:
                 earlier = Protected.empty(len(columns), self.price(state, site), columns.device)
-            for name, tensor in earlier.with_keys(columns).tensors().items():
-                tensors[self._prefix(site) + name] = tensor
-        return state.updated(tensors)
+            held[site] = earlier.with_keys(columns)
+        return self.with_protected(state, held)
+
+    def with_protected(self, state: State, held: Mapping[Site, Protected]) -> State:
+        """Return a state in which these are the protected keys."""
+        return state.updated(
+            {
+                self._prefix(site) + name: tensor
+                for site, one in held.items()
+                for name, tensor in one.tensors().items()
+            }
+        )
 
     def extend_state(
         self, lm: LanguageModel, facts: Sequence[Fact], plan: EditPlan, state: State
@@ -369,13 +414,6 @@ class RidgeEditor(MultiLayerEditor):
         """Return the factor of C, or with `norm_weight` of C + norm_weight / weight I."""
         ridge = self.norm_weight / self.price(state, site) if self.norm_weight else 0.0
         return state.factor(site, ridge=ridge)
-
-    def coordinates(
-        self, state: State, site: Site, keys: Float[Tensor, "d_in n"]
-    ) -> Float[Tensor, "size n"]:
-        """Return keys in the coordinates in which every change costs the same."""
-        factor = self.metric(state, site)
-        return factor.whiten(keys.to(factor.lower))
 
     def solve(
         self,

@@ -25,10 +25,13 @@ from corrigenda.engines.locate.records import EntryRole, Erasure, SearchSettings
 from corrigenda.engines.locate.rows import (
     capture_last,
     encode_in_contexts,
+    norm_gain,
+    residuals_at_output,
     rewrite_rows,
     subject_tokens,
 )
 from corrigenda.engines.locate.search_size import search_flops, search_memory
+from corrigenda.engines.locate.target_cache import current_targets
 from corrigenda.engines.locate.wanted import (
     NormAnchor,
     describe_merged,
@@ -44,7 +47,7 @@ from corrigenda.linalg.cholesky import Cholesky
 from corrigenda.lm.chat import has_chat_template
 from corrigenda.lm.footprint import USUAL_TOKENS, head_flops, pass_flops
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Site, require_layers, value, write
+from corrigenda.lm.sites import Site, require_layers
 from corrigenda.lm.spans import encode_fact
 from corrigenda.patch import Header, header_for
 from corrigenda.progress import Progress
@@ -79,7 +82,6 @@ WRITING = "writing"
 """Name of the stage in which a change of weights is solved for."""
 
 _SAME_KEY = 0.999
-_PULL_BACK = 1e-3
 _CHAT_WEIGHT = 0.5
 _CONTEXT_TOKENS = 10
 _USUAL_CONTEXTS: Mapping[Style, int] = {"rome": 21, "memit": 6}
@@ -151,6 +153,11 @@ class LocateThenEdit(Editor):
     )
     contexts: Contexts | None = Field(
         default=None, description="Prefixes; the fitted ones, or generated, if not given."
+    )
+    num_prefixes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Generated prefixes, evenly spread over the style's; all of them by default.",
     )
     chat_contexts: bool = Field(
         default=True, description="Edit the chat form too, where the model has a chat template."
@@ -245,7 +252,7 @@ class LocateThenEdit(Editor):
         searched = sum(search_flops(lm, layer, rows, self.steps) for layer in layers)
         read = rows * USUAL_TOKENS / 2
         captured = sum(pass_flops(lm, read, 0, site.layer) for site in sites)
-        widths = [lm.weight(site).shape[1] for site in sites] if self.requires.moments else []
+        widths = [lm.shape(site)[1] for site in sites] if self.requires.moments else []
         written = self._usual_rows * _CONTEXT_TOKENS
         return (
             StageWork("contexts", pass_flops(lm, written) + head_flops(lm, written)),
@@ -256,9 +263,11 @@ class LocateThenEdit(Editor):
     @property
     def _usual_rows(self) -> int:
         """Rows of a fact: its prompt in each context, and its essence prompt."""
-        return 1 + (
-            _USUAL_CONTEXTS[self.context_style] if self.contexts is None else len(self.contexts)
-        )
+        if self.contexts is not None:
+            return 1 + len(self.contexts)
+        if self.num_prefixes is not None:
+            return 2 + self.num_prefixes
+        return 1 + _USUAL_CONTEXTS[self.context_style]
 
     def fit(
         self,
@@ -273,7 +282,7 @@ class LocateThenEdit(Editor):
         """
         sites, notices = self._locate(lm)
         fitted = super().fit(lm, corpus, progress=progress)
-        contexts = self.contexts or generate_contexts(lm, self.context_style, seed=self.seed)
+        contexts = self.contexts or self._generate_contexts(lm)
         anchors: dict[str, JsonValue] = {}
         for layer in self.searched_layers(sites) if self.norm_anchor else ():
             anchor = measure_anchor(
@@ -314,7 +323,7 @@ class LocateThenEdit(Editor):
         if contexts is None and _CONTEXTS in state.meta:
             contexts = Contexts.from_json(str(state.meta[_CONTEXTS]))
         if contexts is None:
-            contexts = generate_contexts(lm, self.context_style, seed=self.seed)
+            contexts = self._generate_contexts(lm)
         statistics = describe_moments(state, sites) if self.requires.moments else {}
         if statistics.get("chosen"):
             notices = (*notices, str(statistics["summary"]))
@@ -323,12 +332,23 @@ class LocateThenEdit(Editor):
         anchors = self._read_anchors(lm, state, sites) if self.norm_anchor else {}
         return EditPlan(sites, contexts, notices, statistics, anchors)
 
+    def search_ahead(
+        self, lm: LanguageModel, facts: Sequence[Fact], state: State | None = None
+    ) -> None:
+        """Search the targets of facts together, inside `target_cache.keep_targets`."""
+        if facts and current_targets() is not None and not self.merges_facts:
+            plan = self.make_plan(lm, state)
+            self.find_wanted(lm, facts, plan, self.searched_layers(plan.sites)[0])
+
     def make_header(
         self, lm: LanguageModel, facts: Sequence[Fact], notes: Mapping[str, object]
     ) -> Header:
         """Make the header of a patch."""
         config = self.model_dump(mode="json")
         return header_for(lm, method=self.name, config=config, facts=facts, notes=notes)
+
+    def _generate_contexts(self, lm: LanguageModel) -> Contexts:
+        return generate_contexts(lm, self.context_style, count=self.num_prefixes, seed=self.seed)
 
     def _locate(self, lm: LanguageModel) -> tuple[tuple[Site, ...], tuple[str, ...]]:
         layers, notices = self.configured_layers(), ()
@@ -410,39 +430,6 @@ def written_fractions(
     norms = wanted.square().sum(dim=0)
     share = (written * wanted).sum(dim=0) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
     return torch.where(norms > 0, share, torch.ones_like(share)).tolist()
-
-
-def residuals_at_output(
-    lm: LanguageModel,
-    site: Site,
-    clean: Sequence[tuple[int, ...]],
-    residuals: Float[Tensor, "n d_model"],
-) -> Float[Tensor, "n d_model"]:
-    """Express wanted changes of the residual stream at the down projection's output; float64.
-
-    They are the same unless there is a norm between the two (Gemma 2 and 3, OLMo 2). There the
-    norm multiplies each coordinate by `gain / rms`, read off as `write / value` at the same token;
-    the wanted change is divided by it, with coordinates damped that the norm hardly lets through.
-    """
-    gain = norm_gain(lm, site, clean)
-    if gain is None:
-        return residuals
-    floor = _PULL_BACK * gain.square().mean(dim=1, keepdim=True)
-    return residuals * gain / (gain.square() + floor)
-
-
-def norm_gain(
-    lm: LanguageModel, site: Site, clean: Sequence[tuple[int, ...]]
-) -> Float[Tensor, "n d_model"] | None:
-    """Return `write / value` at the subject's last token by coordinate; None without a norm.
-
-    The norm is one between the down projection and the residual stream; float64.
-    """
-    captured = capture_last(lm, clean, [value(site), write(site)])
-    before, after = captured[value(site)].double(), captured[write(site)].double()
-    if torch.equal(before, after):
-        return None
-    return after / torch.where(before == 0, torch.ones_like(before), before)
 
 
 def _read_texts(state: State, name: str) -> tuple[str, ...]:

@@ -15,10 +15,11 @@ from corrigenda.errors import EmptyTarget
 from corrigenda.facts import Fact, Span
 from corrigenda.lm.kv_cache import pad_id
 from corrigenda.lm.model import LanguageModel
-from corrigenda.lm.sites import Point, Tokens
+from corrigenda.lm.sites import Point, Site, Tokens, value, write
 from corrigenda.lm.spans import Encoded, encode, encode_fact, encode_turn
 
 _CAPTURE_TOKENS = 4096
+_PULL_BACK = 1e-3
 
 
 def encode_in_contexts(lm: LanguageModel, fact: Fact, contexts: Contexts) -> list[Encoded]:
@@ -150,6 +151,39 @@ def capture_last(
             parts[point].append(values.float())
         begin = end
     return {point: torch.cat(values)[order].clone() for point, values in parts.items()}
+
+
+def residuals_at_output(
+    lm: LanguageModel,
+    site: Site,
+    clean: Sequence[tuple[int, ...]],
+    residuals: Float[Tensor, "n d_model"],
+) -> Float[Tensor, "n d_model"]:
+    """Express wanted changes of the residual stream at the down projection's output; float64.
+
+    They are the same unless there is a norm between the two (Gemma 2 and 3, OLMo 2). There the
+    norm multiplies each coordinate by `gain / rms`, read off as `write / value` at the same token;
+    the wanted change is divided by it, with coordinates damped that the norm hardly lets through.
+    """
+    gain = norm_gain(lm, site, clean)
+    if gain is None:
+        return residuals
+    floor = _PULL_BACK * gain.square().mean(dim=1, keepdim=True)
+    return residuals * gain / (gain.square() + floor)
+
+
+def norm_gain(
+    lm: LanguageModel, site: Site, clean: Sequence[tuple[int, ...]]
+) -> Float[Tensor, "n d_model"] | None:
+    """Return `write / value` at the subject's last token by coordinate; None without a norm.
+
+    The norm is one between the down projection and the residual stream; float64.
+    """
+    captured = capture_last(lm, clean, [value(site), write(site)])
+    before, after = captured[value(site)].double(), captured[write(site)].double()
+    if torch.equal(before, after):
+        return None
+    return after / torch.where(before == 0, torch.ones_like(before), before)
 
 
 def _subject_end(encoded: Encoded) -> int:

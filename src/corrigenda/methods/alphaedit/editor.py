@@ -94,7 +94,7 @@ class AlphaEdit(MultiLayerEditor):
         return room.free is None or self._decomposition_bytes(lm) <= room.free
 
     def _decomposition_bytes(self, lm: LanguageModel) -> int:
-        widths = [lm.weight(site).shape[1] for site in self.likely_sites(lm)]
+        widths = [lm.shape(site)[1] for site in self.likely_sites(lm)]
         return _DECOMPOSITION * 8 * max(widths) ** 2
 
     def with_projectors(
@@ -178,6 +178,12 @@ class AlphaEdit(MultiLayerEditor):
         """Return the coordinates of keys in the free directions."""
         free = self.projector(state, site)
         return free.coordinates(keys.to(free.basis))
+
+    def lift(
+        self, state: State, site: Site, coordinates: Float[Tensor, "size n"]
+    ) -> Float[Tensor, "d_in n"]:
+        """Return the vectors of the free directions that have these coordinates."""
+        return self.projector(state, site).lift(coordinates)
 
     def solve(
         self,

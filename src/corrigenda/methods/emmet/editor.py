@@ -60,7 +60,7 @@ class Emmet(SpreadEditor):
             DependentKeys (CG202): names both numbers.
         """
         (site,) = plan.sites
-        d_in = lm.weight(site).shape[1]
+        d_in = lm.shape(site)[1]
         if self.gamma == 0.0 and len(facts) > d_in:
             raise DependentKeys(
                 f"{len(facts)} facts cannot all be constraints on keys of {d_in} coordinates.",
@@ -102,5 +102,5 @@ class Emmet(SpreadEditor):
         if not facts or self.gamma > 0:
             return {}
         (layer,) = self.solve_layers(lm, facts, state or State())
-        values = multiply(layer.keys, lm.weight(layer.site).T).T + layer.share.T
+        values = multiply(layer.keys, lm.values(layer.site).T).T + layer.share.T
         return {layer.site: Constraint(layer.keys.T, values)}

@@ -77,7 +77,7 @@ class FineTuneEditor(Editor):
         (site,) = self.sites(lm)
         epochs, tokens = self.epochs * num_facts, USUAL_TOKENS * num_facts
         one = pass_flops(lm, USUAL_TOKENS, site.layer + 1) + head_flops(lm, USUAL_READS)
-        step = 4.0 * USUAL_TOKENS * lm.weight(site).numel()
+        step = 4.0 * USUAL_TOKENS * math.prod(lm.shape(site))
         passes = pass_flops(lm, tokens) + epochs * (2 * one + step)
         return (StageWork("training", passes),)
 

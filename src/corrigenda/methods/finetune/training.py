@@ -145,10 +145,10 @@ def fine_tune(
         masked objective as in KnowEdit (Zhang et al. 2024). The authors' codes train the weights
         themselves and take the difference; here the change is the variable.
     """
-    weight = lm.weight(site)
-    shape = (weight.shape[0], weight.shape[1] + training.bias)
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    delta = torch.zeros(shape, dtype=dtype, device=weight.device, requires_grad=True)
+    d_out, d_in = lm.shape(site)
+    shape = (d_out, d_in + training.bias)
+    dtype = torch.promote_types(lm.dtype, torch.float32)
+    delta = torch.zeros(shape, dtype=dtype, device=lm.device_at(site), requires_grad=True)
     optimiser = torch.optim.Adam([delta], lr=training.learning_rate)
     origin = _initial_parameters(lm, site, delta) if training.weight_decay else None
     inputs = _ConstantsCache(lm, site, examples)
@@ -202,7 +202,7 @@ def _initial_parameters(
     lm: LanguageModel, site: Site, delta: Float[Tensor, "d_out width"]
 ) -> Float[Tensor, "d_out width"]:
     """The tuned parameters before training, in the layout of the change."""
-    weight, bias = lm.weight(site).to(delta.dtype), lm.bias(site)
+    weight, bias = lm.values(site).to(delta.dtype), lm.bias(site)
     if delta.shape == weight.shape:
         return weight
     assert bias is not None, "a bias that is trained exists"
@@ -252,18 +252,18 @@ class _FactConstants:
 
 def training_memory(lm: LanguageModel, site: Site, num_facts: int, batch_size: int) -> int:
     """Estimate the bytes that training one weight takes, for facts of usual length."""
-    weight = lm.weight(site)
     stored = num_facts * USUAL_TOKENS * _stored_numbers(lm, site) * lm.dtype.itemsize
     above = lm.num_layers - site.layer - 1
     batch = min(num_facts, batch_size)
     tokens = min(batch * USUAL_TOKENS, graph_tokens(lm, above, _STEP_TOKENS))
     graph = graph_bytes(lm, above, tokens) + head_bytes(lm, batch * USUAL_READS)
-    return _TRAINED_COPIES * FLOAT * weight.numel() + min(stored, memory_budget(lm)) + graph
+    trained = _TRAINED_COPIES * FLOAT * math.prod(lm.shape(site))
+    return trained + min(stored, memory_budget(lm)) + graph
 
 
 def _stored_numbers(lm: LanguageModel, site: Site) -> int:
     """Count the numbers stored for each token: the weight's input, and that of later blocks."""
-    return lm.weight(site).shape[1] + 3 * lm.d_model
+    return lm.shape(site)[1] + 3 * lm.d_model
 
 
 class _ConstantsCache:

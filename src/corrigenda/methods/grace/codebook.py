@@ -61,6 +61,17 @@ class CodebookRecords(NamedTuple):
         full = [part for part in parts if part]
         return cls(*(torch.cat([part[name] for part in full]) for name in cls._fields))
 
+    def of_facts(self, facts: Sequence[int]) -> CodebookRecords | None:
+        """Return the records of some facts, numbered by their places; None where there are none."""
+        kept = torch.isin(self.facts, torch.tensor(facts, dtype=torch.long))
+        if not bool(kept.any()):
+            return None
+        rows = CodebookRecords(*(part[kept] for part in self._replace(targets=self.lengths)))
+        return rows._replace(
+            targets=self.targets[kept.repeat_interleave(self.lengths)],
+            facts=torch.tensor([facts.index(fact) for fact in rows.facts.tolist()]),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Codebook:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from types import MappingProxyType
@@ -41,7 +41,8 @@ from corrigenda.lm.footprint import (
     pass_flops,
 )
 from corrigenda.lm.hooks import TensorMap
-from corrigenda.lm.model import LanguageModel, gather
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.naming import gather
 from corrigenda.lm.sites import Point, Site, key, value
 from corrigenda.methods.grace.codebook import (
     ACT_NAMES,
@@ -96,8 +97,14 @@ class GracePatch(ModulePatch):
 
     def sizes_in(self, lm: LanguageModel) -> dict[str, int]:
         """Return the widths of its site in a model."""
-        d_out, d_in = lm.weight(self.site).shape
+        d_out, d_in = lm.shape(self.site)
         return {"d_in": d_in, "d_out": d_out}
+
+    def without_facts(self, gone: Collection[int]) -> GracePatch:
+        """Return the patch without some facts' entries, and what these did to other entries."""
+        facts = [index for index in range(len(self.header.facts)) if index not in gone]
+        kept = CodebookRecords(**self.stored).of_facts(facts) if self.stored else None
+        return GracePatch({} if kept is None else kept._asdict(), self.header.of_facts(facts))
 
     @property
     def site(self) -> Site:
@@ -137,7 +144,7 @@ class _ActiveCodebook(SharedMemory[GracePatch]):
     def _nearest(self) -> NearestSearch:
         assert self.book is not None, "some patch has an entry"
         with torch.inference_mode(False):
-            return NearestSearch(self.book.keys.to(self.lm.weight(self.site).device))
+            return NearestSearch(self.book.keys.to(self.lm.device_at(self.site)))
 
     def forget(self) -> None:
         for name in ("book", "_nearest"):
@@ -238,7 +245,7 @@ class Grace(Editor):
         above = lm.num_layers - site.layer
         rows = min(num_facts, max(1, step_tokens(lm) // USUAL_TOKENS))
         tokens = rows * (USUAL_READS if self.replace == "last" else USUAL_TOKENS)
-        d_out, d_in = lm.weight(site).shape
+        d_out, d_in = lm.shape(site)
         stored = num_facts * FLOAT * (d_in + 4 * d_out)
         constants = cache_bytes(lm, rows * USUAL_TOKENS, above)
         graph = graph_bytes(lm, above, tokens) + head_bytes(lm, rows * USUAL_READS)
@@ -247,7 +254,7 @@ class Grace(Editor):
 
     def patch_bytes(self, lm: LanguageModel, num_facts: int) -> int:
         """Estimate the bytes of the entries: a key and a value for each fact."""
-        return num_facts * FLOAT * sum(lm.weight(self.site(lm)).shape)
+        return num_facts * FLOAT * sum(lm.shape(self.site(lm)))
 
     def editing_work(self, lm: LanguageModel, num_facts: int) -> tuple[StageWork, ...]:
         """Estimate the operations of all steps: two passes of the later blocks each."""
@@ -343,7 +350,7 @@ class Grace(Editor):
         prompts = [row.ids[: row.reads[0] + 1] for row in rows]
         if self.start == "warm":
             return keys_at(lm, prompts, value(site))
-        width = lm.weight(site).shape[0]
+        width = lm.shape(site)[0]
         drawn = []
         for row in rows:
             content = f"{self.seed}/{row.ids}/{row.labels}".encode()

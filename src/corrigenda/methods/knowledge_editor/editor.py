@@ -19,6 +19,14 @@ from corrigenda.engines.hypernetwork import Changes, HypernetworkEditor, Trainin
 from corrigenda.engines.weight_shift import OwnAnswers, draw_paraphrase, is_argmax, smaller_form
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
+from corrigenda.lm.footprint import (
+    FLOAT,
+    USUAL_READS,
+    USUAL_TOKENS,
+    graph_bytes,
+    head_bytes,
+    vocabulary_of,
+)
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.sites import Site
 from corrigenda.methods.knowledge_editor.network import Conditioner, Gate
@@ -137,6 +145,22 @@ class KnowledgeEditor(HypernetworkEditor):
         optimiser.register_step_post_hook(lambda *_: network.clamp_multiplier())
         schedule = self.make_schedule(size, None)
         return TrainingPlan(optimiser, len(parts.training), step, validate, schedule)
+
+    def working_memory(self, lm: LanguageModel, num_facts: int) -> int:
+        """Return the bytes of the network and of one graph; changes are factors, which are small.
+
+        The word vectors, a copy of the model's own, are most of the network.
+        """
+        sites = self.sites(lm)
+        outputs = sum(2 * sum(lm.shape(site)) + 1 for site in sites)
+        reader = 8 * self.hidden * (lm.d_model + self.hidden)
+        heads = self.head * (len(sites) * self.condition + outputs)
+        words = vocabulary_of(lm) * lm.d_model
+        numbers = words + reader + 2 * self.hidden * self.condition + heads
+        rows = min(num_facts, self.micro_batch)
+        blocks = lm.num_layers - min(site.layer for site in sites)
+        graph = graph_bytes(lm, blocks, rows * USUAL_TOKENS) + head_bytes(lm, rows * USUAL_READS)
+        return FLOAT * numbers + graph
 
     def warm_up_share(self, step: int) -> float:
         """Return the share of the learning rates at a step: up in the warm-up, then down to 0."""

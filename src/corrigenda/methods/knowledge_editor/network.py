@@ -40,20 +40,13 @@ class Gate:
     col_b: Float[Tensor, "edits d_in"]
     scale: Float[Tensor, " edits"]
 
-    def shifts(self, gradients: Float[Tensor, "edits d_out d_in"]) -> Tensor:
-        """Compute scale (G * A + B), entry by entry, a matrix an edit.
-
-        Reference: KnowledgeEditor (De Cao et al. 2021), section 4.1.
-        """
-        gated = gradients * self.row_a[:, :, None] * self.col_a[:, None, :]
-        added = self.row_b[:, :, None] * self.col_b[:, None, :]
-        return self.scale[:, None, None] * (gated + added)
-
     def factors(self, edit: int, samples: Samples) -> LowRank:
-        """Compute the same for one edit as factors, from the tokens that make up its gradient.
+        """Compute scale (G * A + B), entry by entry, from the tokens that make up the gradient G.
 
         With G = sum_t v_t u_t^T, G * A = sum_t (row_a v_t) (col_a u_t)^T: the rank is at most the
-        number of tokens, and one for B.
+        number of tokens, and one for B. No matrix of the size of the weight is formed.
+
+        Reference: KnowledgeEditor (De Cao et al. 2021), section 4.1.
         """
         row, col = self.row_a[edit], self.col_a[edit]
         left = torch.cat([samples.gradients.to(row) * row, self.row_b[edit][None]])
@@ -86,7 +79,7 @@ class Conditioner(nn.Module):
         """Draw first values; word vectors are a copy of the model's own, in float32."""
         super().__init__()
         self.max_scale = max_scale
-        self.shapes = {site: (lm.weight(site).shape[0], lm.weight(site).shape[1]) for site in sites}
+        self.shapes = {site: lm.shape(site) for site in sites}
         words = lm.model.get_input_embeddings().weight
         assert isinstance(words, Tensor)
         with torch.random.fork_rng(devices=[]):

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from corrigenda.engines.gradients import LabelledRow, Samples, gradient_samples, labelled_rows
 from corrigenda.engines.weight_shift import (
+    FactorShifts,
     OwnAnswers,
     divergences,
     gradients,
@@ -23,7 +23,7 @@ from corrigenda.engines.weight_shift import (
     label_losses,
     log_probabilities,
     shift_dtype,
-    shift_weights,
+    shift_each,
 )
 from corrigenda.facts import Fact
 from corrigenda.lm.model import LanguageModel
@@ -107,17 +107,15 @@ class KnowledgeEditorTrainer:
         self.lm, self.network, self.answers = lm, network, OwnAnswers(lm)
         self.smoothing, self.constraint, self.micro_batch = smoothing, constraint, micro_batch
 
-    def shifts(
-        self, examples: Sequence[ConstrainedExample]
-    ) -> dict[Site, Float[Tensor, "edits out in"]]:
+    def shifts(self, examples: Sequence[ConstrainedExample]) -> dict[Site, FactorShifts]:
         """Compute the change of each weight for each edit; gradients flow to the network."""
         facts = [one.fact for one in examples]
         gates = self.network(condition_ids(self.lm, condition_texts(facts, self.answers)))
         samples = capture(self.lm, labelled_rows(self.lm, facts), tuple(gates))
         found = {}
         for site, gate in gates.items():
-            matrices = [one[site].gradients.T @ one[site].keys for one in samples]
-            found[site] = gate.shifts(torch.stack(matrices).to(gate.scale))
+            own = [gate.factors(edit, one[site]) for edit, one in enumerate(samples)]
+            found[site] = FactorShifts.stack(own)
         return found
 
     def learn(self, examples: Sequence[ConstrainedExample]) -> float:
@@ -125,7 +123,7 @@ class KnowledgeEditorTrainer:
         network = self.network
         made = self.shifts(examples)
         leaves = {
-            site: one.detach().to(self.lm.device, shift_dtype(self.lm)).requires_grad_()
+            site: FactorShifts(*(side.requires_grad_() for side in self._detach(one)))
             for site, one in made.items()
         }
         edit_loss, total = self._accumulate(
@@ -135,34 +133,40 @@ class KnowledgeEditorTrainer:
         objective = network.multiplier.new_zeros(())
         if self.constraint == "divergence":
             spread, drift = self._accumulate(self.divergences(examples, leaves), leaves)
-            total = {site: one + price * drift[site] for site, one in total.items()}
+            total = {name: one + price * drift[name] for name, one in total.items()}
         else:
-            norm = torch.stack([one.norm(dim=(1, 2)).mean() for one in made.values()]).mean()
+            norm = torch.stack([one.norms().mean() for one in made.values()]).mean()
             spread, objective = float(norm.detach()), price * norm
-        for site, one in made.items():
-            objective = objective + (total[site].to(one) * one).sum()
+        for name, one in _sides(made).items():
+            objective = objective + (total[name].to(one) * one).sum()
         objective.backward()
         ascent = torch.full_like(network.multiplier, network.allowed - spread)
         before = network.multiplier.grad
         network.multiplier.grad = ascent if before is None else before + ascent
         return edit_loss
 
+    def _detach(self, one: FactorShifts) -> FactorShifts:
+        return FactorShifts(
+            *(side.detach().to(self.lm.device, shift_dtype(self.lm)) for side in one)
+        )
+
     def _accumulate(
-        self, losses: Iterator[Tensor], leaves: Mapping[Site, Tensor]
-    ) -> tuple[float, dict[Site, Tensor]]:
-        """Sum losses and their gradients; one graph at a time."""
+        self, losses: Iterator[Tensor], shifts: Mapping[Site, FactorShifts]
+    ) -> tuple[float, dict[tuple[Site, int], Tensor]]:
+        """Sum losses and their gradients by site and side; one graph at a time."""
         value = 0.0
-        total = {site: torch.zeros_like(one) for site, one in leaves.items()}
+        leaves = _sides(shifts)
+        total = {name: torch.zeros_like(one) for name, one in leaves.items()}
         for loss in losses:
             value += float(loss.detach())
-            for site, gradient in gradients(self.lm, loss, leaves).items():
-                total[site] += gradient
+            for name, gradient in gradients(self.lm, loss, leaves).items():
+                total[name] += gradient
         return value, total
 
     def edit_losses(
         self,
         examples: Sequence[ConstrainedExample],
-        shifts: Mapping[Site, Tensor],
+        shifts: Mapping[Site, FactorShifts],
         smoothing: float,
     ) -> Iterator[Tensor]:
         """Yield parts of the mean loss of the edits, over the labels of both wordings of each."""
@@ -173,19 +177,19 @@ class KnowledgeEditorTrainer:
         weighted = _weight_rows([[pair[edit] for pair in rows] for edit in range(len(examples))])
         for batch in self._batches(weighted):
             rows_now, edits, weights = _transpose(batch, self.lm.device)
-            with shift_weights(self.lm, shifts, edits):
+            with shift_each(self.lm, shifts, edits):
                 losses = label_losses(self.lm, rows_now, smoothing=smoothing)
             yield (losses * weights.to(losses)).sum()
 
     def divergences(
-        self, examples: Sequence[ConstrainedExample], shifts: Mapping[Site, Tensor]
+        self, examples: Sequence[ConstrainedExample], shifts: Mapping[Site, FactorShifts]
     ) -> Iterator[Tensor]:
         """Yield parts of the mean divergence from the model's own answers at unrelated prompts."""
         for batch in self._batches(self._unrelated_rows(examples)):
             rows, edits, weights = _transpose(batch, self.lm.device)
             with torch.no_grad():
                 before = log_probabilities(self.lm, rows)
-            with shift_weights(self.lm, shifts, edits):
+            with shift_each(self.lm, shifts, edits):
                 found = divergences(self.lm, rows, before)
             yield (found * weights.to(found)).sum()
 
@@ -202,10 +206,7 @@ class KnowledgeEditorTrainer:
         drift = edit_loss = 0.0
         for begin in range(0, len(examples), size):
             part = examples[begin : begin + size]
-            shifts = {
-                site: one.to(self.lm.device, shift_dtype(self.lm))
-                for site, one in self.shifts(part).items()
-            }
+            shifts = {site: self._detach(one) for site, one in self.shifts(part).items()}
             share = len(part) / len(examples)
             edit_loss += share * sum(float(one) for one in self.edit_losses(part, shifts, 0.0))
             drift += share * sum(float(one) for one in self.divergences(part, shifts))
@@ -232,12 +233,12 @@ class KnowledgeEditorTrainer:
         return [WeightedRow(row, row.fact, 1.0) for row in labelled_rows(self.lm, facts)]
 
     def _check_argmax(
-        self, weighted: Sequence[WeightedRow], shifts: Mapping[Site, Tensor]
+        self, weighted: Sequence[WeightedRow], shifts: Mapping[Site, FactorShifts]
     ) -> list[bool]:
         found: list[bool] = []
         for batch in self._batches(weighted):
             rows, edits, _ = _transpose(batch, self.lm.device)
-            with shift_weights(self.lm, shifts, edits):
+            with shift_each(self.lm, shifts, edits):
                 found += is_argmax(self.lm, rows)
         return found
 
@@ -245,6 +246,11 @@ class KnowledgeEditorTrainer:
         ordered = sorted(weighted, key=lambda one: len(one.row.ids))
         size = self.micro_batch
         return [ordered[begin : begin + size] for begin in range(0, len(ordered), size)]
+
+
+def _sides(shifts: Mapping[Site, FactorShifts]) -> dict[tuple[Site, int], Tensor]:
+    """Return both factors of each shift by site and number."""
+    return {(site, side): one[side] for site, one in shifts.items() for side in (0, 1)}
 
 
 def _weight_rows(groups: Sequence[Sequence[LabelledRow]]) -> list[WeightedRow]:

@@ -217,7 +217,7 @@ class KnowledgeNeurons(Editor):
         written = self._added_direction(lm, found.labels, target)
         for layer in dict.fromkeys(neuron.layer for neuron in found.neurons):
             units = [neuron.unit for neuron in found.neurons if neuron.layer == layer]
-            weight = lm.weight(Site(layer))
+            weight = lm.values(Site(layer))
             columns = weight[:, units].double()
             reads = torch.zeros(weight.shape[1], len(units), dtype=torch.float64).to(weight.device)
             reads[units, range(len(units))] = 1.0

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from corrigenda.engines.gradients import LabelledRow, backward_scaled, predict
-from corrigenda.errors import MissingExtra, MissingState, NonFinite, UnknownFamily
+from corrigenda.errors import (
+    CorrigendaError,
+    MissingExtra,
+    MissingState,
+    NonFinite,
+    QuantisedWeights,
+    UnknownFamily,
+)
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.kv_cache import batches
 from corrigenda.lm.model import LanguageModel
@@ -260,6 +267,7 @@ def inject(
 
     Raises:
         UnknownFamily (CG302): it holds adapters of `peft` already.
+        QuantisedWeights (CG304): `peft` has no adapter for modules that store weights so.
     """
     model = lm.model
     _require_no_adapters(lm)
@@ -268,7 +276,7 @@ def inject(
     attributes = set(vars(model))
     try:
         with torch.random.fork_rng([lm.device] if lm.device.type == "cuda" else []):
-            tuner = kind.attach(model, paths, num_steps)
+            tuner = _attach(lm, kind, modules, num_steps)
         yield tuner, {path: model.get_submodule(path) for path in paths}
     finally:
         for path, module in modules.items():
@@ -278,6 +286,24 @@ def inject(
             parameter.requires_grad_(flag)
         for name in set(vars(model)) - attributes:
             delattr(model, name)
+
+
+def _attach(
+    lm: LanguageModel, kind: AdapterKind, modules: Mapping[str, nn.Module], num_steps: int
+) -> nn.Module:
+    try:
+        return kind.attach(lm.model, list(modules), num_steps)
+    except CorrigendaError:
+        raise
+    except (ValueError, AttributeError, TypeError) as error:
+        if not lm.is_quantised:
+            raise
+        names = sorted({type(one).__name__ for one in modules.values()})
+        raise QuantisedWeights(
+            f"peft has no adapter for modules of type {', '.join(names)}.",
+            where=f"{lm.name}: {error}",
+            hint="Load the model unquantised or quantised otherwise, or choose another method.",
+        ) from error
 
 
 class _Dropout(nn.Module):

@@ -109,7 +109,7 @@ class Proposers(nn.Module):
         """Draw networks for the weights of a model; the same ones for the same seed."""
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        shapes = {site: (lm.weight(site).shape[0], lm.weight(site).shape[1]) for site in sites}
+        shapes = {site: lm.shape(site) for site in sites}
         self._members: dict[Site, tuple[str, int]] = {}
         self.groups = nn.ModuleDict()
         for shape in dict.fromkeys(shapes.values()):

@@ -237,7 +237,7 @@ class Melo(Editor):
             generator = torch.Generator().manual_seed(seed)
             first: dict[Site, LowRankBlock] = {}
             for site in targets:
-                d_out, d_in = lm.weight(site).shape
+                d_out, d_in = lm.shape(site)
                 first[site] = new_block(d_in, d_out, self.rank, generator)
             part = names[begin : begin + self.batch_size]
             trained.append(train_block(lm, first, own, training, names=part, suspended=idle))

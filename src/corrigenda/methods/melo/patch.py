@@ -18,7 +18,8 @@ from torch import Tensor
 from corrigenda.engines.shared_memory import SharedMemory, join
 from corrigenda.linalg.lowrank import LowRank
 from corrigenda.lm.hooks import TensorMap, additions, scatter_rows
-from corrigenda.lm.model import LanguageModel, gather
+from corrigenda.lm.model import LanguageModel
+from corrigenda.lm.naming import gather
 from corrigenda.lm.sites import Point, Site, value
 from corrigenda.methods.melo.clusters import ClusterDatabase, ClusterIndex, ClusterRecords
 from corrigenda.patch import ModulePatch, WeightPatch
@@ -146,7 +147,7 @@ class BlockRouter(SharedMemory[MeloPatch]):
     @cached_property
     def _index(self) -> ClusterIndex:
         assert self.records is not None, "some patch has a block"
-        device = self.lm.weight(self.layers.index).device
+        device = self.lm.device_at(self.layers.index)
         with torch.inference_mode(False):
             return ClusterIndex(self.database, self.records.blocks, device)
 

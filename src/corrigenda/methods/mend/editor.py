@@ -96,7 +96,7 @@ class Mend(HypernetworkEditor):
             layers = dict.fromkeys(parts, layers)
         sites = resolve_sites(lm, layers, where=f"method {self.name}")
         for site in sites:
-            lm.weight(site)
+            lm.shape(site)
         places = {part: place for place, part in enumerate(layers)}
         return tuple(sorted(sites, key=lambda site: (site.layer, places[site.part])))
 

@@ -191,7 +191,7 @@ class Networks(nn.Module):
         """Draw networks for weights of a model; the same ones for the same seed."""
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        shapes = {site: (lm.weight(site).shape[0], lm.weight(site).shape[1]) for site in sites}
+        shapes = {site: lm.shape(site) for site in sites}
         self._members: dict[str, list[Site]] = {}
         for site, (d_out, d_in) in shapes.items():
             name = f"{d_out}x{d_in}" if shared else _module_name(site)

@@ -18,6 +18,7 @@ from corrigenda.engines.locate.records import SearchTrace
 from corrigenda.errors import NotEnoughFacts
 from corrigenda.facts import Fact
 from corrigenda.linalg.lowrank import LowRank
+from corrigenda.linalg.norms import frobenius_norm
 from corrigenda.linalg.solve import key_agreement, rank_one
 from corrigenda.lm.model import LanguageModel
 from corrigenda.lm.placement import multiply
@@ -121,8 +122,7 @@ class Rome(LocateThenEdit):
         changes: dict[Site, Change] = {site: written.change}
         size = 0.0
         if self.largest_change is not None:
-            whole = torch.linalg.vector_norm(lm.weight(site), dtype=torch.float64)
-            size = norm(written.change) / float(whole)
+            size = norm(written.change) / frobenius_norm(lm.values(site))
         if self.largest_change is not None and size > self.largest_change:
             changes = {}
             notes["status"] = ["refused"]
@@ -143,7 +143,7 @@ class Rome(LocateThenEdit):
         (site,) = plan.sites
         written = self._compute(lm, facts, plan, state)
         at = written.key_clean if self.variant in ("rome", "p-rome") else written.key_mean
-        output = multiply(at, lm.weight(site).T)
+        output = multiply(at, lm.values(site).T)
         if self.variant == "r-rome":
             values = written.wanted - _bias(lm, site)
         else:
@@ -169,7 +169,7 @@ class Rome(LocateThenEdit):
         factor = state.factor(site) if self.use_moment else None
         match self.variant:
             case "r-rome":
-                output = multiply(mean, lm.weight(site).T) + _bias(lm, site)
+                output = multiply(mean, lm.values(site).T) + _bias(lm, site)
                 change = rank_one(mean, wanted - output, factor)
             case "rome":
                 change = rank_one(mean, delta, factor, at=clean)

@@ -126,7 +126,7 @@ class TruthX(Editor):
 
     def num_parameters(self, lm: LanguageModel) -> int:
         """Return the parameters added: an auto-encoder by width, and two centres a module."""
-        widths = {lm.weight(Site(0, "attn.out")).shape[1], lm.d_model}
+        widths = {lm.shape(Site(0, "attn.out"))[1], lm.d_model}
         with torch.device("meta"):
             spaces = [AutoEncoder(width, self.hidden, self.code) for width in widths]
         coding = sum(one.numel() for space in spaces for one in space.parameters())
@@ -246,7 +246,7 @@ class TruthX(Editor):
         tensors = {f"centres/{module}": centres[module] for module in chosen}
         points = module_points(lm)
         widths = {
-            str(lm.d_model if points[one].role == "write" else lm.weight(points[one].site).shape[1])
+            str(lm.d_model if points[one].role == "write" else lm.shape(points[one].site)[1])
             for one in chosen
         }
         for name, tensor in state.tensors.items():

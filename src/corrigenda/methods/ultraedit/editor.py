@@ -8,11 +8,12 @@ from itertools import islice
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
 from corrigenda.editor import Edit, Editor, Requires, Supports
+from corrigenda.engines.closed_form import KeyRecords, RecordedBatch
 from corrigenda.engines.gradients import (
     LabelledRow,
     Samples,
@@ -57,12 +58,14 @@ class EditingTurn(NamedTuple):
         statistics: By shape of the weight, over all samples of this and earlier batches.
         losses: Mean loss of each fact's answer.
         rows: The facts as token rows.
+        owners: The fact that each sample belongs to.
     """
 
     samples: dict[Site, Samples]
     statistics: dict[str, RunningStatistics]
     losses: list[float]
     rows: list[LabelledRow]
+    owners: Int[Tensor, " samples"]
 
 
 class UltraEdit(Editor):
@@ -151,6 +154,29 @@ class UltraEdit(Editor):
             WeightPatch(changes, header), self._update_state(state, turn.statistics, header)
         )
 
+    @property
+    def joins_batches(self) -> bool:
+        """Whether all batches of a sequence are one system: each is solved by itself."""
+        return False
+
+    def record(self, lm: LanguageModel, facts: Sequence[Fact], state: State) -> RecordedBatch:
+        """Find keys and wanted output changes at all answer tokens, with the errors of `edit`.
+
+        The changes are normalised by the statistics so far, and are not normalised again when a
+        fact is taken out.
+        """
+        state.require_base(lm)
+        turn = self.observe(lm, labelled_rows(lm, facts), self.statistics(state))
+        records, changes = {}, {}
+        for site, samples in turn.samples.items():
+            values = self.values(samples, turn.statistics[_shape_name(samples)])
+            records[site] = KeyRecords(samples.keys.double(), values.double(), turn.owners)
+            changes[site] = self.solve(samples.keys.T, values.T, state, site)
+        notes = self._notes(lm, facts, turn, changes)
+        after = self._update_state(state, turn.statistics, self._header(lm, facts, {}))
+        statuses, notices = (tuple(notes[name]) for name in ("status", "notices"))  # type: ignore[arg-type]  # lists of sentences
+        return RecordedBatch(records, after, statuses, notices)
+
     def observe(
         self, lm: LanguageModel, rows: Sequence[LabelledRow], earlier: Statistics
     ) -> EditingTurn:
@@ -158,10 +184,12 @@ class UltraEdit(Editor):
         statistics = dict(earlier)
         found: dict[Site, list[Samples]] = {site: [] for site in self.sites(lm)}
         losses: dict[int, float] = {}
+        owners: list[int] = []
         reduction = "mean" if self.parity else "sum"
         for batch in by_length(rows, self.micro_batch):
             seen = gradient_samples(lm, batch, list(found), reduction=reduction)
             losses |= {row.fact: loss for row, loss in zip(batch, seen.losses, strict=True)}
+            owners += [row.fact for row in batch for _ in row.labels]
             for site, samples in seen.samples.items():
                 found[site].append(samples)
                 joint, shape = torch.cat(samples, dim=1), _shape_name(samples)
@@ -171,7 +199,8 @@ class UltraEdit(Editor):
             site: Samples(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
             for site, batches in found.items()
         }
-        return EditingTurn(together, statistics, [losses[row.fact] for row in rows], list(rows))
+        own = [losses[row.fact] for row in rows]
+        return EditingTurn(together, statistics, own, list(rows), torch.tensor(owners))
 
     def values(
         self, samples: Samples, statistics: RunningStatistics
@@ -185,7 +214,21 @@ class UltraEdit(Editor):
 
     def shift(self, samples: Samples, statistics: RunningStatistics) -> LowRank:
         """Solve V^T (H H^T + ridge I)^-1 H, with keys H as they are and output changes V."""
-        return ridge(samples.keys.T, self.values(samples, statistics).T, None, weight=self.ridge)
+        return self._solve(samples.keys.T, self.values(samples, statistics).T)
+
+    def solve(
+        self,
+        keys: Float[Tensor, "d_in n"],
+        residuals: Float[Tensor, "d_out n"],
+        state: State,
+        site: Site,
+    ) -> LowRank:
+        """Solve R K^T (K K^T + ridge I)^-1, which needs no state."""
+        del state, site
+        return self._solve(keys, residuals)
+
+    def _solve(self, keys: Float[Tensor, "d_in n"], values: Float[Tensor, "d_out n"]) -> LowRank:
+        return ridge(keys, values, None, weight=self.ridge)
 
     def statistics(self, state: State) -> dict[str, RunningStatistics]:
         """Return the statistics of earlier turns from a state, by shape of the weight."""

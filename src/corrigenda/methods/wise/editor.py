@@ -7,7 +7,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -141,7 +141,7 @@ class Wise(Editor):
 
     def patch_bytes(self, lm: LanguageModel, num_facts: int) -> int:
         """Estimate the bytes of the side memory: its sub-spaces, and a bit for each entry."""
-        numbers = lm.weight(self.sites(lm)[0]).numel()
+        numbers = math.prod(lm.shape(self.sites(lm)[0]))
         spaces = 1 + (min(num_facts, self.merge_frequency) - 1) // self.save_frequency
         touched = 1.0 - (1.0 - self.mask_ratio) ** spaces
         return int(numbers * (FLOAT * touched + 1 / 8))
@@ -151,7 +151,7 @@ class Wise(Editor):
         (site,) = self.sites(lm)
         tokens = num_facts * self._num_prefixes * USUAL_TOKENS
         one = pass_flops(lm, tokens, site.layer + 1) + head_flops(lm, tokens)
-        step = 4.0 * tokens * lm.weight(site).numel()
+        step = 4.0 * tokens * math.prod(lm.shape(site))
         return (StageWork("training", pass_flops(lm, tokens) + self.steps * (2 * one + step)),)
 
     @property
@@ -259,7 +259,7 @@ class _SideWriter:
         self.texts: list[list[int]] = json.loads(json.dumps(state.meta[f"{_PREFIX}irrelevant"]))
         written = str(state.meta[f"{_PREFIX}contexts"])
         self.contexts = editor.contexts or Contexts.from_json(written)
-        d_out, d_in = lm.weight(site).shape
+        d_out, d_in = lm.shape(site)
         dtype = torch.promote_types(lm.dtype, torch.float32)
         self.sequence = read_sequence(state, (d_out, d_in), dtype)
         self.trainings: list[TrainedSide] = []
@@ -283,9 +283,10 @@ class _SideWriter:
         )
         where = ", ".join(fact.label for fact in facts)
         trained = train(lm, one, side.current, mask, editor.training, act=self.act, where=where)
-        self.trainings.append(trained)
+        # Of each training the course is kept, and the change of the last one only.
+        self.trainings.append(replace(trained, delta=trained.delta.new_empty(0, 0)))
         counted = [score for score in trained.scores if score >= editor.irrelevant_margin]
-        side = side.add_edits(trained.delta.cpu(), counted, len(facts))
+        side = side.add_edits(trained.delta, counted, len(facts))
         memory = len(side.memories)
         if side.written >= editor.save_frequency:
             side = side.finish_shard()

@@ -45,7 +45,7 @@ class SideState:
     Attributes:
         memories: Finished ones: at most one where shards are merged into it, else several.
         shards: Changes of the sub-spaces that are full but not merged yet.
-        current: Change of the sub-space that is being written.
+        current: Change of the sub-space that is being written; where it was trained.
         score: Smallest score of the edits since the last merge; None where there is none.
         written: Edits in the current sub-space.
         num_masks: Sub-spaces drawn so far.
@@ -72,7 +72,7 @@ class SideState:
         return replace(
             self,
             current=torch.zeros_like(self.current),
-            shards=(*self.shards, self.current),
+            shards=(*self.shards, self.current.cpu()),
             written=0,
             num_masks=self.num_masks + 1,
         )
@@ -81,8 +81,7 @@ class SideState:
         """Return the edits since the last merge as one memory; None where no edit counts."""
         if self.score is None:
             return None
-        shards = self.shards if not self.written else (*self.shards, self.current)
-        return SideMemory(merge.merge_new(shards), self.score)
+        return SideMemory(merge.merge_new(self._all_shards()), self.score)
 
     def merge(self, merge: MergePolicy) -> SideState:
         """Return the state with all sub-spaces merged into memories."""
@@ -102,11 +101,17 @@ class SideState:
             return self.memories
         if merge.keep_apart or not self.memories:
             return (*self.memories, pending)
-        shards = self.shards if not self.written else (*self.shards, self.current)
         (present,) = self.memories
         return (
-            SideMemory(merge.merge_into(present.delta, shards), min(present.score, pending.score)),
+            SideMemory(
+                merge.merge_into(present.delta, self._all_shards()),
+                min(present.score, pending.score),
+            ),
         )
+
+    def _all_shards(self) -> tuple[Float[Tensor, "d_out d_in"], ...]:
+        """Return the changes since the last merge, on the CPU."""
+        return (*self.shards, *([self.current.cpu()] if self.written else []))
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,7 @@ def train(
 
     Reference: Wang et al. 2024, equations 3, 5 and 6; algorithm 1.
     """
-    delta = start.to(one.inputs.keys).clone().requires_grad_()
+    delta = start.to(one.inputs.keys, copy=True).requires_grad_()
     mask = mask.to(delta.device)
     trained = TrainedSide(delta)
     with torch.enable_grad():
@@ -250,7 +250,8 @@ def train(
                 break
             (gradient,) = torch.autograd.grad(loss, [delta])
             with torch.no_grad():
-                delta -= training.learning_rate * gradient * mask
+                # In place: each of these matrices is as large as the weight.
+                delta -= gradient.mul_(training.learning_rate).mul_(mask)
                 delta.clamp_(-training.bound, training.bound)
     return _score_facts(lm, one, trained, act)
 

@@ -37,8 +37,9 @@ from corrigenda.errors import MalformedRows, MissingExtra
 from corrigenda.metrics.error_types import first_line
 from corrigenda.metrics.estimate import mean
 from corrigenda.metrics.published_strings import published_normalise
+from corrigenda.metrics.selection import tag_of
 from corrigenda.metrics.strings import equals, normalise
-from corrigenda.metrics.tasks.scores import right_place, tag_of
+from corrigenda.metrics.tasks.scores import right_place
 from corrigenda.rows import Row
 
 _TRIMMED = 13

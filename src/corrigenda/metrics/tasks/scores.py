@@ -14,6 +14,7 @@ import numpy as np
 
 from corrigenda.errors import MalformedRows
 from corrigenda.metrics.estimate import Numbers
+from corrigenda.metrics.selection import tag_of
 from corrigenda.rows import Row
 
 FAMILY = "task"
@@ -62,12 +63,6 @@ def right_place(row: Row) -> int:
             hint='Give it the tag "answer=<place>".',
         )
     return int(place)
-
-
-def tag_of(row: Row, name: str) -> str | None:
-    """Return the value of a tag; None without it."""
-    found = (tag.partition("=") for tag in row.tags)
-    return next((value for own, _, value in found if own == name), None)
 
 
 def mean_over_tasks(values: Numbers, *, score: Score) -> Numbers:

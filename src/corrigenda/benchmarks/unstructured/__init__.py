@@ -1,0 +1,1 @@
+"""Data sets whose edits are texts: UnKE and AKEW."""
