@@ -53,10 +53,13 @@ def test_bars_hold_every_token_of_both_replies() -> None:
 
 
 def test_cells_of_a_heat_map_say_where_they_are() -> None:
-    heatmap = Heatmap("states", ("The", " France"), ((0.0, math.nan), (0.25, 0.5)), frozenset({1}))
+    heatmap = Heatmap(
+        "states", ("The", " France"), ((-0.001, math.nan), (0.25, 0.5)), frozenset({1})
+    )
     shown = drawing.draw_plot(Plot((heatmap,), "caption", "note"))
     assert 'title="France, block 1: indirect effect 0.500"' in shown
     assert "<td></td>" in shown
+    assert ">-0<" not in shown
     assert "--share:0.50" in shown
     assert "France*" in shown
     assert 'role="region" tabindex="0" aria-label="states' in shown

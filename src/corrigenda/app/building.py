@@ -112,7 +112,7 @@ def build_pages(workspace: Workspace, runs: Path) -> gr.Blocks:
     """Return the pages; telemetry of the framework is off."""
     with gr.Blocks(title="Corrigenda", analytics_enabled=False, fill_width=True) as pages:
         gr.Markdown(f"# Corrigenda: {workspace.lm.name}")
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Correct", id="correct"):
                 active = add_correct_page(workspace, _QUEUE)
             with gr.Tab("Where", id="where"):

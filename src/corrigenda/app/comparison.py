@@ -46,7 +46,7 @@ def try_method(lm: LanguageModel, fact: Fact, method: str) -> MethodTrial:
 
 def draw_trials(trials: Sequence[MethodTrial]) -> str:
     """Return figures and answers, a column for each method; an error is in its column."""
-    heads = ("", *(trial.method for trial in trials))
+    heads = ("measure", *(trial.method for trial in trials))
     figures = [
         (name, *(_format_cell(trial, figure) for trial in trials))
         for name, figure in _FIGURES.items()

@@ -175,7 +175,7 @@ def _draw_cell(value: float, top: float, place: str, unit: str) -> str:
         return "<td></td>"
     share = min(1.0, max(0.0, value / top))
     title = _escape(f"{place}: {unit} {value:.3f}")
-    return f'<td style="--share:{share:.2f}" title="{title}">{100 * value:.0f}</td>'
+    return f'<td style="--share:{share:.2f}" title="{title}">{round(100 * value)}</td>'
 
 
 def _draw_bar(probability: float | None) -> str:
