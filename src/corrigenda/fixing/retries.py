@@ -1,4 +1,4 @@
-"""Further attempts at facts that did not take: stronger, in another layer, in a store."""
+"""Further attempts at facts that did not take: stronger, elsewhere, otherwise, in a store."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 STORE = "grace"
 """Method that keeps the last facts beside the weights."""
 
+OTHERS = ("rome", "memit")
+"""Methods of which the first that is another one edits facts one by one, or several, again."""
+
 _STRONGER = {"clamp": 2.0, "steps": 1.5, "weight_decay": 0.2, "weight": 0.1}
 _WEAK = 0.5
 
@@ -29,7 +32,7 @@ class RetryAttempt(NamedTuple):
     """A retry, and whether it was kept.
 
     Attributes:
-        name: "stronger", "another layer" or "store".
+        name: "stronger", "another layer", "another method" or "store".
         method: Method that was used.
         facts: Places of the facts that it was made for.
         kept: Whether it made more facts true than it cost.
@@ -124,6 +127,8 @@ def _list_editors(lm: LanguageModel, editor: Editor) -> Iterator[tuple[str, Edit
     moved = move_layers(lm, editor)
     if moved is not None:
         yield "another layer", strengthen(moved)
+    other = next(name for name in OTHERS if name != editor.name)
+    yield "another method", build_editor(lm, other)
     if editor.name != STORE:
         yield "store", build_editor(lm, STORE)
 
