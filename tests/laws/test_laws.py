@@ -24,6 +24,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 QUICK = {"steps": 4, "contexts": {"prefixes": ["", "I think so. "], "groups": [0, 1]}}
 VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
     "ice": ({"embedder": "states"},),
+    "prompt": ({},),
     "rag": ({"embedder": "states"},),
     "serac": ({"embedder": "states", "cached_text": "prompt", "threshold": 0.999, "steps": 2},),
     "ike": ({"embedder": "states", "num_demonstrations": 2, "reserve": 8},),
