@@ -54,3 +54,19 @@ def test_nothing_stored_is_infinitely_far() -> None:
     assert len(NearestSearch(torch.empty(0, 4))) == 0
     assert found.distances.tolist() == [torch.inf, torch.inf]
     assert found.indices.tolist() == [-1, -1]
+
+
+def test_vectors_that_come_later_are_found_as_if_all_had_come_at_once() -> None:
+    draw = torch.Generator().manual_seed(0)
+    vectors = 5.0 + torch.randn(90, 8, generator=draw)
+    queries = torch.cat([vectors[::7], 5.0 + torch.randn(20, 8, generator=draw)])
+    for count in (1, 3, 40, 90):
+        whole = NearestSearch(vectors[:count]).search(queries)
+        grown = NearestSearch(vectors[:1])
+        for part in vectors[1:90].split(4):
+            grown.extend(part)
+            grown.search(queries[:1])
+        grown.truncate(count)
+        found = grown.search(queries)
+        assert torch.equal(found.indices, whole.indices)
+        assert torch.equal(found.distances, whole.distances)

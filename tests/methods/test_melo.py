@@ -33,7 +33,6 @@ from corrigenda.testing.tiny import tiny_model
 from tests.support.routing import FACTS, OTHERS, PROMPTS, generated, logits, uncached
 
 A, B = (1, 2), (3,)
-CPU = torch.device("cpu")
 
 
 @cache
@@ -69,7 +68,7 @@ class Grown:
 
     def route(self, *queries: list[float]) -> list[int]:
         blocks = torch.arange(len(self.acts))
-        index = ClusterIndex(self.database, blocks, CPU)
+        index = ClusterIndex(self.database, blocks)
         return index.find_blocks(torch.tensor(queries)).tolist()
 
 

@@ -66,6 +66,11 @@ class NearestSearch:
         self._lengths.append(squares)
         self._longest = max(self._longest, float(squares.max().sqrt()))
 
+    def truncate(self, count: int) -> None:
+        """Forget the vectors from some number on."""
+        for buffer in (self._stored, self._lengths):
+            buffer.remove(min(count, len(buffer)), len(buffer))
+
     def __len__(self) -> int:
         return len(self._stored)
 

@@ -18,8 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corrigenda.linalg.nearest import NearestSearch
-from corrigenda.linalg.row_buffer import RowBuffer
+from corrigenda.linalg.nearest import NearestSearch, NearestVectors
 
 OPENED, JOINED, IN_CONFLICT, REPLACED = 0, 1, 2, 3
 """Act of a record: it opened a cluster, joined one, opened one that shrinks another, or opened one
@@ -80,17 +79,18 @@ class ClusterDatabase:
     """Clusters computed from records.
 
     Attributes:
+        device: Where centres are searched.
         keys: Of the records.
         clusters: In the order in which they were opened; one that changes is replaced.
         forgotten: Records whose keys fell out of their cluster.
     """
 
+    device: torch.device | str = "cpu"
     keys: list[Float[Tensor, " d"]] = field(default_factory=list)
     clusters: list[Cluster] = field(default_factory=list)
     forgotten: list[int] = field(default_factory=list)
     _by_id: dict[int, int] = field(default_factory=dict)
-    _centres: RowBuffer = field(default_factory=RowBuffer)
-    _dead: set[int] = field(default_factory=set)
+    _search: CentreSearch | None = None
     _undo: list[Callable[[], object]] | None = None
 
     def extend(self, part: Mapping[str, Tensor]) -> None:
@@ -121,7 +121,8 @@ class ClusterDatabase:
                 (self.keys, self.clusters, self.forgotten), numbers, strict=True
             ):
                 del some[count:]
-            self._centres.remove(numbers[1], len(self._centres))
+            if self._search is not None:
+                self._search.truncate(numbers[1])
 
     def __len__(self) -> int:
         return len(self.clusters)
@@ -165,59 +166,115 @@ class ClusterDatabase:
 
     def nearest(self, key: Float[Tensor, " d"]) -> tuple[Cluster | None, float]:
         """Return the living cluster with the nearest centre, and its distance."""
-        if len(self._dead) == len(self.clusters):
-            return None, torch.inf
-        apart = (self._centres.rows - key.double()).norm(dim=1)
-        apart[list(self._dead)] = torch.inf
-        return self.clusters[int(apart.argmin())], float(apart.min())
+        found = self.search().search(key[None])
+        place = int(found.indices[0])
+        return None if place < 0 else self.clusters[place], float(found.distances[0])
+
+    def search(self) -> CentreSearch:
+        """Return the search among the centres of the living clusters, brought up to date."""
+        if self._search is None:
+            self._search = CentreSearch(self.device)
+        self._search.extend(self.clusters)
+        return self._search
 
     def _open(self, row: int, number: int, radius: float, label: tuple[int, ...]) -> None:
         self._on_undo(partial(_restore, self._by_id, number, self._by_id.get(number)))
         self._by_id[number] = len(self.clusters)
         self.clusters.append(Cluster(number, self.keys[row], radius, label, [row]))
-        self._centres.append(self.keys[row].double()[None])
 
     def _replace(self, place: int, cluster: Cluster) -> None:
         self._on_undo(partial(self._put, place, self.clusters[place]))
         self._put(place, cluster)
 
     def _put(self, place: int, cluster: Cluster) -> None:
-        self.clusters[place] = cluster
-        self._centres.rows[place] = cluster.centre.double()
-        (self._dead.add if cluster.radius < 0 else self._dead.discard)(place)
+        before, self.clusters[place] = self.clusters[place], cluster
+        is_dead = before.radius < 0, cluster.radius < 0
+        if before.centre is not cluster.centre or is_dead[0] != is_dead[1]:
+            self._search = None
 
     def _on_undo(self, undo: Callable[[], object]) -> None:
         if self._undo is not None:
             self._undo.append(undo)
 
 
+class CentreSearch:
+    """Search among the centres of living clusters.
+
+    Attributes:
+        num_clusters: How many clusters it knows, dead ones included.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        """Begin without clusters."""
+        self._device = device
+        self._places: list[int] = []
+        self._nearest: NearestSearch | None = None
+        self.num_clusters = 0
+
+    def extend(self, clusters: Sequence[Cluster]) -> None:
+        """Take in the clusters that were opened after those it knows."""
+        places = [
+            place
+            for place in range(self.num_clusters, len(clusters))
+            if clusters[place].radius >= 0
+        ]
+        self.num_clusters = len(clusters)
+        if not places:
+            return
+        # A pass may be the first to need it, and it outlives that.
+        with torch.inference_mode(False):
+            centres = torch.stack([clusters[place].centre.float() for place in places])
+            if self._nearest is None:
+                self._nearest = NearestSearch(centres.to(self._device))
+            else:
+                self._nearest.extend(centres.to(self._device))
+        self._places += places
+
+    def truncate(self, num_clusters: int) -> None:
+        """Forget the clusters from some number on."""
+        self.num_clusters = min(self.num_clusters, num_clusters)
+        while self._places and self._places[-1] >= num_clusters:
+            del self._places[-1]
+        if self._nearest is not None:
+            self._nearest.truncate(len(self._places))
+            if not self._places:
+                self._nearest = None
+
+    def search(self, queries: Float[Tensor, "queries d"]) -> NearestVectors:
+        """Find the nearest living cluster of each query; -1 where there is none."""
+        if self._nearest is None:
+            distances = torch.full((len(queries),), torch.inf, dtype=torch.float64)
+            return NearestVectors(distances, torch.full((len(queries),), -1))
+        found = self._nearest.search(queries)
+        places = [self._places[index] for index in found.indices.tolist()]
+        return NearestVectors(found.distances, torch.tensor(places, dtype=torch.long))
+
+
 class ClusterIndex:
     """Index that finds a query's block: the nearest centre, then that cluster's nearest key."""
 
-    def __init__(
-        self, database: ClusterDatabase, blocks: Sequence[int], device: torch.device
-    ) -> None:
-        """Prepare to search, on a device."""
-        self._clusters = [one for one in database.clusters if one.radius >= 0]
-        self._keys, self._blocks = database.keys, blocks
-        centres = [one.centre for one in self._clusters]
-        self._nearest = NearestSearch(torch.stack([one.float() for one in centres]).to(device))
+    def __init__(self, database: ClusterDatabase, blocks: Sequence[int]) -> None:
+        """Prepare to search."""
+        self._database, self._blocks = database, blocks
 
     def find_blocks(self, queries: Float[Tensor, "queries d"]) -> Int[Tensor, " queries"]:
         """Return the block that each query selects, -1 for none; on the CPU."""
-        found = self._nearest.search(queries)
+        found = self._database.search().search(queries)
         routes = []
         for query, distance, index in zip(
             queries.double().cpu(), found.distances.tolist(), found.indices.tolist(), strict=True
         ):
-            cluster = self._clusters[index]
+            if index < 0:
+                routes.append(-1)
+                continue
+            cluster = self._database.clusters[index]
             points = cluster.points
             if distance > cluster.radius or not points:
                 routes.append(-1)
                 continue
             place = 0
             if len(points) > 1:
-                own = torch.stack([self._keys[point] for point in points]).double()
+                own = torch.stack([self._database.keys[point] for point in points]).double()
                 place = int((own - query).norm(dim=1).argmin())
             routes.append(int(self._blocks[points[place]]))
         return torch.tensor(routes)

@@ -132,7 +132,7 @@ class BlockRouter(SharedMemory[MeloPatch]):
         """Return the clusters."""
         # It outlives the pass that needs it first.
         with torch.inference_mode(False):
-            database = ClusterDatabase()
+            database = ClusterDatabase(self.lm.weight(self.layers.index).device)
             for patch in self.full:
                 database.extend(patch.stored)
             return database
@@ -153,16 +153,13 @@ class BlockRouter(SharedMemory[MeloPatch]):
 
     @cached_property
     def _index(self) -> ClusterIndex:
-        device = self.lm.device_at(self.layers.index)
-        with torch.inference_mode(False):
-            return ClusterIndex(self.database, self.blocks, device)
+        return ClusterIndex(self.database, self.blocks)
 
     def extend(self, patch: MeloPatch) -> None:
         """Apply the records of a patch that became the last one."""
         if not patch.stored:
             return
         self._route = None
-        self.drop("_index")
         with torch.inference_mode(False):
             if "database" in self.__dict__:
                 self.database.extend(patch.stored)
