@@ -102,7 +102,7 @@ CASES: dict[str, Case] = {
     "serac": Case(2, {"steps": 3, "validate_every": 2, "embedder": "states"}, _training),
     "ike": Case(2, {"embedder": "states", "num_demonstrations": 4}, _training),
     "ice": Case(2, {"embedder": "states"}),
-    "prompt": Case(2),
+    "prompt": Case(2, {}),
     "rag": Case(2, {"embedder": "states"}),
     "mello": Case(2, {"retriever": "states"}),
     "deepedit": Case(2, {"retriever": "states"}),

@@ -307,9 +307,12 @@ def _write(lm: LanguageModel, weights: Iterable[PatchedWeight]) -> None:
     """Write weights as the changes in their sums make them: pristine where there are none."""
     digests = session_of(lm.model).tensor_digests
     for weight in dict.fromkeys(weights):
-        now = lm.weight(weight.site)
-        undisturbed = weight.version is not None and count_writes(now) == weight.version
+        seen = lm.weight(weight.site)
+        undisturbed = weight.version is not None and count_writes(seen) == weight.version
         lm.write(weight.site, weight.current())
+        now = lm.weight(weight.site)
+        # Of a weight that is no view of its parameter, nothing tells what was written between.
+        undisturbed &= now.data_ptr() == seen.data_ptr()
         weight.written, weight.version = fingerprint(now), count_writes(now)
         if undisturbed and not len(weight.sum) and weight.before is not None:
             assert weight.version is not None, "it had one before"
