@@ -24,6 +24,7 @@ KINDS = {
     "harness": "results of unedited models in tasks",
     "digests": "digests of checkpoints",
     "benchmarks": "downloaded files of benchmarks",
+    "judged": "verdicts of judges of answers",
     "checksums": "checksums of GGUF files",
     "tuning": "trials of options of methods",
     "speed": "speed of this processor in half precision",

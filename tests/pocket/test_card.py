@@ -42,6 +42,9 @@ class Fixed:
         header = Header(method="fixed", base_digest=lm.digest(), base_name=lm.name)
         self.patch, self.groups = WeightPatch(changes, header), []
 
+    def search_ahead(self, lm: LanguageModel, facts: Sequence[Fact], state: object) -> None:
+        """Do nothing."""
+
     def edit(self, lm: LanguageModel, facts: Sequence[Fact], state: object = None) -> Edited:
         """Return the change."""
         self.groups.append(len(facts))

@@ -14,6 +14,7 @@ _PACKS = "support_avx512bf16_for_cpu"
 
 
 def _bitsandbytes(bits: int) -> object:
+    importlib.import_module("bitsandbytes")
     settings = importlib.import_module("transformers").BitsAndBytesConfig
     return settings(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
 
@@ -72,7 +73,10 @@ def quantisation_config(name: str) -> object:
         MissingExtra (CG504): its package is not installed.
     """
     if name not in _MAKERS:
-        raise BadConfig(f'no quantisation "{name}".', hint=did_you_mean(name, QUANTISATIONS))
+        raise BadConfig(
+            f'no quantisation "{name}".',
+            hint=did_you_mean(name, QUANTISATIONS) + f" Known: {', '.join(QUANTISATIONS)}.",
+        )
     package, make = _MAKERS[name]
     try:
         return make()
