@@ -173,8 +173,8 @@ class Correction:
 
     @cached_property
     def id(self) -> str:
-        """Return a hash of the facts (prompt, subject and target) and the patch."""
-        facts = [[fact.prompt, fact.subject, fact.target] for fact in self.facts]
+        """Return a hash of the facts (prompt and target) and the patch."""
+        facts = [[fact.prompt, fact.target] for fact in self.facts]
         text = json.dumps([facts, self.patch], ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
 
@@ -231,8 +231,8 @@ def parse_correction(name: str, text: str, where: str) -> Correction:
         raise DamagedBook(
             "the facts or the patch that this file names are not those it was written for.",
             where=where,
-            hint="Prompt, subject, target and patch of a correction do not change; undo it and add "
-            f"another. {_FROM_GIT}",
+            hint="Prompt, target and patch of a correction do not change; undo it and add another. "
+            f"{_FROM_GIT}",
         )
     return found
 
