@@ -132,7 +132,7 @@ class BlockRouter(SharedMemory[MeloPatch]):
         """Return the clusters."""
         # It outlives the pass that needs it first.
         with torch.inference_mode(False):
-            database = ClusterDatabase(self.lm.weight(self.layers.index).device)
+            database = ClusterDatabase(self.lm.device_at(self.layers.index))
             for patch in self.full:
                 database.extend(patch.stored)
             return database

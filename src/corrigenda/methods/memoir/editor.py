@@ -110,7 +110,7 @@ class MemoirPatch(ModulePatch):
 
     def sizes_in(self, lm: LanguageModel) -> dict[str, int]:
         """Return the widths of its site in a model."""
-        d_out, d_in = lm.weight(Site(self.routing.layer)).shape
+        d_out, d_in = lm.shape(Site(self.routing.layer))
         return {"d_in": d_in, "d_out": d_out}
 
     @property
@@ -137,24 +137,23 @@ class _ActiveMemory(SharedMemory[MemoirPatch]):
     @cached_property
     def weights(self) -> Float[Tensor, "d_out d_in"]:
         """Return the sum of all changes."""
-        whole = self.lm.weight(self.site)
         with torch.inference_mode(False):
-            total = torch.zeros(whole.shape)
+            total = torch.zeros(self.lm.shape(self.site))
             for patch in self.patches:
                 total[:, patch.stored["columns"].long()] += patch.stored["change"].float()
-            return total.to(whole.device)
+            return total.to(self.lm.device_at(self.site))
 
     @cached_property
     def masks(self) -> Float[Tensor, "entries d_in"]:
         """Return the stored masks as zeros and ones."""
-        width = self.lm.weight(self.site).shape[1]
+        width = self.lm.shape(self.site)[1]
         with torch.inference_mode(False):
             packed = torch.cat([patch.stored["masks"] for patch in self.patches])
             return unpack_masks(packed, width).to(self.weights)
 
     @cached_property
     def _permutation(self) -> Int[Tensor, " d_in"]:
-        return choose_permutation(self.lm.weight(self.site).shape[1], self.routing.seed)
+        return choose_permutation(self.lm.shape(self.site)[1], self.routing.seed)
 
     def forget(self) -> None:
         for name in ("weights", "masks"):
@@ -259,7 +258,7 @@ class Memoir(Editor):
 
     def patch_bytes(self, lm: LanguageModel, num_facts: int) -> int:
         """Estimate the bytes of the memory, all of it, and of a mask for each fact."""
-        d_out, d_in = lm.weight(self.site(lm)).shape
+        d_out, d_in = lm.shape(self.site(lm))
         return FLOAT * d_out * d_in + num_facts * (d_in // 8 + 1)
 
     def editing_work(self, lm: LanguageModel, num_facts: int) -> tuple[StageWork, ...]:
@@ -313,7 +312,7 @@ class Memoir(Editor):
             UnknownSite (CG303): see `site`.
         """
         site = self.site(lm)
-        d_out, d_in = lm.weight(site).shape
+        d_out, d_in = lm.shape(site)
         active = min(d_in, self.active or max(1, round(_USUAL_SHARE * d_in)))
         config = {**self.model_dump(mode="json"), "layer": site.layer, "active": active}
         if not facts:

@@ -67,7 +67,7 @@ def train_columns(
         NonFinite (CG201): a loss is not a number.
     """
     passes = AnswerPasses(lm, rows, site.layer, from_prompt_end=False, suspended=suspended)
-    memory = first.to(lm.weight(site).device, torch.float32, copy=True).requires_grad_()
+    memory = first.to(lm.device_at(site), torch.float32, copy=True).requires_grad_()
     places = columns.to(memory.device)
     optimiser = torch.optim.SGD([memory], lr=training.learning_rate, weight_decay=training.decay)
     trace = MemoryTrace()
