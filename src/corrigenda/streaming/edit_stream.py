@@ -173,8 +173,8 @@ class EditStream:
             batches: Numbers of batches, from 0: all their facts.
             how: "recompute" adds the records of all others anew, so that weights are to the bit
                 those of a stream that never had these. "downdate" subtracts what they did, which
-                takes a time that does not depend on the other facts; `error` estimates by how much the
-                weights differ. Stores delete entries and are exact in both.
+                takes a time that does not depend on the other facts; `error` estimates by how much
+                the weights differ. Stores delete entries and are exact in both.
 
         Raises:
             BadConfig (CG502): no such place, number or way.
