@@ -115,10 +115,10 @@ class EditStream:
 
     @property
     def error(self) -> float | None:
-        """Greatest difference of a weight from the exact one; None where it is exact.
+        """Estimate of the greatest difference of a weight from the exact one; None if exact.
 
-        After a down-date of a joint system it is measured on 16 rows of each weight; where batches
-        add up it is a bound.
+        After a down-date of a joint system it is measured on 16 rows of each weight, so that others
+        may differ by a few times as much; where batches add up it is a bound of the rounding.
         """
         return self.solution.error
 
@@ -173,8 +173,8 @@ class EditStream:
             batches: Numbers of batches, from 0: all their facts.
             how: "recompute" adds the records of all others anew, so that weights are to the bit
                 those of a stream that never had these. "downdate" subtracts what they did, which
-                takes a time that does not depend on the other facts; `error` tells by how much the
-                weights may differ. Stores delete entries and are exact in both.
+                takes a time that does not depend on the other facts; `error` estimates by how much
+                the weights differ. Stores delete entries and are exact in both.
 
         Raises:
             BadConfig (CG502): no such place, number or way.

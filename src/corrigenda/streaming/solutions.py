@@ -28,8 +28,8 @@ class Solution(ABC):
     """Changes of all weights of a stream; a value.
 
     Attributes:
-        error: Greatest difference of a weight from the same records added anew; None where there
-            is none, since they were.
+        error: Estimate of the greatest difference of a weight from the same records added anew;
+            None where there is none, since they were.
     """
 
     error: float | None = None
