@@ -29,9 +29,11 @@ class ScopeHead(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         """Create the identity; the inner layer is drawn from torch's generator."""
         super().__init__()
-        self.linear = nn.Linear(width, width, bias=False)
-        self.inner = nn.Linear(width, hidden)
-        self.outer = nn.Linear(hidden, width, bias=False)
+        # Their first values are drawn from torch's generator, whose state stays.
+        with torch.random.fork_rng(devices=[]):
+            self.linear = nn.Linear(width, width, bias=False)
+            self.inner = nn.Linear(width, hidden)
+            self.outer = nn.Linear(hidden, width, bias=False)
         nn.init.eye_(self.linear.weight)
         nn.init.zeros_(self.outer.weight)
 
