@@ -12,8 +12,15 @@ from corrigenda.errors import BadConfig
 from corrigenda.fixing.card import CARD, FATES, PATCH, list_left, write_files
 from corrigenda.fixing.fix import FixResult
 from corrigenda.fixing.lines import FactLine
-from corrigenda.fixing.retries import move_layers, strengthen
-from corrigenda.fixing.search import Approach, EditMaker, SearchTrial, list_approaches, search
+from corrigenda.fixing.retries import move_layers
+from corrigenda.fixing.search import (
+    Approach,
+    EditMaker,
+    SearchTrial,
+    list_approaches,
+    search,
+    strengthen,
+)
 from corrigenda.fixing.understanding import Fate, understand
 from corrigenda.fixing.undoing import take_out
 from corrigenda.lm.model import LanguageModel
@@ -133,8 +140,9 @@ def test_a_subject_that_is_not_certain_is_asked_for(pocket: LanguageModel) -> No
 
 
 def test_methods_follow_the_number_of_facts() -> None:
-    assert [one.method for one in list_approaches(1)] == ["rome", "memit"]
-    assert [one.method for one in list_approaches(20)] == ["memit", "alphaedit", "emmet"]
+    assert [one.label for one in list_approaches(1)] == ["rome", "rome, stronger", "memit"]
+    several = ["memit", "memit, stronger", "emmet", "alphaedit"]
+    assert [one.label for one in list_approaches(20)] == several
     assert list_approaches(20, "ft-m") == [Approach("ft-m")]
 
 

@@ -74,13 +74,13 @@ def test_a_better_model_has_no_damage() -> None:
 
 def test_growth_of_a_norm_has_no_interval() -> None:
     assert verdict([], norm=0.1) is GuardVerdict.FREE
-    assert verdict([], norm=0.9) is GuardVerdict.COSTLY
+    assert verdict([], norm=1.5) is GuardVerdict.COSTLY
     assert verdict([], norm=9.0) is GuardVerdict.REFUSED
 
 
 def test_the_worst_measure_decides() -> None:
     free = answers(Measure.OTHER_RELATIONS, [True] * SAMPLE)
-    _, decided_by = decide(estimate_damage(free, LIMITS, norm=0.9))
+    _, decided_by = decide(estimate_damage(free, LIMITS, norm=1.5))
     assert decided_by is not None
     assert decided_by.measure is Measure.NORM
 

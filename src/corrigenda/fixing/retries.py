@@ -9,7 +9,7 @@ from corrigenda.assessment import Assessment, Outcome
 from corrigenda.catalogue import build_editor
 from corrigenda.errors import CorrigendaError
 from corrigenda.facts import Fact
-from corrigenda.fixing.search import EditMaker, list_outcomes
+from corrigenda.fixing.search import EditMaker, list_outcomes, strengthen
 from corrigenda.progress import report_stage
 from corrigenda.tuning.scores import score_outcomes
 
@@ -24,15 +24,14 @@ STORE = "grace"
 OTHERS = ("rome", "memit")
 """Methods of which the first that is another one edits facts one by one, or several, again."""
 
-_STRONGER = {"clamp": 2.0, "steps": 1.5, "weight_decay": 0.2, "weight": 0.1}
-_WEAK = 0.5
+_STRONG = 0.75
 
 
 class RetryAttempt(NamedTuple):
     """A retry, and whether it was kept.
 
     Attributes:
-        name: "stronger", "another layer", "another method" or "store".
+        name: "stronger", "much stronger", "another layer", "another method" or "store".
         method: Method that was used.
         facts: Places of the facts that it was made for.
         kept: Whether it made more facts true than it cost.
@@ -65,8 +64,9 @@ class Retried(NamedTuple):
 def retry(maker: EditMaker, editor: Editor, patch: PatchValue, facts: Sequence[Fact]) -> Retried:
     """Ask for facts, and edit those again that did not take, on top of the patch.
 
-    A fact did not take where its prompt has another answer, or fewer than half of its paraphrases
-    have the new one. A retry is kept where the score of all facts rises and no prompt is lost.
+    A fact did not take where its prompt has another answer, or fewer than three quarters of its
+    paraphrases have the new one. A retry is kept where the score of all facts rises and no prompt
+    is lost.
 
     Args:
         maker: Makes the patches.
@@ -110,7 +110,7 @@ def list_weak(found: Assessment, *, only_prompts: bool = False) -> tuple[int, ..
         or (
             not only_prompts
             and one.paraphrase
-            and sum(one.paraphrase) < _WEAK * len(one.paraphrase)
+            and sum(one.paraphrase) < _STRONG * len(one.paraphrase)
         )
     )
 
@@ -124,6 +124,7 @@ def _is_better(after: Assessment, before: Assessment) -> bool:
 def _list_editors(lm: LanguageModel, editor: Editor) -> Iterator[tuple[str, Editor]]:
     """Yield the editors of the retries, with their names."""
     yield "stronger", strengthen(editor)
+    yield "much stronger", strengthen(strengthen(editor))
     moved = move_layers(lm, editor)
     if moved is not None:
         yield "another layer", strengthen(moved)
@@ -131,17 +132,6 @@ def _list_editors(lm: LanguageModel, editor: Editor) -> Iterator[tuple[str, Edit
     yield "another method", build_editor(lm, other)
     if editor.name != STORE:
         yield "store", build_editor(lm, STORE)
-
-
-def strengthen(editor: Editor) -> Editor:
-    """Return an editor with longer vectors, more steps and less weight on what was before."""
-    changed: dict[str, object] = {}
-    for name, factor in _STRONGER.items():
-        value = getattr(editor, name, None)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            scaled = value * factor
-            changed[name] = round(scaled) if isinstance(value, int) else scaled
-    return editor.model_copy(update=changed)
 
 
 def move_layers(lm: LanguageModel, editor: Editor) -> Editor | None:

@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 SAMPLE = 8
 """Facts of the search."""
 
-ONE, SEVERAL = ("rome", "memit"), ("memit", "alphaedit", "emmet")
+ONE, SEVERAL = ("rome", "memit"), ("memit", "emmet", "alphaedit")
 """Methods that are tried for one fact, and for several: closed-form changes of weights, which leave
 no copy of a prompt behind and can be exported in every form."""
 
 _MINUTE = 60.0
+
+_STRONGER = {"clamp": 2.0, "steps": 1.5, "weight_decay": 0.2, "weight": 0.1}
 
 
 @dataclass(frozen=True)
@@ -44,21 +46,25 @@ class Approach:
     Attributes:
         method: Its name.
         options: Options on top of the preset of the model.
+        stronger: Whether it is then strengthened; see `strengthen`.
     """
 
     method: str
     options: Mapping[str, object] = field(default_factory=dict)
+    stronger: bool = False
 
     @property
     def label(self) -> str:
         """The method, and options where there are any."""
         given = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{self.method} ({given})" if given else self.method
+        name = f"{self.method}, stronger" if self.stronger else self.method
+        return f"{name} ({given})" if given else name
 
     def build(self, lm: LanguageModel) -> Editor:
         """Return the editor."""
         options: dict[str, Any] = dict(self.options)
-        return build_editor(lm, self.method, **options)
+        editor = build_editor(lm, self.method, **options)
+        return strengthen(editor) if self.stronger else editor
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ class SearchTrial:
         return {
             "method": self.approach.method,
             "options": dict(self.approach.options),
+            "stronger": self.approach.stronger,
             **{
                 name: round(value, 4) if math.isfinite(value) else None
                 for name, value in (
@@ -105,7 +112,19 @@ def list_approaches(count: int, method: str | None = None) -> list[Approach]:
     """Return the approaches for a number of facts: one where a method is named."""
     if method is not None:
         return [Approach(method)]
-    return [Approach(name) for name in (ONE if count == 1 else SEVERAL)]
+    first, *others = ONE if count == 1 else SEVERAL
+    return [Approach(first), Approach(first, stronger=True), *map(Approach, others)]
+
+
+def strengthen(editor: Editor) -> Editor:
+    """Return an editor with longer vectors, more steps and less weight on what was before."""
+    changed: dict[str, object] = {}
+    for name, factor in _STRONGER.items():
+        value = getattr(editor, name, None)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            scaled = value * factor
+            changed[name] = round(scaled) if isinstance(value, int) else scaled
+    return editor.model_copy(update=changed)
 
 
 class EditMaker:
