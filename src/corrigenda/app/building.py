@@ -1,5 +1,8 @@
 """The app as an ASGI application: its pages, downloads and reports, guarded by `PageGuard`."""
 
+# pyright: reportMissingImports=false
+# gradio is an optional package, extra `app`.
+
 from __future__ import annotations
 
 import os

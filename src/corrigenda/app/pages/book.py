@@ -1,5 +1,8 @@
 """*Book*: the corrections with their history; one is undone, or all are asked again."""
 
+# pyright: reportMissingImports=false
+# gradio is an optional package, extra `app`.
+
 from __future__ import annotations
 
 from collections.abc import Iterator

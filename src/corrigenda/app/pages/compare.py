@@ -1,5 +1,8 @@
 """*Compare*: several methods on one fact, side by side; none stays on the model."""
 
+# pyright: reportMissingImports=false
+# gradio is an optional package, extra `app`.
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,5 +1,8 @@
 """*Correct*: ask, correct a fact, see what changed and what did not, undo, download."""
 
+# pyright: reportMissingImports=false
+# gradio is an optional package, extra `app`.
+
 from __future__ import annotations
 
 from collections.abc import Iterator

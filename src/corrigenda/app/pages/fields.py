@@ -1,5 +1,8 @@
 """Fields of a fact that several pages have, and the fact that they hold."""
 
+# pyright: reportMissingImports=false
+# gradio is an optional package, extra `app`.
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -1,5 +1,8 @@
 """*Runs*: what `corrigenda evaluate` recorded, with the reports."""
 
+# pyright: reportMissingImports=false
+# gradio is an optional package, extra `app`.
+
 from __future__ import annotations
 
 import html

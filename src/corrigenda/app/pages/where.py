@@ -1,5 +1,8 @@
 """*Where*: the causal trace of a fact, and the blocks at which a vector changes its answer."""
 
+# pyright: reportMissingImports=false
+# gradio is an optional package, extra `app`.
+
 from __future__ import annotations
 
 from collections.abc import Iterator
